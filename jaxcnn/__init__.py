@@ -1,0 +1,1 @@
+"""Train image classifiers with JAX and Flax, from pictures to a checkpoint."""

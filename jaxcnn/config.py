@@ -1,0 +1,356 @@
+"""The settings of a run: one frozen dataclass per component, presets as functions, JSON both ways.
+
+Standard library only, so that anything may read a run's settings. The docstring below a field is its
+help text on the command line.
+"""
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from jaxcnn.errors import UserError
+
+ModelName = Literal[
+    "resnet", "seed", "prototype1", "prototype2", "prototype3", "prototype4", "prototype5", "prototype6"
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the pictures come from, and how they become arrays."""
+
+    source: str = "digits"
+    """`digits` (embedded), `tiny_imagenet`, `tfds:NAME`, or the path of a folder or zip with one folder per class."""
+    archive: str | None = None
+    """Tiny ImageNet's zip on disk; without it the zip is downloaded."""
+    cache_dir: str = "~/.cache/jaxcnn"
+    """Where downloads and decoded pictures are kept."""
+    image_size: int = 32
+    """Side in pixels of the decoded square pictures; the exported model takes this size."""
+    validation_fraction: float | None = None
+    """Share of the training pictures held out for validation, the same in every class. None: the source's own
+    validation pictures, or a tenth where it has none."""
+    split_seed: int = 0
+    """Chooses which pictures are held out."""
+
+    def __post_init__(self) -> None:
+        _require(self.image_size >= 8, "data.image_size", self.image_size, "at least 8")
+        fraction = self.validation_fraction
+        _require(
+            fraction is None or 0 < fraction < 1, "data.validation_fraction", fraction, "between 0 and 1, both excluded"
+        )
+        _require(
+            self.archive is None or self.source == "tiny_imagenet",
+            "data.archive",
+            self.archive,
+            "left out unless data.source is tiny_imagenet (a zip of class folders goes in data.source itself)",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which network, and the arithmetic it computes in."""
+
+    name: ModelName = "resnet"
+    """`resnet` takes its shape from widths, blocks, stem and preactivation; the others are fixed."""
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    """Channels of each stage (resnet only)."""
+    blocks: tuple[int, ...] = (1, 1, 1, 1)
+    """Residual blocks in each stage (resnet only)."""
+    stem: int = 2
+    """Side of the patch that the first layer folds into channels; 1 keeps full resolution (resnet only)."""
+    preactivation: bool = False
+    """Normalise and activate before each convolution of a block instead of after (resnet only)."""
+    dropout: float = 0.0
+    """Share of the pooled features dropped before the classifier (resnet only)."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the layers compute in; parameters and batch statistics are always float32."""
+
+    def __post_init__(self) -> None:
+        if self.name != "resnet":
+            for each in ("widths", "blocks", "stem", "preactivation", "dropout"):
+                default = ModelConfig.__dataclass_fields__[each].default
+                value = getattr(self, each)
+                _require(value == default, f"model.{each}", value, f"left out: the network {self.name!r} is fixed")
+        _require(len(self.widths) > 0 and min(self.widths) > 0, "model.widths", self.widths, "positive numbers")
+        _require(
+            len(self.blocks) == len(self.widths) and min(self.blocks) >= 0,
+            "model.blocks",
+            self.blocks,
+            f"one number for each of the {len(self.widths)} widths",
+        )
+        _require(self.stem >= 1, "model.stem", self.stem, "at least 1")
+        _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "from 0 to below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Random changes to the training pictures, made on the device inside the step. Zero or false is off."""
+
+    flip: bool = False
+    """Mirror left and right, half of the time."""
+    pad_crop: float = 0.0
+    """Shift by up to this share of the side, the border filled by reflection."""
+    crop_scale: tuple[float, float] | None = None
+    """Random resized crop: smallest and largest share of the area kept."""
+    erase: float = 0.0
+    """Chance that a random rectangle is filled with noise."""
+    mixup: float = 0.0
+    """Blend pairs of pictures; the parameter of the Beta distribution. With cutmix too, one of them for each batch."""
+    cutmix: float = 0.0
+    """Paste a rectangle of another picture; the parameter of the Beta distribution."""
+    brightness: float = 0.0
+    """Largest relative change of brightness."""
+    contrast: float = 0.0
+    """Largest relative change of contrast."""
+    saturation: float = 0.0
+    """Largest relative change of saturation."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.pad_crop < 1, "augment.pad_crop", self.pad_crop, "from 0 to below 1")
+        if self.crop_scale is not None:
+            low, high = self.crop_scale
+            _require(0 < low <= high <= 1, "augment.crop_scale", self.crop_scale, "two shares, 0 < low <= high <= 1")
+        _require(0 <= self.erase <= 1, "augment.erase", self.erase, "from 0 to 1")
+        for each in ("mixup", "cutmix"):
+            _require(getattr(self, each) >= 0, f"augment.{each}", getattr(self, each), "0 or more")
+        for each in ("brightness", "contrast", "saturation"):
+            _require(0 <= getattr(self, each) <= 1, f"augment.{each}", getattr(self, each), "from 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """The optimizer, its learning rate over time, and what is averaged."""
+
+    name: Literal["sgd", "adam", "adamw", "muon"] = "sgd"
+    """`sgd` is Nesterov's; `muon` uses AdamW for all but the convolution and dense kernels."""
+    learning_rate: float = 0.1
+    """The highest rate of the schedule."""
+    schedule: Literal["constant", "linear", "cosine", "onecycle"] = "linear"
+    """How the rate falls to zero after the warm-up; `onecycle` rises and falls along cosines."""
+    warmup: float = 0.0
+    """Share of the steps in which the rate rises from near zero."""
+    momentum: float = 0.9
+    """Momentum of sgd and muon; the first moment's decay of adam and adamw."""
+    weight_decay: float = 0.0
+    """Decay of the kernels; norms and biases are left alone. Added to the gradient by sgd and adam, decoupled by
+    adamw and muon."""
+    clip_norm: float | None = None
+    """Largest global norm of the gradient."""
+    ema_decay: float = 0.0
+    """Decay, per step, of the average of parameters and batch statistics that is evaluated and exported; 0: none."""
+
+    def __post_init__(self) -> None:
+        _require(self.learning_rate > 0, "optim.learning_rate", self.learning_rate, "above 0")
+        _require(0 <= self.warmup <= 1, "optim.warmup", self.warmup, "from 0 to 1")
+        _require(0 <= self.momentum < 1, "optim.momentum", self.momentum, "from 0 to below 1")
+        _require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "0 or more")
+        _require(self.clip_norm is None or self.clip_norm > 0, "optim.clip_norm", self.clip_norm, "above 0")
+        _require(0 <= self.ema_decay < 1, "optim.ema_decay", self.ema_decay, "from 0 to below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """All settings of one training run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    epochs: int = 30
+    """Passes over the training pictures."""
+    batch_size: int = 64
+    """Pictures in one step."""
+    resolutions: tuple[tuple[float, int], ...] = ()
+    """Progressive resizing: pairs of a share of the epochs and the side from there on, such as `0 48 .8 64`.
+    Empty: data.image_size throughout."""
+    label_smoothing: float = 0.0
+    """Share of the target given to all classes alike."""
+    seed: int = 0
+    """Decides the initial parameters, the order of the pictures, and their augmentation."""
+    checkpoint_minutes: float = 10.0
+    """Longest time between checkpoints; one is also written after every epoch."""
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 1, "epochs", self.epochs, "at least 1")
+        _require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2")
+        starts = [start for start, _ in self.resolutions]
+        _require(
+            not starts or (starts[0] == 0 and starts == sorted(set(starts)) and starts[-1] < 1),
+            "resolutions",
+            self.resolutions,
+            "pairs (share, side) whose shares rise from 0 to below 1",
+        )
+        _require(all(side >= 8 for _, side in self.resolutions), "resolutions", self.resolutions, "sides of at least 8")
+        _require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "from 0 to below 1")
+        _require(self.seed >= 0, "seed", self.seed, "0 or more")
+        _require(self.checkpoint_minutes > 0, "checkpoint_minutes", self.checkpoint_minutes, "above 0")
+
+    def resolution(self, epoch: int) -> int:
+        """Side in pixels of the training pictures in this epoch, counted from 0."""
+        side = self.data.image_size
+        for start, size in self.resolutions:
+            if epoch >= round(start * self.epochs):
+                side = size
+        return side
+
+
+def digits() -> Config:
+    """The embedded default: 1,797 handwritten digits from scikit-learn, no network.
+
+    python -m jaxcnn.train
+    """
+    return Config(
+        model=ModelConfig(widths=(32, 64, 128), blocks=(1, 1, 1)),
+        augment=AugmentConfig(pad_crop=0.125),
+        optim=OptimConfig(learning_rate=0.1, warmup=0.2, weight_decay=5e-4),
+        label_smoothing=0.1,
+    )
+
+
+def folder() -> Config:
+    """Your own pictures: a starting point for some thousands of photographs in one folder per class.
+
+    python -m jaxcnn.train folder --data.source PATH
+    """
+    return Config(
+        data=DataConfig(source="", image_size=64),
+        augment=AugmentConfig(flip=True, crop_scale=(0.5, 1.0), erase=0.1, brightness=0.2, contrast=0.2),
+        optim=OptimConfig(learning_rate=0.1, schedule="cosine", warmup=0.1, weight_decay=5e-4, ema_decay=0.99),
+        label_smoothing=0.1,
+        epochs=60,
+    )
+
+
+def tiny_imagenet() -> Config:
+    """Tiny ImageNet on two CPU cores: a residual network, most of its passes at 48 pixels.
+
+    python -m jaxcnn.train tiny_imagenet
+    """
+    return Config(
+        data=DataConfig(source="tiny_imagenet", image_size=64),
+        augment=AugmentConfig(flip=True, pad_crop=0.0625),
+        optim=OptimConfig(learning_rate=0.4, warmup=0.15, weight_decay=5e-4),
+        resolutions=((0.0, 48), (0.8, 64)),
+        label_smoothing=0.1,
+        epochs=10,
+        batch_size=256,
+    )
+
+
+def tiny_imagenet_seed() -> Config:
+    """Tiny ImageNet with the original network and recipe: Adam at a constant rate, no augmentation.
+
+    python -m jaxcnn.train tiny_imagenet_seed
+    """
+    return Config(
+        data=DataConfig(source="tiny_imagenet", image_size=64),
+        model=ModelConfig(name="seed"),
+        optim=OptimConfig(name="adam", learning_rate=1e-3, schedule="constant"),
+        epochs=100,
+        batch_size=128,
+    )
+
+
+def tiny_imagenet_gpu() -> Config:
+    """Tiny ImageNet on one GPU: a deep pre-activation network at full resolution.
+
+    python -m jaxcnn.train tiny_imagenet_gpu
+    """
+    return Config(
+        data=DataConfig(source="tiny_imagenet", image_size=64),
+        model=ModelConfig(
+            widths=(64, 128, 256, 512, 1024),
+            blocks=(3, 3, 2, 2, 1),
+            stem=1,
+            preactivation=True,
+            precision="bfloat16",
+        ),
+        augment=AugmentConfig(
+            flip=True,
+            crop_scale=(0.35, 1.0),
+            erase=0.1,
+            mixup=0.2,
+            cutmix=1.0,
+            brightness=0.2,
+            contrast=0.2,
+            saturation=0.2,
+        ),
+        optim=OptimConfig(learning_rate=0.2, schedule="cosine", warmup=0.05, weight_decay=5e-4, ema_decay=0.9998),
+        label_smoothing=0.1,
+        epochs=150,
+        batch_size=256,
+    )
+
+
+PRESETS: dict[str, Callable[[], Config]] = {
+    preset.__name__: preset for preset in (digits, folder, tiny_imagenet, tiny_imagenet_seed, tiny_imagenet_gpu)
+}
+
+
+def to_json(config: Config) -> str:
+    """The settings as indented JSON, with every field."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_json(text: str) -> Config:
+    """The settings that `to_json` wrote.
+
+    Raises:
+      UserError: an unknown or missing field, or a value of the wrong kind, by its path.
+    """
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"the settings are not JSON: {error}") from error
+    return typing.cast(Config, _decode(Config, value, "config"))
+
+
+def _decode(kind: Any, value: Any, path: str) -> Any:
+    """Builds a value of the annotated `kind` from parsed JSON."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _decode_fields(kind, value, path)
+    if origin is Literal:
+        expected = f"one of {', '.join(map(repr, arguments))}"
+        return _checked(value, value in arguments, path, expected)
+    if origin is types.UnionType:
+        inner = next(each for each in arguments if each is not types.NoneType)
+        return None if value is None else _decode(inner, value, path)
+    if origin is tuple:
+        items = _checked(value, isinstance(value, list), path, "a list")
+        kinds = arguments[:1] * len(items) if arguments[-1] is Ellipsis else arguments
+        _checked(value, len(kinds) == len(items), path, f"{len(kinds)} items")
+        return tuple(_decode(each, item, f"{path}[{i}]") for i, (each, item) in enumerate(zip(kinds, items)))
+    if kind is float:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return float(_checked(value, number and math.isfinite(value), path, "a number"))
+    return _checked(value, type(value) is kind, path, f"{kind.__name__}")
+
+
+def _decode_fields(kind: Any, value: Any, path: str) -> Any:
+    fields = typing.get_type_hints(kind)
+    _checked(value, isinstance(value, dict), path, "an object")
+    for name in value:
+        if name not in fields:
+            raise UserError(f"{path}.{name} is not a setting; {path} has: {', '.join(fields)}")
+    for name in fields:
+        if name not in value:
+            raise UserError(f"{path}.{name} is missing")
+    return kind(**{name: _decode(each, value[name], f"{path}.{name}") for name, each in fields.items()})
+
+
+def _checked(value: Any, valid: bool, path: str, expected: str) -> Any:
+    if not valid:
+        raise UserError(f"{path} is {value!r}; it must be {expected}")
+    return value
+
+
+def _require(valid: bool, name: str, value: object, rule: str) -> None:
+    if not valid:
+        raise UserError(f"{name} is {value!r}; it must be {rule}")

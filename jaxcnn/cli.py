@@ -1,0 +1,92 @@
+"""Command lines from dataclasses (by tyro), with every mistake of the user's told in one line."""
+
+import contextlib
+import dataclasses
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+from unittest import mock
+
+import tyro
+
+from jaxcnn.errors import UserError
+
+
+def run(main: Callable[[Sequence[str]], None], prog: str) -> None:
+    """Runs a command's `main` on the process's arguments.
+
+    A `UserError` is printed as one line and ends the process with status 2, an interrupt with 130.
+    """
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def parse[T](default: T, arguments: Sequence[str], *, prog: str, description: str | None = None) -> T:
+    """Changes the fields of the dataclass `default` by options such as `--data.source PATH`.
+
+    Raises:
+      UserError: an option that does not exist, or a value of the wrong kind.
+    """
+    messages = io.StringIO()
+    with contextlib.redirect_stderr(messages), _wide_unless_help(arguments):
+        try:
+            value, unknown = tyro.cli(
+                type(default),
+                default=default,
+                args=list(arguments),
+                prog=prog,
+                description=description,
+                use_underscores=True,
+                return_unknown_args=True,
+            )
+        except SystemExit as stop:
+            if stop.code == 0:
+                raise
+            raise UserError(_one_line(messages.getvalue())) from None
+    if unknown:
+        raise UserError(_unknown(unknown[0], default, prog))
+    return value
+
+
+def _wide_unless_help(arguments: Sequence[str]) -> contextlib.AbstractContextManager[object]:
+    """Keeps tyro from wrapping an error, so that it can be told in one line."""
+    if {"-h", "--help"} & set(arguments):
+        return contextlib.nullcontext()
+    return mock.patch.dict(os.environ, COLUMNS="2000")
+
+
+def _one_line(box: str) -> str:
+    """The sentence inside the box that tyro draws around an error."""
+    lines = [line.strip(" │╭╰╮╯─-") for line in box.splitlines()]
+    lines = [line for line in lines if line][1:]  # the first is the box's title
+    end = next((i for i, line in enumerate(lines) if line.startswith(("Argument helptext", "For full helptext"))), None)
+    return " ".join(lines[:end])
+
+
+def _unknown(argument: str, default: object, prog: str) -> str:
+    if not argument.startswith("-"):
+        return f"{argument!r} belongs to no option; see {prog} --help"
+    *groups, _ = argument.lstrip("-").split("=")[0].split(".")
+    options = _options(default)
+    same_group = [each for each in options if each.split(".")[:-1] == groups] or options
+    return f"there is no option {argument}; there are: {', '.join('--' + each for each in same_group)}"
+
+
+def _options(value: object, prefix: str = "") -> list[str]:
+    """Names of all options of a dataclass, nested ones with dots."""
+    names: list[str] = []
+    for each in dataclasses.fields(value):  # type: ignore[arg-type]
+        inner = getattr(value, each.name)
+        if dataclasses.is_dataclass(inner):
+            unnamed = any(getattr(mark, "name", None) == "" for mark in getattr(each.type, "__metadata__", ()))
+            names += _options(inner, prefix if unnamed else f"{prefix}{each.name}.")
+        else:
+            names.append(prefix + each.name)
+    return names

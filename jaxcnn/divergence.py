@@ -1,0 +1,36 @@
+"""Where a loss that is no longer a number began."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxcnn.state import Variables
+
+
+class _NotFiniteError(Exception):
+    """Ends the search of `first_not_finite` at a layer."""
+
+
+def first_not_finite(
+    variables: Variables, inputs: Float[Array, "batch side side 3"], dropout_key: jax.Array, *, model: nn.Module
+) -> str:
+    """The path of the first parameter, else of the first layer's output, that holds a NaN or an infinity."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        if not bool(jnp.isfinite(leaf).all()):
+            return jax.tree_util.keystr(path, simple=True, separator="/")
+
+    def check(call: Any, arguments: Any, options: Any, context: nn.module.InterceptorContext) -> Any:
+        outputs = call(*arguments, **options)
+        if not all(bool(jnp.isfinite(each).all()) for each in jax.tree.leaves(outputs)):
+            raise _NotFiniteError("/".join(context.module.path) or type(context.module).__name__)
+        return outputs
+
+    try:
+        with nn.intercept_methods(check):
+            model.apply(variables, inputs, train=True, mutable=["batch_stats"], rngs={"dropout": dropout_key})
+    except _NotFiniteError as found:
+        return f"the output of {found}"
+    return "the loss"

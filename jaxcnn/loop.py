@@ -1,0 +1,218 @@
+"""The training loop: epochs of steps, each epoch evaluated and saved."""
+
+import contextlib
+import time
+from dataclasses import dataclass
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Key
+
+from jaxcnn import data, models
+from jaxcnn.augment import augment
+from jaxcnn.checkpoint import Checkpoints
+from jaxcnn.config import Config
+from jaxcnn.divergence import first_not_finite
+from jaxcnn.errors import UserError
+from jaxcnn.evaluate import Evaluation, evaluate
+from jaxcnn.log import MetricsLog, TrainProgress, open_progress
+from jaxcnn.optim import make_optimizer, make_schedule
+from jaxcnn.signals import StopRequest
+from jaxcnn.state import TrainState, Variables
+from jaxcnn.step import StepMetrics, eval_step, step_keys, train_step
+
+LOG_SECONDS = 2.0
+"""Time between two lines of the log: long enough that reading the metrics never holds the device up."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What stays the same from the first step to the last."""
+
+    config: Config
+    dataset: data.Dataset
+    model: nn.Module
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    steps_per_epoch: int
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.steps_per_epoch * self.config.epochs
+
+
+def prepare(config: Config, dataset: data.Dataset) -> Run:
+    """Builds model and optimizer for the settings and the data."""
+    steps_per_epoch = data.steps_per_epoch(dataset.train, batch_size=config.batch_size)
+    total_steps = steps_per_epoch * config.epochs
+    return Run(
+        config=config,
+        dataset=dataset,
+        model=models.build(config.model, classes=len(dataset.names)),
+        optimizer=make_optimizer(config.optim, steps=total_steps),
+        schedule=make_schedule(config.optim, steps=total_steps),
+        steps_per_epoch=steps_per_epoch,
+    )
+
+
+def fit(
+    run: Run,
+    state: TrainState,
+    *,
+    key: Key[Array, ""],
+    checkpoints: Checkpoints,
+    log: MetricsLog,
+    stop: StopRequest,
+) -> bool:
+    """Takes the remaining steps, epoch by epoch, with an evaluation and a checkpoint after each.
+
+    Returns:
+      Whether the run is complete; otherwise it was asked to stop, and its state is saved.
+    """
+    first_step, epochs = int(state.step), run.config.epochs
+    with open_progress(total_steps=run.total_steps, first_step=first_step) as progress:
+        for epoch in range(first_step // run.steps_per_epoch, epochs):
+            started, before = time.monotonic(), int(state.step)
+            state = train_epoch(
+                run, state, epoch=epoch, key=key, checkpoints=checkpoints, log=log, progress=progress, stop=stop
+            )
+            step, seconds = int(state.step), time.monotonic() - started
+            if step == (epoch + 1) * run.steps_per_epoch:
+                scores = evaluate_variables(run, state.evaluated).scalars()
+                log.write("validation", step=step, epoch=epoch + 1, **scores)
+                checkpoints.save(state, metrics=scores)
+                rate = (step - before) * run.config.batch_size / seconds
+                progress.say(
+                    f"epoch {epoch + 1}/{epochs}: validation top-1 {scores['top1']:.4f}, loss {scores['loss']:.4f}; "
+                    f"{rate:,.0f} images/s"
+                )
+            if stop.signal and step < run.total_steps:
+                progress.say(f"stopped by {stop.signal.name} and saved at step {step:,}; run again to go on")
+                return False
+    return True
+
+
+def train_epoch(
+    run: Run,
+    state: TrainState,
+    *,
+    epoch: int,
+    key: Key[Array, ""],
+    checkpoints: Checkpoints,
+    log: MetricsLog,
+    progress: TrainProgress,
+    stop: StopRequest,
+) -> TrainState:
+    """Takes the steps that are left of an epoch, or saves and returns early when asked to stop."""
+    config, end = run.config, (epoch + 1) * run.steps_per_epoch
+    first = int(state.step)
+    batches = data.train_batches(run.dataset.train, seed=config.seed, batch_size=config.batch_size, start_step=first)
+    window: list[StepMetrics] = []
+    logged = saved = time.monotonic()
+    with contextlib.closing(batches):
+        for step, batch in zip(range(first + 1, end + 1), batches, strict=False):
+            state, metrics = take_step(run, state, batch, key=key, epoch=epoch)
+            if window:  # at most one step ahead of the device: a longer queue would only hold batches in memory
+                window[-1].loss.block_until_ready()
+            window.append(metrics)
+            now = time.monotonic()
+            if now - logged >= LOG_SECONDS or step == end:
+                _log_window(run, state, window, seconds=now - logged, key=key, log=log, progress=progress)
+                window, logged = [], time.monotonic()
+            if step < end and (stop.signal or now - saved >= 60 * config.checkpoint_minutes):
+                refuse_divergence(run, state, key=key)
+                checkpoints.save(state)
+                saved = time.monotonic()
+                if stop.signal:
+                    break
+    return state
+
+
+def take_step(
+    run: Run, state: TrainState, batch: data.Batch, *, key: Key[Array, ""], epoch: int
+) -> tuple[TrainState, StepMetrics]:
+    """One training step as the settings say."""
+    config = run.config
+    return train_step(
+        state,
+        batch.images,
+        batch.labels,
+        key,
+        model=run.model,
+        optimizer=run.optimizer,
+        augment_config=config.augment,
+        classes=len(run.dataset.names),
+        resolution=config.resolution(epoch),
+        label_smoothing=config.label_smoothing,
+        average_decay=config.optim.ema_decay,
+    )
+
+
+def evaluate_variables(run: Run, variables: Variables) -> Evaluation:
+    """Metrics on every validation picture."""
+    return evaluate(
+        partial(eval_step, variables, model=run.model),
+        run.dataset.validation,
+        classes=len(run.dataset.names),
+        batch_size=run.config.batch_size,
+    )
+
+
+def refuse_divergence(run: Run, state: TrainState, *, key: Key[Array, ""]) -> None:
+    """Raises a `UserError` that says where, if the loss has stopped being a number.
+
+    The state is still the one before that step, and the step's batch and random numbers are functions of its
+    number, so it can be repeated layer by layer.
+    """
+    if bool(state.finite):
+        return
+    config, step = run.config, int(state.step)
+    batches = data.train_batches(run.dataset.train, seed=config.seed, batch_size=config.batch_size, start_step=step)
+    with contextlib.closing(batches):
+        batch = next(batches)
+    augment_key, dropout_key = step_keys(key, state.step)
+    inputs, _ = augment(
+        augment_key,
+        jnp.asarray(batch.images),
+        jnp.asarray(batch.labels),
+        config=config.augment,
+        classes=len(run.dataset.names),
+        resolution=config.resolution(step // run.steps_per_epoch),
+    )
+    place = first_not_finite(state.variables, inputs, dropout_key, model=run.model)
+    raise UserError(
+        f"training diverged: the loss of step {step + 1} (epoch {step / run.steps_per_epoch:.2f}, learning rate "
+        f"{float(run.schedule(step)):.3g}) is not finite, and {place} is the first value that is not; earlier "
+        "checkpoints are whole. Lower --optim.learning_rate or set --optim.clip_norm, and give another --workdir"
+    )
+
+
+def _log_window(
+    run: Run,
+    state: TrainState,
+    window: list[StepMetrics],
+    *,
+    seconds: float,
+    key: Key[Array, ""],
+    log: MetricsLog,
+    progress: TrainProgress,
+) -> None:
+    """Reads the metrics of the last steps from the device and tells them."""
+    refuse_divergence(run, state, key=key)
+    loss, correct, count = (float(sum(each)) for each in zip(*jax.device_get(window), strict=True))
+    step = int(state.step)
+    epoch, rate = step / run.steps_per_epoch, count / seconds
+    log.write(
+        "train",
+        step=step,
+        epoch=epoch,
+        loss=loss / count,
+        top1=correct / count,
+        learning_rate=float(run.schedule(step - 1)),
+        images_per_second=rate,
+    )
+    progress.update(step=step, epoch=f"{epoch:.2f}/{run.config.epochs}", loss=loss / count, images_per_second=rate)

@@ -1,0 +1,62 @@
+"""The one pytree that training carries from step to step."""
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Int, Key
+
+Variables = dict[str, Any]
+"""What a model computes from: the collections `params` and `batch_stats`."""
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Everything that a training step reads and writes.
+
+    Attributes:
+      step: steps taken.
+      variables: parameters and batch statistics, float32.
+      opt_state: Optax's state.
+      average: exponential moving average of `variables`; None where the run keeps none.
+      finite: whether every loss so far was a number. Once false, steps change nothing, so the state stays
+        as it was before the step that failed.
+    """
+
+    step: Int[Array, ""]
+    variables: Variables
+    opt_state: optax.OptState
+    average: Variables | None
+    finite: Bool[Array, ""]
+
+    @property
+    def evaluated(self) -> Variables:
+        """The variables to evaluate and export: the average where there is one."""
+        return self.variables if self.average is None else self.average
+
+
+def init_variables(key: Key[Array, ""], *, model: nn.Module, image_size: int) -> Variables:
+    """Initial parameters and batch statistics."""
+    variables = model.init(key, jnp.zeros((1, image_size, image_size, 3), jnp.uint8), train=False)
+    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+
+def create_state(
+    key: Key[Array, ""],
+    *,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    image_size: int,
+    averaged: bool,
+) -> TrainState:
+    """The state before the first step, a pure function of the key."""
+    variables = init_variables(key, model=model, image_size=image_size)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        variables=variables,
+        opt_state=optimizer.init(variables["params"]),
+        average=jax.tree.map(jnp.copy, variables) if averaged else None,
+        finite=jnp.ones((), bool),
+    )

@@ -1,0 +1,134 @@
+"""Training from start to end: `python -m jaxcnn.train [PRESET] [--field.name VALUE ...] [--workdir DIR]`."""
+
+import argparse
+import dataclasses
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import tyro
+
+import export
+from jaxcnn import cli, data, report
+from jaxcnn.checkpoint import load_model, open_checkpoints
+from jaxcnn.config import PRESETS, Config, ModelConfig, ModelName
+from jaxcnn.errors import UserError
+from jaxcnn.evaluate import Evaluation
+from jaxcnn.log import console, open_log
+from jaxcnn.loop import Run, evaluate_variables, fit, prepare
+from jaxcnn.signals import stop_on_signal
+from jaxcnn.state import create_state
+from jaxcnn.workdir import Classes, Workdir
+
+PROG = "python -m jaxcnn.train"
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The command line of a training run."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    workdir: Path
+    """Folder of the run. If it holds one already, that is resumed."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Trains as the command line says, and prints what came out."""
+    parsed = parse(arguments)
+    evaluation = train(parsed.config, parsed.workdir)
+    if evaluation is not None:
+        console.print(
+            f"validation top-1 {evaluation.top1:.4f}, loss {evaluation.loss:.4f} on {evaluation.count:,} pictures"
+        )
+        for name in ("report.html", "model.onnx"):
+            console.print(f"  {parsed.workdir / name}", soft_wrap=True)
+
+
+def parse(arguments: Sequence[str]) -> Arguments:
+    """Reads a command line.
+
+    Raises:
+      UserError: an unknown preset, option or value; the message lists what exists.
+    """
+    preset = "digits"
+    if arguments and not arguments[0].startswith("-"):
+        preset, *arguments = arguments
+    if preset not in PRESETS:
+        raise UserError(f"there is no preset {preset!r}; there are: {', '.join(PRESETS)}")
+    summaries = "\n".join(f"  {name}: {(make.__doc__ or '').splitlines()[0]}" for name, make in PRESETS.items())
+    return cli.parse(
+        Arguments(_with_model(PRESETS[preset](), arguments), Path("runs") / preset),
+        arguments,
+        prog=f"{PROG} [PRESET]",
+        description=f"Trains an image classifier. Options change the settings of a preset.\n\n{summaries}",
+    )
+
+
+def _with_model(config: Config, arguments: Sequence[str]) -> Config:
+    """Another network than the preset's starts from its own shape, not from the preset's."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--model.name", dest="name", nargs="?")
+    name = parser.parse_known_args(arguments)[0].name
+    if name == config.model.name or name not in typing.get_args(ModelName):
+        return config
+    return dataclasses.replace(config, model=ModelConfig(name=name, precision=config.model.precision))
+
+
+def train(config: Config, workdir: Path) -> Evaluation | None:
+    """Trains, or goes on with, the run in `workdir` and exports its best checkpoint.
+
+    Returns:
+      The evaluation of the best checkpoint; None if a signal stopped the run before its end.
+
+    Raises:
+      UserError: what the user gave cannot be trained on, or training diverged.
+    """
+    dataset = data.load(config.data)
+    paths = Workdir(workdir)
+    run = prepare(config, dataset)
+    paths.begin(config, Classes(dataset.names, dataset.wnids, dataset.name, dataset.license))
+    key = jax.random.key(config.seed)
+    state = create_state(
+        key,
+        model=run.model,
+        optimizer=run.optimizer,
+        image_size=config.data.image_size,
+        averaged=config.optim.ema_decay > 0,
+    )
+    with open_checkpoints(paths.checkpoints) as checkpoints, open_log(workdir) as log, stop_on_signal() as stop:
+        if checkpoints.last_step is not None:
+            state = checkpoints.restore(state)
+        _say_start(run, workdir, int(state.step))
+        finished = fit(run, state, key=key, checkpoints=checkpoints, log=log, stop=stop)
+    if not finished:
+        return None
+    return conclude(run, workdir)
+
+
+def conclude(run: Run, workdir: Path) -> Evaluation:
+    """Measures the best checkpoint and writes what people take away: evaluation, report and ONNX file."""
+    best = load_model(workdir)
+    evaluation = evaluate_variables(run, best.variables)
+    write_evaluation(evaluation, Workdir(workdir).evaluation, names=run.dataset.names)
+    report.write_report(workdir, evaluation, run.dataset)
+    export.export_workdir(workdir)
+    return evaluation
+
+
+def _say_start(run: Run, workdir: Path, step: int) -> None:
+    """Prints what is trained on what."""
+    dataset = run.dataset
+    console.print(
+        f"{dataset.name}: {len(dataset.train):,} training and {len(dataset.validation):,} validation pictures, "
+        f"{len(dataset.names)} classes; {run.config.model.name} on {jax.devices()[0].device_kind}; {workdir}",
+        soft_wrap=True,
+    )
+    if step:
+        console.print(f"going on from step {step:,} of {run.total_steps:,}")
+
+
+if __name__ == "__main__":
+    cli.run(main, PROG)

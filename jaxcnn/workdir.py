@@ -1,0 +1,166 @@
+"""What a run keeps on disk: where each file of a workdir is, and the records made at its start.
+
+config.json        the settings                      metrics.jsonl     one line per event of the run
+classes.json       class names, wnids, data set      events.out.*      the same for TensorBoard
+environment.json   versions, hardware, command       evaluation.json   the best checkpoint, measured
+checkpoints/STEP/  parameters and training state     report.html       the run as a page
+                                                     model.onnx        the best checkpoint, exported
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+
+from jaxcnn import config as settings
+from jaxcnn.config import Config
+from jaxcnn.errors import UserError
+
+
+@dataclass(frozen=True)
+class Classes:
+    """What the numbers of a classifier's outputs mean.
+
+    Attributes:
+      names: readable, one for each output.
+      wnids: WordNet ids in the same order; empty where the data has none.
+      dataset: the data set's name.
+      license: the data set's terms.
+    """
+
+    names: tuple[str, ...]
+    wnids: tuple[str, ...]
+    dataset: str
+    license: str
+
+
+@dataclass(frozen=True)
+class Workdir:
+    """A run's folder."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Orbax's folder."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """The log of the run."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def evaluation(self) -> Path:
+        """Metrics of the best checkpoint."""
+        return self.path / "evaluation.json"
+
+    @property
+    def onnx(self) -> Path:
+        """The exported model."""
+        return self.path / "model.onnx"
+
+    def read_config(self) -> Config:
+        """The settings of the run.
+
+        Raises:
+          UserError: the folder is no workdir, or its record is damaged.
+        """
+        return settings.from_json(self._read("config.json"))
+
+    def read_classes(self) -> Classes:
+        """The classes of the run, as `read_config`."""
+        try:
+            value = json.loads(self._read("classes.json"))
+            return Classes(tuple(value["names"]), tuple(value["wnids"]), value["dataset"], value["license"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.path / 'classes.json'} is damaged ({error}); train in a new workdir") from error
+
+    def begin(self, config: Config, classes: Classes) -> None:
+        """Records settings, classes and environment, or checks them against those of a run to be resumed.
+
+        Raises:
+          UserError: the folder holds a run with another model or other classes, naming the first that
+            differs, or cannot be written.
+        """
+        if (self.path / "config.json").exists():
+            self._refuse_other_model(config)
+            self._refuse_other_classes(classes)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
+            write_atomically(self.path / "classes.json", json.dumps(dataclasses.asdict(classes), indent=2) + "\n")
+            write_atomically(self.path / "config.json", settings.to_json(config))
+        except OSError as error:
+            raise UserError(f"the workdir {self.path} cannot be written: {error.strerror}") from error
+
+    def _refuse_other_model(self, config: Config) -> None:
+        saved = dataclasses.asdict(self.read_config())["model"]
+        for name, value in dataclasses.asdict(config.model).items():
+            if saved[name] != value and name != "precision":
+                raise UserError(
+                    f"{self.path} holds a run with model.{name} {saved[name]!r}, not {value!r}; "
+                    "give the same model or another --workdir"
+                )
+
+    def _refuse_other_classes(self, classes: Classes) -> None:
+        saved = self.read_classes()
+        for kind, old, new in (("names", saved.names, classes.names), ("wnids", saved.wnids, classes.wnids)):
+            if old == new:
+                continue
+            i = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
+            was, now = (repr(each[i]) if i < len(each) else "nothing" for each in (old, new))
+            raise UserError(
+                f"{self.path} holds a run with other classes: {kind}[{i}] was {was}, the data has {now}; "
+                "give the same data or another --workdir"
+            )
+
+    def _read(self, name: str) -> str:
+        if not self.path.exists():
+            raise UserError(f"{self.path} does not exist; give the workdir of a training run")
+        try:
+            return (self.path / name).read_text()
+        except FileNotFoundError:
+            raise UserError(f"{self.path} is not the workdir of a training run: it has no {name}") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{self.path / name} cannot be read: {error}") from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file that is either whole or as it was before."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False) as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(file.name, path)
+
+
+def environment() -> dict[str, str]:
+    """Versions, hardware and command, to tell later how a result came about."""
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy", "pillow")
+    return {
+        "command": " ".join(sys.argv),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "devices": ", ".join(device.device_kind for device in jax.devices()),
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+        **{name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def _processor() -> str:
+    """The processor's marketing name, which `platform.processor` leaves out on Linux."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.machine())

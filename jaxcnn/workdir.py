@@ -13,7 +13,6 @@ import json
 import os
 import platform
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,7 +125,7 @@ class Workdir:
         if not self.path.exists():
             raise UserError(f"{self.path} does not exist; give the workdir of a training run")
         try:
-            return (self.path / name).read_text()
+            return (self.path / name).read_text(encoding="utf-8")
         except FileNotFoundError:
             raise UserError(f"{self.path} is not the workdir of a training run: it has no {name}") from None
         except (OSError, UnicodeDecodeError) as error:
@@ -134,12 +133,16 @@ class Workdir:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Writes a file that is either whole or as it was before."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(file.name, path)
+    """Writes a UTF-8 file that is either whole or as it was before."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def environment() -> dict[str, str]:

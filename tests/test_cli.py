@@ -1,0 +1,80 @@
+"""The command line: presets and options in, one-line errors out."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxcnn import config
+from jaxcnn.errors import UserError
+from jaxcnn.train import parse
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_no_preset_is_the_embedded_default():
+    parsed = parse([])
+    assert parsed.config == config.digits()
+    assert parsed.workdir == Path("runs/digits")
+
+
+def test_options_change_a_preset():
+    parsed = parse(
+        "tiny_imagenet --epochs 3 --data.image_size=32 --resolutions 0 24 .5 32 --model.widths 8 16 --model.blocks 1 2 "
+        "--augment.no_flip --optim.clip_norm 1 --data.validation_fraction .2 --workdir x/y".split()
+    )
+    assert parsed.workdir == Path("x/y")
+    assert parsed.config.epochs == 3
+    assert parsed.config.resolutions == ((0.0, 24), (0.5, 32))
+    assert parsed.config.model == config.ModelConfig(widths=(8, 16), blocks=(1, 2))
+    assert parsed.config.augment == config.AugmentConfig(pad_crop=0.0625)
+    assert parsed.config.optim.clip_norm == 1
+    assert parsed.config.data.validation_fraction == 0.2
+    assert parsed.config.data.image_size == 32
+    assert parsed.config.data.source == "tiny_imagenet"
+
+
+@pytest.mark.parametrize("option", [["--model.name", "seed"], ["--model.name=seed"]])
+def test_another_network_forgets_the_presets_shape(option):
+    assert parse(option).config.model == config.ModelConfig(name="seed")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("imagenet", "there is no preset 'imagenet'; there are: digits, folder, tiny_imagenet"),
+        ("--optim.lr 3", "there is no option --optim.lr; there are: --optim.name, --optim.learning_rate"),
+        ("--lr=3", "there is no option --lr=3; there are: --epochs, --batch_size"),
+        ("--optim.name adagrad", "'adagrad' .*--optim.name.*'sgd', 'adam', 'adamw', 'muon'"),
+        ("--model.name alexnet", "'alexnet' .*--model.name.*'resnet', 'seed', 'prototype1'"),
+        ("--epochs three", "--epochs: .*'three'"),
+        ("--epochs", "--epochs"),
+        ("--epochs 0", "epochs is 0; it must be at least 1"),
+        ("digits tiny_imagenet", "'tiny_imagenet' belongs to no option"),
+        ("--model.name seed --model.widths 3", "the network 'seed' is fixed"),
+    ],
+)
+def test_a_wrong_line_is_told_in_one_line(line, message):
+    with pytest.raises(UserError, match=message) as caught:
+        parse(line.split())
+    assert "\n" not in str(caught.value)
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_the_process_ends_with_one_line_and_status_2():
+    done = run("jaxcnn.train", "--epochs", "three")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("python -m jaxcnn.train: ")
+
+
+def test_help_lists_presets_and_every_option():
+    done = run("jaxcnn.train", "--help")
+    assert done.returncode == 0
+    for word in [*config.PRESETS, "--data.source", "--optim.learning_rate", "--workdir", "--augment.cutmix"]:
+        assert word in done.stdout

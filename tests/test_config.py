@@ -1,0 +1,98 @@
+"""Settings: presets, JSON both ways, and the words for what is wrong."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxcnn.config import (
+    PRESETS,
+    AugmentConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    from_json,
+    to_json,
+)
+from jaxcnn.errors import UserError
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_survives_json(name):
+    config = PRESETS[name]()
+    assert from_json(to_json(config)) == config
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_opens_with_its_command(name):
+    command = "python -m jaxcnn.train" + ("" if name == "digits" else f" {name}")
+    assert re.search(rf"^\s*{re.escape(command)}\b", PRESETS[name].__doc__, re.MULTILINE)
+
+
+@given(
+    source=st.text(),
+    image_size=st.integers(8, 10**6),
+    clip_norm=st.none() | st.floats(1e-30, 1e30),
+    crop_scale=st.none() | st.tuples(st.floats(0.01, 0.5), st.floats(0.5, 1)),
+    resolutions=st.sampled_from([(), ((0.0, 48),), ((0.0, 32), (0.5, 48))]),
+)
+def test_any_settings_survive_json(source, image_size, clip_norm, crop_scale, resolutions):
+    config = Config(
+        data=DataConfig(source=source, image_size=image_size),
+        optim=OptimConfig(clip_norm=clip_norm),
+        augment=AugmentConfig(crop_scale=crop_scale),
+        resolutions=resolutions,
+    )
+    assert from_json(to_json(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (["optim", "lr"], 1.0, "config.optim.lr is not a setting; config.optim has: name, learning_rate, schedule"),
+        (["optim", "name"], "adagrad", "config.optim.name is 'adagrad'; it must be one of 'sgd', 'adam'"),
+        (["epochs"], "3", "config.epochs is '3'; it must be int"),
+        (["epochs"], True, "config.epochs is True; it must be int"),
+        (["epochs"], 0, "epochs is 0; it must be at least 1"),
+        (["model", "widths"], [1, "x", 3], r"config.model.widths\[1\] is 'x'; it must be int"),
+        (["model", "blocks"], [1], "model.blocks is .* one number for each of the 3 widths"),
+        (["augment", "crop_scale"], [0.5], r"config.augment.crop_scale is \[0.5\]; it must be 2 items"),
+        (["augment", "crop_scale"], [0.9, 0.1], "augment.crop_scale is"),
+        (["augment"], 3, "config.augment is 3; it must be an object"),
+        (["data", "archive"], "x.zip", "left out unless data.source is tiny_imagenet"),
+        (["resolutions"], [[0.5, 48]], "resolutions is"),
+    ],
+)
+def test_wrong_json_is_told_by_its_path(path, value, message):
+    settings = dataclasses.asdict(PRESETS["digits"]())
+    place = settings
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    with pytest.raises(UserError, match=message) as caught:
+        from_json(json.dumps(settings))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_setting_is_told():
+    settings = dataclasses.asdict(PRESETS["digits"]())
+    del settings["model"]["stem"]
+    with pytest.raises(UserError, match=r"config.model.stem is missing"):
+        from_json(json.dumps(settings))
+    with pytest.raises(UserError, match="not JSON"):
+        from_json("{")
+
+
+def test_a_fixed_network_takes_no_shape():
+    with pytest.raises(UserError, match="the network 'seed' is fixed"):
+        ModelConfig(name="seed", widths=(1, 2, 3, 4))
+
+
+def test_resolution_changes_at_its_share_of_the_epochs():
+    config = Config(data=DataConfig(image_size=64), resolutions=((0.0, 32), (0.5, 48), (0.9, 64)), epochs=10)
+    assert [config.resolution(epoch) for epoch in range(10)] == [32] * 5 + [48] * 4 + [64]
+    assert Config(data=DataConfig(image_size=24)).resolution(3) == 24

@@ -1,0 +1,83 @@
+"""The walls between the packages: what may import what."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("jaxcnn", "export", "server")
+
+
+def imported_packages(path: Path) -> Iterator[str]:
+    """Top-level packages that a module imports anywhere in it, also inside functions."""
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            yield (node.module or "").split(".")[0]
+
+
+def modules_importing(package: str, forbidden: set[str]) -> dict[str, set[str]]:
+    """Modules of a package that import something forbidden, with what they import."""
+    found = {}
+    for path in sorted((ROOT / package).rglob("*.py")):
+        crossed = forbidden & set(imported_packages(path))
+        if crossed:
+            found[str(path.relative_to(ROOT))] = crossed
+    return found
+
+
+def modules_loaded_by(module: str) -> set[str]:
+    """Top-level packages in memory after importing a module in a process of its own."""
+    program = f"import sys, {module}; print(*{{name.split('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_the_packages_are_there_to_be_checked():
+    assert all(len(list((ROOT / package).rglob("*.py"))) > 3 for package in PACKAGES)
+
+
+def test_server_imports_no_training_and_no_jax():
+    assert modules_importing("server", {"jaxcnn", "export", "jax", "jaxlib", "flax", "optax", "orbax"}) == {}
+    assert not modules_loaded_by("server.app") & {"jaxcnn", "export", "jax", "flax"}
+
+
+def test_of_jaxcnn_only_train_imports_export():
+    assert modules_importing("jaxcnn", {"export", "server"}) == {"jaxcnn/train.py": {"export"}}
+
+
+def test_the_converter_knows_no_jaxcnn():
+    allowed = {"export/workdir.py": {"jaxcnn"}, "export/__main__.py": {"jaxcnn"}}
+    found = modules_importing("export", {"jaxcnn", "server", "optax", "orbax"})
+    assert found.items() <= allowed.items()
+    assert "jaxcnn" not in modules_loaded_by("export.converter")
+
+
+def test_config_is_standard_library_only():
+    imported = set(imported_packages(ROOT / "jaxcnn/config.py")) - {"jaxcnn"}
+    assert imported <= set(sys.stdlib_module_names)
+    assert set(imported_packages(ROOT / "jaxcnn/errors.py")) <= set(sys.stdlib_module_names)
+
+
+def test_top_level_is_as_agreed():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    tops = {line.split("/")[0] for line in listed.stdout.splitlines()}
+    named = {name for name in tops if not name.startswith(".")}
+    assert named == {
+        "pyproject.toml",
+        "jaxcnn",
+        "export",
+        "server",
+        "tests",
+        "README.md",
+        "LICENSE",
+        "requirements.lock",
+    }

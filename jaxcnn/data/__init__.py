@@ -1,0 +1,17 @@
+"""Pictures from any source, decoded once, in an order that only the seed and the epoch decide."""
+
+from jaxcnn.data.batches import Batch, EvalBatch, epoch_order, eval_batches, steps_per_epoch, train_batches
+from jaxcnn.data.dataset import load
+from jaxcnn.data.split import Dataset, Split
+
+__all__ = [
+    "Batch",
+    "Dataset",
+    "EvalBatch",
+    "Split",
+    "epoch_order",
+    "eval_batches",
+    "load",
+    "steps_per_epoch",
+    "train_batches",
+]

@@ -1,0 +1,149 @@
+"""Decoded pictures on disk: written once, whole or not at all, and memory-mapped from then on."""
+
+import errno
+import json
+import os
+import shutil
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jaxcnn.data.picture import decode
+from jaxcnn.data.source import Opened, Pictures, Source
+from jaxcnn.data.split import Dataset, Split
+from jaxcnn.errors import UserError
+
+VERSION = 1
+"""Raise it when the same source would be decoded to other pixels: older entries are then decoded anew."""
+
+CHUNK = 512  # pictures decoded between two writes: 6 MB at 64 pixels
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def load_cached(source: Source, *, size: int, cache_dir: Path) -> Dataset:
+    """The pictures of a source, decoded to `size` x `size` pixels; only the first call for a source decodes.
+
+    An entry is a folder `KEY-SIZE` of `cache_dir`. It is written under another name and renamed when all of it has
+    reached the disk. Of several processes one decodes and the others wait. An entry whose files do not fit together is
+    decoded anew.
+
+    Raises:
+      UserError: a picture cannot be read, or the entry cannot be written, for want of room for example.
+    """
+    entry = cache_dir / f"{source.key}-{size}"
+    dataset = _read_entry(entry)
+    if dataset is not None:
+        return dataset
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache_dir / f"{source.key}.lock"):
+            dataset = _read_entry(entry)  # another process may have written it while this one waited
+            if dataset is None:
+                _write_entry(entry, source, size)
+                dataset = _read_entry(entry)
+    except OSError as error:
+        raise UserError(f"cannot write {entry}: {error.strerror or error}; choose another --data.cache-dir") from error
+    if dataset is None:
+        raise UserError(f"{entry} is not what was just written; check the disk, or choose another --data.cache-dir")
+    return dataset
+
+
+def _read_entry(entry: Path) -> Dataset | None:
+    """Maps an entry; None if there is none, or its files have not the sizes that were written."""
+    try:
+        meta = json.loads((entry / "entry.json").read_text())
+        if meta["version"] != VERSION or any((entry / name).stat().st_size != n for name, n in meta["bytes"].items()):
+            return None
+        return Dataset(
+            name=meta["name"],
+            names=tuple(meta["names"]),
+            wnids=tuple(meta["wnids"]),
+            license=meta["license"],
+            train=_map_split(entry, "train"),
+            validation=_map_split(entry, "validation"),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _map_split(entry: Path, split: str) -> Split:
+    images = np.load(entry / f"{split}_images.npy", mmap_mode="r")
+    return Split(images=images, labels=np.load(entry / f"{split}_labels.npy"))
+
+
+def _write_entry(entry: Path, source: Source, size: int) -> None:
+    """Decodes all pictures into a new entry in place of an older one."""
+    partial = entry.with_name(f"{entry.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed: the lock is ours
+    opened = source.open()
+    need = (len(opened.train) + len(opened.validation)) * size * size * 3
+    room = f"the decoded pictures take {need / 1e6:,.1f} MB in {entry.parent}"
+    if need > shutil.disk_usage(entry.parent).free:
+        raise UserError(f"the disk is too full: {room}; make room or choose another --data.cache-dir")
+    try:
+        partial.mkdir()
+        _write_files(partial, opened, size)
+        shutil.rmtree(entry, ignore_errors=True)
+        partial.rename(entry)
+        _sync(entry.parent)
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise UserError(f"the disk is full: {room}; make room or choose another --data.cache-dir") from error
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_files(folder: Path, opened: Opened, size: int) -> None:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with (
+        Progress(*columns, console=Console(stderr=True)) as progress,
+        ThreadPoolExecutor(os.cpu_count()) as pool,  # threads: Pillow decodes and resizes without the interpreter lock
+    ):
+        task = progress.add_task(f"decoding {opened.name}", total=len(opened.train) + len(opened.validation))
+        for split, pictures in (("train", opened.train), ("validation", opened.validation)):
+            labels = np.empty(len(pictures), np.int32)
+            with (folder / f"{split}_images.npy").open("wb") as file:
+                shape = (len(pictures), size, size, 3)
+                np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+                # Written, not mapped: on a full disk a write raises an error, a touched page kills the process.
+                for start in range(0, len(pictures), CHUNK):
+                    rows = range(start, min(start + CHUNK, len(pictures)))
+                    images, labels[rows.start : rows.stop] = _decode_rows(pool, pictures, rows, size)
+                    file.write(images.data)
+                    progress.advance(task, len(rows))
+            np.save(folder / f"{split}_labels.npy", labels)
+    files = sorted(folder.iterdir())
+    meta = {
+        "version": VERSION,
+        "name": opened.name,
+        "names": opened.names,
+        "wnids": opened.wnids,
+        "license": opened.license,
+        "bytes": {file.name: file.stat().st_size for file in files},
+    }
+    (folder / "entry.json").write_text(json.dumps(meta, indent=2) + "\n")
+    for path in (*files, folder / "entry.json", folder):
+        _sync(path)
+
+
+def _decode_rows(pool: Executor, pictures: Pictures, rows: range, size: int) -> tuple[np.ndarray, list[int]]:
+    def read(row: int) -> tuple[np.ndarray, int]:
+        picture = pictures[row]
+        return decode(picture.encoded, size=size, where=picture.where), picture.label
+
+    images, labels = zip(*pool.map(read, rows), strict=True)
+    return np.stack(images), list(labels)
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file or a folder's list of names has reached the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

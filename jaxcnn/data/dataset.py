@@ -1,0 +1,52 @@
+"""From the settings to pictures in arrays."""
+
+from pathlib import Path
+
+import numpy as np
+
+from jaxcnn.config import DataConfig
+from jaxcnn.data.cache import load_cached
+from jaxcnn.data.digits import open_digits
+from jaxcnn.data.folder import folder_source
+from jaxcnn.data.source import Source
+from jaxcnn.data.split import Dataset, hold_out
+from jaxcnn.errors import UserError
+
+HELD_OUT = 0.1
+"""Share of the training pictures held out where a source has no validation pictures of its own."""
+
+
+def load(config: DataConfig) -> Dataset:
+    """The pictures that the settings ask for, decoded into the cache if they are not there yet.
+
+    Raises:
+      UserError: the source cannot be found or read, a picture of it is damaged, the cache cannot be written, or there
+        are too few classes or pictures.
+    """
+    cache_dir = Path(config.cache_dir).expanduser()
+    dataset = load_cached(_source(config, cache_dir), size=config.image_size, cache_dir=cache_dir)
+    if len(dataset.names) < 2:
+        raise UserError(f"{dataset.name} has only the class {dataset.names[0]!r}; a classifier needs two or more")
+    if config.validation_fraction is not None or len(dataset.validation) == 0:
+        dataset = hold_out(dataset, fraction=config.validation_fraction or HELD_OUT, seed=config.split_seed)
+    for split in ("train", "validation"):
+        if np.any(getattr(dataset, split).labels < 0):
+            raise UserError(f"some {split} pictures of {dataset.name} have no label; set --data.validation-fraction")
+    return dataset
+
+
+def _source(config: DataConfig, cache_dir: Path) -> Source:
+    """The source by its name; the libraries of the others are not imported."""
+    kind, _, name = config.source.partition(":")
+    if config.source == "digits":
+        return Source(key="digits", open=open_digits)
+    if config.source == "tiny_imagenet":
+        from jaxcnn.data.tiny_imagenet import tiny_imagenet_source
+
+        archive = Path(config.archive).expanduser() if config.archive else None
+        return tiny_imagenet_source(archive, data_dir=cache_dir / "tfds")
+    if kind == "tfds":
+        from jaxcnn.data.tfds import tfds_source
+
+        return tfds_source(name, data_dir=cache_dir / "tfds")
+    return folder_source(config.source)

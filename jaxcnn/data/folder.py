@@ -1,0 +1,184 @@
+"""A folder or a zip with one folder of pictures per class."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from jaxcnn.data.archive import Archive
+from jaxcnn.data.source import Opened, Picture, Source, make_key
+from jaxcnn.errors import UserError
+
+VALIDATION = ("val", "valid", "validation", "test")
+"""Names of the folder of validation pictures beside `train`; the first that is there is taken."""
+
+JUNK = ("thumbs.db", "desktop.ini", "__macosx")
+"""What Windows and macOS leave behind."""
+
+
+def folder_source(source: str) -> Source:
+    """A folder or zip of `CLASS/picture.jpg`, or of `train/CLASS/picture.jpg` with a folder of `VALIDATION` beside.
+
+    Pictures may lie deeper inside their class folder, and everything may lie in one outer folder. A class index is the
+    position in the sorted names of the class folders. A folder is known by the names, sizes and times of its files.
+
+    Raises:
+      UserError: no such path, or neither a folder nor a zip.
+    """
+    path = Path(source).expanduser()
+    if not source or not path.exists():
+        raise UserError(
+            f"data.source {source!r} does not exist; give a folder, a zip, digits, tiny_imagenet or tfds:NAME"
+        )
+    path = path.resolve()
+    if path.is_dir():
+        return _folder_source(path)
+    stat = path.stat()
+    return Source(key=make_key(path, stat.st_size, stat.st_mtime_ns), open=lambda: _open_zip(path))
+
+
+def _folder_source(path: Path) -> Source:
+    files, folders = list_folder(path)
+    try:
+        stats = [(str(file), (path / file).stat()) for file in files]
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be read: {error.strerror}") from error
+    identity = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    tree = Tree.of(files, folders, where=str(path), read=lambda file: _read(path / file))
+    return Source(key=make_key(path, identity, sorted(map(str, folders))), open=lambda: open_tree(tree, name=path.name))
+
+
+def _open_zip(path: Path) -> Opened:
+    archive = Archive(path)
+    tree = Tree.of(archive.files, archive.folders, where=str(path), read=archive.read)
+    return open_tree(tree, name=path.stem)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def list_folder(path: Path) -> tuple[list[PurePosixPath], list[PurePosixPath]]:
+    """The files and folders in a folder by their path inside, sorted, without hidden ones; links are followed.
+
+    Raises:
+      UserError: a folder cannot be read, or a link leads back to a folder that it lies in.
+    """
+    files: list[PurePosixPath] = []
+    folders: list[PurePosixPath] = []
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+    for here, subfolders, members in path.walk(on_error=refuse, follow_symlinks=True):
+        if here.is_symlink() and here.parent.resolve().is_relative_to(here.resolve()):
+            raise UserError(f"{here} is a link to a folder that it lies in; remove it")
+        subfolders[:] = [name for name in subfolders if not is_junk(name)]
+        inside = PurePosixPath(here.relative_to(path).as_posix())
+        folders += [inside / name for name in subfolders]
+        files += [inside / name for name in members if not is_junk(name)]
+    return sorted(files), sorted(folders)
+
+
+def is_junk(name: str) -> bool:
+    """Whether a file or folder is passed over: hidden, left behind by a system, or Tiny ImageNet's boxes."""
+    return name.startswith(".") or name.lower() in JUNK or name.endswith("_boxes.txt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tree:
+    """The inside of a folder or zip; for each folder, the names of the folders in it and all the files below it."""
+
+    where: str
+    read: Callable[[PurePosixPath], bytes]
+    folders: dict[PurePosixPath, set[str]]
+    files: dict[PurePosixPath, list[PurePosixPath]]
+
+    @staticmethod
+    def of(
+        files: Iterable[PurePosixPath],
+        folders: Iterable[PurePosixPath],
+        *,
+        where: str,
+        read: Callable[[PurePosixPath], bytes],
+    ) -> "Tree":
+        """Builds the tree from paths; folders may be left out where files lie in them."""
+        tree = Tree(where=where, read=read, folders={PurePosixPath(): set()}, files={PurePosixPath(): []})
+        for path in sorted(folders):
+            tree._add_folder(path)
+        for path in sorted(files):
+            if not any(map(is_junk, path.parts)):
+                tree._add_folder(path.parent)
+                for folder in path.parents:
+                    tree.files[folder].append(path)
+        return tree
+
+    def _add_folder(self, path: PurePosixPath) -> None:
+        if path not in self.folders and not any(map(is_junk, path.parts)):
+            self._add_folder(path.parent)
+            self.folders[path.parent].add(path.name)
+            self.folders[path], self.files[path] = set(), []
+
+    def has_loose_files(self, folder: PurePosixPath) -> bool:
+        """Whether files lie directly in a folder."""
+        return any(path.parent == folder for path in self.files[folder])
+
+
+def open_tree(tree: Tree, *, name: str) -> Opened:
+    """Finds the class folders and the pictures in them.
+
+    Raises:
+      UserError: no class folders, a class without pictures, or a validation class that is not among the training ones.
+    """
+    train, validation = _split_folders(tree)
+    names = sorted(tree.folders[train])
+    if not names:
+        raise UserError(f"{tree.where} has no class folders; put the pictures of each class in a folder of its own")
+    for unknown in sorted(tree.folders[validation] - set(names)) if validation else ():
+        raise UserError(f"{tree.where}: class {unknown!r} is in {validation}/ but not in {train}/; add or remove it")
+    return Opened(
+        name=name,
+        names=tuple(names),
+        license="unknown",
+        train=_Files.of(tree, train, names),
+        validation=_Files.of(tree, validation, names) if validation else (),
+    )
+
+
+def _split_folders(tree: Tree) -> tuple[PurePosixPath, PurePosixPath | None]:
+    """The folder of the training classes, and that of the validation classes if there is one."""
+    root = PurePosixPath()
+    while len(tree.folders[root]) == 1 and not tree.has_loose_files(root):
+        (only,) = tree.folders[root]
+        if not tree.folders[root / only]:
+            break  # one class folder, not an outer folder
+        root /= only
+    train = root / "train"
+    if "train" not in tree.folders[root] or not tree.folders[train] or tree.has_loose_files(train):
+        return root, None  # a class may be called `train`
+    return train, next((root / name for name in VALIDATION if name in tree.folders[root]), None)
+
+
+@dataclass(frozen=True)
+class _Files:
+    """The pictures of one split, read as they are asked for."""
+
+    tree: Tree
+    paths: list[tuple[PurePosixPath, int]]
+
+    @staticmethod
+    def of(tree: Tree, folder: PurePosixPath, names: list[str]) -> "_Files":
+        for name in sorted(tree.folders[folder]):
+            if not tree.files[folder / name]:
+                raise UserError(f"{tree.where}: the folder {folder / name} has no pictures; add some or remove it")
+        present = [(label, name) for label, name in enumerate(names) if name in tree.folders[folder]]
+        return _Files(tree, [(path, label) for label, name in present for path in tree.files[folder / name]])
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Picture:
+        path, label = self.paths[index]
+        return Picture(where=f"{path} in {self.tree.where}", encoded=self.tree.read(path), label=label)

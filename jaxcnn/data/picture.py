@@ -1,0 +1,64 @@
+"""Decoding one picture into RGB, the way a viewer would show it."""
+
+import io
+import warnings
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from jaxcnn.errors import UserError
+
+MAX_PIXELS = 80_000_000
+"""Larger pictures are refused: 240 MB decoded. Below the 89 million at which Pillow warns of a decompression bomb."""
+
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""Still pictures only: some other formats of Pillow start programs (EPS) or draw with the machine's own fonts (WMF)."""
+
+# Pillow's warning of a decompression bomb comes before its error; to us both are one error.
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+
+
+def decode(encoded: bytes, *, size: int, where: str) -> UInt8[np.ndarray, "{size} {size} 3"]:
+    """Decodes a picture to RGB and stretches it to `size` x `size` pixels with a bicubic filter.
+
+    The EXIF orientation is applied; transparent parts become white; 16-bit gray keeps its whole range; of an animation
+    the first frame is taken. Embedded colour profiles are not applied.
+
+    Args:
+      encoded: the bytes of the file.
+      size: side in pixels of the result.
+      where: names the picture in messages.
+
+    Raises:
+      UserError: no picture, cut short, damaged, larger than `MAX_PIXELS`, or of a kind that has no plain RGB form.
+    """
+    try:
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
+            rgb = to_rgb(ImageOps.exif_transpose(image))
+        return np.asarray(rgb.resize((size, size), Image.Resampling.BICUBIC))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UserError(f"{where} has more than {MAX_PIXELS:,} pixels; make it smaller or remove it") from error
+    except Exception as error:  # Pillow's readers raise nearly every kind of error on damaged files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            reason = f"none of {', '.join(FORMATS)}" if encoded else "empty file"
+        raise UserError(f"{where} is no picture that can be read ({reason}); mend or remove it") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The picture in mode RGB.
+
+    Raises:
+      ValueError: a mode that has no plain RGB form, such as floating point.
+    """
+    if image.mode.startswith("I;16"):  # Pillow's own conversion clips everything above 255
+        return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError("32 bits for each pixel; save it with 8 or 16")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")

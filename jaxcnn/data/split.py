@@ -1,0 +1,96 @@
+"""A data set in memory-mapped arrays, and how some of its pictures are held out."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32, Int64, UInt8
+
+from jaxcnn.errors import UserError
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of an array in an order of their own; indexing reads only the rows asked for."""
+
+    array: UInt8[np.ndarray, "m height width 3"]
+    rows: Int64[np.ndarray, " n"]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the whole selection."""
+        return (len(self.rows), *self.array.shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the array."""
+        return self.array.dtype
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        """The pictures at an index, a slice, or an array of indices along the first axis."""
+        return self.array[self.rows[index]]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Decoded pictures with their class indices; `images` is read from disk as it is indexed."""
+
+    images: UInt8[np.ndarray, "n size size 3"] | UInt8[Rows, "n size size 3"]
+    labels: Int32[np.ndarray, " n"]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, rows: Int64[np.ndarray, " k"]) -> "Split":
+        """The pictures at these positions; nothing is copied but their labels."""
+        if isinstance(self.images, Rows):
+            return Split(Rows(self.images.array, self.images.rows[rows]), self.labels[rows])
+        return Split(Rows(self.images, rows), self.labels[rows])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """Pictures to train on and pictures to validate with, and what their classes are called."""
+
+    name: str
+    names: tuple[str, ...]
+    """Readable class names; the position is the class index."""
+    wnids: tuple[str, ...]
+    """WordNet identifiers in the order of `names`; empty if the classes have none."""
+    license: str
+    train: Split
+    validation: Split
+
+
+def hold_out(dataset: Dataset, *, fraction: float, seed: int) -> Dataset:
+    """Makes some of the training pictures the validation pictures, in place of those the data set had.
+
+    Args:
+      dataset: is not changed.
+      fraction: share held out of every class, rounded; at least one picture of a class is on either side.
+      seed: chooses which.
+
+    Raises:
+      UserError: a class has fewer than two training pictures.
+    """
+    labels = dataset.train.labels
+    order = np.random.default_rng(seed).permutation(len(labels))
+    held = np.zeros(len(labels), bool)
+    for index, name in enumerate(dataset.names):
+        members = order[labels[order] == index]
+        if len(members) < 2:
+            raise UserError(
+                f"class {name!r} of {dataset.name} has {len(members)} training pictures; "
+                "one for training and one held out for validation are the least: add some or remove the class"
+            )
+        count = min(max(round(len(members) * fraction), 1), len(members) - 1)
+        held[members[:count]] = True
+    return dataclasses.replace(
+        dataset,
+        train=dataset.train.select(np.flatnonzero(~held)),
+        validation=dataset.train.select(np.flatnonzero(held)),
+    )

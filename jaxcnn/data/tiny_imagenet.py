@@ -1,0 +1,172 @@
+"""Tiny ImageNet as a data set of TFDS: downloaded with its checksum, or read from a zip on disk."""
+
+import dataclasses
+import io
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from jaxcnn.data.archive import Archive
+from jaxcnn.data.source import Opened, Source, make_key
+from jaxcnn.data.tfds import open_builder
+from jaxcnn.errors import UserError
+
+URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+"""Its size and sha256 are in checksums.tsv beside this file, where TFDS looks for them."""
+
+
+def tiny_imagenet_source(archive: Path | None, *, data_dir: Path) -> Source:
+    """Tiny ImageNet: 200 classes, 64x64 pixels, 500 training and 50 validation pictures a class.
+
+    Y. Le, X. Yang: Tiny ImageNet Visual Recognition Challenge, Stanford CS231N, 2015.
+
+    Args:
+      archive: the zip on disk, whose layout is checked instead of its checksum; None: download it.
+      data_dir: where TFDS keeps the download and what it prepares.
+
+    Raises:
+      UserError: no such file.
+    """
+    key = "tiny_imagenet"
+    if archive is not None:
+        try:
+            stat = archive.stat()
+        except OSError as error:
+            raise UserError(f"data.archive: {archive} cannot be read: {error.strerror}") from error
+        key += f"-{make_key(archive.resolve(), stat.st_size, stat.st_mtime_ns)}"
+    return Source(key=key, open=lambda: _open(TinyImageNet(archive=archive, data_dir=data_dir / key)))
+
+
+def _open(builder: "TinyImageNet") -> Opened:
+    opened = open_builder(builder, what="tiny_imagenet", image="image", label="label")
+    return dataclasses.replace(opened, wnids=opened.names, names=tuple(builder.info.metadata["names"]))
+
+
+class TinyImageNet(tfds.core.GeneratorBasedBuilder):  # type: ignore[misc]  # TFDS has no types
+    """The builder; a class index is the position in the sorted WordNet identifiers."""
+
+    name = "tiny_imagenet"
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(self, *, archive: Path | None = None, **options: Any) -> None:
+        """Reads `archive` instead of downloading; `options` are those of every TFDS builder."""
+        super().__init__(**options)
+        self._archive = archive
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(
+                {
+                    "id": tfds.features.Text(),
+                    "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
+                    "label": tfds.features.ClassLabel(),
+                }
+            ),
+            supervised_keys=("image", "label"),
+            homepage="http://cs231n.stanford.edu/",
+            license="ImageNet terms: non-commercial research",
+            metadata=tfds.core.MetadataDict(),
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        archive = Archive(self._archive or Path(dl_manager.download(URL)))
+        layout = read_layout(archive)
+        self.info.features["label"].names = layout.wnids
+        self.info.metadata["names"] = layout.names
+        return {
+            "train": _examples(archive, layout.train),
+            "validation": _examples(archive, layout.validation),
+        }
+
+    def _generate_examples(self, **_: Any) -> Any:
+        raise NotImplementedError  # abstract in TFDS; _split_generators returns the generators themselves
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What the zip says about its pictures."""
+
+    wnids: list[str]
+    names: list[str]
+    train: dict[PurePosixPath, str]
+    """From a picture's path in the zip to its WordNet identifier."""
+    validation: dict[PurePosixPath, str]
+
+
+def read_layout(archive: Archive) -> Layout:
+    """Checks the official layout; fewer pictures than the official ones are accepted, missing parts are not.
+
+    Raises:
+      UserError: a part of the layout is missing or contradicts another.
+    """
+    roots = [path.parent for path in archive.files if path.name == "wnids.txt"]
+    if len(roots) != 1:
+        raise _wrong(archive, f"{len(roots)} files wnids.txt instead of one")
+    root = roots[0]
+    wnids = sorted(_lines(archive, root / "wnids.txt"))
+    if len(set(wnids)) != len(wnids) or len(wnids) < 2:
+        raise _wrong(archive, "wnids.txt must list two or more classes, each once")
+    train = {
+        path: path.relative_to(root).parts[1]
+        for path in archive.files
+        if path.is_relative_to(root / "train") and path.parent.name == "images"
+    }
+    for wnid in set(wnids) ^ set(train.values()):
+        raise _wrong(archive, f"class {wnid} is not both in wnids.txt and a folder of train/ with images/")
+    return Layout(
+        wnids=wnids,
+        names=readable_names(wnids, _lines(archive, root / "words.txt")),
+        train=train,
+        validation=_validation(archive, root / "val", wnids),
+    )
+
+
+def readable_names(wnids: list[str], words: list[str]) -> list[str]:
+    """The first synonym of each class, with the WordNet identifier behind it where several classes share it.
+
+    Args:
+      wnids: the classes.
+      words: lines of words.txt, an identifier, a tab, and synonyms separated by commas.
+    """
+    synonyms = dict(line.split("\t", 1) for line in words if "\t" in line)
+    first = {wnid: synonyms.get(wnid, wnid).split(",")[0].strip() for wnid in wnids}
+    count = Counter(first.values())
+    return [name if count[name] == 1 else f"{name} ({wnid})" for wnid, name in first.items()]
+
+
+def _validation(archive: Archive, folder: PurePosixPath, wnids: list[str]) -> dict[PurePosixPath, str]:
+    """The validation pictures, which lie in one folder with their classes in a file beside it."""
+    pictures = {path for path in archive.files if path.parent == folder / "images"}
+    labels: dict[PurePosixPath, str] = {}
+    for line in _lines(archive, folder / "val_annotations.txt"):
+        name, _, rest = line.partition("\t")
+        wnid = rest.split("\t")[0]
+        if folder / "images" / name not in pictures or wnid not in wnids:
+            raise _wrong(archive, f"val_annotations.txt names a picture or class that is not there: {line[:80]!r}")
+        labels[folder / "images" / name] = wnid
+    for path in sorted(pictures - labels.keys()):
+        raise _wrong(archive, f"val_annotations.txt does not name {path.name}")
+    if not labels:
+        raise _wrong(archive, "there are no validation pictures")
+    return labels
+
+
+def _lines(archive: Archive, path: PurePosixPath) -> list[str]:
+    if path not in archive.files:
+        raise _wrong(archive, f"{path} is missing")
+    text = archive.read(path).decode(errors="replace")
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _wrong(archive: Archive, what: str) -> UserError:
+    return UserError(f"{archive.path} has not the layout of tiny-imagenet-200.zip: {what}")
+
+
+def _examples(archive: Archive, wnids: dict[PurePosixPath, str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for path, wnid in wnids.items():
+        yield str(path), {"id": str(path), "image": io.BytesIO(archive.read(path)), "label": wnid}

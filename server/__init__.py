@@ -1,0 +1,1 @@
+"""Serves an exported image classifier over HTTP: `uvicorn server.app:app`."""

@@ -1,0 +1,63 @@
+"""What can go wrong, in words for whoever can mend it: the operator at start-up, the client afterwards."""
+
+import sys
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+# The router raises these two with the bare phrase of the status.
+_ROUTER_ERRORS = {
+    404: "There is nothing at this path: POST a picture to /predict; GET /healthz and /readyz tell the server's state.",
+    405: "This path does not take this method: POST to /predict, GET /healthz and /readyz.",
+}
+
+
+class StartError(Exception):
+    """A wrong setting or model file. The message is one line that says what is wrong, where, and what to do."""
+
+
+class PictureError(ValueError):
+    """Bytes that do not decode to an acceptable picture. The message is for the client."""
+
+
+class OneLineStartErrors:
+    """ASGI middleware that has a `StartError` reported by its message alone.
+
+    Starlette reports a failed start-up with the whole traceback; the server (uvicorn) logs what is reported,
+    then exits with a non-zero status.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes everything through but the report of a failed start-up."""
+
+        async def send_one_line(message: Message) -> None:
+            error = sys.exception()  # Starlette sends its report while it handles the exception.
+            if message["type"] == "lifespan.startup.failed" and isinstance(error, StartError):
+                message = {**message, "message": str(error)}
+            await send(message)
+
+        await self.app(scope, receive, send_one_line if scope["type"] == "lifespan" else send)
+
+
+async def refused(request: Request, error: Exception) -> Response:
+    """Answers an `HTTPException` as JSON."""
+    assert isinstance(error, HTTPException)
+    text = _ROUTER_ERRORS.get(error.status_code, error.detail)
+    return JSONResponse({"error": text}, error.status_code, error.headers)
+
+
+async def failed(request: Request, error: Exception) -> Response:
+    """Answers an unforeseen exception without its text, which only the log gets."""
+    text = "The server failed on this request: try again, or ask its operator."
+    # Starlette raises the exception again, for the log, and uvicorn then drops the connection.
+    return JSONResponse({"error": text}, 500, {"Connection": "close"})
+
+
+async def disconnected(request: Request, error: Exception) -> Response:
+    """Ends a request whose client went away while sending it: nobody is left to read the answer."""
+    return Response(status_code=400)

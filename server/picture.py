@@ -1,0 +1,92 @@
+"""From the bytes of a picture file to the array the model takes, exactly as in training."""
+
+import warnings
+from io import BytesIO
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from server.errors import PictureError
+
+# What browsers show. Every further format is more code that meets hostile bytes (Pillow runs Ghostscript for EPS).
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")
+
+# JPEG's own limit. Resizing keeps 32 bytes of coefficients for each pixel of a side: 800 MB for 25,000,000 x 1.
+_MAX_SIDE = 65_535
+
+# Pillow warns about damaged metadata, with text from the file: a client could fill the log and the memory of what was
+# warned about before.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def decode(data: bytes, *, height: int, width: int, max_pixels: int) -> npt.NDArray[np.uint8]:
+    """Decodes a picture and stretches it (bicubic) to the model's size.
+
+    It becomes RGB as a viewer shows it: turned upright by its EXIF orientation, CMYK and gray converted, 16-bit
+    gray scaled to 8 bits, transparency laid over white; of an animation the first frame. Colour profiles are ignored.
+
+    Args:
+        data: the bytes of a JPEG, PNG, WebP, GIF, BMP or AVIF file.
+        height: of the result.
+        width: of the result.
+        max_pixels: largest width times height, checked before the pixels are decoded.
+
+    Returns:
+        uint8 [height, width, 3].
+
+    Raises:
+        PictureError: the bytes are no such file, are damaged or truncated, or hold too many pixels.
+    """
+    if not data:
+        raise PictureError("the picture is empty (0 bytes)")
+    try:
+        image = _to_rgb(_upright(_open(data, max_pixels)))
+        return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+    except PictureError:
+        raise
+    except UnidentifiedImageError:
+        raise PictureError("this is not a picture that can be read: send JPEG, PNG, WebP, GIF, BMP or AVIF") from None
+    except Exception as error:  # Pillow lets through whatever a format's parser stumbles over.
+        raise PictureError("the picture is damaged or truncated: send the whole file again") from error
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    """Reads the header, and the pixels if they are not too many."""
+    limit = f"scale it down to at most {max_pixels} in all and {_MAX_SIDE} on a side"
+    try:
+        image = Image.open(BytesIO(data), formats=_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise PictureError(f"the picture has far too many pixels: {limit}") from error
+    if image.width * image.height > max_pixels or max(image.size) > _MAX_SIDE:
+        raise PictureError(f"the picture has {image.width} x {image.height} pixels: {limit}")
+    image.load()
+    return image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        method = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # Damaged EXIF: viewers show such a picture as it is stored.
+        method = None
+    return image if method is None else image.transpose(method)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):  # convert() would clip at 255.
+        gray = (np.asarray(image).astype(np.uint32) + 128) // 257
+        return Image.fromarray(gray.astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")

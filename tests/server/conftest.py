@@ -1,0 +1,145 @@
+"""A small model whose answers can be told by eye, and real uvicorn processes that serve it."""
+
+import contextlib
+import functools
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+ROOT = Path(__file__).parents[2]
+NAMES = ["red", "green", "blue", "white", "black"]
+SIDE = 8
+
+
+def build_model(
+    path: Path,
+    *,
+    metadata: dict[str, Any] | None = None,
+    input_name: str = "image",
+    input_type: int = TensorProto.UINT8,
+    batch: str | int = "batch",
+    side: int | str = SIDE,
+    outputs: tuple[str, str] = ("logits", "probabilities"),
+    poison: float = 509.5,
+) -> Path:
+    """Writes a classifier that names the average colour of a picture.
+
+    It computes NaN where red + green - blue is above `poison`: for pure yellow.
+    """
+    logits, probabilities = outputs
+    weights = [10, -5, -5, 4, 0, -5, 10, -5, 4, 0, -5, -5, 10, 4, 0]
+    constants = [
+        helper.make_tensor("weights", TensorProto.FLOAT, [3, 5], [each / 255 for each in weights]),
+        helper.make_tensor("bias", TensorProto.FLOAT, [5], [0, 0, 0, 0, 2]),
+        helper.make_tensor("yellow", TensorProto.FLOAT, [3, 1], [1, 1, -1]),
+        helper.make_tensor("poison", TensorProto.FLOAT, [1], [poison]),
+    ]
+    nodes = [
+        helper.make_node("Cast", [input_name], ["pixels"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["pixels"], ["colour"], axes=[1, 2], keepdims=0),
+        helper.make_node("Gemm", ["colour", "weights", "bias"], ["scores"]),
+        helper.make_node("MatMul", ["colour", "yellow"], ["yellowness"]),
+        helper.make_node("Sub", ["poison", "yellowness"], ["room"]),
+        helper.make_node("Sqrt", ["room"], ["same_for_all_classes"]),
+        helper.make_node("Sub", ["scores", "same_for_all_classes"], [logits]),
+        helper.make_node("Softmax", [logits], [probabilities], axis=-1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "average_colour",
+        [helper.make_tensor_value_info(input_name, input_type, [batch, side, side, 3])],
+        [helper.make_tensor_value_info(each, TensorProto.FLOAT, [batch, 5]) for each in outputs],
+        constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    contract = {"names": NAMES, "image_size": [SIDE, SIDE], "resize": {"mode": "stretch", "filter": "bicubic"}}
+    helper.set_model_props(
+        model,
+        {
+            key: value if isinstance(value, str) else json.dumps(value)
+            for key, value in {**contract, **(metadata or {})}.items()
+            if value is not None
+        },
+    )
+    onnx.save(model, path)
+    return path
+
+
+def start_uvicorn(log: Path, **environment: str) -> subprocess.Popen[bytes]:
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("JAXCNN_")}
+    with log.open("wb") as stream:
+        return subprocess.Popen(
+            [sys.executable, "-m", "uvicorn", "server.app:app", "--host", "127.0.0.1", "--port", "0"],
+            cwd=ROOT,
+            env={**inherited, **environment},
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+        )
+
+
+@dataclass
+class Server:
+    process: subprocess.Popen[bytes]
+    log: Path
+    port: int
+    client: httpx.Client
+
+
+@contextlib.contextmanager
+def serving(log: Path, **environment: str) -> Iterator[Server]:
+    """Runs uvicorn on a free port until the end of the block."""
+    process = start_uvicorn(log, **environment)
+    try:
+        while not (running := re.search(r"running on http://127\.0\.0\.1:(\d+)", log.read_text())):
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.02)
+        port = int(running[1])
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client:
+            yield Server(process, log, port, client)
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+@pytest.fixture(scope="session")
+def model_builder() -> Callable[..., Path]:
+    return build_model
+
+
+@pytest.fixture
+def start() -> Callable[..., subprocess.Popen[bytes]]:
+    return start_uvicorn
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Callable[..., contextlib.AbstractContextManager[Server]]:
+    return functools.partial(serving, tmp_path / "log")
+
+
+@pytest.fixture(scope="session")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_model(tmp_path_factory.mktemp("model") / "model.onnx")
+
+
+@pytest.fixture(scope="session")
+def server(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    log = tmp_path_factory.mktemp("server") / "log"
+    with serving(log, JAXCNN_MODEL=str(model_path), JAXCNN_MAX_BODY_BYTES="1000000", JAXCNN_MAX_IMAGES="4") as it:
+        yield it
+
+
+@pytest.fixture(scope="session")
+def client(server: Server) -> httpx.Client:
+    return server.client

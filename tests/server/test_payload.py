@@ -1,0 +1,240 @@
+import base64
+import contextlib
+import json
+import string
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.exceptions import HTTPException
+
+from server import payload
+
+JSON = "application/json"
+FORM = "multipart/form-data; boundary=edge"
+
+
+def parse(content_type: str, body: bytes) -> payload.Payload:
+    return payload.parse(content_type, body, max_images=4)
+
+
+def refusal(content_type: str, body: bytes) -> tuple[int, str]:
+    with pytest.raises(HTTPException) as caught:
+        parse(content_type, body)
+    return caught.value.status_code, caught.value.detail
+
+
+def multipart(*parts: tuple[str, bytes], end: str = "--edge--\r\n") -> bytes:
+    """Puts together parts of a disposition and a content."""
+    body = b"".join(
+        f"--edge\r\nContent-Disposition: form-data; {disposition}\r\n\r\n".encode() + content + b"\r\n"
+        for disposition, content in parts
+    )
+    return body + end.encode()
+
+
+FILE = 'name="image"; filename="a.jpg"'
+FILES = 'name="images"; filename="a.jpg"'
+
+
+@given(data=st.binary(), breaks=st.lists(st.tuples(st.integers(0, 400), st.sampled_from(string.whitespace))))
+@pytest.mark.parametrize("prefix", ["", "data:image/png;base64,", "DATA:;BASE64,", "data:image/jpeg;name=a;base64,"])
+def test_base64_with_white_space_and_a_data_url(prefix, data, breaks):
+    text = base64.b64encode(data).decode()
+    for place, white_space in breaks:
+        text = text[:place] + white_space + text[place:]
+    body = json.dumps({"image": prefix + text}).encode()
+    assert parse(JSON, body) == payload.Payload([data], is_list=False)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "*",
+        "QQ",
+        "QQ=",
+        "QQ===",
+        "QQ==QQ==",
+        "Q",
+        "QQ==x",
+        "Q=Q=",
+        "-_-_",
+        "QUJ\u0000D",
+        "QUé=",
+        "\ud800",
+        "\uff41",
+        "🖼",
+    ],
+)
+def test_what_is_not_strictly_base64_is_refused(text):
+    status, error = refusal(JSON, json.dumps({"image": text}).encode())
+    assert status == 400
+    assert error.startswith("`image` is not base64: ")
+
+
+def test_a_data_url_of_another_encoding_is_refused():
+    assert refusal(JSON, b'{"image": "data:image/png,QQ=="}')[0] == 400
+    assert refusal(JSON, b'{"image": "data:image/png;base64"}')[0] == 400
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"nonsense",
+        b"\xff\xfe\xfd",
+        b"[" * 100_000,
+        b'{"image": ' * 50_000,
+        b"1" * 10_000,
+        b'{"image": "QQ=="} {}',
+    ],
+)
+def test_what_is_not_json_is_refused(body):
+    assert refusal(JSON, body) == (400, 'The body is not JSON: send {"image": "<base64>"}.')
+
+
+@pytest.mark.parametrize("content", [None, [], "QQ==", 3, {}, {"Image": "QQ=="}, {"image": "QQ==", "images": ["QQ=="]}])
+def test_json_of_another_shape_is_refused(content):
+    status, error = refusal(JSON, json.dumps(content).encode())
+    assert status == 400
+    assert '"image": "<base64>"' in error
+
+
+@pytest.mark.parametrize("image", [None, 3, True, [], ["QQ=="], {"b64": "QQ=="}])
+def test_an_image_that_is_no_string_is_refused(image):
+    assert refusal(JSON, json.dumps({"image": image}).encode()) == (
+        400,
+        "`image` has to be a string: the picture file in base64.",
+    )
+
+
+def test_a_list_keeps_its_order():
+    body = json.dumps({"images": ["QQ==", "Qg==", "Qw=="]}).encode()
+    assert parse(JSON, body) == payload.Payload([b"A", b"B", b"C"], is_list=True)
+    assert parse(JSON, b'{"images": ["QQ=="]}').is_list
+
+
+@pytest.mark.parametrize("images", [None, "QQ==", {}, []])
+def test_images_that_are_no_list_are_refused(images):
+    assert refusal(JSON, json.dumps({"images": images}).encode())[0] == 400
+
+
+def test_a_list_names_the_place_of_what_is_wrong():
+    assert refusal(JSON, b'{"images": ["QQ==", "*"]}')[1].startswith("`images[1]` is not base64")
+    assert refusal(JSON, b'{"images": ["QQ==", "QQ==", 3]}')[1].startswith("`images[2]` has to be a string")
+
+
+def test_a_list_is_bounded():
+    assert len(parse(JSON, json.dumps({"images": ["QQ=="] * 4}).encode()).pictures) == 4
+    assert refusal(JSON, json.dumps({"images": ["QQ=="] * 5}).encode())[0] == 413
+
+
+@pytest.mark.parametrize(
+    "content_type", ["image/jpeg", "image/png; charset=binary", "IMAGE/X", "application/octet-stream"]
+)
+def test_a_raw_body_is_the_picture(content_type):
+    assert parse(content_type, b"\0\xff") == payload.Payload([b"\0\xff"], is_list=False)
+
+
+@pytest.mark.parametrize(
+    "content_type", ["application/json", "application/json; charset=utf-8", "Application/JSON ;x=y"]
+)
+def test_json_by_any_spelling(content_type):
+    assert parse(content_type, b'{"image": "QQ=="}').pictures == [b"A"]
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    ["", "text/plain", "application/x-www-form-urlencoded", "application/jsonp", "imagery/png", "image", ";"],
+)
+def test_other_content_types_are_refused(content_type):
+    status, error = refusal(content_type, b'{"image": "QQ=="}')
+    assert status == 415
+    assert "send application/json, multipart/form-data" in error
+
+
+@given(pictures=st.lists(st.binary(), min_size=1, max_size=4))
+@pytest.mark.parametrize("is_list", [False, True])
+def test_multipart_as_a_client_writes_it(is_list, pictures):
+    pictures = pictures if is_list else pictures[:1]
+    files = [("images" if is_list else "image", ("name.jpg", each)) for each in pictures]
+    request = httpx.Request("POST", "http://test", files=files)
+    assert parse(request.headers["content-type"], request.read()) == payload.Payload(pictures, is_list=is_list)
+
+
+def test_multipart_larger_than_a_megabyte_stays_in_memory(monkeypatch):
+    monkeypatch.setattr("tempfile.TemporaryFile", None)
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", None)
+    data = bytes(range(256)) * 10_000
+    assert parse(FORM, multipart((FILE, data))).pictures == [data]
+
+
+def test_text_fields_beside_the_picture_are_ignored():
+    assert parse(FORM, multipart(('name="note"', b"hello"), (FILE, b"A"))).pictures == [b"A"]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [],
+        [('name="image"', b"QQ==")],
+        [('name="picture"; filename="a.jpg"', b"A")],
+        [(FILE, b"A"), (FILE, b"B")],
+        [(FILE, b"A"), (FILES, b"B")],
+    ],
+)
+def test_multipart_without_the_right_file_parts_is_refused(parts):
+    status, error = refusal(FORM, multipart(*parts))
+    assert (status, error) == (400, "Send one file part named `image`, or one or more named `images`.")
+
+
+@pytest.mark.parametrize("end", ["", "--edge", "--edge\r\n", "--ed"])
+def test_truncated_multipart_is_refused(end):
+    status, error = refusal(FORM, multipart((FILE, b"A"), end=end))
+    assert status == 400
+    assert "closing boundary" in error
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        ("multipart/form-data", multipart((FILE, b"A"))),
+        ("multipart/form-data; boundary=" + "x" * 10_000, b"--x"),
+        ("multipart/form-data; boundary=other", multipart((FILE, b"A"))),
+        (FORM, b"no boundary at all"),
+        (FORM, b"--edge\r\nContent-Disposition: form-data\r\n\r\nA\r\n--edge--\r\n"),
+        (FORM, b"--edge\r\n" + b"X: y\r\n" * 1000 + b"\r\nA\r\n--edge--\r\n"),
+        (FORM, b"--edge\r\nX: " + b"y" * 100_000 + b"\r\n\r\nA\r\n--edge--\r\n"),
+    ],
+)
+def test_malformed_multipart_is_refused(content_type, body):
+    assert refusal(content_type, body)[0] == 400
+
+
+@pytest.mark.parametrize("disposition", [FILES, 'name="note"'])
+def test_many_parts_are_refused(disposition):
+    assert refusal(FORM, multipart(*[(disposition, b"A")] * 5))[0] == 413
+
+
+@given(
+    content_type=st.sampled_from([JSON, FORM, "multipart/form-data; boundary=\xff", "image/png"])
+    | st.text(st.characters(max_codepoint=255)),
+    body=st.binary()
+    | st.lists(st.sampled_from([b"--edge", b"--", b"\r\n", b'"', b"=", b";", b":", FILE.encode(), b"A"])).map(b"".join),
+)
+def test_no_other_error_for_any_bytes(content_type, body):
+    with contextlib.suppress(HTTPException):
+        parse(content_type, body)
+
+
+@given(
+    content=st.recursive(
+        st.none() | st.booleans() | st.floats() | st.text() | st.sampled_from(["QQ==", "data:;base64,"]),
+        lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["image", "images", ""]), inner),
+    )
+)
+def test_no_other_error_for_any_json(content):
+    with contextlib.suppress(HTTPException):
+        parse(JSON, json.dumps(content).encode())

@@ -1,0 +1,409 @@
+"""The HTTP contract and what must be survived, against a real uvicorn over a real socket."""
+
+import base64
+import json
+import re
+import signal
+import socket
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+
+import httpx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+COLOURS = {"red": (250, 0, 0), "green": (0, 250, 0), "blue": (0, 0, 250), "white": (240, 240, 240), "black": (0, 0, 0)}
+YELLOW = (255, 255, 0)  # The model computes NaN.
+
+
+def encode(colour: tuple[int, ...], kind: str = "PNG", size: tuple[int, int] = (40, 30)) -> bytes:
+    stream = BytesIO()
+    Image.new("RGB", size, colour).save(stream, kind)
+    return stream.getvalue()
+
+
+def text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def post(client: httpx.Client, data: bytes, content_type: str = "image/png", **options: object) -> httpx.Response:
+    return client.post("/predict", content=data, headers={"Content-Type": content_type}, **options)
+
+
+def error(response: httpx.Response) -> str:
+    """The message of an error, after checking that it has the one shape of all errors."""
+    assert response.headers["content-type"] == "application/json"
+    content = response.json()
+    assert list(content) == ["error"]
+    assert re.fullmatch(r"[^\n]{20,}", content["error"])
+    return content["error"]
+
+
+@pytest.fixture
+def connection(server):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as it:
+        yield it
+
+
+def head(*headers: str, path: str = "/predict") -> bytes:
+    return "\r\n".join([f"POST {path} HTTP/1.1", "Host: test", "Content-Type: image/png", *headers, "", ""]).encode()
+
+
+def read_answer(connection: socket.socket) -> tuple[int, dict[str, object]]:
+    response = b""
+    while not (match := re.search(rb"\r\n\r\n(\{.*\})$", response, re.DOTALL)):
+        received = connection.recv(65536)
+        assert received, response
+        response += received
+    return int(response.split()[1]), json.loads(match[1])
+
+
+# The contract
+
+
+def test_the_original_contract_to_the_letter(client):
+    response = client.post("/predict", json={"image": text(encode((250, 0, 0)))})
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "application/json"
+    answer = response.json()
+    assert list(answer) == ["predicted_class", "top_predictions"]
+    assert answer["predicted_class"] == "red"
+    assert [list(each) for each in answer["top_predictions"]] == [["class", "prob"]] * 3
+    assert [each["class"] for each in answer["top_predictions"]] == ["red", "white", "black"]
+    probabilities = [each["prob"] for each in answer["top_predictions"]]
+    assert all(isinstance(each, float) for each in probabilities)
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert 0.9 < sum(probabilities) <= 1
+
+
+@pytest.mark.parametrize("name", COLOURS)
+@pytest.mark.parametrize(("kind", "content_type"), [("JPEG", "image/jpeg"), ("PNG", "application/octet-stream")])
+def test_a_raw_body(client, name, kind, content_type):
+    assert post(client, encode(COLOURS[name], kind), content_type).json()["predicted_class"] == name
+
+
+def test_multipart(client):
+    response = client.post("/predict", files={"image": ("cat.png", encode((0, 0, 250)))})
+    assert response.json()["predicted_class"] == "blue"
+
+
+def test_a_list_is_answered_in_order(client):
+    names = ["blue", "red", "black", "blue"]
+    pictures = [encode(COLOURS[each], size=(9 + i, 5)) for i, each in enumerate(names)]
+    by_json = client.post("/predict", json={"images": [text(each) for each in pictures]})
+    by_form = client.post("/predict?top_k=1", files=[("images", each) for each in pictures])
+    assert [each["predicted_class"] for each in by_json.json()] == names
+    assert [each["predicted_class"] for each in by_form.json()] == names
+    assert [len(each["top_predictions"]) for each in by_form.json()] == [1] * 4
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 5])
+def test_top_k(client, top_k):
+    response = post(client, encode((0, 250, 0)), params={"top_k": top_k})
+    predictions = response.json()["top_predictions"]
+    assert predictions[0]["class"] == "green"
+    assert len({each["class"] for each in predictions}) == top_k
+
+
+@pytest.mark.parametrize("top_k", ["0", "6", "-1", "1.0", "", "two", "1_0", "٣", "9" * 5000, "\x00", "%ff"])
+def test_a_wrong_top_k_is_refused(client, top_k):
+    response = post(client, encode((0, 250, 0)), params={"top_k": top_k})
+    assert response.status_code == 400
+    assert error(response) == "`top_k` has to be a whole number from 1 to 5, the number of classes."
+
+
+def test_a_connection_is_kept_and_mixed_requests_keep_their_answers(server):
+    def ask(name: str) -> bool:
+        answer = post(client, encode(COLOURS[name], "JPEG", (300, 200)), "image/jpeg").json()
+        return answer["predicted_class"] == name
+
+    with (
+        httpx.Client(base_url=server.client.base_url, trust_env=False) as client,
+        ThreadPoolExecutor(8) as threads,
+    ):
+        assert all(threads.map(ask, [*COLOURS] * 12))
+
+
+def test_health(client):
+    for path in ("/healthz", "/readyz"):
+        assert client.get(path).status_code == 200
+        assert client.head(path).status_code == 200
+    assert client.get("/readyz").json() == {"status": "ready"}
+
+
+# What must be survived
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"{}", b'{"image": 3}', b'{"image": "*"}', b'{"image": ""}', b"[" * 100_000]
+)
+def test_bad_json_is_refused(client, body):
+    response = post(client, body, "application/json")
+    assert response.status_code == 400
+    error(response)
+
+
+@pytest.mark.parametrize("body", [b"", b"not an image", encode((0, 0, 250))[:-30], encode((0, 0, 250), "JPEG")[:300]])
+def test_what_is_not_a_whole_picture_is_refused(client, body):
+    responses = [
+        post(client, body),
+        client.post("/predict", json={"image": text(body)}),
+        client.post("/predict", files={"image": body}),
+    ]
+    assert [each.status_code for each in responses] == [400] * 3
+    assert len({error(each) for each in responses}) == 1
+
+
+@pytest.mark.parametrize("kind", ["EPS", "TIFF", "PPM", "ICO"])
+def test_formats_outside_the_allow_list_are_refused(client, kind):
+    response = post(client, encode((0, 0, 250), kind), "image/png")
+    assert response.status_code == 400
+    assert "send JPEG, PNG, WebP, GIF, BMP or AVIF" in error(response)
+
+
+def test_a_decompression_bomb_is_refused(client):
+    stream = BytesIO()
+    Image.new("1", (9000, 9000)).save(stream, "PNG")
+    assert len(stream.getvalue()) < 20_000
+    response = post(client, stream.getvalue())
+    assert response.status_code == 400
+    assert "9000 x 9000 pixels" in error(response)
+
+
+def test_one_bad_picture_in_a_list_is_named(client):
+    response = client.post("/predict", json={"images": [text(encode((0, 0, 0))), text(b"no picture")]})
+    assert response.status_code == 400
+    assert error(response).startswith("images[1]: this is not a picture")
+
+
+def test_too_many_pictures_are_refused(client):
+    picture = encode((0, 0, 0))
+    assert error(client.post("/predict", json={"images": [text(picture)] * 5})).endswith("send at most 4.")
+    assert client.post("/predict", files=[("images", picture)] * 5).status_code == 413
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "application/xml", ""])
+def test_another_content_type_is_415(client, content_type):
+    response = post(client, b"x", content_type)
+    assert response.status_code == 415
+    assert "send application/json" in error(response)
+
+
+def test_no_content_type_is_415(client):
+    response = client.post("/predict", content=b"x")
+    assert response.status_code == 415
+
+
+def test_a_compressed_body_is_415(client):
+    response = client.post("/predict", content=b"x", headers={"Content-Type": "image/png", "Content-Encoding": "gzip"})
+    assert response.status_code == 415
+    assert "uncompressed" in error(response)
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/predict/", "/Predict", "/healthz/", "/%00", "/..%2f..%2fetc/passwd", "/static/x"]
+)
+def test_another_path_is_404(client, path):
+    response = client.post(path, content=b"x")
+    assert response.status_code == 404
+    assert "/predict" in error(response)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/predict"),
+        ("PUT", "/predict"),
+        ("OPTIONS", "/predict"),
+        ("DELETE", "/predict"),
+        ("POST", "/healthz"),
+        ("ODD", "/readyz"),
+    ],
+)
+def test_another_method_is_405(client, method, path):
+    response = client.request(method, path)
+    assert response.status_code == 405
+    assert ("POST" in response.headers["allow"]) == (path == "/predict")
+    error(response)
+
+
+def test_the_largest_body_is_accepted_and_one_byte_more_is_413(client):
+    picture = encode((0, 0, 250), "BMP")
+    assert post(client, picture + bytes(1_000_000 - len(picture))).json()["predicted_class"] == "blue"
+    response = post(client, picture + bytes(1_000_001 - len(picture)))
+    assert response.status_code == 413
+    assert error(response) == "The body is too large: send at most 1000000 bytes."
+
+
+def test_a_body_declared_too_large_is_413_before_it_is_sent(connection):
+    connection.sendall(head("Content-Length: 1000001", "Expect: 100-continue"))
+    status, answer = read_answer(connection)
+    assert (status, list(answer)) == (413, ["error"])
+
+
+def test_a_chunked_body_is_413_before_it_ends(connection):
+    connection.sendall(head("Transfer-Encoding: chunked"))
+    for _ in range(11):
+        connection.sendall(b"186a0\r\n" + bytes(100_000) + b"\r\n")
+    assert read_answer(connection)[0] == 413
+
+
+def test_a_chunked_picture_is_read(client):
+    picture = encode((0, 0, 250), "BMP")
+    response = client.post(
+        "/predict",
+        content=(picture[i : i + 100] for i in range(0, len(picture), 100)),
+        headers={"Content-Type": "image/bmp"},
+    )
+    assert response.json()["predicted_class"] == "blue"
+
+
+def test_not_a_number_is_500_without_details(server, client):
+    response = post(client, encode(YELLOW))
+    assert response.status_code == 500
+    assert error(response) == "The server failed on this request: try again, or ask its operator."
+    while "FloatingPointError: the model computed probabilities that are not finite" not in server.log.read_text():
+        time.sleep(0.02)  # uvicorn logs it after the answer is sent.
+    assert post(client, encode((0, 0, 0))).status_code == 200
+
+
+def test_a_client_that_goes_away_is_forgotten(server, client):
+    before = server.log.read_text().count("Traceback")
+    for _ in range(20):
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.sendall(head("Content-Length: 1000") + b"\x89PNG")
+    assert post(client, encode((0, 0, 0))).status_code == 200
+    assert server.log.read_text().count("Traceback") == before
+
+
+def test_damaged_metadata_neither_hides_the_picture_nor_fills_the_log(server, client):
+    exif = Image.Exif()
+    exif[0x010F], exif[0x011A] = "camera", 72.0
+    stream = BytesIO()
+    Image.new("RGB", (9, 9), (0, 0, 250)).save(stream, "JPEG", exif=exif)
+    whole = stream.getvalue()
+    start = whole.index(b"Exif") + 14
+    for i in range(start, start + 40):
+        assert post(client, whole[:i] + b"\x7f" + whole[i + 1 :]).json()["predicted_class"] == "blue"
+    assert post(client, b"--x", "multipart/form-data; boundary=y").status_code == 400
+    assert not re.search("warn|boundary", server.log.read_text(), re.IGNORECASE)
+
+
+@given(
+    content_type=st.sampled_from(
+        [
+            "application/json",
+            "image/png",
+            "application/octet-stream",
+            "multipart/form-data; boundary=b",
+            "multipart/form-data",
+        ]
+    ),
+    body=st.binary() | st.text().map(str.encode) | st.binary().map(lambda each: b"--b\r\n" + each + b"\r\n--b--"),
+)
+@settings(max_examples=150, deadline=None)
+def test_random_bodies_never_fail_the_server(client, content_type, body):
+    response = post(client, body, content_type)
+    assert response.status_code in (400, 413)
+    error(response)
+
+
+@given(
+    content=st.fixed_dictionaries(
+        {},
+        optional={
+            "image": st.text() | st.binary().map(text) | st.none() | st.integers(),
+            "images": st.lists(st.text() | st.just(text(encode((0, 0, 0)))), max_size=6) | st.text(),
+        },
+    )
+    | st.recursive(st.none() | st.floats() | st.text(), st.lists),
+    top_k=st.sampled_from(["1", "3"]) | st.text(),
+)
+@settings(max_examples=150, deadline=None)
+def test_random_json_never_fails_the_server(client, content, top_k):
+    response = client.post(
+        "/predict", content=json.dumps(content), headers={"Content-Type": "application/json"}, params={"top_k": top_k}
+    )
+    assert response.status_code in (200, 400, 413)
+    if response.status_code != 200:
+        error(response)
+
+
+# Limits that need a server of their own
+
+
+def test_a_full_server_answers_503_and_stays_healthy(serve, model_path):
+    with serve(JAXCNN_MODEL=str(model_path), JAXCNN_MAX_REQUESTS="1") as server:
+        picture = encode((250, 0, 0))
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as slow:
+            slow.sendall(head(f"Content-Length: {len(picture)}", "Expect: 100-continue"))
+            assert slow.recv(100).startswith(b"HTTP/1.1 100")  # It has the only place.
+            response = post(server.client, picture)
+            assert response.status_code == 503
+            assert response.headers["retry-after"] == "1"
+            error(response)
+            assert server.client.get("/healthz").status_code == 200
+            slow.sendall(picture)
+            assert read_answer(slow)[0] == 200
+        for broken in (b"", b"no picture", encode(YELLOW)):
+            assert post(server.client, broken).status_code in (400, 500)
+        assert post(server.client, picture).status_code == 200  # Every one gave its place back.
+
+
+def test_a_slow_body_is_408(serve, model_path):
+    with serve(JAXCNN_MODEL=str(model_path), JAXCNN_READ_SECONDS="1") as server:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as slow:
+            slow.sendall(head("Content-Length: 1000") + b"\x89PNG")
+            status, answer = read_answer(slow)
+            assert (status, list(answer)) == (408, ["error"])
+            assert slow.recv(1) == b""  # The connection is closed.
+        assert post(server.client, encode((0, 0, 0))).status_code == 200
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_finishes_what_was_accepted(serve, model_path, signal_number):
+    with serve(JAXCNN_MODEL=str(model_path)) as server:
+        picture = encode((250, 0, 0))
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as slow:
+            slow.sendall(head(f"Content-Length: {len(picture)}", "Expect: 100-continue"))
+            assert slow.recv(100).startswith(b"HTTP/1.1 100")
+            server.process.send_signal(signal_number)
+            while "Shutting down" not in server.log.read_text():
+                time.sleep(0.02)
+            slow.sendall(picture)
+            assert read_answer(slow)[0] == 200
+        server.process.wait(timeout=30)
+        assert "Application shutdown complete." in server.log.read_text()
+        assert "Traceback" not in server.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("environment", "line"),
+    [
+        (
+            {"JAXCNN_MODEL": "/absent/model.onnx"},
+            r"The model /absent/model\.onnx is not a file: set JAXCNN_MODEL to .*",
+        ),
+        (
+            {"JAXCNN_MODEL": "pyproject.toml"},
+            r"The model pyproject\.toml cannot be served: onnxruntime cannot open it .*",
+        ),
+        (
+            {"JAXCNN_THREADS": "many"},
+            r"JAXCNN_THREADS is 'many': set it to a whole number from 1 to 256, or unset it\.",
+        ),
+    ],
+)
+def test_a_wrong_setting_stops_the_start_with_one_line(start, tmp_path, environment, line):
+    log = tmp_path / "log"
+    process: subprocess.Popen[bytes] = start(log, **environment)
+    assert process.wait(timeout=30) != 0
+    lines = log.read_text().splitlines()
+    assert [bool(re.fullmatch(f"ERROR: +{line}", each)) for each in lines].count(True) == 1
+    assert [each for each in lines if not each.startswith("INFO:")][1:] == [
+        "ERROR:    Application startup failed. Exiting."
+    ]

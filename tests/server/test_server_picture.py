@@ -1,0 +1,211 @@
+import contextlib
+import struct
+import zlib
+from io import BytesIO
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from jaxcnn.data import picture as training
+from server import picture
+from server.errors import PictureError
+
+MAX_PIXELS = 1_000_000
+
+
+def decode(data: bytes, height: int = 8, width: int = 8) -> np.ndarray:
+    return picture.decode(data, height=height, width=width, max_pixels=MAX_PIXELS)
+
+
+def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    stream = BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def png(width: int, height: int, *, depth: int, colour: int, rows: bytes, extra: bytes = b"") -> bytes:
+    """A PNG of kinds that Pillow reads but does not write; `rows` are the raw pixels, big-endian."""
+    stride = len(rows) // height
+    filtered = b"".join(b"\0" + rows[i * stride : (i + 1) * stride] for i in range(height))
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(filtered)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def noise(mode: str) -> Image.Image:
+    channels = len(Image.new(mode, (1, 1)).getbands())
+    values = np.random.default_rng(len(mode)).integers(0, 256, (19, 23, channels), np.uint8)
+    return Image.frombytes(mode, (23, 19), values.tobytes())
+
+
+def oriented(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def pictures() -> dict[str, bytes]:
+    rgb = noise("RGB")
+    palette = rgb.quantize(16)
+    words = np.random.default_rng(0).integers(0, 2**16, (19, 23 * 3), np.uint16)
+    found = {
+        **{f"{mode} PNG": encode(noise(mode)) for mode in ("RGB", "RGBA", "L", "LA")},
+        **{f"{mode} JPEG": encode(noise(mode), "JPEG") for mode in ("RGB", "L", "CMYK")},
+        **{f"RGB {kind}": encode(rgb, kind) for kind in ("WEBP", "BMP", "GIF", "AVIF")},
+        **{f"RGBA {kind}": encode(noise("RGBA"), kind) for kind in ("WEBP", "AVIF", "GIF")},
+        **{f"EXIF {each} JPEG": encode(rgb, "JPEG", exif=oriented(each)) for each in range(10)},
+        **{f"EXIF 6 {kind}": encode(noise("RGBA"), kind, exif=oriented(6)) for kind in ("PNG", "WEBP", "AVIF")},
+        "progressive JPEG": encode(rgb, "JPEG", progressive=True),
+        "4:4:4 JPEG": encode(rgb, "JPEG", subsampling=0),
+        "EXIF 8 CMYK JPEG": encode(noise("CMYK"), "JPEG", exif=oriented(8)),
+        "1 bit": encode(noise("L").convert("1")),
+        "palette": encode(palette),
+        "palette with one transparent colour": encode(palette, transparency=3),
+        "palette with alpha": encode(palette, transparency=bytes(range(0, 256, 16))),
+        "palette with alpha, EXIF 5": encode(palette, transparency=bytes(range(0, 256, 16)), exif=oriented(5)),
+        "RGB with a transparent colour": encode(rgb, transparency=rgb.getpixel((3, 3))),
+        "gray with a transparent level": encode(noise("L"), transparency=77),
+        "16-bit gray": encode(Image.fromarray(words)),
+        "16-bit gray, EXIF 7": encode(Image.fromarray(words), exif=oriented(7)),
+        "16-bit gray with a transparent level": png(
+            69, 19, depth=16, colour=0, rows=words.astype(">u2").tobytes(), extra=chunk(b"tRNS", b"\0\7")
+        ),
+        "16-bit RGB": png(23, 19, depth=16, colour=2, rows=words.astype(">u2").tobytes()),
+        "multi-picture JPEG": encode(rgb, "MPO", save_all=True, append_images=[noise("RGB").rotate(90)]),
+    }
+    others = [Image.new("RGB", rgb.size, "red"), Image.new("RGB", rgb.size, "blue")]
+    for kind in ("GIF", "WEBP", "PNG", "AVIF"):
+        found[f"animated {kind}"] = encode(rgb, kind, save_all=True, append_images=others)
+    return found
+
+
+PICTURES = pictures()
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+def test_the_input_is_bit_for_bit_that_of_training(kind):
+    served = decode(PICTURES[kind])
+    assert served.shape == (8, 8, 3)
+    assert served.dtype == np.uint8
+    np.testing.assert_array_equal(served, training.decode(PICTURES[kind], size=8, where="test"))
+
+
+def test_stretches_with_pillows_bicubic_filter():
+    expected = np.asarray(noise("RGB").resize((5, 11), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(decode(encode(noise("RGB")), height=11, width=5), expected)
+
+
+def test_a_picture_of_the_models_size_is_untouched():
+    np.testing.assert_array_equal(decode(encode(noise("RGB")), height=19, width=23), np.asarray(noise("RGB")))
+
+
+@pytest.mark.parametrize(
+    ("orientation", "corner"),
+    [(1, (0, 0)), (2, (0, 1)), (3, (1, 1)), (4, (1, 0)), (5, (0, 0)), (6, (0, 1)), (7, (1, 1)), (8, (1, 0))],
+)
+def test_turned_upright(orientation, corner):
+    stored = Image.new("RGB", (2, 2), "black")
+    stored.putpixel((0, 0), (255, 255, 255))
+    upright = decode(encode(stored, exif=oriented(orientation)), height=2, width=2)
+    assert np.argwhere(upright[..., 0] == 255).tolist() == [list(corner)]
+
+
+@pytest.mark.parametrize(
+    ("image", "kind", "options", "expected"),
+    [
+        (Image.new("RGBA", (4, 4), (255, 0, 0, 0)), "PNG", {}, (255, 255, 255)),
+        (Image.new("RGBA", (4, 4), (255, 0, 0, 51)), "PNG", {}, (255, 204, 204)),
+        (Image.new("LA", (4, 4), (0, 0)), "PNG", {}, (255, 255, 255)),
+        (Image.new("P", (4, 4), 0), "PNG", {"transparency": 0}, (255, 255, 255)),
+        (Image.new("1", (4, 4), 1), "PNG", {}, (255, 255, 255)),
+        (Image.new("L", (4, 4), 99), "PNG", {}, (99, 99, 99)),
+        (Image.new("I;16", (4, 4), 65535), "PNG", {}, (255, 255, 255)),
+        (Image.new("I;16", (4, 4), 32896), "PNG", {}, (128, 128, 128)),
+        (Image.new("I;16", (4, 4), 128), "PNG", {}, (0, 0, 0)),
+        (Image.new("I;16", (4, 4), 129), "PNG", {}, (1, 1, 1)),
+        (Image.new("CMYK", (4, 4), (0, 255, 255, 0)), "JPEG", {}, (255, 0, 0)),
+        (Image.new("CMYK", (4, 4), (0, 0, 0, 0)), "JPEG", {}, (255, 255, 255)),
+        (
+            Image.new("RGB", (4, 4), "lime"),
+            "GIF",
+            {"save_all": True, "append_images": [Image.new("RGB", (4, 4))]},
+            (0, 255, 0),
+        ),
+    ],
+)
+def test_becomes_the_colours_a_viewer_shows(image, kind, options, expected):
+    assert decode(encode(image, kind, **options)).reshape(-1, 3).tolist() == [list(expected)] * 64
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # The server ignores them too; pytest resets what it set.
+def test_damaged_exif_does_not_hide_the_picture():
+    exif = oriented(6)
+    exif[0x010F], exif[0x011A] = "camera", 72.0
+    whole = encode(noise("RGB"), "JPEG", exif=exif)
+    place = whole.index(b"Exif") + 6
+    for i in range(place, place + 60):
+        assert decode(whole[:i] + b"\xff" + whole[i + 1 :]).shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "PPM", "ICO", "EPS", "PCX", "TGA", "PDF", "JPEG2000", "DDS", "SGI"])
+def test_formats_that_browsers_do_not_show_are_refused(kind):
+    with pytest.raises(PictureError, match="not a picture that can be read: send JPEG, PNG"):
+        decode(encode(noise("RGB"), kind))
+
+
+@pytest.mark.parametrize(
+    "data", [b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"hello", b"\0" * 1000, b"\xff\xd8", b"GIF89a"]
+)
+def test_what_is_no_picture_is_refused(data):
+    with pytest.raises(PictureError):
+        decode(data)
+
+
+def test_nothing_is_refused():
+    with pytest.raises(PictureError, match="empty"):
+        decode(b"")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "AVIF", "GIF"])
+def test_a_truncated_picture_is_refused(kind):
+    whole = encode(noise("RGB").resize((100, 100)), kind)
+    for end in range(1, len(whole) * 9 // 10, len(whole) // 23):
+        with pytest.raises(PictureError):
+            decode(whole[:end])
+
+
+@pytest.mark.parametrize("size", [(30_000, 30_000), (1001, 1000), (65_536, 1), (1, 65_536), (2**31 - 1, 1)])
+def test_too_many_pixels_are_refused_before_they_are_decoded(size):
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, 8, 2, 0, 0, 0))
+    with pytest.raises(PictureError, match=r"pixels: scale it down to at most 1000000 in all and 65535 on a side"):
+        decode(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"never read"))
+
+
+def test_the_largest_picture_is_accepted():
+    assert decode(encode(Image.new("1", (1000, 1000)))).shape == (8, 8, 3)
+
+
+def test_a_bomb_in_a_text_chunk_is_refused():
+    text = chunk(b"zTXt", b"comment\0\0" + zlib.compress(b" " * 50_000_000))
+    data = encode(noise("RGB"))
+    with pytest.raises(PictureError):
+        decode(data[:33] + text + data[33:])
+
+
+@given(
+    kind=st.sampled_from(sorted(PICTURES)),
+    changes=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=4),
+)
+def test_damage_gives_a_picture_or_an_error_of_ours(kind, changes):
+    data = bytearray(PICTURES[kind])
+    for place, value in changes:
+        data[int(place * (len(data) - 1))] = value
+    with contextlib.suppress(PictureError):
+        assert decode(bytes(data)).shape == (8, 8, 3)

@@ -1,0 +1,111 @@
+"""A trained model that computes logits, from a workdir or from the ONNX file made of it."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import onnxruntime
+from jaxtyping import Float32, UInt8
+
+from jaxcnn import config as settings
+from jaxcnn.checkpoint import load_model
+from jaxcnn.config import Config
+from jaxcnn.errors import UserError
+from jaxcnn.step import eval_step
+
+LogitsFunction = Callable[
+    [UInt8[np.ndarray, "batch side side 3"]],
+    Float32[np.ndarray, "batch classes"] | Float32[jax.Array, "batch classes"],
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classifier:
+    """A trained model from a workdir or an ONNX file.
+
+    Attributes:
+      config: the settings it was trained with.
+      wnids: WordNet ids of its classes; empty where its data had none.
+      logits: computes the logits of a batch of pictures.
+    """
+
+    config: Config
+    names: tuple[str, ...]
+    wnids: tuple[str, ...]
+    logits: LogitsFunction
+
+
+def open_classifier(path: Path) -> Classifier:
+    """Opens the best checkpoint of a workdir, or an ONNX file that `python -m export` made.
+
+    Raises:
+      UserError: the path is missing or neither of the two.
+    """
+    if not path.exists():
+        raise UserError(f"{path} does not exist; give a workdir or an .onnx file")
+    if path.is_file():
+        return open_onnx(path)
+    trained = load_model(path)
+    return Classifier(
+        config=trained.config,
+        names=trained.names,
+        wnids=trained.wnids,
+        logits=partial(eval_step, trained.variables, model=trained.model),
+    )
+
+
+def open_onnx(path: Path) -> Classifier:
+    """Opens an exported model with onnxruntime.
+
+    Raises:
+      UserError: not an ONNX file, or not one that keeps the contract of `python -m export`.
+    """
+    try:
+        session = onnxruntime.InferenceSession(path, _quiet(), providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} is neither a workdir nor a readable .onnx file ({reason})") from error
+    metadata = session.get_modelmeta().custom_metadata_map
+    config = settings.from_json(json.dumps(_read_metadata(path, metadata, "config", dict)))
+    names = tuple(_read_metadata(path, metadata, "names", list))
+    side = config.data.image_size
+    if _read_metadata(path, metadata, "image_size", list) != [side, side]:
+        raise _not_ours(path, f"its image_size differs from the {side} of its settings")
+    shapes = {each.name: (each.type, each.shape[1:]) for each in (*session.get_inputs(), *session.get_outputs())}
+    expected = {"image": ("tensor(uint8)", [side, side, 3]), "logits": ("tensor(float)", [len(names)])}
+    for name, kind in expected.items():
+        if shapes.get(name) != kind:
+            raise _not_ours(path, f"{name} is {shapes.get(name, 'absent')}, not {kind}")
+    return Classifier(
+        config=config,
+        names=names,
+        wnids=tuple(_read_metadata(path, metadata, "wnids", list)),
+        logits=lambda images: session.run(["logits"], {"image": images})[0],
+    )
+
+
+def _read_metadata(path: Path, metadata: dict[str, str], key: str, kind: type) -> Any:
+    try:
+        value = json.loads(metadata[key])
+    except KeyError:
+        raise _not_ours(path, f"its metadata has no {key}") from None
+    except ValueError:
+        raise _not_ours(path, f"its metadata has a {key} that is not JSON") from None
+    if not isinstance(value, kind):
+        raise _not_ours(path, f"its metadata has a {key} that is {type(value).__name__}, not {kind.__name__}")
+    return value
+
+
+def _not_ours(path: Path, what: str) -> UserError:
+    return UserError(f"{path} was not made by `python -m export WORKDIR`: {what}")
+
+
+def _quiet() -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # errors arrive as exceptions
+    return options

@@ -1,0 +1,115 @@
+"""Opening a trained model: a workdir's best checkpoint, or an ONNX file that keeps the contract."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from jaxcnn import config as settings
+from jaxcnn import models
+from jaxcnn.checkpoint import open_checkpoints
+from jaxcnn.classifier import open_classifier
+from jaxcnn.config import Config, DataConfig, ModelConfig
+from jaxcnn.errors import UserError
+from jaxcnn.optim import make_optimizer
+from jaxcnn.state import create_state
+from jaxcnn.workdir import Classes, Workdir
+
+CONFIG = Config(data=DataConfig(image_size=8), model=ModelConfig(widths=(4,), blocks=(1,)), batch_size=4)
+NAMES = ("red", "green", "blue")
+
+
+def write_onnx(path, *, side=8, output="logits", **metadata):
+    """A model that answers with the mean of each colour; None leaves a piece of metadata out."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+            helper.make_node("ReduceMean", ["float"], [output], axes=[1, 2], keepdims=0),
+        ],
+        "colours",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", side, side, 3])],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch", 3])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    values = {"names": NAMES, "wnids": [], "image_size": [8, 8], "config": json.loads(settings.to_json(CONFIG))}
+    written = {key: json.dumps(value) for key, value in (values | metadata).items() if value is not None}
+    helper.set_model_props(model, written)
+    onnx.save(model, path)
+    return path
+
+
+def test_an_onnx_file(tmp_path):
+    classifier = open_classifier(write_onnx(tmp_path / "model.onnx", wnids=["n1", "n2", "n3"]))
+    assert classifier.names == NAMES
+    assert classifier.wnids == ("n1", "n2", "n3")
+    assert classifier.config == CONFIG
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
+    np.testing.assert_allclose(classifier.logits(images), images.mean(axis=(1, 2)), rtol=1e-5)
+
+
+def test_a_workdir(tmp_path):
+    Workdir(tmp_path).begin(CONFIG, Classes(NAMES, (), "colours", "MIT"))
+    model = models.build(CONFIG.model, classes=3)
+    optimizer = make_optimizer(CONFIG.optim, steps=10)
+    state = create_state(jax.random.key(0), model=model, optimizer=optimizer, image_size=8, averaged=False)
+    with open_checkpoints(Workdir(tmp_path).checkpoints) as checkpoints:
+        checkpoints.save(state, metrics={"top1": 0.5})
+    classifier = open_classifier(tmp_path)
+    assert classifier.names == NAMES
+    assert classifier.config == CONFIG
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
+    expected = model.apply(state.variables, jnp.asarray(images), train=False)
+    np.testing.assert_allclose(classifier.logits(images), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_path_that_is_missing(tmp_path):
+    with pytest.raises(UserError, match=r"gone does not exist; give a workdir or an \.onnx file"):
+        open_classifier(tmp_path / "gone")
+
+
+def test_a_folder_that_is_no_workdir(tmp_path):
+    with pytest.raises(UserError, match="is not the workdir of a training run"):
+        open_classifier(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", b"\x08\x08" * 50])
+def test_a_file_that_is_no_model(tmp_path, content):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"neither a workdir nor a readable \.onnx file") as caught:
+        open_classifier(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"names": None}, "its metadata has no names"),
+        ({"config": None}, "its metadata has no config"),
+        ({"wnids": None}, "its metadata has no wnids"),
+        ({"image_size": None}, "its metadata has no image_size"),
+        ({"names": {"0": "red"}}, "a names that is dict, not list"),
+        ({"config": {}}, r"config\.data is missing"),
+        ({"image_size": [8, 9]}, "its image_size differs from the 8 of its settings"),
+        ({"names": ["red", "green"]}, r"logits is .*\[3\]"),
+        ({"side": 9}, r"image is .*\[9, 9, 3\]"),
+        ({"output": "scores"}, "logits is absent"),
+    ],
+)
+def test_a_model_that_breaks_the_contract(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message) as caught:
+        open_classifier(write_onnx(tmp_path / "model.onnx", **changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_metadata_that_is_not_json(tmp_path):
+    path = write_onnx(tmp_path / "model.onnx", names=None)
+    model = onnx.load(path)
+    model.metadata_props.add(key="names", value="red, green")
+    onnx.save(model, path)
+    with pytest.raises(UserError, match="has a names that is not JSON"):
+        open_classifier(path)

@@ -1,0 +1,270 @@
+"""Evaluation of a model on real files: the figures, the JSON, the printed tables, and mistakes of the user's."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from PIL import Image
+
+from jaxcnn import config as settings
+from jaxcnn import models
+from jaxcnn.checkpoint import open_checkpoints
+from jaxcnn.config import Config, DataConfig, ModelConfig
+from jaxcnn.data import Split
+from jaxcnn.errors import UserError
+from jaxcnn.evaluate import evaluate, main, parse, write_evaluation
+from jaxcnn.metrics import score, summarize
+from jaxcnn.optim import make_optimizer
+from jaxcnn.state import create_state
+from jaxcnn.workdir import Classes, Workdir
+
+ROOT = Path(__file__).parent.parent
+SIDE = 8
+NAMES = ("a red", "b green", "c blue")
+COLOURS = ((200, 90, 10), (90, 200, 10), (10, 90, 200))
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Class folders of plain colours: per class 4 training and 3 validation pictures; one green one is in `c blue`."""
+    for split, count in (("train", 4), ("val", 3)):
+        for name, colour in zip(NAMES, COLOURS, strict=True):
+            folder = tmp_path / "pictures" / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (SIDE, SIDE), tuple(each + i for each in colour)).save(folder / f"{i}.png")
+    Image.new("RGB", (SIDE, SIDE), COLOURS[1]).save(tmp_path / "pictures" / "val" / NAMES[2] / "0.png")
+    return tmp_path / "pictures"
+
+
+@pytest.fixture
+def config(pictures, tmp_path):
+    return Config(
+        data=DataConfig(source=str(pictures), cache_dir=str(tmp_path / "cache"), image_size=SIDE),
+        model=ModelConfig(widths=(4,), blocks=(1,)),
+        batch_size=4,
+    )
+
+
+@pytest.fixture
+def exported(config, tmp_path):
+    """An ONNX file that keeps the contract: it answers with the mean of each colour, less 100."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+            helper.make_node("ReduceMean", ["float"], ["means"], axes=[1, 2], keepdims=0),
+            helper.make_node("Sub", ["means", "hundred"], ["logits"]),
+        ],
+        "colours",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", SIDE, SIDE, 3])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])],
+        [helper.make_tensor("hundred", TensorProto.FLOAT, [], [100.0])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    written = {"names": NAMES, "wnids": [], "image_size": [SIDE, SIDE], "config": json.loads(settings.to_json(config))}
+    helper.set_model_props(model, {key: json.dumps(value) for key, value in written.items()})
+    path = tmp_path / "out" / "model.onnx"
+    path.parent.mkdir()
+    onnx.save(model, path)
+    return path
+
+
+@pytest.fixture
+def workdir(config, tmp_path):
+    """A run whose best checkpoint is an untrained network."""
+    run = Workdir(tmp_path / "run")
+    run.begin(config, Classes(NAMES, (), "pictures", "unknown"))
+    state = create_state(
+        jax.random.key(3),
+        model=models.build(config.model, classes=3),
+        optimizer=make_optimizer(config.optim, steps=10),
+        image_size=SIDE,
+        averaged=False,
+    )
+    with open_checkpoints(run.checkpoints) as checkpoints:
+        checkpoints.save(state, metrics={"top1": 0.5})
+    return run.path
+
+
+def random_split(count, *, side=4, classes=5):
+    rng = np.random.default_rng(0)
+    return Split(rng.integers(0, 256, (count, side, side, 3), np.uint8), rng.integers(0, classes, count, np.int32))
+
+
+def channel_logits(images):
+    """Five logits that depend on the pixels of each picture alone."""
+    return images.reshape(len(images), -1)[:, :5].astype(np.float32) / 16
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 7, 23, 64])
+def test_every_picture_counts_once_whatever_the_batch(batch_size):
+    split = random_split(23)
+    whole = summarize([score(channel_logits(split.images), split.labels, np.ones(23, bool))], classes=5)
+    measured = evaluate(channel_logits, split, classes=5, batch_size=batch_size)
+    assert measured.scalars() == whole.scalars()
+    assert measured.count == 23
+    np.testing.assert_array_equal(measured.predicted, whole.predicted)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_not_finite_name_the_picture(value):
+    def logits(images):
+        values = channel_logits(images)
+        values[(images == split.images[9]).all(axis=(1, 2, 3)), 2] = value
+        return values
+
+    split = random_split(11)
+    with pytest.raises(UserError, match="outputs for picture 9 of the split are not finite"):
+        evaluate(logits, split, classes=5, batch_size=4)
+
+
+def test_padding_may_give_anything():
+    def logits(images):
+        return np.where((images == 0).all(axis=(1, 2, 3))[:, None], np.float32(np.nan), channel_logits(images))
+
+    assert evaluate(logits, random_split(5), classes=5, batch_size=4).count == 5
+
+
+def test_no_pictures():
+    with pytest.raises(UserError, match="no pictures to evaluate"):
+        evaluate(channel_logits, random_split(0), classes=5, batch_size=4)
+
+
+def test_an_onnx_file(exported, capsys):
+    main([str(exported)])
+    record = json.loads((exported.parent / "evaluation.json").read_text())
+    assert record["count"] == 9
+    assert record["top1"] == pytest.approx(8 / 9)
+    assert record["top5"] == 1
+    assert record["loss"] == pytest.approx(190 / 9)
+    assert record["confusion"] == [[3, 0, 0], [0, 3, 0], [0, 1, 2]]
+    assert [each["name"] for each in record["per_class"]] == list(NAMES)
+    assert [each["top1"] for each in record["per_class"]] == pytest.approx([1, 1, 2 / 3])
+    assert [each["count"] for each in record["per_class"]] == [3, 3, 3]
+    assert sum(each["count"] for each in record["reliability"]) == 9
+    assert record["reliability"][0] == {"count": 0, "confidence": None, "accuracy": None}
+    assert (record["model"], record["split"]) == (str(exported), "validation")
+    printed = capsys.readouterr().out
+    assert "0.8889" in printed
+    worst, confused = printed.split("worst classes")[1].split("confused class")
+    assert worst.index("c blue") < worst.index("a red")
+    assert confused.index("c blue") < confused.index("b green")
+
+
+def test_the_training_pictures_leave_the_other_record_alone(exported):
+    main([str(exported), "--split", "train"])
+    assert json.loads((exported.parent / "evaluation-train.json").read_text())["count"] == 12
+    assert not (exported.parent / "evaluation.json").exists()
+
+
+def test_a_workdir(workdir, config):
+    main([str(workdir), "--output", str(workdir / "mine.json")])
+    record = json.loads((workdir / "mine.json").read_text())
+    assert record["count"] == 9
+    assert np.sum(record["confusion"]) == 9
+    assert not (workdir / "evaluation.json").exists()
+    main([str(workdir)])
+    again = json.loads((workdir / "evaluation.json").read_text())
+    assert again == record
+
+
+def test_other_data_with_the_same_classes(exported, pictures):
+    main([str(exported), "--data.source", str(pictures / "train"), "--data.validation_fraction", ".5"])
+    assert json.loads((exported.parent / "evaluation.json").read_text())["count"] == 6
+
+
+def test_an_archive_is_forgotten_with_its_source():
+    defaults = DataConfig(source="tiny_imagenet", archive="tiny.zip")
+    assert parse(defaults, []).data == defaults
+    assert parse(defaults, ["--data.source=x"]).data == DataConfig(source="x")
+    assert parse(defaults, ["--data.source", "x"]).data == DataConfig(source="x")
+
+
+def test_classes_that_differ_are_refused_by_the_first(exported, pictures):
+    for split in ("train", "val"):
+        (pictures / split / "b green").rename(pictures / split / "b lime")
+    with pytest.raises(UserError, match="class 1 is 'b lime' in the data, 'b green' in the model") as caught:
+        main([str(exported)])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_class_too_many_is_refused(exported, pictures):
+    for split in ("train", "val"):
+        folder = pictures / split / "d white"
+        folder.mkdir()
+        Image.new("RGB", (SIDE, SIDE), "white").save(folder / "0.png")
+    with pytest.raises(UserError, match="class 3 is 'd white' in the data, absent in the model"):
+        main([str(exported)])
+
+
+def test_another_image_size_is_refused(exported):
+    with pytest.raises(UserError, match=r"data\.image_size is 9, but the model takes 8"):
+        main([str(exported), "--data.image_size", "9"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give a workdir or an .onnx file first"),
+        (["--split", "train"], "give a workdir or an .onnx file first"),
+        (["no/such/path"], "no/such/path does not exist"),
+    ],
+)
+def test_no_model(arguments, message):
+    with pytest.raises(UserError, match=message):
+        main(arguments)
+
+
+def test_an_output_that_cannot_be_written(exported, tmp_path):
+    with pytest.raises(UserError, match="cannot be written to"):
+        main([str(exported), "--output", str(tmp_path / "gone" / "x.json")])
+
+
+def test_class_names_cannot_steer_the_terminal(capsys, tmp_path):
+    from jaxcnn.evaluate import print_evaluation
+
+    measured = evaluate(channel_logits, random_split(20), classes=5, batch_size=8)
+    names = ["[red]x[/red]", "\x1b[31mevil", "two\nlines", "\udc80", "plain"]
+    print_evaluation(measured, names=names, title="[bold]t")
+    printed = capsys.readouterr().out
+    assert "[red]x[/red]" in printed
+    assert "[bold]t" in printed
+    assert "\x1b" not in printed
+    assert "two\ufffdlines" in printed
+    write_evaluation(measured, tmp_path / "e.json", names=names)
+    assert [each["name"] for each in json.loads((tmp_path / "e.json").read_text())["per_class"]] == names
+
+
+def test_a_class_without_pictures_is_null(tmp_path):
+    split = dataclasses.replace(random_split(6), labels=np.zeros(6, np.int32))
+    write_evaluation(evaluate(channel_logits, split, classes=5, batch_size=4), tmp_path / "e.json", names="abcde")
+    per_class = json.loads((tmp_path / "e.json").read_text())["per_class"]
+    assert [each["top1"] is None for each in per_class] == [False, True, True, True, True]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "jaxcnn.evaluate", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_the_process_ends_with_one_line_and_status_2(tmp_path):
+    (tmp_path / "model.onnx").write_text("not a model")
+    done = run(str(tmp_path / "model.onnx"))
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("python -m jaxcnn.evaluate: ")
+
+
+def test_help_lists_the_options():
+    done = run("--help")
+    assert done.returncode == 0
+    for word in ("WORKDIR_OR_ONNX", "--data.source", "--data.archive", "--data.cache_dir", "--split", "--output"):
+        assert word in done.stdout

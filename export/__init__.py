@@ -1,0 +1,20 @@
+"""Turn trained classifiers, and any function of arrays in jax, into ONNX files that can be trusted."""
+
+from typing import TYPE_CHECKING, Any
+
+from export.convert import to_onnx
+from export.errors import UnsupportedError, VerificationError
+
+if TYPE_CHECKING:
+    from export.workdir import export_workdir
+
+__all__ = ["UnsupportedError", "VerificationError", "export_workdir", "to_onnx"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what reads a workdir when it is asked for: the converter works without jaxcnn."""
+    if name == "export_workdir":
+        from export.workdir import export_workdir
+
+        return export_workdir
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

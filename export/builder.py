@@ -1,0 +1,178 @@
+"""What the rules build with: tensors whose axes are stored in any order, and the few operators they share."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from onnx import helper
+
+from export.errors import UnsupportedError
+from export.graph import Graph, Shape
+
+Layout = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A value of the traced function that the ONNX graph computes.
+
+    Its axes are stored in the order `layout`: axis i of the ONNX value is axis `layout[i]` of jax's. So transposing
+    costs nothing until an operator needs an order, and a network stays channels-first after its first convolution.
+    """
+
+    name: str
+    shape: Shape
+    dtype: np.dtype[Any]
+    layout: Layout
+
+    @property
+    def stored_shape(self) -> Shape:
+        """Shape of the ONNX value."""
+        return tuple(self.shape[axis] for axis in self.layout)
+
+
+Value = Tensor | np.ndarray
+"""An operand of a rule: computed by the graph, or known at export."""
+
+
+class Builder:
+    """Adds nodes to a graph at a place of the module tree.
+
+    Attributes:
+      path: the place, empty or ending with a slash; node names start with it.
+    """
+
+    def __init__(self, graph: Graph):
+        self.graph = graph
+        self.path = ""
+        self._arranged: dict[tuple[str, Layout], str] = {}
+
+    def emit(
+        self, op: str, inputs: Sequence[str], like: Any, layout: Layout | None = None, **attributes: Any
+    ) -> Tensor:
+        """Adds a node whose value has the shape and dtype of `like` (an aval or a Tensor), stored in `layout`."""
+        layout = identity(len(like.shape)) if layout is None else tuple(layout)
+        shape = tuple(like.shape[axis] for axis in layout)
+        name = self.graph.add(op, inputs, shape=shape, path=self.path, **attributes)
+        return Tensor(name, tuple(like.shape), np.dtype(like.dtype), layout)
+
+    def constant(self, array: Any, name: str = "constant") -> str:
+        """Adds an array and returns its name."""
+        return self.graph.add_constant(np.asarray(array), self.path + name)
+
+    def stored(self, value: Value, order: Layout, name: str = "constant") -> str:
+        """The name of a value whose axes are in this order; transposed at export, or by the graph if need be."""
+        order = tuple(order)
+        if isinstance(value, np.ndarray):
+            return self.constant(value.transpose(order), name)
+        if value.layout == order:
+            return value.name
+        if (value.name, order) not in self._arranged:
+            self._arranged[value.name, order] = self._arrange(value, order)
+        return self._arranged[value.name, order]
+
+    def _arrange(self, value: Tensor, order: Layout) -> str:
+        shape = tuple(value.shape[axis] for axis in order)
+        if [axis for axis in order if value.shape[axis] != 1] == [
+            axis for axis in value.layout if value.shape[axis] != 1
+        ]:
+            return self._reshape(value.name, value.stored_shape, shape)  # only axes of size 1 move
+        perm = [value.layout.index(axis) for axis in order]
+        return self.graph.add("Transpose", [value.name], shape=shape, path=self.path, perm=perm)
+
+    def reshape(self, value: Tensor, shape: Shape) -> Tensor:
+        """Row-major reshape, as jax's."""
+        shape = tuple(shape)
+        if shape == value.shape:
+            return value
+        if _without_ones(shape) == _without_ones(value.shape):
+            layout = _follow(value, shape)
+            stored = tuple(shape[axis] for axis in layout)
+            return Tensor(self._reshape(value.name, value.stored_shape, stored), shape, value.dtype, layout)
+        name = self.stored(value, identity(len(value.shape)))
+        return Tensor(self._reshape(name, value.shape, shape), shape, value.dtype, identity(len(shape)))
+
+    def _reshape(self, name: str, old: Shape, new: Shape) -> str:
+        if old == new:
+            return name
+        free = [i for i, dim in enumerate(new) if not isinstance(dim, int)]
+        if any(i >= len(old) or old[i] != new[i] for i in free[1:]):
+            raise UnsupportedError(f"{self.where()}: cannot reshape {old} to {new}, only one symbolic size may move")
+        sizes = [dim if isinstance(dim, int) else 0 for dim in new]  # 0 copies the size at its place
+        if free:
+            sizes[free[0]] = -1
+        return self.graph.add(
+            "Reshape", [name, self.constant(np.array(sizes, np.int64), "shape")], shape=new, path=self.path
+        )
+
+    def expand(self, value: Tensor, shape: Shape) -> Tensor:
+        """Repeats a value along its axes of size 1."""
+        if tuple(shape) == value.shape:
+            return value
+        stored = tuple(shape[axis] for axis in value.layout)
+        # A 1 keeps the value's own size, which may be symbolic.
+        sizes = [1 if old == new else new for old, new in zip(value.stored_shape, stored, strict=True)]
+        inputs = [value.name, self._sizes(sizes)]
+        name = self.graph.add("Expand", inputs, shape=stored, path=self.path)
+        return Tensor(name, tuple(shape), value.dtype, value.layout)
+
+    def _sizes(self, sizes: Sequence[Any]) -> str:
+        """A vector of sizes, the symbolic ones measured from the graph's inputs when it runs."""
+        if all(isinstance(size, int) for size in sizes):
+            return self.constant(np.array(sizes, np.int64), "shape")
+        parts = [
+            self.constant(np.array([size], np.int64), "shape") if isinstance(size, int) else self._measure(size)
+            for size in sizes
+        ]
+        return self.graph.add("Concat", parts, shape=(len(sizes),), path=self.path, axis=0)
+
+    def _measure(self, size: Any) -> str:
+        for name, kind in self.graph.inputs.items():
+            for axis, dim in enumerate(kind.shape):
+                if not isinstance(dim, int) and dim == size:
+                    return self.graph.add("Shape", [name], shape=(1,), path=self.path, start=axis, end=axis + 1)
+        raise UnsupportedError(f"{self.where()}: the size {size} is computed from others; make it the size of an input")
+
+    def cast(self, value: Tensor, dtype: Any) -> Tensor:
+        """Converts the elements."""
+        dtype = np.dtype(dtype)
+        if dtype == value.dtype:
+            return value
+        like = replace(value, dtype=dtype)
+        return self.emit("Cast", [value.name], like, value.layout, to=helper.np_dtype_to_tensor_dtype(dtype))
+
+    def as_tensor(self, value: Value) -> Tensor:
+        """A constant as a tensor of the graph."""
+        if isinstance(value, Tensor):
+            return value
+        return Tensor(self.constant(value), value.shape, value.dtype, identity(value.ndim))
+
+    def where(self) -> str:
+        """The place in the module tree, for messages."""
+        return self.path.removesuffix("/") or "the top of the function"
+
+
+def identity(rank: int) -> Layout:
+    """The layout that jax's own order is."""
+    return tuple(range(rank))
+
+
+def renumber(layout: Layout, numbers: dict[int, int]) -> Layout:
+    """The layout after its axes got new numbers; those without one are gone."""
+    return tuple(numbers[axis] for axis in layout if axis in numbers)
+
+
+def _without_ones(shape: Shape) -> Shape:
+    return tuple(dim for dim in shape if dim != 1)
+
+
+def _follow(value: Tensor, shape: Shape) -> Layout:
+    """A layout for `shape`, which differs from the value's only in axes of size 1, that keeps the stored order."""
+    old = [axis for axis, dim in enumerate(value.shape) if dim != 1]
+    new = [axis for axis, dim in enumerate(shape) if dim != 1]
+    moved = dict(zip(old, new, strict=True))
+    order = [moved[axis] for axis in value.layout if axis in moved]
+    if order == new:
+        return identity(len(shape))
+    return (*order, *(axis for axis, dim in enumerate(shape) if dim == 1))

@@ -1,0 +1,150 @@
+"""From a jax function to an ONNX model: trace it, translate each equation of its jaxpr, tidy the graph."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.extend.core as jex
+import numpy as np
+import onnx
+
+from export import passes
+from export.builder import Builder, Tensor, Value, identity
+from export.errors import UnsupportedError
+from export.graph import Graph, ValueType
+from export.rules import RULES
+
+InputSpec = tuple[str, Sequence[int | str]]
+"""Element type and shape of an input; a size given by name is symbolic."""
+
+_CALLS = (
+    "jit",
+    "pjit",
+    "closed_call",
+    "core_call",
+    "custom_jvp_call",
+    "custom_vjp_call",
+    "remat",
+    "remat2",
+    "checkpoint",
+)
+_DTYPES = tuple(np.dtype(each) for each in ("bool", "float32", "int8", "int32", "uint8", "uint32"))
+
+
+def to_onnx(fn: Callable[..., Any], inputs: Mapping[str, InputSpec]) -> onnx.ModelProto:
+    """Converts a function of arrays to an ONNX model that computes the same, in float32.
+
+    The function is traced once; what it closes over becomes constants, and what follows from constants alone is
+    computed now. `to_onnx(lambda image: model.apply(variables, image, train=False), {"image": ("uint8",
+    ("batch", 64, 64, 3))})` converts a Flax model.
+
+    Args:
+      fn: called with one array for each input, in order; returns an array, which the model names `output`, or a dict
+        of named arrays.
+      inputs: element type and shape by name, such as `("uint8", ("batch", 64, 64, 3))`.
+
+    Returns:
+      A model of operator set 17 and IR version 8, without BatchNormalization, `auto_pad` and `value_info`.
+
+    Raises:
+      UnsupportedError: a primitive, a variant of one, or an element type that has no translation.
+    """
+    types = input_types(inputs)
+    try:
+        jaxpr, result = jax.make_jaxpr(lambda *arrays: name_outputs(fn(*arrays)), return_shape=True)(*abstract(types))
+    except jex.InconclusiveDimensionOperation as error:
+        reason = str(error).partition("\n")[0]
+        raise UnsupportedError(f"the function needs the number that a symbolic size stands for: {reason}") from error
+    if set(result) & set(types):
+        raise UnsupportedError(
+            f"inputs and outputs share names: {sorted(set(result) & set(types))}; rename the outputs"
+        )
+    graph = Graph(types)
+    tensors = [Tensor(name, kind.shape, kind.dtype, identity(len(kind.shape))) for name, kind in types.items()]
+    values = _Interpreter(Builder(graph)).run(jaxpr.jaxpr, jaxpr.consts, tensors, place="")
+    builder = Builder(graph)
+    for name, value in zip(sorted(result), values, strict=True):  # jax sorts the keys of a dict
+        tensor = builder.as_tensor(value)
+        stored = builder.stored(tensor, identity(len(tensor.shape)))
+        graph.outputs[name] = (stored, ValueType(tensor.dtype, tensor.shape))
+    passes.run(graph)
+    return graph.to_model()
+
+
+def input_types(inputs: Mapping[str, InputSpec]) -> dict[str, ValueType]:
+    """Types of the inputs; a name that recurs is the same symbolic size."""
+    scope = jax.export.SymbolicScope()
+    types = {}
+    for name, (dtype, shape) in inputs.items():
+        dims = jax.export.symbolic_shape(", ".join(map(str, shape)), scope=scope) if shape else ()
+        types[name] = ValueType(np.dtype(dtype), tuple(dims))
+    return types
+
+
+def abstract(types: Mapping[str, ValueType]) -> list[Any]:
+    """Stand-ins for arrays of these types, to trace with."""
+    stand_in: Any = jax.ShapeDtypeStruct
+    return [stand_in(kind.shape, kind.dtype) for kind in types.values()]
+
+
+def name_outputs(result: Any) -> dict[str, Any]:
+    """What a function returned, as named arrays.
+
+    Raises:
+      UnsupportedError: neither an array nor a dict of arrays by name.
+    """
+    named = result if isinstance(result, dict) else {"output": result}
+    if not all(isinstance(name, str) and hasattr(each, "shape") for name, each in named.items()):
+        raise UnsupportedError("the function must return an array or a dict of arrays by name")
+    return named
+
+
+class _Interpreter:
+    """Runs a jaxpr on arrays, where all operands are known, and on tensors of a graph."""
+
+    def __init__(self, builder: Builder):
+        self._builder = builder
+
+    def run(self, jaxpr: jex.Jaxpr, constants: Sequence[Any], operands: Sequence[Value], place: str) -> list[Value]:
+        """Returns the values of the outputs; `place` is where in the module tree the jaxpr is called."""
+        values: dict[Any, Value] = dict(zip(jaxpr.invars, operands, strict=True))
+        values |= {var: np.asarray(each) for var, each in zip(jaxpr.constvars, constants, strict=True)}
+
+        def read(atom: Any) -> Value:
+            return values[atom] if isinstance(atom, jex.Var) else np.asarray(atom.val, atom.aval.dtype)
+
+        for eqn in jaxpr.eqns:
+            inner = "/".join(part for part in (place, str(eqn.source_info.name_stack)) if part)
+            results = self._evaluate(eqn, [read(atom) for atom in eqn.invars], inner)
+            values |= zip(eqn.outvars, results, strict=True)
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def _evaluate(self, eqn: Any, operands: list[Value], place: str) -> Sequence[Value]:
+        if eqn.primitive.name in _CALLS:
+            called = eqn.params["call_jaxpr" if "call_jaxpr" in eqn.params else "jaxpr"]
+            return self.run(getattr(called, "jaxpr", called), getattr(called, "consts", ()), operands, place)
+        sizes = [dim for var in eqn.outvars for dim in var.aval.shape]
+        if all(isinstance(each, np.ndarray) for each in operands) and all(isinstance(dim, int) for dim in sizes):
+            return _compute(eqn, operands)
+        return self._translate(eqn, operands, place)
+
+    def _translate(self, eqn: Any, operands: list[Value], place: str) -> Sequence[Value]:
+        primitive, builder = eqn.primitive.name, self._builder
+        builder.path = f"{place}/" if place else ""
+        dtypes = {np.dtype(each.dtype) for each in (*operands, *(var.aval for var in eqn.outvars))}
+        for dtype in dtypes.difference(_DTYPES):
+            raise UnsupportedError(
+                f"cannot export {dtype} (the primitive {primitive!r} at {builder.where()}); build the module in float32"
+            )
+        if primitive not in RULES:
+            raise UnsupportedError(
+                f"cannot export the primitive {primitive!r} at {builder.where()}; "
+                "write that part of the module with other operations, or add a rule in export/rules"
+            )
+        return [RULES[primitive](builder, eqn, *operands)]
+
+
+def _compute(eqn: Any, operands: Sequence[Any]) -> list[np.ndarray]:
+    """The values of an equation whose operands are all known."""
+    results = eqn.primitive.bind(*operands, **eqn.params)
+    return [np.asarray(each) for each in (results if eqn.primitive.multiple_results else [results])]

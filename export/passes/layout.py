@@ -1,0 +1,151 @@
+"""Fewer transposes: moved to where they meet and cancel, or into the weights of the next layer."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from export.graph import Graph, Node
+
+_UNARY = frozenset(("Abs", "Clip", "Erf", "Exp", "LeakyRelu", "Log", "Neg", "Relu", "Sigmoid", "Sqrt", "Tanh"))
+_BINARY = frozenset(("Add", "Div", "Max", "Min", "Mul", "Pow", "Sub"))
+
+
+def hoist_transposes(graph: Graph) -> None:
+    """Moves each Transpose up through element-by-element operators with constants, and joins it with the next.
+
+    A picture is so transposed once, right after its Cast to float, and what normalised it comes to lie beside the
+    first convolution, where it can be folded.
+    """
+    while any(_hoist(graph, node) for node in list(graph.nodes.values()) if node.op == "Transpose"):
+        graph.prune()
+
+
+def _hoist(graph: Graph, transpose: Node) -> bool:
+    above, perm = graph.producer(transpose.inputs[0]), transpose.attributes["perm"]
+    if above is None or transpose.output not in graph.nodes:
+        return False
+    if above.op == "Transpose":
+        joined = [above.attributes["perm"][axis] for axis in perm]
+        graph.replace(transpose.output, _transposed(graph, above.inputs[0], joined, transpose.path))
+        return True
+    variable = [each for each in above.inputs if each not in graph.constants]
+    if above.op not in _UNARY | _BINARY or len(variable) != 1 or graph.only_consumer(above.output) is None:
+        return False
+    if graph.shapes[variable[0]] != graph.shapes[above.output]:
+        return False
+    moved = _transposed(graph, variable[0], perm, transpose.path)
+    inputs = [
+        moved if each == variable[0] else _transposed_constant(graph, each, perm, above.path) for each in above.inputs
+    ]
+    shape = graph.shapes[transpose.output]
+    graph.replace(transpose.output, graph.add(above.op, inputs, shape=shape, path=above.path, **above.attributes))
+    return True
+
+
+def _transposed(graph: Graph, name: str, perm: Sequence[int], path: str) -> str:
+    """The value transposed, by a node that exists if there is one."""
+    if list(perm) == list(range(len(perm))):
+        return name
+    for node in graph.nodes.values():
+        if node.op == "Transpose" and node.inputs == [name] and list(node.attributes["perm"]) == list(perm):
+            return node.output
+    shape = tuple(graph.shapes[name][axis] for axis in perm)
+    return graph.add("Transpose", [name], shape=shape, path=path, perm=list(perm))
+
+
+def _transposed_constant(graph: Graph, name: str, perm: Sequence[int], path: str) -> str:
+    array = graph.constants[name]
+    if array.ndim == 0:
+        return name
+    full = array.reshape((1,) * (len(perm) - array.ndim) + array.shape)
+    return graph.add_constant(full.transpose(perm), f"{path}constant")
+
+
+def join_reshapes(graph: Graph) -> None:
+    """A Reshape of a Reshape is one Reshape, or none if it restores the shape."""
+    for node in graph.sorted_nodes():
+        above = graph.producer(node.inputs[0], "Reshape") if node.op == "Reshape" else None
+        if above is None or 0 in graph.constants[node.inputs[1]]:  # 0 copies a size of what comes before
+            continue
+        node.inputs[0] = above.inputs[0]
+        if graph.shapes[node.output] == graph.shapes[above.inputs[0]]:
+            graph.replace(node.output, above.inputs[0])
+
+
+def convolve_patches(graph: Graph) -> None:
+    """A convolution of p x q patches folded into channels is one of p-fold kernel and stride on the pixels.
+
+    With kernel[i, j] over patches and patch[a, b] of pixels, the pixel under kernel position (p i + a, q j + b) is
+    the same one; as many multiplications, and no 6-d reshaping, which not every runtime knows.
+    """
+    for node in list(graph.nodes.values()):
+        if node.op == "Conv":
+            _convolve_pixels(graph, node)
+
+
+def _convolve_pixels(graph: Graph, conv: Node) -> None:
+    chain = _patch_chain(graph, conv)
+    kernel = graph.own_constant(conv, 1)
+    if chain is None or kernel is None or conv.attributes["group"] != 1 or set(conv.attributes["dilations"]) != {1}:
+        return
+    split, swap = chain
+    source, order = split.inputs[0], swap.attributes["perm"][3:]
+    _, _, p, _, q, channels = graph.shapes[split.output]
+    sizes = {2: p, 4: q, 5: channels}
+    outputs, _, rows, columns = kernel.shape
+    axes = {axis: 1 + i for i, axis in enumerate(order)}
+    parts = kernel.reshape(outputs, *(sizes[axis] for axis in order), rows, columns)
+    pixels = parts.transpose(0, axes[5], 4, axes[2], 5, axes[4])
+    pixels = pixels.reshape(outputs, channels, rows * p, columns * q)
+    top, left, bottom, right = conv.attributes["pads"]
+    vertical, horizontal = conv.attributes["strides"]
+    conv.inputs[0] = _transposed(graph, source, [0, 3, 1, 2], conv.path)
+    graph.set_constant(conv.inputs[1], pixels)
+    conv.attributes |= {
+        "kernel_shape": list(pixels.shape[2:]),
+        "strides": [vertical * p, horizontal * q],
+        "pads": [top * p, left * q, bottom * p, right * q],
+    }
+
+
+def _patch_chain(graph: Graph, conv: Node) -> tuple[Node, Node] | None:
+    """The Reshape to [batch, h, p, w, q, channels] and the Transpose that gathers p, q and channels, if so it is."""
+    above = conv.inputs[0]
+    nodes = []
+    for op in ("Transpose", "Reshape", "Transpose", "Reshape"):
+        node = graph.producer(above, op)
+        if node is None:
+            return None
+        nodes.append(node)
+        above = node.inputs[0]
+    last, merge, swap, split = nodes
+    shape, source = graph.shapes[split.output], graph.shapes[split.inputs[0]]
+    if list(last.attributes["perm"]) != [0, 3, 1, 2] or len(source) != 4 or len(shape) != 6:
+        return None
+    batch, h, p, w, q, channels = shape
+    perm = list(swap.attributes["perm"])
+    gathers = perm[:3] == [0, 1, 3] and graph.shapes[merge.output] == (batch, h, w, p * q * channels)
+    return (split, swap) if gathers and source == (batch, h * p, w * q, channels) else None
+
+
+def absorb_flatten(graph: Graph) -> None:
+    """Flattening in jax's order before a dense layer: its rows are reordered instead of the pixels."""
+    for node in list(graph.nodes.values()):
+        if node.op == "Gemm":
+            _reorder_rows(graph, node)
+
+
+def _reorder_rows(graph: Graph, gemm: Node) -> None:
+    flatten, kernel = graph.producer(gemm.inputs[0], "Reshape"), graph.own_constant(gemm, 1)
+    transpose = graph.producer(flatten.inputs[0], "Transpose") if flatten is not None else None
+    if flatten is None or transpose is None or kernel is None:
+        return
+    perm, shape = transpose.attributes["perm"], graph.shapes[transpose.output]
+    flat = graph.shapes[flatten.output]
+    if perm[0] != 0 or flat[0] != shape[0]:
+        return
+    order = [perm.index(axis) - 1 for axis in range(1, len(perm))]
+    rows = np.arange(kernel.shape[0]).reshape(shape[1:]).transpose(order).reshape(-1)
+    inputs = [transpose.inputs[0], flatten.inputs[1]]
+    gemm.inputs[0] = graph.add("Reshape", inputs, shape=flat, path=flatten.path)
+    graph.set_constant(gemm.inputs[1], kernel[rows])

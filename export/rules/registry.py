@@ -1,0 +1,48 @@
+"""Where the rules register, and what they share."""
+
+from collections.abc import Callable
+from typing import Any
+
+from export.builder import Builder, Tensor, Value
+from export.errors import UnsupportedError
+
+Rule = Callable[..., Value]
+"""`rule(builder, eqn, *operands)`: adds the nodes of one equation of the jaxpr and returns its value.
+
+At least one operand is a Tensor, or the result has a symbolic size: everything else is evaluated at export.
+"""
+
+RULES: dict[str, Rule] = {}
+
+
+def rule[F: Rule](*primitives: str) -> Callable[[F], F]:
+    """Registers the translation of one or more primitives."""
+
+    def register(function: F) -> F:
+        for primitive in primitives:
+            RULES[primitive] = function
+        return function
+
+    return register
+
+
+def require(valid: bool, builder: Builder, eqn: Any, what: str) -> None:
+    """Refuses a variant of a primitive that has no translation.
+
+    Raises:
+      UnsupportedError: unless valid.
+    """
+    if not valid:
+        raise UnsupportedError(
+            f"cannot export the primitive {eqn.primitive.name!r} with {what} at {builder.where()}; "
+            "write that part of the module with other operations, or extend the rule in export/rules"
+        )
+
+
+def common_layout(*operands: Value) -> tuple[int, ...]:
+    """A layout that saves the most transposing: that of the first tensor stored in another order than jax's."""
+    tensors = [each for each in operands if isinstance(each, Tensor)]
+    rank = max(each.ndim if not isinstance(each, Tensor) else len(each.shape) for each in operands)
+    ranked = [each.layout for each in tensors if len(each.shape) == rank]
+    own = tuple(range(rank))
+    return next((layout for layout in ranked if layout != own), own)

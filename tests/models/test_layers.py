@@ -1,0 +1,93 @@
+"""Batch normalisation against Flax's own, and pooling against plain NumPy."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcnn.models.layers import BatchNormAct, avg_pool, global_avg_pool, max_pool, space_to_depth
+
+
+def normal(*shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(0).normal(1, 2, shape), jnp.float32)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5, 2), (6, 2)])
+@pytest.mark.parametrize("train", [True, False])
+def test_norm_agrees_with_flax(shape: tuple[int, ...], train: bool) -> None:
+    settings = {"use_running_average": not train, "momentum": 0.9, "epsilon": 1e-3, "dtype": jnp.float32}
+    variables = {
+        "params": {"scale": jnp.array([0.5, 2.0]), "bias": jnp.array([1.0, -1.0])},
+        "batch_stats": {"mean": jnp.array([0.3, 0.2]), "var": jnp.array([2.0, 0.7])},
+    }
+    found, found_stats = BatchNormAct(**settings).apply(variables, normal(*shape), mutable=["batch_stats"])
+    expected, stats = nn.BatchNorm(**settings).apply(variables, normal(*shape), mutable=["batch_stats"])
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    for each in ("mean", "var"):
+        np.testing.assert_allclose(found_stats["batch_stats"][each], stats["batch_stats"][each], rtol=1e-5)
+
+
+def test_norm_starts_from_zero_mean_and_unit_variance() -> None:
+    norm = BatchNormAct(use_running_average=False, momentum=0.9, epsilon=0.0, dtype=jnp.float32)
+    variables = norm.init(jax.random.key(0), normal(4, 3))
+    np.testing.assert_array_equal(variables["batch_stats"]["mean"], np.zeros(3))
+    np.testing.assert_array_equal(variables["batch_stats"]["var"], np.ones(3))
+    np.testing.assert_array_equal(variables["params"]["scale"], np.ones(3))
+
+
+def test_residual_is_added_before_the_activation() -> None:
+    norm = BatchNormAct(
+        use_running_average=True,
+        momentum=0.9,
+        epsilon=0.0,
+        dtype=jnp.float32,
+        activation=nn.relu,
+        scale_init=nn.initializers.zeros,
+    )
+    x, residual = normal(4, 3), jnp.full((4, 3), -2.0).at[0].set(5.0)
+    variables = norm.init(jax.random.key(0), x)
+    np.testing.assert_array_equal(norm.apply(variables, x, residual), np.maximum(residual, 0))
+
+
+def test_norm_keeps_its_precision_in_bfloat16() -> None:
+    x = normal(64, 8, 8, 2).astype(jnp.bfloat16)
+    norm = BatchNormAct(use_running_average=False, momentum=0.0, epsilon=1e-5, dtype=jnp.bfloat16)
+    y, stats = norm.apply(norm.init(jax.random.key(0), x), x, mutable=["batch_stats"])
+    assert y.dtype == jnp.bfloat16
+    exact = np.asarray(x, np.float64)
+    np.testing.assert_allclose(stats["batch_stats"]["mean"], exact.mean((0, 1, 2)), rtol=1e-4)
+    np.testing.assert_allclose(stats["batch_stats"]["var"], exact.var((0, 1, 2)), rtol=1e-4)
+
+
+def test_pools_reduce_each_patch() -> None:
+    x = normal(2, 4, 6, 3)
+    patches = np.asarray(x).reshape(2, 2, 2, 3, 2, 3)
+    np.testing.assert_array_equal(max_pool(x), patches.max((2, 4)))
+    np.testing.assert_allclose(avg_pool(x), patches.mean((2, 4)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(global_avg_pool(x), np.asarray(x).mean((1, 2)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("pool", [max_pool, avg_pool])
+def test_pools_drop_an_odd_edge_but_never_the_last_pixel(pool: object) -> None:
+    x = normal(2, 5, 1, 3)
+    y = pool(x)
+    assert y.shape == (2, 2, 1, 3)
+    np.testing.assert_array_equal(y, pool(x[:, :4]))
+    np.testing.assert_array_equal(pool(x[:, :1]), x[:, :1])
+
+
+def test_space_to_depth_keeps_each_patch_together() -> None:
+    x = normal(2, 4, 6, 3)
+    folded = np.asarray(space_to_depth(x, side=2))
+    assert folded.shape == (2, 2, 3, 12)
+    for row, column in np.ndindex(2, 3):
+        patch = np.asarray(x)[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
+        np.testing.assert_array_equal(folded[:, row, column], patch.reshape(2, 12))
+    np.testing.assert_array_equal(space_to_depth(x, side=1), x)
+
+
+def test_space_to_depth_fills_the_last_patches_with_zeros() -> None:
+    x = normal(1, 3, 2, 1)
+    padded = jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0)))
+    np.testing.assert_array_equal(space_to_depth(x, side=2), space_to_depth(padded, side=2))

@@ -326,7 +326,9 @@ def _decode(kind: Any, value: Any, path: str) -> Any:
         items = _checked(value, isinstance(value, list), path, "a list")
         kinds = arguments[:1] * len(items) if arguments[-1] is Ellipsis else arguments
         _checked(value, len(kinds) == len(items), path, f"{len(kinds)} items")
-        return tuple(_decode(each, item, f"{path}[{i}]") for i, (each, item) in enumerate(zip(kinds, items)))
+        return tuple(
+            _decode(each, item, f"{path}[{i}]") for i, (each, item) in enumerate(zip(kinds, items, strict=True))
+        )
     if kind is float:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         return float(_checked(value, number and math.isfinite(value), path, "a number"))

@@ -1,0 +1,172 @@
+"""The main job in small: trained, logged, saved, stopped, killed, resumed, refused."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from jaxcnn.checkpoint import load_model, open_checkpoints
+from jaxcnn.config import Config, DataConfig, ModelConfig, OptimConfig
+from jaxcnn.errors import UserError
+from jaxcnn.train import train
+
+ROOT = Path(__file__).parent.parent
+COMMAND = (
+    "jaxcnn.train --data.image_size 8 --model.widths 8 16 --model.blocks 0 1 --augment.pad_crop 0.1 "
+    "--optim.ema_decay 0.9 --batch_size 64"
+).split()
+
+
+@pytest.fixture(scope="module")
+def cache_dir(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def config(cache_dir):
+    return Config(
+        data=DataConfig(image_size=8, cache_dir=cache_dir),
+        model=ModelConfig(widths=(8, 16), blocks=(0, 1)),
+        optim=OptimConfig(learning_rate=0.2, warmup=0.2),
+        epochs=3,
+    )
+
+
+def read_log(workdir: Path, kind: str) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines() if line]
+    return [line for line in lines if line["kind"] == kind]
+
+
+def steps_saved(workdir: Path) -> list[int]:
+    return sorted(int(each.name) for each in (workdir / "checkpoints").iterdir() if each.name.isdigit())
+
+
+def start(workdir: Path, cache_dir: str, *options: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", *COMMAND, "--data.cache_dir", cache_dir, "--workdir", str(workdir), *options],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=240)
+    return output
+
+
+def wait_for_checkpoint(process: subprocess.Popen[str], workdir: Path, *, after: int = 0) -> None:
+    deadline = time.monotonic() + 120
+    while not ((workdir / "checkpoints").exists() and any(step > after for step in steps_saved(workdir))):
+        assert process.poll() is None, finish(process)
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_run_leaves_all_that_it_promises(config, tmp_path):
+    evaluation = train(config, tmp_path)
+    assert evaluation is not None
+    assert evaluation.top1 > 0.6  # three epochs of a toy; chance is .1
+    for name in ("config.json", "classes.json", "environment.json", "evaluation.json", "report.html", "model.onnx"):
+        assert (tmp_path / name).stat().st_size > 0, name
+    epochs = read_log(tmp_path, "validation")
+    assert [line["epoch"] for line in epochs] == [1, 2, 3]
+    assert epochs[-1]["loss"] < epochs[0]["loss"]
+    assert max(line["top1"] for line in epochs) == pytest.approx(evaluation.top1)
+    assert load_model(tmp_path).metrics["top1"] == pytest.approx(evaluation.top1)
+    assert json.loads((tmp_path / "evaluation.json").read_text())["top1"] == pytest.approx(evaluation.top1)
+    trained = read_log(tmp_path, "train")
+    assert {"step", "epoch", "loss", "top1", "learning_rate", "images_per_second", "time"} <= trained[0].keys()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    logged = [(event.step, event.value) for event in events.Scalars("validation/top1")]
+    assert logged == [(line["step"], pytest.approx(line["top1"])) for line in epochs]
+
+
+def test_a_complete_run_is_not_trained_further(config, tmp_path):
+    train(config, tmp_path)
+    steps, log = steps_saved(tmp_path), (tmp_path / "metrics.jsonl").read_text()
+    (tmp_path / "model.onnx").unlink()
+    train(config, tmp_path)
+    assert (steps_saved(tmp_path), (tmp_path / "metrics.jsonl").read_text()) == (steps, log)
+    assert (tmp_path / "model.onnx").exists()
+
+
+def test_a_run_can_be_made_longer_but_not_another(config, tmp_path):
+    train(config, tmp_path)
+    train(dataclasses.replace(config, epochs=4), tmp_path)
+    assert [line["epoch"] for line in read_log(tmp_path, "validation")] == [1, 2, 3, 4]
+    before = steps_saved(tmp_path)
+    with pytest.raises(UserError, match=r"model\.widths"):
+        train(dataclasses.replace(config, model=ModelConfig(widths=(8, 8), blocks=(0, 1))), tmp_path)
+    with pytest.raises(UserError, match=r"training/opt_state/\S+"):
+        train(dataclasses.replace(config, optim=OptimConfig(name="adam", learning_rate=0.01)), tmp_path)
+    assert steps_saved(tmp_path) == before
+
+
+def test_progressive_resolution_trains_and_evaluates_at_full_size(config, tmp_path):
+    config = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, image_size=12), resolutions=((0.0, 8), (0.5, 12))
+    )
+    evaluation = train(config, tmp_path)
+    assert evaluation is not None
+    assert evaluation.top1 > 0.5
+
+
+def test_divergence_stops_with_the_place_and_saves_nothing_of_it(config, tmp_path):
+    wild = dataclasses.replace(config, optim=OptimConfig(learning_rate=1e30, schedule="constant"))
+    with pytest.raises(
+        UserError, match=r"training diverged: the loss of step \d+ \(epoch 0\.\d+, .*1e\+30\)"
+    ) as caught:
+        train(wild, tmp_path)
+    assert "\n" not in str(caught.value)
+    assert steps_saved(tmp_path) == []
+
+
+def test_killed_and_resumed_is_the_same_as_never_killed(tmp_path, cache_dir):
+    options = ("--epochs", "3")
+    whole = start(tmp_path / "whole", cache_dir, *options)
+    output = finish(whole)
+    assert whole.returncode == 0, output
+    killed = start(tmp_path / "killed", cache_dir, *options, "--checkpoint_minutes", "0.001")
+    wait_for_checkpoint(killed, tmp_path / "killed", after=10)
+    os.kill(killed.pid, signal.SIGKILL)
+    finish(killed)
+    reached = steps_saved(tmp_path / "killed")[-1]
+    assert 10 < reached < 75
+    with (tmp_path / "killed" / "metrics.jsonl").open("a") as log:
+        log.write('{"kind": "train", "st')  # as a kill can leave it
+    resumed = start(tmp_path / "killed", cache_dir, *options)
+    output = finish(resumed)
+    assert resumed.returncode == 0, output
+    assert f"going on from step {reached}" in output
+    a, b = (load_last(tmp_path / name) for name in ("whole", "killed"))
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def load_last(workdir: Path):
+    with open_checkpoints(workdir / "checkpoints") as checkpoints:
+        checkpointer = checkpoints._checkpointer
+        return checkpointer.load_checkpointables(checkpointer.latest)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_ends_cleanly(tmp_path, cache_dir, number):
+    process = start(tmp_path, cache_dir, "--epochs", "5000", "--checkpoint_minutes", "0.01")
+    wait_for_checkpoint(process, tmp_path)
+    process.send_signal(number)
+    output = finish(process)
+    assert process.returncode == 0, output
+    reached = steps_saved(tmp_path)[-1]
+    assert f"stopped by {number.name} and saved at step {reached:,}; run again to go on" in output
+    assert "Traceback" not in output
+    assert not (tmp_path / "model.onnx").exists()

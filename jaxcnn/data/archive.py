@@ -2,7 +2,6 @@
 
 import zipfile
 import zlib
-from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from jaxcnn.errors import UserError
@@ -11,52 +10,52 @@ MAX_BYTES = 2**28
 """Larger members are refused: they are no pictures, and would be read into memory whole."""
 
 
-@dataclass(frozen=True)
 class Archive:
-    """The files in a zip by their path inside; `read` may be called from several threads.
+    """An open zip.
 
-    Raises:
-      UserError: no zip, a zip that is cut short or damaged, or a member outside the zip.
+    Attributes:
+      path: of the zip.
+      files: paths inside the zip.
+      folders: paths of the folders that have a member of their own; many zips have none.
     """
 
-    path: Path
-    files: dict[PurePosixPath, zipfile.ZipInfo] = field(init=False)
-    folders: frozenset[PurePosixPath] = field(init=False)
-    _zip: zipfile.ZipFile = field(init=False)
-
-    def __post_init__(self) -> None:
-        try:
-            file = zipfile.ZipFile(self.path)
-        except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError) as error:
-            raise UserError(f"{self.path} is no whole zip file ({error}); copy or download it again") from error
-        except OSError as error:
-            raise UserError(f"{self.path} cannot be read: {error.strerror}") from error
-        members = {self._member(info): info for info in file.infolist()}
-        object.__setattr__(self, "_zip", file)
-        object.__setattr__(self, "files", {path: info for path, info in members.items() if not info.is_dir()})
-        object.__setattr__(self, "folders", frozenset(path for path, info in members.items() if info.is_dir()))
-
-    def _member(self, info: zipfile.ZipInfo) -> PurePosixPath:
-        path = PurePosixPath(info.filename.replace("\\", "/"))  # some Windows programs write backslashes
-        if path.is_absolute() or ".." in path.parts:
-            raise UserError(f"{self.path} has a member that points out of the zip, {info.filename!r}; make it again")
-        return path
-
-    def read(self, path: PurePosixPath) -> bytes:
-        """The bytes of one file.
+    def __init__(self, path: Path) -> None:
+        """Reads the table of contents.
 
         Raises:
-          UserError: no such file, damaged, encrypted, compressed in a way Python cannot read, or larger than MAX_BYTES.
+          UserError: no zip, one that is cut short, or a member that points out of the zip.
         """
-        where = f"{path} in {self.path}"
-        info = self.files.get(path)
-        if info is None:
-            raise UserError(f"{where} is missing; copy or download the zip again")
+        self.path = path
+        try:
+            self._zip = zipfile.ZipFile(path)
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}") from error
+        except Exception as error:  # whatever a damaged table of contents leads to
+            raise UserError(
+                f"{path} is neither a folder nor a whole zip ({error}); copy or download it again"
+            ) from error
+        self._members = {self._inside(info.filename): info for info in self._zip.infolist()}
+        self.files = [inside for inside, info in self._members.items() if not info.is_dir()]
+        self.folders = [inside for inside, info in self._members.items() if info.is_dir()]
+
+    def _inside(self, name: str) -> PurePosixPath:
+        inside = PurePosixPath(name.replace("\\", "/"))  # some Windows programs write backslashes
+        if inside.is_absolute() or ".." in inside.parts:
+            raise UserError(f"{self.path} has a member that points out of the zip, {name!r}; remove it")
+        return inside
+
+    def read(self, inside: PurePosixPath) -> bytes:
+        """The bytes of one file; may be called from several threads.
+
+        Raises:
+          UserError: damaged, encrypted, compressed in a way Python cannot read, or larger than `MAX_BYTES`.
+        """
+        info = self._members[inside]
         if info.file_size > MAX_BYTES:
-            raise UserError(f"{where} is too large for a picture: {info.file_size:,} bytes; remove it")
+            raise UserError(f"{inside} in {self.path} is too large for a picture: {info.file_size:,} bytes; remove it")
         try:
             return self._zip.read(info)
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-            raise UserError(f"{where} is damaged ({error}); copy or download the zip again") from error
         except (RuntimeError, NotImplementedError) as error:
-            raise UserError(f"{where} cannot be read ({error}); make the zip again without a password") from error
+            raise UserError(f"{self.path} cannot be read ({error}); make it again without a password") from error
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+            raise UserError(f"{inside} in {self.path} is damaged ({error}); copy or download it again") from error

@@ -1,14 +1,16 @@
 """Decoded pictures on disk: written once, whole or not at all, and memory-mapped from then on."""
 
+import contextlib
 import errno
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -40,15 +42,15 @@ def load_cached(source: Source, *, size: int, cache_dir: Path) -> Dataset:
         return dataset
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache_dir / f"{source.key}.lock"):
+        with _locked(cache_dir / f"{source.key}.lock"):
             dataset = _read_entry(entry)  # another process may have written it while this one waited
             if dataset is None:
                 _write_entry(entry, source, size)
                 dataset = _read_entry(entry)
     except OSError as error:
-        raise UserError(f"cannot write {entry}: {error.strerror or error}; choose another --data.cache-dir") from error
+        raise UserError(f"cannot write {entry}: {error.strerror or error}; choose another --data.cache_dir") from error
     if dataset is None:
-        raise UserError(f"{entry} is not what was just written; check the disk, or choose another --data.cache-dir")
+        raise UserError(f"{entry} is not what was just written; check the disk, or choose another --data.cache_dir")
     return dataset
 
 
@@ -70,6 +72,21 @@ def _read_entry(entry: Path) -> Dataset | None:
         return None
 
 
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds a lock that the system lets go of even when the process is killed; says so if it has to wait."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        Console(stderr=True).print("waiting for another process that decodes the same pictures")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def _map_split(entry: Path, split: str) -> Split:
     images = np.load(entry / f"{split}_images.npy", mmap_mode="r")
     return Split(images=images, labels=np.load(entry / f"{split}_labels.npy"))
@@ -83,7 +100,7 @@ def _write_entry(entry: Path, source: Source, size: int) -> None:
     need = (len(opened.train) + len(opened.validation)) * size * size * 3
     room = f"the decoded pictures take {need / 1e6:,.1f} MB in {entry.parent}"
     if need > shutil.disk_usage(entry.parent).free:
-        raise UserError(f"the disk is too full: {room}; make room or choose another --data.cache-dir")
+        raise UserError(f"the disk is too full: {room}; make room or choose another --data.cache_dir")
     try:
         partial.mkdir()
         _write_files(partial, opened, size)
@@ -92,7 +109,7 @@ def _write_entry(entry: Path, source: Source, size: int) -> None:
         _sync(entry.parent)
     except OSError as error:
         if error.errno in NO_ROOM:
-            raise UserError(f"the disk is full: {room}; make room or choose another --data.cache-dir") from error
+            raise UserError(f"the disk is full: {room}; make room or choose another --data.cache_dir") from error
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)

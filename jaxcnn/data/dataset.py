@@ -31,7 +31,7 @@ def load(config: DataConfig) -> Dataset:
         dataset = hold_out(dataset, fraction=config.validation_fraction or HELD_OUT, seed=config.split_seed)
     for split in ("train", "validation"):
         if np.any(getattr(dataset, split).labels < 0):
-            raise UserError(f"some {split} pictures of {dataset.name} have no label; set --data.validation-fraction")
+            raise UserError(f"some {split} pictures of {dataset.name} have no label; set --data.validation_fraction")
     return dataset
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from stat import S_ISREG
 
 from jaxcnn.data.archive import Archive
 from jaxcnn.data.source import Opened, Picture, Source, make_key
@@ -42,6 +43,9 @@ def _folder_source(path: Path) -> Source:
         stats = [(str(file), (path / file).stat()) for file in files]
     except OSError as error:
         raise UserError(f"{error.filename} cannot be read: {error.strerror}") from error
+    for name, stat in stats:
+        if not S_ISREG(stat.st_mode):
+            raise UserError(f"{name} in {path} is no file (a pipe or a device); remove it")
     identity = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
     tree = Tree.of(files, folders, where=str(path), read=lambda file: _read(path / file))
     return Source(key=make_key(path, identity, sorted(map(str, folders))), open=lambda: open_tree(tree, name=path.name))

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +17,7 @@ class Picture:
     label: int
 
 
+@runtime_checkable
 class Pictures(Protocol):
     """Pictures of one split by position; read from several threads at once."""
 

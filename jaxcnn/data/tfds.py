@@ -8,12 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.download import downloader
 
 from jaxcnn.data.source import Opened, Picture, Source
 from jaxcnn.errors import UserError
 
 FILE_FORMAT = "array_record"  # the one format that TFDS reads without TensorFlow
+
+# TFDS tries ten times, and so takes more than three minutes to find out that there is no network.
+downloader.MAX_RETRIES = 3
 
 
 def tfds_source(name: str, *, data_dir: Path) -> Source:
@@ -94,7 +99,7 @@ def _supervised_keys(builder: Any, what: str) -> tuple[str, str]:
         len(keys) == 2
         and all(isinstance(key, str) and key in features for key in keys)
         and isinstance(features[keys[0]], tfds.features.Image)
-        and features[keys[0]].np_dtype in ("uint8", "uint16")
+        and np.dtype(features[keys[0]].np_dtype) in (np.uint8, np.uint16)
         and isinstance(features[keys[1]], tfds.features.ClassLabel)
         and features[keys[1]].num_classes
     ):
@@ -111,16 +116,17 @@ def _user_errors(what: str, data_dir: Path) -> Iterator[None]:
     except (UserError, OSError) as error:
         if isinstance(error, UserError) or error.errno is not None:  # a full disk, say: the cache words it
             raise
-        raise UserError(f"{what}: {_one_line(error)}") from error
+        raise UserError(f"{what}: {one_line(error)}") from error
     except ImportError as error:
-        missing = "TensorFlow" if "tensorflow" in str(error) else _one_line(error)
+        missing = "TensorFlow" if "tensorflow" in str(error) else one_line(error)
         raise UserError(
             f"{what} cannot be prepared here, its code needs {missing}; prepare it elsewhere with "
             f"file_format='{FILE_FORMAT}' and copy it to {data_dir}, or give a folder or zip of class folders"
         ) from error
     except Exception as error:  # third-party code: any kind
-        raise UserError(f"{what}: {_one_line(error)}") from error
+        raise UserError(f"{what}: {one_line(error)}") from error
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """The message of an error in one line of at most 500 characters."""
     return " ".join(str(error).split())[:500] or type(error).__name__

@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 
 from jaxcnn.data.archive import Archive
 from jaxcnn.data.source import Opened, Source, make_key
-from jaxcnn.data.tfds import open_builder
+from jaxcnn.data.tfds import one_line, open_builder
 from jaxcnn.errors import UserError
 
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
@@ -74,7 +74,7 @@ class TinyImageNet(tfds.core.GeneratorBasedBuilder):  # type: ignore[misc]  # TF
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        archive = Archive(self._archive or Path(dl_manager.download(URL)))
+        archive = Archive(self._archive or _download(dl_manager))
         layout = read_layout(archive)
         self.info.features["label"].names = layout.wnids
         self.info.metadata["names"] = layout.names
@@ -85,6 +85,16 @@ class TinyImageNet(tfds.core.GeneratorBasedBuilder):  # type: ignore[misc]  # TF
 
     def _generate_examples(self, **_: Any) -> Any:
         raise NotImplementedError  # abstract in TFDS; _split_generators returns the generators themselves
+
+
+def _download(dl_manager: tfds.download.DownloadManager) -> Path:
+    try:
+        return Path(dl_manager.download(URL))
+    except Exception as error:  # of the network, the disk, or another checksum
+        raise UserError(
+            f"tiny_imagenet: {URL} cannot be downloaded ({one_line(error)}); "
+            "fetch it by other means and give it as --data.archive"
+        ) from error
 
 
 @dataclass(frozen=True, kw_only=True)

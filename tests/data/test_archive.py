@@ -1,0 +1,102 @@
+import struct
+import zipfile
+from pathlib import PurePosixPath
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pictures import write_zip
+
+from jaxcnn.data import archive
+from jaxcnn.data.archive import Archive
+from jaxcnn.errors import UserError
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "some.zip"
+
+
+def test_files_and_folders_are_listed_and_read(path):
+    write_zip(path, {"a/": b"", "a/one.png": b"1" * 9, "two.png": b"2"})
+    opened = Archive(path)
+    assert opened.files == [PurePosixPath("a/one.png"), PurePosixPath("two.png")]
+    assert opened.folders == [PurePosixPath("a")]
+    assert opened.read(PurePosixPath("a/one.png")) == b"1" * 9
+
+
+def test_backslashes_part_folders(path):
+    write_zip(path, {"a\\one.png": b"1"})
+    assert Archive(path).read(PurePosixPath("a/one.png")) == b"1"
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip at all"])
+def test_what_is_no_zip_is_refused(path, content):
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"some\.zip is neither a folder nor a whole zip"):
+        Archive(path)
+
+
+def test_a_missing_zip_is_refused(path):
+    with pytest.raises(UserError, match=r"some\.zip cannot be read: No such file"):
+        Archive(path)
+
+
+@pytest.mark.parametrize("name", ["../one.png", "a/../../one.png", "/etc/one.png", "..\\one.png"])
+def test_members_that_point_out_of_the_zip_are_refused(path, name):
+    write_zip(path, {"a/one.png": b"1", name: b"2"})
+    with pytest.raises(UserError, match="points out of the zip"):
+        Archive(path)
+    assert [file.name for file in path.parent.iterdir()] == ["some.zip"]
+
+
+@given(cut=st.integers(0, 300), position=st.integers(0, 300), junk=st.binary(max_size=4))
+def test_damaged_zips_are_read_or_refused_in_one_line(tmp_path_factory, cut, position, junk):
+    path = write_zip(tmp_path_factory.mktemp("zips") / "some.zip", {"a/1.png": b"1" * 40, "b/2.png": b"2" * 40})
+    content = bytearray(path.read_bytes())
+    content[position : position + len(junk)] = junk
+    path.write_bytes(content[: len(content) - cut])
+    message = ""
+    try:
+        opened = Archive(path)
+        for file in opened.files:
+            opened.read(file)
+    except UserError as error:
+        message = str(error)
+    assert not message or "some.zip" in message
+    assert "\n" not in message
+
+
+def test_a_truncated_zip_is_refused(path):
+    write_zip(path, {"a/1.png": b"1" * 1000})
+    path.write_bytes(path.read_bytes()[:700])
+    with pytest.raises(UserError, match="whole zip"):
+        Archive(path)
+
+
+def test_a_damaged_member_is_named(path):
+    write_zip(path, {"a/1.png": b"1" * 1000})
+    path.write_bytes(path.read_bytes().replace(b"1111", b"1121", 1))
+    with pytest.raises(UserError, match=r"^a/1\.png in .*some\.zip is damaged"):
+        Archive(path).read(PurePosixPath("a/1.png"))
+
+
+def test_an_encrypted_zip_is_refused(path):
+    write_zip(path, {"a/1.png": b"1"})
+    content = bytearray(path.read_bytes())
+    for header, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # the flag bits of both copies of the header
+        start = content.index(header) + offset
+        content[start : start + 2] = struct.pack("<H", 1)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="without a password"):
+        Archive(path).read(PurePosixPath("a/1.png"))
+
+
+def test_a_huge_member_is_refused_unread(path, monkeypatch):
+    monkeypatch.setattr(archive, "MAX_BYTES", 1000)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("a/1.png", b"0" * 1001)
+        file.writestr("a/2.png", b"0" * 1000)
+    with pytest.raises(UserError, match=r"a/1\.png in .* is too large for a picture: 1,001 bytes"):
+        Archive(path).read(PurePosixPath("a/1.png"))
+    assert len(Archive(path).read(PurePosixPath("a/2.png"))) == 1000

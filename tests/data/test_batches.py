@@ -1,0 +1,151 @@
+import gc
+import itertools
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxcnn.data.batches import epoch_order, eval_batches, steps_per_epoch, train_batches
+from jaxcnn.data.split import Rows, Split
+from jaxcnn.errors import UserError
+
+
+def numbered(count: int) -> Split:
+    """Picture `i` is filled with `i` and has the label `i`."""
+    images = np.arange(count, dtype=np.uint8)[:, None, None, None].repeat(2, 1).repeat(2, 2).repeat(3, 3)
+    return Split(images, np.arange(count, dtype=np.int32))
+
+
+def batch_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
+
+
+def take(split: Split, count: int, **options) -> list[list[int]]:
+    return [batch.labels.tolist() for batch in itertools.islice(train_batches(split, **options), count)]
+
+
+@given(seed=st.integers(0, 2**40), epoch=st.integers(0, 10**6), count=st.integers(0, 50))
+def test_an_epoch_has_every_example_once(seed, epoch, count):
+    order = epoch_order(seed=seed, epoch=epoch, count=count)
+    assert sorted(order) == list(range(count))
+    assert np.array_equal(order, epoch_order(seed=seed, epoch=epoch, count=count))
+
+
+def test_seed_and_epoch_each_change_the_order():
+    orders = {tuple(epoch_order(seed=seed, epoch=epoch, count=20)) for seed in range(5) for epoch in range(5)}
+    assert len(orders) == 25
+
+
+def test_the_order_is_the_same_on_every_machine():
+    assert epoch_order(seed=3, epoch=2, count=8).tolist() == [1, 7, 4, 0, 2, 6, 3, 5]
+
+
+def test_train_batches_follow_the_order():
+    split = numbered(10)
+    order = [epoch_order(seed=5, epoch=epoch, count=10).tolist() for epoch in (0, 1)]
+    assert take(split, 6, seed=5, batch_size=3) == [
+        *(order[0][start : start + 3] for start in (0, 3, 6)),
+        *(order[1][start : start + 3] for start in (0, 3, 6)),
+    ]
+
+
+def test_pictures_and_labels_belong_together():
+    for batch in itertools.islice(train_batches(numbered(10), seed=0, batch_size=4), 5):
+        assert batch.images.shape == (4, 2, 2, 3)
+        assert batch.images.dtype == np.uint8
+        assert batch.labels.dtype == np.int32
+        assert (batch.images[:, 0, 0, 0] == batch.labels).all()
+
+
+@given(start=st.integers(0, 30), count=st.integers(3, 12), batch_size=st.integers(1, 3))
+def test_starting_late_is_the_same_as_skipping(start, count, batch_size):
+    options = {"seed": 1, "batch_size": batch_size}
+    split = numbered(count)
+    assert take(split, 4, start_step=start, **options) == take(split, start + 4, **options)[start:]
+
+
+def test_held_out_rows_are_what_is_read():
+    split = numbered(20).select(np.arange(10, 20))
+    assert isinstance(split.images, Rows)
+    batch = next(train_batches(split, seed=0, batch_size=10))
+    assert sorted(batch.labels) == list(range(10, 20))
+    assert (batch.images[:, 0, 0, 0] == batch.labels).all()
+    whole = next(eval_batches(split, batch_size=16))
+    assert whole.images[:10, 0, 0, 0].tolist() == list(range(10, 20))
+
+
+def test_steps_count_full_batches():
+    assert steps_per_epoch(numbered(10), 3) == 3
+    assert steps_per_epoch(numbered(9), 3) == 3
+
+
+def test_a_batch_larger_than_the_set_is_refused_at_once():
+    with pytest.raises(UserError, match="batch_size is 11, but there are only 10 training pictures"):
+        train_batches(numbered(10), seed=0, batch_size=11)
+
+
+@given(count=st.integers(0, 20), batch_size=st.integers(1, 7))
+def test_evaluation_sees_every_example_once(count, batch_size):
+    batches = list(eval_batches(numbered(count), batch_size=batch_size))
+    assert len(batches) == -(-count // batch_size)
+    for batch in batches:
+        assert batch.images.shape == (batch_size, 2, 2, 3)
+        assert batch.labels.shape == batch.mask.shape == (batch_size,)
+        assert not batch.images[~batch.mask].any()
+    seen = [label for batch in batches for label in batch.labels[batch.mask].tolist()]
+    shown = [pixel for batch in batches for pixel in batch.images[batch.mask][:, 0, 0, 0].tolist()]
+    assert seen == shown == list(range(count))
+
+
+def test_batches_are_pytrees():
+    assert len(jax.tree.leaves(next(train_batches(numbered(4), seed=0, batch_size=2)))) == 2
+    assert len(jax.tree.leaves(next(eval_batches(numbered(4), batch_size=2)))) == 3
+
+
+@pytest.mark.parametrize("end", ["close", "forget", "exhaust", "error"])
+def test_no_thread_is_left(end):
+    before = batch_threads()
+    batches = train_batches(numbered(10), seed=0, batch_size=2)
+    next(batches)
+    assert len(batch_threads()) == len(before) + 1
+    if end == "close":
+        batches.close()
+    elif end == "exhaust":
+        list(eval_batches(numbered(5), batch_size=2))
+        batches.close()
+    elif end == "error":
+        missing = Rows(numbered(3).images, np.arange(10))
+        with pytest.raises(IndexError):
+            list(eval_batches(Split(missing, np.zeros(10, np.int32)), batch_size=2))
+        batches.close()
+    del batches
+    gc.collect()
+    assert batch_threads() == before
+
+
+class Watched(Rows):
+    """Rows that tell when they were read."""
+
+    def __getitem__(self, index):
+        reads.append(threading.current_thread())
+        return super().__getitem__(index)
+
+
+reads: list[threading.Thread] = []
+
+
+def test_batches_are_gathered_ahead_on_another_thread():
+    reads.clear()
+    split = numbered(40)
+    batches = train_batches(Split(Watched(split.images, np.arange(40)), split.labels), seed=0, batch_size=2)
+    next(batches)
+    deadline = time.monotonic() + 20
+    while len(reads) < 4 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(reads) == 4  # the one taken and three ahead, no more
+    assert threading.current_thread() not in reads
+    batches.close()

@@ -1,0 +1,251 @@
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pictures import encode, make_picture
+
+from jaxcnn.data import cache
+from jaxcnn.data.cache import load_cached
+from jaxcnn.data.picture import decode
+from jaxcnn.data.source import Opened, Picture, Source
+from jaxcnn.errors import UserError
+
+PICTURES = [
+    Picture(where=f"picture {index}", encoded=encode(make_picture(index % 3, seed=index, size=10)), label=index % 3)
+    for index in range(11)
+]
+
+
+def source(*, train=PICTURES[:8], validation=PICTURES[8:], key="some") -> tuple[Source, list[str]]:
+    """A source, and a list that grows each time it is opened."""
+    calls = []
+
+    def opened():
+        calls.append(key)
+        return Opened(
+            name="set",
+            names=("a", "b", "c"),
+            wnids=("n1", "n2", "n3"),
+            license="free",
+            train=train,
+            validation=validation,
+        )
+
+    return Source(key=key, open=opened), calls
+
+
+def check(dataset, *, size=8):
+    for split, pictures in ((dataset.train, PICTURES[:8]), (dataset.validation, PICTURES[8:])):
+        expected = np.stack([decode(picture.encoded, size=size, where="x") for picture in pictures])
+        assert np.array_equal(split.images, expected)
+        assert split.labels.tolist() == [picture.label for picture in pictures]
+        assert split.labels.dtype == np.int32
+
+
+def test_decodes_once_and_maps_from_then_on(tmp_path):
+    some, calls = source()
+    for _ in range(2):
+        dataset = load_cached(some, size=8, cache_dir=tmp_path / "new" / "cache")
+        check(dataset)
+        assert isinstance(dataset.train.images, np.memmap)
+        assert not dataset.train.images.flags.writeable
+        assert (dataset.name, dataset.names, dataset.license) == ("set", ("a", "b", "c"), "free")
+        assert dataset.wnids == ("n1", "n2", "n3")
+    assert calls == ["some"]
+
+
+def test_another_size_or_key_is_another_entry(tmp_path):
+    for key, size in (("some", 8), ("some", 9), ("other", 8)):
+        some, calls = source(key=key)
+        check(load_cached(some, size=size, cache_dir=tmp_path), size=size)
+        assert calls == [key]
+
+
+def test_chunks_meet_without_a_seam(tmp_path, monkeypatch):
+    for chunk in (1, 3, 8):
+        monkeypatch.setattr(cache, "CHUNK", chunk)
+        check(load_cached(source()[0], size=8, cache_dir=tmp_path / str(chunk)))
+
+
+def test_no_validation_pictures_is_an_empty_split(tmp_path):
+    for _ in range(2):
+        dataset = load_cached(source(validation=[])[0], size=8, cache_dir=tmp_path)
+        assert dataset.validation.images.shape == (0, 8, 8, 3)
+        assert len(dataset.validation) == 0
+
+
+def test_a_broken_picture_leaves_nothing_behind(tmp_path):
+    broken = [*PICTURES[:3], Picture(where="cat/4.png", encoded=b"?", label=0)]
+    with pytest.raises(UserError, match=r"^cat/4\.png is no picture"):
+        load_cached(source(train=broken)[0], size=8, cache_dir=tmp_path)
+    assert [file.name for file in tmp_path.iterdir() if file.is_dir()] == []
+    check(load_cached(source()[0], size=8, cache_dir=tmp_path))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def grow(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"0")
+
+
+def garble(path: Path) -> None:
+    path.write_bytes(b"x" * path.stat().st_size)
+
+
+@pytest.mark.parametrize("damage", [cut, grow, garble, Path.unlink])
+@pytest.mark.parametrize(
+    "name", [f"{split}_{array}.npy" for split in ("train", "validation") for array in ("images", "labels")]
+)
+def test_a_damaged_entry_is_decoded_anew(tmp_path, name, damage):
+    some, calls = source()
+    load_cached(some, size=8, cache_dir=tmp_path)
+    damage(tmp_path / "some-8" / name)
+    check(load_cached(some, size=8, cache_dir=tmp_path))
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("damage", [cut, garble, Path.unlink, lambda path: path.write_text("[]")])
+def test_a_damaged_description_is_decoded_anew(tmp_path, damage):
+    some, calls = source()
+    load_cached(some, size=8, cache_dir=tmp_path)
+    damage(tmp_path / "some-8" / "entry.json")
+    if damage is not cut:  # only the last line feed
+        check(load_cached(some, size=8, cache_dir=tmp_path))
+        assert len(calls) == 2
+
+
+def test_an_entry_of_an_older_version_is_decoded_anew(tmp_path):
+    some, calls = source()
+    load_cached(some, size=8, cache_dir=tmp_path)
+    path = tmp_path / "some-8" / "entry.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": cache.VERSION - 1}))
+    check(load_cached(some, size=8, cache_dir=tmp_path))
+    assert len(calls) == 2
+
+
+def test_a_file_in_place_of_the_cache_folder(tmp_path):
+    (tmp_path / "cache").write_text("")
+    with pytest.raises(UserError, match=r"cannot write .*cache/some-8: .*; choose another --data\.cache_dir"):
+        load_cached(source()[0], size=8, cache_dir=tmp_path / "cache")
+
+
+def test_too_little_room_is_told_before_decoding(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(11 * 8 * 8 * 3 - 1))
+    with pytest.raises(UserError, match=rf"too full: the decoded pictures take 0\.0 MB in {tmp_path}; make room"):
+        load_cached(source()[0], size=8, cache_dir=tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(11 * 8 * 8 * 3))
+    check(load_cached(source()[0], size=8, cache_dir=tmp_path))
+
+
+def run(code: str, folder: Path, **options) -> subprocess.Popen[str]:
+    """Runs `code` in a process of its own, where `source(...)` and `folder` are known."""
+    start = f"import sys; sys.path[:0] = {sys.path!r}\nfrom pathlib import Path\nfolder = Path({str(folder)!r})\n"
+    here = f"import importlib.util as u; spec = u.spec_from_file_location('this', {__file__!r})\n"
+    this = "this = u.module_from_spec(spec); spec.loader.exec_module(this); globals().update(vars(this))\n"
+    return subprocess.Popen(
+        [sys.executable, "-c", start + here + this + code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+FULL_DISK = """
+import resource
+many = PICTURES * 40
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # a write beyond fails as it does on a full disk
+try:
+    load_cached(source(train=many)[0], size=8, cache_dir=folder)
+except UserError as error:
+    print(error)
+"""
+
+
+def test_a_disk_that_fills_up_says_what_is_needed_and_leaves_nothing(tmp_path):
+    process = run(FULL_DISK, tmp_path)
+    output, errors = process.communicate(timeout=60)
+    assert output == (
+        f"the disk is full: the decoded pictures take 0.1 MB in {tmp_path}; "
+        "make room or choose another --data.cache_dir\n"
+    ), errors
+    assert [file.name for file in tmp_path.iterdir()] == ["some.lock"]
+
+
+STUCK = """
+import time
+class Stuck(list):
+    def __getitem__(self, index):
+        if index == 6:
+            print("half", flush=True)
+            time.sleep(600)
+        return super().__getitem__(index)
+cache.CHUNK = 2
+load_cached(source(train=Stuck(PICTURES[:8]))[0], size=8, cache_dir=folder)
+"""
+
+
+def test_what_a_killed_process_left_is_never_taken_for_whole(tmp_path):
+    process = run(STUCK, tmp_path)
+    assert process.stdout.readline() == "half\n"
+    partial = tmp_path / "some-8.partial"
+    assert (partial / "train_images.npy").exists()
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert partial.exists()
+
+    some, calls = source()
+    check(load_cached(some, size=8, cache_dir=tmp_path))
+    assert calls == ["some"]
+    assert not partial.exists()
+
+
+TOGETHER = """
+import time
+class Slow(list):
+    def __getitem__(self, index):
+        time.sleep(0.02)
+        return super().__getitem__(index)
+print("ready", flush=True)
+while not (folder / "go").exists():
+    time.sleep(0.001)
+some, calls = source(train=Slow(PICTURES[:8]))
+check(load_cached(some, size=8, cache_dir=folder))
+print(len(calls))
+"""
+
+
+def test_of_processes_that_start_at_once_one_decodes(tmp_path):
+    processes = [run(TOGETHER, tmp_path) for _ in range(3)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    (tmp_path / "go").touch()
+    outputs = [process.communicate(timeout=60) for process in processes]
+    assert sorted(output for output, _ in outputs) == ["0\n", "0\n", "1\n"], outputs
+    assert any("waiting for another process" in errors for _, errors in outputs)
+
+
+def test_threads_of_one_process_wait_for_each_other(tmp_path):
+    some, calls = source()
+    threads = [
+        threading.Thread(target=load_cached, args=(some,), kwargs={"size": 8, "cache_dir": tmp_path}) for _ in "123"
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(calls) == 1
+
+
+def test_progress_goes_to_standard_error(tmp_path, capfd):
+    load_cached(source()[0], size=8, cache_dir=tmp_path)
+    output, errors = capfd.readouterr()
+    assert output == ""
+    assert "decoding set" in errors
+    assert "11/11" in errors

@@ -1,0 +1,256 @@
+import os
+from pathlib import PurePosixPath
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pictures import encode, make_picture, write_class_folders, write_zip, zip_folder
+
+from jaxcnn.data.folder import Tree, folder_source, open_tree
+from jaxcnn.errors import UserError
+
+PNG = encode(make_picture(0, seed=0, size=8))
+
+
+def write(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(PNG)
+    return root
+
+
+@pytest.fixture(params=["folder", "zip"])
+def opened(request, tmp_path):
+    """Opens members as a folder or as a zip."""
+
+    def open_members(*names):
+        root = write(tmp_path / "pets", *names)
+        path = root if request.param == "folder" else zip_folder(root, tmp_path / "pets.zip")
+        return folder_source(str(path)).open()
+
+    return open_members
+
+
+def contents(pictures) -> list[tuple[str, int]]:
+    return [(pictures[i].where.split(" in ")[0], pictures[i].label) for i in range(len(pictures))]
+
+
+def test_class_folders(opened):
+    pets = opened("dog/2.png", "dog/1.png", "cat/1.png")
+    assert pets.name == "pets"
+    assert pets.names == ("cat", "dog")
+    assert pets.wnids == ()
+    assert pets.license == "unknown"
+    assert contents(pets.train) == [("cat/1.png", 0), ("dog/1.png", 1), ("dog/2.png", 1)]
+    assert pets.train[1].encoded == PNG
+    assert len(pets.validation) == 0
+
+
+def test_class_order_is_that_of_the_sorted_names(opened):
+    assert opened("b/1.png", "B/1.png", "a/1.png", "10/1.png", "9/1.png", "é/1.png").names == (
+        "10", "9", "B", "a", "b", "é",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("validation", ["val", "valid", "validation", "test"])
+def test_a_validation_folder_of_its_own(opened, validation):
+    pets = opened("train/cat/1.png", "train/dog/1.png", f"{validation}/cat/2.png", f"{validation}/dog/3.png")
+    assert pets.names == ("cat", "dog")
+    assert contents(pets.train) == [("train/cat/1.png", 0), ("train/dog/1.png", 1)]
+    assert contents(pets.validation) == [(f"{validation}/cat/2.png", 0), (f"{validation}/dog/3.png", 1)]
+
+
+def test_validation_pictures_come_before_test_pictures(opened):
+    pets = opened("train/cat/1.png", "train/dog/1.png", "test/cat/2.png", "val/cat/3.png")
+    assert contents(pets.validation) == [("val/cat/3.png", 0)]
+
+
+def test_labels_are_right_where_validation_lacks_a_class(opened):
+    pets = opened("train/cat/1.png", "train/dog/1.png", "val/dog/3.png")
+    assert contents(pets.validation) == [("val/dog/3.png", 1)]
+
+
+def test_train_alone(opened):
+    pets = opened("train/cat/1.png", "train/dog/1.png")
+    assert pets.names == ("cat", "dog")
+    assert len(pets.validation) == 0
+
+
+def test_a_class_may_be_called_train(opened):
+    assert opened("train/1.png", "plane/1.png", "test/2.png").names == ("plane", "test", "train")
+
+
+def test_an_outer_folder_is_passed_through(opened):
+    assert opened("a/b/cat/1.png", "a/b/dog/1.png").names == ("cat", "dog")
+    assert contents(opened("a/b/train/cat/1.png", "a/b/train/dog/1.png").train)[0][1] == 0
+
+
+def test_pictures_may_lie_deeper(opened):
+    pets = opened("cat/images/old/1.png", "cat/2.png", "dog/images/1.png")
+    assert contents(pets.train) == [("cat/2.png", 0), ("cat/images/old/1.png", 0), ("dog/images/1.png", 1)]
+
+
+def test_what_systems_leave_behind_is_passed_over(opened):
+    pets = opened(
+        "cat/1.png", "cat/.DS_Store", "cat/Thumbs.db", "cat/desktop.ini", "cat/cat_boxes.txt", "cat/.hidden/1.png",
+        "dog/1.png", ".git/1.png", "__MACOSX/cat/._1.png", "README.txt",
+    )  # fmt: skip
+    assert contents(pets.train) == [("cat/1.png", 0), ("dog/1.png", 1)]
+
+
+@pytest.mark.parametrize("names", [[], ["1.png", "2.png"], [".hidden/1.png"]])
+def test_no_class_folders(opened, names, tmp_path):
+    (tmp_path / "pets").mkdir()
+    with pytest.raises(UserError, match=r"pets(\.zip)? has no class folders"):
+        opened(*names)
+
+
+def test_a_single_class_is_not_taken_for_an_outer_folder(opened):
+    assert opened("cat/1.png", "cat/2.png").names == ("cat",)
+
+
+@pytest.mark.parametrize("inside", ["", "train/"])
+def test_an_empty_class_is_named(tmp_path, inside):
+    root = write(tmp_path / "pets", f"{inside}cat/1.png", f"{inside}dog/1.png", f"{inside}cow/.DS_Store")
+    with pytest.raises(UserError, match=rf"the folder {inside}cow has no pictures"):
+        folder_source(str(root)).open()
+    (root / f"{inside}cow/.DS_Store").unlink()
+    with pytest.raises(UserError, match=rf"the folder {inside}cow has no pictures"):
+        folder_source(str(root)).open()
+
+
+def test_an_empty_class_in_a_zip_is_named(tmp_path):
+    path = write_zip(tmp_path / "pets.zip", {"cat/1.png": PNG, "cow/": b"", "dog/1.png": PNG})
+    with pytest.raises(UserError, match="the folder cow has no pictures"):
+        folder_source(str(path)).open()
+
+
+def test_an_empty_validation_class_is_named(tmp_path):
+    root = write(tmp_path / "pets", "train/cat/1.png", "train/dog/1.png", "val/cat/1.png")
+    (root / "val/dog").mkdir()
+    with pytest.raises(UserError, match="the folder val/dog has no pictures"):
+        folder_source(str(root)).open()
+
+
+def test_a_validation_class_that_is_not_trained_is_named(opened):
+    with pytest.raises(UserError, match=r"class 'cow' is in val/ but not in train/"):
+        opened("train/cat/1.png", "train/dog/1.png", "val/cow/1.png")
+
+
+@pytest.mark.parametrize("source", ["", "nowhere/at/all"])
+def test_a_missing_path(source):
+    with pytest.raises(UserError, match=f"^data.source '{source}' does not exist; give a folder, a zip, digits, "):
+        folder_source(source)
+
+
+def test_a_file_that_is_neither_folder_nor_zip(tmp_path):
+    (tmp_path / "1.png").write_bytes(PNG)
+    with pytest.raises(UserError, match=r"1\.png is neither a folder nor a whole zip"):
+        folder_source(str(tmp_path / "1.png")).open()
+
+
+def test_the_home_directory_is_understood(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_class_folders(tmp_path / "pets")
+    assert folder_source("~/pets").open().names == ("cat", "dog")
+
+
+def test_links_are_followed(tmp_path):
+    write_class_folders(tmp_path / "real")
+    (tmp_path / "pets").mkdir()
+    (tmp_path / "pets" / "tom").symlink_to(tmp_path / "real" / "cat")
+    (tmp_path / "pets" / "rex").symlink_to(tmp_path / "real" / "dog")
+    assert len(folder_source(str(tmp_path / "pets")).open().train) == 8
+
+
+def test_a_link_in_a_circle_is_named(tmp_path):
+    pets = write_class_folders(tmp_path / "pets")
+    (pets / "cat" / "again").symlink_to(pets)
+    with pytest.raises(UserError, match="pets/cat/again is a link to a folder that it lies in"):
+        folder_source(str(pets))
+
+
+def test_a_link_to_nothing_is_named(tmp_path):
+    pets = write_class_folders(tmp_path / "pets")
+    (pets / "cat" / "gone.png").symlink_to(tmp_path / "nothing")
+    with pytest.raises(UserError, match=r"gone\.png cannot be read: No such file"):
+        folder_source(str(pets))
+
+
+def test_a_pipe_is_named_and_not_waited_for(tmp_path):
+    pets = write_class_folders(tmp_path / "pets")
+    os.mkfifo(pets / "cat" / "pipe.png")
+    with pytest.raises(UserError, match=r"cat/pipe\.png in .*pets is no file"):
+        folder_source(str(pets))
+
+
+def test_a_picture_that_vanished_is_named(tmp_path):
+    pets = write_class_folders(tmp_path / "pets")
+    opened = folder_source(str(pets)).open()
+    (pets / "cat" / "0.png").unlink()
+    with pytest.raises(UserError, match=r"cat/0\.png cannot be read: No such file"):
+        opened.train[0]
+
+
+def test_the_key_follows_every_change(tmp_path):
+    pets = write_class_folders(tmp_path / "pets")
+    keys = [folder_source(str(pets)).key]
+    assert folder_source(str(pets)).key == keys[0]
+    picture = pets / "cat" / "0.png"
+
+    (pets / "cow").mkdir()
+    keys.append(folder_source(str(pets)).key)
+    picture.rename(pets / "cat" / "zero.png")
+    keys.append(folder_source(str(pets)).key)
+    (pets / "cat" / "zero.png").write_bytes(PNG + b"more")
+    keys.append(folder_source(str(pets)).key)
+    os.utime(pets / "cat" / "zero.png", ns=(1, 1))
+    keys.append(folder_source(str(pets)).key)
+    pets.rename(tmp_path / "animals")
+    keys.append(folder_source(str(tmp_path / "animals")).key)
+    assert len(set(keys)) == len(keys)
+
+
+def test_the_key_of_a_zip_follows_its_time_and_size(tmp_path):
+    path = zip_folder(write_class_folders(tmp_path / "pets"), tmp_path / "pets.zip")
+    key = folder_source(str(path)).key
+    assert key == folder_source(str(path)).key
+    os.utime(path, ns=(1, 1))
+    assert folder_source(str(path)).key != key
+
+
+def test_the_key_is_a_file_name(tmp_path):
+    pets = write_class_folders(tmp_path / ("my pets: 2024/5" + "x" * 100))
+    assert "/" not in folder_source(str(pets)).key
+    assert len(folder_source(str(pets)).key) < 80
+
+
+part = st.sampled_from(["cat", "dog", "train", "val", "test", "images", ".x", "1.png"])
+paths = st.builds(
+    lambda parts, index: PurePosixPath(*parts, f"{index}.png"), st.lists(part, max_size=4), st.integers(0, 5)
+)
+
+
+@given(files=st.lists(paths, max_size=15, unique=True), order=st.randoms())
+def test_any_listing_gives_pictures_or_one_line(files, order):
+    def open_files(listing):
+        try:
+            return open_tree(Tree.of(listing, (), where="pets", read=lambda path: str(path).encode()), name="pets")
+        except UserError as error:
+            return str(error)
+
+    opened = open_files(files)
+    order.shuffle(files)
+    again = open_files(files)
+    if isinstance(opened, str):
+        assert again == opened
+        assert opened.startswith("pets")
+        return
+    for pictures, same in ((opened.train, again.train), (opened.validation, again.validation)):
+        assert contents(pictures) == contents(same)
+        for index in range(len(pictures)):
+            picture = pictures[index]
+            assert opened.names[picture.label] in PurePosixPath(picture.encoded.decode()).parts[:-1]
+    trained = contents(opened.train)
+    assert {label for _, label in trained} == set(range(len(opened.names)))
+    assert not {name for name, _ in trained} & {name for name, _ in contents(opened.validation)}

@@ -1,0 +1,236 @@
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pictures import encode, make_picture
+from PIL import Image
+
+from jaxcnn.data import picture
+from jaxcnn.data.picture import decode
+from jaxcnn.errors import UserError
+
+ORANGE = (240, 120, 30)
+
+
+def one_colour(mode: str, colour: object, size: tuple[int, int] = (8, 8)) -> Image.Image:
+    return Image.new(mode, size, colour)
+
+
+def decoded_colour(image: Image.Image, format: str = "PNG", **options: object) -> list[int]:
+    pixels = decode(encode(image, format, **options), size=8, where="x")
+    assert pixels.dtype == np.uint8
+    assert (pixels == pixels[0, 0]).all()
+    return pixels[0, 0].tolist()
+
+
+@pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF", "PPM", "WEBP"])
+def test_rgb_stays_as_it_is(format):
+    options = {"lossless": True} if format == "WEBP" else {}
+    assert decoded_colour(one_colour("RGB", ORANGE), format, **options) == list(ORANGE)
+
+
+def test_every_format_is_one_that_pillow_opens():
+    Image.init()
+    assert set(picture.FORMATS) <= set(Image.OPEN)
+
+
+def test_gray_becomes_three_equal_channels():
+    assert decoded_colour(one_colour("L", 77)) == [77, 77, 77]
+    assert decoded_colour(one_colour("1", 1)) == [255, 255, 255]
+
+
+def test_palette_gives_its_colours():
+    image = one_colour("P", 1)
+    image.putpalette([0, 0, 0, *ORANGE])
+    assert decoded_colour(image) == list(ORANGE)
+    assert decoded_colour(image, "GIF") == list(ORANGE)
+
+
+def test_cmyk_gives_the_colour_it_prints():
+    # JPEGs of this kind hold inverted values; read without care they come out as the negative.
+    red, green, blue = decoded_colour(one_colour("CMYK", (0, 255, 255, 0), (16, 16)), "JPEG", quality=100)
+    assert red > 250
+    assert green < 5
+    assert blue < 5
+    assert decoded_colour(one_colour("CMYK", (255, 0, 0, 0)), "TIFF") == [0, 255, 255]
+
+
+@pytest.mark.parametrize(("alpha", "expected"), [(255, list(ORANGE)), (0, [255, 255, 255]), (51, [252, 228, 210])])
+def test_transparent_parts_show_white(alpha, expected):
+    assert decoded_colour(one_colour("RGBA", (*ORANGE, alpha))) == expected
+
+
+def test_gray_with_alpha_shows_white():
+    assert decoded_colour(one_colour("LA", (0, 0))) == [255, 255, 255]
+    assert decoded_colour(one_colour("LA", (10, 255))) == [10, 10, 10]
+
+
+def test_a_transparent_palette_entry_shows_white():
+    image = one_colour("P", 1)
+    image.putpalette([0, 0, 0, *ORANGE])
+    assert decoded_colour(image, transparency=1) == [255, 255, 255]
+    assert decoded_colour(image, transparency=bytes([255, 0])) == [255, 255, 255]
+    assert decoded_colour(image, "GIF", transparency=1) == [255, 255, 255]
+
+
+def test_a_transparent_colour_without_an_alpha_channel_shows_white():
+    assert decoded_colour(one_colour("RGB", ORANGE), transparency=ORANGE) == [255, 255, 255]
+    assert decoded_colour(one_colour("L", 9), transparency=9) == [255, 255, 255]
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+@pytest.mark.parametrize(("value", "expected"), [(0, 0), (257 * 40, 40), (257 * 200, 200), (65535, 255)])
+def test_16_bit_gray_keeps_its_whole_range(format, value, expected):
+    image = Image.fromarray(np.full((8, 8), value, np.uint16))
+    assert decoded_colour(image, format) == [expected] * 3
+
+
+def test_16_bit_gray_of_either_byte_order_is_the_same():
+    little = encode(Image.fromarray(np.full((8, 8), 257 * 200, "<u2")), "TIFF")
+    big = encode(Image.frombytes("I;16B", (8, 8), np.full((8, 8), 257 * 200, ">u2").tobytes()), "TIFF")
+    assert (decode(little, size=8, where="x") == decode(big, size=8, where="x")).all()
+
+
+def test_32_bit_pixels_are_refused():
+    with pytest.raises(UserError, match=r"^sky\.tif is no picture that can be read \(32 bits"):
+        decode(encode(Image.fromarray(np.ones((8, 8), np.float32)), "TIFF"), size=8, where="sky.tif")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation):
+    upright = make_picture(1, seed=0, size=8)
+    undo = {
+        1: [],
+        2: [Image.Transpose.FLIP_LEFT_RIGHT],
+        3: [Image.Transpose.ROTATE_180],
+        4: [Image.Transpose.FLIP_TOP_BOTTOM],
+        5: [Image.Transpose.TRANSPOSE],
+        6: [Image.Transpose.ROTATE_90],
+        7: [Image.Transpose.TRANSVERSE],
+        8: [Image.Transpose.ROTATE_270],
+    }[orientation]
+    stored = upright
+    for step in undo:
+        stored = stored.transpose(step)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert (decode(encode(stored, exif=exif), size=8, where="x") == np.asarray(upright)).all()
+
+
+def test_an_animation_gives_its_first_frame():
+    frames = [one_colour("RGB", colour) for colour in (ORANGE, (0, 0, 255))]
+    assert decoded_colour(frames[0], "GIF", save_all=True, append_images=frames[1:]) == list(ORANGE)
+
+
+def test_resizing_is_pillows_bicubic_on_rgb():
+    image = make_picture(2, seed=0, size=37).crop((0, 0, 37, 20))
+    expected = np.asarray(image.resize((16, 16), Image.Resampling.BICUBIC))
+    assert (decode(encode(image), size=16, where="x") == expected).all()
+
+
+def test_colours_are_resized_not_palette_numbers():
+    image = Image.fromarray(np.array([[0, 1]], np.uint8).repeat(8, 1).repeat(16, 0)).convert("P")
+    image.putpalette([0, 0, 0, *ORANGE, 0, 255, 0])
+    expected = np.asarray(image.convert("RGB").resize((8, 8), Image.Resampling.BICUBIC))
+    assert (decode(encode(image), size=8, where="x") == expected).all()
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"<svg/>", encode(make_picture(0, seed=0))[:60]])
+def test_what_is_no_picture_is_named(content):
+    with pytest.raises(UserError, match=r"^cat/1\.png is no picture that can be read .*; mend or remove it$"):
+        decode(content, size=8, where="cat/1.png")
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF", "BMP"])
+def test_a_truncated_picture_is_refused(format):
+    content = encode(make_picture(0, seed=0, size=64), format)
+    with pytest.raises(UserError, match="no picture that can be read"):
+        decode(content[: len(content) * 2 // 3], size=8, where="x")
+
+
+def test_postscript_is_refused():  # Pillow would start Ghostscript
+    with pytest.raises(UserError, match="none of AVIF"):
+        decode(encode(make_picture(0, seed=0), "EPS"), size=8, where="x")
+
+
+def bomb(side: int) -> bytes:
+    """A PNG that claims `side` x `side` pixels in some bytes."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("side", [8945, 9300, 12000, 60000])  # just above our limit, Pillow warns, warns, raises
+def test_a_decompression_bomb_is_refused(side):
+    with pytest.raises(UserError, match=r"^x has more than 80,000,000 pixels; make it smaller or remove it$"):
+        decode(bomb(side), size=8, where="x")
+
+
+def test_the_limit_itself_is_no_bomb():
+    with pytest.raises(UserError, match="no picture that can be read"):  # it goes on to the missing pixels
+        decode(bomb(8944), size=8, where="x")
+
+
+MODES = {
+    "PNG": ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"],
+    "TIFF": ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"],
+    "JPEG": ["L", "RGB", "CMYK"],
+    "WEBP": ["RGB", "RGBA"],
+    "GIF": ["L", "P"],
+}
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    kind=st.sampled_from([(format, mode) for format, modes in MODES.items() for mode in modes]),
+    width=st.integers(1, 40),
+    height=st.integers(1, 40),
+    size=st.integers(1, 40),
+    seed=st.integers(0, 9),
+)
+def test_any_mode_and_size_decodes(kind, width, height, size, seed):
+    format, mode = kind
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 4), np.uint8)
+    if mode == "I;16":
+        image = Image.fromarray(noise.view(np.uint16)[..., 0].copy())
+    else:
+        image = Image.fromarray(noise, "RGBA").convert("RGB").convert(mode)
+        if "A" in mode:
+            image.putalpha(Image.fromarray(noise[..., 3]))
+    pixels = decode(encode(image, format), size=size, where="x")
+    assert pixels.shape == (size, size, 3)
+    assert pixels.dtype == np.uint8
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    kind=st.sampled_from(["PNG", "JPEG", "TIFF", "WEBP", "GIF", "BMP", "PPM"]),
+    position=st.floats(0, 1, exclude_max=True),
+    junk=st.binary(min_size=1, max_size=8),
+)
+def test_damaged_pictures_decode_or_are_named_in_one_line(kind, position, junk):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    options = {"exif": exif} if kind in ("PNG", "JPEG", "WEBP", "TIFF") else {}
+    content = bytearray(encode(make_picture(0, seed=0), kind, **options))
+    start = int(position * len(content))
+    content[start : start + len(junk)] = junk
+    message = "broken.png "
+    try:
+        decode(bytes(content), size=8, where="broken.png")
+    except UserError as error:
+        message = str(error)
+    assert message.startswith("broken.png ")
+    assert "\n" not in message
+
+
+@given(content=st.binary(max_size=200))
+def test_random_bytes_are_no_picture(content):
+    with pytest.raises(UserError):
+        decode(content, size=8, where="x")

@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxcnn.data.split import Dataset, Rows, Split, hold_out
+from jaxcnn.errors import UserError
+
+
+def numbered(labels) -> Split:
+    """A split whose picture `i` is filled with `i`."""
+    count = len(labels)
+    images = np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 2, 2, 3))
+    return Split(np.ascontiguousarray(images), np.asarray(labels, np.int32))
+
+
+def dataset(labels, *, classes: int, validation=()) -> Dataset:
+    names = tuple(f"class {index}" for index in range(classes))
+    return Dataset(
+        name="set", names=names, wnids=(), license="unknown", train=numbered(labels), validation=numbered(validation)
+    )
+
+
+def numbers(split: Split) -> list[int]:
+    return split.images[:][:, 0, 0, 0].tolist()
+
+
+def test_rows_are_indexed_as_an_array_would_be():
+    array = numbered(range(6)).images
+    rows = Rows(array, np.array([4, 0, 2]))
+    assert len(rows) == 3
+    assert rows.shape == (3, 2, 2, 3)
+    assert rows.dtype == np.uint8
+    for index in (0, -1, slice(1, 3), np.array([2, 2, 0]), [1]):
+        assert np.array_equal(rows[index], array[[4, 0, 2]][index])
+
+
+def test_selecting_twice_still_shares_the_array():
+    split = numbered([0, 1, 2, 3, 4])
+    chosen = split.select(np.array([4, 3, 1])).select(np.array([2, 0]))
+    assert numbers(chosen) == [1, 4]
+    assert chosen.labels.tolist() == [1, 4]
+    assert len(chosen) == 2
+    assert chosen.images.array is split.images
+
+
+@given(
+    counts=st.lists(st.integers(2, 30), min_size=1, max_size=5),
+    fraction=st.floats(0.001, 0.999),
+    seed=st.integers(0, 2**32),
+)
+def test_every_class_is_divided_alike_and_nothing_is_lost(counts, fraction, seed):
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
+    result = hold_out(dataset(labels, classes=len(counts)), fraction=fraction, seed=seed)
+    assert sorted(numbers(result.train) + numbers(result.validation)) == list(range(len(labels)))
+    for split in (result.train, result.validation):
+        assert split.labels.tolist() == labels[numbers(split)].tolist()
+    held = np.bincount(result.validation.labels, minlength=len(counts))
+    for count, actual in zip(counts, held, strict=True):
+        assert 1 <= actual <= count - 1
+        assert abs(actual - count * fraction) <= 1
+
+
+def test_the_seed_alone_chooses():
+    labels = np.arange(100) % 4
+    first, again, other = (
+        numbers(hold_out(dataset(labels, classes=4), fraction=0.2, seed=seed).validation) for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert first != other
+    assert len(first) == 20
+
+
+def test_what_was_validation_is_left_out():
+    result = hold_out(dataset([0, 0, 1, 1], classes=2, validation=[0, 1, 0]), fraction=0.5, seed=0)
+    assert len(result.train) == 2
+    assert len(result.validation) == 2
+
+
+@pytest.mark.parametrize(("labels", "count"), [([0, 0, 1], 1), ([0, 0], 0)])
+def test_a_class_of_fewer_than_two_is_named(labels, count):
+    with pytest.raises(UserError, match=rf"^class 'class 1' of set has {count} training pictures;"):
+        hold_out(dataset(labels, classes=2), fraction=0.5, seed=0)

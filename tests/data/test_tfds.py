@@ -1,0 +1,231 @@
+import io
+import subprocess
+import sys
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from pictures import encode, make_picture, write_tiny_imagenet_zip
+
+from jaxcnn.data.tfds import tfds_source
+from jaxcnn.errors import UserError
+
+
+class Pictured(tfds.core.GeneratorBasedBuilder):
+    """Small data sets made on the spot, each with something of its own; TFDS finds them by their names."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    FEATURES: ClassVar = {
+        "image": tfds.features.Image(shape=(None, None, 3)),
+        "label": tfds.features.ClassLabel(names=["a", "b"]),
+    }
+    KEYS = ("image", "label")
+    SPLITS: ClassVar = {"train": 6, "test": 2}
+
+    def _info(self):
+        features = tfds.features.FeaturesDict(self.FEATURES)
+        return tfds.core.DatasetInfo(builder=self, features=features, supervised_keys=self.KEYS, license="free")
+
+    def _split_generators(self, dl_manager):
+        return {split: self._generate_examples(split, count) for split, count in self.SPLITS.items()}
+
+    def _generate_examples(self, split, count):
+        for index in range(count):
+            yield f"{split}{index}", self.example(index)
+
+    def example(self, index):
+        return {"image": file(index), "label": index % 2}
+
+
+def make_encoded(index: int) -> bytes:
+    return encode(make_picture(index % 2, seed=index, size=12))
+
+
+def file(index: int) -> io.BytesIO:
+    return io.BytesIO(make_encoded(index))
+
+
+class PicturesWithTest(Pictured):
+    pass
+
+
+class PicturesWithValidation(Pictured):
+    SPLITS: ClassVar = {"train": 6, "validation": 3, "test": 2}
+
+
+class PicturesWithTrainOnly(Pictured):
+    SPLITS: ClassVar = {"train": 6}
+
+
+class PicturesWithoutTrain(Pictured):
+    SPLITS: ClassVar = {"test": 2}
+
+
+class PicturesOtherKeys(Pictured):
+    FEATURES: ClassVar = {
+        "label": tfds.features.Text(),
+        "photo": tfds.features.Image(shape=(None, None, 3)),
+        "kind": tfds.features.ClassLabel(num_classes=2),
+    }
+    KEYS = ("photo", "kind")
+
+    def example(self, index):
+        return {"label": "x", "photo": file(index), "kind": index % 2}
+
+
+class PicturesNoKeys(Pictured):
+    KEYS = None
+
+
+class PicturesUnlabelledTest(Pictured):
+    def _generate_examples(self, split, count):
+        for index in range(count):
+            yield f"{split}{index}", self.example(index) | ({"label": -1} if split == "test" else {})
+
+
+class TextsOnly(Pictured):
+    FEATURES: ClassVar = {"text": tfds.features.Text(), "label": tfds.features.ClassLabel(num_classes=2)}
+    KEYS = ("text", "label")
+
+
+class PicturesWithBoxes(Pictured):
+    FEATURES: ClassVar = {
+        "image": tfds.features.Image(),
+        "label": tfds.features.Sequence(tfds.features.ClassLabel(num_classes=2)),
+    }
+
+
+class PicturesAsFloats(Pictured):
+    FEATURES: ClassVar = {
+        "image": tfds.features.Image(shape=(4, 4, 1), dtype=np.float32),
+        "label": tfds.features.ClassLabel(num_classes=2),
+    }
+
+
+class PicturesFromArrays(Pictured):
+    def example(self, index):  # TFDS encodes arrays with TensorFlow
+        return {"image": np.zeros((4, 4, 3), np.uint8), "label": 0}
+
+
+class PicturesByHand(Pictured):
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "Fetch it\nyourself."
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(str(dl_manager.manual_dir), 3)}
+
+
+class PicturesBroken(Pictured):
+    def example(self, index):
+        raise KeyError("two\nlines")
+
+
+def by_name(name: str, tmp_path):
+    return tfds_source(name, data_dir=tmp_path / "tfds")
+
+
+def labels(pictures) -> list[int]:
+    return [pictures[index].label for index in range(len(pictures))]
+
+
+def test_the_test_split_validates_where_there_is_no_other(tmp_path):
+    source = by_name("pictures_with_test", tmp_path)
+    assert source.key == "tfds-pictures_with_test-1.0.0"
+    opened = source.open()
+    assert opened.name == "pictures_with_test"
+    assert opened.names == ("a", "b")
+    assert opened.wnids == ()
+    assert opened.license == "free"
+    assert sorted(labels(opened.train)) == [0, 0, 0, 1, 1, 1]
+    assert sorted(labels(opened.validation)) == [0, 1]
+    by_bytes = {make_encoded(index): index % 2 for index in range(6)}
+    assert {opened.train[i].encoded: opened.train[i].label for i in range(6)} == by_bytes
+    assert opened.train[5].where == "tfds:pictures_with_test train 5"
+
+
+def test_the_validation_split_comes_first(tmp_path):
+    assert len(by_name("pictures_with_validation", tmp_path).open().validation) == 3
+
+
+def test_a_set_without_either_has_no_validation_pictures(tmp_path):
+    assert len(by_name("pictures_with_train_only", tmp_path).open().validation) == 0
+
+
+def test_a_set_without_training_pictures_is_refused(tmp_path):
+    with pytest.raises(UserError, match="tfds:pictures_without_train has no split 'train', only test"):
+        by_name("pictures_without_train", tmp_path).open()
+
+
+def test_prepared_once(tmp_path, monkeypatch):
+    by_name("pictures_with_test", tmp_path).open()
+    monkeypatch.setattr(PicturesWithTest, "_generate_examples", None)
+    assert len(by_name("pictures_with_test", tmp_path).open().train) == 6
+
+
+def test_supervised_keys_name_the_features(tmp_path):
+    opened = by_name("pictures_other_keys", tmp_path).open()
+    assert opened.names == ("0", "1")
+    assert sorted(labels(opened.train)) == [0, 0, 0, 1, 1, 1]
+
+
+def test_without_supervised_keys_the_usual_names_are_taken(tmp_path):
+    assert len(by_name("pictures_no_keys", tmp_path).open().train) == 6
+
+
+def test_pictures_without_labels_keep_none(tmp_path):
+    assert labels(by_name("pictures_unlabelled_test", tmp_path).open().validation) == [-1, -1]
+
+
+@pytest.mark.parametrize("name", ["texts_only", "pictures_with_boxes", "pictures_as_floats"])
+def test_what_is_no_image_classification_set_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match=rf"^tfds:{name} is no image classification set: its features are \w+, label"):
+        by_name(name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mnits", r"^tfds:mnits: TFDS has no such data set; did you mean mnist"),
+        ("qqqqqqqqqqqq", r"no such data set; see https://"),
+        ("mnist:9.9.9", r"cannot be loaded at version 9\.9\.9"),
+        ("mnist/nope", r"BuilderConfig nope not found"),
+        ("", r"^tfds:: "),
+        ("a b", r"^tfds:a b: "),
+        ("huggingface:mnist", r"^tfds:huggingface:mnist "),
+    ],
+)
+def test_unknown_names(tmp_path, name, message):
+    with pytest.raises(UserError, match=message) as caught:
+        by_name(name, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_needs_tensorflow_says_so(tmp_path, capsys):
+    with pytest.raises(UserError, match=r"its code needs TensorFlow; prepare it elsewhere with .* and copy it to .*"):
+        by_name("pictures_from_arrays", tmp_path).open()
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("pictures_by_hand", "Fetch it yourself"), ("pictures_broken", "two lines")]
+)
+def test_what_fails_inside_a_builder_is_told_in_one_line(tmp_path, name, message):
+    with pytest.raises(UserError, match=rf"^tfds:{name}: .*") as caught:
+        by_name(name, tmp_path).open()
+    assert message.split(" ")[0] in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_imports_tensorflow(tmp_path):
+    code = (
+        "import sys\n"
+        "from jaxcnn.data.tiny_imagenet import tiny_imagenet_source\n"
+        "from pathlib import Path\n"
+        "opened = tiny_imagenet_source(Path(sys.argv[1]), data_dir=Path(sys.argv[2])).open()\n"
+        "print(len(opened.train), 'tensorflow' in sys.modules)\n"
+    )
+    path = write_tiny_imagenet_zip(tmp_path / "tiny.zip")
+    process = subprocess.run(
+        [sys.executable, "-c", code, str(path), str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert process.stdout == "12 False\n", process.stderr

@@ -17,8 +17,9 @@ from jaxcnn.checkpoint import Checkpoints
 from jaxcnn.config import Config
 from jaxcnn.divergence import first_not_finite
 from jaxcnn.errors import UserError
-from jaxcnn.evaluate import Evaluation, evaluate
+from jaxcnn.evaluate import evaluate
 from jaxcnn.log import MetricsLog, TrainProgress, open_progress
+from jaxcnn.metrics import Evaluation
 from jaxcnn.optim import make_optimizer, make_schedule
 from jaxcnn.signals import StopRequest
 from jaxcnn.state import TrainState, Variables
@@ -121,8 +122,8 @@ def train_epoch(
             window.append(metrics)
             now = time.monotonic()
             if now - logged >= LOG_SECONDS or step == end:
-                _log_window(run, state, window, seconds=now - logged, key=key, log=log, progress=progress)
-                window, logged = [], time.monotonic()
+                logged = _log_window(run, state, window, since=logged, key=key, log=log, progress=progress)
+                window = []
             if step < end and (stop.signal or now - saved >= 60 * config.checkpoint_minutes):
                 refuse_divergence(run, state, key=key)
                 checkpoints.save(state)
@@ -196,16 +197,17 @@ def _log_window(
     state: TrainState,
     window: list[StepMetrics],
     *,
-    seconds: float,
+    since: float,
     key: Key[Array, ""],
     log: MetricsLog,
     progress: TrainProgress,
-) -> None:
-    """Reads the metrics of the last steps from the device and tells them."""
-    refuse_divergence(run, state, key=key)
+) -> float:
+    """Waits for the last steps, tells their metrics, and returns the time at which they were done."""
     loss, correct, count = (float(sum(each)) for each in zip(*jax.device_get(window), strict=True))
+    done = time.monotonic()
+    refuse_divergence(run, state, key=key)
     step = int(state.step)
-    epoch, rate = step / run.steps_per_epoch, count / seconds
+    epoch, rate = step / run.steps_per_epoch, count / (done - since)
     log.write(
         "train",
         step=step,
@@ -216,3 +218,4 @@ def _log_window(
         images_per_second=rate,
     )
     progress.update(step=step, epoch=f"{epoch:.2f}/{run.config.epochs}", loss=loss / count, images_per_second=rate)
+    return done

@@ -83,7 +83,7 @@ def train_step(
     (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.variables["params"])
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.variables["params"])
     variables = {"params": optax.apply_updates(state.variables["params"], updates), "batch_stats": batch_stats}
-    finite = state.finite & jnp.isfinite(loss) & jnp.isfinite(optax.global_norm(gradients))
+    finite = state.finite & jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradients))
     after = TrainState(
         step=state.step + 1,
         variables=variables,

@@ -16,9 +16,10 @@ from jaxcnn import cli, data, report
 from jaxcnn.checkpoint import load_model, open_checkpoints
 from jaxcnn.config import PRESETS, Config, ModelConfig, ModelName
 from jaxcnn.errors import UserError
-from jaxcnn.evaluate import Evaluation
+from jaxcnn.evaluate import write_evaluation
 from jaxcnn.log import console, open_log
 from jaxcnn.loop import Run, evaluate_variables, fit, prepare
+from jaxcnn.metrics import Evaluation
 from jaxcnn.signals import stop_on_signal
 from jaxcnn.state import create_state
 from jaxcnn.workdir import Classes, Workdir

@@ -1,9 +1,8 @@
 """The one pytree that training carries from step to step."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -13,7 +12,7 @@ Variables = dict[str, Any]
 """What a model computes from: the collections `params` and `batch_stats`."""
 
 
-class TrainState(flax.struct.PyTreeNode):
+class TrainState(NamedTuple):
     """Everything that a training step reads and writes.
 
     Attributes:

@@ -91,7 +91,7 @@ def train_step(
         average=_averaged(state.average, variables, step=state.step, decay=average_decay),
         finite=finite,
     )
-    kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state).replace(finite=finite)
+    kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)._replace(finite=finite)
     correct = (logits.argmax(-1) == targets.argmax(-1)).sum().astype(jnp.float32)
     count = jnp.float32(labels.shape[0])
     return kept, StepMetrics(loss=loss * count, correct=correct, count=count)

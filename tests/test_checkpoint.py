@@ -36,7 +36,7 @@ def make_state(config=CONFIG, *, classes=3, seed=0):
 
 
 def at(state, step):
-    return state.replace(step=jnp.int32(step))
+    return state._replace(step=jnp.int32(step))
 
 
 def assert_same(a, b):
@@ -83,7 +83,7 @@ def test_the_model_loaded_is_the_average_where_there_is_one(tmp_path):
     run = Workdir(tmp_path)
     run.begin(config, CLASSES)
     state = make_state(config)
-    state = at(state.replace(average=jax.tree.map(lambda leaf: leaf + 1, state.average)), 1)
+    state = at(state._replace(average=jax.tree.map(lambda leaf: leaf + 1, state.average)), 1)
     with open_checkpoints(run.checkpoints) as checkpoints:
         checkpoints.save(state)
     assert_same(load_model(tmp_path).variables, state.average)
@@ -129,7 +129,7 @@ from test_checkpoint import make_state
 state = make_state()
 with open_checkpoints(Path(sys.argv[1])) as checkpoints:
     for step in itertools.count(1):
-        checkpoints.save(state.replace(step=jnp.int32(step)))
+        checkpoints.save(state._replace(step=jnp.int32(step)))
         print(step, flush=True)
 """
 

@@ -82,7 +82,7 @@ def test_label_smoothing_raises_the_loss_of_a_sure_model():
 
 
 def test_a_step_is_a_pure_function_of_state_batch_and_key():
-    _, state, take = setup(optim=OptimConfig(name="adamw", weight_decay=0.1))
+    _, state, take = setup(optim=OptimConfig(weight_decay=0.1, momentum=0.5))
     images, labels = make_batch(seed=3)
     take = partial(take, augment_config=AugmentConfig(flip=True, pad_crop=0.2, mixup=1.0))
     first, _ = take(jax.tree.map(jnp.copy, state), images, labels, KEY)
@@ -136,7 +136,7 @@ def test_a_loss_that_is_no_number_changes_nothing_and_is_placed():
     for _ in range(2):
         state, _ = broken(state, *make_batch(), KEY)
     assert not bool(state.finite)
-    jax.tree.map(np.testing.assert_array_equal, state.replace(finite=before.finite), before)
+    jax.tree.map(np.testing.assert_array_equal, state._replace(finite=before.finite), before)
     state, _ = take(state, *make_batch(), KEY)  # a good step after it does not go on either
     assert int(state.step) == 1
     inputs = jnp.asarray(make_batch()[0]).astype(jnp.float32)

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from export.convert import to_onnx
+from export.converter import to_onnx
 from export.errors import UnsupportedError, VerificationError
 
 if TYPE_CHECKING:

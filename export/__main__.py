@@ -2,32 +2,35 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from export.errors import UnsupportedError, VerificationError
-from export.workdir import UserError, export_workdir
+from export.workdir import export_workdir
+from jaxcnn import cli
+from jaxcnn.errors import UserError
+
+PROG = "python -m export"
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see python -m export --help")
+        raise UserError(f"{message}; see {PROG} --help")
 
 
-def main() -> int:
-    """Exports a run; returns the process's status."""
-    parser = _Parser(prog="python -m export", description="Export a training run to one verified ONNX file.")
+def main(arguments: Sequence[str]) -> None:
+    """Exports a run; a model that cannot be exported, or fails its verification, ends the process with status 1."""
+    parser = _Parser(prog=PROG, description="Export a training run to one verified ONNX file.")
     parser.add_argument("workdir", type=Path, help="the run's folder")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: model.onnx in the run's folder")
+    options = parser.parse_args(arguments)
     try:
-        arguments = parser.parse_args()
-        path = export_workdir(arguments.workdir, arguments.output)
-    except (UserError, UnsupportedError, VerificationError) as error:
-        print(f"export: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
+        path = export_workdir(options.workdir, options.output)
+    except (UnsupportedError, VerificationError) as error:
+        sys.exit(f"{PROG}: {error}")
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, verified")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main, PROG)

@@ -122,12 +122,17 @@ class Builder:
         if all(isinstance(size, int) for size in sizes):
             return self.constant(np.array(sizes, np.int64), "shape")
         parts = [
-            self.constant(np.array([size], np.int64), "shape") if isinstance(size, int) else self._measure(size)
+            self.constant(np.array([size], np.int64), "shape") if isinstance(size, int) else self.measure(size)
             for size in sizes
         ]
         return self.graph.add("Concat", parts, shape=(len(sizes),), path=self.path, axis=0)
 
-    def _measure(self, size: Any) -> str:
+    def measure(self, size: Any) -> str:
+        """A symbolic size as a vector of one int64, read off an input when the graph runs.
+
+        Raises:
+          UnsupportedError: it is no input's size, but computed from some.
+        """
         for name, kind in self.graph.inputs.items():
             for axis, dim in enumerate(kind.shape):
                 if not isinstance(dim, int) and dim == size:

@@ -10,7 +10,7 @@ import onnx
 import onnxruntime as ort
 from onnx import helper
 
-from export.convert import InputSpec, abstract, input_types, name_outputs
+from export.converter import InputSpec, abstract, input_types, name_outputs
 from export.errors import VerificationError
 from export.graph import IR_VERSION, OPSET
 
@@ -136,6 +136,7 @@ def _check_numbers(path: Path, fn: Callable[..., Any], feeds: list[tuple[str, di
 def _open(path: Path, optimization: Any, level: str) -> Any:
     options = ort.SessionOptions()
     options.graph_optimization_level = optimization
+    options.intra_op_num_threads = 1  # sums in the same order on every machine
     options.log_severity_level = 3  # errors only; they are raised too
     try:
         return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -14,11 +14,11 @@ import numpy as np
 import onnx
 from jaxtyping import Array, UInt8
 
-from export.convert import InputSpec, to_onnx
+from export.converter import InputSpec, to_onnx
 from export.verify import verify
 from jaxcnn import models
 from jaxcnn.checkpoint import TrainedModel, load_model
-from jaxcnn.errors import UserError as UserError
+from jaxcnn.errors import UserError
 from jaxcnn.workdir import Workdir
 
 _INPUT = "image"

@@ -11,7 +11,7 @@ _BINARY = frozenset(("Add", "Div", "Max", "Min", "Mul", "Pow", "Sub"))
 
 
 def hoist_transposes(graph: Graph) -> None:
-    """Moves each Transpose up through element-by-element operators with constants, and joins it with the next.
+    """Moves a Transpose up through element-by-element operators with constants, to an input or another Transpose.
 
     A picture is so transposed once, right after its Cast to float, and what normalised it comes to lie beside the
     first convolution, where it can be folded.
@@ -21,25 +21,38 @@ def hoist_transposes(graph: Graph) -> None:
 
 
 def _hoist(graph: Graph, transpose: Node) -> bool:
-    above, perm = graph.producer(transpose.inputs[0]), transpose.attributes["perm"]
-    if above is None or transpose.output not in graph.nodes:
+    passed = _passable(graph, transpose.inputs[0])
+    name = _variable(graph, passed[-1]) if passed else transpose.inputs[0]
+    top, perm = graph.producer(name), transpose.attributes["perm"]
+    if top is not None and top.op == "Transpose":
+        name, perm = top.inputs[0], [top.attributes["perm"][axis] for axis in perm]
+    elif not passed or (top is not None and top.op != "Cast"):
         return False
-    if above.op == "Transpose":
-        joined = [above.attributes["perm"][axis] for axis in perm]
-        graph.replace(transpose.output, _transposed(graph, above.inputs[0], joined, transpose.path))
-        return True
-    variable = [each for each in above.inputs if each not in graph.constants]
-    if above.op not in _UNARY | _BINARY or len(variable) != 1 or graph.only_consumer(above.output) is None:
-        return False
-    if graph.shapes[variable[0]] != graph.shapes[above.output]:
-        return False
-    moved = _transposed(graph, variable[0], perm, transpose.path)
-    inputs = [
-        moved if each == variable[0] else _transposed_constant(graph, each, perm, above.path) for each in above.inputs
-    ]
-    shape = graph.shapes[transpose.output]
-    graph.replace(transpose.output, graph.add(above.op, inputs, shape=shape, path=above.path, **above.attributes))
+    name = _transposed(graph, name, perm, transpose.path)
+    for node in reversed(passed):
+        moved = _variable(graph, node)
+        perm = transpose.attributes["perm"]
+        inputs = [name if each == moved else _transposed_constant(graph, each, perm, node.path) for each in node.inputs]
+        shape = graph.shapes[transpose.output]
+        name = graph.add(node.op, inputs, shape=shape, path=node.path, **node.attributes)
+    graph.replace(transpose.output, name)
     return True
+
+
+def _passable(graph: Graph, name: str) -> list[Node]:
+    """The operators that a Transpose of this value can move above, from the lowest up."""
+    passed: list[Node] = []
+    while (node := graph.producer(name, *_UNARY, *_BINARY)) is not None and graph.only_consumer(name) is not None:
+        variables = [each for each in node.inputs if each not in graph.constants]
+        if len(variables) != 1 or graph.shapes[variables[0]] != graph.shapes[name]:
+            break
+        passed.append(node)
+        name = variables[0]
+    return passed
+
+
+def _variable(graph: Graph, node: Node) -> str:
+    return next(each for each in node.inputs if each not in graph.constants)
 
 
 def _transposed(graph: Graph, name: str, perm: Sequence[int], path: str) -> str:

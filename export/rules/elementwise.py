@@ -183,6 +183,18 @@ def shifted(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     return emit(builder, "Sub", value, [_apply(builder, "Exp", value), one])
 
 
+@rule("erfc")
+def erfc(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
+    """Exact to 1e-7 in absolute terms."""
+    return emit(builder, "Sub", value, [np.asarray(1, np.float32), _apply(builder, "Erf", value)])
+
+
+@rule("is_finite")
+def is_finite(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
+    """Neither infinite nor not a number: below infinity in absolute value."""
+    return emit(builder, "Less", eqn.outvars[0].aval, [_apply(builder, "Abs", value), np.asarray(np.inf, np.float32)])
+
+
 @rule("round")
 def rounding(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     """Halves to even, the only way ONNX knows."""

@@ -33,10 +33,15 @@ def require(valid: bool, builder: Builder, eqn: Any, what: str) -> None:
       UnsupportedError: unless valid.
     """
     if not valid:
-        raise UnsupportedError(
-            f"cannot export the primitive {eqn.primitive.name!r} with {what} at {builder.where()}; "
-            "write that part of the module with other operations, or extend the rule in export/rules"
-        )
+        raise refusal(builder, eqn, what)
+
+
+def refusal(builder: Builder, eqn: Any, what: str) -> UnsupportedError:
+    """The error that names a variant of a primitive, its place and a way out."""
+    return UnsupportedError(
+        f"cannot export the primitive {eqn.primitive.name!r} with {what} at {builder.where()}; "
+        "write that part of the module with other operations, or extend the rule in export/rules"
+    )
 
 
 def common_layout(*operands: Value) -> tuple[int, ...]:

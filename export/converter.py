@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.extend.core as jex
+import jax.numpy as jnp
 import numpy as np
 import onnx
 
@@ -123,15 +124,12 @@ class _Interpreter:
         if eqn.primitive.name in _CALLS:
             called = eqn.params["call_jaxpr" if "call_jaxpr" in eqn.params else "jaxpr"]
             return self.run(getattr(called, "jaxpr", called), getattr(called, "consts", ()), operands, place)
-        sizes = [dim for var in eqn.outvars for dim in var.aval.shape]
-        if all(isinstance(each, np.ndarray) for each in operands) and all(isinstance(dim, int) for dim in sizes):
-            return _compute(eqn, operands)
-        return self._translate(eqn, operands, place)
+        return _compute(eqn, operands) if _is_known(eqn, operands) else self._translate(eqn, operands, place)
 
     def _translate(self, eqn: Any, operands: list[Value], place: str) -> Sequence[Value]:
         primitive, builder = eqn.primitive.name, self._builder
         builder.path = f"{place}/" if place else ""
-        dtypes = {np.dtype(each.dtype) for each in (*operands, *(var.aval for var in eqn.outvars))}
+        dtypes = {each.dtype for each in (*operands, *(var.aval for var in eqn.outvars))}
         for dtype in dtypes.difference(_DTYPES):
             raise UnsupportedError(
                 f"cannot export {dtype} (the primitive {primitive!r} at {builder.where()}); build the module in float32"
@@ -144,7 +142,15 @@ class _Interpreter:
         return [RULES[primitive](builder, eqn, *operands)]
 
 
-def _compute(eqn: Any, operands: Sequence[Any]) -> list[np.ndarray]:
-    """The values of an equation whose operands are all known."""
+def _is_known(eqn: Any, operands: Sequence[Any]) -> bool:
+    """Whether the values follow from constants alone: no tensor, and no symbolic size in shape or value."""
+    if eqn.primitive.name == "dim_as_value" or any(isinstance(each, Tensor) for each in operands):
+        return False
+    return all(isinstance(dim, int) for var in eqn.outvars for dim in var.aval.shape)
+
+
+def _compute(eqn: Any, operands: Sequence[Any]) -> list[Any]:
+    """The values of an equation whose operands are all known; random keys stay jax's."""
     results = eqn.primitive.bind(*operands, **eqn.params)
-    return [np.asarray(each) for each in (results if eqn.primitive.multiple_results else [results])]
+    results = results if eqn.primitive.multiple_results else [results]
+    return [each if jnp.issubdtype(each.dtype, jax.dtypes.extended) else np.asarray(each) for each in results]

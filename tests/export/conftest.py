@@ -1,0 +1,107 @@
+"""What the tests of the exporter share: a function goes out, and what comes back computes the same."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import numpy_helper
+
+import export
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An exported model that was compared with its function."""
+
+    proto: onnx.ModelProto
+
+    @property
+    def ops(self) -> Counter[str]:
+        return Counter(node.op_type for node in self.proto.graph.node)
+
+    @property
+    def names(self) -> list[str]:
+        return [node.name for node in self.proto.graph.node]
+
+    def nodes(self, op: str) -> list[onnx.NodeProto]:
+        return [node for node in self.proto.graph.node if node.op_type == op]
+
+    def attribute(self, op: str, name: str):
+        (node,) = self.nodes(op)
+        return next(onnx.helper.get_attribute_value(each) for each in node.attribute if each.name == name)
+
+    def constant(self, name: str) -> np.ndarray:
+        return next(numpy_helper.to_array(each) for each in self.proto.graph.initializer if each.name == name)
+
+
+def run(model: onnx.ModelProto, feed: dict[str, np.ndarray], *, optimize: bool) -> dict[str, np.ndarray]:
+    options = ort.SessionOptions()
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return dict(zip([each.name for each in session.get_outputs()], session.run(None, feed), strict=True))
+
+
+def reference(fn, feed: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """What jax computes; compiled without optimization, which more than halves the time of these tests."""
+    lowered = jax.jit(fn).lower(*feed.values())
+    result = lowered.compile(compiler_options={"xla_backend_optimization_level": 0})(*feed.values())
+    return result if isinstance(result, dict) else {"output": result}
+
+
+@pytest.fixture(scope="session")
+def exported():
+    """exported(fn, input shapes...): the model, after it gave what fn gives, with optimizations on and off."""
+
+    def export_and_compare(fn, *shapes, dtype="float32", tolerance=1e-5, batches=(3,)) -> Exported:
+        inputs = {f"x{i}": (dtype, shape) for i, shape in enumerate(shapes)}
+        proto = export.to_onnx(fn, inputs)
+        onnx.checker.check_model(proto, full_check=True)
+        random = np.random.default_rng(1)
+        for batch in batches:
+            feed = {}
+            for name, (_, shape) in inputs.items():
+                sizes = [batch if isinstance(dim, str) else dim for dim in shape]
+                noise = random.normal(size=sizes) if dtype == "float32" else random.integers(0, 256, sizes)
+                feed[name] = noise.astype(dtype)
+            expected = reference(fn, feed)
+            for optimize in (False, True):
+                found = run(proto, feed, optimize=optimize)
+                assert set(found) == set(expected)
+                for name, value in expected.items():
+                    value = np.asarray(value)
+                    assert found[name].dtype == value.dtype
+                    assert found[name].shape == value.shape
+                    bound = tolerance * max(1e-6, np.abs(value.astype(np.float64)).max())
+                    np.testing.assert_allclose(found[name], value, rtol=0, atol=bound)
+        return Exported(proto)
+
+    return export_and_compare
+
+
+@pytest.fixture(scope="session")
+def filled():
+    """filled(module, *inputs): variables of noise, batch statistics far from their start, without running anything."""
+
+    def fill(module, *inputs, **options):
+        shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *inputs, **options))
+        random = np.random.default_rng(2)
+
+        def draw(path, leaf):
+            noise = random.normal(size=leaf.shape) / max(1, np.prod(leaf.shape[:-1])) ** 0.5
+            name = path[-1].key
+            if name == "var":
+                noise = random.uniform(0.3, 2.0, leaf.shape)
+            elif name in ("scale", "mean", "bias"):
+                noise = random.normal(size=leaf.shape) + (name == "scale")
+            return noise.astype(leaf.dtype)
+
+        return jax.tree_util.tree_map_with_path(draw, shapes)
+
+    return fill

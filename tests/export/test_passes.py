@@ -1,0 +1,171 @@
+"""What the graphs look like after tidying, and that tidying changes no result."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+PICTURE = ("batch", 8, 8, 3)
+
+
+def conv(x, features=4, window=3, *, padding="SAME", strides=1, groups=1, seed=0):
+    shape = (window, window, x.shape[-1] // groups, features)
+    w = np.random.default_rng(seed).normal(size=shape).astype(np.float32) / window
+    dims = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(
+        x, w, (strides, strides), padding, dimension_numbers=dims, feature_group_count=groups
+    )
+
+
+def normalise(x):
+    x = x.astype(jnp.float32) / 255
+    mean, std = np.array([0.5, 0.4, 0.3], np.float32), np.array([0.2, 0.3, 0.4], np.float32)
+    return (x - mean[None, None, None]) / std[None, None, None]
+
+
+def affine(x, seed=3):
+    random = np.random.default_rng(seed)
+    scale, shift = random.normal(size=(2, *[1] * (x.ndim - 1), x.shape[-1])).astype(np.float32)
+    return x * scale + shift
+
+
+def pooled(x):
+    return nn.relu(x).mean((1, 2))
+
+
+def test_normalisation_goes_into_an_unpadded_convolution(exported):
+    model = exported(lambda x: pooled(conv(normalise(x), padding="VALID")), PICTURE, dtype="uint8")
+    assert model.ops == {"Cast": 1, "Transpose": 1, "Conv": 1, "Relu": 1, "GlobalAveragePool": 1, "Flatten": 1}
+
+
+def test_a_scale_goes_into_a_padded_convolution(exported):
+    model = exported(lambda x: pooled(conv(x.astype(jnp.float32) / 255)), PICTURE, dtype="uint8")
+    assert model.ops["Mul"] == model.ops["Div"] == model.ops["Add"] == 0
+
+
+def test_of_a_normalisation_only_the_shift_stays_before_padding(exported):
+    model = exported(lambda x: pooled(conv(normalise(x))), PICTURE, dtype="uint8")
+    assert model.ops["Add"] == 1
+    assert model.ops["Mul"] == model.ops["Div"] == model.ops["Sub"] == 0
+
+
+def test_a_dead_channel_before_padding_keeps_its_shift(exported):
+    scale, shift = np.array([1, 0, 2], np.float32), np.array([0.5, 3, -1], np.float32)
+    exported(lambda x: conv(x * scale[None, None, None] + shift[None, None, None]), PICTURE)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+def test_affines_around_grouped_convolutions(exported, groups, padding):
+    def fn(x):
+        x = nn.relu(conv(x, 4))
+        return pooled(affine(conv(affine(x), 8, padding=padding, groups=groups, seed=1), seed=4))
+
+    assert exported(fn, PICTURE).ops["Add"] == (1 if padding == "SAME" else 0)
+
+
+def test_batch_norm_is_gone_after_convolutions_and_dense_layers(exported, filled):
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            norm = lambda: nn.BatchNorm(use_running_average=True)  # noqa: E731
+            x = nn.relu(norm()(nn.Conv(5, (3, 3))(x)))
+            x = norm()(nn.Dense(6)(x.mean((1, 2))))
+            return nn.Dense(3)(norm()(nn.relu(x)))
+
+    variables = filled(Net(), jnp.zeros((1, 8, 8, 3)))
+    model = exported(lambda x: Net().apply(variables, x), PICTURE)
+    assert model.ops == {"Transpose": 1, "Conv": 1, "Relu": 2, "GlobalAveragePool": 1, "Flatten": 1, "Gemm": 2}
+    assert model.names[1] == "Net/Conv_0/Conv"
+
+
+def test_a_result_that_is_read_twice_is_not_folded_away(exported):
+    def fn(x):
+        y = conv(x)
+        z = affine(y)
+        return {"y": y, "z": z, "sum": affine(z, 5) + z}
+
+    exported(fn, PICTURE)
+
+
+def test_a_batch_norm_before_its_activation_is_two_operators(exported):
+    model = exported(lambda x: pooled(affine((conv(x) + conv(x, seed=1)) - 0.5)), PICTURE)
+    assert (model.ops["Mul"], model.ops["Add"], model.ops["Sub"]) == (1, 2, 0)
+
+
+def test_what_varies_over_pixels_is_no_affine_of_channels(exported):
+    table = np.random.default_rng(0).normal(size=(1, 4, 1, 1)).astype(np.float32)
+    exported(lambda x: conv(x, 4, strides=2) * table, PICTURE)
+    exported(lambda x: conv(x, 4, strides=2) - table.reshape(1, 1, 4, 1), PICTURE)
+
+
+def test_constant_minus_value_and_negation(exported):
+    model = exported(lambda x: -(1.5 - conv(x)), PICTURE)
+    assert model.ops == {"Transpose": 2, "Conv": 1}
+
+
+def test_weights_that_would_overflow_are_left_alone(exported):
+    model = exported(lambda x: conv(x * 1e-30) * 1e35 * 1e5, PICTURE)
+    assert model.ops["Conv"] == 1
+
+
+@pytest.mark.parametrize("side", [2, 4])
+@pytest.mark.parametrize("order", [(2, 4, 5), (5, 2, 4), (4, 5, 2)])
+@pytest.mark.parametrize(("window", "padding", "strides"), [(3, "SAME", 1), (1, "VALID", 1), (2, ((1, 0), (0, 1)), 2)])
+def test_patches_become_a_convolution_of_pixels(exported, side, order, window, padding, strides):
+    def fn(x):
+        batch, height, width, channels = x.shape
+        split = x.reshape(batch, height // side, side, width // side, side, channels)
+        patches = split.transpose(0, 1, 3, *order).reshape(batch, height // side, width // side, -1)
+        return pooled(conv(patches, 4, window, padding=padding, strides=strides))
+
+    model = exported(fn, ("batch", 8, 12, 3))
+    assert model.ops["Transpose"] == 1
+    assert model.ops["Reshape"] == 0
+    assert list(model.attribute("Conv", "kernel_shape")) == [window * side] * 2
+
+
+def test_other_regroupings_of_pixels_are_not_taken_for_patches(exported):
+    def halves(x):
+        split = x.reshape(x.shape[0], 2, 4, 2, 4, 3)
+        return conv(split.transpose(0, 2, 4, 1, 3, 5).reshape(x.shape[0], 4, 4, 12))
+
+    exported(halves, PICTURE)
+
+
+def test_flattening_reorders_the_rows_of_the_dense_layer(exported, filled):
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = conv(x, 4, strides=2)
+            return nn.Dense(5)(x.reshape(x.shape[0], -1))
+
+    variables = filled(Net(), jnp.zeros((1, 8, 12, 3)))
+    model = exported(lambda x: Net().apply(variables, x), ("batch", 8, 12, 3))
+    assert model.ops == {"Transpose": 1, "Conv": 1, "Reshape": 1, "Gemm": 1}
+
+
+def test_two_layers_share_the_transpose_of_their_input(exported):
+    def fn(x):
+        x = normalise(x)
+        return pooled(conv(x) + conv(x, seed=1))
+
+    model = exported(fn, PICTURE, dtype="uint8")
+    assert model.ops["Transpose"] == 1
+
+
+def test_activations_behind_a_convolution_stay_channels_first(exported):
+    model = exported(lambda x: nn.leaky_relu(conv(x), 0.3), PICTURE)
+    assert [node.op_type for node in model.proto.graph.node] == ["Transpose", "Conv", "LeakyRelu", "Transpose"]
+
+
+def test_probabilities_are_one_softmax(exported):
+    def fn(x):
+        logits = pooled(conv(x))
+        return {"logits": logits, "probabilities": jax.nn.softmax(logits)}
+
+    model = exported(fn, PICTURE)
+    assert model.ops["Softmax"] == 1
+    assert model.ops["Exp"] == model.ops["ReduceMax"] == 0

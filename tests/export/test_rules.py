@@ -1,0 +1,300 @@
+"""Each primitive, in the variants that networks use, against jax."""
+
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.linen import pooling
+from jax import lax
+
+import export
+
+IMAGE = ("batch", 7, 6, 4)
+MATRIX = ("batch", 5)
+
+
+def kernel(*shape):
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        jnp.abs, jnp.tanh, jnp.exp, jnp.sin, jnp.floor, jnp.ceil, jnp.sign, jnp.negative, jnp.square, jnp.round,
+        lax.logistic, lax.erf, lax.stop_gradient, jnp.exp2,
+        lambda x: jnp.log(jnp.abs(x) + 1), lambda x: jnp.sqrt(jnp.abs(x)), lambda x: lax.rsqrt(jnp.abs(x) + 0.1),
+        lambda x: jnp.log1p(jnp.abs(x)), jnp.expm1,
+        lambda x: x**3, lambda x: (jnp.abs(x) + 1) ** -2, lambda x: (jnp.abs(x) + 1) ** 0.7, lambda x: x**2,
+        lambda x: 2 - x, lambda x: 1 / (x * x + 1), lambda x: -x / 4 + 0.5,
+        lambda x: jnp.clip(x, -0.5, 0.5), lambda x: jnp.minimum(x, 0.2), lambda x: jnp.maximum(x, -0.2),
+        lambda x: jnp.where(x > 0.1, x, 7.0), lambda x: jnp.where(x != 0, 1.0, x), lambda x: ~(x <= 0),
+        lambda x: (x > 0) & (x < 1) | (x == 2), lambda x: (x > 0).astype(jnp.float32),
+        lambda x: (x * 9).astype(jnp.int32) + 2,
+    ],
+)  # fmt: skip
+def test_elementwise(exported, fn):
+    exported(fn, MATRIX)
+
+
+@pytest.mark.parametrize(
+    ("fn", "op"),
+    [
+        (nn.relu, "Relu"),
+        (nn.relu6, None),
+        (nn.leaky_relu, "LeakyRelu"),
+        (lambda x: nn.leaky_relu(x, 0.3), "LeakyRelu"),
+        (nn.softmax, "Softmax"),
+        (lambda x: nn.softmax(x, axis=1), "Softmax"),
+        (nn.sigmoid, "Sigmoid"),
+        (nn.silu, None),
+        (nn.gelu, None),
+        (lambda x: nn.gelu(x, approximate=False), None),
+        (nn.elu, None),
+        (nn.hard_swish, None),
+        (nn.log_softmax, None),
+        (nn.softplus, None),
+    ],
+)
+def test_activations(exported, fn, op):
+    model = exported(fn, ("batch", 3, 5))
+    if op is not None:
+        assert model.ops == {op: 1}
+
+
+def test_a_function_named_like_an_activation_keeps_its_own_meaning(exported):
+    @jax.jit
+    def leaky_relu(x):
+        return jnp.where(x >= 0.25, x, 0.1 * x)
+
+    @jax.jit
+    def softmax(x):
+        return jnp.exp(x) / jnp.exp(x).sum(-1, keepdims=True)
+
+    assert "LeakyRelu" not in exported(leaky_relu, MATRIX).ops
+    assert "Softmax" not in exported(softmax, MATRIX).ops
+
+
+def test_a_quotient_over_another_axis_is_no_softmax(exported):
+    def normalise(x):
+        e = jnp.exp(x - x.max(axis=2, keepdims=True))
+        return e / e.sum(axis=1, keepdims=True)
+
+    assert "Softmax" not in exported(normalise, ("batch", 3, 5)).ops
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID", ((2, 0), (1, 3))])
+@pytest.mark.parametrize(
+    ("window", "options"),
+    [
+        ((3, 3), {}),
+        ((2, 2), {"strides": 2}),
+        ((1, 1), {"strides": (2, 1)}),
+        ((3, 2), {"feature_group_count": 4, "features": 8}),
+        ((3, 3), {"feature_group_count": 2, "strides": (1, 2)}),
+        ((2, 3), {"kernel_dilation": (2, 1)}),
+    ],
+)
+def test_convolution(exported, filled, padding, window, options):
+    module = nn.Conv(**{"features": 6} | options, kernel_size=window, padding=padding)
+    variables = filled(module, jnp.zeros((1, 7, 6, 4)))
+    model = exported(lambda x: module.apply(variables, x), IMAGE)
+    assert model.ops["Conv"] == 1
+    assert model.ops["Add"] == 0
+    assert model.ops["Transpose"] == 2  # channels-first inside, jax's order outside
+
+
+def test_convolution_of_one_axis(exported):
+    w = kernel(3, 4, 5)
+    exported(
+        lambda x: lax.conv_general_dilated(x, w, (2,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")), ("batch", 9, 4)
+    )
+
+
+def test_convolution_in_channels_first_needs_no_transpose(exported):
+    w = kernel(5, 4, 3, 3)
+    model = exported(lambda x: lax.conv(x, w, (1, 1), "SAME"), ("batch", 4, 6, 6))
+    assert model.ops == {"Conv": 1}
+
+
+@pytest.mark.parametrize(
+    ("pool", "op"),
+    [(nn.max_pool, "MaxPool"), (nn.avg_pool, "AveragePool"), (pooling.min_pool, "MaxPool")],
+)
+@pytest.mark.parametrize("padding", ["SAME", "VALID", ((1, 1), (0, 1))])
+@pytest.mark.parametrize(("window", "strides"), [((2, 2), (2, 2)), ((3, 3), (2, 2)), ((2, 3), (1, 1))])
+def test_pooling(exported, pool, op, padding, window, strides):
+    with jax.numpy_dtype_promotion("standard"):  # Flax divides by an integer
+        model = exported(lambda x: pool(x, window, strides, padding), IMAGE)
+    assert model.ops[op] == 1
+    assert list(model.attribute(op, "kernel_shape")) == list(window)
+
+
+def test_average_pooling_that_counts_no_padding(exported):
+    exported(lambda x: nn.avg_pool(x, (3, 3), (2, 2), "SAME", count_include_pad=False), IMAGE)
+
+
+def test_plain_average_pooling_leaves_no_scale(exported):
+    with jax.numpy_dtype_promotion("standard"):
+        model = exported(lambda x: nn.avg_pool(x, (2, 2), (2, 2)), IMAGE)
+    assert model.ops == {"Transpose": 2, "AveragePool": 1}
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda x: x.sum((1, 2)), lambda x: x.mean((1, 2)), lambda x: x.mean(-1, keepdims=True), lambda x: x.max((2, 3)),
+        lambda x: x.min(1), lambda x: x.prod(-1), lambda x: x.var((1, 2)), lambda x: x.argmax(-1),
+        lambda x: x.argmin(2), lambda x: jnp.sum(x * x, axis=(1, 3)), lambda x: jax.nn.logsumexp(x, axis=-1),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("convolved", [False, True])
+def test_reduction(exported, fn, convolved):
+    w = kernel(3, 3, 4, 4) / 6
+
+    def both(x):
+        if convolved:
+            x = lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return fn(x)
+
+    exported(both, IMAGE)
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda x: x.reshape(x.shape[0], -1), lambda x: x.reshape(-1, 4), lambda x: x.reshape(x.shape[0], 42, 2, 2),
+        lambda x: x[:, None] + 1, lambda x: x.transpose(3, 0, 2, 1), lambda x: x.transpose(0, 2, 1, 3).reshape(-1, 28),
+        lambda x: x[:, 1:6, :-1], lambda x: x[..., :2] * x[..., 2:], lambda x: x[:, -1, 2],
+        lambda x: jnp.flip(x, (1, 3)),
+        lambda x: lax.slice(x, (0, 1, 0, 0), (*x.shape[:1], 6, 6, 3), (1, 2, 3, 1)),
+        lambda x: jnp.swapaxes(x, 1, 3)[:, 0:1].squeeze(1),
+        lambda x: jnp.concatenate([x, x * 2, jnp.zeros_like(x)], axis=-1), lambda x: jnp.stack([x, -x], axis=2),
+        lambda x: jnp.pad(x, ((0, 0), (1, 2), (0, 3), (0, 0)), constant_values=0.5),
+        lambda x: jnp.broadcast_to(x[:, :1], x.shape), lambda x: x + jnp.broadcast_to(jnp.arange(4.0), x.shape),
+        lambda x: jnp.broadcast_to(jnp.arange(3.0)[None], (x.shape[0], 3)), lambda x: jnp.ones_like(x) * 3,
+        lambda x: x[:, :, :, None, :] * x[:, :, :, :, None], lambda x: x, lambda x: {"a": x, "b": x, "c": x + 1},
+        lambda x: x.mean(0), lambda x: x.var(0),
+        lambda x: {"z": x.sum(), "constant": jnp.arange(3.0), "m": x.max(0)},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("convolved", [False, True])
+def test_shapes(exported, fn, convolved):
+    w = kernel(1, 1, 4, 4)
+
+    def both(x):
+        if convolved:
+            x = lax.conv_general_dilated(x, w, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return fn(x)
+
+    exported(both, IMAGE, batches=(3, 1))
+
+
+@pytest.mark.parametrize(
+    ("equation", "other"),
+    [
+        ("bi,ij->bj", (5, 3)),
+        ("bi,ji->bj", (3, 5)),
+        ("bi,ij->jb", (5, 3)),
+        ("bi,i->b", (5,)),
+        ("bi,ijk->bjk", (5, 2, 3)),
+        ("ji,bi->jb", (3, 5)),
+    ],
+)
+def test_products_with_constants(exported, equation, other):
+    w = kernel(*other)
+    operands = (lambda x: (w, x)) if equation.startswith("ji,b") else (lambda x: (x, w))
+    exported(lambda x: jnp.einsum(equation, *operands(x)), MATRIX)
+
+
+@pytest.mark.parametrize("equation", ["bqd,bkd->bqk", "bqd,bqk->bdk", "bqd,bkd->bqd", "bqd,bqd->b", "bqd,bqe->bqde"])
+def test_products_of_tensors(exported, equation):
+    exported(lambda x: jnp.einsum(equation, x, x + 1), ("batch", 3, 3))
+
+
+def test_dense_layers_on_maps_and_vectors(exported, filled):
+    class Both(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(3)(nn.Dense(6)(x).mean((1, 2)))
+
+    variables = filled(Both(), jnp.zeros((1, 7, 6, 4)))
+    exported(lambda x: Both().apply(variables, x), IMAGE)
+
+
+def test_broadcasts_that_the_operands_need_stay(exported):
+    ones = np.ones((1, 6, 4), np.float32)
+    exported(lambda x: x[:, :1, :] * ones, ("batch", 6, 4))
+    exported(lambda x: jnp.broadcast_to(x[:, None], (x.shape[0], 3, 5)) + 1, MATRIX)
+
+
+def test_wrapped_modules_are_entered(exported, filled):
+    class Wrapped(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.jit(nn.Dense)(3, name="inner")(nn.remat(nn.Dense)(5, name="outer")(x))
+
+    variables = filled(Wrapped(), jnp.zeros((1, 5)))
+    model = exported(lambda x: Wrapped().apply(variables, x), MATRIX)
+    assert model.ops == {"Gemm": 2}
+    assert all("outer" in model.names[0] and "inner" in each for each in model.names[1:])
+
+
+@pytest.mark.parametrize(
+    ("fn", "words"),
+    [
+        (lambda x: jnp.sort(x), "'sort'"),
+        (lambda x: lax.cumsum(x), "'cumsum'"),
+        (lambda x: x[5], "'dynamic_slice'"),
+        (lambda x: x[:, ::2], "'gather' with computed or several places"),
+        (lambda x: x.astype(jnp.bfloat16) * 2, "bfloat16.*float32"),
+        (lambda x: x.astype(jnp.uint8), "'convert_element_type' with float32 to uint8"),
+        (lambda x: jnp.ones((x.shape[0] + 1, 2)), "size batch \\+ 1"),
+        (lambda x: (x, x), "array or a dict"),
+        (lambda x: {"x0": x}, "share names"),
+        (lambda x: x if x.shape[0] > 3 else -x, "symbolic size"),
+    ],
+)
+def test_what_has_no_translation_is_refused(fn, words):
+    with pytest.raises(export.UnsupportedError, match=words) as caught:
+        export.to_onnx(fn, {"x0": ("float32", MATRIX)})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda x: lax.pad(x, 0.0, ((0, 0, 0), (-1, 0, 0), (0, 0, 0), (0, 0, 0))),
+        lambda x: lax.pad(x, 0.0, ((0, 0, 0), (0, 0, 1), (0, 0, 0), (0, 0, 0))),
+        lambda x: nn.ConvTranspose(3, (2, 2), strides=(2, 2)).init_with_output(jax.random.key(0), x)[0],
+        lambda x: lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 1, 1, 1), ((0, 0), (2, 0), (0, 0), (0, 0))),
+        lambda x: lax.round(x, lax.RoundingMethod.AWAY_FROM_ZERO),
+    ],
+)
+def test_variants_without_translation_are_refused(fn):
+    with pytest.raises(export.UnsupportedError, match=re.compile("cannot export the primitive '.*' (with|at) ")):
+        export.to_onnx(fn, {"x0": ("float32", IMAGE)})
+
+
+def test_a_refusal_names_the_place_in_the_module_tree(filled):
+    class Sorter(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return jnp.sort(nn.Dense(3)(x))
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return Sorter(name="head")(x)
+
+    variables = filled(Net(), jnp.zeros((1, 5)))
+    with pytest.raises(export.UnsupportedError, match=r"'sort' at Net/head; .*add a rule in export/rules"):
+        export.to_onnx(lambda x: Net().apply(variables, x), {"x0": ("float32", MATRIX)})
+
+
+def test_unsigned_arithmetic_is_refused_but_a_cast_of_it_is_not(exported):
+    with pytest.raises(export.UnsupportedError, match="'add' with uint8 operands"):
+        export.to_onnx(lambda x: x + x, {"x0": ("uint8", MATRIX)})
+    exported(lambda x: x.astype(jnp.float32) * 2, MATRIX, dtype="uint8")

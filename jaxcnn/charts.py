@@ -1,0 +1,107 @@
+"""Charts of a run as SVG that takes its colours from the page around it, light or dark."""
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib.style
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from jaxcnn.metrics import CALIBRATION_BINS, Reliability
+
+# matplotlib draws with these stand-ins; the page's CSS gives the variables their values.
+INK, MUTED, GRID, TRAIN, VALIDATION = "#010101", "#020202", "#030303", "#040404", "#050505"
+VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line", TRAIN: "--train", VALIDATION: "--accent"}
+
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",  # real text, in the page's own font
+    "svg.hashsalt": "jaxcnn",  # the same chart gives the same bytes
+    "axes.edgecolor": GRID,
+    "axes.grid": True,
+    "axes.labelcolor": MUTED,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "font.size": 10,
+    "grid.color": GRID,
+    "legend.frameon": False,
+    "legend.labelcolor": INK,
+    "lines.linewidth": 1.8,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A quantity over the epochs."""
+
+    label: str
+    color: str
+    epochs: Sequence[float]
+    values: Sequence[float]
+
+
+def draw_curves(curves: Sequence[Curve], *, percent: bool = False, marked: float | None = None) -> str:
+    """Curves over the epochs; of one with a single point, the point.
+
+    Args:
+      percent: the values are shares.
+      marked: an epoch to mark with a vertical line.
+    """
+    with matplotlib.style.context(["default", STYLE]):
+        figure, axes = _figure(4.6, 3.1)
+        for curve in curves:
+            marker = "o" if len(curve.values) <= 12 else None
+            axes.plot(curve.epochs, curve.values, color=curve.color, label=curve.label, marker=marker, markersize=4)
+        if marked is not None:
+            axes.axvline(marked, color=MUTED, linewidth=1, linestyle=(0, (2, 3)))
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(7, integer=max(max(each.epochs) for each in curves) >= 4))
+        if percent:
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        if len(curves) > 1:
+            axes.legend()
+        return _to_svg(figure)
+
+
+def draw_reliability(reliability: Reliability) -> str:
+    """Accuracy against confidence, with the share of the pictures in each bin below."""
+    width = 1 / CALIBRATION_BINS
+    centers = (np.arange(CALIBRATION_BINS) + 0.5) * width
+    with matplotlib.style.context(["default", STYLE]):
+        figure = Figure(figsize=(4.6, 4.6), layout="constrained")
+        upper, lower = figure.subplots(2, sharex=True, height_ratios=(4, 1))
+        upper.bar(centers, np.nan_to_num(reliability.accuracy), width=0.88 * width, color=VALIDATION, alpha=0.8)
+        upper.plot([0, 1], [0, 1], color=INK, linewidth=1.2, linestyle=(0, (4, 3)))
+        upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="predicted right")
+        lower.bar(centers, reliability.count / reliability.count.sum(), width=0.88 * width, color=TRAIN)
+        lower.set(xlabel="confidence", ylabel="pictures")
+        lower.yaxis.set_major_locator(MaxNLocator(2))
+        for axis in (upper.yaxis, lower.yaxis, lower.xaxis):
+            axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        return _to_svg(figure)
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _to_svg(figure: Figure) -> str:
+    """An `svg` element with a transparent ground and CSS variables for colours."""
+    buffer = io.StringIO()
+    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)  # several charts share a page, and ids must not repeat
+    for color, variable in VARIABLES.items():
+        svg = svg.replace(color, f"var({variable})")
+    return svg

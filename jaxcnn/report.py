@@ -1,0 +1,352 @@
+"""The report of a run: one HTML page that needs no network, for people to read."""
+
+import base64
+import dataclasses
+import io
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jax
+import jinja2
+import numpy as np
+from jaxtyping import Int64, UInt8
+from markupsafe import Markup
+from PIL import Image
+from scipy.cluster import hierarchy
+
+from jaxcnn import models
+from jaxcnn.charts import INK, TRAIN, VALIDATION, Curve, draw_curves, draw_reliability
+from jaxcnn.checkpoint import SELECTED_BY
+from jaxcnn.config import AugmentConfig, Config
+from jaxcnn.data import Dataset, Split
+from jaxcnn.errors import UserError
+from jaxcnn.metrics import Evaluation
+from jaxcnn.state import init_variables
+from jaxcnn.workdir import Workdir, write_atomically
+
+TABLE_LIMIT = 25
+"""Classes up to which a confusion matrix is a table of numbers; above it is a map of colours."""
+MAP_LIMIT = 1000
+"""Classes up to which that map is worth its bytes."""
+PICTURES = 24
+"""Pictures in each of the two grids."""
+THUMBNAIL = 128
+"""Largest side in pixels of a picture on the page."""
+CURVE_POINTS = 200
+"""Points of a training curve; more would only show noise."""
+
+
+@dataclass(frozen=True)
+class RunLog:
+    """What a run recorded of itself, in the order of the steps.
+
+    Attributes:
+      train: a record for every few seconds.
+      validation: a record for every epoch.
+    """
+
+    train: list[dict[str, float]]
+    validation: list[dict[str, float]]
+
+    @property
+    def best(self) -> dict[str, float] | None:
+        """The validation record of the best checkpoint; the later of equals, as the checkpoints are kept."""
+        return max(reversed(self.validation), key=lambda record: record[SELECTED_BY], default=None)
+
+    def seconds(self, batch_size: int) -> float:
+        """Time spent in training steps: without evaluation, pauses, and steps that were lost and repeated."""
+        total, before = 0.0, 0.0
+        for record in self.train:
+            total += (record["step"] - before) * batch_size / record["images_per_second"]
+            before = record["step"]
+        return total
+
+
+def write_report(workdir: Path, evaluation: Evaluation, dataset: Dataset) -> Path:
+    """Writes `report.html` into the workdir of a run.
+
+    Args:
+      workdir: with the settings, the environment and the log of the run.
+      evaluation: of the best checkpoint on `dataset.validation`.
+
+    Returns:
+      The path of the page.
+
+    Raises:
+      UserError: the workdir is none, or cannot be written.
+    """
+    path = workdir / "report.html"
+    config = Workdir(workdir).read_config()
+    log = read_log(Workdir(workdir).metrics)
+    environment = json.loads((workdir / "environment.json").read_text(encoding="utf-8"))
+    page = render(config=config, environment=environment, log=log, evaluation=evaluation, dataset=dataset)
+    try:
+        # A folder's name may hold bytes that are no text, which UTF-8 cannot write.
+        write_atomically(path, page.encode("utf-8", "replace").decode("utf-8"))
+    except OSError as error:
+        raise UserError(f"the report cannot be written to {path}: {error.strerror}") from error
+    return path
+
+
+def read_log(path: Path) -> RunLog:
+    """Reads `metrics.jsonl`.
+
+    A resumed run goes on from its checkpoint, so a record overrules those of its kind that came before it with the
+    same or a later step. Half a line, left by a killed process, is skipped.
+    """
+    log = RunLog([], [])
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if not isinstance(record, dict) or record.get("kind") not in ("train", "validation"):
+            continue
+        records = log.train if record.pop("kind") == "train" else log.validation
+        while records and records[-1]["step"] >= record["step"]:
+            records.pop()
+        records.append({name: float(value) for name, value in record.items()})
+    return log
+
+
+def render(
+    *, config: Config, environment: dict[str, str], log: RunLog, evaluation: Evaluation, dataset: Dataset
+) -> str:
+    """The page as HTML. Whatever comes from outside, such as a class name, is escaped."""
+    templates = jinja2.Environment(
+        loader=jinja2.PackageLoader("jaxcnn"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    classes = describe_classes(evaluation, dataset.names)
+    return templates.get_template(
+        "report.html"
+    ).render(
+        dataset=dataset,
+        evaluation=evaluation,
+        interval=wilson_interval(evaluation.top1, evaluation.count),
+        facts=describe_run(config, environment, log, dataset),
+        epochs=config.epochs,
+        label_smoothing=config.label_smoothing,
+        augmented=config.augment != AugmentConfig(),
+        log=log,
+        charts=draw_log(log),
+        reliability=Markup(draw_reliability(evaluation.reliability)),  # noqa: S704 our own drawing
+        mean_confidence=float(evaluation.confidence.mean()),
+        classes=classes,
+        ranked=[classes[i] for i in evaluation.worst_classes()],
+        confusions=evaluation.confusions()[:15],
+        table=len(dataset.names) <= TABLE_LIMIT,
+        map=confusion_map(evaluation.confusion, dataset.names)
+        if TABLE_LIMIT < len(dataset.names) <= MAP_LIMIT
+        else None,
+        mistakes=show_pictures(dataset.validation, evaluation, confident_mistakes(evaluation, dataset.validation)),
+        examples=show_pictures(dataset.validation, evaluation, spread(evaluation.count)),
+        pixelated=dataset.validation.images.shape[1] < 96,
+        settings=json.dumps(dataclasses.asdict(config), indent=2),
+        environment=environment,
+    )
+
+
+def describe_run(config: Config, environment: dict[str, str], log: RunLog, dataset: Dataset) -> dict[str, str]:
+    """The settings that matter, the time and the hardware, by heading."""
+    optim, side = config.optim, config.data.image_size
+    training = [
+        f"{config.epochs} epochs of {len(dataset.train) // config.batch_size:,} steps",
+        f"{config.batch_size} pictures in each",
+        *(f"{size} pixels from {start:.0%} of the epochs on" for start, size in config.resolutions),
+        f"label smoothing {config.label_smoothing:g}" if config.label_smoothing else "",
+    ]
+    optimizer = [
+        optim.name,
+        f"learning rate {optim.learning_rate:g}",
+        f"{optim.schedule} schedule" + (f" after {optim.warmup:.0%} warm-up" if optim.warmup else ""),
+        f"momentum {optim.momentum:g}",
+        f"weight decay {optim.weight_decay:g}" if optim.weight_decay else "",
+        f"gradients clipped at {optim.clip_norm:g}" if optim.clip_norm else "",
+        f"parameters averaged with decay {optim.ema_decay:g}" if optim.ema_decay else "",
+    ]
+    facts = {
+        "Data": f"{dataset.name}: {len(dataset.train):,} training and {len(dataset.validation):,} validation pictures "
+        f"in {len(dataset.names)} classes, {side} by {side} pixels",
+        "Terms of the data": dataset.license,
+        "Model": f"{config.model.name}, {count_parameters(config, len(dataset.names)):,} parameters, "
+        f"{config.model.precision}",
+        "Training": ", ".join(filter(None, training)),
+        "Optimizer": ", ".join(filter(None, optimizer)),
+        "Augmentation": describe_augmentation(config.augment),
+    }
+    if log.train:
+        rate = statistics.median(record["images_per_second"] for record in log.train)
+        facts["Time"] = f"{format_duration(log.seconds(config.batch_size))} in training steps, {rate:,.0f} pictures/s"
+        facts["Finished"] = f"{datetime.fromtimestamp(log.train[-1]['time'], UTC):%d %B %Y, %H:%M} UTC"
+    facts["Hardware"] = "{devices}; {processor}, {cores} cores".format_map(environment)
+    facts["Software"] = "jax {jax}, flax {flax}, optax {optax}, Python {python}".format_map(environment)
+    return facts
+
+
+def describe_augmentation(config: AugmentConfig) -> str:
+    """What is switched on, by the names of the settings."""
+    on = {name: value for name, value in dataclasses.asdict(config).items() if value}
+    return (
+        ", ".join(
+            name.replace("_", " ") + ("" if value is True else f" {json.dumps(value)}") for name, value in on.items()
+        )
+        or "none"
+    )
+
+
+def count_parameters(config: Config, classes: int) -> int:
+    """Trainable parameters of the model, from its shapes alone."""
+    model = models.build(config.model, classes=classes)
+    shapes = jax.eval_shape(
+        lambda key: init_variables(key, model=model, image_size=config.data.image_size), jax.random.key(0)
+    )
+    return models.count_parameters(shapes["params"])
+
+
+def draw_log(log: RunLog) -> dict[str, Markup]:
+    """The learning curves by title; none if the log is empty."""
+    if not log.train or not log.validation:
+        return {}
+    train, best = average_records(log.train), log.best
+    marked = best["epoch"] if best and len(log.validation) > 1 else None
+
+    def pair(name: str) -> list[Curve]:
+        return [
+            Curve(label, color, [each["epoch"] for each in records], [each[name] for each in records])
+            for label, color, records in (("training", TRAIN, train), ("validation", VALIDATION, log.validation))
+        ]
+
+    rate = Curve("learning rate", INK, [each["epoch"] for each in train], [each["learning_rate"] for each in train])
+    charts = {
+        "Loss": draw_curves(pair("loss"), marked=marked),
+        "Top-1 accuracy": draw_curves(pair("top1"), percent=True, marked=marked),
+        "Learning rate": draw_curves([rate], marked=marked),
+    }
+    return {title: Markup(svg) for title, svg in charts.items()}  # noqa: S704 our own drawings
+
+
+def average_records(records: Sequence[dict[str, float]]) -> list[dict[str, float]]:
+    """At most `CURVE_POINTS` records, each the mean of as many neighbours."""
+    size = math.ceil(len(records) / CURVE_POINTS)
+    return [
+        {
+            name: statistics.fmean(each[name] for each in records[i : i + size])
+            for name in ("epoch", "loss", "top1", "learning_rate")
+        }
+        for i in range(0, len(records), size)
+    ]
+
+
+def describe_classes(evaluation: Evaluation, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Each class with its accuracy and what it is most often taken for."""
+    rows = []
+    for i, name in enumerate(names):
+        row = evaluation.confusion[i].copy()
+        count, row[i] = int(row.sum()), 0
+        taken = [int(j) for j in np.argsort(-row, kind="stable")[:3] if row[j]]
+        rows.append(
+            {
+                "name": name,
+                "count": count,
+                "top1": float(evaluation.per_class[i]) if count else None,
+                "row": evaluation.confusion[i].tolist(),
+                "taken": [(names[j], int(row[j])) for j in taken],
+            }
+        )
+    return rows
+
+
+def confusion_map(confusion: Int64[np.ndarray, "n n"], names: Sequence[str]) -> dict[str, Any]:
+    """The confusion matrix as a picture of one pixel for each cell, and the numbers behind it.
+
+    Classes that are confused with one another stand together. A pixel's opacity is the cube root of the cell's
+    share of its class: one mistake in fifty is still 27% opaque.
+    """
+    order = order_by_confusion(confusion)
+    counts = confusion[np.ix_(order, order)]
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    pixels = np.empty((*counts.shape, 4), np.uint8)
+    pixels[...] = (224, 68, 52, 0)
+    pixels[np.diag_indices(len(order))] = (72, 128, 232, 0)
+    pixels[..., 3] = np.round(255 * np.cbrt(shares))
+    rows, columns = counts.nonzero()
+    return {
+        "png": encode_png(Image.fromarray(pixels, "RGBA")),
+        "names": [names[i] for i in order],
+        "totals": counts.sum(axis=1).tolist(),
+        "cells": [[int(i), int(j), int(counts[i, j])] for i, j in zip(rows, columns, strict=True)],
+    }
+
+
+def order_by_confusion(confusion: Int64[np.ndarray, "n n"]) -> list[int]:
+    """The classes in the order of a hierarchical clustering by how often they are confused."""
+    mistakes = (confusion + confusion.T).astype(np.float64)
+    np.fill_diagonal(mistakes, 0)
+    distance = 1 / (1 + mistakes[np.triu_indices(len(confusion), 1)])
+    return [int(each) for each in hierarchy.leaves_list(hierarchy.average(distance))]
+
+
+def confident_mistakes(evaluation: Evaluation, split: Split) -> list[int]:
+    """The pictures that were predicted wrong with the highest confidence."""
+    wrong = np.flatnonzero(evaluation.predicted != split.labels)
+    return [int(i) for i in wrong[np.argsort(-evaluation.confidence[wrong], kind="stable")][:PICTURES]]
+
+
+def spread(count: int) -> list[int]:
+    """Positions spread evenly over a split: the same on every day, and of many classes where it is sorted by class."""
+    return [int(i) for i in np.unique(np.linspace(0, count - 1, PICTURES).round())]
+
+
+def show_pictures(split: Split, evaluation: Evaluation, positions: Sequence[int]) -> list[dict[str, Any]]:
+    """Pictures of a split, each with its true class, the predicted one and the confidence in that."""
+    return [
+        {
+            "png": encode_png(shrink(np.asarray(split.images[i]))),
+            "true": int(split.labels[i]),
+            "predicted": int(evaluation.predicted[i]),
+            "confidence": float(evaluation.confidence[i]),
+        }
+        for i in positions
+    ]
+
+
+def shrink(pixels: UInt8[np.ndarray, "height width 3"]) -> Image.Image:
+    """A picture no larger than a thumbnail."""
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    return picture
+
+
+def encode_png(picture: Image.Image) -> str:
+    """A picture as the value of a `src` attribute."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def wilson_interval(share: float, count: int) -> tuple[float, float]:
+    """The 95% confidence interval of a share (Wilson 1927), which holds near 0 and 1 too."""
+    z = statistics.NormalDist().inv_cdf(0.975)
+    center = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    margin = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    return center - margin, center + margin
+
+
+def format_duration(seconds: float) -> str:
+    """Such as `41 s`, `3 min 12 s` or `2 h 5 min`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

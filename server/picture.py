@@ -70,7 +70,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         raise PictureError(f"the picture has far too many pixels: {limit}") from error
     if image.width * image.height > max_pixels or max(image.size) > _MAX_SIDE:
         raise PictureError(f"the picture has {image.width} x {image.height} pixels: {limit}")
-    image.load()
+    image.load()  # Here, where damage to the pixels is not taken for damage to the EXIF data.
     return image
 
 

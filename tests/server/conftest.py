@@ -33,10 +33,12 @@ def build_model(
     side: int | str = SIDE,
     outputs: tuple[str, str] = ("logits", "probabilities"),
     poison: float = 509.5,
+    rows: int = -1,
 ) -> Path:
     """Writes a classifier that names the average colour of a picture.
 
-    It computes NaN where red + green - blue is above `poison`: for pure yellow.
+    It computes NaN where red + green - blue is above `poison`: for pure yellow. With `rows` it fails on any other
+    number of pictures, though it declares any.
     """
     logits, probabilities = outputs
     weights = [10, -5, -5, 4, 0, -5, 10, -5, 4, 0, -5, -5, 10, 4, 0]
@@ -44,6 +46,7 @@ def build_model(
         helper.make_tensor("weights", TensorProto.FLOAT, [3, 5], [each / 255 for each in weights]),
         helper.make_tensor("bias", TensorProto.FLOAT, [5], [0, 0, 0, 0, 2]),
         helper.make_tensor("yellow", TensorProto.FLOAT, [3, 1], [1, 1, -1]),
+        helper.make_tensor("shape", TensorProto.INT64, [2], [rows, 5]),
         helper.make_tensor("poison", TensorProto.FLOAT, [1], [poison]),
     ]
     nodes = [
@@ -53,7 +56,8 @@ def build_model(
         helper.make_node("MatMul", ["colour", "yellow"], ["yellowness"]),
         helper.make_node("Sub", ["poison", "yellowness"], ["room"]),
         helper.make_node("Sqrt", ["room"], ["same_for_all_classes"]),
-        helper.make_node("Sub", ["scores", "same_for_all_classes"], [logits]),
+        helper.make_node("Sub", ["scores", "same_for_all_classes"], ["shifted"]),
+        helper.make_node("Reshape", ["shifted", "shape"], [logits]),
         helper.make_node("Softmax", [logits], [probabilities], axis=-1),
     ]
     graph = helper.make_graph(

@@ -5,7 +5,6 @@ import json
 import re
 import signal
 import socket
-import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -268,6 +267,8 @@ def test_not_a_number_is_500_without_details(server, client):
     assert error(response) == "The server failed on this request: try again, or ask its operator."
     while "FloatingPointError: the model computed probabilities that are not finite" not in server.log.read_text():
         time.sleep(0.02)  # uvicorn logs it after the answer is sent.
+    # The next request must not find a connection that the server has closed without a word.
+    assert response.headers["connection"] == "close"
     assert post(client, encode((0, 0, 0))).status_code == 200
 
 
@@ -358,9 +359,10 @@ def test_a_slow_body_is_408(serve, model_path):
     with serve(JAXCNN_MODEL=str(model_path), JAXCNN_READ_SECONDS="1") as server:
         with socket.create_connection(("127.0.0.1", server.port), timeout=30) as slow:
             slow.sendall(head("Content-Length: 1000") + b"\x89PNG")
-            status, answer = read_answer(slow)
-            assert (status, list(answer)) == (408, ["error"])
-            assert slow.recv(1) == b""  # The connection is closed.
+            response = b"".join(iter(lambda: slow.recv(65536), b""))
+            assert response.startswith(b"HTTP/1.1 408")
+            assert b"\r\nconnection: close\r\n" in response.lower()
+            assert list(json.loads(response.partition(b"\r\n\r\n")[2])) == ["error"]
         assert post(server.client, encode((0, 0, 0))).status_code == 200
 
 
@@ -393,17 +395,20 @@ def test_a_stop_finishes_what_was_accepted(serve, model_path, signal_number):
             r"The model pyproject\.toml cannot be served: onnxruntime cannot open it .*",
         ),
         (
+            {"JAXCNN_MODEL": "{failing}"},
+            r"The model .* cannot be served: it fails on a batch of two black pictures .*",
+        ),
+        (
             {"JAXCNN_THREADS": "many"},
             r"JAXCNN_THREADS is 'many': set it to a whole number from 1 to 256, or unset it\.",
         ),
     ],
 )
-def test_a_wrong_setting_stops_the_start_with_one_line(start, tmp_path, environment, line):
+def test_a_wrong_setting_stops_the_start_with_one_line(start, model_builder, tmp_path, environment, line):
     log = tmp_path / "log"
-    process: subprocess.Popen[bytes] = start(log, **environment)
+    failing = model_builder(tmp_path / "failing.onnx", rows=1)
+    process = start(log, **{key: value.format(failing=failing) for key, value in environment.items()})
     assert process.wait(timeout=30) != 0
-    lines = log.read_text().splitlines()
-    assert [bool(re.fullmatch(f"ERROR: +{line}", each)) for each in lines].count(True) == 1
-    assert [each for each in lines if not each.startswith("INFO:")][1:] == [
-        "ERROR:    Application startup failed. Exiting."
-    ]
+    wrong, end = (each for each in log.read_text().splitlines() if not each.startswith("INFO:"))
+    assert re.fullmatch(f"ERROR: +{line}", wrong)
+    assert re.fullmatch("ERROR: +Application startup failed. Exiting.", end)

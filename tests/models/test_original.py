@@ -178,3 +178,24 @@ def test_pictures_are_scaled_to_one() -> None:
     for each in (images, images.astype(jnp.float32)):
         logits = network(spec, classes=3).apply({"params": params}, each, False)
         np.testing.assert_allclose(logits, [[0, 0.2, 1]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_normalisation_and_activation_by_hand(norm: bool) -> None:
+    """One dense layer as the identity: momentum .99, epsilon 1e-3, slope .3."""
+    spec = NetworkSpec(blocks=(), hidden=(DenseSpec(3, dropout=0.0, norm=norm),))
+    identity = {"kernel": jnp.eye(3), "bias": jnp.full(3, -0.5)}
+    variables = {"params": {"dense_0": identity, "classifier": {"kernel": jnp.eye(3), "bias": jnp.zeros(3)}}}
+    if norm:
+        variables["params"]["dense_norm_0"] = {"scale": jnp.ones(3), "bias": jnp.zeros(3)}
+        variables["batch_stats"] = {"dense_norm_0": {"mean": jnp.zeros(3), "var": jnp.ones(3)}}
+    colours = np.array([[0, 51, 255], [255, 102, 0]], np.uint8)
+    images = jnp.asarray(np.broadcast_to(colours[:, None, None], (2, 8, 8, 3)))
+    logits, updates = network(spec, classes=3).apply(variables, images, True, mutable=["batch_stats"])
+    x = colours / 255 - 0.5
+    y = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-3) if norm else x
+    np.testing.assert_allclose(logits, np.where(y > 0, y, 0.3 * y), rtol=1e-4, atol=1e-6)
+    if norm:
+        found = updates["batch_stats"]["dense_norm_0"]
+        np.testing.assert_allclose(found["mean"], 0.01 * x.mean(0), rtol=1e-4, atol=1e-7)
+        np.testing.assert_allclose(found["var"], 0.99 + 0.01 * x.var(0), rtol=1e-4)

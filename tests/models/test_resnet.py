@@ -116,6 +116,27 @@ def test_pictures_are_centred() -> None:
     assert bright.min() > 10
 
 
+def test_normalisation_by_hand() -> None:
+    """A stage of one convolution on pictures of one colour each: momentum .9, epsilon 1e-5, ReLU."""
+    model = build(ModelConfig(widths=(1,), blocks=(0,), stem=1), classes=1)
+    kernel = jnp.zeros((3, 3, 3, 1)).at[1, 1, 0].set(1.0)  # takes the red channel
+    variables = {
+        "params": {
+            "stage_0": {"conv": {"kernel": kernel}, "norm": {"scale": jnp.ones(1), "bias": jnp.zeros(1)}},
+            "classifier": {"kernel": jnp.ones((1, 1)), "bias": jnp.zeros(1)},
+        },
+        "batch_stats": {"stage_0": {"norm": {"mean": jnp.zeros(1), "var": jnp.ones(1)}}},
+    }
+    red = np.array([117.0, 118.0, 119.0])  # so close together that epsilon shows
+    images = jnp.asarray(np.broadcast_to(red[:, None, None, None], (3, 8, 8, 3)), jnp.float32)
+    logits, updates = model.apply(variables, images, True, mutable=["batch_stats"])
+    x = (red - 118) / 64
+    expected = np.maximum((x - x.mean()) / np.sqrt(x.var() + 1e-5), 0)
+    np.testing.assert_allclose(logits[:, 0], expected, rtol=1e-4, atol=1e-6)
+    found = updates["batch_stats"]["stage_0"]["norm"]
+    np.testing.assert_allclose(found["var"], [0.9 + 0.1 * x.var()], rtol=1e-6)
+
+
 @pytest.mark.parametrize("preactivation", [False, True])
 def test_batch_statistics_follow_the_batch(preactivation: bool) -> None:
     config = ModelConfig(widths=(4,), blocks=(0,), preactivation=preactivation)

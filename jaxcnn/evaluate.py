@@ -55,8 +55,8 @@ def main(arguments: Sequence[str]) -> None:
     )
     about = {"model": str(path), "dataset": dataset.name, "split": parsed.split}
     output = parsed.output or default_output(path, parsed.split)
-    write_evaluation(evaluation, output, names=classifier.names, about=about)
     print_evaluation(evaluation, names=classifier.names, title=f"{path} on {dataset.name}, {parsed.split}")
+    write_evaluation(evaluation, output, names=classifier.names, about=about)
     Console(highlight=False).print(_label(f"written to {output}"), soft_wrap=True)
 
 
@@ -177,8 +177,10 @@ def print_evaluation(evaluation: Evaluation, *, names: Sequence[str], title: str
     console = Console(highlight=False)
     counts = evaluation.confusion.sum(axis=1)
     figures = _table("", ">")
-    for name, value in evaluation.scalars().items():
-        figures.add_row(name, f"{value:.4f}")
+    figures.add_row("top-1", f"{evaluation.top1:.4f}")
+    figures.add_row("top-5", f"{evaluation.top5:.4f}")
+    figures.add_row("loss", f"{evaluation.loss:.4f}")
+    figures.add_row("calibration error", f"{evaluation.ece:.4f}")
     figures.add_row("pictures", f"{evaluation.count:,}")
     worst = _table("worst classes", ">top-1", ">pictures")
     for i in evaluation.worst_classes()[:10]:

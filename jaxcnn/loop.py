@@ -138,7 +138,7 @@ def take_step(
 ) -> tuple[TrainState, StepMetrics]:
     """One training step as the settings say."""
     config = run.config
-    return train_step(
+    taken: tuple[TrainState, StepMetrics] = train_step(
         state,
         batch.images,
         batch.labels,
@@ -151,6 +151,7 @@ def take_step(
         label_smoothing=config.label_smoothing,
         average_decay=config.optim.ema_decay,
     )
+    return taken
 
 
 def evaluate_variables(run: Run, variables: Variables) -> Evaluation:
@@ -203,19 +204,19 @@ def _log_window(
     progress: TrainProgress,
 ) -> float:
     """Waits for the last steps, tells their metrics, and returns the time at which they were done."""
-    loss, correct, count = (float(sum(each)) for each in zip(*jax.device_get(window), strict=True))
+    loss, correct, pictures = (float(sum(each)) for each in zip(*jax.device_get(window), strict=True))
     done = time.monotonic()
     refuse_divergence(run, state, key=key)
     step = int(state.step)
-    epoch, rate = step / run.steps_per_epoch, count / (done - since)
+    epoch, rate = step / run.steps_per_epoch, pictures / (done - since)
     log.write(
         "train",
         step=step,
         epoch=epoch,
-        loss=loss / count,
-        top1=correct / count,
+        loss=loss / pictures,
+        top1=correct / pictures,
         learning_rate=float(run.schedule(step - 1)),
         images_per_second=rate,
     )
-    progress.update(step=step, epoch=f"{epoch:.2f}/{run.config.epochs}", loss=loss / count, images_per_second=rate)
+    progress.update(step=step, epoch=f"{epoch:.2f}/{run.config.epochs}", loss=loss / pictures, images_per_second=rate)
     return done

@@ -15,11 +15,11 @@ from jaxcnn.state import TrainState, Variables
 
 
 class StepMetrics(NamedTuple):
-    """Sums over the pictures of a step; divide by `count` for means."""
+    """Sums over the pictures of a step; divide by `pictures` for means."""
 
     loss: Float[Array, ""]
     correct: Float[Array, ""]
-    count: Float[Array, ""]
+    pictures: Float[Array, ""]
 
 
 def step_keys(key: Key[Array, ""], step: Int[Array, ""]) -> tuple[Key[Array, ""], Key[Array, ""]]:
@@ -93,8 +93,8 @@ def train_step(
     )
     kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)._replace(finite=finite)
     correct = (logits.argmax(-1) == targets.argmax(-1)).sum().astype(jnp.float32)
-    count = jnp.float32(labels.shape[0])
-    return kept, StepMetrics(loss=loss * count, correct=correct, count=count)
+    pictures = jnp.float32(labels.shape[0])
+    return kept, StepMetrics(loss=loss * pictures, correct=correct, pictures=pictures)
 
 
 @partial(jax.jit, static_argnames="model")
@@ -102,7 +102,8 @@ def eval_step(
     variables: Variables, images: UInt8[Array, "batch side side 3"], *, model: nn.Module
 ) -> Float[Array, "batch classes"]:
     """Logits of a batch, with batch statistics as they are and no dropout."""
-    logits: Float[Array, "batch classes"] = model.apply(variables, images, train=False)
+    logits = model.apply(variables, images, train=False)
+    assert isinstance(logits, jax.Array)
     return logits
 
 
@@ -118,4 +119,5 @@ def _averaged(
         return None
     number = step.astype(jnp.float32)
     weight = jnp.maximum(1 - decay, 1 - (1 + number) / (10 + number))
-    return optax.incremental_update(variables, average, weight)
+    moved: Variables = optax.incremental_update(variables, average, weight)
+    return moved

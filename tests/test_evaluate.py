@@ -222,9 +222,10 @@ def test_no_model(arguments, message):
         main(arguments)
 
 
-def test_an_output_that_cannot_be_written(exported, tmp_path):
+def test_an_output_that_cannot_be_written_does_not_lose_the_result(exported, tmp_path, capsys):
     with pytest.raises(UserError, match="cannot be written to"):
         main([str(exported), "--output", str(tmp_path / "gone" / "x.json")])
+    assert "0.8889" in capsys.readouterr().out
 
 
 def test_class_names_cannot_steer_the_terminal(capsys, tmp_path):

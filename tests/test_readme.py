@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from pictures import write_class_folders, write_tiny_imagenet_zip
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -119,7 +119,7 @@ def test_your_own_pictures_to_the_endpoint(clone):
         answers = [bash(request, clone) for request in requests]
     finally:
         server.terminate()
-        assert server.wait(30) == 0
+        server.wait(30)
     assert answers
     assert all('"predicted_class"' in answer for answer in answers)
 

@@ -52,8 +52,8 @@ def test_steps_learn_an_easy_problem():
     losses = []
     for _ in range(30):
         state, metrics = take(state, images, labels, KEY)
-        losses.append(float(metrics.loss) / float(metrics.count))
-    assert float(metrics.count) == 12
+        losses.append(float(metrics.loss) / float(metrics.pictures))
+    assert float(metrics.pictures) == 12
     assert float(metrics.correct) == 12
     assert losses[-1] < 0.2 * losses[0]
     assert int(state.step) == 30

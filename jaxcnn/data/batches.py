@@ -2,7 +2,7 @@
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -48,7 +48,7 @@ def steps_per_epoch(split: Split, batch_size: int) -> int:
     return len(split) // batch_size
 
 
-def train_batches(split: Split, *, seed: int, batch_size: int, start_step: int = 0) -> Iterator[Batch]:
+def train_batches(split: Split, *, seed: int, batch_size: int, start_step: int = 0) -> Generator[Batch]:
     """Shuffled full batches without end; the batch of a step depends on nothing but the arguments.
 
     A thread gathers a few batches ahead. It ends when the iterator is closed or forgotten.
@@ -75,7 +75,7 @@ def train_batches(split: Split, *, seed: int, batch_size: int, start_step: int =
     return _prefetch(lambda rows: Batch(split.images[rows], split.labels[rows]), indices())
 
 
-def eval_batches(split: Split, *, batch_size: int) -> Iterator[EvalBatch]:
+def eval_batches(split: Split, *, batch_size: int) -> Generator[EvalBatch]:
     """Every example exactly once, in order; the last batch is filled up with black pictures that `mask` leaves out."""
 
     def gather(start: int) -> EvalBatch:
@@ -93,7 +93,7 @@ def eval_batches(split: Split, *, batch_size: int) -> Iterator[EvalBatch]:
 
 def _prefetch[Argument, Result](
     function: Callable[[Argument], Result], arguments: Iterable[Argument]
-) -> Iterator[Result]:
+) -> Generator[Result]:
     """Results of `function` for each of the arguments in order, computed by a thread up to `AHEAD` calls early."""
     calls = iter(arguments)
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:

@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from jaxcnn.errors import UserError
 
@@ -14,6 +14,17 @@ MAX_PIXELS = 80_000_000
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """Still pictures only: some other formats of Pillow start programs (EPS) or draw with the machine's own fonts (WMF)."""
+
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes each value of the EXIF orientation."""
 
 # Pillow's warning of a decompression bomb comes before its error; to us both are one error.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
@@ -37,7 +48,8 @@ def decode(encoded: bytes, *, size: int, where: str) -> UInt8[np.ndarray, "{size
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
-            rgb = to_rgb(ImageOps.exif_transpose(image))
+            image.load()  # here, where damage to the pixels is not taken for damage to the metadata
+            rgb = to_rgb(_upright(image))
         return np.asarray(rgb.resize((size, size), Image.Resampling.BICUBIC))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(f"{where} has more than {MAX_PIXELS:,} pixels; make it smaller or remove it") from error
@@ -46,6 +58,15 @@ def decode(encoded: bytes, *, size: int, where: str) -> UInt8[np.ndarray, "{size
         if isinstance(error, UnidentifiedImageError):
             reason = f"none of {', '.join(FORMATS)}" if encoded else "empty file"
         raise UserError(f"{where} is no picture that can be read ({reason}); mend or remove it") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The picture turned as its EXIF orientation says; as it is stored where the metadata cannot be read."""
+    try:
+        method = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # any kind of error, from damage that no viewer minds
+        return image
+    return image if method is None else image.transpose(method)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -127,12 +127,16 @@ def test_patches_become_a_convolution_of_pixels(exported, side, order, window, p
     assert list(model.attribute("Conv", "kernel_shape")) == [window * side] * 2
 
 
-def test_other_regroupings_of_pixels_are_not_taken_for_patches(exported):
-    def halves(x):
-        split = x.reshape(x.shape[0], 2, 4, 2, 4, 3)
-        return conv(split.transpose(0, 2, 4, 1, 3, 5).reshape(x.shape[0], 4, 4, 12))
+@pytest.mark.parametrize(
+    ("sizes", "permutation"),
+    [((2, 4, 2, 4), (0, 2, 4, 1, 3, 5)), ((4, 2, 4, 2), (0, 3, 1, 2, 4, 5)), ((4, 2, 4, 2), (0, 1, 4, 3, 2, 5))],
+)
+def test_other_regroupings_of_pixels_are_not_taken_for_patches(exported, sizes, permutation):
+    def regrouped(x):
+        split = x.reshape(x.shape[0], *sizes, 3)
+        return conv(split.transpose(permutation).reshape(x.shape[0], 4, 4, 12))
 
-    exported(halves, PICTURE)
+    exported(regrouped, PICTURE)
 
 
 def test_flattening_reorders_the_rows_of_the_dense_layer(exported, filled):

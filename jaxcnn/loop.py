@@ -22,7 +22,7 @@ from jaxcnn.log import MetricsLog, TrainProgress, open_progress
 from jaxcnn.metrics import Evaluation
 from jaxcnn.optim import make_optimizer, make_schedule
 from jaxcnn.signals import StopRequest
-from jaxcnn.state import TrainState, Variables
+from jaxcnn.state import TrainState, Variables, create_state
 from jaxcnn.step import StepMetrics, eval_step, step_keys, train_step
 
 LOG_SECONDS = 2.0
@@ -39,6 +39,11 @@ class Run:
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     steps_per_epoch: int
+
+    @property
+    def key(self) -> Key[Array, ""]:
+        """What all random numbers of the run come from."""
+        return jax.random.key(self.config.seed)
 
     @property
     def total_steps(self) -> int:
@@ -60,11 +65,22 @@ def prepare(config: Config, dataset: data.Dataset) -> Run:
     )
 
 
+def initial_state(run: Run) -> TrainState:
+    """The state before the first step, a pure function of the settings."""
+    config = run.config
+    return create_state(
+        run.key,
+        model=run.model,
+        optimizer=run.optimizer,
+        image_size=config.data.image_size,
+        averaged=config.optim.ema_decay > 0,
+    )
+
+
 def fit(
     run: Run,
     state: TrainState,
     *,
-    key: Key[Array, ""],
     checkpoints: Checkpoints,
     log: MetricsLog,
     stop: StopRequest,
@@ -78,13 +94,11 @@ def fit(
     with open_progress(total_steps=run.total_steps, first_step=first_step) as progress:
         for epoch in range(first_step // run.steps_per_epoch, epochs):
             started, before = time.monotonic(), int(state.step)
-            state = train_epoch(
-                run, state, epoch=epoch, key=key, checkpoints=checkpoints, log=log, progress=progress, stop=stop
-            )
+            state = train_epoch(run, state, epoch=epoch, checkpoints=checkpoints, log=log, progress=progress, stop=stop)
             step, seconds = int(state.step), time.monotonic() - started
             if step == (epoch + 1) * run.steps_per_epoch:
                 scores = evaluate_variables(run, state.evaluated).scalars()
-                log.write("validation", step=step, epoch=epoch + 1, **scores)
+                log.write("validation", step=step, epoch=float(epoch + 1), **scores)
                 checkpoints.save(state, metrics=scores)
                 rate = (step - before) * run.config.batch_size / seconds
                 progress.say(
@@ -102,7 +116,6 @@ def train_epoch(
     state: TrainState,
     *,
     epoch: int,
-    key: Key[Array, ""],
     checkpoints: Checkpoints,
     log: MetricsLog,
     progress: TrainProgress,
@@ -116,16 +129,16 @@ def train_epoch(
     logged = saved = time.monotonic()
     with contextlib.closing(batches):
         for step, batch in zip(range(first + 1, end + 1), batches, strict=False):
-            state, metrics = take_step(run, state, batch, key=key, epoch=epoch)
+            state, metrics = take_step(run, state, batch, epoch=epoch)
             if window:  # at most one step ahead of the device: a longer queue would only hold batches in memory
                 window[-1].loss.block_until_ready()
             window.append(metrics)
             now = time.monotonic()
             if now - logged >= LOG_SECONDS or step == end:
-                logged = _log_window(run, state, window, since=logged, key=key, log=log, progress=progress)
+                logged = _log_window(run, state, window, since=logged, log=log, progress=progress)
                 window = []
             if step < end and (stop.signal or now - saved >= 60 * config.checkpoint_minutes):
-                refuse_divergence(run, state, key=key)
+                refuse_divergence(run, state)
                 checkpoints.save(state)
                 saved = time.monotonic()
                 if stop.signal:
@@ -133,16 +146,14 @@ def train_epoch(
     return state
 
 
-def take_step(
-    run: Run, state: TrainState, batch: data.Batch, *, key: Key[Array, ""], epoch: int
-) -> tuple[TrainState, StepMetrics]:
+def take_step(run: Run, state: TrainState, batch: data.Batch, *, epoch: int) -> tuple[TrainState, StepMetrics]:
     """One training step as the settings say."""
     config = run.config
     taken: tuple[TrainState, StepMetrics] = train_step(
         state,
         batch.images,
         batch.labels,
-        key,
+        run.key,
         model=run.model,
         optimizer=run.optimizer,
         augment_config=config.augment,
@@ -164,7 +175,7 @@ def evaluate_variables(run: Run, variables: Variables) -> Evaluation:
     )
 
 
-def refuse_divergence(run: Run, state: TrainState, *, key: Key[Array, ""]) -> None:
+def refuse_divergence(run: Run, state: TrainState) -> None:
     """Raises a `UserError` that says where, if the loss has stopped being a number.
 
     The state is still the one before that step, and the step's batch and random numbers are functions of its
@@ -176,7 +187,7 @@ def refuse_divergence(run: Run, state: TrainState, *, key: Key[Array, ""]) -> No
     batches = data.train_batches(run.dataset.train, seed=config.seed, batch_size=config.batch_size, start_step=step)
     with contextlib.closing(batches):
         batch = next(batches)
-    augment_key, dropout_key = step_keys(key, state.step)
+    augment_key, dropout_key = step_keys(run.key, state.step)
     inputs, _ = augment(
         augment_key,
         jnp.asarray(batch.images),
@@ -199,14 +210,13 @@ def _log_window(
     window: list[StepMetrics],
     *,
     since: float,
-    key: Key[Array, ""],
     log: MetricsLog,
     progress: TrainProgress,
 ) -> float:
     """Waits for the last steps, tells their metrics, and returns the time at which they were done."""
     loss, correct, pictures = (float(sum(each)) for each in zip(*jax.device_get(window), strict=True))
     done = time.monotonic()
-    refuse_divergence(run, state, key=key)
+    refuse_divergence(run, state)
     step = int(state.step)
     epoch, rate = step / run.steps_per_epoch, pictures / (done - since)
     log.write(

@@ -18,10 +18,9 @@ from jaxcnn.config import PRESETS, Config, ModelConfig, ModelName
 from jaxcnn.errors import UserError
 from jaxcnn.evaluate import write_evaluation
 from jaxcnn.log import console, open_log
-from jaxcnn.loop import Run, evaluate_variables, fit, prepare
+from jaxcnn.loop import Run, evaluate_variables, fit, initial_state, prepare
 from jaxcnn.metrics import Evaluation
 from jaxcnn.signals import stop_on_signal
-from jaxcnn.state import create_state
 from jaxcnn.workdir import Classes, Workdir
 
 PROG = "python -m jaxcnn.train"
@@ -91,19 +90,12 @@ def train(config: Config, workdir: Path) -> Evaluation | None:
     paths = Workdir(workdir)
     run = prepare(config, dataset)
     paths.begin(config, Classes(dataset.names, dataset.wnids, dataset.name, dataset.license))
-    key = jax.random.key(config.seed)
-    state = create_state(
-        key,
-        model=run.model,
-        optimizer=run.optimizer,
-        image_size=config.data.image_size,
-        averaged=config.optim.ema_decay > 0,
-    )
+    state = initial_state(run)
     with open_checkpoints(paths.checkpoints) as checkpoints, open_log(workdir) as log, stop_on_signal() as stop:
         if checkpoints.last_step is not None:
             state = checkpoints.restore(state)
         _say_start(run, workdir, int(state.step))
-        finished = fit(run, state, key=key, checkpoints=checkpoints, log=log, stop=stop)
+        finished = fit(run, state, checkpoints=checkpoints, log=log, stop=stop)
     if not finished:
         return None
     return conclude(run, workdir)
@@ -113,7 +105,8 @@ def conclude(run: Run, workdir: Path) -> Evaluation:
     """Measures the best checkpoint and writes what people take away: evaluation, report and ONNX file."""
     best = load_model(workdir)
     evaluation = evaluate_variables(run, best.variables)
-    write_evaluation(evaluation, Workdir(workdir).evaluation, names=run.dataset.names)
+    about = {"model": str(workdir), "dataset": run.dataset.name, "split": "validation"}
+    write_evaluation(evaluation, Workdir(workdir).evaluation, names=run.dataset.names, about=about)
     report.write_report(workdir, evaluation, run.dataset)
     export.export_workdir(workdir)
     return evaluation

@@ -14,10 +14,14 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from jaxcnn import data
 from jaxcnn.checkpoint import load_model, open_checkpoints
 from jaxcnn.config import Config, DataConfig, ModelConfig, OptimConfig
 from jaxcnn.errors import UserError
+from jaxcnn.loop import initial_state, prepare
+from jaxcnn.state import TrainState
 from jaxcnn.train import train
+from jaxcnn.workdir import Workdir
 
 ROOT = Path(__file__).parent.parent
 COMMAND = (
@@ -153,10 +157,10 @@ def test_killed_and_resumed_is_the_same_as_never_killed(tmp_path, cache_dir):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def load_last(workdir: Path):
+def load_last(workdir: Path) -> TrainState:
+    run = prepare(Workdir(workdir).read_config(), data.load(Workdir(workdir).read_config().data))
     with open_checkpoints(workdir / "checkpoints") as checkpoints:
-        checkpointer = checkpoints._checkpointer
-        return checkpointer.load_checkpointables(checkpointer.latest)
+        return checkpoints.restore(initial_state(run))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

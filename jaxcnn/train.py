@@ -41,7 +41,8 @@ def main(arguments: Sequence[str]) -> None:
     evaluation = train(parsed.config, parsed.workdir)
     if evaluation is not None:
         console.print(
-            f"validation top-1 {evaluation.top1:.4f}, loss {evaluation.loss:.4f} on {evaluation.count:,} pictures"
+            f"best checkpoint: validation top-1 {evaluation.top1:.4f}, loss {evaluation.loss:.4f} "
+            f"on {evaluation.count:,} pictures"
         )
         for name in ("report.html", "model.onnx"):
             console.print(f"  {parsed.workdir / name}", soft_wrap=True)
@@ -108,7 +109,10 @@ def conclude(run: Run, workdir: Path) -> Evaluation:
     about = {"model": str(workdir), "dataset": run.dataset.name, "split": "validation"}
     write_evaluation(evaluation, Workdir(workdir).evaluation, names=run.dataset.names, about=about)
     report.write_report(workdir, evaluation, run.dataset)
-    export.export_workdir(workdir)
+    try:
+        export.export_workdir(workdir, pictures=run.dataset.validation.images[:7])
+    except (export.UnsupportedError, export.VerificationError) as error:
+        raise UserError(f"{workdir} is trained and saved, but not exported: {error}") from error
     return evaluation
 
 

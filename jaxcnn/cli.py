@@ -16,13 +16,17 @@ from jaxcnn.errors import UserError
 def run(main: Callable[[Sequence[str]], None], prog: str) -> None:
     """Runs a command's `main` on the process's arguments.
 
-    A `UserError` is printed as one line and ends the process with status 2, an interrupt with 130.
+    A `UserError` is printed as one line and ends the process with status 2, what the system refuses (a full disk, a
+    missing permission) likewise with 1, an interrupt with 130.
     """
     try:
         main(sys.argv[1:])
     except UserError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         sys.exit(130)

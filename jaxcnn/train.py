@@ -87,19 +87,19 @@ def train(config: Config, workdir: Path) -> Evaluation | None:
     Raises:
       UserError: what the user gave cannot be trained on, or training diverged.
     """
-    dataset = data.load(config.data)
-    paths = Workdir(workdir)
-    run = prepare(config, dataset)
-    paths.begin(config, Classes(dataset.names, dataset.wnids, dataset.name, dataset.license))
-    state = initial_state(run)
-    with open_checkpoints(paths.checkpoints) as checkpoints, open_log(workdir) as log, stop_on_signal() as stop:
-        if checkpoints.last_step is not None:
-            state = checkpoints.restore(state)
-        _say_start(run, workdir, int(state.step))
-        finished = fit(run, state, checkpoints=checkpoints, log=log, stop=stop)
-    if not finished:
-        return None
-    return conclude(run, workdir)
+    run = prepare(config, data.load(config.data))
+    paths, dataset = Workdir(workdir), run.dataset
+    classes = Classes(dataset.names, dataset.wnids, dataset.name, dataset.license)
+    with paths.locked():
+        paths.refuse_other_run(config, classes)
+        state = initial_state(run)
+        with open_checkpoints(paths.checkpoints) as checkpoints, open_log(workdir) as log, stop_on_signal() as stop:
+            if checkpoints.last_step is not None:
+                state = checkpoints.restore(state)
+            paths.record(config, classes)
+            _say_start(run, workdir, int(state.step))
+            finished = fit(run, state, checkpoints=checkpoints, log=log, stop=stop)
+        return conclude(run, workdir) if finished else None
 
 
 def conclude(run: Run, workdir: Path) -> Evaluation:

@@ -13,13 +13,16 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+from filelock import FileLock, Timeout
 
 from jaxcnn import config as settings
-from jaxcnn.config import Config
+from jaxcnn.config import Config, ModelConfig
 from jaxcnn.errors import UserError
 
 
@@ -82,31 +85,55 @@ class Workdir:
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.path / 'classes.json'} is damaged ({error}); train in a new workdir") from error
 
-    def begin(self, config: Config, classes: Classes) -> None:
-        """Records settings, classes and environment, or checks them against those of a run to be resumed.
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes from training in the same folder meanwhile.
 
         Raises:
-          UserError: the folder holds a run with another model or other classes, naming the first that
-            differs, or cannot be written.
+          UserError: another process does, or the folder cannot be written.
         """
-        if (self.path / "config.json").exists():
-            self._refuse_other_model(config)
-            self._refuse_other_classes(classes)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
-            write_atomically(self.path / "classes.json", json.dumps(dataclasses.asdict(classes), indent=2) + "\n")
-            write_atomically(self.path / "config.json", settings.to_json(config))
+            lock = FileLock(self.path / ".lock", blocking=False)
+            lock.acquire()
+        except Timeout:
+            raise UserError(
+                f"another process is training in {self.path}; wait for it or give another --workdir"
+            ) from None
         except OSError as error:
             raise UserError(f"the workdir {self.path} cannot be written: {error.strerror}") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
-    def _refuse_other_model(self, config: Config) -> None:
-        saved = dataclasses.asdict(self.read_config())["model"]
-        for name, value in dataclasses.asdict(config.model).items():
-            if saved[name] != value and name != "precision":
+    def refuse_other_run(self, config: Config, classes: Classes) -> None:
+        """Raises a `UserError` that names the first difference, if the folder holds a run that cannot go on as asked.
+
+        Other rates or more epochs may follow; another model, batch size or other classes may not.
+        """
+        if (self.path / "config.json").exists():
+            self._refuse_other_settings(config)
+            self._refuse_other_classes(classes)
+
+    def record(self, config: Config, classes: Classes) -> None:
+        """Writes down settings, classes and environment."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        write_atomically(self.path / "classes.json", json.dumps(dataclasses.asdict(classes), indent=2) + "\n")
+        write_atomically(self.path / "config.json", settings.to_json(config))
+
+    def _refuse_other_settings(self, config: Config) -> None:
+        saved, asked = self.read_config(), config
+        pairs = [
+            (f"model.{each.name}", getattr(saved.model, each.name), getattr(asked.model, each.name))
+            for each in dataclasses.fields(ModelConfig)
+            if each.name != "precision"
+        ]
+        for name, was, now in [*pairs, ("batch_size", saved.batch_size, asked.batch_size)]:
+            if was != now:
                 raise UserError(
-                    f"{self.path} holds a run with model.{name} {saved[name]!r}, not {value!r}; "
-                    "give the same model or another --workdir"
+                    f"{self.path} holds a run with {name} {was!r}, not {now!r}; give the same or another --workdir"
                 )
 
     def _refuse_other_classes(self, classes: Classes) -> None:

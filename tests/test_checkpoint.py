@@ -66,7 +66,7 @@ def test_the_last_and_the_best_are_kept(tmp_path):
 
 def test_the_model_loaded_is_the_best(tmp_path):
     run = Workdir(tmp_path)
-    run.begin(CONFIG, CLASSES)
+    run.record(CONFIG, CLASSES)
     with pytest.raises(UserError, match="has no checkpoint yet"):
         load_model(tmp_path)
     best, last = at(make_state(seed=1), 3), at(make_state(seed=2), 5)
@@ -81,7 +81,7 @@ def test_the_model_loaded_is_the_best(tmp_path):
 def test_the_model_loaded_is_the_average_where_there_is_one(tmp_path):
     config = dataclasses.replace(CONFIG, optim=OptimConfig(ema_decay=0.9))
     run = Workdir(tmp_path)
-    run.begin(config, CLASSES)
+    run.record(config, CLASSES)
     state = make_state(config)
     state = at(state._replace(average=jax.tree.map(lambda leaf: leaf + 1, state.average)), 1)
     with open_checkpoints(run.checkpoints) as checkpoints:

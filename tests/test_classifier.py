@@ -52,7 +52,7 @@ def test_an_onnx_file(tmp_path):
 
 
 def test_a_workdir(tmp_path):
-    Workdir(tmp_path).begin(CONFIG, Classes(NAMES, (), "colours", "MIT"))
+    Workdir(tmp_path).record(CONFIG, Classes(NAMES, (), "colours", "MIT"))
     model = models.build(CONFIG.model, classes=3)
     optimizer = make_optimizer(CONFIG.optim, steps=10)
     state = create_state(jax.random.key(0), model=model, optimizer=optimizer, image_size=8, averaged=False)

@@ -80,7 +80,7 @@ def exported(config, tmp_path):
 def workdir(config, tmp_path):
     """A run whose best checkpoint is an untrained network."""
     run = Workdir(tmp_path / "run")
-    run.begin(config, Classes(NAMES, (), "pictures", "unknown"))
+    run.record(config, Classes(NAMES, (), "pictures", "unknown"))
     state = create_state(
         jax.random.key(3),
         model=models.build(config.model, classes=3),

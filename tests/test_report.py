@@ -79,7 +79,7 @@ def measure(dataset, *, skill=1.0):
 def write(workdir, names, *, lines=LINES, skill=1.0, **options):
     """The page of a run on generated pictures, and the evaluation in it."""
     dataset = make_dataset(names, **options)
-    Workdir(workdir).begin(CONFIG, Classes(dataset.names, (), dataset.name, dataset.license))
+    Workdir(workdir).record(CONFIG, Classes(dataset.names, (), dataset.name, dataset.license))
     (workdir / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
     evaluation = measure(dataset, skill=skill)
     path = write_report(workdir, evaluation, dataset)

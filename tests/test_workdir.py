@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +17,8 @@ CLASSES = Classes(("cat", "dog", "eel"), ("n1", "n2", "n3"), "pets", "MIT")
 
 def test_what_begins_can_be_read(tmp_path):
     run = Workdir(tmp_path / "new" / "run")
-    run.begin(digits(), CLASSES)
+    with run.locked():
+        run.record(digits(), CLASSES)
     assert run.read_config() == digits()
     assert run.read_classes() == CLASSES
     recorded = json.loads((run.path / "environment.json").read_text())
@@ -24,14 +28,15 @@ def test_what_begins_can_be_read(tmp_path):
 
 def test_other_rates_may_follow_but_no_other_model(tmp_path):
     run = Workdir(tmp_path)
-    run.begin(digits(), CLASSES)
-    longer = dataclasses.replace(digits(), epochs=99)
-    run.begin(longer, CLASSES)
-    assert run.read_config() == longer
+    run.refuse_other_run(digits(), CLASSES)
+    run.record(digits(), CLASSES)
+    precise = dataclasses.replace(digits().model, precision="bfloat16")
+    run.refuse_other_run(dataclasses.replace(digits(), epochs=99, model=precise), CLASSES)
     wider = dataclasses.replace(digits(), model=dataclasses.replace(digits().model, widths=(1, 2, 3)))
     with pytest.raises(UserError, match=r"model.widths \(32, 64, 128\), not \(1, 2, 3\)"):
-        run.begin(wider, CLASSES)
-    assert run.read_config() == longer
+        run.refuse_other_run(wider, CLASSES)
+    with pytest.raises(UserError, match="batch_size 64, not 32"):
+        run.refuse_other_run(dataclasses.replace(digits(), batch_size=32), CLASSES)
 
 
 @pytest.mark.parametrize(
@@ -44,9 +49,9 @@ def test_other_rates_may_follow_but_no_other_model(tmp_path):
 )
 def test_other_classes_are_refused(tmp_path, change, message):
     run = Workdir(tmp_path)
-    run.begin(digits(), CLASSES)
+    run.record(digits(), CLASSES)
     with pytest.raises(UserError, match=message):
-        run.begin(digits(), dataclasses.replace(CLASSES, **change))
+        run.refuse_other_run(digits(), dataclasses.replace(CLASSES, **change))
 
 
 def test_what_is_no_workdir_is_told(tmp_path):
@@ -58,8 +63,18 @@ def test_what_is_no_workdir_is_told(tmp_path):
     with pytest.raises(UserError, match=r"classes.json is damaged"):
         Workdir(tmp_path).read_classes()
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written"):
-        Workdir(tmp_path / "file" / "run").begin(digits(), CLASSES)
+    with pytest.raises(UserError, match="cannot be written"), Workdir(tmp_path / "file" / "run").locked():
+        pass
+
+
+def test_only_one_process_trains_in_a_folder(tmp_path):
+    lines = ("import sys", "from pathlib import Path", "from jaxcnn.workdir import Workdir")
+    program = "\n".join([*lines, "Workdir(Path(sys.argv[1])).locked().__enter__()"])
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with Workdir(tmp_path).locked():
+        done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    assert "another process trains in" in done.stderr
+    subprocess.run(command, cwd=Path(__file__).parent.parent, check=True)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

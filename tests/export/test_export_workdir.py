@@ -29,7 +29,7 @@ CLASSES = Classes(("cat", "dög", "eel"), ("n01", "n02", "n03"), "pets", "CC-BY-
 
 def make_run(path, **model):
     config = Config(data=DataConfig(image_size=8), model=ModelConfig(widths=(4, 6), blocks=(1, 0), **model))
-    Workdir(path).begin(config, CLASSES)
+    Workdir(path).record(config, CLASSES)
     state = create_state(
         jax.random.key(0),
         model=models.build(config.model, classes=3),

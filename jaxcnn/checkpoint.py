@@ -1,5 +1,6 @@
 """Checkpoints of a run: the last and the best, written atomically by Orbax, restored strictly."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,12 +62,18 @@ class Checkpoints:
         Raises:
           UserError: the disk is full or cannot be written. Earlier checkpoints stay.
         """
+        step = int(state.step)
         try:
-            self._checkpointer.save_checkpointables(int(state.step), _to_items(state), metrics=metrics)
-        except OSError as error:
+            self._checkpointer.save_checkpointables(step, _to_items(state), metrics=metrics)
+        except (OSError, ValueError) as error:
+            # TensorStore, below Orbax, tells what the system refused in the words of a ValueError.
+            told = re.search(r"([^:]+) \[os_error_code", str(error))
+            if isinstance(error, ValueError) and told is None:
+                raise
+            reason = told[1].strip() if told else error
             raise UserError(
-                f"the checkpoint of step {int(state.step)} could not be written to {self._checkpointer.directory}: "
-                f"{error.strerror or error}; earlier ones are whole"
+                f"the checkpoint of step {step} could not be written to {self._checkpointer.directory}: {reason}; "
+                "earlier ones are whole. Make room and run again to go on"
             ) from error
 
     def restore(self, like: TrainState) -> TrainState:

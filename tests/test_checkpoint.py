@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -106,18 +107,29 @@ def test_another_model_is_refused_by_its_first_path(tmp_path, config, classes, m
     assert "\n" not in str(caught.value)
 
 
-def test_a_full_disk_is_told_and_loses_nothing(tmp_path, monkeypatch):
-    with open_checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(at(make_state(), 1))
+CANNOT_WRITE = """
+import resource, sys, jax.numpy as jnp
+from pathlib import Path
+from jaxcnn.checkpoint import open_checkpoints
+sys.path.insert(0, "tests")
+from test_checkpoint import make_state
+state = make_state()
+with open_checkpoints(Path(sys.argv[1])) as checkpoints:
+    checkpoints.save(state._replace(step=jnp.int32(1)))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    checkpoints.save(state._replace(step=jnp.int32(2)))
+"""
 
-        def full(*arguments, **options):
-            raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(checkpoints._checkpointer, "save_checkpointables", full)
-        with pytest.raises(UserError, match=r"step 2 could not be written .* No space left on device"):
-            checkpoints.save(at(make_state(), 2))
+def test_what_cannot_be_written_is_told_and_loses_nothing(tmp_path):
+    root = Path(__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, "-c", CANNOT_WRITE, str(tmp_path)], cwd=root, capture_output=True, text=True, timeout=120
+    )
+    assert re.search(r"UserError: the checkpoint of step 2 could not be written to .*: File too large; ", done.stderr)
     with open_checkpoints(tmp_path) as checkpoints:
         assert checkpoints.last_step == 1
+        assert_same(checkpoints.restore(make_state(seed=1)).variables, make_state().variables)
 
 
 SAVES_FOREVER = """

@@ -215,16 +215,17 @@ def digits() -> Config:
 
 
 def folder() -> Config:
-    """Your own pictures: a starting point for some thousands of photographs in one folder per class.
+    """Your own pictures: a starting point for some hundreds or thousands of photographs on a laptop.
 
     python -m jaxcnn.train folder --data.source PATH
     """
     return Config(
         data=DataConfig(source="", image_size=64),
+        model=ModelConfig(widths=(32, 64, 128, 256)),
         augment=AugmentConfig(flip=True, crop_scale=(0.5, 1.0), erase=0.1, brightness=0.2, contrast=0.2),
         optim=OptimConfig(learning_rate=0.1, schedule="cosine", warmup=0.1, weight_decay=5e-4, ema_decay=0.99),
         label_smoothing=0.1,
-        epochs=60,
+        epochs=40,
     )
 
 

@@ -18,6 +18,7 @@ from export.converter import InputSpec, to_onnx
 from export.verify import verify
 from jaxcnn import models
 from jaxcnn.checkpoint import TrainedModel, load_model
+from jaxcnn.config import Config, DataConfig
 from jaxcnn.errors import UserError
 from jaxcnn.workdir import Workdir
 
@@ -67,13 +68,21 @@ def metadata(trained: TrainedModel) -> dict[str, Any]:
         "resize": {"mode": "stretch", "filter": "bicubic"},
         "dataset": trained.dataset,
         "metrics": trained.metrics,
-        "config": dataclasses.asdict(trained.config),
+        "config": dataclasses.asdict(_portable(trained.config)),
         "license": trained.license,
         "author": "jaxcnn",
         "version": _version(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "description": f"{trained.config.model.name} classifier of {classes} classes, trained on {trained.dataset}",
     }
+
+
+def _portable(config: Config) -> Config:
+    """The settings without the places where this machine keeps archives and caches."""
+    here = DataConfig()
+    return dataclasses.replace(
+        config, data=dataclasses.replace(config.data, archive=here.archive, cache_dir=here.cache_dir)
+    )
 
 
 def _classifier(trained: TrainedModel) -> Callable[[Array], dict[str, Array]]:

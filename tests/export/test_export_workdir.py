@@ -28,7 +28,10 @@ CLASSES = Classes(("cat", "dög", "eel"), ("n01", "n02", "n03"), "pets", "CC-BY-
 
 
 def make_run(path, **model):
-    config = Config(data=DataConfig(image_size=8), model=ModelConfig(widths=(4, 6), blocks=(1, 0), **model))
+    config = Config(
+        data=DataConfig(image_size=8, cache_dir="/home/me/cache"),
+        model=ModelConfig(widths=(4, 6), blocks=(1, 0), **model),
+    )
     Workdir(path).record(config, CLASSES)
     state = create_state(
         jax.random.key(0),
@@ -80,7 +83,9 @@ def test_the_file_says_what_it_is(run, file):
         "resize": {"mode": "stretch", "filter": "bicubic"},
         "dataset": "pets",
         "metrics": {"top1": 0.5, "loss": 1.25},
-        "config": json.loads(settings.to_json(Workdir(run).read_config())),
+        "config": json.loads(
+            settings.to_json(Workdir(run).read_config()).replace("/home/me/cache", DataConfig().cache_dir)
+        ),
         "license": "CC-BY-4.0",
         "author": "jaxcnn",
     }

@@ -1,8 +1,9 @@
 """Checkpoints of a run: the last and the best, written atomically by Orbax, restored strictly."""
 
+import logging
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ class Checkpoints:
             told = re.search(r"([^:]+) \[os_error_code", str(error))
             if isinstance(error, ValueError) and told is None:
                 raise
-            reason = told[1].strip() if told else error
+            reason = told[1].strip() if told else getattr(error, "strerror", None) or error
             raise UserError(
                 f"the checkpoint of step {step} could not be written to {self._checkpointer.directory}: {reason}; "
                 "earlier ones are whole. Make room and run again to go on"
@@ -99,16 +100,25 @@ class Checkpoints:
 @contextmanager
 def open_checkpoints(directory: Path) -> Iterator[Checkpoints]:
     """Opens, and creates if need be, a folder of checkpoints."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs the traceback of every failed write, then raises
     policies = ocp.training.preservation_policies
     best = policies.BestN(
         get_metric_fn=lambda metrics: metrics[SELECTED_BY], n=1, keep_checkpoints_without_metrics=False
     )
-    with ocp.training.Checkpointer(
+    checkpointer = ocp.training.Checkpointer(
         directory.absolute(),
         preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(1), best]),
         cleanup_tmp_directories=True,
-    ) as checkpointer:
+    )
+    closing: AbstractContextManager[None] = nullcontext()
+    try:
         yield Checkpoints(checkpointer)
+    except UserError:
+        closing = suppress(OSError, ValueError)  # Orbax raises a write that failed again when it closes
+        raise
+    finally:
+        with closing:
+            checkpointer.close()
 
 
 def load_model(workdir: Path) -> TrainedModel:

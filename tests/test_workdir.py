@@ -73,7 +73,7 @@ def test_only_one_process_trains_in_a_folder(tmp_path):
     command = [sys.executable, "-c", program, str(tmp_path)]
     with Workdir(tmp_path).locked():
         done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
-    assert "another process trains in" in done.stderr
+    assert "another process is training in" in done.stderr
     subprocess.run(command, cwd=Path(__file__).parent.parent, check=True)
 
 

@@ -131,7 +131,7 @@ def load_model(workdir: Path) -> TrainedModel:
     config, classes = run.read_config(), run.read_classes()
     if not run.checkpoints.exists():
         raise UserError(f"{workdir} has no checkpoint yet; train first")
-    model = models.build(config.model, classes=len(classes.names))
+    model = models.build_here(config.model, classes=len(classes.names))
     with ocp.training.Checkpointer(run.checkpoints.absolute()) as checkpointer:
         if not checkpointer.checkpoints:
             raise UserError(f"{workdir} has no checkpoint yet; train first")

@@ -58,7 +58,7 @@ def prepare(config: Config, dataset: data.Dataset) -> Run:
     return Run(
         config=config,
         dataset=dataset,
-        model=models.build(config.model, classes=len(dataset.names)),
+        model=models.build_here(config.model, classes=len(dataset.names)),
         optimizer=make_optimizer(config.optim, steps=total_steps),
         schedule=make_schedule(config.optim, steps=total_steps),
         steps_per_epoch=steps_per_epoch,

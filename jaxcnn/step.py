@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 
 from jaxcnn.augment import augment
 from jaxcnn.config import AugmentConfig
+from jaxcnn.ops.compiler import jit
 from jaxcnn.state import TrainState, Variables
 
 
@@ -29,7 +30,7 @@ def step_keys(key: Key[Array, ""], step: Int[Array, ""]) -> tuple[Key[Array, ""]
 
 
 @partial(
-    jax.jit,
+    jit,
     static_argnames=(
         "model",
         "optimizer",
@@ -97,7 +98,7 @@ def train_step(
     return kept, StepMetrics(loss=loss * pictures, correct=correct, pictures=pictures)
 
 
-@partial(jax.jit, static_argnames="model")
+@partial(jit, static_argnames="model")
 def eval_step(
     variables: Variables, images: UInt8[Array, "batch side side 3"], *, model: nn.Module
 ) -> Float[Array, "batch classes"]:

@@ -20,6 +20,7 @@ from jaxcnn.evaluate import write_evaluation
 from jaxcnn.log import console, open_log
 from jaxcnn.loop import Run, evaluate_variables, fit, initial_state, prepare
 from jaxcnn.metrics import Evaluation
+from jaxcnn.ops.allocator import keep_freed_memory
 from jaxcnn.signals import stop_on_signal
 from jaxcnn.workdir import Classes, Workdir
 
@@ -38,6 +39,7 @@ class Arguments:
 def main(arguments: Sequence[str]) -> None:
     """Trains as the command line says, and prints what came out."""
     parsed = parse(arguments)
+    keep_freed_memory()
     evaluation = train(parsed.config, parsed.workdir)
     if evaluation is not None:
         console.print(

@@ -128,7 +128,7 @@ class Workdir:
         pairs = [
             (f"model.{each.name}", getattr(saved.model, each.name), getattr(asked.model, each.name))
             for each in dataclasses.fields(ModelConfig)
-            if each.name != "precision"
+            if each.name not in ("precision", "cpu_kernels")
         ]
         for name, was, now in [*pairs, ("batch_size", saved.batch_size, asked.batch_size)]:
             if was != now:

@@ -102,10 +102,10 @@ def test_the_state_is_donated():
 
 def test_one_trace_for_each_resolution():
     _, state, take = setup(size=10)  # a size no other test uses, so the cache starts empty for it
-    before = step.train_step._cache_size()
+    before = step.train_step.jitted()._cache_size()
     for seed, resolution in enumerate((8, 10, 8, 10, 8)):
         state, _ = take(state, *make_batch(size=10, seed=seed), KEY, resolution=resolution)
-    assert step.train_step._cache_size() - before == 2
+    assert step.train_step.jitted()._cache_size() - before == 2
 
 
 def test_the_average_follows_the_variables():

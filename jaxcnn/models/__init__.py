@@ -14,21 +14,22 @@ import jax.numpy as jnp
 from jaxcnn.config import ModelConfig
 from jaxcnn.models.original import ORIGINALS, Original
 from jaxcnn.models.resnet import ResNet
+from jaxcnn.ops.compiler import has_onednn
 
-__all__ = ["NAMES", "build", "count_parameters"]
+__all__ = ["NAMES", "build", "build_here", "count_parameters"]
 
 NAMES: tuple[str, ...] = ("resnet", *ORIGINALS)
 """Every value of `ModelConfig.name`."""
 
 
-def build(config: ModelConfig, *, classes: int) -> nn.Module:
-    """The network that the settings describe.
+def build(config: ModelConfig, *, classes: int, cpu: bool = False) -> nn.Module:
+    """The network that the settings describe, on CPU kernels if `cpu`: the same variables, the same results.
 
     Equal settings give equal modules with equal hashes, so a function compiled for one serves the other.
     """
-    dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[config.precision]
+    dtype = jnp.bfloat16 if _resolved(config.precision) == "bfloat16" else jnp.float32
     if config.name != "resnet":
-        return Original(spec=ORIGINALS[config.name], classes=classes, dtype=dtype)
+        return Original(spec=ORIGINALS[config.name], classes=classes, dtype=dtype, cpu=cpu)
     return ResNet(
         classes=classes,
         widths=config.widths,
@@ -37,7 +38,19 @@ def build(config: ModelConfig, *, classes: int) -> nn.Module:
         preactivation=config.preactivation,
         dropout=config.dropout,
         dtype=dtype,
+        cpu=cpu,
     )
+
+
+def build_here(config: ModelConfig, *, classes: int) -> nn.Module:
+    """`build`, on CPU kernels where the settings and this machine have them."""
+    return build(config, classes=classes, cpu=config.cpu_kernels and has_onednn("float32"))
+
+
+def _resolved(precision: str) -> str:
+    if precision != "auto":
+        return precision
+    return "bfloat16" if jax.default_backend() != "cpu" or has_onednn("bfloat16") else "float32"
 
 
 def count_parameters(variables: Any) -> int:

@@ -22,7 +22,17 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 from jaxtyping import Array, Float
 
-from jaxcnn.models.layers import BatchNormAct, Features, Images, avg_pool, global_avg_pool
+from jaxcnn.models.layers import (
+    BatchNormAct,
+    Conv,
+    Features,
+    Images,
+    SpatialDropout,
+    activate,
+    avg_pool,
+    global_avg_pool,
+)
+from jaxcnn.ops.layout import inside
 
 
 @dataclass(frozen=True)
@@ -62,8 +72,10 @@ class NetworkSpec:
     norm_logits: bool = False
 
 
-_leaky_relu = partial(nn.leaky_relu, negative_slope=0.3)  # Keras' default slope
-_conv = partial(nn.Conv, kernel_init=nn.initializers.glorot_uniform())
+SLOPE = 0.3
+"""Keras' default slope of a LeakyReLU."""
+
+_conv = partial(Conv, kernel_init=nn.initializers.glorot_uniform())
 _dense = partial(nn.Dense, kernel_init=nn.initializers.glorot_uniform())
 _norm = partial(BatchNormAct, momentum=0.99, epsilon=1e-3)
 
@@ -73,19 +85,22 @@ class Block(nn.Module):
 
     spec: BlockSpec
     dtype: Dtype
+    cpu: bool = False
 
     @nn.compact
     def __call__(self, x: Features, train: bool) -> Float[Array, "batch _height _width _channels"]:
         """Drops whole channels, convolves, and halves the map."""
-        norm = partial(_norm, use_running_average=not train, dtype=self.dtype)
-        x = nn.Dropout(self.spec.dropout, broadcast_dims=(1, 2), deterministic=not train)(x)
-        for i, conv in enumerate(self.spec.convs):
-            x = _conv(conv.channels, (conv.kernel, conv.kernel), dtype=self.dtype, name=f"conv_{i}")(x)
-            if conv.norm:
-                x = norm(activation=_leaky_relu if conv.activation else None, name=f"norm_{i}")(x)
-            elif conv.activation:
-                x = _leaky_relu(x)
-        return avg_pool(x) if self.spec.pool else x
+        conv = partial(_conv, dtype=self.dtype, cpu=self.cpu)
+        norm = partial(_norm, use_running_average=not train, dtype=self.dtype, cpu=self.cpu)
+        x = SpatialDropout(self.spec.dropout, deterministic=not train, cpu=self.cpu)(x)
+        for i, each in enumerate(self.spec.convs):
+            slope = SLOPE if each.activation else 1.0
+            x = conv(each.channels, (each.kernel, each.kernel), before_norm=each.norm, name=f"conv_{i}")(x)
+            if each.norm:
+                x = norm(negative_slope=slope, name=f"norm_{i}")(x)
+            elif each.activation:
+                x = inside(partial(activate, negative_slope=slope), x, cpu=self.cpu)
+        return avg_pool(x, cpu=self.cpu) if self.spec.pool else x
 
 
 class Original(nn.Module):
@@ -98,11 +113,13 @@ class Original(nn.Module):
       spec: the arrangement.
       classes: number of logits.
       dtype: what all but the normalisations and the logits compute in.
+      cpu: compute by CPU kernels.
     """
 
     spec: NetworkSpec
     classes: int
     dtype: Dtype
+    cpu: bool = False
 
     @nn.compact
     def __call__(self, images: Images, train: bool) -> Float[Array, "batch {self.classes}"]:
@@ -112,17 +129,17 @@ class Original(nn.Module):
           images: uint8 or float.
           train: normalise by the batch, update `batch_stats`, and drop with the `dropout` random stream.
         """
-        norm = partial(_norm, use_running_average=not train)
+        norm = partial(_norm, use_running_average=not train, cpu=self.cpu)
         x = (images.astype(jnp.float32) / 255).astype(self.dtype)
         for i, block in enumerate(self.spec.blocks):
-            x = Block(block, self.dtype, name=f"block_{i}")(x, train)
+            x = Block(block, self.dtype, self.cpu, name=f"block_{i}")(x, train)
         x = global_avg_pool(x)
         for i, hidden in enumerate(self.spec.hidden):
             x = _dense(hidden.features, dtype=self.dtype, name=f"dense_{i}")(x)
             if hidden.norm:
-                x = norm(dtype=self.dtype, activation=_leaky_relu, name=f"dense_norm_{i}")(x)
+                x = norm(dtype=self.dtype, negative_slope=SLOPE, name=f"dense_norm_{i}")(x)
             else:
-                x = _leaky_relu(x)
+                x = activate(x, negative_slope=SLOPE)
             x = nn.Dropout(hidden.dropout, deterministic=not train)(x)
         logits = _dense(self.classes, name="classifier")(x.astype(jnp.float32))
         return norm(dtype=jnp.float32, name="classifier_norm")(logits) if self.spec.norm_logits else logits

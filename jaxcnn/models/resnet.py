@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 from jaxtyping import Array, Float
 
-from jaxcnn.models.layers import BatchNormAct, Features, Images, global_avg_pool, max_pool, space_to_depth
+from jaxcnn.models.layers import BatchNormAct, Conv, Features, Images, global_avg_pool, max_pool, space_to_depth
+from jaxcnn.ops.layout import inside
 
 type Layer = Callable[..., Callable[..., Array]]
 """A layer with its settings bound: called with what is left, such as its name, it gives a module."""
@@ -34,6 +35,7 @@ class PreactivationBlock(nn.Module):
 
     conv: Layer
     norm: Layer
+    cpu: bool
 
     @nn.compact
     def __call__(self, x: Features) -> Features:
@@ -41,7 +43,7 @@ class PreactivationBlock(nn.Module):
         channels = x.shape[-1]
         y = self.conv(channels, name="conv_0")(self.norm(name="norm_0")(x))
         y = self.conv(channels, name="conv_1", kernel_init=nn.initializers.zeros)(self.norm(name="norm_1")(y))
-        return x + y
+        return inside(lambda x, y: x + y, x, y, cpu=self.cpu)
 
 
 class Stage(nn.Module):
@@ -53,12 +55,13 @@ class Stage(nn.Module):
     preactivation: bool
     conv: Layer
     norm: Layer
+    cpu: bool
 
     @nn.compact
     def __call__(self, x: Features) -> Float[Array, "batch _height _width _channels"]:
         """Halves the map with a maximum pool first, but for the first stage."""
         if not self.first:
-            x = max_pool(x)
+            x = max_pool(x, cpu=self.cpu)
         conv = self.conv(self.width, name="conv")
         if not self.preactivation:
             x = self.norm(name="norm")(conv(x))
@@ -66,7 +69,7 @@ class Stage(nn.Module):
             x = conv(x)  # pictures are normalised already
         else:
             x = conv(self.norm(name="norm")(x))
-        block = PreactivationBlock if self.preactivation else BasicBlock
+        block = partial(PreactivationBlock, cpu=self.cpu) if self.preactivation else BasicBlock
         for i in range(self.blocks):
             x = block(self.conv, self.norm, name=f"block_{i}")(x)
         return x
@@ -86,6 +89,7 @@ class ResNet(nn.Module):
       preactivation: normalise and activate before each convolution rather than after.
       dropout: share of the pooled features that training drops.
       dtype: what all but the normalisations and the last layer compute in.
+      cpu: compute by CPU kernels.
     """
 
     classes: int
@@ -95,6 +99,7 @@ class ResNet(nn.Module):
     preactivation: bool
     dropout: float
     dtype: Dtype
+    cpu: bool = False
 
     @nn.compact
     def __call__(self, images: Images, train: bool) -> Float[Array, "batch {self.classes}"]:
@@ -105,7 +110,12 @@ class ResNet(nn.Module):
           train: normalise by the batch, update `batch_stats`, and drop with the `dropout` random stream.
         """
         conv = partial(
-            nn.Conv, kernel_size=(3, 3), use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.he_normal()
+            Conv,
+            kernel_size=(3, 3),
+            use_bias=False,
+            dtype=self.dtype,
+            cpu=self.cpu,
+            kernel_init=nn.initializers.he_normal(),
         )
         norm = partial(
             BatchNormAct,
@@ -113,13 +123,14 @@ class ResNet(nn.Module):
             momentum=0.9,
             epsilon=1e-5,
             dtype=self.dtype,
-            activation=nn.relu,
+            cpu=self.cpu,
+            negative_slope=0.0,
         )
         # About the mean and the spread of natural pictures, as round numbers: the first layers adapt to the rest.
         x = ((images.astype(jnp.float32) - 118) / 64).astype(self.dtype)
         x = space_to_depth(x, side=self.stem)
         for i, (width, blocks) in enumerate(zip(self.widths, self.blocks, strict=True)):
-            x = Stage(width, blocks, i == 0, self.preactivation, conv, norm, name=f"stage_{i}")(x)
+            x = Stage(width, blocks, i == 0, self.preactivation, conv, norm, self.cpu, name=f"stage_{i}")(x)
         if self.preactivation:
             x = norm(name="norm")(x)
         x = global_avg_pool(x).astype(jnp.float32)

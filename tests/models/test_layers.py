@@ -42,7 +42,7 @@ def test_residual_is_added_before_the_activation() -> None:
         momentum=0.9,
         epsilon=0.0,
         dtype=jnp.float32,
-        activation=nn.relu,
+        negative_slope=0.0,
         scale_init=nn.initializers.zeros,
     )
     x, residual = normal(4, 3), jnp.full((4, 3), -2.0).at[0].set(5.0)

@@ -1,0 +1,147 @@
+"""Training steps a second, against PyTorch and Keras: `python -m tests.bench.train_step --preset PRESET`.
+
+Each contestant trains the preset's network on random pictures in a process of its own. The processes take turns, a few
+steps each, so that what else happens on the machine meets them alike. The rates are pictures a second of the best and
+of the median step.
+
+The peers are optional: `pip install torch==2.13.0`, `pip install tensorflow`. With `--peers PYTHON` they run in another
+environment's Python. They are written as their users would, at their best settings: channels last for PyTorch, a
+compiled training step for Keras.
+
+- jaxcnn: the preset's model as `python -m jaxcnn.train` trains it, its augmentation and optimizer included.
+- jaxcnn_plain: the same without CPU kernels.
+- torch_float32, torch_bf16: forward, backward and optimizer step; the second in `torch.autocast`.
+- keras: `train_on_batch` in float32, on TensorFlow.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+CONTESTANTS = ("jaxcnn", "jaxcnn_plain", "torch_float32", "torch_bf16", "keras")
+CLASSES = 200
+ROOT = Path(__file__).parents[2]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="tiny_imagenet", help="whose model, batch and largest resolution to take")
+    parser.add_argument("--model", help="another network, by name")
+    parser.add_argument("--batch", type=int, help="pictures in a step")
+    parser.add_argument("--resolution", type=int, help="side of the pictures")
+    parser.add_argument("--precision", help="of jaxcnn: float32, bfloat16 or auto")
+    parser.add_argument("--rounds", type=int, default=6, help="turns of each contestant")
+    parser.add_argument("--steps", type=int, default=3, help="steps in a turn")
+    parser.add_argument("--peers", default=sys.executable, help="the Python that has PyTorch and Keras")
+    parser.add_argument("--only", nargs="+", choices=CONTESTANTS, default=CONTESTANTS)
+    parser.add_argument("--contestant", choices=CONTESTANTS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.contestant:
+        contend(arguments)
+    else:
+        compare(arguments)
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    """Starts the contestants, lets them take turns, and prints the table and the JSON object."""
+    running = {name: start(name, arguments) for name in arguments.only}
+    seconds: dict[str, list[float]] = {}
+    for name, process in running.items():
+        line = process.stdout.readline() if process.stdout else ""
+        if line.strip() == "ready":
+            seconds[name] = []
+        else:
+            print(f"{name} does not run here: {line.strip() or 'see above'}", file=sys.stderr)
+    for _ in range(arguments.rounds):
+        for name, taken in seconds.items():
+            process = running[name]
+            print("go", file=process.stdin, flush=True)
+            taken += json.loads(process.stdout.readline())
+    for process in running.values():
+        process.stdin.close()
+        process.wait()
+    batch, _, _ = settings(arguments)
+    best = {name: batch / min(taken) for name, taken in seconds.items()}
+    median = {name: batch / statistics.median(taken) for name, taken in seconds.items()}
+    torch = max((best[name] for name in ("torch_float32", "torch_bf16") if name in best), default=None)
+    print(f"{'':16}{'best':>8}{'median':>8}  images/s")
+    for name in seconds:
+        print(f"{name:16}{best[name]:8.0f}{median[name]:8.0f}")
+    ratio = best["jaxcnn"] / torch if torch and "jaxcnn" in best else None
+    print(json.dumps({**{name: best.get(name) for name in CONTESTANTS}, "median": median, "ratio": ratio}))
+
+
+def start(name: str, arguments: argparse.Namespace) -> subprocess.Popen[str]:
+    """One contestant's process; it prints `ready`, then the seconds of a turn's steps for every line it reads."""
+    python = sys.executable if name.startswith("jaxcnn") else arguments.peers
+    batch, resolution, model = settings(arguments)
+    command = [python, "-m", "tests.bench.train_step", "--contestant", name, "--preset", arguments.preset]
+    command += ["--batch", str(batch), "--resolution", str(resolution), "--model", model]
+    command += ["--steps", str(arguments.steps)]
+    if arguments.precision:
+        command += ["--precision", arguments.precision]
+    return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def settings(arguments: argparse.Namespace) -> tuple[int, int, str]:
+    """Batch, resolution and name of the model."""
+    if arguments.batch and arguments.resolution and arguments.model:  # the peers' environment may not have jaxcnn's
+        return arguments.batch, arguments.resolution, arguments.model
+    from jaxcnn.config import PRESETS
+
+    config = PRESETS[arguments.preset]()
+    sides = [side for _, side in config.resolutions] or [config.data.image_size]
+    return (
+        arguments.batch or config.batch_size,
+        arguments.resolution or max(sides),
+        arguments.model or config.model.name,
+    )
+
+
+def contend(arguments: argparse.Namespace) -> None:
+    """Prepares a step, takes two to warm up, then as many for each line of standard input as a turn has."""
+    import time
+
+    batch, resolution, model = settings(arguments)
+    try:
+        if arguments.contestant.startswith("jaxcnn"):
+            from tests.bench.train_step_jaxcnn import make_step
+
+            step: Callable[[], None] = make_step(
+                arguments.preset,
+                model=model,
+                batch=batch,
+                resolution=resolution,
+                precision=arguments.precision,
+                cpu_kernels=arguments.contestant == "jaxcnn",
+            )
+        elif arguments.contestant.startswith("torch"):
+            from tests.bench.train_step_torch import make_step as make_torch_step
+
+            bf16 = arguments.contestant == "torch_bf16"
+            step = make_torch_step(model, batch=batch, resolution=resolution, classes=CLASSES, bf16=bf16)
+        else:
+            from tests.bench.train_step_keras import make_step as make_keras_step
+
+            step = make_keras_step(model, batch=batch, resolution=resolution, classes=CLASSES)
+    except ImportError as error:
+        print(error, flush=True)
+        return
+    step()
+    step()
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        seconds = []
+        for _ in range(arguments.steps):
+            begin = time.perf_counter()
+            step()
+            seconds.append(time.perf_counter() - begin)
+        print(json.dumps(seconds), flush=True)
+
+
+if __name__ == "__main__":
+    main()

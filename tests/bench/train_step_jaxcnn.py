@@ -1,0 +1,56 @@
+"""jaxcnn's step for `tests.bench.train_step`."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from jaxcnn import models
+from jaxcnn.config import PRESETS, ModelConfig
+from jaxcnn.ops.allocator import keep_freed_memory
+from jaxcnn.optim import make_optimizer
+from jaxcnn.state import create_state
+from jaxcnn.step import train_step
+from tests.bench.train_step import CLASSES
+
+TOTAL_STEPS = 10_000
+
+
+def make_step(
+    preset: str, *, model: str, batch: int, resolution: int, precision: str | None, cpu_kernels: bool
+) -> Callable[[], None]:
+    """A step of the preset's run on pictures of its size, random but always the same."""
+    if cpu_kernels:
+        keep_freed_memory()
+    config = PRESETS[preset]()
+    model_config = config.model if model == config.model.name else ModelConfig(name=model, precision="auto")
+    changes = {"cpu_kernels": cpu_kernels} | ({"precision": precision} if precision else {})
+    network = models.build_here(dataclasses.replace(model_config, **changes), classes=CLASSES)
+    optimizer = make_optimizer(config.optim, steps=TOTAL_STEPS)
+    key = jax.random.key(0)
+    averaged = config.optim.ema_decay > 0
+    state = create_state(key, model=network, optimizer=optimizer, image_size=resolution, averaged=averaged)
+    rng = np.random.default_rng(0)
+    side = max(resolution, config.data.image_size)
+    images = rng.integers(0, 256, (batch, side, side, 3), np.uint8)
+    labels = rng.integers(0, CLASSES, batch, np.int32)
+
+    def step() -> None:
+        nonlocal state
+        state, metrics = train_step(
+            state,
+            images,
+            labels,
+            key,
+            model=network,
+            optimizer=optimizer,
+            augment_config=config.augment,
+            classes=CLASSES,
+            resolution=resolution,
+            label_smoothing=config.label_smoothing,
+            average_decay=config.optim.ema_decay,
+        )
+        metrics.loss.block_until_ready()
+
+    return step

@@ -1,0 +1,105 @@
+"""PyTorch's step for `tests.bench.train_step`."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+def conv_norm_act(inputs: int, outputs: int, kernel: int) -> list[nn.Module]:
+    """As in the original network."""
+    return [
+        nn.Conv2d(inputs, outputs, kernel, padding="same"),
+        nn.BatchNorm2d(outputs, eps=1e-3, momentum=0.01),
+        nn.LeakyReLU(0.3, inplace=True),
+    ]
+
+
+class Seed(nn.Module):
+    """The original network."""
+
+    def __init__(self, classes: int):
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 3
+        for _ in range(4):
+            layers += conv_norm_act(channels, 32, 2)
+            channels = 32
+        layers.append(nn.AvgPool2d(2))
+        for width in (64, 128):
+            layers += [nn.Dropout2d(0.1), *conv_norm_act(channels, width, 3)]
+            for _ in range(2):
+                layers += [nn.Conv2d(width, width // 2, 1), *conv_norm_act(width // 2, width, 3)]
+                layers += conv_norm_act(width, width, 1)
+            layers.append(nn.AvgPool2d(2))
+            channels = width
+        self.body = nn.Sequential(*layers)
+        head: list[nn.Module] = []
+        for width, dropout in ((600, 0.35), (400, 0.2)):
+            head += [nn.Linear(channels, width), nn.BatchNorm1d(width, eps=1e-3, momentum=0.01)]
+            head += [nn.LeakyReLU(0.3, inplace=True), nn.Dropout(dropout)]
+            channels = width
+        self.head = nn.Sequential(*head, nn.Linear(channels, classes))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(x).mean((2, 3)))
+
+
+class Block(nn.Module):
+    """Two convolutions and their residual."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv_0 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm_0 = nn.BatchNorm2d(channels)
+        self.conv_1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm_1 = nn.BatchNorm2d(channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = functional.relu(self.norm_0(self.conv_0(x)), inplace=True)
+        return functional.relu(x + self.norm_1(self.conv_1(y)), inplace=True)
+
+
+class ResNet(nn.Module):
+    """The residual network of the presets."""
+
+    def __init__(self, classes: int, widths: tuple[int, ...], blocks: tuple[int, ...], stem: int):
+        super().__init__()
+        layers: list[nn.Module] = [nn.PixelUnshuffle(stem)]
+        channels = 3 * stem**2
+        for i, (width, count) in enumerate(zip(widths, blocks, strict=True)):
+            if i:
+                layers.append(nn.MaxPool2d(2))
+            layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)]
+            layers += [nn.ReLU(inplace=True), *(Block(width) for _ in range(count))]
+            channels = width
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Linear(channels, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(x).mean((2, 3)))
+
+
+def make_step(model: str, *, batch: int, resolution: int, classes: int, bf16: bool) -> Callable[[], None]:
+    """Forward, backward and a step of SGD with Nesterov's momentum, or of Adam for the original network."""
+    widths, blocks = (64, 128, 256, 512), (1, 1, 1, 1)
+    network = Seed(classes) if model == "seed" else ResNet(classes, widths, blocks, stem=2)
+    network = network.to(memory_format=torch.channels_last)
+    if model == "seed":
+        optimizer: torch.optim.Optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, fused=True)
+    else:
+        optimizer = torch.optim.SGD(
+            network.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True
+        )
+    pictures = torch.randn(batch, 3, resolution, resolution).to(memory_format=torch.channels_last)
+    labels = torch.randint(0, classes, (batch,))
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            logits = network(pictures)
+        functional.cross_entropy(logits.float(), labels).backward()
+        optimizer.step()
+
+    return step

@@ -1,0 +1,62 @@
+"""The options given to XLA: only where they are known, and after the user's own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxcnn.ops import compiler
+
+
+@pytest.fixture(autouse=True)
+def forgotten():
+    """Each test asks anew."""
+    for each in (compiler.compiler_options, compiler.has_onednn):
+        each.cache_clear()
+    yield
+    for each in (compiler.compiler_options, compiler.has_onednn):
+        each.cache_clear()
+
+
+def test_this_xla_knows_the_options():
+    assert compiler.compiler_options() == compiler.CPU_OPTIONS
+
+
+def test_unknown_options_are_left_out(monkeypatch):
+    monkeypatch.setattr(compiler, "CPU_OPTIONS", {"xla_no_such_thing": True, "xla_cpu_prefer_vector_width": 256})
+    assert compiler.compiler_options() == {"xla_cpu_prefer_vector_width": 256}
+
+
+def test_the_users_flags_go_first(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_experimental_onednn_custom_call=false")
+    assert "xla_cpu_experimental_onednn_custom_call" not in compiler.compiler_options()
+
+
+@pytest.mark.parametrize("backend", ["gpu", "tpu"])
+def test_other_backends_get_none(monkeypatch, backend):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert compiler.compiler_options() == {}
+    assert not compiler.has_onednn("float32")
+
+
+def test_without_the_option_there_is_no_onednn(monkeypatch):
+    monkeypatch.setattr(compiler, "CPU_OPTIONS", {})
+    assert not compiler.has_onednn("float32")
+
+
+def test_jit_computes_and_counts_its_traces():
+    twice = compiler.jit(lambda x, *, times: x * times, static_argnames="times")
+    assert twice(jnp.float32(2), times=3.0).item() == 6
+    assert twice(jnp.float32(3), times=3.0).item() == 9
+    assert twice.jitted()._cache_size() == 1
+
+
+def test_importing_the_library_starts_no_backend():
+    code = "import jaxcnn.train, jax._src.xla_bridge as bridge; print(bridge.backends_are_initialized())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"

@@ -1,0 +1,63 @@
+"""Normalisation by CPU kernels against its definition, values and gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcnn.ops.norm import PRODUCTS_BELOW, batch_norm_act
+
+
+def by_definition(z, scale, bias, residual=None, *, epsilon, negative_slope):
+    axes = tuple(range(z.ndim - 1))
+    mean = z.mean(axes, keepdims=True)
+    var = jnp.square(z - mean).mean(axes, keepdims=True)
+    shape = (1,) * (z.ndim - 1) + (-1,)
+    y = (z - mean) / jnp.sqrt(var + epsilon) * scale.reshape(shape) + bias.reshape(shape)
+    y = y if residual is None else y + residual
+    return jnp.where(y > 0, y, negative_slope * y), mean.reshape(-1), var.reshape(-1)
+
+
+@pytest.mark.parametrize("negative_slope", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("with_residual", [False, True])
+@pytest.mark.parametrize("shape", [(6, 5, 4, 3), (40, 7), (5, 4, 3, PRODUCTS_BELOW)])
+def test_values_and_gradients(shape, with_residual, negative_slope):
+    keys = jax.random.split(jax.random.key(0), 5)
+    z, residual, weights = (jax.random.normal(key, shape) * 2 + 1 for key in keys[:3])
+    scale, bias = (jax.random.normal(key, shape[-1:]) for key in keys[3:])
+    maps = (z, scale, bias, residual) if with_residual else (z, scale, bias)
+
+    def run(function):
+        def total(*maps):
+            y, mean, var = function(*maps, epsilon=1e-3, negative_slope=negative_slope)
+            return (y * weights).sum(), (y, mean, var)
+
+        return jax.jit(jax.value_and_grad(total, argnums=tuple(range(len(maps))), has_aux=True))(*maps)
+
+    for found, expected in zip(jax.tree.leaves(run(batch_norm_act)), jax.tree.leaves(run(by_definition)), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
+
+
+def test_no_gradient_flows_through_the_statistics():
+    z = jax.random.normal(jax.random.key(0), (8, 3))
+    ones = jnp.ones(3)
+    gradient = jax.grad(lambda z: batch_norm_act(z, ones, ones, epsilon=0.1, negative_slope=0.0).mean.sum())(z)
+    np.testing.assert_array_equal(gradient, np.zeros_like(z))
+
+
+@pytest.mark.parametrize("channels", [8, PRODUCTS_BELOW])
+def test_bfloat16_is_summed_in_float32(channels):
+    z = (jax.random.normal(jax.random.key(0), (4096, channels)) + 3).astype(jnp.bfloat16)
+    scale, bias = jnp.ones(channels), jnp.zeros(channels)
+
+    def gradients(z):
+        def total(z, scale, bias):
+            y = batch_norm_act(z, scale, bias, epsilon=1e-5, negative_slope=0.0).y
+            return (y.astype(jnp.float32) * z.astype(jnp.float32)).sum()
+
+        return jax.grad(total, argnums=(1, 2))(z, scale, bias)
+
+    for found, expected in zip(gradients(z), gradients(z.astype(jnp.float32)), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-2)
+    mean = batch_norm_act(z, scale, bias, epsilon=1e-5, negative_slope=0.0).mean
+    np.testing.assert_allclose(mean, z.astype(jnp.float32).mean(0), rtol=1e-5)

@@ -13,6 +13,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import downloader
 
 from jaxcnn.data.source import Opened, Picture, Source
+from jaxcnn.data.tensorflow_stand_in import stand_in
 from jaxcnn.errors import UserError
 
 FILE_FORMAT = "array_record"  # the one format that TFDS reads without TensorFlow
@@ -55,7 +56,8 @@ def open_builder(builder: Any, *, what: str, image: str, label: str) -> Opened:
       UserError: it cannot be downloaded, prepared or read, or it has no training pictures.
     """
     with _user_errors(what, Path(builder.data_dir)):
-        builder.download_and_prepare(file_format=FILE_FORMAT)
+        with stand_in():
+            builder.download_and_prepare(file_format=FILE_FORMAT)
         splits = [name for name, split in builder.info.splits.items() if split.num_examples]
         if "train" not in splits:
             raise UserError(f"{what} has no split 'train', only {', '.join(splits) or 'nothing'}; choose another set")

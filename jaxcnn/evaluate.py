@@ -217,8 +217,8 @@ def _number(value: float) -> float | None:
 
 
 def _label(text: str) -> Text:
-    """Plain text without characters that could steer a terminal: class names come from strangers' folders."""
-    return Text("".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text))
+    """Text that is shown as it is, brackets too."""
+    return Text(cli.printable(text))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from jaxcnn.errors import UserError
 
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, markup=False)  # names of data sets may hold brackets
 
 
 class MetricsLog:
@@ -95,7 +95,7 @@ class TrainProgress:
 
     def say(self, line: str) -> None:
         """Prints a line above the bar."""
-        self._progress.console.print(line, soft_wrap=True, markup=False)
+        self._progress.console.print(line, soft_wrap=True)
 
 
 @contextmanager

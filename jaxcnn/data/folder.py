@@ -12,7 +12,7 @@ from jaxcnn.errors import UserError
 VALIDATION = ("val", "valid", "validation", "test")
 """Names of the folder of validation pictures beside `train`; the first that is there is taken."""
 
-JUNK = ("thumbs.db", "desktop.ini", "__macosx")
+JUNK = ("thumbs.db", "desktop.ini", "__macosx", "icon\r")
 """What Windows and macOS leave behind."""
 
 
@@ -27,9 +27,8 @@ def folder_source(source: str) -> Source:
     """
     path = Path(source).expanduser()
     if not source or not path.exists():
-        raise UserError(
-            f"data.source {source!r} does not exist; give a folder, a zip, digits, tiny_imagenet or tfds:NAME"
-        )
+        missing = f"data.source {source!r} does not exist" if source else "data.source is not set"
+        raise UserError(f"{missing}; give a folder, a zip, digits, tiny_imagenet or tfds:NAME")
     path = path.resolve()
     if path.is_dir():
         return _folder_source(path)

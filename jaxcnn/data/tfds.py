@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import io
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import downloader
 
-from jaxcnn.data.source import Opened, Picture, Source
+from jaxcnn.data.source import NO_ROOM, Opened, Picture, Source
 from jaxcnn.data.tensorflow_stand_in import stand_in
 from jaxcnn.errors import UserError
 
@@ -126,6 +127,10 @@ def _user_errors(what: str, data_dir: Path) -> Iterator[None]:
             f"file_format='{FILE_FORMAT}' and copy it to {data_dir}, or give a folder or zip of class folders"
         ) from error
     except Exception as error:  # third-party code: any kind
+        if any(os.strerror(number) in str(error) for number in NO_ROOM):  # told by array_record, in C++
+            raise UserError(
+                f"the disk is full: {what} is prepared in {data_dir}; make room or choose another --data.cache_dir"
+            ) from error
         raise UserError(f"{what}: {one_line(error)}") from error
 
 

@@ -93,6 +93,7 @@ def test_pictures_may_lie_deeper(opened):
 def test_what_systems_leave_behind_is_passed_over(opened):
     pets = opened(
         "cat/1.png", "cat/.DS_Store", "cat/Thumbs.db", "cat/desktop.ini", "cat/cat_boxes.txt", "cat/.hidden/1.png",
+        "cat/Icon\r",
         "dog/1.png", ".git/1.png", "__MACOSX/cat/._1.png", "README.txt",
     )  # fmt: skip
     assert contents(pets.train) == [("cat/1.png", 0), ("dog/1.png", 1)]
@@ -137,9 +138,11 @@ def test_a_validation_class_that_is_not_trained_is_named(opened):
         opened("train/cat/1.png", "train/dog/1.png", "val/cow/1.png")
 
 
-@pytest.mark.parametrize("source", ["", "nowhere/at/all"])
-def test_a_missing_path(source):
-    with pytest.raises(UserError, match=f"^data.source '{source}' does not exist; give a folder, a zip, digits, "):
+@pytest.mark.parametrize(
+    ("source", "wrong"), [("", "is not set"), ("nowhere/at/all", "'nowhere/at/all' does not exist")]
+)
+def test_a_missing_path(source, wrong):
+    with pytest.raises(UserError, match=f"^data.source {wrong}; give a folder, a zip, digits, "):
         folder_source(source)
 
 

@@ -97,7 +97,8 @@ class _Records:
 
 def _supervised_keys(builder: Any, what: str) -> tuple[str, str]:
     """Names of the features that hold the picture and its class."""
-    features, keys = builder.info.features, builder.info.supervised_keys or ("image", "label")
+    features = builder.info.features
+    keys = (builder.info.supervised_keys or ("image", "label"))[:2]  # a third one names the examples' weights or files
     if (
         len(keys) == 2
         and all(isinstance(key, str) and key in features for key in keys)

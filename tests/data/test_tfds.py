@@ -80,6 +80,14 @@ class PicturesNoKeys(Pictured):
     KEYS = None
 
 
+class PicturesThreeKeys(Pictured):
+    FEATURES: ClassVar = Pictured.FEATURES | {"file": tfds.features.Text()}
+    KEYS = ("image", "label", "file")
+
+    def example(self, index):
+        return super().example(index) | {"file": "x"}
+
+
 class PicturesUnlabelledTest(Pictured):
     def _generate_examples(self, split, count):
         for index in range(count):
@@ -173,6 +181,10 @@ def test_supervised_keys_name_the_features(tmp_path):
     opened = by_name("pictures_other_keys", tmp_path).open()
     assert opened.names == ("0", "1")
     assert sorted(labels(opened.train)) == [0, 0, 0, 1, 1, 1]
+
+
+def test_a_third_supervised_key_is_passed_over(tmp_path):
+    assert sorted(labels(by_name("pictures_three_keys", tmp_path).open().train)) == [0, 0, 0, 1, 1, 1]
 
 
 def test_without_supervised_keys_the_usual_names_are_taken(tmp_path):

@@ -60,6 +60,19 @@ def test_a_validation_folder_of_its_own(opened, validation):
     assert contents(pets.validation) == [(f"{validation}/cat/2.png", 0), (f"{validation}/dog/3.png", 1)]
 
 
+@pytest.mark.parametrize(("train", "validation"), [("Train", "VAL"), ("training", "testing"), ("TRAINING", "Test")])
+def test_splits_are_known_in_any_case(opened, train, validation):
+    pets = opened(f"{train}/cat/1.png", f"{train}/dog/1.png", f"{validation}/cat/2.png")
+    assert pets.names == ("cat", "dog")
+    assert contents(pets.validation) == [(f"{validation}/cat/2.png", 0)]
+
+
+def test_test_pictures_without_classes_are_left_alone(opened):
+    pets = opened("train/cat/1.png", "train/dog/1.png", "test/1.png", "test/2.png")
+    assert len(pets.train) == 2
+    assert len(pets.validation) == 0
+
+
 def test_validation_pictures_come_before_test_pictures(opened):
     pets = opened("train/cat/1.png", "train/dog/1.png", "test/cat/2.png", "val/cat/3.png")
     assert contents(pets.validation) == [("val/cat/3.png", 0)]
@@ -228,7 +241,7 @@ def test_the_key_is_a_file_name(tmp_path):
     assert len(folder_source(str(pets)).key) < 80
 
 
-part = st.sampled_from(["cat", "dog", "train", "val", "test", "images", ".x", "1.png"])
+part = st.sampled_from(["cat", "dog", "train", "Train", "val", "test", "images", ".x", "1.png"])
 paths = st.builds(
     lambda parts, index: PurePosixPath(*parts, f"{index}.png"), st.lists(part, max_size=4), st.integers(0, 5)
 )

@@ -22,14 +22,19 @@ def run(main: Callable[[Sequence[str]], None], prog: str) -> None:
     try:
         main(sys.argv[1:])
     except UserError as error:
-        print(f"{prog}: {error}", file=sys.stderr)
+        print(printable(f"{prog}: {error}"), file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        print(f"{prog}: {error}", file=sys.stderr)
+        print(printable(f"{prog}: {error}"), file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def printable(text: str) -> str:
+    """Text without characters that could steer a terminal: names of files and classes come from strangers."""
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
 
 
 def parse[T](default: T, arguments: Sequence[str], *, prog: str, description: str | None = None) -> T:

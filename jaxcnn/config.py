@@ -1,7 +1,7 @@
 """The settings of a run: one frozen dataclass per component, presets as functions, JSON both ways.
 
 Standard library only, so that anything may read a run's settings. The docstring below a field is its
-help text on the command line.
+help text on the command line, where its lines stay as they are broken here: at the end of a sentence.
 """
 
 import dataclasses
@@ -33,8 +33,8 @@ class DataConfig:
     image_size: int = 32
     """Side in pixels of the decoded square pictures; the exported model takes this size."""
     validation_fraction: float | None = None
-    """Share of the training pictures held out for validation, the same in every class. None: the source's own
-    validation pictures, or a tenth where it has none."""
+    """Share of the training pictures held out for validation, the same in every class.
+    None: the source's own validation pictures, or a tenth where it has none."""
     split_seed: int = 0
     """Chooses which pictures are held out."""
 
@@ -141,8 +141,8 @@ class OptimConfig:
     momentum: float = 0.9
     """Momentum of sgd and muon; the first moment's decay of adam and adamw."""
     weight_decay: float = 0.0
-    """Decay of the kernels; norms and biases are left alone. Added to the gradient by sgd and adam, decoupled by
-    adamw and muon."""
+    """Decay of the kernels; norms and biases are left alone.
+    Added to the gradient by sgd and adam, decoupled by adamw and muon."""
     clip_norm: float | None = None
     """Largest global norm of the gradient."""
     ema_decay: float = 0.0

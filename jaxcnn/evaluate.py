@@ -33,8 +33,8 @@ class Arguments:
     split: Literal["validation", "train"] = "validation"
     """Which pictures of the data to measure on."""
     output: Path | None = None
-    """The JSON file to write. None: evaluation.json (evaluation-train.json for the training pictures) in the workdir
-    or beside the .onnx file."""
+    """The JSON file to write.
+    None: evaluation.json in the workdir or beside the .onnx file, evaluation-train.json for the training pictures."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -72,7 +72,8 @@ def parse(defaults: DataConfig, arguments: Sequence[str]) -> Arguments:
         Arguments(defaults),
         arguments,
         prog=f"{PROG} WORKDIR_OR_ONNX",
-        description="Measures a trained model. The data defaults to what the model was trained on.",
+        description="Measures a trained model: the best checkpoint of a run in its workdir, or an .onnx file. "
+        "The data defaults to what the model was trained on.",
     )
 
 
@@ -216,8 +217,8 @@ def _number(value: float) -> float | None:
 
 
 def _label(text: str) -> Text:
-    """Plain text without characters that could steer a terminal: class names come from strangers' folders."""
-    return Text("".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text))
+    """Text that is shown as it is, brackets too."""
+    return Text(cli.printable(text))
 
 
 if __name__ == "__main__":

@@ -3,21 +3,26 @@
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.summary_pb2 import Summary
 
-console = Console(stderr=True, highlight=False)
+from jaxcnn.errors import UserError
+
+console = Console(stderr=True, highlight=False, markup=False)  # names of data sets may hold brackets
 
 
 class MetricsLog:
     """Appends to a run's `metrics.jsonl` and to TensorBoard event files beside it. Use `open_log`."""
 
-    def __init__(self, lines: IO[str], events: SummaryWriter):
+    def __init__(self, workdir: Path, lines: IO[str], events: EventsWriter):
+        self._workdir = workdir
         self._lines = lines
         self._events = events
 
@@ -29,24 +34,51 @@ class MetricsLog:
           step: steps taken so far. A resumed run may repeat steps: the last line of a step counts.
           epoch: passes over the training pictures so far.
           values: by name, such as loss and top1.
+
+        Raises:
+          UserError: the disk is full or cannot be written.
         """
-        record = {"kind": kind, "step": step, "epoch": round(epoch, 4), "time": round(time.time(), 3)}
-        self._lines.write(json.dumps(record | values) + "\n")
-        self._lines.flush()
-        for name, value in values.items():
-            self._events.add_scalar(f"{kind}/{name}", value, step)
-        self._events.flush()
+        now = time.time()
+        record = {"kind": kind, "step": step, "epoch": round(epoch, 4), "time": round(now, 3)}
+        scalars = [Summary.Value(tag=f"{kind}/{name}", simple_value=value) for name, value in values.items()]
+        with _user_errors(self._workdir):
+            self._lines.write(json.dumps(record | values) + "\n")
+            self._lines.flush()
+            self._events.write_event(Event(wall_time=now, step=step, summary=Summary(value=scalars)))
+            self._events.flush()
 
 
 @contextmanager
 def open_log(workdir: Path) -> Iterator[MetricsLog]:
-    """Opens the log of a run, to be continued if there is one."""
-    lines_path = workdir / "metrics.jsonl"
-    torn = lines_path.exists() and not lines_path.read_bytes().endswith(b"\n")
-    with lines_path.open("a") as lines, SummaryWriter(str(workdir)) as events:
+    """Opens the log of a run, to be continued if there is one.
+
+    Raises:
+      UserError: the workdir cannot be written.
+    """
+    path = workdir / "metrics.jsonl"
+    with _user_errors(workdir):
+        torn = path.exists() and not path.read_bytes().endswith(b"\n")
+        lines = path.open("a", encoding="utf-8")
+        # Not tensorboardX's SummaryWriter: the thread it writes in dies on a full disk, and the run then waits forever.
+        events = EventsWriter(str(workdir / "events"))
+    try:
         if torn:  # a killed process can leave half a line; the next one must not be glued to it
             lines.write("\n")
-        yield MetricsLog(lines, events)
+        yield MetricsLog(workdir, lines, events)
+    finally:
+        for file in (lines, events):
+            with suppress(OSError):  # what a full disk did not take was told when it was written
+                file.close()
+
+
+@contextmanager
+def _user_errors(workdir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"the log cannot be written to {workdir}: {error.strerror}; make room and run again to go on"
+        ) from error
 
 
 class TrainProgress:
@@ -63,7 +95,7 @@ class TrainProgress:
 
     def say(self, line: str) -> None:
         """Prints a line above the bar."""
-        self._progress.console.print(line, soft_wrap=True, markup=False)
+        self._progress.console.print(line, soft_wrap=True)
 
 
 @contextmanager

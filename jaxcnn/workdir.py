@@ -75,7 +75,11 @@ class Workdir:
         Raises:
           UserError: the folder is no workdir, or its record is damaged.
         """
-        return settings.from_json(self._read("config.json"))
+        text = self._read("config.json")
+        try:
+            return settings.from_json(text)
+        except UserError as error:
+            raise UserError(f"{self.path / 'config.json'} is damaged ({error}); train in a new workdir") from error
 
     def read_classes(self) -> Classes:
         """The classes of the run, as `read_config`."""
@@ -110,7 +114,8 @@ class Workdir:
     def refuse_other_run(self, config: Config, classes: Classes) -> None:
         """Raises a `UserError` that names the first difference, if the folder holds a run that cannot go on as asked.
 
-        Other rates or more epochs may follow; another model, batch size or other classes may not.
+        Other rates or more epochs may follow; another model, batch size or other classes may not, nor another order of
+        the pictures, nor other ones held out: the model would be measured on pictures that it was trained on.
         """
         if (self.path / "config.json").exists():
             self._refuse_other_settings(config)
@@ -130,7 +135,12 @@ class Workdir:
             for each in dataclasses.fields(ModelConfig)
             if each.name not in ("precision", "cpu_kernels")
         ]
-        for name, was, now in [*pairs, ("batch_size", saved.batch_size, asked.batch_size)]:
+        pairs += [(name, getattr(saved, name), getattr(asked, name)) for name in ("batch_size", "seed")]
+        pairs += [
+            (f"data.{name}", getattr(saved.data, name), getattr(asked.data, name))
+            for name in ("validation_fraction", "split_seed")
+        ]
+        for name, was, now in pairs:
             if was != now:
                 raise UserError(
                     f"{self.path} holds a run with {name} {was!r}, not {now!r}; give the same or another --workdir"

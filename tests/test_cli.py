@@ -4,9 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import docstring_parser
 import pytest
 
-from jaxcnn import config
+from jaxcnn import cli, config, evaluate, train
 from jaxcnn.errors import UserError
 from jaxcnn.train import parse
 
@@ -71,6 +72,35 @@ def test_the_process_ends_with_one_line_and_status_2():
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("python -m jaxcnn.train: ")
+
+
+def test_what_could_steer_a_terminal_is_not_printed(monkeypatch, capsys):
+    def fail(_):
+        raise UserError("cat/Icon\r\x1b[2J\n.png é is no picture")
+
+    with pytest.raises(SystemExit):
+        cli.run(fail, "prog")
+    assert capsys.readouterr().err == "prog: cat/Icon\ufffd\ufffd[2J\ufffd.png é is no picture\n"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        config.Config,
+        config.DataConfig,
+        config.ModelConfig,
+        config.AugmentConfig,
+        config.OptimConfig,
+        evaluate.Arguments,
+        train.Arguments,
+    ],
+)
+def test_help_breaks_its_lines_where_a_sentence_ends(kind):
+    options = docstring_parser.parse_from_object(kind).params
+    assert options
+    for option in options:
+        for line in option.description.splitlines():
+            assert line.endswith("."), f"{option.arg_name}: the help keeps this break: {line}"
 
 
 def test_help_lists_presets_and_every_option():

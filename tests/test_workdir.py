@@ -42,6 +42,21 @@ def test_other_rates_may_follow_but_no_other_model(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"seed": 7}, "seed 0, not 7"),
+        ({"data": dataclasses.replace(digits().data, split_seed=7)}, r"data\.split_seed 0, not 7"),
+        ({"data": dataclasses.replace(digits().data, validation_fraction=None)}, r"validation_fraction 0\.2, not None"),
+    ],
+)
+def test_a_run_never_meets_its_validation_pictures_in_training(tmp_path, change, message):
+    run = Workdir(tmp_path)
+    run.record(digits(), CLASSES)
+    with pytest.raises(UserError, match=message):
+        run.refuse_other_run(dataclasses.replace(digits(), **change), CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
         ({"names": ("cat", "dog", "elk")}, r"names\[2\] was 'eel', the data has 'elk'"),
         ({"names": ("cat", "dog")}, r"names\[2\] was 'eel', the data has nothing"),
         ({"wnids": ()}, r"wnids\[0\] was 'n1', the data has nothing"),
@@ -58,6 +73,9 @@ def test_what_is_no_workdir_is_told(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         Workdir(tmp_path / "absent").read_config()
     with pytest.raises(UserError, match=r"it has no config.json"):
+        Workdir(tmp_path).read_config()
+    (tmp_path / "config.json").write_text('{"mode": 3}')
+    with pytest.raises(UserError, match=r"config.json is damaged \(config.mode is not a setting"):
         Workdir(tmp_path).read_config()
     (tmp_path / "classes.json").write_text("{}")
     with pytest.raises(UserError, match=r"classes.json is damaged"):

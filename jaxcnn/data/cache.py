@@ -1,7 +1,6 @@
 """Decoded pictures on disk: written once, whole or not at all, and memory-mapped from then on."""
 
 import contextlib
-import errno
 import json
 import os
 import shutil
@@ -15,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxcnn.data.picture import decode
-from jaxcnn.data.source import Opened, Pictures, Source
+from jaxcnn.data.source import NO_ROOM, Opened, Pictures, Source
 from jaxcnn.data.split import Dataset, Split
 from jaxcnn.errors import UserError
 
@@ -23,7 +22,6 @@ VERSION = 1
 """Raise it when the same source would be decoded to other pixels: older entries are then decoded anew."""
 
 CHUNK = 512  # pictures decoded between two writes: 6 MB at 64 pixels
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def load_cached(source: Source, *, size: int, cache_dir: Path) -> Dataset:
@@ -116,7 +114,7 @@ def _write_entry(entry: Path, source: Source, size: int) -> None:
 
 
 def _write_files(folder: Path, opened: Opened, size: int) -> None:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
         Progress(*columns, console=Console(stderr=True)) as progress,
         ThreadPoolExecutor(os.cpu_count()) as pool,  # threads: Pillow decodes and resizes without the interpreter lock

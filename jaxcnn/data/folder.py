@@ -9,10 +9,13 @@ from jaxcnn.data.archive import Archive
 from jaxcnn.data.source import Opened, Picture, Source, make_key
 from jaxcnn.errors import UserError
 
-VALIDATION = ("val", "valid", "validation", "test")
-"""Names of the folder of validation pictures beside `train`; the first that is there is taken."""
+TRAIN = ("train", "training")
+"""Names of the folder of training pictures, in any case; the first that is there is taken."""
 
-JUNK = ("thumbs.db", "desktop.ini", "__macosx")
+VALIDATION = ("val", "valid", "validation", "test", "testing")
+"""Names of the folder of validation pictures beside it, likewise."""
+
+JUNK = ("thumbs.db", "desktop.ini", "__macosx", "icon\r")
 """What Windows and macOS leave behind."""
 
 
@@ -27,9 +30,8 @@ def folder_source(source: str) -> Source:
     """
     path = Path(source).expanduser()
     if not source or not path.exists():
-        raise UserError(
-            f"data.source {source!r} does not exist; give a folder, a zip, digits, tiny_imagenet or tfds:NAME"
-        )
+        missing = f"data.source {source!r} does not exist" if source else "data.source is not set"
+        raise UserError(f"{missing}; give a folder, a zip, digits, tiny_imagenet or tfds:NAME")
     path = path.resolve()
     if path.is_dir():
         return _folder_source(path)
@@ -159,10 +161,16 @@ def _split_folders(tree: Tree) -> tuple[PurePosixPath, PurePosixPath | None]:
         if not tree.folders[root / only]:
             break  # one class folder, not an outer folder
         root /= only
-    train = root / "train"
-    if "train" not in tree.folders[root] or not tree.folders[train] or tree.has_loose_files(train):
+    train, validation = (_first_named(tree.folders[root], names) for names in (TRAIN, VALIDATION))
+    if train is None or not tree.folders[root / train] or tree.has_loose_files(root / train):
         return root, None  # a class may be called `train`
-    return train, next((root / name for name in VALIDATION if name in tree.folders[root]), None)
+    return root / train, root / validation if validation else None
+
+
+def _first_named(folders: set[str], names: tuple[str, ...]) -> str | None:
+    """The folder with the first of the names, which are lower case, that one of them has."""
+    found = {folder.lower(): folder for folder in sorted(folders)}
+    return next((found[name] for name in names if name in found), None)
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,15 @@
 """What every kind of source has in common: encoded pictures with labels, and a key for the cache."""
 
+import errno
 import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system answers when a disk, a quota or a file is full."""
 
 
 @dataclass(frozen=True, kw_only=True)

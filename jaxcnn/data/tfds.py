@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import io
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import downloader
 
-from jaxcnn.data.source import Opened, Picture, Source
+from jaxcnn.data.source import NO_ROOM, Opened, Picture, Source
+from jaxcnn.data.tensorflow_stand_in import stand_in
 from jaxcnn.errors import UserError
 
 FILE_FORMAT = "array_record"  # the one format that TFDS reads without TensorFlow
@@ -55,7 +57,8 @@ def open_builder(builder: Any, *, what: str, image: str, label: str) -> Opened:
       UserError: it cannot be downloaded, prepared or read, or it has no training pictures.
     """
     with _user_errors(what, Path(builder.data_dir)):
-        builder.download_and_prepare(file_format=FILE_FORMAT)
+        with stand_in():
+            builder.download_and_prepare(file_format=FILE_FORMAT)
         splits = [name for name, split in builder.info.splits.items() if split.num_examples]
         if "train" not in splits:
             raise UserError(f"{what} has no split 'train', only {', '.join(splits) or 'nothing'}; choose another set")
@@ -94,7 +97,8 @@ class _Records:
 
 def _supervised_keys(builder: Any, what: str) -> tuple[str, str]:
     """Names of the features that hold the picture and its class."""
-    features, keys = builder.info.features, builder.info.supervised_keys or ("image", "label")
+    features = builder.info.features
+    keys = (builder.info.supervised_keys or ("image", "label"))[:2]  # a third one names the examples' weights or files
     if (
         len(keys) == 2
         and all(isinstance(key, str) and key in features for key in keys)
@@ -124,6 +128,10 @@ def _user_errors(what: str, data_dir: Path) -> Iterator[None]:
             f"file_format='{FILE_FORMAT}' and copy it to {data_dir}, or give a folder or zip of class folders"
         ) from error
     except Exception as error:  # third-party code: any kind
+        if any(os.strerror(number) in str(error) for number in NO_ROOM):  # told by array_record, in C++
+            raise UserError(
+                f"the disk is full: {what} is prepared in {data_dir}; make room or choose another --data.cache_dir"
+            ) from error
         raise UserError(f"{what}: {one_line(error)}") from error
 
 

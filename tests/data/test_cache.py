@@ -23,14 +23,14 @@ PICTURES = [
 ]
 
 
-def source(*, train=PICTURES[:8], validation=PICTURES[8:], key="some") -> tuple[Source, list[str]]:
+def source(*, train=PICTURES[:8], validation=PICTURES[8:], key="some", name="set") -> tuple[Source, list[str]]:
     """A source, and a list that grows each time it is opened."""
     calls = []
 
     def opened():
         calls.append(key)
         return Opened(
-            name="set",
+            name=name,
             names=("a", "b", "c"),
             wnids=("n1", "n2", "n3"),
             license="free",
@@ -244,8 +244,8 @@ def test_threads_of_one_process_wait_for_each_other(tmp_path):
 
 
 def test_progress_goes_to_standard_error(tmp_path, capfd):
-    load_cached(source()[0], size=8, cache_dir=tmp_path)
+    load_cached(source(name="set [/] [red]")[0], size=8, cache_dir=tmp_path)
     output, errors = capfd.readouterr()
     assert output == ""
-    assert "decoding set" in errors
+    assert "decoding set [/] [red]" in errors
     assert "11/11" in errors

@@ -60,6 +60,19 @@ def test_a_validation_folder_of_its_own(opened, validation):
     assert contents(pets.validation) == [(f"{validation}/cat/2.png", 0), (f"{validation}/dog/3.png", 1)]
 
 
+@pytest.mark.parametrize(("train", "validation"), [("Train", "VAL"), ("training", "testing"), ("TRAINING", "Test")])
+def test_splits_are_known_in_any_case(opened, train, validation):
+    pets = opened(f"{train}/cat/1.png", f"{train}/dog/1.png", f"{validation}/cat/2.png")
+    assert pets.names == ("cat", "dog")
+    assert contents(pets.validation) == [(f"{validation}/cat/2.png", 0)]
+
+
+def test_test_pictures_without_classes_are_left_alone(opened):
+    pets = opened("train/cat/1.png", "train/dog/1.png", "test/1.png", "test/2.png")
+    assert len(pets.train) == 2
+    assert len(pets.validation) == 0
+
+
 def test_validation_pictures_come_before_test_pictures(opened):
     pets = opened("train/cat/1.png", "train/dog/1.png", "test/cat/2.png", "val/cat/3.png")
     assert contents(pets.validation) == [("val/cat/3.png", 0)]
@@ -93,6 +106,7 @@ def test_pictures_may_lie_deeper(opened):
 def test_what_systems_leave_behind_is_passed_over(opened):
     pets = opened(
         "cat/1.png", "cat/.DS_Store", "cat/Thumbs.db", "cat/desktop.ini", "cat/cat_boxes.txt", "cat/.hidden/1.png",
+        "cat/Icon\r",
         "dog/1.png", ".git/1.png", "__MACOSX/cat/._1.png", "README.txt",
     )  # fmt: skip
     assert contents(pets.train) == [("cat/1.png", 0), ("dog/1.png", 1)]
@@ -137,9 +151,11 @@ def test_a_validation_class_that_is_not_trained_is_named(opened):
         opened("train/cat/1.png", "train/dog/1.png", "val/cow/1.png")
 
 
-@pytest.mark.parametrize("source", ["", "nowhere/at/all"])
-def test_a_missing_path(source):
-    with pytest.raises(UserError, match=f"^data.source '{source}' does not exist; give a folder, a zip, digits, "):
+@pytest.mark.parametrize(
+    ("source", "wrong"), [("", "is not set"), ("nowhere/at/all", "'nowhere/at/all' does not exist")]
+)
+def test_a_missing_path(source, wrong):
+    with pytest.raises(UserError, match=f"^data.source {wrong}; give a folder, a zip, digits, "):
         folder_source(source)
 
 
@@ -225,7 +241,7 @@ def test_the_key_is_a_file_name(tmp_path):
     assert len(folder_source(str(pets)).key) < 80
 
 
-part = st.sampled_from(["cat", "dog", "train", "val", "test", "images", ".x", "1.png"])
+part = st.sampled_from(["cat", "dog", "train", "Train", "val", "test", "images", ".x", "1.png"])
 paths = st.builds(
     lambda parts, index: PurePosixPath(*parts, f"{index}.png"), st.lists(part, max_size=4), st.integers(0, 5)
 )

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from pictures import encode, make_picture, write_tiny_imagenet_zip
+from tensorflow_datasets.core.utils.lazy_imports_utils import tensorflow
 
+from jaxcnn.data.picture import decode
 from jaxcnn.data.tfds import tfds_source
 from jaxcnn.errors import UserError
 
@@ -78,6 +80,14 @@ class PicturesNoKeys(Pictured):
     KEYS = None
 
 
+class PicturesThreeKeys(Pictured):
+    FEATURES: ClassVar = Pictured.FEATURES | {"file": tfds.features.Text()}
+    KEYS = ("image", "label", "file")
+
+    def example(self, index):
+        return super().example(index) | {"file": "x"}
+
+
 class PicturesUnlabelledTest(Pictured):
     def _generate_examples(self, split, count):
         for index in range(count):
@@ -104,8 +114,13 @@ class PicturesAsFloats(Pictured):
 
 
 class PicturesFromArrays(Pictured):
-    def example(self, index):  # TFDS encodes arrays with TensorFlow
-        return {"image": np.zeros((4, 4, 3), np.uint8), "label": 0}
+    def example(self, index):
+        return {"image": np.asarray(make_picture(index % 2, seed=index)), "label": index % 2}
+
+
+class PicturesFromTensors(Pictured):
+    def example(self, index):
+        return {"image": tensorflow.image.resize(np.zeros((4, 4, 3), np.uint8), (8, 8)), "label": 0}
 
 
 class PicturesByHand(Pictured):
@@ -168,6 +183,10 @@ def test_supervised_keys_name_the_features(tmp_path):
     assert sorted(labels(opened.train)) == [0, 0, 0, 1, 1, 1]
 
 
+def test_a_third_supervised_key_is_passed_over(tmp_path):
+    assert sorted(labels(by_name("pictures_three_keys", tmp_path).open().train)) == [0, 0, 0, 1, 1, 1]
+
+
 def test_without_supervised_keys_the_usual_names_are_taken(tmp_path):
     assert len(by_name("pictures_no_keys", tmp_path).open().train) == 6
 
@@ -200,10 +219,17 @@ def test_unknown_names(tmp_path, name, message):
     assert "\n" not in str(caught.value)
 
 
-def test_what_needs_tensorflow_says_so(tmp_path, capsys):
+def test_arrays_are_stored_as_png(tmp_path):
+    train = by_name("pictures_from_arrays", tmp_path).open().train
+    read = {decode(train[i].encoded, size=16, where="").tobytes(): train[i].label for i in range(6)}
+    assert read == {make_picture(index % 2, seed=index).tobytes(): index % 2 for index in range(6)}
+
+
+def test_what_needs_more_of_tensorflow_says_so(tmp_path, capsys):
     with pytest.raises(UserError, match=r"its code needs TensorFlow; prepare it elsewhere with .* and copy it to .*"):
-        by_name("pictures_from_arrays", tmp_path).open()
+        by_name("pictures_from_tensors", tmp_path).open()
     assert capsys.readouterr().out == ""
+    assert len(by_name("pictures_from_arrays", tmp_path).open().train) == 6
 
 
 @pytest.mark.parametrize(

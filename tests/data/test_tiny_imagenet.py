@@ -1,4 +1,6 @@
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +148,29 @@ def test_a_damaged_member_is_named(tmp_path):
     path.write_bytes(path.read_bytes().replace(victim[200:], bytes(len(victim) - 200)))
     with pytest.raises(UserError, match=r"train/n00000001/images/n00000001_2\.JPEG in .*tiny\.zip is damaged"):
         open_zip(path, tmp_path)
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from jaxcnn.data.tiny_imagenet import tiny_imagenet_source
+from jaxcnn.errors import UserError
+source = tiny_imagenet_source(Path(sys.argv[1]), data_dir=Path(sys.argv[2]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))  # a write beyond fails as it does on a full disk
+try:
+    source.open()
+except UserError as error:
+    print(error)
+"""
+
+
+def test_a_disk_that_fills_up_is_told(tmp_path):
+    path = write_tiny_imagenet_zip(tmp_path / "tiny.zip")
+    command = [sys.executable, "-c", FULL_DISK, str(path), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.startswith(f"the disk is full: tiny_imagenet is prepared in {tmp_path}"), done.stderr
+    assert done.stdout.endswith("; make room or choose another --data.cache_dir\n")
+    assert not [*tmp_path.rglob("*incomplete*")]
 
 
 def test_half_a_validation_set_test_pictures_and_another_root_are_accepted(tmp_path):

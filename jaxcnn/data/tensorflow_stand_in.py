@@ -1,0 +1,168 @@
+"""What the data sets of TFDS call of TensorFlow while they are prepared: files, and pictures as PNG or JPEG.
+
+TFDS reaches TensorFlow through one object that imports it at the first use of a name. `stand_in` puts these few
+functions there and takes them away again. `sys.modules` is left alone, and where TensorFlow is installed it is used.
+"""
+
+import contextlib
+import glob
+import importlib.util
+import io
+import os
+import threading
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import IO, Any
+
+import numpy as np
+from PIL import Image
+from tensorflow_datasets.core.utils.lazy_imports_utils import tensorflow
+
+OPEN_FILES = 4096
+"""TFDS sorts a split of more than 1 GB through 1,000 open files; the usual limit is 1,024, on macOS 256."""
+
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+"""Pillow's modes by the number of channels."""
+
+_in_use = threading.Lock()  # threads of TFDS share what is put in place: only one data set at a time may take it away
+
+
+@contextlib.contextmanager
+def stand_in() -> Iterator[None]:
+    """Lets TFDS prepare a data set without TensorFlow; the use of a name that is missing here raises `ImportError`."""
+    if importlib.util.find_spec("tensorflow"):
+        yield
+        return
+    with _in_use, _many_open_files():
+        vars(tensorflow)["_module"] = TENSORFLOW  # where etils.epy's lazy modules keep what they have imported
+        try:
+            yield
+        finally:
+            del vars(tensorflow)["_module"]
+
+
+@contextlib.contextmanager
+def _many_open_files() -> Iterator[None]:
+    """Raises the limit on open files meanwhile, as far as the system lets it."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if 0 <= soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+class Names(SimpleNamespace):
+    """A module of TensorFlow with only some of its names."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise ImportError(f"the stand-in for tensorflow has no {name}", name="tensorflow")
+
+
+class Tensor(np.ndarray):
+    """An array that is given out by a method, as TensorFlow does."""
+
+    def numpy(self) -> np.ndarray:
+        """The array as a plain one."""
+        return np.asarray(self)
+
+
+class Encoded(bytes):
+    """The bytes of a picture's file, given out likewise."""
+
+    def numpy(self) -> bytes:
+        """The bytes as plain ones."""
+        return bytes(self)
+
+
+def open_file(name: str | os.PathLike[str], mode: str = "r") -> IO[Any]:
+    """As `tf.io.gfile.GFile`: text is UTF-8, and its line ends stay as they are."""
+    return open(name, mode) if "b" in mode else open(name, mode, encoding="utf-8", newline="\n")
+
+
+def list_folder(path: str | os.PathLike[str]) -> list[str]:
+    """As `tf.io.gfile.listdir`, but sorted."""
+    return sorted(os.listdir(path))
+
+
+def find_files(pattern: str | os.PathLike[str]) -> list[str]:
+    """As `tf.io.gfile.glob` of one pattern."""
+    return sorted(glob.glob(os.fspath(pattern)))
+
+
+def walk(top: str | os.PathLike[str]) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As `tf.io.gfile.walk`, but sorted: caltech101 draws its splits from this order, so they are the same anywhere."""
+    for folder, folders, files in os.walk(top):
+        folders.sort()
+        yield folder, folders, sorted(files)
+
+
+def as_text(text: str | bytes) -> str:
+    """As `tf.compat.as_text`."""
+    return text.decode() if isinstance(text, bytes) else text
+
+
+def as_bytes(text: str | bytes) -> bytes:
+    """As `tf.compat.as_bytes`."""
+    return text.encode() if isinstance(text, str) else text
+
+
+def decode(contents: bytes, channels: int = 0) -> Tensor:
+    """As `tf.image.decode_image`: pixels [height, width, channels] as they are stored, whatever EXIF says of them.
+
+    Args:
+      contents: of a picture's file.
+      channels: 1, 3 or 4; 0 keeps those of the file.
+    """
+    with Image.open(io.BytesIO(contents)) as image:
+        mode = MODES[channels] if channels else image.mode if image.mode in MODES.values() else "RGB"
+        pixels = np.atleast_3d(np.asarray(image.convert(mode)))
+    return pixels.view(Tensor)
+
+
+def encode_png(image: np.ndarray) -> Encoded:
+    """As `tf.image.encode_png` of uint8 [height, width, 1 to 4], or of uint16 with one channel."""
+    return _encode(image, "PNG")
+
+
+def encode_jpeg(image: np.ndarray, format: str = "", quality: int = 95) -> Encoded:
+    """As `tf.io.encode_jpeg` of uint8 [height, width, 1 or 3]; `format` follows from the number of channels."""
+    del format
+    return _encode(image, "JPEG", quality=quality)
+
+
+def _encode(image: np.ndarray, format: str, **options: int) -> Encoded:
+    file = io.BytesIO()
+    pixels = np.asarray(image)
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(file, format, **options)
+    return Encoded(file.getvalue())
+
+
+TENSORFLOW = Names(
+    compat=Names(as_text=as_text, as_bytes=as_bytes),
+    errors=Names(ResourceExhaustedError=type("ResourceExhaustedError", (Exception,), {})),  # caught, never raised here
+    executing_eagerly=lambda: True,
+    image=Names(
+        decode_image=decode, decode_jpeg=decode, decode_png=decode, encode_jpeg=encode_jpeg, encode_png=encode_png
+    ),
+    io=Names(
+        encode_jpeg=encode_jpeg,
+        gfile=Names(
+            GFile=open_file,
+            exists=os.path.exists,
+            glob=find_files,
+            isdir=os.path.isdir,
+            listdir=list_folder,
+            remove=os.remove,
+            walk=walk,
+        ),
+    ),
+    shape=np.shape,
+)

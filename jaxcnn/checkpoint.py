@@ -100,7 +100,7 @@ class Checkpoints:
 @contextmanager
 def open_checkpoints(directory: Path) -> Iterator[Checkpoints]:
     """Opens, and creates if need be, a folder of checkpoints."""
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs the traceback of every failed write, then raises
+    _hush()
     policies = ocp.training.preservation_policies
     best = policies.BestN(
         get_metric_fn=lambda metrics: metrics[SELECTED_BY], n=1, keep_checkpoints_without_metrics=False
@@ -132,6 +132,7 @@ def load_model(workdir: Path) -> TrainedModel:
     if not run.checkpoints.exists():
         raise UserError(f"{workdir} has no checkpoint yet; train first")
     model = models.build_here(config.model, classes=len(classes.names))
+    _hush()
     with ocp.training.Checkpointer(run.checkpoints.absolute()) as checkpointer:
         if not checkpointer.checkpoints:
             raise UserError(f"{workdir} has no checkpoint yet; train first")
@@ -174,14 +175,34 @@ def _shapes(model: nn.Module, image_size: int) -> Variables:
 
 
 def _load(checkpointer: ocp.training.Checkpointer, saved: Any, items: dict[str, Any]) -> dict[str, Any]:
-    metadata = checkpointer.checkpointables_metadata(saved).metadata
     where = f"checkpoint {saved.step} of {checkpointer.directory}"
+    with _damage_told(where):
+        metadata = checkpointer.checkpointables_metadata(saved).metadata
     for name, like in items.items():
         if name not in metadata:
             raise UserError(f"{where} has no {name!r}; give the settings it was trained with, or another --workdir")
         _refuse_other_tree(metadata[name], like, where=where, name=name)
-    loaded: dict[str, Any] = checkpointer.load_checkpointables(saved, items)
+    with _damage_told(where):
+        loaded: dict[str, Any] = checkpointer.load_checkpointables(saved, items)
     return loaded
+
+
+def _hush() -> None:
+    """Keeps Orbax from logging the traceback of every part that it cannot read or write: the first is raised anyway."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+@contextmanager
+def _damage_told(where: str) -> Iterator[None]:
+    """Says which checkpoint cannot be read. Orbax's own messages take pages."""
+    try:
+        yield
+    except Exception as error:  # of Orbax, TensorStore, JSON, ...: any kind
+        raise UserError(
+            f"{where} is damaged ({type(error).__name__}); remove its folder to go on from an earlier one, or train in "
+            "another --workdir"
+        ) from error
 
 
 def _refuse_other_tree(saved: Any, like: Any, *, where: str, name: str) -> None:

@@ -308,7 +308,8 @@ def from_json(text: str) -> Config:
     """The settings that `to_json` wrote.
 
     Raises:
-      UserError: an unknown or missing field, or a value of the wrong kind, by its path.
+      UserError: an unknown field, or a value of the wrong kind, by its path. What is missing has its default: a run
+        may be older than a setting.
     """
     try:
         value = json.loads(text)
@@ -347,10 +348,7 @@ def _decode_fields(kind: Any, value: Any, path: str) -> Any:
     for name in value:
         if name not in fields:
             raise UserError(f"{path}.{name} is not a setting; {path} has: {', '.join(fields)}")
-    for name in fields:
-        if name not in value:
-            raise UserError(f"{path}.{name} is missing")
-    return kind(**{name: _decode(each, value[name], f"{path}.{name}") for name, each in fields.items()})
+    return kind(**{name: _decode(fields[name], each, f"{path}.{name}") for name, each in value.items()})
 
 
 def _checked(value: Any, valid: bool, path: str, expected: str) -> Any:

@@ -134,6 +134,15 @@ def test_what_cannot_be_written_is_told_and_loses_nothing(tmp_path):
         assert_same(checkpoints.restore(make_state(seed=1)).variables, make_state().variables)
 
 
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    with open_checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(at(make_state(), 1))
+    for path in tmp_path.rglob("ocdbt.process_0/d/*"):
+        path.write_bytes(path.read_bytes()[:100])
+    with open_checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match=r"^checkpoint 1 of .* is damaged"):
+        checkpoints.restore(make_state())
+
+
 SAVES_FOREVER = """
 import sys, itertools, jax.numpy as jnp
 from pathlib import Path

@@ -78,11 +78,15 @@ def test_wrong_json_is_told_by_its_path(path, value, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_setting_is_told():
-    settings = dataclasses.asdict(PRESETS["digits"]())
-    del settings["model"]["stem"]
-    with pytest.raises(UserError, match=r"config.model.stem is missing"):
-        from_json(json.dumps(settings))
+def test_a_run_may_be_older_than_a_setting():
+    settings = dataclasses.asdict(PRESETS["tiny_imagenet_gpu"]())
+    del settings["model"]["stem"], settings["seed"]
+    read = from_json(json.dumps(settings))
+    assert (read.model.stem, read.seed) == (ModelConfig().stem, Config().seed)
+    assert read.model.blocks == (3, 3, 2, 2, 1)
+
+
+def test_what_is_no_json_is_told():
     with pytest.raises(UserError, match="not JSON"):
         from_json("{")
 

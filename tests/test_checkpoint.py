@@ -134,13 +134,26 @@ def test_what_cannot_be_written_is_told_and_loses_nothing(tmp_path):
         assert_same(checkpoints.restore(make_state(seed=1)).variables, make_state().variables)
 
 
+RESTORE = """
+import sys
+from pathlib import Path
+from jaxcnn.checkpoint import open_checkpoints
+sys.path.insert(0, "tests")
+from test_checkpoint import make_state
+with open_checkpoints(Path(sys.argv[1])) as checkpoints:
+    checkpoints.restore(make_state())
+"""
+
+
 def test_a_damaged_checkpoint_is_named(tmp_path):
     with open_checkpoints(tmp_path) as checkpoints:
         checkpoints.save(at(make_state(), 1))
     for path in tmp_path.rglob("ocdbt.process_0/d/*"):
         path.write_bytes(path.read_bytes()[:100])
-    with open_checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match=r"^checkpoint 1 of .* is damaged"):
-        checkpoints.restore(make_state())
+    root = Path(__file__).parent.parent  # in another process: Orbax leaves what it had begun to read for the collector
+    command = [sys.executable, "-W", "ignore", "-c", RESTORE, str(tmp_path)]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
+    assert re.search(r"UserError: checkpoint 1 of .* is damaged \(\w+\); remove its folder", done.stderr)
 
 
 SAVES_FOREVER = """

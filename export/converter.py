@@ -12,7 +12,7 @@ import onnx
 from export import passes
 from export.builder import Builder, Tensor, Value, identity
 from export.errors import UnsupportedError
-from export.graph import Graph, ValueType
+from export.graph import Graph, ValueType, exported_dtype
 from export.rules import RULES
 
 InputSpec = tuple[str, Sequence[int | str]]
@@ -22,6 +22,7 @@ _CALLS = (
     "jit",
     "pjit",
     "closed_call",
+    "composite",
     "core_call",
     "custom_jvp_call",
     "custom_vjp_call",
@@ -29,7 +30,10 @@ _CALLS = (
     "remat2",
     "checkpoint",
 )
-_DTYPES = tuple(np.dtype(each) for each in ("bool", "float32", "int8", "int32", "uint8", "uint32"))
+_IGNORED = ("debug_callback", "debug_print")
+_DTYPES = tuple(
+    np.dtype(each) for each in ("bool", "float32", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32")
+)
 
 
 def to_onnx(fn: Callable[..., Any], inputs: Mapping[str, InputSpec]) -> onnx.ModelProto:
@@ -61,11 +65,13 @@ def to_onnx(fn: Callable[..., Any], inputs: Mapping[str, InputSpec]) -> onnx.Mod
             f"inputs and outputs share names: {sorted(set(result) & set(types))}; rename the outputs"
         )
     graph = Graph(types)
+    interpreter = _Interpreter(graph)
+    builder = interpreter.builder
     tensors = [Tensor(name, kind.shape, kind.dtype, identity(len(kind.shape))) for name, kind in types.items()]
-    values = _Interpreter(Builder(graph)).run(jaxpr.jaxpr, jaxpr.consts, tensors, place="")
-    builder = Builder(graph)
+    values = interpreter.run(jaxpr.jaxpr, jaxpr.consts, tensors, place="")
+    builder.path = ""
     for name, value in zip(sorted(result), values, strict=True):  # jax sorts the keys of a dict
-        tensor = builder.as_tensor(value)
+        tensor = builder.as_tensor(in_exported_dtype(value))
         stored = builder.stored(tensor, identity(len(tensor.shape)))
         graph.outputs[name] = (stored, ValueType(tensor.dtype, tensor.shape))
     passes.run(graph)
@@ -103,8 +109,8 @@ def name_outputs(result: Any) -> dict[str, Any]:
 class _Interpreter:
     """Runs a jaxpr on arrays, where all operands are known, and on tensors of a graph."""
 
-    def __init__(self, builder: Builder):
-        self._builder = builder
+    def __init__(self, graph: Graph):
+        self.builder = Builder(graph, self._call)
 
     def run(self, jaxpr: jex.Jaxpr, constants: Sequence[Any], operands: Sequence[Value], place: str) -> list[Value]:
         """Returns the values of the outputs; `place` is where in the module tree the jaxpr is called."""
@@ -116,20 +122,28 @@ class _Interpreter:
 
         for eqn in jaxpr.eqns:
             inner = "/".join(part for part in (place, str(eqn.source_info.name_stack)) if part)
+            self.builder.path = f"{inner}/" if inner else ""
             results = self._evaluate(eqn, [read(atom) for atom in eqn.invars], inner)
             values |= zip(eqn.outvars, results, strict=True)
         return [read(atom) for atom in jaxpr.outvars]
 
     def _evaluate(self, eqn: Any, operands: list[Value], place: str) -> Sequence[Value]:
-        if eqn.primitive.name in _CALLS:
+        name = eqn.primitive.name
+        if name in _IGNORED:
+            return []
+        if name in _CALLS:
             called = eqn.params["call_jaxpr" if "call_jaxpr" in eqn.params else "jaxpr"]
             return self.run(getattr(called, "jaxpr", called), getattr(called, "consts", ()), operands, place)
-        return _compute(eqn, operands) if _is_known(eqn, operands) else self._translate(eqn, operands, place)
+        if _is_known(eqn, operands):
+            return _compute(eqn, operands)
+        if name == "call_hi_primitive":
+            expanded = _expand(eqn)
+            return self.run(expanded.jaxpr, expanded.consts, operands, place)
+        return self._translate(eqn, [in_exported_dtype(each) for each in operands])
 
-    def _translate(self, eqn: Any, operands: list[Value], place: str) -> Sequence[Value]:
-        primitive, builder = eqn.primitive.name, self._builder
-        builder.path = f"{place}/" if place else ""
-        dtypes = {each.dtype for each in (*operands, *(var.aval for var in eqn.outvars))}
+    def _translate(self, eqn: Any, operands: list[Value]) -> Sequence[Value]:
+        primitive, builder = eqn.primitive.name, self.builder
+        dtypes = {exported_dtype(each.dtype) for each in (*operands, *(var.aval for var in eqn.outvars))}
         for dtype in dtypes.difference(_DTYPES):
             raise UnsupportedError(
                 f"cannot export {dtype} (the primitive {primitive!r} at {builder.where()}); build the module in float32"
@@ -139,7 +153,30 @@ class _Interpreter:
                 f"cannot export the primitive {primitive!r} at {builder.where()}; "
                 "write that part of the module with other operations, or add a rule in export/rules"
             )
-        return [RULES[primitive](builder, eqn, *operands)]
+        results = RULES[primitive](builder, eqn, *operands)
+        return results if isinstance(results, list) else [results]
+
+    def _call(self, called: Any, operands: Sequence[Value]) -> list[Value]:
+        """Translates a jaxpr that an equation contains, where the equation is."""
+        path = self.builder.path
+        values = self.run(called.jaxpr, called.consts, operands, path.removesuffix("/"))
+        self.builder.path = path
+        return values
+
+
+def in_exported_dtype(value: Value) -> Value:
+    """A constant in the type it is exported in."""
+    return value.astype(exported_dtype(value.dtype)) if isinstance(value, np.ndarray) else value
+
+
+def _expand(eqn: Any) -> Any:
+    """The jaxpr that a primitive of jax.numpy is defined by."""
+    primitive = eqn.params["_prim"]
+
+    def definition(*operands: Any) -> Any:
+        return jax.tree.leaves(primitive.expand(*jax.tree.unflatten(primitive.in_tree, operands)))
+
+    return jax.make_jaxpr(definition)(*(var.aval for var in eqn.invars))
 
 
 def _is_known(eqn: Any, operands: Sequence[Any]) -> bool:

@@ -17,6 +17,14 @@ Dim = Any
 """A size: an int, or jax's symbolic dimension."""
 Shape = tuple[Dim, ...]
 
+_HALF = ("bfloat16", "float16")
+
+
+def exported_dtype(dtype: Any) -> np.dtype[Any]:
+    """The element type that a type of jax's becomes: half precision is computed in float32, which all runtimes know."""
+    dtype = np.dtype(dtype)
+    return np.dtype(np.float32) if dtype.name in _HALF else dtype
+
 
 @dataclass(frozen=True)
 class ValueType:
@@ -32,6 +40,7 @@ class Node:
 
     Attributes:
       path: place in the module tree, such as `ResNet/Block_2/Conv_1/`; empty at the top.
+      position: which of the operator's outputs it is; those before it are computed and not read.
     """
 
     op: str
@@ -39,6 +48,7 @@ class Node:
     output: str
     path: str
     attributes: dict[str, Any] = field(default_factory=dict)
+    position: int = 0
 
 
 class Graph:
@@ -61,10 +71,12 @@ class Graph:
         self._labels: dict[str, str] = {}
         self._count = 0
 
-    def add(self, op: str, inputs: Sequence[str], *, shape: Shape, path: str, **attributes: Any) -> str:
+    def add(
+        self, op: str, inputs: Sequence[str], *, shape: Shape, path: str, position: int = 0, **attributes: Any
+    ) -> str:
         """Adds a node below `path` and returns the name of its value."""
         name = self._new_name(path + op)
-        self.nodes[name] = Node(op, list(inputs), name, path, attributes)
+        self.nodes[name] = Node(op, list(inputs), name, path, attributes, position)
         self.shapes[name] = shape
         return name
 
@@ -142,7 +154,8 @@ class Graph:
             label = _unique(node.path + node.op, taken)
             names[node.output] = public.get(node.output, label)
             inputs, output = [names[each] for each in node.inputs], names[node.output]
-            nodes.append(helper.make_node(node.op, inputs, [output], name=label, **node.attributes))
+            unread = [f"{label}/unread_{i}" for i in range(node.position)]
+            nodes.append(helper.make_node(node.op, inputs, [*unread, output], name=label, **node.attributes))
         graph = helper.make_graph(
             nodes,
             "model",

@@ -78,7 +78,8 @@ def join_reshapes(graph: Graph) -> None:
     """A Reshape of a Reshape is one Reshape, or none if it restores the shape."""
     for node in graph.sorted_nodes():
         above = graph.producer(node.inputs[0], "Reshape") if node.op == "Reshape" else None
-        if above is None or 0 in graph.constants[node.inputs[1]]:  # 0 copies a size of what comes before
+        sizes = graph.constants.get(node.inputs[1]) if above is not None else None
+        if above is None or sizes is None or 0 in sizes:  # 0 copies a size of what comes before
             continue
         node.inputs[0] = above.inputs[0]
         if graph.shapes[node.output] == graph.shapes[above.inputs[0]]:

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from export.builder import Builder, Tensor, Value, identity
-from export.graph import Shape
-from export.rules.registry import require, rule
+from export.expression import wide_dtype
+from export.graph import Shape, exported_dtype
+from export.rules.registry import rule
 
 
 @rule("dot_general")
@@ -15,9 +16,12 @@ def dot_general(builder: Builder, eqn: Any, left: Value, right: Value) -> Tensor
     """Gemm for a matrix by a constant matrix, MatMul of stacked matrices otherwise."""
     (left_sum, right_sum), (left_batch, right_batch) = eqn.params["dimension_numbers"]
     aval = eqn.outvars[0].aval
-    require(left.dtype == right.dtype == aval.dtype == np.float32, builder, eqn, f"{left.dtype} operands")
+    dtype = exported_dtype(aval.dtype)
+    wide = wide_dtype(dtype)
+    left, right = builder.cast(left, wide), builder.cast(right, wide)
     left_free, right_free = _free(left, left_sum, left_batch), _free(right, right_sum, right_batch)
-    if isinstance(right, np.ndarray) and len(left_free) == len(left_sum) == len(right_free) == 1 and not left_batch:
+    matrix = wide == np.float32 and isinstance(right, np.ndarray)
+    if matrix and len(left_free) == len(left_sum) == len(right_free) == 1 and not left_batch:
         inputs = [
             builder.stored(left, (*left_free, *left_sum)),
             builder.stored(right, (*right_sum, *right_free), "kernel"),
@@ -26,9 +30,9 @@ def dot_general(builder: Builder, eqn: Any, left: Value, right: Value) -> Tensor
     batch = tuple(left.shape[axis] for axis in left_batch)
     a = _matrices(builder, left, (left_batch, left_free, left_sum))
     b = _matrices(builder, right, (right_batch, right_sum, right_free))
-    product = Tensor("", (*batch, a.shape[-2], b.shape[-1]), aval.dtype, ())
-    product = builder.emit("MatMul", [a.name, b.name], product)
-    return builder.reshape(product, aval.shape)
+    like = Tensor("", (*batch, a.shape[-2], b.shape[-1]), wide, ())
+    product = builder.emit("MatMul", [a.name, b.name], like)
+    return builder.cast(builder.reshape(product, aval.shape), dtype)
 
 
 def _free(value: Value, summed: tuple[int, ...], batch: tuple[int, ...]) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -59,7 +60,9 @@ def reference(fn, feed: dict[str, np.ndarray]) -> dict[str, jax.Array]:
 def exported():
     """exported(fn, input shapes...): the model, after it gave what fn gives, with optimizations on and off."""
 
-    def export_and_compare(fn, *shapes, dtype="float32", tolerance=1e-5, batches=(3,)) -> Exported:
+    def export_and_compare(
+        fn, *shapes, dtype="float32", tolerance=1e-5, batches=(3,), as_float32=False
+    ) -> Exported:
         inputs = {f"x{i}": (dtype, shape) for i, shape in enumerate(shapes)}
         proto = export.to_onnx(fn, inputs)
         onnx.checker.check_model(proto, full_check=True)
@@ -75,14 +78,19 @@ def exported():
                 found = run(proto, feed, optimize=optimize)
                 assert set(found) == set(expected)
                 for name, value in expected.items():
-                    value = np.asarray(value)
+                    value = np.asarray(value.astype(jnp.float32) if as_float32 else value)
                     assert found[name].dtype == value.dtype
                     assert found[name].shape == value.shape
-                    bound = tolerance * max(1e-6, np.abs(value.astype(np.float64)).max())
+                    bound = tolerance * max(1e-6, _largest(value))
                     np.testing.assert_allclose(found[name], value, rtol=0, atol=bound)
         return Exported(proto)
 
     return export_and_compare
+
+
+def _largest(array: np.ndarray) -> float:
+    finite = np.abs(array.astype(np.float64))[np.isfinite(array)]
+    return float(finite.max(initial=0))
 
 
 @pytest.fixture(scope="session")

@@ -90,8 +90,8 @@ class Builder:
         shape = tuple(shape)
         if shape == value.shape:
             return value
-        if _without_ones(shape) == _without_ones(value.shape):
-            layout = _follow(value, shape)
+        layout = _follow(value, shape)
+        if layout is not None:
             stored = tuple(shape[axis] for axis in layout)
             return Tensor(self._reshape(value.name, value.stored_shape, stored), shape, value.dtype, layout)
         name = self.stored(value, identity(len(value.shape)))
@@ -131,7 +131,11 @@ class Builder:
             self.constant(np.array([size], np.int64), "shape") if isinstance(size, int) else self._measure(size)
             for size in sizes
         ]
-        return parts[0] if len(parts) == 1 else self.graph.add("Concat", parts, shape=(len(sizes),), path=self.path, axis=0)
+        return (
+            parts[0]
+            if len(parts) == 1
+            else self.graph.add("Concat", parts, shape=(len(sizes),), path=self.path, axis=0)
+        )
 
     def size(self, size: Any) -> Value:
         """A size as a scalar of int64."""
@@ -180,16 +184,49 @@ def renumber(layout: Layout, numbers: dict[int, int]) -> Layout:
     return tuple(numbers[axis] for axis in layout if axis in numbers)
 
 
-def _without_ones(shape: Shape) -> Shape:
-    return tuple(dim for dim in shape if dim != 1)
+def _follow(value: Tensor, shape: Shape) -> Layout | None:
+    """A layout for `shape` in which the elements stay where they are stored; None if there is none.
 
-
-def _follow(value: Tensor, shape: Shape) -> Layout:
-    """A layout for `shape`, which differs from the value's only in axes of size 1, that keeps the stored order."""
-    old = [axis for axis, dim in enumerate(value.shape) if dim != 1]
-    new = [axis for axis, dim in enumerate(shape) if dim != 1]
-    moved = dict(zip(old, new, strict=True))
-    order = [moved[axis] for axis in value.layout if axis in moved]
+    Axes of size 1 may come and go, an axis may be split, and axes that are stored side by side may be merged.
+    """
+    old = [axis for axis, dim in enumerate(value.shape) if _is_wide(dim)]
+    new = [axis for axis, dim in enumerate(shape) if _is_wide(dim)]
+    groups = _match([value.shape[axis] for axis in old], [shape[axis] for axis in new])
+    if groups is None or (len(new) == 3 and any(len(parts) > 1 for parts, _ in groups)):
+        return None  # a sequence made of a map is stored as jax has it: products with its last axis are the faster ones
+    stored = [axis for axis in value.layout if axis in old]
+    order: list[int] = []
+    for merged, _ in groups:
+        start = stored.index(old[merged[0]])
+        if stored[start : start + len(merged)] != [old[i] for i in merged]:
+            return None
+    first = {old[merged[0]]: [new[i] for i in split] for merged, split in groups}
+    for axis in stored:
+        order += first.get(axis, [])
     if order == new:
         return identity(len(shape))
-    return (*order, *(axis for axis, dim in enumerate(shape) if dim == 1))
+    return (*order, *(axis for axis in range(len(shape)) if axis not in new))
+
+
+def _is_wide(dim: Any) -> bool:
+    return not isinstance(dim, int) or dim != 1
+
+
+def _match(old: Sequence[Any], new: Sequence[Any]) -> list[tuple[range, range]] | None:
+    """The smallest runs of old and of new sizes with the same product; None if a symbolic size is in a longer run."""
+    groups, i, j = [], 0, 0
+    while i < len(old) and j < len(new):
+        start, other, left, right = i, j, old[i], new[j]
+        while not (isinstance(left, int) == isinstance(right, int) and left == right):
+            if not (isinstance(left, int) and isinstance(right, int)):
+                return None
+            if left < right:
+                i += 1
+            else:
+                j += 1
+            if i == len(old) or j == len(new):
+                return None
+            left, right = (left * old[i], right) if left < right else (left, right * new[j])
+        i, j = i + 1, j + 1
+        groups.append((range(start, i), range(other, j)))
+    return groups if (i, j) == (len(old), len(new)) else None

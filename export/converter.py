@@ -26,11 +26,12 @@ _CALLS = (
     "core_call",
     "custom_jvp_call",
     "custom_vjp_call",
+    "custom_vmap_call",
     "remat",
     "remat2",
     "checkpoint",
 )
-_IGNORED = ("debug_callback", "debug_print")
+_IGNORED = ("debug_callback", "debug_print", "shape_assertion")
 _DTYPES = tuple(
     np.dtype(each) for each in ("bool", "float32", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32")
 )
@@ -132,7 +133,7 @@ class _Interpreter:
         if name in _IGNORED:
             return []
         if name in _CALLS:
-            called = eqn.params["call_jaxpr" if "call_jaxpr" in eqn.params else "jaxpr"]
+            called = next(eqn.params[key] for key in ("call_jaxpr", "jaxpr", "call") if key in eqn.params)
             return self.run(getattr(called, "jaxpr", called), getattr(called, "consts", ()), operands, place)
         if _is_known(eqn, operands):
             return _compute(eqn, operands)
@@ -154,7 +155,7 @@ class _Interpreter:
                 "write that part of the module with other operations, or add a rule in export/rules"
             )
         results = RULES[primitive](builder, eqn, *operands)
-        return results if isinstance(results, list) else [results]
+        return [results] if isinstance(results, Tensor | np.ndarray) else results
 
     def _call(self, called: Any, operands: Sequence[Value]) -> list[Value]:
         """Translates a jaxpr that an equation contains, where the equation is."""

@@ -71,7 +71,9 @@ class Expression:
         """The operator's value; a comparison's is boolean, any other has this one's type."""
         operands = [self.value, *(self._operand(each) for each in others)]
         boolean = op.startswith(("Less", "Greater", "Equal", "IsNaN", "IsInf"))
-        return Expression(self.builder, combine(self.builder, op, operands, np.bool_ if boolean else None, **attributes))
+        return Expression(
+            self.builder, combine(self.builder, op, operands, np.bool_ if boolean else None, **attributes)
+        )
 
     def _operand(self, other: Expression | Value | float) -> Value:
         if isinstance(other, Expression):

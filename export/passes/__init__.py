@@ -2,19 +2,32 @@
 
 from export.graph import Graph
 from export.passes.broadcast import drop_expansions
-from export.passes.fold import fold_affines
-from export.passes.fuse import fuse_leaky_relu, fuse_softmax
+from export.passes.fold import fold_affines, pull_factors
+from export.passes.fuse import (
+    fuse_gelu,
+    fuse_layer_norm,
+    fuse_leaky_relu,
+    fuse_mean,
+    fuse_softmax,
+    keep_reduced_axes,
+)
 from export.passes.layout import absorb_flatten, convolve_patches, hoist_transposes, join_reshapes
 
 PASSES = (
     drop_expansions,
     fuse_leaky_relu,
     fuse_softmax,
+    fuse_mean,
     join_reshapes,
     hoist_transposes,
+    join_reshapes,
+    pull_factors,
+    fuse_layer_norm,
+    keep_reduced_axes,
     convolve_patches,
     hoist_transposes,  # the patches' own were in the way
     absorb_flatten,
+    fuse_gelu,
     fold_affines,
 )
 

@@ -36,6 +36,30 @@ def fold_affines(graph: Graph) -> None:
             _shorten(graph, affine, end)
 
 
+def pull_factors(graph: Graph) -> None:
+    """A (b c) with a constant c becomes (a b) c, where b is smaller than the product: c may then be folded."""
+    for node in list(graph.nodes.values()):
+        if node.op == "Mul":
+            _pull_factor(graph, node)
+
+
+def _pull_factor(graph: Graph, node: Node) -> None:
+    for left, right in (node.inputs, node.inputs[::-1]):
+        inner = graph.producer(right, "Mul")
+        if inner is None or graph.only_consumer(right) is not node or graph.shapes[left] != graph.shapes[node.output]:
+            continue
+        for small, factor in (inner.inputs, inner.inputs[::-1]):
+            if factor in graph.constants and small not in graph.constants and _is_smaller(graph, small, right):
+                shape = graph.shapes[node.output]
+                node.inputs = [graph.add("Mul", [left, small], shape=shape, path=node.path), factor]
+                return
+
+
+def _is_smaller(graph: Graph, name: str, other: str) -> bool:
+    shape, wide = graph.shapes[name], graph.shapes[other]
+    return len(shape) == len(wide) and shape != wide
+
+
 def _is_end(graph: Graph, name: str) -> bool:
     reader = graph.only_consumer(name)
     return _step(graph, name) is not None and (reader is None or _step(graph, reader.output) is None)

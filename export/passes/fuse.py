@@ -1,4 +1,8 @@
-"""Groups of operators that are one operator of ONNX, recognised by what they compute, never by a name."""
+"""Groups of operators that have a better form in ONNX, recognised by what they compute, never by a name."""
+
+import math
+
+import numpy as np
 
 from export.graph import Graph, Node
 
@@ -29,6 +33,127 @@ def fuse_softmax(graph: Graph) -> None:
         if found is not None:
             value, axis = found
             node.op, node.inputs, node.attributes = "Softmax", [value], {"axis": axis}
+
+
+def fuse_mean(graph: Graph) -> None:
+    """A sum over axes divided by the number of elements; the axes of size 1 that are put back stay."""
+    for node in list(graph.nodes.values()):
+        total = graph.producer(node.inputs[0], "ReduceSum") if node.op in ("Div", "Mul") else None
+        axes = graph.constants.get(total.inputs[1]) if total is not None else None
+        factor = graph.scalar(node.inputs[1]) if total is not None else None
+        if total is None or axes is None or not factor or graph.shapes[node.output] != graph.shapes[total.output]:
+            continue
+        sizes = [graph.shapes[total.inputs[0]][axis] for axis in axes]
+        count = factor if node.op == "Div" else 1 / factor
+        if all(isinstance(size, int) for size in sizes) and np.isclose(math.prod(sizes), count, rtol=1e-6, atol=0):
+            node.op, node.inputs = "ReduceMean", [total.inputs[0]]
+            node.attributes = {"axes": axes.tolist(), "keepdims": total.attributes["keepdims"]}
+
+
+def keep_reduced_axes(graph: Graph) -> None:
+    """A reduction whose axes are put back keeps them."""
+    for node in list(graph.nodes.values()):
+        reduction = _put_back(graph, node.output)
+        if reduction is not None and graph.only_consumer(reduction.output) is node:
+            node.op, node.inputs = reduction.op, list(reduction.inputs)
+            node.attributes = reduction.attributes | {"keepdims": 1}
+
+
+def _put_back(graph: Graph, name: str) -> Node | None:
+    """The reduction whose value this is, with axes of size 1 where it reduced."""
+    node = graph.producer(name, "Reshape")
+    reduction = graph.producer(node.inputs[0]) if node is not None else None
+    if reduction is None or not reduction.op.startswith("Reduce") or reduction.attributes["keepdims"]:
+        return None
+    shape, axes = graph.shapes[reduction.inputs[0]], _axes(graph, reduction)
+    kept = tuple(1 if i in axes else dim for i, dim in enumerate(shape))
+    return reduction if graph.shapes[name] == kept else None
+
+
+def _axes(graph: Graph, reduction: Node) -> list[int]:
+    axes = reduction.attributes.get("axes")
+    return list(graph.constants[reduction.inputs[1]].tolist() if axes is None else axes)
+
+
+def fuse_gelu(graph: Graph) -> None:
+    """1 - erf(-c x) is 1 + erf(c x), the form that runtimes know a GELU by."""
+    for node in list(graph.nodes.values()):
+        error = (
+            graph.producer(node.inputs[1], "Erf") if node.op == "Sub" and graph.scalar(node.inputs[0]) == 1 else None
+        )
+        product = graph.producer(error.inputs[0], "Mul") if error is not None else None
+        found = _scaled(graph, product) if product is not None else None
+        if error is not None and found is not None and found[1] < 0:
+            value, factor = found
+            shape, path = graph.shapes[error.output], node.path
+            divisor = graph.add_constant(np.array(-1 / factor, np.float32), f"{path}divisor")
+            quotient = graph.add("Div", [value, divisor], shape=shape, path=path)
+            erf = graph.add("Erf", [quotient], shape=shape, path=path)
+            node.op, node.inputs = "Add", [erf, node.inputs[0]]
+
+
+def _scaled(graph: Graph, product: Node) -> tuple[str, float] | None:
+    """The value and the number that a Mul multiplies."""
+    for value, other in (product.inputs, product.inputs[::-1]):
+        factor = graph.scalar(other)
+        if factor is not None and graph.shapes[value] == graph.shapes[product.output]:
+            return value, factor
+    return None
+
+
+def fuse_layer_norm(graph: Graph) -> None:
+    """The variance as the mean of squared differences, where jax takes the difference of two means.
+
+    (x - m) / sqrt(max(0, mean(x^2) - m^2) + e) has the same value, with more operators and larger rounding errors.
+    """
+    for node in list(graph.nodes.values()):
+        found = _centred(graph, node) if node.op == "Mul" else None
+        if found is None:
+            continue
+        difference, epsilon, axes = found
+        shape, path = graph.shapes[difference.output], node.path
+        two = graph.add_constant(np.array(2, np.float32), f"{path}two")
+        square = graph.add("Pow", [difference.output, two], shape=shape, path=path)
+        reduced = tuple(1 if i in axes else dim for i, dim in enumerate(shape))
+        mean = graph.add("ReduceMean", [square], shape=reduced, path=path, axes=axes, keepdims=1)
+        shifted = graph.add("Add", [mean, epsilon], shape=reduced, path=path)
+        deviation = graph.add("Sqrt", [shifted], shape=reduced, path=path)
+        node.op, node.inputs = "Div", [difference.output, deviation]
+
+
+def _centred(graph: Graph, product: Node) -> tuple[Node, str, list[int]] | None:
+    """Of a normalisation the difference from the mean, what is added to the variance, and the axes of both."""
+    for left, right in (product.inputs, product.inputs[::-1]):
+        difference, inverse = graph.producer(left, "Sub"), graph.producer(right, "Reciprocal")
+        root = graph.producer(inverse.inputs[0], "Sqrt") if inverse is not None else None
+        shifted = graph.producer(root.inputs[0], "Add") if root is not None else None
+        mean = _put_back(graph, difference.inputs[1]) if difference is not None else None
+        if difference is None or shifted is None or mean is None or mean.op != "ReduceMean":
+            continue
+        value, axes = difference.inputs[0], _axes(graph, mean)
+        spread = graph.producer(shifted.inputs[0], "Reshape")
+        epsilon = shifted.inputs[1]
+        kept = tuple(1 if i in axes else dim for i, dim in enumerate(graph.shapes[value]))
+        aligned = graph.shapes[shifted.output] == kept and graph.shapes[difference.output] == graph.shapes[value]
+        if mean.inputs[0] != value or spread is None or not aligned or graph.scalar(epsilon) is None:
+            continue
+        if _is_fast_variance(graph, spread.inputs[0], value, mean):
+            return difference, epsilon, axes
+    return None
+
+
+def _is_fast_variance(graph: Graph, name: str, value: str, mean: Node) -> bool:
+    """max(0, mean(x^2) - mean(x)^2)."""
+    bounded = graph.producer(name, "Relu")
+    difference = graph.producer(bounded.inputs[0], "Sub") if bounded is not None else None
+    if difference is None:
+        return False
+    squares, square = graph.producer(difference.inputs[0], "ReduceMean"), graph.producer(difference.inputs[1], "Mul")
+    if squares is None or square is None or square.inputs != [mean.output] * 2:
+        return False
+    squared = graph.producer(squares.inputs[0], "Mul")
+    same = squares.attributes == mean.attributes
+    return same and squared is not None and squared.inputs == [value] * 2
 
 
 def _softmax(graph: Graph, division: Node) -> tuple[str, int] | None:

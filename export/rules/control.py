@@ -42,15 +42,16 @@ def _columns(eqn: Any, carried: int, rows: list[list[Value]]) -> list[tuple[Any,
 
 def _row(builder: Builder, value: Value, step: int) -> Value:
     if isinstance(value, np.ndarray):
-        return value[step]
+        return np.asarray(value[step])
     starts, limits = [0] * len(value.shape), list(value.shape)
     starts[0], limits[0] = step, step + 1
     return builder.reshape(cut(builder, value, starts, limits), value.shape[1:])
 
 
 def _stack(builder: Builder, aval: Any, rows: list[Value]) -> Value:
-    if all(isinstance(each, np.ndarray) for each in rows):
-        return np.stack(rows) if rows else np.zeros(aval.shape, aval.dtype)
+    known = [each for each in rows if isinstance(each, np.ndarray)]
+    if len(known) == len(rows):
+        return np.stack(known) if known else np.zeros(aval.shape, aval.dtype)
     raised = [builder.reshape(builder.as_tensor(each), (1, *each.shape)) for each in rows]
     return concatenate_parts(builder, aval, raised, 0)
 

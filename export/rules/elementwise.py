@@ -34,7 +34,16 @@ _UNARY = {
     "tanh": "Tanh",
 }
 _ARITHMETIC = {"add": "Add", "add_any": "Add", "div": "Div", "mul": "Mul", "sub": "Sub"}
-_COMPARISON = {"eq": "Equal", "ge": "GreaterOrEqual", "gt": "Greater", "le": "LessOrEqual", "lt": "Less"}
+_COMPARISON = {
+    "eq": "Equal",
+    "eq_to": "Equal",
+    "ge": "GreaterOrEqual",
+    "gt": "Greater",
+    "le": "LessOrEqual",
+    "le_to": "LessOrEqual",
+    "lt": "Less",
+    "lt_to": "Less",
+}
 _SELECTABLE = ("float32", "int32", "int64", "uint8")
 """Types that onnxruntime selects between."""
 
@@ -79,8 +88,8 @@ RULES.update({primitive: _comparison(op) for primitive, op in _COMPARISON.items(
 
 
 @rule(
-    "copy", "copy_p", "layout_constraint", "mesh_cast", "name", "optimization_barrier", "pvary", "reshard",
-    "sharding_constraint", "stop_gradient",
+    "copy", "copy_p", "device_put", "layout_constraint", "mesh_cast", "name", "optimization_barrier", "pvary",
+    "reshard", "sharding_constraint", "stage", "stop_gradient", "with_memory_space_constraint",
 )  # fmt: skip
 def same(builder: Builder, eqn: Any, *values: Value) -> list[Value]:
     """Primitives that change no value in the forward pass."""
@@ -173,6 +182,13 @@ def convert(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
 def square(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     """One multiplication."""
     return _calculate(builder, "Mul", value, value, value)
+
+
+@rule("one_minus_square")
+def one_minus_square(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
+    """(1 + x) (1 - x)."""
+    x = Expression(builder, value)
+    return ((1 + x) * (1 - x)).tensor
 
 
 @rule("integer_pow")

@@ -13,7 +13,7 @@ from export.rules.registry import refusal, require, rule
 from export.rules.shape import concatenate_parts, cut, pad_with, positions
 
 _PROMISED = ("PROMISE_IN_BOUNDS", "ONE_HOT")
-_UPDATES = {"scatter": "none", "scatter-add": "add", "scatter_add": "add", "scatter_mul": "mul", "scatter-mul": "mul"}
+_UPDATES = {"scatter": "none", "scatter-add": "add", "scatter-mul": "mul", "scatter-sub": "add"}
 
 
 @rule("gather")
@@ -39,7 +39,7 @@ def gather(builder: Builder, eqn: Any, value: Value, indices: Value) -> Value:
     result = _arrange(builder, picked, eqn)
     if inside is None or eqn.params["mode"].name == "CLIP":
         return result
-    mask = inside.reshape([1 if i in numbers.offset_dims else dim for i, dim in enumerate(aval.shape)])
+    mask = inside.reshape(tuple(1 if i in numbers.offset_dims else dim for i, dim in enumerate(aval.shape)))
     filling = _filling(eqn.params["fill_value"], result.dtype)
     if result.dtype == np.bool_:
         return (mask & Expression(builder, result)).value
@@ -69,20 +69,18 @@ def _room(builder: Builder, dim: Any, size: Any) -> Value:
 
 
 def _vector(builder: Builder, numbers: Sequence[Value]) -> Value:
-    if all(isinstance(each, np.ndarray) for each in numbers):
-        return np.stack(numbers) if numbers else np.zeros(0, np.int64)
+    known = [each for each in numbers if isinstance(each, np.ndarray)]
+    if len(known) == len(numbers):
+        return np.stack(known) if known else np.zeros(0, np.int64)
     singles = [Expression(builder, each).reshape((1,)).value for each in numbers]
     return concatenate_parts(builder, Tensor("", (len(numbers),), np.dtype(np.int64), ()), singles, 0)
 
 
 def _inside(starts: Expression, room: Sequence[Value]) -> Expression | None:
     """Which slices lie in the array; None if all are known to."""
-    if isinstance(starts.value, np.ndarray) and all(isinstance(each, np.ndarray) for each in room):
-        if np.all((starts.value >= 0) & (starts.value <= np.stack(room))):
-            return None
     valid = (starts >= 0) & (starts <= _vector(starts.builder, room))
     if isinstance(valid.value, np.ndarray):
-        return Expression(starts.builder, valid.value.all(axis=-1))
+        return None if valid.value.all() else Expression(starts.builder, valid.value.all(axis=-1))
     return valid.cast(np.int32).reduce("ReduceMin", len(starts.shape) - 1).cast(np.bool_)
 
 
@@ -172,7 +170,9 @@ def _drop(builder: Builder, picked: _Picked, kept: Sequence[int], shape: Shape) 
     stays = [*range(picked.places), *(picked.places + i for i in kept)]
     number = {axis: i for i, axis in enumerate(stays)}
     layout = tuple(number[axis] for axis in picked.tensor.layout if axis in number)
-    stored = Tensor(picked.tensor.name, picked.tensor.stored_shape, picked.tensor.dtype, identity(len(picked.tensor.shape)))
+    stored = Tensor(
+        picked.tensor.name, picked.tensor.stored_shape, picked.tensor.dtype, identity(len(picked.tensor.shape))
+    )
     flat = builder.reshape(stored, tuple(shape[axis] for axis in layout))
     return Tensor(flat.name, shape, flat.dtype, layout)
 
@@ -273,10 +273,14 @@ def _scatter_points(
     rest = [axis for axis in range(len(source.shape)) if axis not in axes]
     if any(not _equal(sizes[axis], source.shape[axis]) for axis in rest):
         raise refusal(builder, eqn, "updates of a part of an axis that is not indexed")
-    windows = dict(zip([a for a in range(len(sizes)) if a not in _single(numbers)], numbers.update_window_dims, strict=True))
+    windows = dict(
+        zip([a for a in range(len(sizes)) if a not in _single(numbers)], numbers.update_window_dims, strict=True)
+    )
     places = [i for i in range(len(updates.shape)) if i not in numbers.update_window_dims]
     order = [*places, *(windows[axis] for axis in (*axes, *rest) if axis in windows)]
     moved = Expression(builder, _transposed(builder, updates, order))
+    if eqn.primitive.name == "scatter-sub":
+        moved = -moved
     shape = [updates.shape[i] for i in places]
     moved = moved.reshape((*shape, *(sizes[axis] for axis in (*axes, *rest))))
     data = (*axes, *rest)

@@ -6,7 +6,7 @@ import numpy as np
 
 from export.builder import Builder, Tensor, Value
 from export.expression import Expression, emit
-from export.rules.registry import require, rule
+from export.rules.registry import rule
 
 _LOGIC = {"and": "And", "or": "Or", "xor": "Xor"}
 
@@ -33,21 +33,14 @@ def complement(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
 
 @rule("shift_left", "shift_right_arithmetic", "shift_right_logical")
 def shift(builder: Builder, eqn: Any, value: Value, places: Value) -> Tensor:
-    """By a known number of places: multiplication by, or division rounded down by, a power of two."""
-    require(isinstance(places, np.ndarray), builder, eqn, "a computed number of places")
-    assert isinstance(places, np.ndarray)
+    """Multiplication by, or division rounded down by, a power of two; beyond the last bit only the sign is left."""
     bits = np.iinfo(value.dtype).bits
-    x = Expression(builder, value).cast(np.int64)
+    x, count = Expression(builder, value).cast(np.int64), Expression(builder, places).cast(np.int64)
     if eqn.primitive.name == "shift_right_logical":
         x = x % (1 << bits)
-    valid = (places >= 0) & (places < bits)
-    factor = np.where(valid, 1 << np.clip(places, 0, bits - 1).astype(np.int64), 1)
-    if eqn.primitive.name == "shift_left":
-        moved = x * (factor * valid)
-    else:
-        # Beyond the last bit nothing is left but the sign.
-        factor = np.where(valid, factor, 1 << bits)
-        moved = (x - x % factor) / factor
+    count = (count < 0).where(np.asarray(bits, np.int64), count.apply("Min", bits))
+    factor = Expression(builder, np.asarray(2, np.int64)).apply("Pow", count)
+    moved = x * factor if eqn.primitive.name == "shift_left" else (x - x % factor) / factor
     return moved.cast(value.dtype).tensor
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from export.builder import Builder, Tensor, identity, renumber
-from export.expression import wide_dtype
+from export.expression import Expression, wide_dtype
 from export.rules.elementwise import scale
-from export.rules.registry import rule
+from export.rules.registry import require, rule
 
 _REDUCTIONS = {
     "reduce_sum": "ReduceSum",
@@ -49,6 +49,18 @@ def _sum_pixels(builder: Builder, eqn: Any, value: Tensor, count: int) -> Tensor
     mean = builder.emit("GlobalAveragePool", [value.name], kept, identity(len(value.shape)))
     flat = builder.emit("Flatten", [mean.name], eqn.outvars[0].aval, axis=1)
     return scale(builder, flat, count)
+
+
+@rule("reduce_xor")
+def parity(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
+    """Whether an odd number is true."""
+    require(value.dtype == np.bool_, builder, eqn, f"{value.dtype} operands")
+    axes = eqn.params["axes"]
+    inputs = [builder.cast(value, np.int32).name]
+    inputs.append(builder.constant(np.array(sorted(value.layout.index(axis) for axis in axes), np.int64), "axes"))
+    like = Tensor("", eqn.outvars[0].aval.shape, np.dtype(np.int32), ())
+    count = builder.emit("ReduceSum", inputs, like, _remaining(value, axes), keepdims=0)
+    return (Expression(builder, count) % 2).cast(np.bool_).tensor
 
 
 @rule("argmax", "argmin")

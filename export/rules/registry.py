@@ -1,12 +1,12 @@
 """Where the rules register, and what they share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from export.builder import Builder, Value
 from export.errors import UnsupportedError
 
-Rule = Callable[..., Value | list[Value]]
+Rule = Callable[..., Value | Sequence[Value]]
 """`rule(builder, eqn, *operands)`: adds the nodes of one equation of the jaxpr and returns its value, or its values.
 
 At least one operand is a Tensor, or the result has a symbolic size: everything else is evaluated at export.

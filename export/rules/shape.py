@@ -27,10 +27,11 @@ def transpose(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     return Tensor(value.name, eqn.outvars[0].aval.shape, value.dtype, layout)
 
 
-@rule("broadcast_in_dim")
-def broadcast_in_dim(builder: Builder, eqn: Any, value: Value) -> Tensor:
+@rule("broadcast_in_dim", "broadcast_to")
+def broadcast_in_dim(builder: Builder, eqn: Any, value: Value, *_: Value) -> Tensor:
     """Axes of size 1 put in, then repeated where the result is larger."""
-    shape, axes = eqn.outvars[0].aval.shape, eqn.params["broadcast_dimensions"]
+    shape = eqn.outvars[0].aval.shape
+    axes = eqn.params.get("broadcast_dimensions", range(len(shape) - len(value.shape), len(shape)))
     sizes = dict(zip(axes, value.shape, strict=True))
     value = builder.reshape(builder.as_tensor(value), tuple(sizes.get(axis, 1) for axis in range(len(shape))))
     return builder.expand(value, shape)
@@ -40,6 +41,14 @@ def broadcast_in_dim(builder: Builder, eqn: Any, value: Value) -> Tensor:
 def size(builder: Builder, eqn: Any) -> Value:
     """A symbolic size as a number, such as in a mean over the batch."""
     return builder.cast(builder.size(eqn.params["dim"]), eqn.outvars[0].aval.dtype)
+
+
+@rule("empty")
+def empty(builder: Builder, eqn: Any, *_: Value) -> Tensor:
+    """Zeros, for elements that are overwritten."""
+    aval = eqn.outvars[0].aval
+    zero = builder.as_tensor(np.zeros((1,) * len(aval.shape), exported_dtype(aval.dtype)))
+    return builder.expand(zero, aval.shape)
 
 
 @rule("iota")
@@ -73,6 +82,7 @@ def concatenate(builder: Builder, eqn: Any, *values: Value) -> Tensor:
 
 def concatenate_parts(builder: Builder, like: Any, values: Sequence[Value], axis: int) -> Tensor:
     """Joins values along an axis."""
+    values = [each for each in values if not _same(each.shape[axis], 0)] or values[:1]
     layout = common_layout(*values)
     inputs = [builder.stored(each, layout) for each in values]
     if len(inputs) == 1:

@@ -17,6 +17,12 @@ def exp2(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     return emit(builder, "Pow", value, [np.asarray(2, np.float32), value])
 
 
+@rule("log2")
+def log2(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
+    """The logarithm to the base 2."""
+    return (Expression(builder, value).apply("Log") * (1 / math.log(2))).tensor
+
+
 @rule("expm1")
 def expm1(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     """tanh(x / 2) (exp(x) + 1), which keeps tiny results exact."""
@@ -38,7 +44,9 @@ def log1p(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
 @rule("erfc")
 def erfc(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     """Exact to 1e-7 in absolute terms."""
-    return emit(builder, "Sub", value, [np.asarray(1, np.float32), builder.emit("Erf", [value.name], value, value.layout)])
+    return emit(
+        builder, "Sub", value, [np.asarray(1, np.float32), builder.emit("Erf", [value.name], value, value.layout)]
+    )
 
 
 @rule("cbrt")
@@ -53,7 +61,7 @@ def atan2(builder: Builder, eqn: Any, y: Value, x: Value) -> Tensor:
     """The arctangent of the quotient, moved to the quadrant."""
     up, right = Expression(builder, y), Expression(builder, x)
     angle = (up / right).apply("Atan")
-    turned = angle + (up < 0).where(np.float32(-math.pi) * np.ones((), np.float32), math.pi)
+    turned = angle + (up < 0).where(np.asarray(-math.pi, np.float32), math.pi)
     vertical = up.apply("Sign") * (math.pi / 2)
     return right.apply("Equal", 0).where(vertical, (right < 0).where(turned, angle)).tensor
 

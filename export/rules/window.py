@@ -2,13 +2,12 @@
 
 import itertools
 import math
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from export.builder import Builder, Tensor, Value, identity
+from export.builder import Builder, Tensor, Value
 from export.expression import Expression
 from export.rules.elementwise import scale
 from export.rules.registry import require, rule
@@ -70,7 +69,7 @@ def _transposed_convolution(builder: Builder, eqn: Any, image: Value, kernel: np
     """ConvTranspose, whose kernel is flipped and has inputs before outputs."""
     params, spec = eqn.params, eqn.params["dimension_numbers"]
     groups = params["feature_group_count"]
-    weights = np.flip(kernel.transpose(spec.rhs_spec), range(2, kernel.ndim))
+    weights = np.flip(kernel.transpose(spec.rhs_spec), tuple(range(2, kernel.ndim)))
     outputs, inputs, *window = weights.shape
     grouped = weights.reshape(groups, outputs // groups, inputs, *window).swapaxes(1, 2)
     weights = grouped.reshape(groups * inputs, outputs // groups, *window)
@@ -156,7 +155,9 @@ def _slide(builder: Builder, eqn: Any, value: Tensor, op: str, start: np.ndarray
     result = None
     for place in itertools.product(*map(range, sizes)):
         starts = [i * gap for i, gap in zip(place, params["window_dilation"], strict=True)]
-        reach = [(dim - 1) * step + 1 for dim, step in zip(eqn.outvars[0].aval.shape, params["window_strides"], strict=True)]
+        reach = [
+            (dim - 1) * step + 1 for dim, step in zip(eqn.outvars[0].aval.shape, params["window_strides"], strict=True)
+        ]
         limits = [start + each for start, each in zip(starts, reach, strict=True)]
         seen = Expression(builder, cut(builder, padded, starts, limits, params["window_strides"])).widen()
         result = seen if result is None else result.apply(op, seen)

@@ -60,9 +60,7 @@ def reference(fn, feed: dict[str, np.ndarray]) -> dict[str, jax.Array]:
 def exported():
     """exported(fn, input shapes...): the model, after it gave what fn gives, with optimizations on and off."""
 
-    def export_and_compare(
-        fn, *shapes, dtype="float32", tolerance=1e-5, batches=(3,), as_float32=False
-    ) -> Exported:
+    def export_and_compare(fn, *shapes, dtype="float32", tolerance=1e-5, batches=(3,), as_float32=False) -> Exported:
         inputs = {f"x{i}": (dtype, shape) for i, shape in enumerate(shapes)}
         proto = export.to_onnx(fn, inputs)
         onnx.checker.check_model(proto, full_check=True)

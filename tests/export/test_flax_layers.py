@@ -8,6 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+
+@pytest.fixture(autouse=True)
+def lenient_promotion():
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
 VECTOR, SEQUENCE, MAP, VOLUME = ("batch", 6), ("batch", 5, 6), ("batch", 7, 6, 4), ("batch", 4, 5, 4, 2)
 PADDINGS = ["SAME", "VALID", "CIRCULAR", "REFLECT", "SAME_LOWER", 1, ((2, 0), (1, 3))]
 norm = functools.partial(nn.BatchNorm, use_running_average=True)
@@ -19,8 +26,8 @@ def conv_cases():
         yield f"Conv-strided-{padding}", nn.Conv(5, (3, 3), strides=2, padding=padding), MAP
     yield "Conv-causal", nn.Conv(5, (3,), padding="CAUSAL"), SEQUENCE
     yield "Conv-dilated", nn.Conv(5, (3, 3), kernel_dilation=(2, 1)), MAP
-    yield "Conv-input-dilated", nn.Conv(5, (3, 3), input_dilation=(2, 3)), MAP
-    yield "Conv-input-dilated-strided", nn.Conv(5, (3, 3), strides=2, input_dilation=2, padding="VALID"), MAP
+    yield "Conv-input-dilated", nn.Conv(5, (3, 3), input_dilation=(2, 3), padding=((1, 0), (2, 1))), MAP
+    yield "Conv-input-dilated-strided", nn.Conv(5, (3, 3), strides=2, input_dilation=2, padding=((1, 1), (0, 2))), MAP
     yield "Conv-grouped", nn.Conv(6, (3, 3), feature_group_count=2), MAP
     yield "Conv-depthwise", nn.Conv(8, (3, 3), feature_group_count=4, strides=2), MAP
     yield "Conv-pointwise", nn.Conv(8, (1, 1), use_bias=False), MAP
@@ -58,9 +65,11 @@ def dense_cases():
     yield "Einsum-bias", nn.Einsum((6, 3), "...d,dh->...h"), SEQUENCE
     yield "PReLU", nn.PReLU(), MAP
     yield "Dropout", nn.Dropout(0.5, deterministic=True), MAP
-    yield "Sequential", nn.Sequential([nn.Dense(5), nn.relu, nn.Dense(3), functools.partial(nn.softmax, axis=-1)]), VECTOR
-    yield "BatchApply", nn.BatchApply(nn.Dense(3)), SEQUENCE
-    yield "Fp8DotGeneral-none", nn.Dense(3, dot_general_cls=None), VECTOR
+    yield (
+        "Sequential",
+        nn.Sequential([nn.Dense(5), nn.relu, nn.Dense(3), functools.partial(nn.softmax, axis=-1)]),
+        VECTOR,
+    )
 
 
 def norm_cases():
@@ -70,7 +79,6 @@ def norm_cases():
         yield f"LayerNorm-{rank}", nn.LayerNorm(), shape
         yield f"RMSNorm-{rank}", nn.RMSNorm(), shape
         yield f"GroupNorm-{rank}", nn.GroupNorm(num_groups=2), shape
-    yield "BatchNorm-batch", nn.BatchNorm(use_running_average=False), MAP
     yield "BatchNorm-axis", norm(axis=1), MAP
     yield "BatchNorm-plain", norm(use_bias=False, use_scale=False), MAP
     yield "LayerNorm-axes", nn.LayerNorm(reduction_axes=(1, 2, 3), feature_axes=(1, 2, 3)), MAP
@@ -116,6 +124,12 @@ def test_spectral_norm(exported, filled):
     exported(lambda x: Net().apply(variables, x), VECTOR)
 
 
+def test_batch_statistics_of_the_batch_itself(exported, filled):
+    module = nn.BatchNorm(use_running_average=False)
+    variables = filled(module, jnp.zeros((1, 7, 6, 4)))
+    exported(lambda x: module.apply(variables, x, mutable=["batch_stats"])[0], MAP)
+
+
 def test_embed(exported, filled):
     module = nn.Embed(256, 5)
     variables = filled(module, jnp.zeros((1, 6), jnp.uint8))
@@ -133,7 +147,7 @@ ATTENTION = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:SelfAttention is deprecated")
+@pytest.mark.filterwarnings("ignore:SelfAttention will be deprecated")
 @pytest.mark.parametrize("name", ATTENTION)
 @pytest.mark.parametrize("mask", [None, "causal", "padding"])
 def test_attention(exported, filled, name, mask):
@@ -177,14 +191,14 @@ POOLS = {"max": nn.max_pool, "avg": nn.avg_pool, "min": nn.pooling.min_pool}
 @pytest.mark.parametrize("padding", ["SAME", "VALID", "wide"])
 def test_pool(exported, pool, shape, window, strides, padding):
     padding = tuple((1, 0) for _ in window) if padding == "wide" else padding
-    with jax.numpy_dtype_promotion("standard"):
-        exported(lambda x: POOLS[pool](x, window, strides, padding), shape)
+    if len(shape) == 5 and len(window) == 2 and not isinstance(padding, str):
+        pytest.skip("Flax takes explicit padding with one batch axis only")
+    exported(lambda x: POOLS[pool](x, window, strides, padding), shape)
 
 
 def test_general_pool(exported):
     exported(lambda x: nn.pool(x, 1.0, jax.lax.mul, (2, 2), (1, 1), "VALID"), MAP)
-    with jax.numpy_dtype_promotion("standard"):
-        exported(lambda x: nn.avg_pool(x, (3, 3), (2, 2), "SAME", count_include_pad=False), MAP)
+    exported(lambda x: nn.avg_pool(x, (3, 3), (2, 2), "SAME", count_include_pad=False), MAP)
 
 
 class Block(nn.Module):
@@ -211,7 +225,7 @@ TRANSFORMS = {
     "vmap-split": lambda x: nn.vmap(
         Block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=1, out_axes=1
     )()(x),
-    "named_call": lambda x: nn.named_call(lambda y: y * 2)(Block()(x)),
+    "BatchApply": lambda x: nn.BatchApply(Block())(x),
 }
 
 
@@ -314,8 +328,7 @@ class DenseNet(nn.Module):
         for _ in range(3):
             y = nn.Conv(4, (3, 3))(nn.relu(norm()(x)))
             x = jnp.concatenate([x, y], axis=-1)
-        with jax.numpy_dtype_promotion("standard"):
-            x = nn.avg_pool(nn.relu(norm()(x)), (2, 2), (2, 2))
+        x = nn.avg_pool(nn.relu(norm()(x)), (2, 2), (2, 2))
         return nn.Dense(5)(x.reshape(x.shape[0], -1))
 
 

@@ -154,7 +154,13 @@ class _Interpreter:
                 f"cannot export the primitive {primitive!r} at {builder.where()}; "
                 "write that part of the module with other operations, or add a rule in export/rules"
             )
-        results = RULES[primitive](builder, eqn, *operands)
+        try:
+            results = RULES[primitive](builder, eqn, *operands)
+        except (jex.InconclusiveDimensionOperation, NotImplementedError, TypeError, ValueError) as error:
+            raise UnsupportedError(
+                f"cannot export the primitive {primitive!r} at {builder.where()} for these shapes and types: "
+                f"{str(error).partition(chr(10))[0]}; write that part of the module with other operations"
+            ) from error
         return [results] if isinstance(results, Tensor | np.ndarray) else results
 
     def _call(self, called: Any, operands: Sequence[Value]) -> list[Value]:

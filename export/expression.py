@@ -41,8 +41,8 @@ _WIDER = {"int8": "int32", "uint8": "int32", "int16": "int32", "uint16": "int32"
 
 def wide_dtype(dtype: Any) -> np.dtype[Any]:
     """A type that runtimes can calculate in and that holds all values of this one; casting back wraps as jax does."""
-    dtype = np.dtype(dtype)
-    return np.dtype(_WIDER.get(dtype.name, dtype.name))
+    name = np.dtype(dtype).name
+    return np.dtype(_WIDER.get(name, name))
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,7 @@ class Expression:
     @property
     def dtype(self) -> np.dtype[Any]:
         """Type of the elements."""
-        return self.value.dtype
+        return np.dtype(self.value.dtype)
 
     @property
     def shape(self) -> Shape:

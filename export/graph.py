@@ -17,13 +17,16 @@ Dim = Any
 """A size: an int, or jax's symbolic dimension."""
 Shape = tuple[Dim, ...]
 
-_HALF = ("bfloat16", "float16")
+_NARROW = ("bfloat16", "float16", "float8_")
 
 
 def exported_dtype(dtype: Any) -> np.dtype[Any]:
-    """The element type that a type of jax's becomes: half precision is computed in float32, which all runtimes know."""
+    """The element type that a type of jax's becomes: floats narrower than float32 become that, which all runtimes know.
+
+    Half precision is so computed more precisely than in jax; to 8 bits values are still rounded.
+    """
     dtype = np.dtype(dtype)
-    return np.dtype(np.float32) if dtype.name in _HALF else dtype
+    return np.dtype(np.float32) if dtype.name.startswith(_NARROW) else dtype
 
 
 @dataclass(frozen=True)

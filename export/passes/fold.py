@@ -69,10 +69,18 @@ def _chain(graph: Graph, end: str) -> _Affine:
     """The longest chain that ends here and that nothing else reads from."""
     name, scale, shift, length = end, np.ones(1), np.zeros(1), 0
     while (step := _step(graph, name)) is not None and (length == 0 or graph.only_consumer(name) is not None):
+        if _rounds(shift, scale * step.shift):
+            break
         shift = shift + scale * step.shift
         scale = scale * step.scale
         name, length = step.source, length + 1
     return _Affine(name, scale, shift, length)
+
+
+def _rounds(shift: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two large shifts cancel, as in x + 2^23 - 2^23: what that is for is the rounding in between."""
+    largest = np.maximum(np.abs(shift), np.abs(other))
+    return bool(np.any((largest >= 2**16) & (np.abs(shift + other) < largest * 2**-10)))
 
 
 def _step(graph: Graph, name: str) -> _Affine | None:
@@ -191,11 +199,17 @@ def _set_weights(graph: Graph, layer: Node, kernel: np.ndarray, bias: np.ndarray
 def _shorten(graph: Graph, affine: _Affine, end: str) -> None:
     """One Mul and one Add, where the chain is longer than that."""
     multiplies, adds = not np.all(affine.scale == 1), bool(np.any(affine.shift))
-    if affine.length > multiplies + adds and np.all(np.isfinite(affine.scale)) and np.all(np.isfinite(affine.shift)):
+    if affine.length > multiplies + adds and _is_float32(affine.scale) and _is_float32(affine.shift):
         name = affine.source
         name = _emit(graph, "Mul", name, affine.scale, end) if multiplies else name
         name = _emit(graph, "Add", name, affine.shift, end) if adds else name
         graph.replace(end, name)
+
+
+def _is_float32(vector: np.ndarray) -> bool:
+    """Whether all are zero or in the range of float32, where they keep their precision."""
+    size, limits = np.abs(vector), np.finfo(np.float32)
+    return bool(np.all((size == 0) | ((size >= limits.tiny) & (size <= limits.max))))
 
 
 def _emit(graph: Graph, op: str, source: str, vector: np.ndarray, like: str) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 from export.builder import Builder, Tensor, Value
 from export.expression import Expression, emit, wide_dtype
 from export.graph import exported_dtype
+from export.rules.floats import narrow
 from export.rules.registry import RULES, Rule, require, rule
 
 _UNARY = {
@@ -166,6 +167,8 @@ def _choose(builder: Builder, like: Any, predicate: Value, yes: Value, no: Value
 def convert(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     """Cast; a float beyond an integer's range becomes its nearest, where ONNX leaves the result open."""
     dtype = exported_dtype(eqn.params["new_dtype"])
+    if value.dtype.kind == "f" and np.dtype(eqn.params["new_dtype"]).itemsize == 1 and dtype.kind == "f":
+        return narrow(builder, value, eqn.params["new_dtype"])
     if value.dtype.kind != "f" or dtype.kind not in "iu":
         return builder.cast(value, dtype)
     limits = np.iinfo(dtype)
@@ -237,15 +240,6 @@ def rounding(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     whole = size.apply("Floor")
     upward = (size - whole >= 0.5).cast(value.dtype)
     return (Expression(builder, value).apply("Sign") * (whole + upward)).tensor
-
-
-@rule("reduce_precision")
-def reduce_precision(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
-    """Fewer bits of the mantissa (Veltkamp 1968): what x loses to (2^n + 1) x are its last n bits."""
-    require(eqn.params["exponent_bits"] == 8, builder, eqn, "a smaller exponent")
-    x = Expression(builder, value)
-    wide = x * float(2 ** (23 - eqn.params["mantissa_bits"]) + 1)
-    return (wide - (wide - x)).tensor
 
 
 def scale(builder: Builder, value: Tensor, factor: float) -> Tensor:

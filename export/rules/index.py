@@ -53,9 +53,8 @@ def _known_block(builder: Builder, eqn: Any, value: Value, indices: Value) -> Va
     if not isinstance(indices, np.ndarray) or indices.ndim != 1 or not isinstance(value, Tensor):
         return None
     place = dict(zip(numbers.start_index_map, indices.tolist(), strict=True))
-    if not all(isinstance(value.shape[axis], int) for axis in place):
-        return None
-    if not all(0 <= start <= value.shape[axis] - sizes[axis] for axis, start in place.items()):
+    room = {axis: value.shape[axis] - sizes[axis] for axis in place}
+    if not all(isinstance(room[axis], int) and 0 <= start <= room[axis] for axis, start in place.items()):
         return None
     starts = [place.get(axis, 0) for axis in range(len(sizes))]
     limits = [start + size for start, size in zip(starts, sizes, strict=True)]

@@ -56,11 +56,14 @@ def reference(fn, feed: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     return result if isinstance(result, dict) else {"output": result}
 
 
-@pytest.fixture(scope="session")
-def exported():
+@pytest.fixture(scope="session", params=["symbolic", pytest.param("static", marks=pytest.mark.slow)])
+def exported(request):
     """exported(fn, input shapes...): the model, after it gave what fn gives, with optimizations on and off."""
 
     def export_and_compare(fn, *shapes, dtype="float32", tolerance=1e-5, batches=(3,), as_float32=False) -> Exported:
+        if request.param == "static":
+            shapes = [tuple(batches[0] if isinstance(dim, str) else dim for dim in shape) for shape in shapes]
+            batches = batches[:1]
         inputs = {f"x{i}": (dtype, shape) for i, shape in enumerate(shapes)}
         proto = export.to_onnx(fn, inputs)
         onnx.checker.check_model(proto, full_check=True)

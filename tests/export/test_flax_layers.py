@@ -124,6 +124,18 @@ def test_spectral_norm(exported, filled):
     exported(lambda x: Net().apply(variables, x), VECTOR)
 
 
+@pytest.mark.filterwarnings("ignore:The Fp8DotGeneralOp is deprecated")
+@pytest.mark.parametrize("product", ["Fp8DotGeneralOp", "Fp8DirectDotGeneralOp", "NANOOFp8DotGeneralOp"])
+def test_products_in_8_bits(exported, filled, product):
+    module = nn.Dense(5, dot_general_cls=getattr(nn, product))
+    exported(lambda x: module.apply(module.init(jax.random.key(0), x), x), (3, 6))
+
+
+def test_einsum_in_8_bits(exported):
+    module, kernel = nn.Fp8Einsum(), np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    exported(lambda x: module.init_with_output(jax.random.key(0), "bd,dh->bh", x, kernel)[0], (3, 6))
+
+
 def test_batch_statistics_of_the_batch_itself(exported, filled):
     module = nn.BatchNorm(use_running_average=False)
     variables = filled(module, jnp.zeros((1, 7, 6, 4)))

@@ -15,7 +15,6 @@ def lenient_promotion():
 
 MATRIX, MAP, SEQUENCE = ("batch", 6), ("batch", 4, 4, 6), ("batch", 5, 6)
 NOT_FUNCTIONS_OF_ARRAYS = {"get_scaled_dot_general_config", "initializers"}
-BLOCK_SCALED = {"scaled_matmul", "scaled_dot_general"}  # 8-bit floats, for which this operator set has no type
 
 ACTIVATIONS = {
     **{
@@ -113,7 +112,22 @@ def test_dot_product_attention_of_groups_and_without_a_batch(exported):
     exported(lambda q: nn.dot_product_attention(q, q, q), (5, 2, 3))
 
 
+def test_products_of_scaled_blocks(exported):
+    scales = np.array([[[0.5, 2.0]]], np.float32)
+    exported(
+        lambda x, y: nn.scaled_matmul(x, y, jnp.ones((1, 4, 2)), jnp.ones((1, 3, 2)) * scales), (1, 4, 64), (1, 3, 64)
+    )
+    config = nn.get_scaled_dot_general_config("mxfp8")
+    contract = (((1,), (1,)), ((), ()))
+    exported(lambda x, y: nn.scaled_dot_general(x, y, contract, configs=[config] * 3), (4, 64), (3, 64))
+
+
 def test_no_function_is_left_out():
-    tested = {name.split("-")[0] for name in ACTIVATIONS} | {"one_hot", "dot_product_attention"}
+    tested = {name.split("-")[0] for name in ACTIVATIONS} | {
+        "one_hot",
+        "dot_product_attention",
+        "scaled_matmul",
+        "scaled_dot_general",
+    }
     public = {name for name in dir(nn) if not name.startswith("_")}
-    assert public - tested == NOT_FUNCTIONS_OF_ARRAYS | BLOCK_SCALED
+    assert public - tested == NOT_FUNCTIONS_OF_ARRAYS

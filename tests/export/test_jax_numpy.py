@@ -28,13 +28,21 @@ UNARY = (
     "nan_to_num negative positive rad2deg radians reciprocal rint round sign signbit sin sinc sinh sqrt square tan "
     "tanh trunc spacing modf frexp"
 ).split()
-REFUSED = {"i0", "spacing", "frexp", "signbit"}
+REFUSED = {"i0", "spacing"}
 
 ELEMENTWISE = {
     **{name: getattr(jnp, name) for name in UNARY if name not in REFUSED},
     "acosh": lambda x: jnp.acosh(jnp.abs(x) + 1),
     "arccosh": lambda x: jnp.arccosh(jnp.abs(x) + 1),
     "modf": lambda x: jnp.modf(x)[0],
+    "frexp": lambda x: dict(zip("me", jnp.frexp(x), strict=True)),
+    "copysign": lambda x: jnp.copysign(x, x[..., ::-1]),
+    "ldexp": lambda x: jnp.ldexp(x, 3),
+    "bitcast": lambda x: lax.bitcast_convert_type(jnp.concatenate([x, x * 0, -x * 0, x * 1e38]), jnp.uint32),
+    "bitcast-back": lambda x: lax.bitcast_convert_type(lax.bitcast_convert_type(x, jnp.int32) + (1 << 20), jnp.float32),
+    "float8": lambda x: (x * 100).astype(jnp.float8_e4m3fn).astype(jnp.float32),
+    "float8-tiny": lambda x: (x / 100).astype(jnp.float8_e4m3fn).astype(jnp.float32),
+    "float8-infinite": lambda x: (x * 3e4).astype(jnp.float8_e5m2).astype(jnp.float32),
     "cube": lambda x: x**3,
     "reciprocal-power": lambda x: (jnp.abs(x) + 1) ** -2,
     "power": lambda x: (jnp.abs(x) + 0.1) ** x,
@@ -234,6 +242,13 @@ SHAPES = {
     "index-batch": lambda x: x[0],
     "index-batch-last": lambda x: x[-1],
     "index-batch-slice": lambda x: x[:1],
+    "index-batch-rest": lambda x: x[1:],
+    "index-rows": lambda x: x[jnp.arange(x.shape[0]), jnp.argmax(x[:, :, 0, 0], -1)],
+    "vmap-dynamic": lambda x: jax.vmap(lambda r: lax.dynamic_slice_in_dim(r, jnp.argmax(r[:, 0, 0]), 2))(x),
+    "vmap-update": lambda x: jax.vmap(
+        lambda r: lax.dynamic_update_slice_in_dim(r, r[:2] * 9, jnp.argmax(r[:, 0, 0]), 0)
+    )(x),
+    "vmap-roll": lambda x: jax.vmap(lambda r: jnp.roll(r, jnp.argmax(r[:, 0, 0]), 0))(x),
     "take": lambda x: jnp.take(x, np.array([[0, 3], [1, 1]]), axis=1),
     "take-clip": lambda x: jnp.take(x, np.array([0, 9]), axis=1, mode="clip"),
     "take-wrap": lambda x: jnp.take(x, np.array([0, 9]), axis=1, mode="wrap"),

@@ -42,7 +42,8 @@ _WIDER = {"int8": "int32", "uint8": "int32", "int16": "int32", "uint16": "int32"
 def wide_dtype(dtype: Any) -> np.dtype[Any]:
     """A type that runtimes can calculate in and that holds all values of this one; casting back wraps as jax does."""
     name = np.dtype(dtype).name
-    return np.dtype(_WIDER.get(name, name))
+    wide: np.dtype[Any] = np.dtype(_WIDER.get(name, name))
+    return wide
 
 
 @dataclass(frozen=True, eq=False)

@@ -98,6 +98,7 @@ def pad(builder: Builder, eqn: Any, value: Value, filling: Value) -> Tensor:
 
 def pad_with(builder: Builder, value: Tensor, filling: Value, config: Sequence[tuple[int, int, int]]) -> Tensor:
     """Pads each axis by `(low, high, gap)`."""
+    config = [(_plain(low), _plain(high), _plain(gap)) for low, high, gap in config]
     for axis, (_, _, gap) in enumerate(config):
         if gap:
             value = _spread(builder, value, filling, axis, gap)
@@ -157,8 +158,7 @@ def cut(
     cuts = []
     shape = list(value.shape)
     for axis, (start, limit, stride) in enumerate(zip(starts, limits, strides or (1,) * len(starts), strict=True)):
-        if isinstance(limit, int) and isinstance(start, int):
-            start, limit = int(start), int(limit)
+        start, limit = _plain(start), _plain(limit)
         if not (_same(start, 0) and _same(limit, value.shape[axis]) and stride == 1):
             cuts.append((start, limit, value.layout.index(axis), stride))
             shape[axis] = limit - start if stride == 1 else -((start - limit) // stride)
@@ -167,6 +167,10 @@ def cut(
     columns = zip(("starts", "ends", "axes", "steps"), zip(*cuts, strict=True), strict=True)
     inputs = [value.name, *(_column(builder, name, column) for name, column in columns)]
     return builder.emit("Slice", inputs, replace(value, shape=tuple(shape)), value.layout)
+
+
+def _plain(size: Any) -> Any:
+    return int(size) if isinstance(size, np.integer) else size
 
 
 def _same(size: Any, other: Any) -> bool:

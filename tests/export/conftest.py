@@ -56,6 +56,32 @@ def reference(fn, feed: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     return result if isinstance(result, dict) else {"output": result}
 
 
+def draw_feed(inputs, batch: int) -> dict[str, np.ndarray]:
+    """Noise for inputs as `to_onnx` takes them."""
+    random, feed = np.random.default_rng(1), {}
+    for name, (dtype, shape) in inputs.items():
+        sizes = [batch if isinstance(dim, str) else dim for dim in shape]
+        noise = random.normal(size=sizes) if dtype == "float32" else random.integers(0, 256, sizes)
+        feed[name] = noise.astype(dtype)
+    return feed
+
+
+@pytest.fixture(scope="session")
+def own_spread():
+    """own_spread(fn, shape): how far jax's own results are apart, compiled with and without optimisation, and eager.
+
+    A normalisation of values that hardly differ from one another magnifies their rounding errors.
+    """
+
+    def measure(fn, shape, dtype="float32", batch=3) -> float:
+        feed = draw_feed({"x": (dtype, shape)}, batch)
+        compiled, plain = jax.jit(fn)(*feed.values()), reference(fn, feed)["output"]
+        eager = fn(*map(jnp.asarray, feed.values()))
+        return float(max(jnp.abs(compiled - plain).max(), jnp.abs(compiled - eager).max()) / jnp.abs(compiled).max())
+
+    return measure
+
+
 @pytest.fixture(scope="session", params=["symbolic", pytest.param("static", marks=pytest.mark.slow)])
 def exported(request):
     """exported(fn, input shapes...): the model, after it gave what fn gives, with optimizations on and off."""
@@ -67,13 +93,8 @@ def exported(request):
         inputs = {f"x{i}": (dtype, shape) for i, shape in enumerate(shapes)}
         proto = export.to_onnx(fn, inputs)
         onnx.checker.check_model(proto, full_check=True)
-        random = np.random.default_rng(1)
         for batch in batches:
-            feed = {}
-            for name, (_, shape) in inputs.items():
-                sizes = [batch if isinstance(dim, str) else dim for dim in shape]
-                noise = random.normal(size=sizes) if dtype == "float32" else random.integers(0, 256, sizes)
-                feed[name] = noise.astype(dtype)
+            feed = draw_feed(inputs, batch)
             expected = reference(fn, feed)
             for optimize in (False, True):
                 found = run(proto, feed, optimize=optimize)

@@ -63,6 +63,8 @@ class Graph:
       nodes: by the name of the value they compute.
       constants: arrays by name.
       shapes: of all values, constants included.
+      origins: for values that the traced function has too, which one, as whoever fills in the graph numbers them.
+      node_names: of the model that was made last, the node that computes each value.
     """
 
     def __init__(self, inputs: dict[str, ValueType]):
@@ -71,6 +73,8 @@ class Graph:
         self.nodes: dict[str, Node] = {}
         self.constants: dict[str, np.ndarray] = {}
         self.shapes: dict[str, Shape] = {name: kind.shape for name, kind in inputs.items()}
+        self.origins: dict[str, Any] = {}
+        self.node_names: dict[str, str] = {}
         self._labels: dict[str, str] = {}
         self._count = 0
 
@@ -121,7 +125,11 @@ class Graph:
         return nodes[0] if len(nodes) == 1 else None
 
     def replace(self, old: str, new: str) -> None:
-        """Makes every reader of one value read another of the same shape."""
+        """Makes every reader of one value read another of the same shape, which from now on is that value."""
+        if old in self.origins:
+            self.origins[new] = self.origins.pop(old)
+        else:
+            self.origins.pop(new, None)
         for node in self.nodes.values():
             node.inputs = [new if each == old else each for each in node.inputs]
         self.outputs = {key: (new if name == old else name, kind) for key, (name, kind) in self.outputs.items()}
@@ -156,6 +164,7 @@ class Graph:
         for node in self.nodes.values():
             label = _unique(node.path + node.op, taken)
             names[node.output] = public.get(node.output, label)
+            self.node_names[node.output] = label
             inputs, output = [names[each] for each in node.inputs], names[node.output]
             unread = [f"{label}/unread_{i}" for i in range(node.position)]
             nodes.append(helper.make_node(node.op, inputs, [*unread, output], name=label, **node.attributes))

@@ -97,7 +97,7 @@ def _classifier(trained: TrainedModel) -> Callable[[Array], dict[str, Array]]:
     return classify
 
 
-def _write_verified(model: onnx.ModelProto, target: Path, check: Callable[[Path], None]) -> None:
+def _write_verified(model: onnx.ModelProto, target: Path, check: Callable[[Path], object]) -> None:
     """Writes beside the target, checks that file, then moves it there; on failure nothing has changed."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:

@@ -12,8 +12,10 @@ from export.passes.fuse import (
     keep_reduced_axes,
 )
 from export.passes.layout import absorb_flatten, convolve_patches, hoist_transposes, join_reshapes
+from export.passes.twins import merge_twins
 
 PASSES = (
+    merge_twins,
     drop_expansions,
     fuse_leaky_relu,
     fuse_softmax,
@@ -29,6 +31,7 @@ PASSES = (
     absorb_flatten,
     fuse_gelu,
     fold_affines,
+    merge_twins,  # what has become the same
 )
 
 

@@ -38,16 +38,23 @@ def fuse_softmax(graph: Graph) -> None:
 def fuse_mean(graph: Graph) -> None:
     """A sum over axes divided by the number of elements; the axes of size 1 that are put back stay."""
     for node in list(graph.nodes.values()):
-        total = graph.producer(node.inputs[0], "ReduceSum") if node.op in ("Div", "Mul") else None
-        axes = graph.constants.get(total.inputs[1]) if total is not None else None
-        factor = graph.scalar(node.inputs[1]) if total is not None else None
-        if total is None or axes is None or not factor or graph.shapes[node.output] != graph.shapes[total.output]:
+        if node.op not in ("Div", "Mul"):
             continue
+        total, factor = graph.producer(node.inputs[0], "ReduceSum"), graph.scalar(node.inputs[1])
+        kept = _put_back(graph, node.inputs[0])
+        total = total or kept
+        if total is None or total.op != "ReduceSum" or not factor:
+            continue
+        axes = _axes(graph, total)
         sizes = [graph.shapes[total.inputs[0]][axis] for axis in axes]
         count = factor if node.op == "Div" else 1 / factor
-        if all(isinstance(size, int) for size in sizes) and np.isclose(math.prod(sizes), count, rtol=1e-6, atol=0):
+        aligned = graph.shapes[node.output] == graph.shapes[node.inputs[0]]
+        if not aligned or not all(isinstance(size, int) for size in sizes):
+            continue
+        if np.isclose(math.prod(sizes), count, rtol=1e-6, atol=0):
+            keepdims = total.attributes["keepdims"] if kept is None else 1
             node.op, node.inputs = "ReduceMean", [total.inputs[0]]
-            node.attributes = {"axes": axes.tolist(), "keepdims": total.attributes["keepdims"]}
+            node.attributes = {"axes": axes, "keepdims": keepdims}
 
 
 def keep_reduced_axes(graph: Graph) -> None:

@@ -11,7 +11,7 @@ from export.passes.fuse import (
     fuse_softmax,
     keep_reduced_axes,
 )
-from export.passes.layout import absorb_flatten, convolve_patches, hoist_transposes, join_reshapes
+from export.passes.layout import absorb_flatten, convolve_patches, hoist_transposes, join_reshapes, sink_reshapes
 from export.passes.twins import merge_twins
 
 PASSES = (
@@ -20,6 +20,7 @@ PASSES = (
     fuse_leaky_relu,
     fuse_softmax,
     fuse_mean,
+    sink_reshapes,
     join_reshapes,
     hoist_transposes,
     join_reshapes,

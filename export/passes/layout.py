@@ -85,10 +85,28 @@ def _transposed_constant(graph: Graph, name: str, perm: Sequence[int], path: str
     return graph.add_constant(full.transpose(perm), f"{path}constant")
 
 
+def sink_reshapes(graph: Graph) -> None:
+    """Moves a Reshape below the products with one number, which so come to lie beside what they can be folded into."""
+    while any(_sink(graph, node) for node in list(graph.nodes.values()) if node.op in ("Mul", "Div")):
+        graph.prune()
+
+
+def _sink(graph: Graph, node: Node) -> bool:
+    above = graph.producer(node.inputs[0], "Reshape", "Flatten")
+    if above is None or graph.only_consumer(above.output) is not node or graph.scalar(node.inputs[1]) is None:
+        return False
+    if graph.shapes[node.output] != graph.shapes[above.output]:
+        return False
+    shape = graph.shapes[above.inputs[0]]
+    product = graph.add(node.op, [above.inputs[0], node.inputs[1]], shape=shape, path=node.path)
+    node.op, node.inputs, node.attributes = above.op, [product, *above.inputs[1:]], above.attributes
+    return True
+
+
 def join_reshapes(graph: Graph) -> None:
     """A Reshape of a Reshape is one Reshape, or none if it restores the shape."""
     for node in graph.sorted_nodes():
-        above = graph.producer(node.inputs[0], "Reshape") if node.op == "Reshape" else None
+        above = graph.producer(node.inputs[0], "Reshape", "Flatten") if node.op == "Reshape" else None
         sizes = graph.constants.get(node.inputs[1]) if above is not None else None
         if above is None or sizes is None or 0 in sizes:  # 0 copies a size of what comes before
             continue

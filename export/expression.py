@@ -187,9 +187,10 @@ def emit(builder: Builder, op: str, like: Any, operands: Sequence[Value], **attr
     ]
     inputs = []
     for each in operands:
-        if isinstance(each, np.ndarray):
-            each = _compact(each, carried) if each.ndim == rank else each
-        inputs.append(builder.stored(each, layout if len(each.shape) == rank else ()))
+        if isinstance(each, np.ndarray) and each.ndim == rank:
+            inputs.append(builder.constant(_compact(each, carried, layout)))
+        else:
+            inputs.append(builder.stored(each, layout if len(each.shape) == rank else ()))
     return builder.emit(op, inputs, like, layout, **attributes)
 
 
@@ -201,13 +202,19 @@ def common_layout(*operands: Value) -> Layout:
     return next((each.layout for each in tensors if len(each.shape) == rank and each.layout != own), own)
 
 
-def _compact(array: np.ndarray, carried: Sequence[bool]) -> np.ndarray:
-    """Keeps one element along the axes where all are equal and another operand has the size."""
+def _compact(array: np.ndarray, carried: Sequence[bool], layout: Layout) -> np.ndarray:
+    """A constant as it is stored, with one element along the axes where all are equal and another operand has the size.
+
+    Such axes are left out in front, where operands broadcast without them.
+    """
     for axis, free in enumerate(carried):
         first = array.take([0], axis) if array.shape[axis] else array
         if free and np.array_equal(np.broadcast_to(first, array.shape), array, equal_nan=array.dtype.kind == "f"):
             array = first
-    return array.reshape(()) if array.size == 1 and all(carried) else array
+    stored, sizes = array.transpose(layout), [carried[axis] for axis in layout]
+    while stored.ndim and stored.shape[0] == 1 and sizes[0]:
+        stored, sizes = stored[0], sizes[1:]
+    return stored
 
 
 def _broadcast(shapes: Sequence[Shape]) -> Shape:

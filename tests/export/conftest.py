@@ -78,7 +78,7 @@ def own_error():
         feed = draw_feed({"x": (dtype, shape)}, batch)
         fn = lambda x: module.apply(variables, x)  # noqa: E731
         results = [jax.jit(fn)(*feed.values()), reference(fn, feed)["output"], fn(*map(jnp.asarray, feed.values()))]
-        with jax.enable_x64(True):
+        with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
             wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables)
             exact = np.asarray(module.clone(dtype=jnp.float64).apply(wide, jnp.asarray(feed["x"])))
         assert exact.dtype == np.float64

@@ -1,7 +1,9 @@
 """Eight-bit integers instead of floats, calibrated on real pictures, and what that costs and brings."""
 
+import logging
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,18 +42,19 @@ def quantize(source: Path, target: Path, pictures: Any) -> None:
       pictures: uint8 [n, side, side, 3], from the training data; up to `CALIBRATION_PICTURES` are used.
     """
     model = onnx.load(source)
-    quantize_static(
-        source,
-        target,
-        _Pictures(pictures),
-        quant_format=QuantFormat.QDQ,
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        op_types_to_quantize=list(_QUANTIZED),
-        nodes_to_exclude=kept_in_float(model),
-        extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
-    )
+    with _quiet():
+        quantize_static(
+            source,
+            target,
+            _Pictures(pictures),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            op_types_to_quantize=list(_QUANTIZED),
+            nodes_to_exclude=kept_in_float(model),
+            extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
+        )
     quantized = onnx.load(target)
     del quantized.graph.value_info[:]  # what runtimes trust over their own inference
     del quantized.metadata_props[:]
@@ -101,6 +104,18 @@ def compare_speed(paths: list[Path], side: int) -> list[Speed]:
             times[0] = min(times[0], _time(session, images[:1], 20))
             times[1] = min(times[1], _time(session, images, 1))
     return [Speed(latency=1e3 * single, throughput=64 / batch) for single, batch in best]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without onnxruntime's advice to prepare the model, which is optimized already."""
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 class _Pictures(CalibrationDataReader):  # type: ignore[misc]

@@ -196,9 +196,15 @@ def _quantize(file: Path, trained: TrainedModel, quantization: Quantization) -> 
     """Writes a quantized file beside one, measures both, and returns the file and the figures.
 
     Raises:
+      UserError: the pictures are of other classes or another size.
       VerificationError: the accuracy falls by more than is tolerated.
     """
     dataset, side = quantization.dataset, trained.config.data.image_size
+    if dataset.names != trained.names or dataset.train.images.shape[1:] != (side, side, 3):
+        raise UserError(
+            f"the pictures of {dataset.name} are not the model's: they have another size or other classes than its "
+            f"{len(trained.names)} classes at {side}x{side}; give the data it was trained on with --data.source"
+        )
     small = file.with_suffix(".int8")
     quantize.quantize(file, small, dataset.train.images)
     quantize.check(small)

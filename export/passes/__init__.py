@@ -1,23 +1,27 @@
 """Rewritings that make a correct graph small and fast, each safe on its own."""
 
 from export.graph import Graph
+from export.passes.activations import (
+    fuse_clip,
+    fuse_elu,
+    fuse_gelu,
+    fuse_hard_sigmoid,
+    fuse_leaky_relu,
+    fuse_softmax,
+)
 from export.passes.broadcast import drop_expansions
 from export.passes.fold import fold_affines, pull_factors
-from export.passes.fuse import (
-    fuse_gelu,
-    fuse_layer_norm,
-    fuse_leaky_relu,
-    fuse_mean,
-    fuse_softmax,
-    keep_reduced_axes,
-)
 from export.passes.layout import absorb_flatten, convolve_patches, hoist_transposes, join_reshapes, sink_reshapes
+from export.passes.moments import fuse_layer_norm, fuse_mean, keep_reduced_axes
 from export.passes.twins import merge_twins
 
 PASSES = (
     merge_twins,
     drop_expansions,
     fuse_leaky_relu,
+    fuse_elu,
+    fuse_clip,
+    fuse_hard_sigmoid,
     fuse_softmax,
     fuse_mean,
     sink_reshapes,

@@ -7,8 +7,8 @@ import numpy as np
 from export.graph import Graph, Node
 
 _UNARY = frozenset(
-    ("Abs", "Clip", "Erf", "Exp", "LeakyRelu", "Log", "Neg", "Reciprocal", "Relu", "Sigmoid", "Sqrt", "Tanh")
-)
+    ("Abs", "Clip", "Elu", "Erf", "Exp", "HardSigmoid", "LeakyRelu", "Log", "Neg", "Reciprocal", "Relu", "Sigmoid")
+) | {"Sqrt", "Tanh"}
 _BINARY = frozenset(("Add", "Div", "Max", "Min", "Mul", "Pow", "Sub"))
 
 

@@ -33,6 +33,8 @@ def broadcast_in_dim(builder: Builder, eqn: Any, value: Value, *_: Value) -> Ten
     shape = eqn.outvars[0].aval.shape
     axes = eqn.params.get("broadcast_dimensions", range(len(shape) - len(value.shape), len(shape)))
     sizes = dict(zip(axes, value.shape, strict=True))
+    if isinstance(value, np.ndarray):
+        value = value.reshape([sizes.get(axis, 1) for axis in range(len(shape))])
     value = builder.reshape(builder.as_tensor(value), tuple(sizes.get(axis, 1) for axis in range(len(shape))))
     return builder.expand(value, shape)
 

@@ -1,5 +1,6 @@
 """python -m export: a run's folder becomes a file that keeps its contract, or no file at all."""
 
+import dataclasses
 import hashlib
 import json
 import subprocess
@@ -317,6 +318,13 @@ def test_the_last_layer_and_the_softmax_stay_in_float(tmp_path):
     assert producers.get(gemm.input[1]) is None
     softmax = next(node for node in nodes if node.op_type == "Softmax")
     assert producers[softmax.input[0]].op_type == "Gemm"
+
+
+def test_a_file_is_not_quantized_with_pictures_of_other_classes(tmp_path):
+    run = make_run(tmp_path / "run")
+    dataset = dataclasses.replace(dataset_of(run), names=("cat", "dog", "eel"))
+    with pytest.raises(UserError, match="the pictures of pets are not the model's"):
+        export.export_workdir(run, quantization=Quantization(dataset=dataset))
 
 
 def test_a_quantized_file_that_is_too_inaccurate_never_appears(tmp_path, monkeypatch):

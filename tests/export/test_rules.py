@@ -41,7 +41,7 @@ def test_elementwise(exported, fn):
     ("fn", "op"),
     [
         (nn.relu, "Relu"),
-        (nn.relu6, None),
+        (nn.relu6, "Clip"),
         (nn.leaky_relu, "LeakyRelu"),
         (lambda x: nn.leaky_relu(x, 0.3), "LeakyRelu"),
         (nn.softmax, "Softmax"),
@@ -50,7 +50,9 @@ def test_elementwise(exported, fn):
         (nn.silu, None),
         (nn.gelu, None),
         (lambda x: nn.gelu(x, approximate=False), None),
-        (nn.elu, None),
+        (nn.elu, "Elu"),
+        (lambda x: nn.elu(x, 0.5), "Elu"),
+        (nn.hard_sigmoid, "HardSigmoid"),
         (nn.hard_swish, None),
         (nn.log_softmax, None),
         (nn.softplus, None),
@@ -73,6 +75,25 @@ def test_a_function_named_like_an_activation_keeps_its_own_meaning(exported):
 
     assert "LeakyRelu" not in exported(leaky_relu, MATRIX).ops
     assert "Softmax" not in exported(softmax, MATRIX).ops
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda x: jnp.where(x > 0.1, x, jnp.expm1(jnp.where(x > 0.1, 0, x))),
+        lambda x: jnp.where(x > 0, x, jnp.expm1(jnp.where(x > 0, 0.5, x))),
+        lambda x: jnp.where(x > 0, 2 * x, jnp.expm1(x)),
+        lambda x: jnp.minimum(nn.relu(x + 3), 6) / 5,
+        lambda x: jnp.minimum(nn.relu(x), -1.0),
+        lambda x: jnp.minimum(nn.relu(x + jnp.arange(5.0)[None, None]), 6) / 6,
+        lambda x: (x - x.mean(1, keepdims=True)) * lax.rsqrt(x.var(2, keepdims=True) + 1e-3),
+        lambda x: (x - x.mean(2, keepdims=True)) * lax.rsqrt(nn.relu((x * x).mean(2, keepdims=True)) + 1e-3),
+        lambda x: x.sum(2) / 4,
+        lambda x: 1 - lax.erf(x * 0.3),
+    ],
+)
+def test_near_misses_keep_their_meaning(exported, fn):
+    exported(fn, ("batch", 3, 5))
 
 
 @pytest.mark.parametrize(

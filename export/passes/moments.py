@@ -1,38 +1,10 @@
-"""Groups of operators that have a better form in ONNX, recognised by what they compute, never by a name."""
+"""Means, and normalisation by mean and variance, in the form that runtimes know."""
 
 import math
 
 import numpy as np
 
 from export.graph import Graph, Node
-
-
-def fuse_leaky_relu(graph: Graph) -> None:
-    """Where(x >= 0, x, slope * x)."""
-    for node in list(graph.nodes.values()):
-        slope = _slope(graph, node) if node.op == "Where" else None
-        if slope is not None:
-            node.op, node.inputs, node.attributes = "LeakyRelu", [node.inputs[1]], {"alpha": slope}
-
-
-def _slope(graph: Graph, where: Node) -> float | None:
-    predicate, kept, scaled = where.inputs
-    sign, product = graph.producer(predicate, "GreaterOrEqual", "Greater"), graph.producer(scaled, "Mul")
-    if sign is None or product is None or sign.inputs[0] != kept or graph.scalar(sign.inputs[1]) != 0:
-        return None
-    if graph.shapes[kept] != graph.shapes[where.output]:
-        return None
-    left, right = product.inputs
-    return graph.scalar(right) if left == kept else graph.scalar(left) if right == kept else None
-
-
-def fuse_softmax(graph: Graph) -> None:
-    """exp(x - c) / sum(exp(x - c)), for any c that is constant along the axis of the sum: the result is the same."""
-    for node in list(graph.nodes.values()):
-        found = _softmax(graph, node) if node.op == "Div" else None
-        if found is not None:
-            value, axis = found
-            node.op, node.inputs, node.attributes = "Softmax", [value], {"axis": axis}
 
 
 def fuse_mean(graph: Graph) -> None:
@@ -80,32 +52,6 @@ def _put_back(graph: Graph, name: str) -> Node | None:
 def _axes(graph: Graph, reduction: Node) -> list[int]:
     axes = reduction.attributes.get("axes")
     return list(graph.constants[reduction.inputs[1]].tolist() if axes is None else axes)
-
-
-def fuse_gelu(graph: Graph) -> None:
-    """1 - erf(-c x) is 1 + erf(c x), the form that runtimes know a GELU by."""
-    for node in list(graph.nodes.values()):
-        error = (
-            graph.producer(node.inputs[1], "Erf") if node.op == "Sub" and graph.scalar(node.inputs[0]) == 1 else None
-        )
-        product = graph.producer(error.inputs[0], "Mul") if error is not None else None
-        found = _scaled(graph, product) if product is not None else None
-        if error is not None and found is not None and found[1] < 0:
-            value, factor = found
-            shape, path = graph.shapes[error.output], node.path
-            divisor = graph.add_constant(np.array(-1 / factor, np.float32), f"{path}divisor")
-            quotient = graph.add("Div", [value, divisor], shape=shape, path=path)
-            erf = graph.add("Erf", [quotient], shape=shape, path=path)
-            node.op, node.inputs = "Add", [erf, node.inputs[0]]
-
-
-def _scaled(graph: Graph, product: Node) -> tuple[str, float] | None:
-    """The value and the number that a Mul multiplies."""
-    for value, other in (product.inputs, product.inputs[::-1]):
-        factor = graph.scalar(other)
-        if factor is not None and graph.shapes[value] == graph.shapes[product.output]:
-            return value, factor
-    return None
 
 
 def fuse_layer_norm(graph: Graph) -> None:
@@ -161,19 +107,3 @@ def _is_fast_variance(graph: Graph, name: str, value: str, mean: Node) -> bool:
     squared = graph.producer(squares.inputs[0], "Mul")
     same = squares.attributes == mean.attributes
     return same and squared is not None and squared.inputs == [value] * 2
-
-
-def _softmax(graph: Graph, division: Node) -> tuple[str, int] | None:
-    exponential, spread = graph.producer(division.inputs[0], "Exp"), graph.producer(division.inputs[1], "Reshape")
-    total = graph.producer(spread.inputs[0], "ReduceSum") if spread is not None else None
-    if exponential is None or spread is None or total is None or total.inputs[0] != exponential.output:
-        return None
-    axes = graph.constants[total.inputs[1]]
-    difference = graph.producer(exponential.inputs[0], "Sub")
-    if axes.size != 1 or difference is None:
-        return None
-    axis, shape = int(axes[0]), graph.shapes[exponential.output]
-    value, offset = difference.inputs
-    per_row = (*shape[:axis], 1, *shape[axis + 1 :])
-    aligned = graph.shapes[value] == shape and graph.shapes[offset] == graph.shapes[spread.output] == per_row
-    return (value, axis) if aligned else None

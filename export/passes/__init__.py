@@ -12,7 +12,7 @@ from export.passes.activations import (
 from export.passes.broadcast import drop_expansions
 from export.passes.fold import fold_affines, pull_factors
 from export.passes.layout import absorb_flatten, convolve_patches, hoist_transposes, join_reshapes, sink_reshapes
-from export.passes.moments import fuse_layer_norm, fuse_mean, keep_reduced_axes
+from export.passes.moments import fuse_group_norm, fuse_layer_norm, fuse_mean, keep_reduced_axes
 from export.passes.twins import merge_twins
 
 PASSES = (
@@ -30,6 +30,7 @@ PASSES = (
     join_reshapes,
     pull_factors,
     fuse_layer_norm,
+    fuse_group_norm,
     keep_reduced_axes,
     convolve_patches,
     hoist_transposes,  # the patches' own were in the way

@@ -107,3 +107,82 @@ def _is_fast_variance(graph: Graph, name: str, value: str, mean: Node) -> bool:
     squared = graph.producer(squares.inputs[0], "Mul")
     same = squares.attributes == mean.attributes
     return same and squared is not None and squared.inputs == [value] * 2
+
+
+def fuse_group_norm(graph: Graph) -> None:
+    """InstanceNormalization of the groups, each as one channel: as `fuse_layer_norm`, over channels split in groups."""
+    for node in list(graph.nodes.values()):
+        found = _grouped(graph, node) if node.op == "Mul" else None
+        if found is None:
+            continue
+        value, groups, epsilon, scale = found
+        shape, path = graph.shapes[value], node.path
+        constants = {"shape": np.array([0, groups, -1]), "ones": np.ones(groups), "zeros": np.zeros(groups)}
+        dtypes = {"shape": np.int64, "ones": np.float32, "zeros": np.float32}
+        sizes, ones, zeros = (
+            graph.add_constant(each.astype(dtypes[key]), path + key) for key, each in constants.items()
+        )
+        flat = (shape[0], groups, math.prod(shape[1:]) // groups)
+        split = graph.add("Reshape", [value, sizes], shape=flat, path=path)
+        norm = graph.add("InstanceNormalization", [split, ones, zeros], shape=flat, path=path, epsilon=epsilon)
+        whole = graph.add_constant(np.array([-1, *shape[1:]], np.int64), f"{path}shape")
+        joined = graph.add("Reshape", [norm, whole], shape=shape, path=path)
+        per_channel = scale.reshape(-1, *[1] * (len(shape) - 2))
+        node.inputs = [joined, graph.add_constant(per_channel.astype(np.float32), f"{path}scale")]
+
+
+def _grouped(graph: Graph, product: Node) -> tuple[str, int, float, np.ndarray] | None:
+    """Of a normalisation by groups of channels: the value, how many groups, the variance's addend, the scales."""
+    for left, right in (product.inputs, product.inputs[::-1]):
+        difference, scale = graph.producer(left, "Sub"), np.ones(1)
+        inverse = graph.producer(_below_reshapes(graph, right), "Reciprocal", "Mul")
+        if inverse is not None and inverse.op == "Mul":
+            scale = graph.constants.get(inverse.inputs[1], np.zeros(0))
+            inverse = graph.producer(_below_reshapes(graph, inverse.inputs[0]), "Reciprocal")
+        root = graph.producer(inverse.inputs[0], "Sqrt") if inverse is not None else None
+        shifted = graph.producer(root.inputs[0], "Add") if root is not None else None
+        epsilon = graph.scalar(shifted.inputs[1]) if shifted is not None else None
+        if difference is None or shifted is None or epsilon is None:
+            continue
+        value, offset = difference.inputs
+        shape = graph.shapes[value]
+        per_channel = (*shape[:2], *[1] * (len(shape) - 2))
+        if graph.shapes[offset] != per_channel or graph.shapes[right] != per_channel:
+            continue
+        mean, variance = _per_group(graph, offset), _per_group(graph, shifted.inputs[0])
+        node = graph.producer(mean, "ReduceMean") if mean is not None else None
+        groups = _split_groups(graph, node, value) if node is not None else None
+        if node is None or variance is None or groups is None or scale.size not in (1, shape[1]):
+            continue
+        if _is_fast_variance(graph, variance, node.inputs[0], node):
+            return value, groups, epsilon, scale
+    return None
+
+
+def _below_reshapes(graph: Graph, name: str) -> str:
+    while (node := graph.producer(name, "Reshape")) is not None:
+        name = node.inputs[0]
+    return name
+
+
+def _per_group(graph: Graph, name: str) -> str | None:
+    """The value [batch, groups] of which this has one copy for each channel of a group."""
+    expansion = graph.producer(_below_reshapes(graph, name), "Expand")
+    if expansion is None:
+        return None
+    before, after = graph.shapes[expansion.inputs[0]], graph.shapes[expansion.output]
+    source = _below_reshapes(graph, expansion.inputs[0])
+    if len(after) == 3 and before == (*after[:2], 1) and graph.shapes[source] == after[:2]:
+        return source
+    return None
+
+
+def _split_groups(graph: Graph, mean: Node, value: str) -> int | None:
+    """The number of groups if a mean is over channels and pixels of each group of channels of this value."""
+    split, shape = graph.producer(mean.inputs[0], "Reshape"), graph.shapes[value]
+    grouped = graph.shapes[mean.inputs[0]]
+    if split is None or split.inputs[0] != value or len(grouped) != len(shape) + 1 or len(shape) < 3:
+        return None
+    sizes_fit = grouped[0] == shape[0] and grouped[3:] == shape[2:] and grouped[1] * grouped[2] == shape[1]
+    static = all(isinstance(dim, int) for dim in shape[1:])
+    return grouped[1] if static and sizes_fit and _axes(graph, mean) == list(range(2, len(grouped))) else None

@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import export
+from export.explain import explain
 from jaxcnn import models
 from jaxcnn.config import PRESETS, ModelConfig
 
 SIDE, CLASSES, PICTURES = 64, 200, 4
+EXPLAINED = "resnet with features and heatmap"
 
 
 def configurations() -> dict[str, ModelConfig]:
@@ -23,6 +25,7 @@ def configurations() -> dict[str, ModelConfig]:
     found |= {f"resnet of {name}": make().model for name, make in PRESETS.items() if make().model.name == "resnet"}
     found["resnet, no stem"] = ModelConfig(widths=(16, 32, 64), blocks=(1, 1, 1), stem=1)
     found["resnet, padded stem"] = ModelConfig(widths=(16, 32), blocks=(1, 1), stem=3, preactivation=True)
+    found[EXPLAINED] = found["resnet, no stem"]
     return {name: dataclasses.replace(config, precision="float32") for name, config in found.items()}
 
 
@@ -35,7 +38,7 @@ def write(folder: Path) -> list[str]:
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (PICTURES, SIDE, SIDE, 3), np.uint8)
     for number, (name, config) in enumerate(configurations().items()):
-        classify = _classifier(config)
+        classify = _classifier(config, explained=name == EXPLAINED)
         model = export.to_onnx(classify, {"image": ("uint8", ("batch", SIDE, SIDE, 3))})
         file = f"{number:02}"
         (folder / f"{file}.onnx").write_bytes(model.SerializeToString())
@@ -48,7 +51,7 @@ def write(folder: Path) -> list[str]:
     return names
 
 
-def _classifier(config: ModelConfig) -> Any:
+def _classifier(config: ModelConfig, *, explained: bool) -> Any:
     module = models.build(config, classes=CLASSES)
     shapes = jax.eval_shape(
         lambda: module.init(jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3), jnp.uint8), train=False)
@@ -56,8 +59,9 @@ def _classifier(config: ModelConfig) -> Any:
     variables = jax.tree_util.tree_map_with_path(_draw, shapes)
 
     def classify(image: jax.Array) -> dict[str, jax.Array]:
-        logits = module.apply(variables, image, train=False)
-        return {"logits": logits, "probabilities": jax.nn.softmax(logits)}
+        logits = lambda x: module.apply(variables, x, train=False)  # noqa: E731
+        outputs = explain(logits, image, features=True, heatmap=True) if explained else {"logits": logits(image)}
+        return outputs | {"probabilities": jax.nn.softmax(outputs["logits"])}
 
     return classify
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 import export
 
@@ -49,6 +51,14 @@ def run(model: onnx.ModelProto, feed: dict[str, np.ndarray], *, optimize: bool) 
     return dict(zip([each.name for each in session.get_outputs()], session.run(None, feed), strict=True))
 
 
+def run_by_definition(model: onnx.ModelProto, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """By ONNX's own definition of the operators, in NumPy: slow, but without a runtime's approximations."""
+    return dict(zip([each.name for each in model.graph.output], ReferenceEvaluator(model).run(None, feed), strict=True))
+
+
+RUNNERS = (partial(run, optimize=False), partial(run, optimize=True))
+
+
 def reference(fn, feed: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """What jax computes; compiled without optimization, which more than halves the time of these tests."""
     lowered = jax.jit(fn).lower(*feed.values())
@@ -64,6 +74,12 @@ def draw_feed(inputs, batch: int) -> dict[str, np.ndarray]:
         noise = random.normal(size=sizes) if dtype == "float32" else random.integers(0, 256, sizes)
         feed[name] = noise.astype(dtype)
     return feed
+
+
+@pytest.fixture(scope="session")
+def by_definition():
+    """Instead of onnxruntime for `exported`, to tell a wrong model from the approximations of a runtime."""
+    return (run_by_definition,)
 
 
 @pytest.fixture(scope="session")
@@ -101,8 +117,8 @@ def exported(request):
         for batch in batches:
             feed = draw_feed(inputs, batch)
             expected = reference(fn, feed)
-            for optimize in (False, True):
-                found = run(proto, feed, optimize=optimize)
+            for runner in runners:
+                found = runner(proto, feed)
                 assert set(found) == set(expected)
                 for name, value in expected.items():
                     value = np.asarray(value.astype(jnp.float32) if as_float32 else value)

@@ -167,19 +167,19 @@ LENIENT = settings(deadline=None, suppress_health_check=list(HealthCheck))
 
 @settings(LENIENT, max_examples=25)
 @NETWORKS
-def test_random_networks_compute_the_same(exported, filled, own_error, layers, head):
-    compare(exported, filled, own_error, layers, head)
+def test_random_networks_compute_the_same(exported, filled, own_error, by_definition, layers, head):
+    compare(exported, filled, own_error, by_definition, layers, head)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @settings(LENIENT, max_examples=2000)
 @NETWORKS
-def test_two_thousand_random_networks_compute_the_same(exported, filled, own_error, layers, head):
-    compare(exported, filled, own_error, layers, head)
+def test_two_thousand_random_networks_compute_the_same(exported, filled, own_error, by_definition, layers, head):
+    compare(exported, filled, own_error, by_definition, layers, head)
 
 
-def compare(exported, filled, own_error, layers, head):
+def compare(exported, filled, own_error, by_definition, layers, head):
     note(f"{layers}, {head}")
     module = Net(tuple(layers), head)
     variables = filled(module, jnp.zeros((1, 8, 7, 3), jnp.uint8))
@@ -187,9 +187,10 @@ def compare(exported, filled, own_error, layers, head):
     try:
         model = exported(fn, PICTURE, dtype="uint8", tolerance=TOLERANCE)
     except AssertionError:
+        # Either jax's own rounding errors are magnified, or the runtime's: onnxruntime's Sigmoid is exact to 1e-7 in
+        # absolute terms only. The model is right if by ONNX's definition it computes what jax does.
         doubt = own_error(module, variables, PICTURE)
-        if not doubt > TOLERANCE / 4:
-            raise
         note(f"jax itself is off by {doubt:.1e}")
-        model = exported(fn, PICTURE, dtype="uint8", tolerance=TOLERANCE + 4 * doubt)
+        model = exported(fn, PICTURE, dtype="uint8", tolerance=TOLERANCE + 4 * doubt, runners=by_definition)
+        exported(fn, PICTURE, dtype="uint8", tolerance=0.02)
     assert model.ops["BatchNormalization"] == 0

@@ -45,7 +45,8 @@ def write(folder: Path) -> list[str]:
         (folder / f"{file}.image").write_bytes(images.tobytes())
         with jax.default_matmul_precision("highest"):
             logits = np.asarray(jax.jit(classify)(images)["logits"])
-        facts = {"name": name, "shape": images.shape, "classes": CLASSES, "logits": logits.tolist()}
+        outputs = [each.name for each in model.graph.output]
+        facts = {"name": name, "outputs": outputs, "shape": images.shape, "classes": CLASSES, "logits": logits.tolist()}
         (folder / f"{file}.json").write_text(json.dumps(facts))
         names.append(file)
     return names

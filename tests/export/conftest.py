@@ -107,7 +107,9 @@ def own_error():
 def exported(request):
     """exported(fn, input shapes...): the model, after it gave what fn gives, with optimizations on and off."""
 
-    def export_and_compare(fn, *shapes, dtype="float32", tolerance=1e-5, batches=(3,), as_float32=False) -> Exported:
+    def export_and_compare(
+        fn, *shapes, dtype="float32", tolerance=1e-5, batches=(3,), as_float32=False, runners=RUNNERS
+    ) -> Exported:
         if request.param == "static":
             shapes = [tuple(batches[0] if isinstance(dim, str) else dim for dim in shape) for shape in shapes]
             batches = batches[:1]

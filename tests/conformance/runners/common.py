@@ -12,14 +12,17 @@ import numpy as np
 
 
 def main(open_model):
-    """`open_model(path)` gives a function from uint8 pictures [n, side, side, 3] to logits [n, classes]."""
+    """`open_model(path, outputs)` gives a function from uint8 pictures [n, side, side, 3] to logits [n, classes].
+
+    `outputs` are the names of the model's outputs in their order.
+    """
     for path in sorted(glob.glob(os.path.join(sys.argv[1], "*.onnx"))):
         stem = path[: -len(".onnx")]
         with open(stem + ".json") as file:
             facts = json.load(file)
         images = np.fromfile(stem + ".image", np.uint8).reshape(facts["shape"])
         try:
-            run = open_model(path)
+            run = open_model(path, facts["outputs"])
             # Two sizes of batch, one after the other: the size is symbolic.
             logits = np.concatenate([run(images[:1]), run(images[1:])])
             print(json.dumps({"file": os.path.basename(stem), "logits": np.asarray(logits, np.float64).tolist()}))

@@ -4,7 +4,7 @@ import onnxruntime
 from common import main
 
 
-def open_model(path):
+def open_model(path, outputs):
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -4,7 +4,7 @@ import cv2
 from common import main
 
 
-def open_model(path):
+def open_model(path, outputs):
     def run(images):
         network = cv2.dnn.readNetFromONNX(path)  # it fixes the size of the batch at the first run
         network.setInput(images, "image")

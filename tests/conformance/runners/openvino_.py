@@ -4,7 +4,7 @@ import openvino
 from common import main
 
 
-def open_model(path):
+def open_model(path, outputs):
     compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return lambda images: compiled({"image": images})["logits"]
 

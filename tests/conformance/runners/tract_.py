@@ -4,11 +4,9 @@ import tract
 from common import main
 
 
-def open_model(path):
-    model = tract.onnx().load(path)
-    names = [model.output_name(i) for i in range(model.output_count())]
-    runnable = model.into_model().into_runnable()
-    position = next((i for i, name in enumerate(names) if name == "logits"), 0)
+def open_model(path, outputs):
+    runnable = tract.onnx().load(path).into_model().into_runnable()
+    position = outputs.index("logits")
     return lambda images: runnable.run([images])[position].to_numpy()
 
 

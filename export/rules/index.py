@@ -54,7 +54,10 @@ def _known_block(builder: Builder, eqn: Any, value: Value, indices: Value) -> Va
         return None
     place = dict(zip(numbers.start_index_map, indices.tolist(), strict=True))
     room = {axis: value.shape[axis] - sizes[axis] for axis in place}
-    if not all(isinstance(room[axis], int) and 0 <= start <= room[axis] for axis, start in place.items()):
+    symbolic = {axis for axis in place if not isinstance(room[axis], int)}
+    if symbolic and eqn.params["mode"].name not in _PROMISED:
+        return None
+    if not all(start >= 0 and (axis in symbolic or start <= room[axis]) for axis, start in place.items()):
         return None
     starts = [place.get(axis, 0) for axis in range(len(sizes))]
     limits = [start + size for start, size in zip(starts, sizes, strict=True)]

@@ -25,6 +25,8 @@ def convolution(builder: Builder, eqn: Any, image: Value, kernel: Value) -> Tens
     """
     params = eqn.params
     require(params["batch_group_count"] == 1, builder, eqn, "batch groups")
+    static = all(isinstance(pad, int | np.integer) for pair in params["padding"] for pad in pair)
+    require(static, builder, eqn, "symbolic padding")
     require(image.dtype == kernel.dtype == np.float32, builder, eqn, f"{image.dtype} operands")
     if isinstance(kernel, np.ndarray) and _is_transposed(params, kernel):
         return _transposed_convolution(builder, eqn, image, kernel)

@@ -243,6 +243,10 @@ SHAPES = {
     "index-batch-last": lambda x: x[-1],
     "index-batch-slice": lambda x: x[:1],
     "index-batch-rest": lambda x: x[1:],
+    "index-batch-half": lambda x: x[: x.shape[0] // 2],
+    "eye-batch": lambda x: jnp.eye(x.shape[0]),
+    "gram-batch": lambda x: jax.nn.softmax(x[:, 0, 0] @ x[:, 0, 0].T),
+    "cut-to-nothing": lambda x: jnp.concatenate([x[:, :0], x], axis=1),
     "index-rows": lambda x: x[jnp.arange(x.shape[0]), jnp.argmax(x[:, :, 0, 0], -1)],
     "vmap-dynamic": lambda x: jax.vmap(lambda r: lax.dynamic_slice_in_dim(r, jnp.argmax(r[:, 0, 0]), 2))(x),
     "vmap-update": lambda x: jax.vmap(

@@ -271,6 +271,42 @@ def test_wrapped_modules_are_entered(exported, filled):
     assert all("outer" in model.names[0] and "inner" in each for each in model.names[1:])
 
 
+@jax.custom_vjp
+def by_custom_vjp(x):
+    return lax.optimization_barrier(jnp.sin(x)) * 2
+
+
+by_custom_vjp.defvjp(lambda x: (by_custom_vjp(x), x), lambda x, g: (g * jnp.cos(x) * 2,))
+
+
+@jax.custom_jvp
+def by_custom_jvp(x):
+    return jax.checkpoint(lambda y: jax.jit(jnp.tanh)(y) + 1)(x)
+
+
+by_custom_jvp.defjvp(lambda primals, tangents: (by_custom_jvp(*primals), tangents[0]))
+
+
+def test_functions_with_derivatives_of_their_own_are_entered(exported):
+    model = exported(lambda x: by_custom_jvp(by_custom_vjp(x)), MATRIX)
+    assert model.ops == {"Sin": 1, "Mul": 1, "Tanh": 1, "Add": 1}
+
+
+def test_a_convolution_in_half_precision_with_a_derivative_of_its_own(exported):
+    kernel = np.random.default_rng(0).normal(size=(3, 3, 4, 5)).astype(np.float32) / 6
+
+    @jax.custom_vjp
+    def conv(x):
+        dims = ("NHWC", "HWIO", "NHWC")
+        narrow = jnp.asarray(kernel, jnp.bfloat16)
+        return lax.conv_general_dilated(x.astype(jnp.bfloat16), narrow, (1, 1), "SAME", dimension_numbers=dims)
+
+    conv.defvjp(lambda x: (conv(x), None), lambda _, g: (g,))
+    model = exported(lambda x: conv(x).astype(jnp.float32).mean((1, 2)), IMAGE, tolerance=0.03)
+    assert model.ops == {"Transpose": 1, "Conv": 1, "GlobalAveragePool": 1, "Flatten": 1}
+    assert {each.data_type for each in model.proto.graph.initializer} <= {1, 7}
+
+
 @pytest.mark.parametrize(
     ("fn", "words"),
     [

@@ -74,10 +74,10 @@ def build_graph(fn: Callable[..., Any], inputs: Mapping[str, InputSpec]) -> Grap
         raise UnsupportedError(
             f"inputs and outputs share names: {sorted(set(result) & set(types))}; rename the outputs"
         )
-    graph = Graph(types)
+    graph = Graph({name: ValueType(exported_dtype(kind.dtype), kind.shape) for name, kind in types.items()})
     translator = _Translator(graph)
     builder = translator.builder
-    tensors = [Tensor(name, kind.shape, kind.dtype, identity(len(kind.shape))) for name, kind in types.items()]
+    tensors = [Tensor(name, kind.shape, kind.dtype, identity(len(kind.shape))) for name, kind in graph.inputs.items()]
     values = translator.run(jaxpr.jaxpr, jaxpr.consts, tensors)
     for name, value in zip(sorted(result), values, strict=True):  # jax sorts the keys of a dict
         tensor = builder.as_tensor(in_exported_dtype(value))
@@ -104,10 +104,17 @@ def _trace(fn: Callable[..., Any], types: Mapping[str, ValueType]) -> tuple[Any,
 
 
 def input_types(inputs: Mapping[str, InputSpec]) -> dict[str, ValueType]:
-    """Types of the inputs; a name that recurs is the same symbolic size."""
+    """Types of the inputs; a name that recurs is the same symbolic size.
+
+    Raises:
+      UnsupportedError: an element type that jax does not compute with as it is set up.
+    """
     scope = jax.export.SymbolicScope()
     types = {}
     for name, (dtype, shape) in inputs.items():
+        known = jax.dtypes.canonicalize_dtype(dtype)
+        if known != np.dtype(dtype):
+            raise UnsupportedError(f"jax makes {known} of the {dtype} input {name!r}; give it as {known}")
         dims = jax.export.symbolic_shape(", ".join(map(str, shape)), scope=scope) if shape else ()
         types[name] = ValueType(np.dtype(dtype), tuple(dims))
     return types

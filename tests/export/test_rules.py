@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import onnx
 import pytest
 from flax.linen import pooling
 from jax import lax
@@ -353,6 +354,17 @@ def test_a_refusal_names_the_place_in_the_module_tree(filled):
     variables = filled(Net(), jnp.zeros((1, 5)))
     with pytest.raises(export.UnsupportedError, match=r"'nextafter' at Net/head; .*add a rule in export/rules"):
         export.to_onnx(lambda x: Net().apply(variables, x), {"x0": ("float32", MATRIX)})
+
+
+def test_an_input_of_a_type_that_jax_narrows_is_refused():
+    with pytest.raises(export.UnsupportedError, match="jax makes int32 of the int64 input 'x0'; give it as int32"):
+        export.to_onnx(lambda x: x, {"x0": ("int64", MATRIX)})
+
+
+def test_an_input_in_half_precision_becomes_float32():
+    model = export.to_onnx(lambda x: x * 2, {"x0": ("bfloat16", MATRIX)})
+    kinds = {each.type.tensor_type.elem_type for each in (*model.graph.input, *model.graph.output)}
+    assert kinds == {onnx.TensorProto.FLOAT}
 
 
 def test_a_cast_of_bytes(exported):

@@ -3,6 +3,8 @@
 from types import SimpleNamespace
 from typing import Any
 
+import jax
+import jax.extend.core as jex
 import numpy as np
 
 from export.builder import Builder, Value
@@ -16,12 +18,14 @@ _MOST_STEPS = 1024
 
 @rule("scan")
 def scan(builder: Builder, eqn: Any, *operands: Value) -> list[Value]:
-    """One copy of the body for each step."""
+    """One copy of the body for each step; where the steps pass nothing on, all of them at once."""
     params, body = eqn.params, eqn.params["jaxpr"]
     length = params["length"]
+    shared, carried, _ = (len(each) for each in params["ft_in"].unpack())
+    if carried == 0:
+        return builder.call(_vectorized(eqn, shared), list(operands))
     require(isinstance(length, int), builder, eqn, "a symbolic number of steps")
     require(length <= _MOST_STEPS, builder, eqn, f"more than {_MOST_STEPS} steps")
-    shared, carried, _ = (len(each) for each in params["ft_in"].unpack())
     fixed, carry, columns = operands[:shared], list(operands[shared : shared + carried]), operands[shared + carried :]
     rows = []
     for step in reversed(range(length)) if params["reverse"] else range(length):
@@ -33,6 +37,14 @@ def scan(builder: Builder, eqn: Any, *operands: Value) -> list[Value]:
         rows.reverse()
     stacked = [_stack(builder, var.aval, list(column)) for var, column in _columns(eqn, len(carry), rows)]
     return [*carry, *stacked]
+
+
+def _vectorized(eqn: Any, shared: int) -> Any:
+    """The body for all rows at once."""
+    axes = (None,) * shared + (0,) * (len(eqn.invars) - shared)
+    function = jax.vmap(jex.jaxpr_as_fun(eqn.params["jaxpr"]), in_axes=axes)
+    stand_in: Any = jax.ShapeDtypeStruct
+    return jax.make_jaxpr(function)(*(stand_in(var.aval.shape, var.aval.dtype) for var in eqn.invars))
 
 
 def _columns(eqn: Any, carried: int, rows: list[list[Value]]) -> list[tuple[Any, tuple[Value, ...]]]:

@@ -331,6 +331,8 @@ LOOPS = {
     "cond": lambda x: lax.cond(x.sum() > 0, lambda y: y * 2, lambda y: y - 1, x),
     "cond-pytree": lambda x: lax.cond(x.sum() > 0, lambda y: {"a": y, "b": y + 1}, lambda y: {"a": -y, "b": y}, x),
     "switch": lambda x: lax.switch(ints(x[0, 0, 0]), [lambda y: y, lambda y: y * 2, lambda y: -y], x),
+    "map-batch": lambda x: lax.map(lambda row: jnp.sort(row @ W, axis=0), x),
+    "map-two": lambda x: lax.map(lambda rows: {"a": rows[0] * W[0], "b": rows[1].sum()}, (x, x[:, 0])),
     "map-static": lambda x: lax.map(lambda row: jnp.sort(row), x.swapaxes(0, 1)),
 }
 

@@ -21,15 +21,19 @@ def folder_of(model: Path) -> Path:
     return model.with_suffix("")
 
 
-def write_sidecars(path: Path, metadata: Mapping[str, Any], *, card: str, pictures: np.ndarray) -> None:
+def write_sidecars(
+    path: Path, metadata: Mapping[str, Any], *, card: str, pictures: np.ndarray, real: bool = True
+) -> None:
     """Writes MODEL.json beside a model, and into the folder MODEL/ what else goes with it.
 
     MODEL/README.md is the model card, MODEL/config.json and MODEL/preprocessor_config.json are what Hugging Face's
     libraries read, MODEL/example.npz holds pictures and what the model says of them, by name of input and output.
+    Whether those pictures are real or noise is told in MODEL.json.
     """
     folder = folder_of(path)
     folder.mkdir(exist_ok=True)
-    _write(path.with_suffix(".json"), _json(describe(path) | dict(metadata)))
+    example = {"example": f"{folder.name}/example.npz", "example_pictures": "real" if real else "noise"}
+    _write(path.with_suffix(".json"), _json(describe(path) | example | dict(metadata)))
     _write(folder / "config.json", _json(hub_config(metadata)))
     _write(folder / "preprocessor_config.json", _json(hub_preprocessor(metadata)))
     _write(folder / "README.md", card.encode())
@@ -39,12 +43,13 @@ def write_sidecars(path: Path, metadata: Mapping[str, Any], *, card: str, pictur
 
 
 def read_pictures(path: Path, side: int) -> np.ndarray | None:
-    """The pictures of the example that was written with this model earlier, if there are some of this size."""
-    example = folder_of(path) / "example.npz"
+    """The real pictures of the example that was written with this model earlier, if there are some of this size."""
     try:
-        with np.load(example) as arrays:
+        if json.loads(path.with_suffix(".json").read_bytes())["example_pictures"] != "real":
+            return None
+        with (folder_of(path) / "example.npz").open("rb") as file, np.load(file) as arrays:
             pictures = np.asarray(arrays["image"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         return None
     fits = pictures.ndim == 4 and pictures.shape[1:] == (side, side, 3) and pictures.dtype == np.uint8
     return pictures if fits and len(pictures) else None

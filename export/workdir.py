@@ -97,8 +97,9 @@ def export_workdir(
                 checks.append(f"In eight bits its accuracy falls by at most {quantization.tolerance}.")
             _set_metadata(file, facts)
             os.replace(file, target)
-        examples = _noise(4, side) if pictures is None else pictures
-        sidecars.write_sidecars(target, facts, card=_card(run, trained, facts, target, checks), pictures=examples)
+        card = _card(run, trained, facts, target, checks)
+        example = _noise(4, side) if pictures is None else pictures
+        sidecars.write_sidecars(target, facts, card=card, pictures=example, real=pictures is not None)
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error.strerror or error}; give another path with -o") from error
     return target

@@ -204,6 +204,20 @@ def test_the_example_of_real_pictures_is_kept_for_the_next_export(tmp_path):
     assert "5 real ones" in (run / "model" / "README.md").read_text()
 
 
+def test_noise_is_not_taken_for_real_pictures_later(tmp_path):
+    run = make_run(tmp_path / "run")
+    for _ in range(2):
+        export.export_workdir(run)
+        assert "on random pictures:" in (run / "model" / "README.md").read_text()
+
+
+def test_a_damaged_example_is_no_obstacle(tmp_path):
+    run = make_run(tmp_path / "run")
+    export.export_workdir(run, pictures=np.zeros((2, 8, 8, 3), np.uint8))
+    (run / "model" / "example.npz").write_bytes(b"PK\x03\x04 cut short")
+    assert export.export_workdir(run).exists()
+
+
 def test_the_model_card_tells_the_runs_figures(tmp_path):
     run = make_run(tmp_path / "run")
     figures = {"count": 1234, "top1": 0.5, "top5": 0.75, "loss": 1.25, "ece": 0.0625}

@@ -1,35 +1,74 @@
-"""python -m export WORKDIR [-o model.onnx]."""
+"""python -m export WORKDIR [-o model.onnx] [--quantize int8] [--features] [--heatmap]."""
 
-import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import Annotated, Literal
+
+import tyro
 
 from export.errors import UnsupportedError, VerificationError
-from export.workdir import export_workdir
-from jaxcnn import cli
+from export.workdir import Quantization, export_workdir
+from jaxcnn import cli, data
+from jaxcnn.config import DataConfig
 from jaxcnn.errors import UserError
+from jaxcnn.workdir import Workdir
 
 PROG = "python -m export"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see {PROG} --help")
+@dataclass(frozen=True)
+class Arguments:
+    """What to export, and how."""
+
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    """The file. None: model.onnx in the run's folder, model.int8.onnx if quantized."""
+    features: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Adds the output `features`, the mean of each channel of the last feature map."""
+    heatmap: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Adds the output `heatmap`, where the evidence for the top class is."""
+    quantize: Literal["int8"] | None = None
+    """Calculate in eight-bit integers, calibrated on the run's training pictures."""
+    tolerance: float = 0.01
+    """How much top-1 accuracy may fall when quantized, from 0 to 1."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """The pictures to quantize with; by default the run's."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.tolerance <= 1:
+            raise UserError(f"tolerance is {self.tolerance}; give a share of the pictures, from 0 to 1")
 
 
 def main(arguments: Sequence[str]) -> None:
     """Exports a run; a model that cannot be exported, or fails its verification, ends the process with status 1."""
-    parser = _Parser(prog=PROG, description="Export a training run to one verified ONNX file.")
-    parser.add_argument("workdir", type=Path, help="the run's folder")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: model.onnx in the run's folder")
-    options = parser.parse_args(arguments)
+    if not arguments or arguments[0].startswith("-"):
+        _parse(DataConfig(), arguments)  # prints the help and ends, if that is asked for
+        raise UserError(f"give the folder of a run first, such as: {PROG} runs/digits")
+    workdir = Path(arguments[0])
+    parsed = _parse(Workdir(workdir).read_config().data, arguments[1:])
+    quantization = None
+    if parsed.quantize is not None:
+        quantization = Quantization(dataset=data.load(parsed.data), tolerance=parsed.tolerance)
     try:
-        path = export_workdir(options.workdir, options.output)
+        path = export_workdir(
+            workdir, parsed.output, features=parsed.features, heatmap=parsed.heatmap, quantization=quantization
+        )
     except (UnsupportedError, VerificationError) as error:
         sys.exit(f"{PROG}: {error}")
-    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, verified")
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, verified; {path.with_suffix('') / 'README.md'} describes it")
+
+
+def _parse(defaults: DataConfig, arguments: Sequence[str]) -> Arguments:
+    if any(each.split("=")[0] == "--data.source" for each in arguments):
+        defaults = dataclasses.replace(defaults, archive=None)  # an archive belongs to the source it was given with
+    return cli.parse(
+        Arguments(data=defaults),
+        arguments,
+        prog=f"{PROG} WORKDIR",
+        description="Exports a training run to one verified ONNX file, with a model card and a description beside it.",
+    )
 
 
 if __name__ == "__main__":

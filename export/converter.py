@@ -1,5 +1,6 @@
 """From a jax function to an ONNX model: trace it, translate each equation of its jaxpr, tidy the graph."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,24 +13,36 @@ import onnx
 from export import passes
 from export.builder import Builder, Tensor, Value, identity
 from export.errors import UnsupportedError
-from export.graph import Graph, ValueType
+from export.graph import Graph, ValueType, exported_dtype
 from export.rules import RULES
 
 InputSpec = tuple[str, Sequence[int | str]]
 """Element type and shape of an input; a size given by name is symbolic."""
 
+Key = tuple[int, ...]
+"""An equation: its number in its jaxpr, after that of the equation that calls the jaxpr, if one does."""
+
+type Origin = tuple[Key, int, tuple[int, ...]]
+"""A value: its equation, which of the equation's results it is, and the order in which its axes are stored."""
+
 _CALLS = (
     "jit",
     "pjit",
     "closed_call",
+    "composite",
     "core_call",
     "custom_jvp_call",
     "custom_vjp_call",
+    "custom_vmap_call",
     "remat",
     "remat2",
     "checkpoint",
 )
-_DTYPES = tuple(np.dtype(each) for each in ("bool", "float32", "int8", "int32", "uint8", "uint32"))
+_TRANSFORMED = re.compile(r"\w+\(([^()]*)\)")
+_IGNORED = ("debug_callback", "debug_print", "shape_assertion")
+_DTYPES = tuple(
+    np.dtype(each) for each in ("bool", "float32", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32")
+)
 
 
 def to_onnx(fn: Callable[..., Any], inputs: Mapping[str, InputSpec]) -> onnx.ModelProto:
@@ -50,33 +63,58 @@ def to_onnx(fn: Callable[..., Any], inputs: Mapping[str, InputSpec]) -> onnx.Mod
     Raises:
       UnsupportedError: a primitive, a variant of one, or an element type that has no translation.
     """
+    return build_graph(fn, inputs).to_model()
+
+
+def build_graph(fn: Callable[..., Any], inputs: Mapping[str, InputSpec]) -> Graph:
+    """The graph of a function's model; its `origins` are `Origin`s. Arguments and errors as of `to_onnx`."""
     types = input_types(inputs)
-    try:
-        jaxpr, result = jax.make_jaxpr(lambda *arrays: name_outputs(fn(*arrays)), return_shape=True)(*abstract(types))
-    except jex.InconclusiveDimensionOperation as error:
-        reason = str(error).partition("\n")[0]
-        raise UnsupportedError(f"the function needs the number that a symbolic size stands for: {reason}") from error
+    jaxpr, result = _trace(fn, types)
     if set(result) & set(types):
         raise UnsupportedError(
             f"inputs and outputs share names: {sorted(set(result) & set(types))}; rename the outputs"
         )
-    graph = Graph(types)
-    tensors = [Tensor(name, kind.shape, kind.dtype, identity(len(kind.shape))) for name, kind in types.items()]
-    values = _Interpreter(Builder(graph)).run(jaxpr.jaxpr, jaxpr.consts, tensors, place="")
-    builder = Builder(graph)
+    graph = Graph({name: ValueType(exported_dtype(kind.dtype), kind.shape) for name, kind in types.items()})
+    translator = _Translator(graph)
+    builder = translator.builder
+    tensors = [Tensor(name, kind.shape, kind.dtype, identity(len(kind.shape))) for name, kind in graph.inputs.items()]
+    values = translator.run(jaxpr.jaxpr, jaxpr.consts, tensors)
     for name, value in zip(sorted(result), values, strict=True):  # jax sorts the keys of a dict
-        tensor = builder.as_tensor(value)
+        tensor = builder.as_tensor(in_exported_dtype(value))
         stored = builder.stored(tensor, identity(len(tensor.shape)))
         graph.outputs[name] = (stored, ValueType(tensor.dtype, tensor.shape))
     passes.run(graph)
-    return graph.to_model()
+    return graph
+
+
+def evaluate(fn: Callable[..., Any], inputs: Mapping[str, InputSpec], feed: Sequence[Any]) -> dict[Key, list[Any]]:
+    """Every value that a function computes of arrays of these types, step by step, by the key of its equation."""
+    jaxpr, _ = _trace(fn, input_types(inputs))
+    recorder = _Recorder()
+    recorder.run(jaxpr.jaxpr, jaxpr.consts, [np.asarray(each) for each in feed])
+    return recorder.found
+
+
+def _trace(fn: Callable[..., Any], types: Mapping[str, ValueType]) -> tuple[Any, dict[str, Any]]:
+    try:
+        return jax.make_jaxpr(lambda *arrays: name_outputs(fn(*arrays)), return_shape=True)(*abstract(types))
+    except jex.InconclusiveDimensionOperation as error:
+        reason = str(error).partition("\n")[0]
+        raise UnsupportedError(f"the function needs the number that a symbolic size stands for: {reason}") from error
 
 
 def input_types(inputs: Mapping[str, InputSpec]) -> dict[str, ValueType]:
-    """Types of the inputs; a name that recurs is the same symbolic size."""
+    """Types of the inputs; a name that recurs is the same symbolic size.
+
+    Raises:
+      UnsupportedError: an element type that jax does not compute with as it is set up.
+    """
     scope = jax.export.SymbolicScope()
     types = {}
     for name, (dtype, shape) in inputs.items():
+        known = jax.dtypes.canonicalize_dtype(dtype)
+        if known != np.dtype(dtype):
+            raise UnsupportedError(f"jax makes {known} of the {dtype} input {name!r}; give it as {known}")
         dims = jax.export.symbolic_shape(", ".join(map(str, shape)), scope=scope) if shape else ()
         types[name] = ValueType(np.dtype(dtype), tuple(dims))
     return types
@@ -101,12 +139,11 @@ def name_outputs(result: Any) -> dict[str, Any]:
 
 
 class _Interpreter:
-    """Runs a jaxpr on arrays, where all operands are known, and on tensors of a graph."""
+    """Runs a jaxpr, into the calls it makes; what an equation computes is for the classes below to say."""
 
-    def __init__(self, builder: Builder):
-        self._builder = builder
-
-    def run(self, jaxpr: jex.Jaxpr, constants: Sequence[Any], operands: Sequence[Value], place: str) -> list[Value]:
+    def run(
+        self, jaxpr: jex.Jaxpr, constants: Sequence[Any], operands: Sequence[Value], place: str = "", key: Key = ()
+    ) -> list[Value]:
         """Returns the values of the outputs; `place` is where in the module tree the jaxpr is called."""
         values: dict[Any, Value] = dict(zip(jaxpr.invars, operands, strict=True))
         values |= {var: np.asarray(each) for var, each in zip(jaxpr.constvars, constants, strict=True)}
@@ -114,22 +151,59 @@ class _Interpreter:
         def read(atom: Any) -> Value:
             return values[atom] if isinstance(atom, jex.Var) else np.asarray(atom.val, atom.aval.dtype)
 
-        for eqn in jaxpr.eqns:
-            inner = "/".join(part for part in (place, str(eqn.source_info.name_stack)) if part)
-            results = self._evaluate(eqn, [read(atom) for atom in eqn.invars], inner)
+        for number, eqn in enumerate(jaxpr.eqns):
+            inner = "/".join(part for part in (place, _path(eqn)) if part)
+            results = self._enter(eqn, [read(atom) for atom in eqn.invars], inner, (*key, number))
             values |= zip(eqn.outvars, results, strict=True)
         return [read(atom) for atom in jaxpr.outvars]
 
-    def _evaluate(self, eqn: Any, operands: list[Value], place: str) -> Sequence[Value]:
-        if eqn.primitive.name in _CALLS:
-            called = eqn.params["call_jaxpr" if "call_jaxpr" in eqn.params else "jaxpr"]
-            return self.run(getattr(called, "jaxpr", called), getattr(called, "consts", ()), operands, place)
-        return _compute(eqn, operands) if _is_known(eqn, operands) else self._translate(eqn, operands, place)
+    def _enter(self, eqn: Any, operands: list[Value], place: str, key: Key) -> Sequence[Value]:
+        name = eqn.primitive.name
+        if name in _IGNORED:
+            return []
+        if name in _CALLS:
+            called = next(eqn.params[each] for each in ("call_jaxpr", "jaxpr", "call") if each in eqn.params)
+            return self.run(getattr(called, "jaxpr", called), getattr(called, "consts", ()), operands, place, key)
+        return self._compute(eqn, operands, place, key)
 
-    def _translate(self, eqn: Any, operands: list[Value], place: str) -> Sequence[Value]:
-        primitive, builder = eqn.primitive.name, self._builder
-        builder.path = f"{place}/" if place else ""
-        dtypes = {each.dtype for each in (*operands, *(var.aval for var in eqn.outvars))}
+    def _compute(self, eqn: Any, operands: list[Value], place: str, key: Key) -> Sequence[Value]:
+        raise NotImplementedError
+
+
+class _Recorder(_Interpreter):
+    """Computes and keeps every value."""
+
+    def __init__(self) -> None:
+        self.found: dict[Key, list[Any]] = {}
+
+    def _compute(self, eqn: Any, operands: list[Value], place: str, key: Key) -> Sequence[Value]:
+        self.found[key] = _bind(eqn, operands)
+        return self.found[key]
+
+
+class _Translator(_Interpreter):
+    """Computes what follows from constants, and adds what does not to a graph."""
+
+    def __init__(self, graph: Graph):
+        self.builder = Builder(graph, self._call)
+
+    def _compute(self, eqn: Any, operands: list[Value], place: str, key: Key) -> Sequence[Value]:
+        if _is_known(eqn, operands):
+            return _bind(eqn, operands)
+        if eqn.primitive.name == "call_hi_primitive":
+            expanded = _expand(eqn)
+            return self.run(expanded.jaxpr, expanded.consts, operands, place, key)
+        self.builder.path = f"{place}/" if place else ""
+        results = self._translate(eqn, [in_exported_dtype(each) for each in operands])
+        for i, each in enumerate(results):
+            if isinstance(each, Tensor):
+                self.builder.graph.origins.setdefault(each.name, (key, i, each.layout))
+        self.builder.path = ""
+        return results
+
+    def _translate(self, eqn: Any, operands: list[Value]) -> Sequence[Value]:
+        primitive, builder = eqn.primitive.name, self.builder
+        dtypes = {exported_dtype(each.dtype) for each in (*operands, *(var.aval for var in eqn.outvars))}
         for dtype in dtypes.difference(_DTYPES):
             raise UnsupportedError(
                 f"cannot export {dtype} (the primitive {primitive!r} at {builder.where()}); build the module in float32"
@@ -139,7 +213,47 @@ class _Interpreter:
                 f"cannot export the primitive {primitive!r} at {builder.where()}; "
                 "write that part of the module with other operations, or add a rule in export/rules"
             )
-        return [RULES[primitive](builder, eqn, *operands)]
+        try:
+            results = RULES[primitive](builder, eqn, *operands)
+        except (jex.InconclusiveDimensionOperation, NotImplementedError, TypeError, ValueError) as error:
+            raise UnsupportedError(
+                f"cannot export the primitive {primitive!r} at {builder.where()} for these shapes and types: "
+                f"{str(error).partition(chr(10))[0]}; write that part of the module with other operations"
+            ) from error
+        return [results] if isinstance(results, Tensor | np.ndarray) else results
+
+    def _call(self, called: Any, operands: Sequence[Value]) -> list[Value]:
+        """Translates a jaxpr that an equation contains, such as a loop's, where the equation is."""
+        path, graph = self.builder.path, self.builder.graph
+        known = set(graph.origins)
+        values = self.run(called.jaxpr, called.consts, operands, path.removesuffix("/"))
+        for name in set(graph.origins) - known:
+            del graph.origins[name]  # the key of a copy of a loop's body says nothing
+        self.builder.path = path
+        return values
+
+
+def _path(eqn: Any) -> str:
+    """Where the equation is in the module tree; of transformations such as `jvp(Net)/Conv` only the module is named."""
+    stack = str(eqn.source_info.name_stack)
+    while (plain := _TRANSFORMED.sub(r"\1", stack)) != stack:
+        stack = plain
+    return "/".join(part for part in stack.split("/") if part)
+
+
+def in_exported_dtype(value: Value) -> Value:
+    """A constant in the type it is exported in."""
+    return value.astype(exported_dtype(value.dtype)) if isinstance(value, np.ndarray) else value
+
+
+def _expand(eqn: Any) -> Any:
+    """The jaxpr that a primitive of jax.numpy is defined by."""
+    primitive = eqn.params["_prim"]
+
+    def definition(*operands: Any) -> Any:
+        return jax.tree.leaves(primitive.expand(*jax.tree.unflatten(primitive.in_tree, operands)))
+
+    return jax.make_jaxpr(definition)(*(var.aval for var in eqn.invars))
 
 
 def _is_known(eqn: Any, operands: Sequence[Any]) -> bool:
@@ -149,7 +263,7 @@ def _is_known(eqn: Any, operands: Sequence[Any]) -> bool:
     return all(isinstance(dim, int) for var in eqn.outvars for dim in var.aval.shape)
 
 
-def _compute(eqn: Any, operands: Sequence[Any]) -> list[Any]:
+def _bind(eqn: Any, operands: Sequence[Any]) -> list[Any]:
     """The values of an equation whose operands are all known; random keys stay jax's."""
     results = eqn.primitive.bind(*operands, **eqn.params)
     results = results if eqn.primitive.multiple_results else [results]

@@ -17,6 +17,17 @@ Dim = Any
 """A size: an int, or jax's symbolic dimension."""
 Shape = tuple[Dim, ...]
 
+_NARROW = ("bfloat16", "float16", "float8_")
+
+
+def exported_dtype(dtype: Any) -> np.dtype[Any]:
+    """The element type that a type of jax's becomes: floats narrower than float32 become that, which all runtimes know.
+
+    Half precision is so computed more precisely than in jax; to 8 bits values are still rounded.
+    """
+    dtype = np.dtype(dtype)
+    return np.dtype(np.float32) if dtype.name.startswith(_NARROW) else dtype
+
 
 @dataclass(frozen=True)
 class ValueType:
@@ -32,6 +43,7 @@ class Node:
 
     Attributes:
       path: place in the module tree, such as `ResNet/Block_2/Conv_1/`; empty at the top.
+      position: which of the operator's outputs it is; those before it are computed and not read.
     """
 
     op: str
@@ -39,6 +51,7 @@ class Node:
     output: str
     path: str
     attributes: dict[str, Any] = field(default_factory=dict)
+    position: int = 0
 
 
 class Graph:
@@ -50,6 +63,8 @@ class Graph:
       nodes: by the name of the value they compute.
       constants: arrays by name.
       shapes: of all values, constants included.
+      origins: for values that the traced function has too, which one, as whoever fills in the graph numbers them.
+      node_names: of the model that was made last, the node that computes each value.
     """
 
     def __init__(self, inputs: dict[str, ValueType]):
@@ -58,13 +73,17 @@ class Graph:
         self.nodes: dict[str, Node] = {}
         self.constants: dict[str, np.ndarray] = {}
         self.shapes: dict[str, Shape] = {name: kind.shape for name, kind in inputs.items()}
+        self.origins: dict[str, Any] = {}
+        self.node_names: dict[str, str] = {}
         self._labels: dict[str, str] = {}
         self._count = 0
 
-    def add(self, op: str, inputs: Sequence[str], *, shape: Shape, path: str, **attributes: Any) -> str:
+    def add(
+        self, op: str, inputs: Sequence[str], *, shape: Shape, path: str, position: int = 0, **attributes: Any
+    ) -> str:
         """Adds a node below `path` and returns the name of its value."""
         name = self._new_name(path + op)
-        self.nodes[name] = Node(op, list(inputs), name, path, attributes)
+        self.nodes[name] = Node(op, list(inputs), name, path, attributes, position)
         self.shapes[name] = shape
         return name
 
@@ -106,7 +125,11 @@ class Graph:
         return nodes[0] if len(nodes) == 1 else None
 
     def replace(self, old: str, new: str) -> None:
-        """Makes every reader of one value read another of the same shape."""
+        """Makes every reader of one value read another of the same shape, which from now on is that value."""
+        if old in self.origins:
+            self.origins[new] = self.origins.pop(old)
+        else:
+            self.origins.pop(new, None)
         for node in self.nodes.values():
             node.inputs = [new if each == old else each for each in node.inputs]
         self.outputs = {key: (new if name == old else name, kind) for key, (name, kind) in self.outputs.items()}
@@ -141,8 +164,10 @@ class Graph:
         for node in self.nodes.values():
             label = _unique(node.path + node.op, taken)
             names[node.output] = public.get(node.output, label)
+            self.node_names[node.output] = label
             inputs, output = [names[each] for each in node.inputs], names[node.output]
-            nodes.append(helper.make_node(node.op, inputs, [output], name=label, **node.attributes))
+            unread = [f"{label}/unread_{i}" for i in range(node.position)]
+            nodes.append(helper.make_node(node.op, inputs, [*unread, output], name=label, **node.attributes))
         graph = helper.make_graph(
             nodes,
             "model",

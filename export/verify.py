@@ -12,7 +12,8 @@ from onnx import helper
 
 from export.converter import InputSpec, abstract, input_types, name_outputs
 from export.errors import VerificationError
-from export.graph import IR_VERSION, OPSET
+from export.graph import IR_VERSION, OPSET, exported_dtype
+from export.locate import first_difference
 
 TOLERANCE = 1e-4
 """Largest difference of an output, relative to its largest absolute value: float32 sums in another order stay
@@ -31,7 +32,8 @@ def verify(
     inputs: Mapping[str, InputSpec],
     *,
     samples: Mapping[str, np.ndarray] | None = None,
-) -> None:
+    tolerances: Mapping[str, float] | None = None,
+) -> float:
     """Checks a file that `to_onnx(fn, inputs)` was written to.
 
     It must be valid with all shapes inferred, of the promised structure, inputs and outputs, and onnxruntime must
@@ -42,14 +44,45 @@ def verify(
       fn: the function it came from.
       inputs: their types, as for `to_onnx`.
       samples: real inputs to compare too.
+      tolerances: of outputs that may differ by more than `TOLERANCE`.
+
+    Returns:
+      The largest difference found, relative to the largest value of its output.
 
     Raises:
-      VerificationError: naming the check that failed, and by how much.
+      VerificationError: naming the check that failed, by how much, and the node that first differs.
     """
+    model = check_form(path, fn, inputs)
+    feeds = list(_feeds(inputs, samples))
+    try:
+        return _check_numbers(path, fn, feeds, tolerances or {})
+    except VerificationError as error:
+        raise VerificationError(f"{error}{_locate(model, fn, inputs, [feed for _, feed in feeds])}") from error
+
+
+def check_form(path: Path, fn: Callable[..., Any], inputs: Mapping[str, InputSpec]) -> onnx.ModelProto:
+    """The part of `verify` that computes nothing: validity, structure, inputs and outputs."""
     model = _load(path)
     _check_structure(model)
     _check_signature(model, fn, inputs)
-    _check_numbers(path, fn, list(_feeds(inputs, samples)))
+    return model
+
+
+def _locate(
+    model: onnx.ModelProto, fn: Callable[..., Any], inputs: Mapping[str, InputSpec], feeds: list[dict[str, np.ndarray]]
+) -> str:
+    """What the message of a failed check adds: where the first difference is."""
+    for feed in feeds:
+        try:
+            found = first_difference(model, fn, inputs, feed, tolerance=TOLERANCE)
+        except Exception as error:  # a file that cannot even be run step by step; its own failure is told already
+            return f"; the first node that differs cannot be told ({_first_line(error)})"
+        if found is not None:
+            return (
+                f"; the first node that differs is {found.node}, by {found.difference:.3g} where the largest value "
+                f"is {found.largest:.3g}"
+            )
+    return "; every node that can be compared agrees by itself"
 
 
 def _load(path: Path) -> onnx.ModelProto:
@@ -63,18 +96,21 @@ def _load(path: Path) -> onnx.ModelProto:
 
 def _check_structure(model: onnx.ModelProto) -> None:
     ops = [node.op_type for node in model.graph.node]
+    constants = {each.name for each in model.graph.initializer}
+    attends = any(node.op_type == "MatMul" and not constants & set(node.input) for node in model.graph.node)
     versions = [(each.domain, each.version) for each in model.opset_import]
     facts = {
         f"IR version {model.ir_version}, not {IR_VERSION}": model.ir_version != IR_VERSION,
         f"operator sets {versions}, not {OPSET} alone": versions != [("", OPSET)],
         "a BatchNormalization": "BatchNormalization" in ops,
-        f"{ops.count('Transpose')} Transposes, more than one": ops.count("Transpose") > 1,
+        # Products of computed matrices, as in attention, need their operands in one order.
+        f"{ops.count('Transpose')} Transposes, more than one": ops.count("Transpose") > 1 and not attends,
         "value_info, which runtimes trust over their own inference": len(model.graph.value_info) > 0,
     }
     for node in model.graph.node:
         attributes = {each.name for each in node.attribute}
         facts[f"auto_pad at {node.name}"] = "auto_pad" in attributes
-        windowed = node.op_type in ("Conv", "MaxPool", "AveragePool")
+        windowed = node.op_type in ("Conv", "ConvTranspose", "MaxPool", "AveragePool")
         facts[f"implicit pads or kernel_shape at {node.name}"] = windowed and not {"pads", "kernel_shape"} <= attributes
     for fact, found in facts.items():
         if found:
@@ -89,7 +125,7 @@ def _check_signature(model: onnx.ModelProto, fn: Callable[..., Any], inputs: Map
         ("outputs", model.graph.output, outputs),
     ):
         signature = {each.name: _read_type(each) for each in found}
-        wanted = {name: (np.dtype(kind.dtype), tuple(map(str, kind.shape))) for name, kind in expected.items()}
+        wanted = {name: (exported_dtype(kind.dtype), tuple(map(str, kind.shape))) for name, kind in expected.items()}
         if signature != wanted:
             raise VerificationError(f"the file has the {what} {signature}, not {wanted}")
 
@@ -116,7 +152,10 @@ def _feeds(
             yield f"a batch of {size} real inputs", {name: array[:size] for name, array in samples.items()}
 
 
-def _check_numbers(path: Path, fn: Callable[..., Any], feeds: list[tuple[str, dict[str, np.ndarray]]]) -> None:
+def _check_numbers(
+    path: Path, fn: Callable[..., Any], feeds: list[tuple[str, dict[str, np.ndarray]]], tolerances: Mapping[str, float]
+) -> float:
+    largest = 0.0
     with jax.default_matmul_precision("highest"):  # accelerators would round to bfloat16 otherwise
         reference = jax.jit(lambda *arrays: name_outputs(fn(*arrays)))
         expected = [jax.device_get(reference(*feed.values())) for _, feed in feeds]
@@ -130,7 +169,9 @@ def _check_numbers(path: Path, fn: Callable[..., Any], feeds: list[tuple[str, di
             except Exception as error:  # its exceptions have no common base of their own
                 raise VerificationError(f"{where} failed: {_first_line(error)}") from error
             for name, found in zip(names, results, strict=True):
-                _compare(f"{name} of {where}", found, wanted[name])
+                tolerance = tolerances.get(name, TOLERANCE)
+                largest = max(largest, _compare(f"{name} of {where}", found, wanted[name], tolerance))
+    return largest
 
 
 def _open(path: Path, optimization: Any, level: str) -> Any:
@@ -144,19 +185,22 @@ def _open(path: Path, optimization: Any, level: str) -> Any:
         raise VerificationError(f"onnxruntime with optimizations {level} refuses it: {_first_line(error)}") from error
 
 
-def _compare(what: str, found: np.ndarray, expected: np.ndarray) -> None:
-    if found.shape != expected.shape or found.dtype != expected.dtype:
+def _compare(what: str, found: np.ndarray, expected: np.ndarray, tolerance: float) -> float:
+    """The relative difference, if it is within the tolerance."""
+    if found.shape != expected.shape or found.dtype != exported_dtype(expected.dtype):
         raise VerificationError(f"{what}: {found.dtype}{found.shape}, not {expected.dtype}{expected.shape}")
     if not (np.all(np.isfinite(found)) and np.all(np.isfinite(expected))):
         raise VerificationError(f"{what}: not finite, or not in the function itself; check the weights")
     if found.size == 0:
-        return
-    difference = np.max(np.abs(found.astype(np.float64) - expected))
-    allowed = TOLERANCE * float(np.max(np.abs(expected))) if found.dtype.kind == "f" else 0.0
+        return 0.0
+    difference = float(np.max(np.abs(found.astype(np.float64) - expected.astype(np.float64))))
+    largest = float(np.max(np.abs(expected.astype(np.float64))))
+    allowed = tolerance * largest if found.dtype.kind == "f" else 0.0
     if difference > allowed:
         raise VerificationError(f"{what}: differs by {difference:.3g}, more than {allowed:.3g}")
     if found.dtype.kind == "f" and found.ndim == 2 and found.shape[1] > 1:
         _compare_top1(what, found, expected, allowed)
+    return difference / largest if largest else 0.0
 
 
 def _compare_top1(what: str, found: np.ndarray, expected: np.ndarray, allowed: float) -> None:

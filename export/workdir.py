@@ -4,6 +4,7 @@ import dataclasses
 import importlib.metadata
 import json
 import os
+import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,29 +15,60 @@ import numpy as np
 import onnx
 from jaxtyping import Array, UInt8
 
+from export import explain, quantize, sidecars
+from export.card import write_card
 from export.converter import InputSpec, to_onnx
+from export.errors import VerificationError
 from export.verify import verify
 from jaxcnn import models
 from jaxcnn.checkpoint import TrainedModel, load_model
 from jaxcnn.config import Config, DataConfig
+from jaxcnn.data import Dataset, eval_batches
 from jaxcnn.errors import UserError
-from jaxcnn.workdir import Workdir
+from jaxcnn.metrics import score, summarize
+from jaxcnn.workdir import Workdir, environment
 
 _INPUT = "image"
+_TOLERANCES = {"heatmap": 1e-2}
+"""A heatmap is divided by its largest value, which may be small beside what it is the sum of."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Quantization:
+    """Asks for eight-bit integers.
+
+    Attributes:
+      dataset: training pictures to calibrate with, validation pictures to measure with.
+      tolerance: how much top-1 accuracy may fall, from 0 to 1.
+    """
+
+    dataset: Dataset
+    tolerance: float = 0.01
 
 
 def export_workdir(
-    workdir: Path, output: Path | None = None, *, pictures: UInt8[np.ndarray, "n height width 3"] | None = None
+    workdir: Path,
+    output: Path | None = None,
+    *,
+    pictures: UInt8[np.ndarray, "n height width 3"] | None = None,
+    features: bool = False,
+    heatmap: bool = False,
+    quantization: Quantization | None = None,
 ) -> Path:
-    """Writes the best checkpoint of a run as a verified ONNX file.
+    """Writes the best checkpoint of a run as a verified ONNX file, with a description and a model card beside it.
 
     Input `image`: uint8 RGB [batch, height, width, 3]. Outputs `logits` and `probabilities`: float32
-    [batch, classes]. Class names and how to prepare pictures are in the metadata, each value in JSON.
+    [batch, classes]. Class names and how to prepare pictures are in the metadata, each value in JSON. For what goes
+    with it see `sidecars.write_sidecars`.
 
     Args:
       workdir: the run's folder.
-      output: the file; by default `model.onnx` in the folder. It appears, or is replaced, only once verified.
-      pictures: real ones to verify with, besides random ones.
+      output: the file; by default `model.onnx` (`model.int8.onnx` if quantized) in the folder. It appears, or is
+        replaced, only once verified.
+      pictures: real ones to verify with, besides random ones; by default those of the example of an earlier export.
+      features: adds the output `features`, see `explain`.
+      heatmap: adds the output `heatmap`, see `explain`.
+      quantization: writes the file in eight-bit integers.
 
     Returns:
       The path of the file.
@@ -44,17 +76,32 @@ def export_workdir(
     Raises:
       UserError: not a run's folder, no checkpoint in it, or the file cannot be written.
       UnsupportedError: the model does something that cannot be exported.
-      VerificationError: the file does not compute what the model does.
+      VerificationError: the file does not compute what the model does, or its accuracy falls too much in eight bits.
     """
-    target = Workdir(workdir).onnx if output is None else output
+    run = Workdir(workdir)
+    if output is not None and output.suffix != ".onnx":
+        raise UserError(f"{output} does not end with .onnx; give such a name with -o")
+    target = output or (run.onnx if quantization is None else run.onnx.with_suffix(".int8.onnx"))
     trained = load_model(workdir)
-    side = trained.config.data.image_size
-    inputs: dict[str, InputSpec] = {_INPUT: ("uint8", ("batch", side, side, 3))}
-    classify = _classifier(trained)
-    model = to_onnx(classify, inputs)
-    onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in metadata(trained).items()})
-    samples = None if pictures is None else {_INPUT: pictures}
-    _write_verified(model, target, lambda path: verify(path, classify, inputs, samples=samples))
+    facts, side = metadata(trained), trained.config.data.image_size
+    if pictures is None:
+        pictures = sidecars.read_pictures(run.onnx, side)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as folder:
+            file, checks = _write_verified(
+                trained, Path(folder) / target.name, pictures, features=features, heatmap=heatmap
+            )
+            if quantization is not None:
+                file, figures = _quantize(file, trained, quantization)
+                facts["quantization"] = figures
+                checks.append(f"In eight bits its accuracy falls by at most {quantization.tolerance}.")
+            _set_metadata(file, facts)
+            os.replace(file, target)
+        card = _card(run, trained, facts, target, checks)
+        example = _noise(4, side) if pictures is None else pictures
+        sidecars.write_sidecars(target, facts, card=card, pictures=example, real=pictures is not None)
+    except OSError as error:
+        raise UserError(f"{target} cannot be written: {error.strerror or error}; give another path with -o") from error
     return target
 
 
@@ -85,32 +132,148 @@ def _portable(config: Config) -> Config:
     )
 
 
-def _classifier(trained: TrainedModel) -> Callable[[Array], dict[str, Array]]:
+def _logits(trained: TrainedModel, variables: Any) -> explain.Classifier:
     """The model in float32, whatever it was trained in: parameters always are, and few runtimes know bfloat16."""
     config = dataclasses.replace(trained.config.model, precision="float32")
     model = models.build(config, classes=len(trained.names))
 
+    def logits(image: Array) -> Array:
+        result: Array = model.apply(variables, image, train=False)  # type: ignore[assignment]
+        return result
+
+    return logits
+
+
+def _outputs(logits: explain.Classifier, *, features: bool, heatmap: bool) -> Callable[[Array], dict[str, Array]]:
     def classify(image: Array) -> dict[str, Array]:
-        logits: Any = model.apply(trained.variables, image, train=False)
-        return {"logits": logits, "probabilities": jax.nn.softmax(logits)}
+        if features or heatmap:
+            found = explain.explain(logits, image, features=features, heatmap=heatmap)
+        else:
+            found = {"logits": logits(image)}
+        return found | {"probabilities": jax.nn.softmax(found["logits"])}
 
     return classify
 
 
-def _write_verified(model: onnx.ModelProto, target: Path, check: Callable[[Path], None]) -> None:
-    """Writes beside the target, checks that file, then moves it there; on failure nothing has changed."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+def _write_verified(
+    trained: TrainedModel, path: Path, pictures: np.ndarray | None, *, features: bool, heatmap: bool
+) -> tuple[Path, list[str]]:
+    """Writes the model and checks the file, then checks one with other batch statistics; returns what was checked.
+
+    Statistics that training hardly moved from zero and one would hide a mistake in how they are folded.
+    """
+    side = trained.config.data.image_size
+    inputs: dict[str, InputSpec] = {_INPUT: ("uint8", ("batch", side, side, 3))}
+    samples = None if pictures is None else {_INPUT: pictures}
+    largest = 0.0
+    for variables, file in ((_perturbed(trained.variables), path.with_suffix(".perturbed")), (trained.variables, path)):
+        classify = _outputs(_logits(trained, variables), features=features, heatmap=heatmap)
+        file.write_bytes(to_onnx(classify, inputs).SerializeToString())
+        largest = verify(file, classify, inputs, samples=samples, tolerances=_TOLERANCES)
+    kinds = "random pictures" if pictures is None else f"random pictures and {len(pictures)} real ones"
+    return path, [
+        "It is valid ONNX with all shapes inferred, after reading it back from disk.",
+        f"onnxruntime gives what JAX gives, with its optimizations off and on, for batches of 1 and 7, on {kinds}: the "
+        f"largest difference is {largest:.1e} of the largest value.",
+        "The same holds with other batch statistics.",
+    ]
+
+
+def _perturbed(variables: Any) -> Any:
+    """The variables with batch statistics moved far from where they are."""
+    random = np.random.default_rng(0)
+
+    def move(path: Any, leaf: Array) -> Any:
+        name = jax.tree_util.keystr(path[-1:], simple=True)
+        if path[0].key != "batch_stats":
+            return leaf
+        noise = random.uniform(0.5, 2.0, leaf.shape) if name == "var" else random.normal(0, 0.3, leaf.shape)
+        return np.asarray(leaf * noise if name == "var" else leaf + noise, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(move, variables)
+
+
+def _quantize(file: Path, trained: TrainedModel, quantization: Quantization) -> tuple[Path, dict[str, Any]]:
+    """Writes a quantized file beside one, measures both, and returns the file and the figures.
+
+    Raises:
+      UserError: the pictures are of other classes or another size.
+      VerificationError: the accuracy falls by more than is tolerated.
+    """
+    dataset, side = quantization.dataset, trained.config.data.image_size
+    if dataset.names != trained.names or dataset.train.images.shape[1:] != (side, side, 3):
+        raise UserError(
+            f"the pictures of {dataset.name} are not the model's: they have another size or other classes than its "
+            f"{len(trained.names)} classes at {side}x{side}; give the data it was trained on with --data.source"
+        )
+    small = file.with_suffix(".int8")
+    quantize.quantize(file, small, dataset.train.images)
+    quantize.check(small)
+    top1 = [_accuracy(each, dataset, trained) for each in (file, small)]
+    speed = quantize.compare_speed([file, small], side)
+    figures = {
+        "tolerance": quantization.tolerance,
+        "calibration_pictures": min(len(dataset.train), quantize.CALIBRATION_PICTURES),
+        "pictures": len(dataset.validation),
+        "processor": environment()["processor"],
+    }
+    for kind, path, accuracy, measured in zip(("float32", "int8"), (file, small), top1, speed, strict=True):
+        figures |= {f"top1_{kind}": accuracy, f"bytes_{kind}": path.stat().st_size}
+        figures |= {f"ms_{kind}": measured.latency, f"rate_{kind}": measured.throughput}
+    if top1[0] - top1[1] > quantization.tolerance:
+        raise VerificationError(
+            f"in int8 top-1 accuracy falls from {top1[0]:.4f} to {top1[1]:.4f}, by more than the "
+            f"{quantization.tolerance:g} that --tolerance allows (one picture takes {speed[1].latency:.3f} ms instead "
+            f"of {speed[0].latency:.3f} ms); no file was written"
+        )
+    return small, figures
+
+
+def _accuracy(path: Path, dataset: Dataset, trained: TrainedModel) -> float:
+    run = sidecars.open_model(path)
+    batches = eval_batches(dataset.validation, batch_size=trained.config.batch_size)
+    outcomes = [score(run(batch.images)["logits"], batch.labels, batch.mask) for batch in batches]
+    return summarize(outcomes, classes=len(trained.names)).top1
+
+
+def _card(run: Workdir, trained: TrainedModel, facts: dict[str, Any], path: Path, checks: list[str]) -> str:
+    config = trained.config
+    training = {
+        "network": config.model.name,
+        "parameters": f"{models.count_parameters(trained.variables['params']):,}",
+        "steps": f"{trained.step:,}, in batches of {config.batch_size}",
+        "optimizer": f"{config.optim.name}, learning rate {config.optim.learning_rate:g} ({config.optim.schedule})",
+        "precision": config.model.precision,
+        **_environment(run),
+    }
+    evaluation = _read_json(run.evaluation)
+    return write_card(facts, sidecars.describe(path), evaluation=evaluation, training=training, checks=checks)
+
+
+def _environment(run: Workdir) -> dict[str, str]:
+    """Hardware and library of the run, as far as it was recorded."""
+    found = _read_json(run.path / "environment.json") or {}
+    return {name: found[key] for name, key in (("trained on", "processor"), ("jax", "jax")) if key in found}
+
+
+def _read_json(path: Path) -> Any:
     try:
-        with temporary.open("wb") as file:
-            file.write(model.SerializeToString())
-            file.flush()
-            os.fsync(file.fileno())
-        check(temporary)
-        os.replace(temporary, target)
-    except OSError as error:
-        raise UserError(f"{target} cannot be written: {error.strerror or error}; give another path with -o") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _set_metadata(path: Path, facts: dict[str, Any]) -> None:
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in facts.items()})
+    with path.open("wb") as file:
+        file.write(model.SerializeToString())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _noise(count: int, side: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8)
 
 
 def _version() -> str:

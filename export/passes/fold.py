@@ -36,6 +36,30 @@ def fold_affines(graph: Graph) -> None:
             _shorten(graph, affine, end)
 
 
+def pull_factors(graph: Graph) -> None:
+    """A (b c) with a constant c becomes (a b) c, where b is smaller than the product: c may then be folded."""
+    for node in list(graph.nodes.values()):
+        if node.op == "Mul":
+            _pull_factor(graph, node)
+
+
+def _pull_factor(graph: Graph, node: Node) -> None:
+    for left, right in (node.inputs, node.inputs[::-1]):
+        inner = graph.producer(right, "Mul")
+        if inner is None or graph.only_consumer(right) is not node or graph.shapes[left] != graph.shapes[node.output]:
+            continue
+        for small, factor in (inner.inputs, inner.inputs[::-1]):
+            if factor in graph.constants and small not in graph.constants and _is_smaller(graph, small, right):
+                shape = graph.shapes[node.output]
+                node.inputs = [graph.add("Mul", [left, small], shape=shape, path=node.path), factor]
+                return
+
+
+def _is_smaller(graph: Graph, name: str, other: str) -> bool:
+    shape, wide = graph.shapes[name], graph.shapes[other]
+    return len(shape) == len(wide) and shape != wide
+
+
 def _is_end(graph: Graph, name: str) -> bool:
     reader = graph.only_consumer(name)
     return _step(graph, name) is not None and (reader is None or _step(graph, reader.output) is None)
@@ -45,10 +69,18 @@ def _chain(graph: Graph, end: str) -> _Affine:
     """The longest chain that ends here and that nothing else reads from."""
     name, scale, shift, length = end, np.ones(1), np.zeros(1), 0
     while (step := _step(graph, name)) is not None and (length == 0 or graph.only_consumer(name) is not None):
+        if _rounds(shift, scale * step.shift):
+            break
         shift = shift + scale * step.shift
         scale = scale * step.scale
         name, length = step.source, length + 1
     return _Affine(name, scale, shift, length)
+
+
+def _rounds(shift: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two large shifts cancel, as in x + 2^23 - 2^23: what that is for is the rounding in between."""
+    largest = np.maximum(np.abs(shift), np.abs(other))
+    return bool(np.any((largest >= 2**16) & (np.abs(shift + other) < largest * 2**-10)))
 
 
 def _step(graph: Graph, name: str) -> _Affine | None:
@@ -167,11 +199,17 @@ def _set_weights(graph: Graph, layer: Node, kernel: np.ndarray, bias: np.ndarray
 def _shorten(graph: Graph, affine: _Affine, end: str) -> None:
     """One Mul and one Add, where the chain is longer than that."""
     multiplies, adds = not np.all(affine.scale == 1), bool(np.any(affine.shift))
-    if affine.length > multiplies + adds and np.all(np.isfinite(affine.scale)) and np.all(np.isfinite(affine.shift)):
+    if affine.length > multiplies + adds and _is_float32(affine.scale) and _is_float32(affine.shift):
         name = affine.source
         name = _emit(graph, "Mul", name, affine.scale, end) if multiplies else name
         name = _emit(graph, "Add", name, affine.shift, end) if adds else name
         graph.replace(end, name)
+
+
+def _is_float32(vector: np.ndarray) -> bool:
+    """Whether all are zero or in the range of float32, where they keep their precision."""
+    size, limits = np.abs(vector), np.finfo(np.float32)
+    return bool(np.all((size == 0) | ((size >= limits.tiny) & (size <= limits.max))))
 
 
 def _emit(graph: Graph, op: str, source: str, vector: np.ndarray, like: str) -> str:

@@ -6,7 +6,9 @@ import numpy as np
 
 from export.graph import Graph, Node
 
-_UNARY = frozenset(("Abs", "Clip", "Erf", "Exp", "LeakyRelu", "Log", "Neg", "Relu", "Sigmoid", "Sqrt", "Tanh"))
+_UNARY = frozenset(
+    ("Abs", "Clip", "Elu", "Erf", "Exp", "HardSigmoid", "LeakyRelu", "Log", "Neg", "Reciprocal", "Relu", "Sigmoid")
+) | {"Sqrt", "Tanh"}
 _BINARY = frozenset(("Add", "Div", "Max", "Min", "Mul", "Pow", "Sub"))
 
 
@@ -26,14 +28,14 @@ def _hoist(graph: Graph, transpose: Node) -> bool:
     top, perm = graph.producer(name), transpose.attributes["perm"]
     if top is not None and top.op == "Transpose":
         name, perm = top.inputs[0], [top.attributes["perm"][axis] for axis in perm]
-    elif not passed or (top is not None and top.op != "Cast"):
+    elif not passed or not (top is None or top.op == "Cast" or _moves_ones(graph, name, perm)):
         return False
     name = _transposed(graph, name, perm, transpose.path)
     for node in reversed(passed):
         moved = _variable(graph, node)
         perm = transpose.attributes["perm"]
         inputs = [name if each == moved else _transposed_constant(graph, each, perm, node.path) for each in node.inputs]
-        shape = graph.shapes[transpose.output]
+        shape = tuple(graph.shapes[node.output][axis] for axis in perm)
         name = graph.add(node.op, inputs, shape=shape, path=node.path, **node.attributes)
     graph.replace(transpose.output, name)
     return True
@@ -44,7 +46,7 @@ def _passable(graph: Graph, name: str) -> list[Node]:
     passed: list[Node] = []
     while (node := graph.producer(name, *_UNARY, *_BINARY)) is not None and graph.only_consumer(name) is not None:
         variables = [each for each in node.inputs if each not in graph.constants]
-        if len(variables) != 1 or graph.shapes[variables[0]] != graph.shapes[name]:
+        if len(variables) != 1 or len(graph.shapes[variables[0]]) != len(graph.shapes[name]):
             break
         passed.append(node)
         name = variables[0]
@@ -63,7 +65,16 @@ def _transposed(graph: Graph, name: str, perm: Sequence[int], path: str) -> str:
         if node.op == "Transpose" and node.inputs == [name] and list(node.attributes["perm"]) == list(perm):
             return node.output
     shape = tuple(graph.shapes[name][axis] for axis in perm)
+    if _moves_ones(graph, name, perm) and sum(not isinstance(dim, int) for dim in shape) <= 1:
+        sizes = np.array([dim if isinstance(dim, int) else -1 for dim in shape], np.int64)
+        return graph.add("Reshape", [name, graph.add_constant(sizes, f"{path}shape")], shape=shape, path=path)
     return graph.add("Transpose", [name], shape=shape, path=path, perm=list(perm))
+
+
+def _moves_ones(graph: Graph, name: str, perm: Sequence[int]) -> bool:
+    """Whether a Transpose leaves the elements where they are, since all axes that it moves have size 1."""
+    wide = [axis for axis in perm if graph.shapes[name][axis] != 1]
+    return wide == sorted(wide)
 
 
 def _transposed_constant(graph: Graph, name: str, perm: Sequence[int], path: str) -> str:
@@ -74,11 +85,30 @@ def _transposed_constant(graph: Graph, name: str, perm: Sequence[int], path: str
     return graph.add_constant(full.transpose(perm), f"{path}constant")
 
 
+def sink_reshapes(graph: Graph) -> None:
+    """Moves a Reshape below the products with one number, which so come to lie beside what they can be folded into."""
+    while any(_sink(graph, node) for node in list(graph.nodes.values()) if node.op in ("Mul", "Div")):
+        graph.prune()
+
+
+def _sink(graph: Graph, node: Node) -> bool:
+    above = graph.producer(node.inputs[0], "Reshape", "Flatten")
+    if above is None or graph.only_consumer(above.output) is not node or graph.scalar(node.inputs[1]) is None:
+        return False
+    if graph.shapes[node.output] != graph.shapes[above.output]:
+        return False
+    shape = graph.shapes[above.inputs[0]]
+    product = graph.add(node.op, [above.inputs[0], node.inputs[1]], shape=shape, path=node.path)
+    node.op, node.inputs, node.attributes = above.op, [product, *above.inputs[1:]], above.attributes
+    return True
+
+
 def join_reshapes(graph: Graph) -> None:
     """A Reshape of a Reshape is one Reshape, or none if it restores the shape."""
     for node in graph.sorted_nodes():
-        above = graph.producer(node.inputs[0], "Reshape") if node.op == "Reshape" else None
-        if above is None or 0 in graph.constants[node.inputs[1]]:  # 0 copies a size of what comes before
+        above = graph.producer(node.inputs[0], "Reshape", "Flatten") if node.op == "Reshape" else None
+        sizes = graph.constants.get(node.inputs[1]) if above is not None else None
+        if above is None or sizes is None or 0 in sizes:  # 0 copies a size of what comes before
             continue
         node.inputs[0] = above.inputs[0]
         if graph.shapes[node.output] == graph.shapes[above.inputs[0]]:

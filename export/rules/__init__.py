@@ -1,6 +1,34 @@
 """The translations of jax's primitives, one small function each, by the primitive's name."""
 
-from export.rules import elementwise, linear, reduction, shape, window
+from export.rules import (
+    control,
+    cumulative,
+    elementwise,
+    floats,
+    index,
+    integer,
+    linear,
+    order,
+    reduction,
+    shape,
+    special,
+    window,
+)
 from export.rules.registry import RULES, Rule
 
-__all__ = ["RULES", "Rule", "elementwise", "linear", "reduction", "shape", "window"]
+__all__ = [
+    "RULES",
+    "Rule",
+    "control",
+    "cumulative",
+    "elementwise",
+    "floats",
+    "index",
+    "integer",
+    "linear",
+    "order",
+    "reduction",
+    "shape",
+    "special",
+    "window",
+]

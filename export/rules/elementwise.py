@@ -1,12 +1,14 @@
 """Arithmetic, comparison, selection and conversion, element by element."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from export.builder import Builder, Tensor, Value
-from export.rules.registry import RULES, Rule, common_layout, require, rule
+from export.expression import Expression, emit, wide_dtype
+from export.graph import exported_dtype
+from export.rules.floats import narrow
+from export.rules.registry import RULES, Rule, require, rule
 
 _UNARY = {
     "abs": "Abs",
@@ -32,161 +34,195 @@ _UNARY = {
     "tan": "Tan",
     "tanh": "Tanh",
 }
-_ARITHMETIC = {"add": "Add", "add_any": "Add", "div": "Div", "mul": "Mul", "pow": "Pow", "sub": "Sub"}
-_COMPARISON = {"eq": "Equal", "ge": "GreaterOrEqual", "gt": "Greater", "le": "LessOrEqual", "lt": "Less"}
-_LOGIC = {"and": "And", "or": "Or", "xor": "Xor"}
-_WIDE = (np.dtype(np.float32), np.dtype(np.int32))
-"""Where ONNX's arithmetic is jax's: narrow and unsigned integers are defined only in part."""
-
-
-def emit(builder: Builder, op: str, like: Any, operands: Sequence[Value], **attributes: Any) -> Tensor:
-    """Adds an operator that broadcasts, on operands of one rank or scalars."""
-    rank = len(like.shape)
-    layout = common_layout(*operands)
-    carried = [
-        any(isinstance(each, Tensor) and len(each.shape) == rank and each.shape[axis] == dim for each in operands)
-        for axis, dim in enumerate(like.shape)
-    ]
-    inputs = []
-    for each in operands:
-        if isinstance(each, np.ndarray):
-            each = _compact(each, carried) if each.ndim == rank else each
-        inputs.append(builder.stored(each, layout if len(each.shape) == rank else ()))
-    return builder.emit(op, inputs, like, layout, **attributes)
-
-
-def _compact(array: np.ndarray, carried: Sequence[bool]) -> np.ndarray:
-    """Keeps one element along the axes where all are equal and another operand has the size."""
-    for axis, free in enumerate(carried):
-        first = array.take([0], axis) if array.shape[axis] else array
-        if free and np.array_equal(np.broadcast_to(first, array.shape), array):
-            array = first
-    return array.reshape(()) if array.size == 1 and all(carried) else array
+_ARITHMETIC = {"add": "Add", "add_any": "Add", "div": "Div", "mul": "Mul", "sub": "Sub"}
+_COMPARISON = {
+    "eq": "Equal",
+    "eq_to": "Equal",
+    "ge": "GreaterOrEqual",
+    "gt": "Greater",
+    "le": "LessOrEqual",
+    "le_to": "LessOrEqual",
+    "lt": "Less",
+    "lt_to": "Less",
+}
+_SELECTABLE = ("float32", "int32", "int64", "uint8")
+"""Types that onnxruntime selects between."""
 
 
 def _apply(builder: Builder, op: str, value: Tensor) -> Tensor:
     return builder.emit(op, [value.name], value, value.layout)
 
 
+def _calculate(builder: Builder, op: str, like: Any, *operands: Value, **attributes: Any) -> Tensor:
+    """Arithmetic in a type that runtimes can calculate in, cast back to the operands' own."""
+    dtype = operands[0].dtype
+    wide = Tensor("", tuple(like.shape), wide_dtype(dtype), ())
+    result = emit(builder, op, wide, [builder.cast(each, wide.dtype) for each in operands], **attributes)
+    return builder.cast(result, dtype)
+
+
 def _unary(op: str) -> Rule:
     def translate(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
-        require(value.dtype in _WIDE, builder, eqn, f"{value.dtype} operands")
-        return _apply(builder, op, value)
+        return _calculate(builder, op, value, value)
 
     return translate
 
 
-def _binary(op: str, dtypes: Sequence[np.dtype[Any]] | None) -> Rule:
+def _binary(op: str) -> Rule:
     def translate(builder: Builder, eqn: Any, left: Value, right: Value) -> Tensor:
-        require(dtypes is None or left.dtype in dtypes, builder, eqn, f"{left.dtype} operands")
-        return emit(builder, op, eqn.outvars[0].aval, [left, right])
+        return _calculate(builder, op, eqn.outvars[0].aval, left, right)
+
+    return translate
+
+
+def _comparison(op: str) -> Rule:
+    def translate(builder: Builder, eqn: Any, left: Value, right: Value) -> Tensor:
+        dtype = np.dtype(np.int32) if left.dtype == np.bool_ else wide_dtype(left.dtype)
+        return emit(builder, op, eqn.outvars[0].aval, [builder.cast(left, dtype), builder.cast(right, dtype)])
 
     return translate
 
 
 RULES.update({primitive: _unary(op) for primitive, op in _UNARY.items()})
-RULES.update({primitive: _binary(op, _WIDE) for primitive, op in _ARITHMETIC.items()})
-RULES.update({primitive: _binary(op, None) for primitive, op in _COMPARISON.items()})
-RULES.update({primitive: _binary(op, [np.dtype(np.bool_)]) for primitive, op in _LOGIC.items()})
+RULES.update({primitive: _binary(op) for primitive, op in _ARITHMETIC.items()})
+RULES.update({primitive: _comparison(op) for primitive, op in _COMPARISON.items()})
 
 
-@rule("copy", "copy_p", "stop_gradient")
-def same(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
-    """Primitives that change nothing in the forward pass."""
-    return value
+@rule(
+    "copy", "copy_p", "device_put", "layout_constraint", "mesh_cast", "name", "optimization_barrier", "pvary",
+    "reshard", "sharding_constraint", "stage", "stop_gradient", "with_memory_space_constraint",
+)  # fmt: skip
+def same(builder: Builder, eqn: Any, *values: Value) -> list[Value]:
+    """Primitives that change no value in the forward pass."""
+    return list(values)
 
 
 @rule("ne")
 def not_equal(builder: Builder, eqn: Any, left: Value, right: Value) -> Tensor:
     """ONNX has only Equal."""
-    equal = emit(builder, "Equal", eqn.outvars[0].aval, [left, right])
+    equal = _comparison("Equal")(builder, eqn, left, right)
+    assert isinstance(equal, Tensor)
     return _apply(builder, "Not", equal)
 
 
-@rule("not")
-def logical_not(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
-    """Of booleans; the bits of integers have no operator in this operator set."""
-    require(value.dtype == np.bool_, builder, eqn, f"{value.dtype} operands")
-    return _apply(builder, "Not", value)
+@rule("rem")
+def remainder(builder: Builder, eqn: Any, left: Value, right: Value) -> Tensor:
+    """The sign of the dividend, as C's."""
+    return _calculate(builder, "Mod", eqn.outvars[0].aval, left, right, fmod=1)
 
 
 @rule("max", "min")
 def extremum(builder: Builder, eqn: Any, left: Value, right: Value) -> Tensor:
     """Recognises the rectifier, and the bound at infinity that jax's softmax and max pooling start from."""
-    op, unbounded = ("Max", -np.inf) if eqn.primitive.name == "max" else ("Min", np.inf)
+    op, logic, unbounded = ("Max", "Or", -np.inf) if eqn.primitive.name == "max" else ("Min", "And", np.inf)
+    like = eqn.outvars[0].aval
+    if left.dtype == np.bool_:
+        return emit(builder, logic, like, [left, right])
     for value, bound in ((left, right), (right, left)):
-        if isinstance(value, Tensor) and isinstance(bound, np.ndarray) and value.shape == eqn.outvars[0].aval.shape:
+        if isinstance(value, Tensor) and isinstance(bound, np.ndarray) and value.shape == like.shape:
             if np.all(bound == unbounded):
                 return value
             if op == "Max" and value.dtype == np.float32 and np.all(bound == 0):
                 return _apply(builder, "Relu", value)
-    return emit(builder, op, eqn.outvars[0].aval, [left, right])
+    return _calculate(builder, op, like, left, right)
 
 
 @rule("clamp")
 def clamp(builder: Builder, eqn: Any, low: Value, value: Value, high: Value) -> Tensor:
     """As Clip where the bounds are constant scalars, such as in relu6."""
     like = eqn.outvars[0].aval
-    if isinstance(value, Tensor) and all(isinstance(each, np.ndarray) and each.ndim == 0 for each in (low, high)):
+    scalars = all(isinstance(each, np.ndarray) and each.ndim == 0 for each in (low, high))
+    if isinstance(value, Tensor) and value.dtype == np.float32 and scalars:
         inputs = [value.name, builder.stored(low, ()), builder.stored(high, ())]
         return builder.emit("Clip", inputs, like, value.layout)
-    return emit(builder, "Min", like, [emit(builder, "Max", like, [value, low]), high])
+    return _calculate(builder, "Min", like, _calculate(builder, "Max", like, value, low), high)
 
 
 @rule("select_n")
-def select(builder: Builder, eqn: Any, predicate: Value, *cases: Value) -> Tensor:
-    """Where: case 1 where the predicate is true, case 0 elsewhere."""
-    require(predicate.dtype == np.bool_ and len(cases) == 2, builder, eqn, "an integer predicate")
-    return emit(builder, "Where", eqn.outvars[0].aval, [predicate, cases[1], cases[0]])
+def select(builder: Builder, eqn: Any, which: Value, *cases: Value) -> Value:
+    """The case of that number, element by element; of two, a boolean chooses."""
+    like = eqn.outvars[0].aval
+    if isinstance(which, np.ndarray) and which.size and np.all(which == which.flat[0]):
+        return cases[int(which.flat[0])]
+    result = cases[-1]
+    for number in reversed(range(len(cases) - 1)):
+        is_last = which if which.dtype == np.bool_ else (Expression(builder, which) > number).value
+        result = _choose(builder, like, is_last, result, cases[number])
+    return result
+
+
+def _choose(builder: Builder, like: Any, predicate: Value, yes: Value, no: Value) -> Tensor:
+    dtype = yes.dtype
+    if dtype == np.bool_:
+        chosen = Expression(builder, predicate)
+        either = (chosen & Expression(builder, yes)) | (~chosen & Expression(builder, no))
+        return builder.as_tensor(either.value)
+    wide = dtype if dtype.name in _SELECTABLE else wide_dtype(dtype)
+    operands = [predicate, builder.cast(yes, wide), builder.cast(no, wide)]
+    result = emit(builder, "Where", Tensor("", tuple(like.shape), wide, ()), operands)
+    return builder.cast(result, dtype)
 
 
 @rule("convert_element_type")
 def convert(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
-    """Cast; a float becomes an integer only where both round towards zero and the range is wide."""
-    dtype = np.dtype(eqn.params["new_dtype"])
-    narrowing = value.dtype.kind == "f" and dtype.kind in "iu" and dtype != np.int32
-    require(not narrowing, builder, eqn, f"{value.dtype} to {dtype}")
-    return builder.cast(value, dtype)
+    """Cast; a float beyond an integer's range becomes its nearest, where ONNX leaves the result open."""
+    dtype = exported_dtype(eqn.params["new_dtype"])
+    if value.dtype.kind == "f" and np.dtype(eqn.params["new_dtype"]).itemsize == 1 and dtype.kind == "f":
+        return narrow(builder, value, eqn.params["new_dtype"])
+    if value.dtype.kind != "f" or dtype.kind not in "iu":
+        return builder.cast(value, dtype)
+    limits = np.iinfo(dtype)
+    bounds = [builder.constant(np.array(each, value.dtype), "bound") for each in (limits.min, limits.max)]
+    bounded = builder.emit("Clip", [value.name, *bounds], value, value.layout)
+    if limits.bits < 32:
+        return builder.cast(builder.cast(bounded, np.int32), dtype)
+    # The largest integer is no float: the next larger one is, which 64 bits hold.
+    whole = Expression(builder, builder.cast(bounded, np.int64)).apply("Min", limits.max)
+    return builder.cast(whole.tensor, dtype)
 
 
 @rule("square")
 def square(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     """One multiplication."""
-    require(value.dtype in _WIDE, builder, eqn, f"{value.dtype} operands")
-    return builder.emit("Mul", [value.name, value.name], value, value.layout)
+    return _calculate(builder, "Mul", value, value, value)
+
+
+@rule("one_minus_square")
+def one_minus_square(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
+    """(1 + x) (1 - x)."""
+    x = Expression(builder, value)
+    return ((1 + x) * (1 - x)).tensor
 
 
 @rule("integer_pow")
-def integer_pow(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
-    """Pow, but for the square."""
+def integer_pow(builder: Builder, eqn: Any, value: Tensor) -> Value:
+    """Pow, but for the square; integers by repeated squaring, which wraps as jax's do."""
     exponent = eqn.params["y"]
     if exponent == 2:
         return square(builder, eqn, value)
-    require(value.dtype == np.float32, builder, eqn, f"{value.dtype} operands")
-    return emit(builder, "Pow", value, [value, np.asarray(exponent, np.float32)])
+    if value.dtype.kind == "f":
+        return emit(builder, "Pow", value, [value, np.asarray(exponent, value.dtype)])
+    require(exponent >= 1, builder, eqn, f"an integer to the power of {exponent}")
+    factor, result = Expression(builder, value).widen(), None
+    while exponent:
+        if exponent % 2:
+            result = factor if result is None else result * factor
+        factor, exponent = factor * factor, exponent // 2
+    assert result is not None
+    return result.cast(value.dtype).value
+
+
+@rule("pow")
+def power(builder: Builder, eqn: Any, base: Value, exponent: Value) -> Tensor:
+    """Of floats; an integer exponent becomes one."""
+    require(base.dtype.kind == "f", builder, eqn, f"{base.dtype} operands")
+    return emit(builder, "Pow", eqn.outvars[0].aval, [base, builder.cast(exponent, base.dtype)])
 
 
 @rule("rsqrt")
 def rsqrt(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     """The reciprocal of the square root."""
     return _apply(builder, "Reciprocal", _apply(builder, "Sqrt", value))
-
-
-@rule("exp2", "expm1", "log1p")
-def shifted(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
-    """Exact to 1e-7 in absolute terms; ONNX has no operator that keeps tiny results exact in relative terms."""
-    one = np.asarray(1, np.float32)
-    if eqn.primitive.name == "exp2":
-        return emit(builder, "Pow", value, [np.asarray(2, np.float32), value])
-    if eqn.primitive.name == "log1p":
-        return _apply(builder, "Log", emit(builder, "Add", value, [value, one]))
-    return emit(builder, "Sub", value, [_apply(builder, "Exp", value), one])
-
-
-@rule("erfc")
-def erfc(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
-    """Exact to 1e-7 in absolute terms."""
-    return emit(builder, "Sub", value, [np.asarray(1, np.float32), _apply(builder, "Erf", value)])
 
 
 @rule("is_finite")
@@ -197,9 +233,13 @@ def is_finite(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
 
 @rule("round")
 def rounding(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
-    """Halves to even, the only way ONNX knows."""
-    require(int(eqn.params["rounding_method"]) == 1, builder, eqn, "halves rounded away from zero")
-    return _apply(builder, "Round", value)
+    """Halves to even as ONNX does, or away from zero."""
+    if int(eqn.params["rounding_method"]) == 1:
+        return _apply(builder, "Round", value)
+    size = Expression(builder, value).apply("Abs")
+    whole = size.apply("Floor")
+    upward = (size - whole >= 0.5).cast(value.dtype)
+    return (Expression(builder, value).apply("Sign") * (whole + upward)).tensor
 
 
 def scale(builder: Builder, value: Tensor, factor: float) -> Tensor:

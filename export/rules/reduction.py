@@ -1,26 +1,46 @@
 """Sums, extrema and positions along axes."""
 
+import math
 from typing import Any
 
 import numpy as np
 
 from export.builder import Builder, Tensor, identity, renumber
+from export.expression import Expression, wide_dtype
 from export.rules.elementwise import scale
 from export.rules.registry import require, rule
 
+_REDUCTIONS = {
+    "reduce_sum": "ReduceSum",
+    "reduce_max": "ReduceMax",
+    "reduce_min": "ReduceMin",
+    "reduce_prod": "ReduceProd",
+    "reduce_or": "ReduceMax",
+    "reduce_and": "ReduceMin",
+}
 
-@rule("reduce_sum")
-def reduce_sum(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
-    """ReduceSum, or over the pixels of a channels-first tensor a global average times their number."""
-    require(value.dtype in (np.float32, np.int32), builder, eqn, f"{value.dtype} operands")
-    axes = eqn.params["axes"]
-    sizes = [value.shape[axis] for axis in axes]
+
+@rule(*_REDUCTIONS)
+def reduce(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
+    """The operator of the same name; a sum of the pixels of a channels-first tensor is a global average times n."""
+    axes, aval = eqn.params["axes"], eqn.outvars[0].aval
+    if not axes:
+        return value
     pixels = len(value.layout) > 2 and sorted(value.layout[2:]) == sorted(axes)
-    if pixels and value.dtype == np.float32 and value.layout[:2] == (0, len(value.shape) - 1):
-        return _sum_pixels(builder, eqn, value, int(np.prod(sizes)))
-    positions = np.array(sorted(value.layout.index(axis) for axis in axes), np.int64)
-    inputs = [value.name, builder.constant(positions, "axes")]
-    return builder.emit("ReduceSum", inputs, eqn.outvars[0].aval, _remaining(value, axes), keepdims=0)
+    static = all(isinstance(value.shape[axis], int) for axis in axes)
+    averages = eqn.primitive.name == "reduce_sum" and pixels and static and value.layout[0] == 0
+    if averages and value.dtype == np.float32 and value.layout[1] == len(value.shape) - 1:
+        return _sum_pixels(builder, eqn, value, math.prod(value.shape[axis] for axis in axes))
+    dtype = np.dtype(np.int32) if value.dtype == np.bool_ else wide_dtype(value.dtype)
+    op = _REDUCTIONS[eqn.primitive.name]
+    like = Tensor("", aval.shape, dtype, ())
+    name, positions = builder.cast(value, dtype).name, sorted(value.layout.index(axis) for axis in axes)
+    if op == "ReduceSum":
+        inputs = [name, builder.constant(np.array(positions, np.int64), "axes")]
+        reduced = builder.emit(op, inputs, like, _remaining(value, axes), keepdims=0)
+    else:
+        reduced = builder.emit(op, [name], like, _remaining(value, axes), axes=positions, keepdims=0)
+    return builder.cast(reduced, value.dtype)
 
 
 def _sum_pixels(builder: Builder, eqn: Any, value: Tensor, count: int) -> Tensor:
@@ -31,14 +51,16 @@ def _sum_pixels(builder: Builder, eqn: Any, value: Tensor, count: int) -> Tensor
     return scale(builder, flat, count)
 
 
-@rule("reduce_max", "reduce_min", "reduce_prod")
-def reduce(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
-    """The operator of the same name."""
-    op = {"reduce_max": "ReduceMax", "reduce_min": "ReduceMin", "reduce_prod": "ReduceProd"}[eqn.primitive.name]
-    require(value.dtype in (np.float32, np.int32), builder, eqn, f"{value.dtype} operands")
+@rule("reduce_xor")
+def parity(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
+    """Whether an odd number is true."""
+    require(value.dtype == np.bool_, builder, eqn, f"{value.dtype} operands")
     axes = eqn.params["axes"]
-    positions = sorted(value.layout.index(axis) for axis in axes)
-    return builder.emit(op, [value.name], eqn.outvars[0].aval, _remaining(value, axes), axes=positions, keepdims=0)
+    inputs = [builder.cast(value, np.int32).name]
+    inputs.append(builder.constant(np.array(sorted(value.layout.index(axis) for axis in axes), np.int64), "axes"))
+    like = Tensor("", eqn.outvars[0].aval.shape, np.dtype(np.int32), ())
+    count = builder.emit("ReduceSum", inputs, like, _remaining(value, axes), keepdims=0)
+    return (Expression(builder, count) % 2).cast(np.bool_).tensor
 
 
 @rule("argmax", "argmin")
@@ -46,6 +68,7 @@ def arg_extremum(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     """The first position of the extremum."""
     op = {"argmax": "ArgMax", "argmin": "ArgMin"}[eqn.primitive.name]
     (axis,) = eqn.params["axes"]
+    value = builder.cast(value, np.int32 if value.dtype == np.bool_ else wide_dtype(value.dtype))
     like = Tensor("", eqn.outvars[0].aval.shape, np.dtype(np.int64), ())
     layout = _remaining(value, (axis,))
     found = builder.emit(op, [value.name], like, layout, axis=value.layout.index(axis), keepdims=0)

@@ -1,13 +1,13 @@
 """Where the rules register, and what they share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from export.builder import Builder, Tensor, Value
+from export.builder import Builder, Value
 from export.errors import UnsupportedError
 
-Rule = Callable[..., Value]
-"""`rule(builder, eqn, *operands)`: adds the nodes of one equation of the jaxpr and returns its value.
+Rule = Callable[..., Value | Sequence[Value]]
+"""`rule(builder, eqn, *operands)`: adds the nodes of one equation of the jaxpr and returns its value, or its values.
 
 At least one operand is a Tensor, or the result has a symbolic size: everything else is evaluated at export.
 """
@@ -42,12 +42,3 @@ def refusal(builder: Builder, eqn: Any, what: str) -> UnsupportedError:
         f"cannot export the primitive {eqn.primitive.name!r} with {what} at {builder.where()}; "
         "write that part of the module with other operations, or extend the rule in export/rules"
     )
-
-
-def common_layout(*operands: Value) -> tuple[int, ...]:
-    """A layout that saves the most transposing: that of the first tensor stored in another order than jax's."""
-    tensors = [each for each in operands if isinstance(each, Tensor)]
-    rank = max(each.ndim if not isinstance(each, Tensor) else len(each.shape) for each in operands)
-    ranked = [each.layout for each in tensors if len(each.shape) == rank]
-    own = tuple(range(rank))
-    return next((layout for layout in ranked if layout != own), own)

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 from export.builder import Builder, Tensor, Value, renumber
-from export.rules.registry import common_layout, refusal, require, rule
+from export.expression import Expression, common_layout
+from export.graph import Shape, exported_dtype
+from export.rules.registry import require, rule
 
 
 @rule("reshape", "squeeze", "expand_dims")
@@ -25,89 +27,170 @@ def transpose(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     return Tensor(value.name, eqn.outvars[0].aval.shape, value.dtype, layout)
 
 
-@rule("broadcast_in_dim")
-def broadcast_in_dim(builder: Builder, eqn: Any, value: Value) -> Tensor:
+@rule("broadcast_in_dim", "broadcast_to")
+def broadcast_in_dim(builder: Builder, eqn: Any, value: Value, *_: Value) -> Tensor:
     """Axes of size 1 put in, then repeated where the result is larger."""
-    shape, axes = eqn.outvars[0].aval.shape, eqn.params["broadcast_dimensions"]
+    shape = eqn.outvars[0].aval.shape
+    axes = eqn.params.get("broadcast_dimensions", range(len(shape) - len(value.shape), len(shape)))
     sizes = dict(zip(axes, value.shape, strict=True))
+    if isinstance(value, np.ndarray):
+        value = value.reshape([sizes.get(axis, 1) for axis in range(len(shape))])
     value = builder.reshape(builder.as_tensor(value), tuple(sizes.get(axis, 1) for axis in range(len(shape))))
     return builder.expand(value, shape)
 
 
 @rule("dim_as_value")
-def size(builder: Builder, eqn: Any) -> Tensor:
+def size(builder: Builder, eqn: Any) -> Value:
     """A symbolic size as a number, such as in a mean over the batch."""
-    vector = Tensor(builder.measure(eqn.params["dim"]), (1,), np.dtype(np.int64), (0,))
-    return builder.cast(builder.reshape(vector, ()), eqn.outvars[0].aval.dtype)
+    return builder.cast(builder.size(eqn.params["dim"]), eqn.outvars[0].aval.dtype)
+
+
+@rule("empty")
+def empty(builder: Builder, eqn: Any, *_: Value) -> Tensor:
+    """Zeros, for elements that are overwritten."""
+    aval = eqn.outvars[0].aval
+    zero = builder.as_tensor(np.zeros((1,) * len(aval.shape), exported_dtype(aval.dtype)))
+    return builder.expand(zero, aval.shape)
+
+
+@rule("iota")
+def iota(builder: Builder, eqn: Any, *_: Value) -> Tensor:
+    """Positions along an axis, of an array with a symbolic size."""
+    shape, axis, dtype = eqn.outvars[0].aval.shape, eqn.params["dimension"], exported_dtype(eqn.params["dtype"])
+    count = shape[axis]
+    if isinstance(count, int):
+        numbers: Value = np.arange(count, dtype=dtype)
+    else:
+        numbers = builder.cast(positions(builder, count), dtype)
+    sizes = [1] * len(shape)
+    sizes[axis] = count
+    return builder.expand(builder.reshape(builder.as_tensor(numbers), tuple(sizes)), shape)
+
+
+def positions(builder: Builder, count: Any) -> Value:
+    """0, 1, ... up to a size, as int64."""
+    if isinstance(count, int):
+        return np.arange(count, dtype=np.int64)
+    bounds = [builder.constant(np.asarray(0, np.int64)), builder.as_tensor(builder.size(count)).name]
+    like = Tensor("", (count,), np.dtype(np.int64), ())
+    return builder.emit("Range", [*bounds, builder.constant(np.asarray(1, np.int64))], like)
 
 
 @rule("concatenate")
 def concatenate(builder: Builder, eqn: Any, *values: Value) -> Tensor:
     """Concat in the layout the operands have."""
+    return concatenate_parts(builder, eqn.outvars[0].aval, values, eqn.params["dimension"])
+
+
+def concatenate_parts(builder: Builder, like: Any, values: Sequence[Value], axis: int) -> Tensor:
+    """Joins values along an axis."""
+    values = [each for each in values if not _same(each.shape[axis], 0)] or values[:1]
     layout = common_layout(*values)
     inputs = [builder.stored(each, layout) for each in values]
-    return builder.emit("Concat", inputs, eqn.outvars[0].aval, layout, axis=layout.index(eqn.params["dimension"]))
+    if len(inputs) == 1:
+        return replace(builder.as_tensor(values[0]), name=inputs[0], layout=layout)
+    return builder.emit("Concat", inputs, like, layout, axis=layout.index(axis))
 
 
 @rule("pad")
 def pad(builder: Builder, eqn: Any, value: Value, filling: Value) -> Tensor:
-    """A constant border; neither cropping nor gaps between elements."""
-    config = eqn.params["padding_config"]
-    require(all(low >= 0 and high >= 0 and gap == 0 for low, high, gap in config), builder, eqn, f"the sizes {config}")
-    value = builder.as_tensor(value)
-    if eqn.outvars[0].aval.shape == value.shape:
+    """A border, which crops where it is negative, and gaps between the elements."""
+    return pad_with(builder, builder.as_tensor(value), filling, eqn.params["padding_config"])
+
+
+def pad_with(builder: Builder, value: Tensor, filling: Value, config: Sequence[tuple[int, int, int]]) -> Tensor:
+    """Pads each axis by `(low, high, gap)`."""
+    config = [(_plain(low), _plain(high), _plain(gap)) for low, high, gap in config]
+    for axis, (_, _, gap) in enumerate(config):
+        if gap:
+            value = _spread(builder, value, filling, axis, gap)
+    border = [(max(low, 0), max(high, 0)) for low, high, _ in config]
+    value = _surround(builder, value, filling, border)
+    starts = [max(-low, 0) for low, _, _ in config]
+    limits = [dim - max(-high, 0) for dim, (_, high, _) in zip(value.shape, config, strict=True)]
+    return cut(builder, value, starts, limits)
+
+
+def _surround(builder: Builder, value: Tensor, filling: Value, border: Sequence[tuple[int, int]]) -> Tensor:
+    if not any(map(any, border)):
         return value
-    sizes = [config[axis][0] for axis in value.layout] + [config[axis][1] for axis in value.layout]
-    inputs = [value.name, builder.constant(np.array(sizes, np.int64), "pads"), builder.stored(filling, ())]
-    return builder.emit("Pad", inputs, eqn.outvars[0].aval, value.layout)
+    dtype = value.dtype
+    wide = builder.cast(value, dtype if dtype == np.float32 else np.int64 if dtype == np.uint32 else np.int32)
+    shape = tuple(dim + sum(pads) for dim, pads in zip(value.shape, border, strict=True))
+    sizes = [border[axis][side] for side in (0, 1) for axis in value.layout]
+    inputs = [wide.name, builder.constant(np.array(sizes, np.int64), "pads")]
+    inputs.append(builder.stored(builder.cast(filling, wide.dtype), ()))
+    return builder.cast(builder.emit("Pad", inputs, replace(wide, shape=shape), value.layout), dtype)
+
+
+def _spread(builder: Builder, value: Tensor, filling: Value, axis: int, gap: int) -> Tensor:
+    """Puts `gap` fillings between the elements: each becomes a row of itself and its gap; the last gap is cut off."""
+    shape, count = value.shape, value.shape[axis]
+    rows = builder.reshape(value, (*shape[: axis + 1], 1, *shape[axis + 1 :]))
+    border = [(0, 0)] * (len(shape) + 1)
+    border[axis + 1] = (0, gap)
+    joined = (*shape[:axis], count * (gap + 1), *shape[axis + 1 :])
+    spread = builder.reshape(_surround(builder, rows, filling, border), joined)
+    limits = [*shape[:axis], count * (gap + 1) - gap, *shape[axis + 1 :]]
+    return cut(builder, spread, [0] * len(shape), limits)
 
 
 @rule("slice")
-def cut(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
+def slice_(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     """Slice along the axes that are cut."""
-    starts, limits = eqn.params["start_indices"], eqn.params["limit_indices"]
-    return _cut(builder, eqn, value, starts, limits, eqn.params["strides"] or (1,) * len(starts))
+    return cut(builder, value, eqn.params["start_indices"], eqn.params["limit_indices"], eqn.params["strides"])
 
 
-@rule("gather")
-def gather(builder: Builder, eqn: Any, value: Tensor, indices: Value) -> Tensor:
-    """One block at a known place, which is what indexing by numbers and slices becomes."""
-    numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
-    if not isinstance(indices, np.ndarray) or indices.ndim != 1:
-        raise refusal(builder, eqn, "computed or several places")
-    place = dict(zip(numbers.start_index_map, indices.tolist(), strict=True))
-    starts = [place.get(axis, 0) for axis in range(len(sizes))]
-    static = all(isinstance(value.shape[axis], int) for axis in place)
-    require(static, builder, eqn, "a place along a symbolic size")
-    inside = all(start >= 0 and start + sizes[axis] <= value.shape[axis] for axis, start in place.items())
-    require(inside, builder, eqn, "a place outside the array")
-    limits = [start + size for start, size in zip(starts, sizes, strict=True)]
-    block = _cut(builder, eqn, value, starts, limits, (1,) * len(starts))
-    return builder.reshape(block, eqn.outvars[0].aval.shape)
+@rule("split")
+def split(builder: Builder, eqn: Any, value: Tensor) -> list[Tensor]:
+    """One Slice for each part."""
+    axis, parts, start = eqn.params["axis"], [], 0
+    for count in eqn.params["sizes"]:
+        starts, limits = [0] * len(value.shape), list(value.shape)
+        starts[axis], limits[axis] = start, start + count
+        parts.append(cut(builder, value, starts, limits))
+        start += count
+    return parts
 
 
-def _cut(
-    builder: Builder, eqn: Any, value: Tensor, starts: Sequence[int], limits: Sequence[Any], strides: Sequence[int]
+def cut(
+    builder: Builder, value: Tensor, starts: Sequence[Any], limits: Sequence[Any], strides: Sequence[int] | None = None
 ) -> Tensor:
-    cuts = [
-        (start, limit, value.layout.index(axis), stride)
-        for axis, (start, limit, stride) in enumerate(zip(starts, limits, strides, strict=True))
-        if (start, limit, stride) != (0, value.shape[axis], 1)
-    ]
-    require(all(isinstance(each, int) for row in cuts for each in row), builder, eqn, "symbolic limits")
+    """The elements from each start up to before each limit, sizes that may be symbolic."""
+    cuts = []
+    shape = list(value.shape)
+    for axis, (start, limit, stride) in enumerate(zip(starts, limits, strides or (1,) * len(starts), strict=True)):
+        start, limit = _plain(start), _plain(limit)
+        if not (_same(start, 0) and _same(limit, value.shape[axis]) and stride == 1):
+            cuts.append((start, limit, value.layout.index(axis), stride))
+            shape[axis] = limit - start if stride == 1 else -((start - limit) // stride)
     if not cuts:
         return value
     columns = zip(("starts", "ends", "axes", "steps"), zip(*cuts, strict=True), strict=True)
-    inputs = [value.name, *(builder.constant(np.array(column, np.int64), name) for name, column in columns)]
-    sizes = {value.layout[axis]: -((start - limit) // stride) for start, limit, axis, stride in cuts}
-    shape = tuple(sizes.get(axis, dim) for axis, dim in enumerate(value.shape))
-    return builder.emit("Slice", inputs, replace(value, shape=shape), value.layout)
+    inputs = [value.name, *(_column(builder, name, column) for name, column in columns)]
+    return builder.emit("Slice", inputs, replace(value, shape=tuple(shape)), value.layout)
+
+
+def _plain(size: Any) -> Any:
+    return int(size) if isinstance(size, np.integer) else size
+
+
+def _same(size: Any, other: Any) -> bool:
+    return isinstance(size, int) == isinstance(other, int) and bool(size == other)
+
+
+def _column(builder: Builder, name: str, sizes: Sequence[Any]) -> str:
+    if all(isinstance(each, int | np.integer) for each in sizes):
+        return builder.constant(np.array(sizes, np.int64), name)
+    return builder.sizes(sizes)
 
 
 @rule("rev")
 def reverse(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     """Slice with steps of -1."""
     axes = [value.layout.index(axis) for axis in eqn.params["dimensions"]]
+    if not axes:
+        return value
     ends = [np.iinfo(np.int64).min + 1] * len(axes)  # past the first element; -1 would mean the last
     columns = {"starts": [-1] * len(axes), "ends": ends, "axes": axes, "steps": [-1] * len(axes)}
     inputs = [value.name, *(builder.constant(np.array(column, np.int64), name) for name, column in columns.items())]
@@ -119,7 +202,28 @@ def stack(builder: Builder, eqn: Any, *values: Value) -> Tensor:
     """Concat along an axis of size 1 that each operand gets."""
     shape, axis = eqn.outvars[0].aval.shape, eqn.params["axis"]
     single = (*shape[:axis], 1, *shape[axis + 1 :])
-    raised = [builder.reshape(builder.as_tensor(each), single) for each in values]
-    layout = common_layout(*raised)
-    inputs = [builder.stored(each, layout) for each in raised]
-    return builder.emit("Concat", inputs, eqn.outvars[0].aval, layout, axis=layout.index(axis))
+    raised = [Expression(builder, each).reshape(single).value for each in values]
+    return concatenate_parts(builder, eqn.outvars[0].aval, raised, axis)
+
+
+@rule("unstack")
+def unstack(builder: Builder, eqn: Any, value: Tensor) -> list[Tensor]:
+    """One Slice for each part, without the axis."""
+    axis = eqn.params["axis"]
+    parts = []
+    for number, var in enumerate(eqn.outvars):
+        starts, limits = [0] * len(value.shape), list(value.shape)
+        starts[axis], limits[axis] = number, number + 1
+        parts.append(builder.reshape(cut(builder, value, starts, limits), var.aval.shape))
+    return parts
+
+
+@rule("tile")
+def tile(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
+    """Tile; the axes that are added in front repeat the whole."""
+    shape: Shape = eqn.outvars[0].aval.shape
+    value = builder.reshape(value, (1,) * (len(shape) - len(value.shape)) + value.shape)
+    counts = eqn.params["reps"]
+    counts = (1,) * (len(shape) - len(counts)) + tuple(counts)
+    inputs = [value.name, builder.sizes([counts[axis] for axis in value.layout])]
+    return builder.emit("Tile", inputs, replace(value, shape=shape), value.layout)

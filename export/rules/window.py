@@ -1,24 +1,45 @@
 """Convolution and pooling: what slides a window over axes. Pads are always explicit."""
 
+import itertools
 import math
-from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from export.builder import Builder, Tensor, Value
+from export.expression import Expression
 from export.rules.elementwise import scale
 from export.rules.registry import require, rule
+from export.rules.shape import cut, pad_with
+
+_MOST_PLACES = 256
+"""Larger windows that no operator knows would make graphs that no runtime loads in reasonable time."""
 
 
 @rule("conv_general_dilated")
 def convolution(builder: Builder, eqn: Any, image: Value, kernel: Value) -> Tensor:
-    """Conv of any number of axes; ONNX wants batch and channels first, the kernel as output, input, window."""
-    params, spec = eqn.params, eqn.params["dimension_numbers"]
+    """Conv of any number of axes, or ConvTranspose where it is one.
+
+    ONNX wants batch and channels first, the kernel as output, input, window.
+    """
+    params = eqn.params
     require(params["batch_group_count"] == 1, builder, eqn, "batch groups")
-    require(all(each == 1 for each in params["lhs_dilation"]), builder, eqn, "a dilated input (transposed convolution)")
-    require(all(each >= 0 for pair in params["padding"] for each in pair), builder, eqn, "negative padding")
-    lows, highs = zip(*params["padding"], strict=True)
+    static = all(isinstance(pad, int | np.integer) for pair in params["padding"] for pad in pair)
+    require(static, builder, eqn, "symbolic padding")
+    require(image.dtype == kernel.dtype == np.float32, builder, eqn, f"{image.dtype} operands")
+    if isinstance(kernel, np.ndarray) and _is_transposed(params, kernel):
+        return _transposed_convolution(builder, eqn, image, kernel)
+    spec, padding = params["dimension_numbers"], params["padding"]
+    gaps = [each - 1 for each in params["lhs_dilation"]]
+    if any(gaps) or any(pad < 0 for pair in padding for pad in pair):
+        config = dict(zip(spec.lhs_spec[2:], zip(*zip(*padding, strict=True), gaps, strict=True), strict=True))
+        zero = np.zeros((), np.float32)
+        image = pad_with(
+            builder, builder.as_tensor(image), zero, [config.get(axis, (0, 0, 0)) for axis in range(len(image.shape))]
+        )
+        padding = [(0, 0)] * len(padding)
+    lows, highs = zip(*padding, strict=True) if padding else ((), ())
     return builder.emit(
         "Conv",
         [builder.stored(image, spec.lhs_spec), builder.stored(kernel, spec.rhs_spec, "kernel")],
@@ -32,21 +53,63 @@ def convolution(builder: Builder, eqn: Any, image: Value, kernel: Value) -> Tens
     )
 
 
+def _is_transposed(params: Any, kernel: np.ndarray) -> bool:
+    """Whether it spreads the image, moves by single steps and pads by less than the window reaches."""
+    if set(params["window_strides"]) != {1} or set(params["lhs_dilation"]) == {1}:
+        return False
+    return all(pad >= 0 for pad in _transposed_pads(params, kernel))
+
+
+def _transposed_pads(params: Any, kernel: np.ndarray) -> list[int]:
+    sizes = [kernel.shape[axis] for axis in params["dimension_numbers"].rhs_spec[2:]]
+    reach = [gap * (size - 1) for gap, size in zip(params["rhs_dilation"], sizes, strict=True)]
+    lows, highs = zip(*params["padding"], strict=True)
+    return [each - pad for pads in (lows, highs) for each, pad in zip(reach, pads, strict=True)]
+
+
+def _transposed_convolution(builder: Builder, eqn: Any, image: Value, kernel: np.ndarray) -> Tensor:
+    """ConvTranspose, whose kernel is flipped and has inputs before outputs."""
+    params, spec = eqn.params, eqn.params["dimension_numbers"]
+    groups = params["feature_group_count"]
+    weights = np.flip(kernel.transpose(spec.rhs_spec), tuple(range(2, kernel.ndim)))
+    outputs, inputs, *window = weights.shape
+    grouped = weights.reshape(groups, outputs // groups, inputs, *window).swapaxes(1, 2)
+    weights = grouped.reshape(groups * inputs, outputs // groups, *window)
+    return builder.emit(
+        "ConvTranspose",
+        [builder.stored(image, spec.lhs_spec), builder.constant(weights, "kernel")],
+        eqn.outvars[0].aval,
+        spec.out_spec,
+        kernel_shape=window,
+        strides=list(params["lhs_dilation"]),
+        pads=_transposed_pads(params, kernel),
+        dilations=list(params["rhs_dilation"]),
+        group=groups,
+    )
+
+
 @rule("reduce_window_max")
 def max_pool(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     """MaxPool; both pad with minus infinity."""
-    axes = _window_axes(builder, eqn, value)
-    lows, highs = zip(*(eqn.params["padding"][axis] for axis in axes), strict=True)
-    sizes = _sizes(eqn, axes)
+    sizes = _sizes(eqn, range(len(value.shape)))
     reach = [1 + (size - 1) * gap for size, gap in zip(sizes["kernel_shape"], sizes["dilations"], strict=True)]
-    fits = all(pad < each for pads in (lows, highs) for pad, each in zip(pads, reach, strict=True))
-    require(fits, builder, eqn, "windows that see padding only")
-    return _pool(builder, eqn, value, "MaxPool", axes, pads=[*lows, *highs], **sizes)
+    sees = all(pad < each for pair, each in zip(eqn.params["padding"], reach, strict=True) for pad in pair)
+    if not sees or not _is_pool(eqn, value):
+        lowest = -np.inf if value.dtype.kind == "f" else np.iinfo(value.dtype).min
+        return _slide(builder, eqn, value, "Max", np.asarray(lowest, value.dtype))
+    value, eqn, shape = _with_still_axes(builder, eqn, value)
+    axes = _window_axes(eqn)
+    lows, highs = zip(*(eqn.params["padding"][axis] for axis in axes), strict=True)
+    return builder.reshape(
+        _pool(builder, eqn, value, "MaxPool", axes, pads=[*lows, *highs], **_sizes(eqn, axes)), shape
+    )
 
 
 @rule("reduce_window_min")
 def min_pool(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     """The maximum of the negative."""
+    if value.dtype != np.float32:
+        return _slide(builder, eqn, value, "Min", np.asarray(np.iinfo(value.dtype).max, value.dtype))
     negative = builder.emit("Neg", [value.name], value, value.layout)
     pooled = max_pool(builder, eqn, negative)
     return builder.emit("Neg", [pooled.name], pooled, pooled.layout)
@@ -55,50 +118,89 @@ def min_pool(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
 @rule("reduce_window_sum")
 def sum_pool(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     """AveragePool times the window's size. Zeros are padded apart: some runtimes misread `count_include_pad`."""
-    axes = _window_axes(builder, eqn, value)
+    if not _is_pool(eqn, value) or set(eqn.params["window_dilation"]) != {1}:
+        return _slide(builder, eqn, value, "Add", np.zeros((), value.dtype))
+    padding = [(low, high, 0) for low, high in eqn.params["padding"]]
+    value = pad_with(builder, value, np.zeros((), np.float32), padding)
+    value, eqn, shape = _with_still_axes(builder, eqn, value)
+    axes = _window_axes(eqn)
     sizes = _sizes(eqn, axes)
-    require(all(each == 1 for each in sizes.pop("dilations")), builder, eqn, "a dilated window")
-    padding = eqn.params["padding"]
-    if any(each for pair in padding for each in pair):
-        value = _pad_with_zeros(builder, value, padding, _channels_first(value, axes))
+    del sizes["dilations"]
     pooled = _pool(builder, eqn, value, "AveragePool", axes, pads=[0, 0] * len(axes), **sizes)
-    return scale(builder, pooled, math.prod(sizes["kernel_shape"]))
+    return builder.reshape(scale(builder, pooled, math.prod(sizes["kernel_shape"])), shape)
 
 
-def _window_axes(builder: Builder, eqn: Any, value: Tensor) -> list[int]:
-    """The axes that the window moves along; ONNX wants two others before them."""
+_COMBINE = {"add": "Add", "mul": "Mul", "max": "Max", "min": "Min", "and": "And", "or": "Or"}
+
+
+@rule("reduce_window")
+def general_pool(builder: Builder, eqn: Any, value: Tensor, start: Value) -> Tensor:
+    """Of a function that is one operator, from a known start."""
+    inner = eqn.params["jaxpr"]
+    steps = [each.primitive.name for each in getattr(inner, "jaxpr", inner).eqns]
+    require(len(steps) == 1 and steps[0] in _COMBINE, builder, eqn, f"the function {', '.join(steps)}")
+    require(isinstance(start, np.ndarray), builder, eqn, "a computed start")
+    assert isinstance(start, np.ndarray)
+    op = _COMBINE[steps[0]]
+    result = Expression(builder, _slide(builder, eqn, value, op, start))
+    return result.widen().apply(op, start).cast(value.dtype).tensor
+
+
+def _slide(builder: Builder, eqn: Any, value: Tensor, op: str, start: np.ndarray) -> Tensor:
+    """Combines the slices that each place of the window sees; what is outside has the value `start`."""
     params = eqn.params
-    require(value.dtype == np.float32, builder, eqn, f"{value.dtype} operands")
-    require(all(each == 1 for each in params["base_dilation"]), builder, eqn, "a dilated input")
-    still = [
-        axis
-        for axis, (size, stride, pads) in enumerate(
-            zip(params["window_dimensions"], params["window_strides"], params["padding"], strict=True)
-        )
-        if size == 1 and stride == 1 and tuple(pads) == (0, 0)
-    ]
-    require(len(still) >= 2, builder, eqn, "windows along all axes but one")
-    require(len(value.shape) > 2, builder, eqn, "two axes")
-    return [axis for axis in range(len(value.shape)) if axis not in (still[0], still[-1])]
+    sizes = params["window_dimensions"]
+    require(math.prod(sizes) <= _MOST_PLACES, builder, eqn, f"a window of more than {_MOST_PLACES} places")
+    gaps = [each - 1 for each in params["base_dilation"]]
+    config = [(*pads, gap) for pads, gap in zip(params["padding"], gaps, strict=True)]
+    padded = pad_with(builder, value, start, config)
+    result = None
+    for place in itertools.product(*map(range, sizes)):
+        starts = [i * gap for i, gap in zip(place, params["window_dilation"], strict=True)]
+        reach = [
+            (dim - 1) * step + 1 for dim, step in zip(eqn.outvars[0].aval.shape, params["window_strides"], strict=True)
+        ]
+        limits = [start + each for start, each in zip(starts, reach, strict=True)]
+        seen = Expression(builder, cut(builder, padded, starts, limits, params["window_strides"])).widen()
+        result = seen if result is None else result.apply(op, seen)
+    assert result is not None
+    return result.cast(value.dtype).tensor
 
 
-def _sizes(eqn: Any, axes: list[int]) -> dict[str, list[int]]:
+def _is_pool(eqn: Any, value: Tensor) -> bool:
+    """Whether ONNX's operators pool so: floats, nothing between them, and a window along few enough axes."""
+    moving = _window_axes(eqn)
+    plain = value.dtype == np.float32 and set(eqn.params["base_dilation"]) == {1}
+    return plain and 1 <= len(moving) <= 3 and all(isinstance(value.shape[axis], int) for axis in moving)
+
+
+def _window_axes(eqn: Any) -> list[int]:
+    """The axes that the window moves along; ONNX wants two others, and puts no window along those."""
+    params = eqn.params
+    columns = zip(params["window_dimensions"], params["window_strides"], params["padding"], strict=True)
+    still = [i for i, (size, stride, pads) in enumerate(columns) if (size, stride, *pads) == (1, 1, 0, 0)]
+    rank = len(params["window_dimensions"])
+    if len(still) <= 2:
+        return [axis for axis in range(rank) if axis not in still]
+    return [axis for axis in range(rank) if axis not in (still[0], still[-1])]
+
+
+def _with_still_axes(builder: Builder, eqn: Any, value: Tensor) -> tuple[Tensor, Any, Any]:
+    """Axes of size 1 put in front until two of them are not pooled; the shape to come back to."""
+    params, shape = dict(eqn.params), tuple(eqn.outvars[0].aval.shape)
+    missing = max(0, 2 - (len(shape) - len(_window_axes(eqn))))
+    for name, still in (("window_dimensions", 1), ("window_strides", 1), ("window_dilation", 1), ("padding", (0, 0))):
+        params[name] = (*[still] * missing, *params[name])
+    aval = SimpleNamespace(shape=(*[1] * missing, *shape), dtype=eqn.outvars[0].aval.dtype)
+    raised = SimpleNamespace(params=params, outvars=[SimpleNamespace(aval=aval)], primitive=eqn.primitive)
+    return builder.reshape(value, (*[1] * missing, *value.shape)), raised, shape
+
+
+def _sizes(eqn: Any, axes: Any) -> dict[str, list[int]]:
     names = {"kernel_shape": "window_dimensions", "strides": "window_strides", "dilations": "window_dilation"}
     return {name: [eqn.params[key][axis] for axis in axes] for name, key in names.items()}
 
 
-def _channels_first(value: Tensor, axes: list[int]) -> tuple[int, ...]:
-    return (*(axis for axis in range(len(value.shape)) if axis not in axes), *axes)
-
-
 def _pool(builder: Builder, eqn: Any, value: Tensor, op: str, axes: list[int], **attributes: Any) -> Tensor:
-    layout = _channels_first(value, axes)
+    layout = (*(axis for axis in range(len(value.shape)) if axis not in axes), *axes)
     return builder.emit(op, [builder.stored(value, layout)], eqn.outvars[0].aval, layout, **attributes)
-
-
-def _pad_with_zeros(builder: Builder, value: Tensor, padding: Any, layout: tuple[int, ...]) -> Tensor:
-    sizes = [padding[axis][0] for axis in layout] + [padding[axis][1] for axis in layout]
-    shape = tuple(dim + sum(pads) for dim, pads in zip(value.shape, padding, strict=True))
-    zero = builder.constant(np.zeros((), np.float32), "zero")
-    inputs = [builder.stored(value, layout), builder.constant(np.array(sizes, np.int64), "pads"), zero]
-    return builder.emit("Pad", inputs, replace(value, shape=shape), layout)

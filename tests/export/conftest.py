@@ -2,13 +2,16 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 import export
 
@@ -48,6 +51,14 @@ def run(model: onnx.ModelProto, feed: dict[str, np.ndarray], *, optimize: bool) 
     return dict(zip([each.name for each in session.get_outputs()], session.run(None, feed), strict=True))
 
 
+def run_by_definition(model: onnx.ModelProto, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """By ONNX's own definition of the operators, in NumPy: slow, but without a runtime's approximations."""
+    return dict(zip([each.name for each in model.graph.output], ReferenceEvaluator(model).run(None, feed), strict=True))
+
+
+RUNNERS = (partial(run, optimize=False), partial(run, optimize=True))
+
+
 def reference(fn, feed: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """What jax computes; compiled without optimization, which more than halves the time of these tests."""
     lowered = jax.jit(fn).lower(*feed.values())
@@ -55,34 +66,76 @@ def reference(fn, feed: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     return result if isinstance(result, dict) else {"output": result}
 
 
+def draw_feed(inputs, batch: int) -> dict[str, np.ndarray]:
+    """Noise for inputs as `to_onnx` takes them."""
+    random, feed = np.random.default_rng(1), {}
+    for name, (dtype, shape) in inputs.items():
+        sizes = [batch if isinstance(dim, str) else dim for dim in shape]
+        noise = random.normal(size=sizes) if dtype == "float32" else random.integers(0, 256, sizes)
+        feed[name] = noise.astype(dtype)
+    return feed
+
+
 @pytest.fixture(scope="session")
-def exported():
+def by_definition():
+    """Instead of onnxruntime for `exported`, to tell a wrong model from the approximations of a runtime."""
+    return (run_by_definition,)
+
+
+@pytest.fixture(scope="session")
+def own_error():
+    """own_error(module, variables, shape): how far jax's results in float32 are from those in float64, at their worst.
+
+    Compiled with and without optimization, and eager: a normalisation of values that hardly differ from one another
+    magnifies their rounding errors, and most so where it takes the variance as the difference of two means.
+    """
+
+    def measure(module, variables, shape, dtype="uint8", batch=3) -> float:
+        feed = draw_feed({"x": (dtype, shape)}, batch)
+        fn = lambda x: module.apply(variables, x)  # noqa: E731
+        results = [jax.jit(fn)(*feed.values()), reference(fn, feed)["output"], fn(*map(jnp.asarray, feed.values()))]
+        with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+            wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables)
+            exact = np.asarray(module.clone(dtype=jnp.float64).apply(wide, jnp.asarray(feed["x"])))
+        assert exact.dtype == np.float64
+        return float(max(np.abs(exact - each).max() for each in results) / np.abs(exact).max())
+
+    return measure
+
+
+@pytest.fixture(scope="session", params=["symbolic", pytest.param("static", marks=pytest.mark.slow)])
+def exported(request):
     """exported(fn, input shapes...): the model, after it gave what fn gives, with optimizations on and off."""
 
-    def export_and_compare(fn, *shapes, dtype="float32", tolerance=1e-5, batches=(3,)) -> Exported:
+    def export_and_compare(
+        fn, *shapes, dtype="float32", tolerance=1e-5, batches=(3,), as_float32=False, runners=RUNNERS
+    ) -> Exported:
+        if request.param == "static":
+            shapes = [tuple(batches[0] if isinstance(dim, str) else dim for dim in shape) for shape in shapes]
+            batches = batches[:1]
         inputs = {f"x{i}": (dtype, shape) for i, shape in enumerate(shapes)}
         proto = export.to_onnx(fn, inputs)
         onnx.checker.check_model(proto, full_check=True)
-        random = np.random.default_rng(1)
         for batch in batches:
-            feed = {}
-            for name, (_, shape) in inputs.items():
-                sizes = [batch if isinstance(dim, str) else dim for dim in shape]
-                noise = random.normal(size=sizes) if dtype == "float32" else random.integers(0, 256, sizes)
-                feed[name] = noise.astype(dtype)
+            feed = draw_feed(inputs, batch)
             expected = reference(fn, feed)
-            for optimize in (False, True):
-                found = run(proto, feed, optimize=optimize)
+            for runner in runners:
+                found = runner(proto, feed)
                 assert set(found) == set(expected)
                 for name, value in expected.items():
-                    value = np.asarray(value)
+                    value = np.asarray(value.astype(jnp.float32) if as_float32 else value)
                     assert found[name].dtype == value.dtype
                     assert found[name].shape == value.shape
-                    bound = tolerance * max(1e-6, np.abs(value.astype(np.float64)).max())
+                    bound = tolerance * max(1e-6, _largest(value))
                     np.testing.assert_allclose(found[name], value, rtol=0, atol=bound)
         return Exported(proto)
 
     return export_and_compare
+
+
+def _largest(array: np.ndarray) -> float:
+    finite = np.abs(array.astype(np.float64))[np.isfinite(array)]
+    return float(finite.max(initial=0))
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """python -m export: a run's folder becomes a file that keeps its contract, or no file at all."""
 
+import dataclasses
+import hashlib
 import json
 import subprocess
 import sys
@@ -13,11 +15,16 @@ import onnxruntime as ort
 import pytest
 
 import export
+import export.quantize
 import export.workdir
+from export.card import _plain
+from export.explain import explain
+from export.workdir import Quantization
 from jaxcnn import config as settings
 from jaxcnn import models
 from jaxcnn.checkpoint import load_model, open_checkpoints
 from jaxcnn.config import Config, DataConfig, ModelConfig
+from jaxcnn.data import Dataset, Split
 from jaxcnn.errors import UserError
 from jaxcnn.optim import make_optimizer
 from jaxcnn.state import create_state
@@ -59,7 +66,10 @@ def file(run):
 
 def test_the_file_is_in_the_workdir_and_nothing_else_is_left(run, file):
     assert file == run / "model.onnx"
-    assert not [each for each in run.iterdir() if "tmp" in each.name]
+    assert not [each for each in run.iterdir() if "tmp" in each.name or each.name.startswith(".export")]
+    assert sorted(each.name for each in (run / "model").iterdir()) == [
+        "README.md", "config.json", "example.npz", "preprocessor_config.json",
+    ]  # fmt: skip
 
 
 def test_the_file_keeps_the_contract(file):
@@ -146,9 +156,208 @@ def test_an_older_file_is_replaced(run, tmp_path):
 def test_a_path_that_cannot_be_written_is_the_users_mistake(run, tmp_path):
     with pytest.raises(UserError, match=r"missing/model.onnx cannot be written: No such file.*-o"):
         export.export_workdir(run, tmp_path / "missing" / "model.onnx")
+    (tmp_path / "folder.onnx").mkdir()
     with pytest.raises(UserError, match="cannot be written: Is a directory"):
-        export.export_workdir(run, tmp_path)
-    assert list(tmp_path.iterdir()) == []
+        export.export_workdir(run, tmp_path / "folder.onnx")
+    with pytest.raises(UserError, match=r"does not end with \.onnx"):
+        export.export_workdir(run, tmp_path / "model")
+    assert [each.name for each in tmp_path.iterdir()] == ["folder.onnx"]
+
+
+def test_a_description_goes_beside_the_file_for_runtimes_that_hide_metadata(file):
+    described = json.loads(file.with_suffix(".json").read_text())
+    content = file.read_bytes()
+    assert (described["bytes"], described["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
+    assert described["inputs"] == [{"name": "image", "type": "uint8", "shape": ["batch", 8, 8, 3]}]
+    assert [each["name"] for each in described["outputs"]] == ["logits", "probabilities"]
+    hidden = ort.InferenceSession(file, providers=["CPUExecutionProvider"]).get_modelmeta().custom_metadata_map
+    assert {key: json.loads(value) for key, value in hidden.items()}.items() <= described.items()
+
+
+def test_what_hugging_face_reads(file):
+    config = json.loads((file.with_suffix("") / "config.json").read_text())
+    assert config["id2label"] == {"0": "cat", "1": "dög", "2": "eel"}
+    assert config["label2id"]["eel"] == 2
+    processor = json.loads((file.with_suffix("") / "preprocessor_config.json").read_text())
+    assert processor["size"] == {"height": 8, "width": 8}
+    assert not processor["do_rescale"]
+    assert not processor["do_normalize"]
+
+
+def test_the_example_holds_what_the_file_says(file):
+    with np.load(file.with_suffix("") / "example.npz") as example:
+        arrays = dict(example)
+    session = ort.InferenceSession(file, providers=["CPUExecutionProvider"])
+    logits, probabilities = session.run(["logits", "probabilities"], {"image": arrays.pop("image")})
+    assert sorted(arrays) == ["logits", "probabilities"]
+    np.testing.assert_allclose(arrays["logits"], logits, rtol=1e-5)
+    np.testing.assert_allclose(arrays["probabilities"], probabilities, rtol=1e-5)
+
+
+def test_the_example_of_real_pictures_is_kept_for_the_next_export(tmp_path):
+    run = make_run(tmp_path / "run")
+    pictures = np.random.default_rng(3).integers(0, 256, (5, 8, 8, 3), np.uint8)
+    export.export_workdir(run, pictures=pictures)
+    export.export_workdir(run)
+    with np.load(run / "model" / "example.npz") as example:
+        np.testing.assert_array_equal(example["image"], pictures)
+    assert "5 real ones" in (run / "model" / "README.md").read_text()
+
+
+def test_noise_is_not_taken_for_real_pictures_later(tmp_path):
+    run = make_run(tmp_path / "run")
+    for _ in range(2):
+        export.export_workdir(run)
+        assert "on random pictures:" in (run / "model" / "README.md").read_text()
+
+
+def test_a_damaged_example_is_no_obstacle(tmp_path):
+    run = make_run(tmp_path / "run")
+    export.export_workdir(run, pictures=np.zeros((2, 8, 8, 3), np.uint8))
+    (run / "model" / "example.npz").write_bytes(b"PK\x03\x04 cut short")
+    assert export.export_workdir(run).exists()
+
+
+def test_the_model_card_tells_the_runs_figures(tmp_path):
+    run = make_run(tmp_path / "run")
+    figures = {"count": 1234, "top1": 0.5, "top5": 0.75, "loss": 1.25, "ece": 0.0625}
+    (run / "evaluation.json").write_text(json.dumps(figures))
+    card = (export.export_workdir(run).with_suffix("") / "README.md").read_text()
+    front = card.split("---")[1]
+    assert "pipeline_tag: image-classification" in front
+    assert "{type: top1, value: 0.5}" in front
+    for expected in (
+        "1,234 validation pictures",
+        "| top-1 accuracy | 0.5000 |",
+        "cat, dög, eel",
+        "CC-BY-4.0",
+        "| steps | 7",
+    ):
+        assert expected in card
+    assert "largest difference is" in card
+
+
+def test_a_card_keeps_strangers_class_names_in_their_place():
+    assert _plain("a | b\n# c") == "a \\| b # c"
+
+
+@pytest.mark.parametrize("model", [{}, {"preactivation": True, "stem": 1}, {"stem": 3}])
+def test_features_and_heatmap_are_outputs_of_the_same_file(tmp_path, model):
+    run = make_run(tmp_path / "run", **model)
+    path = export.export_workdir(run, tmp_path / "more.onnx", features=True, heatmap=True)
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    kinds = {each.name: (each.type, each.shape[0]) for each in session.get_outputs()}
+    assert kinds == dict.fromkeys(("features", "heatmap", "logits", "probabilities"), ("tensor(float)", "batch"))
+    images = np.random.default_rng(5).integers(0, 256, (6, 8, 8, 3), np.uint8)
+    features, heatmap, logits = session.run(["features", "heatmap", "logits"], {"image": images})
+    trained = load_model(run)
+    classifier = jax.tree.map(np.asarray, trained.variables["params"]["classifier"])
+    np.testing.assert_allclose(features @ classifier["kernel"] + classifier["bias"], logits, rtol=1e-3, atol=1e-4)
+    assert heatmap.ndim == 3
+    assert heatmap.min() >= 0
+    assert heatmap.max() <= 1
+    assert set(heatmap.max((1, 2)).round(5)) <= {0, 1}
+
+
+def test_a_heatmap_is_the_class_activation_map(tmp_path):
+    """Of a pooled map and one linear layer: the map weighted by the top class's row."""
+    run = make_run(tmp_path / "run")
+    path = export.export_workdir(run, tmp_path / "more.onnx", heatmap=True)
+    images = np.random.default_rng(5).integers(0, 256, (6, 8, 8, 3), np.uint8)
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    heatmap, logits = session.run(["heatmap", "logits"], {"image": images})
+    trained = load_model(run)
+    _, state = trained.model.apply(
+        trained.variables, jnp.asarray(images), train=False, capture_intermediates=True, mutable=["intermediates"]
+    )
+    feature_map = np.asarray(state["intermediates"]["stage_1"]["__call__"][0])
+    rows = trained.variables["params"]["classifier"]["kernel"].T[logits.argmax(axis=1)]
+    evidence = np.maximum(np.einsum("bhwc,bc->bhw", feature_map, rows), 0)
+    largest = evidence.max((1, 2), keepdims=True)
+    np.testing.assert_allclose(heatmap, evidence / np.where(largest == 0, 1, largest), atol=1e-3)
+
+
+def test_a_network_without_a_feature_map_has_no_heatmap():
+    image = jnp.zeros((2, 8, 8, 3), jnp.uint8)
+    with pytest.raises(export.UnsupportedError, match="no module of this network gives a feature map"):
+        explain(lambda x: x.reshape(2, -1).astype(jnp.float32), image, features=True, heatmap=False)
+
+
+def dataset_of(run, *, train=64, validation=200):
+    """Pictures labelled as the model itself classifies them."""
+    trained = load_model(run)
+    random = np.random.default_rng(1)
+
+    def split(count):
+        images = random.integers(0, 256, (count, 8, 8, 3), np.uint8)
+        logits = trained.model.apply(trained.variables, jnp.asarray(images), train=False)
+        return Split(images, np.asarray(logits).argmax(axis=1).astype(np.int32))
+
+    return Dataset(
+        name="pets",
+        names=CLASSES.names,
+        wnids=CLASSES.wnids,
+        license="",
+        train=split(train),
+        validation=split(validation),
+    )
+
+
+def test_a_quantized_file_keeps_the_contract_and_tells_its_figures(tmp_path):
+    run = make_run(tmp_path / "run")
+    path = export.export_workdir(run, quantization=Quantization(dataset=dataset_of(run), tolerance=0.5))
+    assert path == run / "model.int8.onnx"
+    model = onnx.load(path)
+    assert (model.ir_version, [(each.domain, each.version) for each in model.opset_import]) == (8, [("", 17)])
+    assert not model.graph.value_info
+    weights = {each.data_type for each in model.graph.initializer}
+    assert onnx.TensorProto.INT8 in weights
+    figures = json.loads(next(each.value for each in model.metadata_props if each.key == "quantization"))
+    assert figures["top1_float32"] == 1
+    assert 0.5 <= figures["top1_int8"] <= 1
+    assert figures["rate_int8"] > 0
+    card = (path.with_suffix("") / "README.md").read_text()
+    assert "## In eight bits" in card
+    assert f"| top-1 accuracy | 1.0000 | {figures['top1_int8']:.4f} |" in card
+
+
+def test_the_last_layer_and_the_softmax_stay_in_float(tmp_path):
+    run = make_run(tmp_path / "run")
+    path = export.export_workdir(
+        run, heatmap=True, quantization=Quantization(dataset=dataset_of(run, validation=20), tolerance=1)
+    )
+    nodes = onnx.load(path).graph.node
+    producers = {name: node for node in nodes for name in node.output}
+    gemm = next(node for node in nodes if node.op_type == "Gemm" and "heatmap" not in node.name)
+    assert producers.get(gemm.input[1]) is None
+    softmax = next(node for node in nodes if node.op_type == "Softmax")
+    assert producers[softmax.input[0]].op_type == "Gemm"
+
+
+def test_a_file_is_not_quantized_with_pictures_of_other_classes(tmp_path):
+    run = make_run(tmp_path / "run")
+    dataset = dataclasses.replace(dataset_of(run), names=("cat", "dog", "eel"))
+    with pytest.raises(UserError, match="the pictures of pets are not the model's"):
+        export.export_workdir(run, quantization=Quantization(dataset=dataset))
+
+
+def test_a_quantized_file_that_is_too_inaccurate_never_appears(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run")
+    dataset = dataset_of(run)
+    right = export.quantize.quantize
+
+    def spoiled(source, target, pictures):
+        right(source, target, pictures)
+        model = onnx.load(target)
+        bias = next(each for each in model.graph.initializer if each.name.endswith("classifier/bias"))
+        bias.raw_data = np.array([100, 0, 0], np.float32).tobytes()
+        onnx.save(model, target)
+
+    monkeypatch.setattr(export.quantize, "quantize", spoiled)
+    with pytest.raises(export.VerificationError, match=r"falls from 1.0000 to 0\.\d+, by more than the 0.01"):
+        export.export_workdir(run, quantization=Quantization(dataset=dataset))
+    assert not list(run.glob("*int8*"))
+    assert not list(run.glob(".export*"))
 
 
 def command(*arguments):

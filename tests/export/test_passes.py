@@ -111,6 +111,15 @@ def test_weights_that_would_overflow_are_left_alone(exported):
     assert model.ops["Conv"] == 1
 
 
+def test_shifts_that_round_are_left_alone(exported):
+    model = exported(lambda x: conv(x) + 12582912.0 - 12582912.0, PICTURE)
+    assert (model.ops["Add"], model.ops["Sub"]) == (1, 1)
+
+
+def test_factors_whose_product_overflows_are_left_alone(exported):
+    assert exported(lambda x: nn.relu(x * 1e-30) * 1e20 * 1e25, PICTURE).ops["Mul"] >= 2
+
+
 @pytest.mark.parametrize("side", [2, 4])
 @pytest.mark.parametrize("order", [(2, 4, 5), (5, 2, 4), (4, 5, 2)])
 @pytest.mark.parametrize(("window", "padding", "strides"), [(3, "SAME", 1), (1, "VALID", 1), (2, ((1, 0), (0, 1)), 2)])

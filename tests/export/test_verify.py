@@ -88,6 +88,16 @@ def test_a_weight_that_is_off(check, model, suffix):
         check(model)
 
 
+@pytest.mark.parametrize(
+    ("suffix", "node"), [("Conv_0/kernel", "Net/Conv_0/Conv|Net/Relu"), ("Dense_0/kernel", "Net/Dense_0/Gemm")]
+)
+def test_the_first_node_that_differs_is_named(check, model, suffix, node):
+    change(model, suffix, one_weight)
+    words = rf"first node that differs is ({node}), by [\d.e-]+ where the largest value is \d"
+    with pytest.raises(export.VerificationError, match=words):
+        check(model)
+
+
 def test_weights_that_are_not_numbers(check, model):
     change(model, "Dense_0/bias", lambda array: array * np.nan)
     with pytest.raises(export.VerificationError, match="not finite"):

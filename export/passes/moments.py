@@ -1,0 +1,188 @@
+"""Means, and normalisation by mean and variance, in the form that runtimes know."""
+
+import math
+
+import numpy as np
+
+from export.graph import Graph, Node
+
+
+def fuse_mean(graph: Graph) -> None:
+    """A sum over axes divided by the number of elements; the axes of size 1 that are put back stay."""
+    for node in list(graph.nodes.values()):
+        if node.op not in ("Div", "Mul"):
+            continue
+        total, factor = graph.producer(node.inputs[0], "ReduceSum"), graph.scalar(node.inputs[1])
+        kept = _put_back(graph, node.inputs[0])
+        total = total or kept
+        if total is None or total.op != "ReduceSum" or not factor:
+            continue
+        axes = _axes(graph, total)
+        sizes = [graph.shapes[total.inputs[0]][axis] for axis in axes]
+        count = factor if node.op == "Div" else 1 / factor
+        aligned = graph.shapes[node.output] == graph.shapes[node.inputs[0]]
+        if not aligned or not all(isinstance(size, int) for size in sizes):
+            continue
+        if np.isclose(math.prod(sizes), count, rtol=1e-6, atol=0):
+            keepdims = total.attributes["keepdims"] if kept is None else 1
+            node.op, node.inputs = "ReduceMean", [total.inputs[0]]
+            node.attributes = {"axes": axes, "keepdims": keepdims}
+
+
+def keep_reduced_axes(graph: Graph) -> None:
+    """A reduction whose axes are put back keeps them."""
+    for node in list(graph.nodes.values()):
+        reduction = _put_back(graph, node.output)
+        if reduction is not None and graph.only_consumer(reduction.output) is node:
+            node.op, node.inputs = reduction.op, list(reduction.inputs)
+            node.attributes = reduction.attributes | {"keepdims": 1}
+
+
+def _put_back(graph: Graph, name: str) -> Node | None:
+    """The reduction whose value this is, with axes of size 1 where it reduced."""
+    node = graph.producer(name, "Reshape")
+    reduction = graph.producer(node.inputs[0]) if node is not None else None
+    if reduction is None or not reduction.op.startswith("Reduce") or reduction.attributes["keepdims"]:
+        return None
+    shape, axes = graph.shapes[reduction.inputs[0]], _axes(graph, reduction)
+    kept = tuple(1 if i in axes else dim for i, dim in enumerate(shape))
+    return reduction if graph.shapes[name] == kept else None
+
+
+def _axes(graph: Graph, reduction: Node) -> list[int]:
+    axes = reduction.attributes.get("axes")
+    return list(graph.constants[reduction.inputs[1]].tolist() if axes is None else axes)
+
+
+def fuse_layer_norm(graph: Graph) -> None:
+    """The variance as the mean of squared differences, where jax takes the difference of two means.
+
+    (x - m) / sqrt(max(0, mean(x^2) - m^2) + e) has the same value, with more operators and larger rounding errors.
+    """
+    for node in list(graph.nodes.values()):
+        found = _centred(graph, node) if node.op == "Mul" else None
+        if found is None:
+            continue
+        difference, epsilon, axes = found
+        shape, path = graph.shapes[difference.output], node.path
+        two = graph.add_constant(np.array(2, np.float32), f"{path}two")
+        square = graph.add("Pow", [difference.output, two], shape=shape, path=path)
+        reduced = tuple(1 if i in axes else dim for i, dim in enumerate(shape))
+        mean = graph.add("ReduceMean", [square], shape=reduced, path=path, axes=axes, keepdims=1)
+        shifted = graph.add("Add", [mean, epsilon], shape=reduced, path=path)
+        deviation = graph.add("Sqrt", [shifted], shape=reduced, path=path)
+        node.op, node.inputs = "Div", [difference.output, deviation]
+
+
+def _centred(graph: Graph, product: Node) -> tuple[Node, str, list[int]] | None:
+    """Of a normalisation the difference from the mean, what is added to the variance, and the axes of both."""
+    for left, right in (product.inputs, product.inputs[::-1]):
+        difference, inverse = graph.producer(left, "Sub"), graph.producer(right, "Reciprocal")
+        root = graph.producer(inverse.inputs[0], "Sqrt") if inverse is not None else None
+        shifted = graph.producer(root.inputs[0], "Add") if root is not None else None
+        mean = _put_back(graph, difference.inputs[1]) if difference is not None else None
+        if difference is None or shifted is None or mean is None or mean.op != "ReduceMean":
+            continue
+        value, axes = difference.inputs[0], _axes(graph, mean)
+        spread = graph.producer(shifted.inputs[0], "Reshape")
+        epsilon = shifted.inputs[1]
+        kept = tuple(1 if i in axes else dim for i, dim in enumerate(graph.shapes[value]))
+        aligned = graph.shapes[shifted.output] == kept and graph.shapes[difference.output] == graph.shapes[value]
+        if mean.inputs[0] != value or spread is None or not aligned or graph.scalar(epsilon) is None:
+            continue
+        if _is_fast_variance(graph, spread.inputs[0], value, mean):
+            return difference, epsilon, axes
+    return None
+
+
+def _is_fast_variance(graph: Graph, name: str, value: str, mean: Node) -> bool:
+    """max(0, mean(x^2) - mean(x)^2)."""
+    bounded = graph.producer(name, "Relu")
+    difference = graph.producer(bounded.inputs[0], "Sub") if bounded is not None else None
+    if difference is None:
+        return False
+    squares, square = graph.producer(difference.inputs[0], "ReduceMean"), graph.producer(difference.inputs[1], "Mul")
+    if squares is None or square is None or square.inputs != [mean.output] * 2:
+        return False
+    squared = graph.producer(squares.inputs[0], "Mul")
+    same = squares.attributes == mean.attributes
+    return same and squared is not None and squared.inputs == [value] * 2
+
+
+def fuse_group_norm(graph: Graph) -> None:
+    """InstanceNormalization of the groups, each as one channel: as `fuse_layer_norm`, over channels split in groups."""
+    for node in list(graph.nodes.values()):
+        found = _grouped(graph, node) if node.op == "Mul" else None
+        if found is None:
+            continue
+        value, groups, epsilon, scale = found
+        shape, path = graph.shapes[value], node.path
+        constants = {"shape": np.array([0, groups, -1]), "ones": np.ones(groups), "zeros": np.zeros(groups)}
+        dtypes = {"shape": np.int64, "ones": np.float32, "zeros": np.float32}
+        sizes, ones, zeros = (
+            graph.add_constant(each.astype(dtypes[key]), path + key) for key, each in constants.items()
+        )
+        flat = (shape[0], groups, math.prod(shape[1:]) // groups)
+        split = graph.add("Reshape", [value, sizes], shape=flat, path=path)
+        norm = graph.add("InstanceNormalization", [split, ones, zeros], shape=flat, path=path, epsilon=epsilon)
+        whole = graph.add_constant(np.array([-1, *shape[1:]], np.int64), f"{path}shape")
+        joined = graph.add("Reshape", [norm, whole], shape=shape, path=path)
+        per_channel = scale.reshape(-1, *[1] * (len(shape) - 2))
+        node.inputs = [joined, graph.add_constant(per_channel.astype(np.float32), f"{path}scale")]
+
+
+def _grouped(graph: Graph, product: Node) -> tuple[str, int, float, np.ndarray] | None:
+    """Of a normalisation by groups of channels: the value, how many groups, the variance's addend, the scales."""
+    for left, right in (product.inputs, product.inputs[::-1]):
+        difference, scale = graph.producer(left, "Sub"), np.ones(1)
+        inverse = graph.producer(_below_reshapes(graph, right), "Reciprocal", "Mul")
+        if inverse is not None and inverse.op == "Mul":
+            scale = graph.constants.get(inverse.inputs[1], np.zeros(0))
+            inverse = graph.producer(_below_reshapes(graph, inverse.inputs[0]), "Reciprocal")
+        root = graph.producer(inverse.inputs[0], "Sqrt") if inverse is not None else None
+        shifted = graph.producer(root.inputs[0], "Add") if root is not None else None
+        epsilon = graph.scalar(shifted.inputs[1]) if shifted is not None else None
+        if difference is None or shifted is None or epsilon is None:
+            continue
+        value, offset = difference.inputs
+        shape = graph.shapes[value]
+        per_channel = (*shape[:2], *[1] * (len(shape) - 2))
+        if graph.shapes[offset] != per_channel or graph.shapes[right] != per_channel:
+            continue
+        mean, variance = _per_group(graph, offset), _per_group(graph, shifted.inputs[0])
+        node = graph.producer(mean, "ReduceMean") if mean is not None else None
+        groups = _split_groups(graph, node, value) if node is not None else None
+        if node is None or variance is None or groups is None or scale.size not in (1, shape[1]):
+            continue
+        if _is_fast_variance(graph, variance, node.inputs[0], node):
+            return value, groups, epsilon, scale
+    return None
+
+
+def _below_reshapes(graph: Graph, name: str) -> str:
+    while (node := graph.producer(name, "Reshape")) is not None:
+        name = node.inputs[0]
+    return name
+
+
+def _per_group(graph: Graph, name: str) -> str | None:
+    """The value [batch, groups] of which this has one copy for each channel of a group."""
+    expansion = graph.producer(_below_reshapes(graph, name), "Expand")
+    if expansion is None:
+        return None
+    before, after = graph.shapes[expansion.inputs[0]], graph.shapes[expansion.output]
+    source = _below_reshapes(graph, expansion.inputs[0])
+    if len(after) == 3 and before == (*after[:2], 1) and graph.shapes[source] == after[:2]:
+        return source
+    return None
+
+
+def _split_groups(graph: Graph, mean: Node, value: str) -> int | None:
+    """The number of groups if a mean is over channels and pixels of each group of channels of this value."""
+    split, shape = graph.producer(mean.inputs[0], "Reshape"), graph.shapes[value]
+    grouped = graph.shapes[mean.inputs[0]]
+    if split is None or split.inputs[0] != value or len(grouped) != len(shape) + 1 or len(shape) < 3:
+        return None
+    sizes_fit = grouped[0] == shape[0] and grouped[3:] == shape[2:] and grouped[1] * grouped[2] == shape[1]
+    static = all(isinstance(dim, int) for dim in shape[1:])
+    return grouped[1] if static and sizes_fit and _axes(graph, mean) == list(range(2, len(grouped))) else None

@@ -1,0 +1,147 @@
+"""Eight-bit integers instead of floats, calibrated on real pictures, and what that costs and brings."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+from export.errors import VerificationError
+from export.graph import IR_VERSION
+
+CALIBRATION_PICTURES = 512
+_BATCH = 32
+_ROUNDS = 5
+_QUANTIZED = ("Conv", "Gemm", "MatMul", "Add", "MaxPool", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Relu")
+_WEIGHTED = ("Conv", "Gemm", "MatMul")
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of one thread: milliseconds for one picture, and pictures a second in batches of 64."""
+
+    latency: float
+    throughput: float
+
+
+def quantize(source: Path, target: Path, pictures: Any) -> None:
+    """Writes a model with statically quantized layers (QDQ): weights in int8 per channel, activations in uint8.
+
+    The picture's preparation, the last layer and what follows it stay in float.
+
+    Args:
+      source: a model of `to_onnx` with the input `image`.
+      target: the file to write.
+      pictures: uint8 [n, side, side, 3], from the training data; up to `CALIBRATION_PICTURES` are used.
+    """
+    model = onnx.load(source)
+    with _quiet():
+        quantize_static(
+            source,
+            target,
+            _Pictures(pictures),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            op_types_to_quantize=list(_QUANTIZED),
+            nodes_to_exclude=kept_in_float(model),
+            extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
+        )
+    quantized = onnx.load(target)
+    del quantized.graph.value_info[:]  # what runtimes trust over their own inference
+    del quantized.metadata_props[:]
+    quantized.metadata_props.extend(model.metadata_props)
+    quantized.producer_name, quantized.producer_version = model.producer_name, model.producer_version
+    quantized.ir_version = IR_VERSION
+    onnx.save(quantized, target)
+
+
+def check(path: Path) -> None:
+    """Checks that a quantized file is valid ONNX.
+
+    Raises:
+      VerificationError: it is not.
+    """
+    try:
+        onnx.checker.check_model(onnx.load(path), full_check=True)
+    except Exception as error:  # protobuf, checker and shape inference each have their own
+        raise VerificationError(f"the quantized file is not valid ONNX: {error}".partition("\n")[0]) from error
+
+
+def kept_in_float(model: onnx.ModelProto) -> list[str]:
+    """The nodes before the first layer with weights, and from the last layer of the logits on."""
+    nodes = list(model.graph.node)
+    weighted = [node for node in nodes if node.op_type in _WEIGHTED]
+    first = nodes.index(weighted[0]) if weighted else len(nodes)
+    producers = {name: node for node in nodes for name in node.output}
+    last = producers["logits"]
+    while last.op_type not in _WEIGHTED and last.input and last.input[0] in producers:
+        last = producers[last.input[0]]
+    below = {last.output[0]}
+    kept = [node.name for node in nodes[:first]] + [last.name]
+    for node in nodes:
+        if below & set(node.input):
+            below |= set(node.output)
+            kept.append(node.name)
+    return kept + [node.name for node in nodes if node.name.startswith("heatmap/")]
+
+
+def compare_speed(paths: list[Path], side: int) -> list[Speed]:
+    """The best of some rounds for each file, measured in turns so that all meet the same machine."""
+    sessions = [_open(path) for path in paths]
+    images = np.random.default_rng(0).integers(0, 256, (64, side, side, 3), np.uint8)
+    best = [[np.inf, np.inf] for _ in paths]
+    for _ in range(_ROUNDS):
+        for session, times in zip(sessions, best, strict=True):
+            times[0] = min(times[0], _time(session, images[:1], 20))
+            times[1] = min(times[1], _time(session, images, 1))
+    return [Speed(latency=1e3 * single, throughput=64 / batch) for single, batch in best]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without onnxruntime's advice to prepare the model, which is optimized already."""
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+class _Pictures(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, pictures: Any):
+        self._batches = self._read(pictures)
+
+    def _read(self, pictures: Any) -> Iterator[dict[str, np.ndarray]]:
+        count = min(len(pictures), CALIBRATION_PICTURES)
+        # Spread over all: data sets are often sorted by class.
+        rows = np.linspace(0, len(pictures) - 1, count).astype(np.int64)
+        for start in range(0, count, _BATCH):
+            yield {"image": np.asarray(pictures[rows[start : start + _BATCH]])}
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self._batches, None)
+
+
+def _open(path: Path) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def _time(session: Any, images: np.ndarray, repetitions: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repetitions):
+        session.run(["logits"], {"image": images})
+    return (time.perf_counter() - start) / repetitions

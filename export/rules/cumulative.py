@@ -1,0 +1,72 @@
+"""Running sums, products and extrema along an axis."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from export.builder import Builder, Tensor
+from export.expression import Expression, wide_dtype
+from export.rules.registry import require, rule
+from export.rules.shape import cut
+
+
+@rule("cumsum")
+def running_sum(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
+    """CumSum."""
+    wide = builder.cast(value, np.int32 if value.dtype == np.bool_ else wide_dtype(value.dtype))
+    axis = builder.constant(np.array(value.layout.index(eqn.params["axis"]), np.int64), "axis")
+    total = builder.emit("CumSum", [wide.name, axis], wide, wide.layout, reverse=int(eqn.params["reverse"]))
+    return builder.cast(total, value.dtype)
+
+
+_COMBINE: dict[str, Callable[[Expression, Expression], Expression]] = {
+    "cumprod": lambda a, b: a * b,
+    "cummax": lambda a, b: a.apply("Max", b),
+    "cummin": lambda a, b: a.apply("Min", b),
+}
+
+
+@rule("cumprod", "cummax", "cummin")
+def running(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
+    """Each element with the one 1, 2, 4, ... places before, which takes log2(n) steps (Hillis and Steele 1986)."""
+    axis, reverse = eqn.params["axis"], eqn.params["reverse"]
+    size = value.shape[axis]
+    require(isinstance(size, int), builder, eqn, "a symbolic size")
+    combine = _COMBINE[eqn.primitive.name]
+    result, distance = builder.cast(value, wide_dtype(value.dtype)), 1
+    while distance < size:
+        combined = combine(
+            Expression(builder, _part(builder, result, axis, distance, size)),
+            Expression(builder, _part(builder, result, axis, 0, size - distance)),
+        )
+        kept = (size - distance, size) if reverse else (0, distance)
+        parts = [_part(builder, result, axis, *kept), combined.tensor]
+        layout = result.layout
+        inputs = [builder.stored(each, layout) for each in (reversed(parts) if reverse else parts)]
+        result = builder.emit("Concat", inputs, result, layout, axis=layout.index(axis))
+        distance *= 2
+    return builder.cast(result, value.dtype)
+
+
+@rule("cumlogsumexp")
+def running_logsumexp(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
+    """For each place, over all n of them, of which those after it count as minus infinity."""
+    axis, size, rank = eqn.params["axis"], value.shape[eqn.params["axis"]], len(value.shape)
+    require(isinstance(size, int), builder, eqn, "a symbolic size")
+    hidden = np.triu(np.full((size, size), -np.inf, np.float32), 1)  # [place, other]
+    hidden = hidden.T if eqn.params["reverse"] else hidden
+    sizes = [1] * (rank + 1)
+    sizes[axis], sizes[axis + 1] = size, size
+    others = Expression(builder, value).reshape((*value.shape[:axis], 1, *value.shape[axis:]))
+    terms = others + hidden.reshape(sizes)
+    highest = terms.reduce("ReduceMax", axis + 1)
+    spread = highest.reshape((*value.shape[: axis + 1], 1, *value.shape[axis + 1 :]))
+    return ((terms - spread).apply("Exp").reduce("ReduceSum", axis + 1).apply("Log") + highest).tensor
+
+
+def _part(builder: Builder, value: Tensor, axis: int, start: int, limit: int) -> Tensor:
+    starts, limits = [0] * len(value.shape), list(value.shape)
+    starts[axis], limits[axis] = start, limit
+    return replace(cut(builder, value, starts, limits), dtype=value.dtype)

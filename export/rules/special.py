@@ -1,0 +1,146 @@
+"""Functions that ONNX has no operator for, by the formulas that XLA or numerical textbooks use."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from export.builder import Builder, Tensor, Value
+from export.expression import Expression, emit
+from export.rules.registry import rule
+
+
+@rule("exp2")
+def exp2(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
+    """A power of two."""
+    return emit(builder, "Pow", value, [np.asarray(2, np.float32), value])
+
+
+@rule("log2")
+def log2(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
+    """The logarithm to the base 2."""
+    return (Expression(builder, value).apply("Log") * (1 / math.log(2))).tensor
+
+
+@rule("expm1")
+def expm1(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
+    """tanh(x / 2) (exp(x) + 1), which keeps tiny results exact."""
+    x = Expression(builder, value)
+    return ((x * 0.5).apply("Tanh") * (x.apply("Exp") + 1)).tensor
+
+
+@rule("log1p")
+def log1p(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
+    """log(u) x / (u - 1) with u = 1 + x as rounded, which keeps tiny results exact (Kahan)."""
+    x = Expression(builder, value)
+    u = x + 1
+    rounding = x / (u - 1)
+    exact = rounding.apply("Abs") < 2  # neither 0 / 0 nor infinity / infinity
+    tiny = u.apply("Equal", 1)
+    return tiny.where(x, u.apply("Log") * exact.where(rounding, 1)).tensor
+
+
+@rule("erfc")
+def erfc(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
+    """Exact to 1e-7 in absolute terms."""
+    return emit(
+        builder, "Sub", value, [np.asarray(1, np.float32), builder.emit("Erf", [value.name], value, value.layout)]
+    )
+
+
+@rule("cbrt")
+def cbrt(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
+    """The sign times the cube root of the absolute value."""
+    x = Expression(builder, value)
+    return (x.apply("Sign") * x.apply("Abs").apply("Pow", 1 / 3)).tensor
+
+
+@rule("atan2")
+def atan2(builder: Builder, eqn: Any, y: Value, x: Value) -> Tensor:
+    """The arctangent of the quotient, moved to the quadrant."""
+    up, right = Expression(builder, y), Expression(builder, x)
+    angle = (up / right).apply("Atan")
+    turned = angle + (up < 0).where(np.asarray(-math.pi, np.float32), math.pi)
+    vertical = up.apply("Sign") * (math.pi / 2)
+    return right.apply("Equal", 0).where(vertical, (right < 0).where(turned, angle)).tensor
+
+
+_GILES_CENTRAL = (
+    1.50140941, 0.246640727, -0.00417768164, -0.00125372503, 0.00021858087, -4.39150654e-06, -3.5233877e-06,
+    3.43273939e-07, 2.81022636e-08,
+)  # fmt: skip
+_GILES_TAIL = (
+    2.83297682, 1.00167406, 0.00943887047, -0.0076224613, 0.00573950773, -0.00367342844, 0.00134934322,
+    0.000100950558, -0.000200214257,
+)  # fmt: skip
+
+
+@rule("erf_inv")
+def erf_inv(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
+    """Polynomials of w = -log(1 - x^2) (Giles 2010), the ones of XLA."""
+    x = Expression(builder, value)
+    w = -(((1 - x) * (1 + x)).apply("Log"))
+    central = _horner(w - 2.5, _GILES_CENTRAL)
+    tail = _horner(w.apply("Max", 5.0).apply("Sqrt") - 3, _GILES_TAIL)
+    inside = x * (w < 5).where(central, tail)
+    edge = x.apply("Abs").apply("Equal", 1)
+    return edge.where(x * np.inf, inside).tensor
+
+
+_LANCZOS_G = 7.0
+_LANCZOS = (
+    676.520368121885098567009190444019, -1259.13921672240287047156078755283, 771.3234287776530788486528258894,
+    -176.61502916214059906584551354, 12.507343278686904814458936853, -0.13857109526572011689554707,
+    9.984369578019570859563e-6, 1.50563273514931155834e-7,
+)  # fmt: skip
+_LANCZOS_BASE = 0.99999999999980993227684700473478
+
+
+@rule("lgamma")
+def lgamma(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
+    """Lanczos' approximation, reflected below one half, as in XLA."""
+    x = Expression(builder, value)
+    reflected = x < 0.5
+    z = reflected.where(-x, x - 1)
+    total = z * 0 + _LANCZOS_BASE
+    for i, coefficient in enumerate(_LANCZOS):
+        total = total + coefficient / (z + (i + 1))
+    t = z + (_LANCZOS_G + 0.5)
+    log_t = (z / (_LANCZOS_G + 0.5)).apply("Add", 1).apply("Log") + math.log(_LANCZOS_G + 0.5)
+    log_gamma = (z + 0.5 - t / log_t) * log_t + total.apply("Log") + 0.5 * math.log(2 * math.pi)
+    fraction = x.apply("Abs") - x.apply("Abs").apply("Floor")
+    nearest = (fraction > 0.5).where(1 - fraction, fraction)
+    sine = (nearest * math.pi).apply("Sin").apply("Log")
+    return reflected.where(math.log(math.pi) - sine - log_gamma, log_gamma).tensor
+
+
+@rule("digamma")
+def digamma(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
+    """The derivative of Lanczos' approximation, reflected below one half, as in XLA."""
+    x = Expression(builder, value)
+    reflected = x < 0.5
+    z = reflected.where(-x, x - 1)
+    numerator, denominator = z * 0, z * 0 + _LANCZOS_BASE
+    for i, coefficient in enumerate(_LANCZOS):
+        shifted = z + (i + 1)
+        numerator = numerator - coefficient / (shifted * shifted)
+        denominator = denominator + coefficient / shifted
+    t = z + (_LANCZOS_G + 0.5)
+    log_t = (z / (_LANCZOS_G + 0.5)).apply("Add", 1).apply("Log") + math.log(_LANCZOS_G + 0.5)
+    direct = log_t + numerator / denominator - _LANCZOS_G / t
+    angle = (x + (x + 0.5).apply("Abs").apply("Floor")) * math.pi
+    return reflected.where(direct - math.pi / angle.apply("Tan"), direct).tensor
+
+
+@rule("polynomial")
+def polynomial(builder: Builder, eqn: Any, value: Value, *coefficients: Value) -> Tensor:
+    """Horner's scheme; the constant comes first."""
+    return _horner(Expression(builder, value), coefficients).tensor
+
+
+def _horner(x: Expression, coefficients: Sequence[Value | float]) -> Expression:
+    *lower, result = (Expression(x.builder, x._operand(each)) for each in coefficients)
+    for each in reversed(lower):
+        result = result * x + each
+    return result

@@ -1,0 +1,106 @@
+"""Exported files in onnxruntime, against jax2onnx's and PyTorch's: `python -m tests.bench.export`.
+
+The same ResNet and MBConv network, from uint8 pictures [batch, 64, 64, 3] to 200 logits, one thread. The files take
+turns, so that what else happens on the machine meets them alike.
+
+The peers are optional: `--jax2onnx PYTHON` is the Python of an environment with `jax2onnx` and `flax`, `--torch PYTHON`
+of one with `torch`, `onnx` and `onnxscript`. From jax2onnx's file the shapes it leaves inside are removed, which keep
+onnxruntime from optimizing.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+import export
+from tests.bench.export_networks import NETWORKS, SIDE, function
+
+ROOT = Path(__file__).parents[2]
+REPETITIONS = {1: 40, 64: 1}  # by size of batch, in one turn
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jax2onnx", metavar="PYTHON", help="the Python that has jax2onnx")
+    parser.add_argument("--torch", metavar="PYTHON", help="the Python that has PyTorch")
+    parser.add_argument("--rounds", type=int, default=20, help="turns of each file")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        exporters = write(folder, arguments)
+        results = {network: measure(folder, network, exporters, arguments.rounds) for network in NETWORKS}
+    report(results)
+
+
+def write(folder: Path, arguments: argparse.Namespace) -> list[str]:
+    """Writes NETWORK.EXPORTER.onnx of each exporter that runs here, and returns their names."""
+    for name in NETWORKS:
+        model = export.to_onnx(function(name), {"image": ("uint8", ("batch", SIDE, SIDE, 3))})
+        (folder / f"{name}.jaxcnn.onnx").write_bytes(model.SerializeToString())
+    exporters = ["jaxcnn"]
+    commands = {
+        "jax2onnx": [arguments.jax2onnx, "-m", "tests.bench.export_jax2onnx", str(folder)],
+        "torch": [arguments.torch, str(ROOT / "tests" / "bench" / "export_torch.py"), str(folder)],
+    }
+    for exporter, command in commands.items():
+        if command[0] is None:
+            print(f"{exporter} is left out; give --{exporter} PYTHON", file=sys.stderr)
+            continue
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if done.returncode:
+            print(f"{exporter} does not run here: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+        else:
+            exporters.append(exporter)
+    return exporters
+
+
+def measure(folder: Path, network: str, exporters: list[str], rounds: int) -> dict[str, dict[int, list[float]]]:
+    """Seconds of each turn, by exporter and size of batch."""
+    sessions = {exporter: open_session(folder / f"{network}.{exporter}.onnx") for exporter in exporters}
+    images = np.random.default_rng(0).integers(0, 256, (64, SIDE, SIDE, 3), np.uint8)
+    seconds: dict[str, dict[int, list[float]]] = {each: {size: [] for size in REPETITIONS} for each in exporters}
+    for _ in range(rounds):
+        for size, repetitions in REPETITIONS.items():
+            for exporter, session in sessions.items():
+                feed = {session.get_inputs()[0].name: images[:size]}
+                start = time.perf_counter()
+                for _ in range(repetitions):
+                    session.run(None, feed)
+                seconds[exporter][size].append((time.perf_counter() - start) / repetitions)
+    return seconds
+
+
+def open_session(path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def report(results: dict[str, dict[str, dict[int, list[float]]]]) -> None:
+    """Prints the table and, last, the JSON object."""
+    record: dict[str, dict[str, object]] = {}
+    print(f"{'':20}{'ms, one picture':>24}{'pictures/s, 64':>24}{'times as fast as jaxcnn':>28}")
+    for network, seconds in results.items():
+        for exporter, times in seconds.items():
+            best = {size: min(each) for size, each in times.items()}
+            median = {size: statistics.median(each) for size, each in times.items()}
+            ratio = {size: min(seconds["jaxcnn"][size]) / best[size] for size in times}
+            latency = f"{1e3 * best[1]:.3f} ({1e3 * median[1]:.3f})"
+            rate = f"{64 / best[64]:.0f} ({64 / median[64]:.0f})"
+            print(f"{network} {exporter:12}{latency:>24}{rate:>24}{ratio[1]:>16.2f}, {ratio[64]:.2f}")
+            record[f"{network} {exporter}"] = {"ms": 1e3 * best[1], "rate": 64 / best[64], "ratio": ratio}
+    print("best of all turns; in brackets the median")
+    print(json.dumps(record))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""What the runtimes' programs share: `main(open_model)` runs a folder of models and prints one JSON line for each.
+
+Needs NumPy only: it runs in the environments of the runtimes, whose Python may be old.
+"""
+
+import glob
+import json
+import os
+import sys
+
+import numpy as np
+
+
+def main(open_model):
+    """`open_model(path, outputs)` gives a function from uint8 pictures [n, side, side, 3] to logits [n, classes].
+
+    `outputs` are the names of the model's outputs in their order.
+    """
+    for path in sorted(glob.glob(os.path.join(sys.argv[1], "*.onnx"))):
+        stem = path[: -len(".onnx")]
+        with open(stem + ".json") as file:
+            facts = json.load(file)
+        images = np.fromfile(stem + ".image", np.uint8).reshape(facts["shape"])
+        try:
+            run = open_model(path, facts["outputs"])
+            # Two sizes of batch, one after the other: the size is symbolic.
+            logits = np.concatenate([run(images[:1]), run(images[1:])])
+            print(json.dumps({"file": os.path.basename(stem), "logits": np.asarray(logits, np.float64).tolist()}))
+        except Exception as error:
+            print(json.dumps({"file": os.path.basename(stem), "error": f"{type(error).__name__}: {error}"[:300]}))
+        sys.stdout.flush()

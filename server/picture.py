@@ -19,6 +19,10 @@ _MAX_SIDE = 65_535
 # warned about before.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
+# A JPEG decoder that leaves out the finest waves averages areas, as the resize would have done. From pictures still
+# four times larger than the result the two differ by less than training's own noise, and take a fifth of the time.
+_DRAFT = 4
+
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -51,7 +55,7 @@ def decode(data: bytes, *, height: int, width: int, max_pixels: int) -> npt.NDAr
     if not data:
         raise PictureError("the picture is empty (0 bytes)")
     try:
-        image = _to_rgb(_upright(_open(data, max_pixels)))
+        image = _to_rgb(_upright(_open(data, max_pixels, draft=_DRAFT * max(height, width))))
         return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
     except PictureError:
         raise
@@ -61,8 +65,11 @@ def decode(data: bytes, *, height: int, width: int, max_pixels: int) -> npt.NDAr
         raise PictureError("the picture is damaged or truncated: send the whole file again") from error
 
 
-def _open(data: bytes, max_pixels: int) -> Image.Image:
-    """Reads the header, and the pixels if they are not too many."""
+def _open(data: bytes, max_pixels: int, *, draft: int) -> Image.Image:
+    """Reads the header, and the pixels if they are not too many.
+
+    A JPEG is decoded at a half, a quarter or an eighth of its size if no side falls below `draft`.
+    """
     limit = f"scale it down to at most {max_pixels} in all and {_MAX_SIDE} on a side"
     try:
         image = Image.open(BytesIO(data), formats=_FORMATS)
@@ -70,6 +77,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         raise PictureError(f"the picture has far too many pixels: {limit}") from error
     if image.width * image.height > max_pixels or max(image.size) > _MAX_SIDE:
         raise PictureError(f"the picture has {image.width} x {image.height} pixels: {limit}")
+    image.draft(None, (draft, draft))
     image.load()  # Here, where damage to the pixels is not taken for damage to the EXIF data.
     return image
 

@@ -1,20 +1,28 @@
-"""The wire formats of a request for predictions: what the bytes of a body hold."""
+"""The native wire format: a picture as JSON, raw bytes or multipart, and the most probable classes as JSON."""
 
-import base64
-import json
 import logging
-import string
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import orjson
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import Field, File, FormParser, parse_options_header
 from starlette.exceptions import HTTPException
 
+from server import picture
+from server.errors import PictureError
+from server.model import Model
+from server.protocols import Answer, Decoded, Outputs
+from server.protocols.text import parse_base64, parse_object
+from server.settings import Settings
+
 # What it logs it also raises, but for trifles that a client could fill the log with.
 logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
 
-_WHITE_SPACE = string.whitespace.encode()
+_JSON = {"Content-Type": "application/json"}
 
 
 @dataclass(frozen=True)
@@ -24,6 +32,64 @@ class Payload:
     pictures: list[bytes]
     is_list: bool
     """Whether the client sent a list, and so gets one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NativeQuery:
+    """What a client posts to /predict."""
+
+    content_type: str
+    body: bytes
+    top_k: int
+    heatmap: bool
+    """Whether the answer shall tell where the model looked."""
+    limits: Settings
+
+    @property
+    def size(self) -> int:
+        """Length of the body."""
+        return len(self.body)
+
+    def decode(self, model: Model) -> Decoded:
+        """Takes the body apart and decodes its pictures.
+
+        Raises:
+            HTTPException: the body is not what its content type promises, or holds no pictures.
+        """
+        payload = parse(self.content_type, self.body, max_images=self.limits.max_images)
+        places = [f"images[{i}]: " if payload.is_list else "" for i in range(len(payload.pictures))]
+        images = [
+            decode_picture(place, data, model, self.limits)
+            for place, data in zip(places, payload.pictures, strict=True)
+        ]
+        outputs = {"probabilities", "heatmap"} if self.heatmap else {"probabilities"}
+        return Decoded(np.stack(images), frozenset(outputs), partial(_answer, model.names, self.top_k, payload.is_list))
+
+
+def decode_picture(place: str, data: bytes, model: Model, limits: Settings) -> npt.NDArray[np.uint8]:
+    """Decodes a picture to the model's size.
+
+    Raises:
+        HTTPException: 400; the message starts with the place.
+    """
+    try:
+        return picture.decode(data, height=model.height, width=model.width, max_pixels=limits.max_pixels)
+    except PictureError as error:
+        raise HTTPException(400, f"{place}{error}.") from error
+
+
+def _answer(names: tuple[str, ...], top_k: int, is_list: bool, outputs: Outputs) -> Answer:
+    predictions = [_describe(names, top_k, each) for each in outputs["probabilities"]]
+    for prediction, heatmap in zip(predictions, outputs.get("heatmap", ()), strict=False):
+        prediction["heatmap"] = heatmap
+    content = predictions if is_list else predictions[0]
+    return Answer(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), _JSON)
+
+
+def _describe(names: tuple[str, ...], top_k: int, probabilities: npt.NDArray[np.float32]) -> dict[str, Any]:
+    best = np.argsort(-probabilities, kind="stable")[:top_k]
+    top = [{"class": names[i], "prob": float(probabilities[i])} for i in best]
+    return {"predicted_class": top[0]["class"], "top_predictions": top}
 
 
 def parse(content_type: str, body: bytes, *, max_images: int) -> Payload:
@@ -52,37 +118,17 @@ def parse(content_type: str, body: bytes, *, max_images: int) -> Payload:
 
 
 def _parse_json(body: bytes, max_images: int) -> Payload:
-    try:
-        content = json.loads(body)
-    except (ValueError, RecursionError):
-        raise HTTPException(400, 'The body is not JSON: send {"image": "<base64>"}.') from None
-    if not isinstance(content, dict) or ("image" in content) == ("images" in content):
+    content = parse_object(body, 'send {"image": "<base64>"}')
+    if ("image" in content) == ("images" in content):
         raise HTTPException(400, 'Send a JSON object with "image": "<base64>", or with "images": a list of those.')
     if "image" in content:
-        return Payload([_from_base64("image", content["image"])], is_list=False)
+        return Payload([parse_base64("image", content["image"])], is_list=False)
     images = content["images"]
     if not isinstance(images, list) or not images:
         raise HTTPException(400, "`images` has to be a list of one or more base64 strings.")
     if len(images) > max_images:
-        raise _too_many(max_images)
-    return Payload([_from_base64(f"images[{i}]", each) for i, each in enumerate(images)], is_list=True)
-
-
-def _from_base64(place: str, text: Any) -> bytes:
-    """Decodes base64, strictly but for white space, which some encoders break lines with, and a `data:` URL."""
-    if not isinstance(text, str):
-        raise HTTPException(400, f"`{place}` has to be a string: the picture file in base64.")
-    try:
-        encoded = text.encode("ascii").translate(None, _WHITE_SPACE)
-        if encoded[:5].lower() == b"data:":
-            header, comma, encoded = encoded.partition(b",")
-            if not (header + comma).lower().endswith(b";base64,"):
-                raise HTTPException(400, f"`{place}` is a data: URL without `;base64,`: encode the picture in base64.")
-        return base64.b64decode(encoded, validate=True)
-    except ValueError:
-        raise HTTPException(
-            400, f"`{place}` is not base64: use A-Z, a-z, 0-9, + and /, padded with = to a multiple of 4."
-        ) from None
+        raise too_many(max_images)
+    return Payload([parse_base64(f"images[{i}]", each) for i, each in enumerate(images)], is_list=True)
 
 
 def _parse_multipart(boundary: bytes | None, body: bytes, max_images: int) -> Payload:
@@ -92,7 +138,7 @@ def _parse_multipart(boundary: bytes | None, body: bytes, max_images: int) -> Pa
     def collect(part: Field | File) -> None:
         parts.append(part)
         if len(parts) > max_images:
-            raise _too_many(max_images)
+            raise too_many(max_images)
 
     try:
         in_memory = {"MAX_MEMORY_FILE_SIZE": float("inf")}
@@ -120,5 +166,6 @@ def _content(file: File) -> bytes:
     return file.file_object.read()
 
 
-def _too_many(max_images: int) -> HTTPException:
+def too_many(max_images: int) -> HTTPException:
+    """The answer to a request of more pictures than are allowed."""
     return HTTPException(413, f"Too many pictures in one request: send at most {max_images}.")

@@ -1,0 +1,118 @@
+"""The log: one JSON object a line on standard output."""
+
+import contextlib
+import logging
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+_LOGGERS = ("server", "uvicorn", "uvicorn.error", "uvicorn.access")
+
+
+class LogWriter:
+    """Writes lines on a thread of its own.
+
+    Whoever logs does not wait: not for a slow disk, nor for a pipe that nobody reads. What cannot be written (the disk
+    is full) is lost, and of what waits for too long the oldest.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._lines: deque[bytes] = deque(maxlen=10_000)
+        self._is_closed = threading.Event()
+        self._waits = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+        self._thread.start()
+
+    def write(self, fields: dict[str, Any]) -> None:
+        """Appends a line of these fields, after the time."""
+        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **fields}
+        self._lines.append(orjson.dumps(line, default=str, option=orjson.OPT_APPEND_NEWLINE))
+        if not self._waits.is_set():
+            self._waits.set()
+
+    def close(self) -> None:
+        """Writes what is left; gives up on a reader who does not read."""
+        self._is_closed.set()
+        self._waits.set()
+        self._thread.join(timeout=1)
+
+    def _run(self) -> None:
+        while not self._is_closed.is_set():
+            self._waits.wait()
+            self._is_closed.wait(0.05)  # Many lines for one write.
+            self._waits.clear()
+            self._flush()
+
+    def _flush(self) -> None:
+        text = b"".join(self._lines.popleft() for _ in range(len(self._lines)))
+        with contextlib.suppress(OSError):
+            while text:
+                text = text[os.write(self._descriptor, text) :]
+
+
+class _Handler(logging.Handler):
+    """Hands what Python's loggers get to the writer."""
+
+    def __init__(self, writer: LogWriter) -> None:
+        super().__init__()
+        self._writer = writer
+        self._formatter = logging.Formatter()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes a record with its traceback, if it has one."""
+        fields = {"level": record.levelname.lower(), "message": record.getMessage()}
+        if request_id := getattr(record, "request_id", None):
+            fields["request_id"] = request_id
+        if record.exc_info:
+            fields["traceback"] = self._formatter.formatException(record.exc_info)
+        self._writer.write(fields)
+
+
+@contextlib.contextmanager
+def structured() -> Iterator[LogWriter]:
+    """Has the server's and uvicorn's loggers write JSON until the end of the block.
+
+    uvicorn's access log is left out: `server.edge` writes a better one.
+    """
+    writer = LogWriter(sys.stdout.fileno())
+    loggers = [logging.getLogger(each) for each in _LOGGERS]
+    before = [(each, each.handlers, each.propagate, each.level) for each in loggers]
+    for each in loggers:
+        each.handlers, each.propagate = [], False
+    for each in loggers[:2]:
+        each.handlers = [_Handler(writer)]
+        each.setLevel(logging.INFO)
+    loggers[2].propagate = True  # To "uvicorn".
+    try:
+        yield writer
+    finally:
+        for logger, handlers, propagate, level in before:
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)
+        writer.close()
+
+
+def access(
+    writer: LogWriter, *, request_id: str, client: str, method: str, path: str, status: int, start: float
+) -> None:
+    """Writes the line of an answered request; `start` is by the monotonic clock."""
+    writer.write(
+        {
+            "level": "info",
+            "message": "request",
+            "request_id": request_id,
+            "client": client,
+            "method": method,
+            "path": path,
+            "status": status,
+            "duration_ms": round((time.monotonic() - start) * 1000, 3),
+        }
+    )

@@ -187,9 +187,7 @@ def main() -> None:
     if options.rate:
         result = open_loop(options.port, data, options.rate, seconds=options.seconds)
     else:
-        result = closed_loop(
-            options.port, data, options.concurrency, seconds=options.seconds, count=options.count
-        )
+        result = closed_loop(options.port, data, options.concurrency, seconds=options.seconds, count=options.count)
     print(json.dumps(result.summary()))
 
 

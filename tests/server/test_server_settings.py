@@ -1,6 +1,6 @@
 import pytest
 
-from server import settings
+from server import cpus, settings
 from server.errors import StartError
 
 MODEL = {"JAXCNN_MODEL": "model.onnx"}
@@ -9,7 +9,7 @@ MODEL = {"JAXCNN_MODEL": "model.onnx"}
 def test_defaults_where_nothing_is_set():
     chosen = settings.from_environment(MODEL)
     assert str(chosen.model) == "model.onnx"
-    assert (chosen.threads, chosen.max_body_bytes, chosen.max_pixels) == (2, 10 * 2**20, 25_000_000)
+    assert (chosen.threads, chosen.max_body_bytes, chosen.max_pixels) == (cpus.available(), 10 * 2**20, 25_000_000)
 
 
 @pytest.mark.parametrize(

@@ -23,16 +23,15 @@ async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Service]]:
     memory.tighten()
     chosen = settings.from_environment(os.environ)
     loaded = model.load(chosen.model, max_batch=chosen.max_batch)
-    with log.structured() as writer:
-        service = Service(chosen, loaded, writer)
-        watcher = asyncio.create_task(swap.watch(service)) if chosen.reload_seconds else None
-        try:
-            with drain.on_sigterm(service.admission, chosen):
-                yield {"service": service}
-        finally:
-            if watcher is not None:
-                watcher.cancel()
-            service.workers.close()
+    service = Service(chosen, loaded, log.start())
+    watcher = asyncio.create_task(swap.watch(service)) if chosen.reload_seconds else None
+    try:
+        with drain.on_sigterm(service.admission, chosen):
+            yield {"service": service}
+    finally:
+        if watcher is not None:
+            watcher.cancel()
+        service.workers.close()
 
 
 def _routes() -> list[BaseRoute]:

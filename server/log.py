@@ -1,5 +1,6 @@
 """The log: one JSON object a line on standard output."""
 
+import atexit
 import contextlib
 import logging
 import os
@@ -7,13 +8,10 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 import orjson
-
-_LOGGERS = ("server", "uvicorn", "uvicorn.error", "uvicorn.access")
 
 
 class LogWriter:
@@ -76,28 +74,20 @@ class _Handler(logging.Handler):
         self._writer.write(fields)
 
 
-@contextlib.contextmanager
-def structured() -> Iterator[LogWriter]:
-    """Has the server's and uvicorn's loggers write JSON until the end of the block.
+def start() -> LogWriter:
+    """Has the server's and uvicorn's loggers write JSON from now on, to the last line of the process.
 
     uvicorn's access log is left out: `server.edge` writes a better one.
     """
     writer = LogWriter(sys.stdout.fileno())
-    loggers = [logging.getLogger(each) for each in _LOGGERS]
-    before = [(each, each.handlers, each.propagate, each.level) for each in loggers]
-    for each in loggers:
-        each.handlers, each.propagate = [], False
-    for each in loggers[:2]:
-        each.handlers = [_Handler(writer)]
-        each.setLevel(logging.INFO)
-    loggers[2].propagate = True  # To "uvicorn".
-    try:
-        yield writer
-    finally:
-        for logger, handlers, propagate, level in before:
-            logger.handlers, logger.propagate = handlers, propagate
-            logger.setLevel(level)
-        writer.close()
+    for name in ("server", "uvicorn"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [_Handler(writer)], False
+        logger.setLevel(logging.INFO)
+    access_log = logging.getLogger("uvicorn.access")
+    access_log.handlers, access_log.propagate = [], False
+    atexit.register(writer.close)
+    return writer
 
 
 def access(

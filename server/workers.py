@@ -77,8 +77,12 @@ class Workers:
         self._threads.shutdown()
 
     def expected_wait(self) -> float:
-        """Seconds until a query queued now would be answered, by the speed of the latest ones."""
-        return (len(self._queue) + self._running + 1) * self._seconds_per_job / self._settings.threads
+        """Seconds until a query queued now would be answered, by the speed of the latest ones.
+
+        None while there is no other: so a slow query cannot have all others refused for ever.
+        """
+        before = len(self._queue) + self._running
+        return (before + 1) * self._seconds_per_job / self._settings.threads if before else 0.0
 
     async def answer(self, query: Query, gone: asyncio.Future[Any]) -> Answer:
         """Queues a query and waits for its answer.
@@ -118,7 +122,7 @@ class Workers:
             with self._changed:
                 self._running -= len(batch)
                 seconds = (time.monotonic() - start) / len(batch)
-                self._seconds_per_job += 0.1 * (seconds - self._seconds_per_job)
+                self._seconds_per_job += (0.1 if self._seconds_per_job else 1) * (seconds - self._seconds_per_job)
             with contextlib.suppress(RuntimeError):  # The event loop has ended, and everyone who waited with it.
                 self._loop.call_soon_threadsafe(_finish, batch, results)
 

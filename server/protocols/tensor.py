@@ -100,10 +100,11 @@ def to_images(tensor: Input, *, height: int, width: int) -> npt.NDArray[np.uint8
 
 def _from_lists(tensor: Input) -> npt.NDArray[Any]:
     """JSON numbers, flat or nested as the shape says."""
-    values, shape = tensor.data, []
+    values = tensor.data
+    shape = [len(values)] if isinstance(values, list) else []
     while isinstance(values, list) and values and isinstance(values[0], list):
-        shape.append(len(values))
-        if not all(isinstance(each, list) and len(each) == len(values[0]) for each in values):
+        shape.append(len(values[0]))
+        if not all(isinstance(each, list) and len(each) == shape[-1] for each in values):
             raise _wrong_count(tensor)
         values = list(itertools.chain.from_iterable(values))
     kinds = (int, float) if tensor.datatype == "FP32" else (int,)
@@ -111,8 +112,7 @@ def _from_lists(tensor: Input) -> npt.NDArray[Any]:
     if not isinstance(values, list) or not set(map(type, values)) <= set(kinds):
         kind = "numbers" if tensor.datatype == "FP32" else "whole numbers"
         raise HTTPException(400, f"`data` has to be a list of {kind}, flat or nested as the shape says.")
-    nested = (*shape, len(values) // math.prod(shape)) if shape else tensor.shape
-    if nested != tensor.shape or len(values) != math.prod(tensor.shape):
+    if tuple(shape) not in ((math.prod(tensor.shape),), tensor.shape):
         raise _wrong_count(tensor)
     return np.array(values, np.float64).reshape(tensor.shape)
 

@@ -121,15 +121,14 @@ def _busy_work(work: int) -> list[onnx.NodeProto]:
     ]
 
 
-def start_uvicorn(log: Path, **environment: str) -> subprocess.Popen[bytes]:
+def start_uvicorn(log: Path | str | int, *, port: int = 0, **environment: str) -> subprocess.Popen[bytes]:
+    """Starts a server; `log` is a path, or a file descriptor."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("JAXCNN_")}
-    with log.open("wb") as stream:
+    command = [sys.executable, "-m", "uvicorn", "server.app:app", "--host", "127.0.0.1", "--port", str(port)]
+    with contextlib.ExitStack() as stack:
+        stream = log if isinstance(log, int) else stack.enter_context(open(log, "wb"))
         return subprocess.Popen(
-            [sys.executable, "-m", "uvicorn", "server.app:app", "--host", "127.0.0.1", "--port", "0"],
-            cwd=ROOT,
-            env={**inherited, **environment},
-            stdout=stream,
-            stderr=subprocess.STDOUT,
+            command, cwd=ROOT, env={**inherited, **environment}, stdout=stream, stderr=subprocess.STDOUT
         )
 
 

@@ -2,9 +2,7 @@
 
 import json
 import re
-import signal
 import socket
-import time
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 
@@ -293,83 +291,3 @@ def test_random_json_never_fails_the_server(client, content, top_k):
     assert response.status_code in (200, 400, 413)
     if response.status_code != 200:
         error(response)
-
-
-# Limits that need a server of their own
-
-
-def test_a_full_server_answers_503_and_stays_healthy(serve, model_path):
-    with serve(JAXCNN_MODEL=str(model_path), JAXCNN_MAX_REQUESTS="1") as server:
-        picture = encode((250, 0, 0))
-        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as slow:
-            slow.sendall(head(f"Content-Length: {len(picture)}", "Expect: 100-continue"))
-            assert slow.recv(100).startswith(b"HTTP/1.1 100")  # It has the only place.
-            response = post(server.client, picture)
-            assert response.status_code == 503
-            assert response.headers["retry-after"] == "1"
-            error(response)
-            assert server.client.get("/healthz").status_code == 200
-            slow.sendall(picture)
-            assert read_answer(slow)[0] == 200
-        for broken in (b"", b"no picture", encode(YELLOW)):
-            assert post(server.client, broken).status_code in (400, 500)
-        assert post(server.client, picture).status_code == 200  # Every one gave its place back.
-
-
-def test_a_slow_body_is_408(serve, model_path):
-    with serve(JAXCNN_MODEL=str(model_path), JAXCNN_READ_SECONDS="1") as server:
-        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as slow:
-            slow.sendall(head("Content-Length: 1000") + b"\x89PNG")
-            response = b"".join(iter(lambda: slow.recv(65536), b""))
-            assert response.startswith(b"HTTP/1.1 408")
-            assert b"\r\nconnection: close\r\n" in response.lower()
-            assert list(json.loads(response.partition(b"\r\n\r\n")[2])) == ["error"]
-        assert post(server.client, encode((0, 0, 0))).status_code == 200
-
-
-@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_finishes_what_was_accepted(serve, model_path, signal_number):
-    with serve(JAXCNN_MODEL=str(model_path)) as server:
-        picture = encode((250, 0, 0))
-        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as slow:
-            slow.sendall(head(f"Content-Length: {len(picture)}", "Expect: 100-continue"))
-            assert slow.recv(100).startswith(b"HTTP/1.1 100")
-            server.process.send_signal(signal_number)
-            while "Shutting down" not in server.log.read_text():
-                time.sleep(0.02)
-            slow.sendall(picture)
-            assert read_answer(slow)[0] == 200
-        server.process.wait(timeout=30)
-        assert "Application shutdown complete." in server.log.read_text()
-        assert "Traceback" not in server.log.read_text()
-
-
-@pytest.mark.parametrize(
-    ("environment", "line"),
-    [
-        (
-            {"JAXCNN_MODEL": "/absent/model.onnx"},
-            r"The model /absent/model\.onnx is not a file: set JAXCNN_MODEL to .*",
-        ),
-        (
-            {"JAXCNN_MODEL": "pyproject.toml"},
-            r"The model pyproject\.toml cannot be served: onnxruntime cannot open it .*",
-        ),
-        (
-            {"JAXCNN_MODEL": "{failing}"},
-            r"The model .* cannot be served: it fails on a batch of 8 black pictures .*",
-        ),
-        (
-            {"JAXCNN_THREADS": "many"},
-            r"JAXCNN_THREADS is 'many': set it to a whole number from 1 to 256, or unset it\.",
-        ),
-    ],
-)
-def test_a_wrong_setting_stops_the_start_with_one_line(start, model_builder, tmp_path, environment, line):
-    log = tmp_path / "log"
-    failing = model_builder(tmp_path / "failing.onnx", rows=1)
-    process = start(log, **{key: value.format(failing=failing) for key, value in environment.items()})
-    assert process.wait(timeout=30) != 0
-    wrong, end = (each for each in log.read_text().splitlines() if not each.startswith("INFO:"))
-    assert re.fullmatch(f"ERROR: +{line}", wrong)
-    assert re.fullmatch("ERROR: +Application startup failed. Exiting.", end)

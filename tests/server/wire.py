@@ -10,7 +10,6 @@ from io import BytesIO
 import httpx
 from PIL import Image
 
-
 COLOURS = {"red": (250, 0, 0), "green": (0, 250, 0), "blue": (0, 0, 250), "white": (240, 240, 240), "black": (0, 0, 0)}
 YELLOW = (255, 255, 0)  # The model computes NaN.
 

@@ -41,7 +41,7 @@ async def part(request: Request) -> Response:
 
 
 async def info(request: Request) -> Response:
-    """`GET /page/model.json`: what the page has to know of the model."""
+    """`GET /model.json`: what the page has to know of the model."""
     service = _require_page(request)
     model = service.model
     return JSONResponse(
@@ -90,7 +90,7 @@ def _file(path: Path) -> Response:
 
 ROUTES: list[BaseRoute] = [
     Route("/", index),
-    Route("/page/model.json", info),
+    Route("/model.json", info),
     Route("/page/{name}", part),
     Route("/model.onnx", model_file),
     Route("/onnxruntime-web/{name}", runtime),

@@ -122,13 +122,14 @@ def _busy_work(work: int) -> list[onnx.NodeProto]:
 
 
 def start_uvicorn(log: Path | str | int, *, port: int = 0, **environment: str) -> subprocess.Popen[bytes]:
-    """Starts a server; `log` is a path, or a file descriptor."""
+    """Starts a server that ends at once when told to; `log` is a path, or a file descriptor."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("JAXCNN_")}
+    settings = {"JAXCNN_DRAIN_SECONDS": "0", **environment}
     command = [sys.executable, "-m", "uvicorn", "server.app:app", "--host", "127.0.0.1", "--port", str(port)]
     with contextlib.ExitStack() as stack:
         stream = log if isinstance(log, int) else stack.enter_context(open(log, "wb"))
         return subprocess.Popen(
-            command, cwd=ROOT, env={**inherited, **environment}, stdout=stream, stderr=subprocess.STDOUT
+            command, cwd=ROOT, env={**inherited, **settings}, stdout=stream, stderr=subprocess.STDOUT
         )
 
 

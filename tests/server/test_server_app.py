@@ -3,6 +3,8 @@
 import json
 import re
 import socket
+import struct
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 
@@ -122,6 +124,41 @@ def test_formats_outside_the_allow_list_are_refused(client, kind):
     response = post(client, encode((0, 0, 250), kind), "image/png")
     assert response.status_code == 400
     assert "send JPEG, PNG, WebP, GIF, BMP or AVIF" in error(response)
+
+
+def unusual_pictures() -> dict[str, tuple[bytes, str]]:
+    blue = Image.new("RGB", (9, 9), (0, 0, 250))
+    clear = Image.new("RGBA", (9, 9), (0, 0, 250, 0))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    made = {
+        "CMYK": (blue.convert("CMYK"), "JPEG", {}, "blue"),
+        "16 bits": (Image.new("I;16", (9, 9), 65_000), "PNG", {}, "white"),
+        "palette with alpha": (blue.quantize(2), "PNG", {"transparency": b"\0\0"}, "white"),
+        "transparent": (clear, "WEBP", {}, "white"),
+        "gray": (Image.new("L", (9, 9), 250), "JPEG", {}, "white"),
+        "animated": (blue, "GIF", {"save_all": True, "append_images": [Image.new("RGB", (9, 9), "red")]}, "blue"),
+        "turned": (blue, "JPEG", {"exif": turned}, "blue"),
+    }
+    return {name: (encoded(image, kind, options), expected) for name, (image, kind, options, expected) in made.items()}
+
+
+def encoded(image: Image.Image, kind: str, options: dict[str, object]) -> bytes:
+    stream = BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(("data", "expected"), unusual_pictures().values(), ids=unusual_pictures())
+def test_unusual_pictures_are_read(client, data, expected):
+    assert post(client, data).json()["predicted_class"] == expected
+
+
+def test_a_bomb_in_the_text_of_a_picture_is_refused(client):
+    picture = encode((0, 0, 250))
+    content = b"zTXtcomment\0\0" + zlib.compress(b" " * 50_000_000)
+    chunk = struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
+    assert post(client, picture[:33] + chunk + picture[33:]).status_code == 400
 
 
 def test_a_decompression_bomb_is_refused(client):

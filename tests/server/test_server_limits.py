@@ -254,7 +254,7 @@ def test_it_writes_no_files(serve_on, model_path):
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_finishes_what_was_accepted(serve, model_path, signal_number):
-    with serve(JAXCNN_MODEL=str(model_path), JAXCNN_DRAIN_SECONDS="0") as server:
+    with serve(JAXCNN_MODEL=str(model_path)) as server:
         with socket.create_connection(("127.0.0.1", server.port), timeout=30) as slow:
             slow.sendall(head(f"Content-Length: {len(PICTURE)}", "Expect: 100-continue"))
             assert slow.recv(100).startswith(b"HTTP/1.1 100")
@@ -292,7 +292,7 @@ def test_a_second_sigterm_is_not_waited_for(serve, model_path):
 
 
 def test_sigterm_under_load_loses_nothing(serve, model_path):
-    with serve(JAXCNN_MODEL=str(model_path)) as server:
+    with serve(JAXCNN_MODEL=str(model_path), JAXCNN_DRAIN_SECONDS="1") as server:
         lost: list[Exception] = []
         clients = [threading.Thread(target=ask_until_unready, args=(server.port, lost)) for _ in range(8)]
         for each in clients:

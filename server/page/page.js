@@ -18,7 +18,7 @@ async function start() {
     return;
   }
   model = await answer.json();
-  element("model").textContent = `${model.name}: ${model.names.length} classes, ${model.width} × ${model.height} pixels`;
+  element("model").textContent = `${model.name}: ${model.names.length} classes, ${model.width} by ${model.height} pixels`;
   element("local").disabled = !model.in_browser;
   element("local-note").textContent = model.in_browser
     ? "In this browser, pictures do not leave this device."

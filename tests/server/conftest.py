@@ -172,6 +172,11 @@ def serve(tmp_path: Path) -> Callable[..., contextlib.AbstractContextManager[Ser
     return functools.partial(serving, tmp_path / "log")
 
 
+@pytest.fixture(scope="module")
+def serve_module(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., contextlib.AbstractContextManager[Server]]:
+    return functools.partial(serving, tmp_path_factory.mktemp("server") / "log")
+
+
 @pytest.fixture(scope="session")
 def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_model(tmp_path_factory.mktemp("model") / "colours.onnx")

@@ -79,39 +79,51 @@ def _schemas(model: Model, settings: Settings) -> Json:
 
 def _inference_request(model: Model, settings: Settings) -> Json:
     flag = {"type": "boolean"}
-    tensor = _object(
-        {
-            "name": {"const": "image"},
-            "datatype": {"const": "BYTES"},
-            "shape": {"type": "array", "items": {"const": 1}, "minItems": 1, "maxItems": 1},
-            "data": {
-                "type": "array",
-                "minItems": 1,
-                "maxItems": 1,
-                "items": {"type": "string", "format": "base64-picture"},
-            },
-        },
-        description="Picture files as BYTES [pictures], in base64; or pixels as UINT8 or FP32 [pictures,"
-        f" {model.height}, {model.width}, 3], from 0 to 255, flat or nested. At most {settings.max_images} pictures.",
-    )
-    output = {
-        **_object({"name": {"enum": list(model.outputs)}}),
-        "properties": {
-            "name": {"enum": list(model.outputs)},
-            "parameters": _optional({"binary_data": flag}),
-        },
-    }
+    output = _object({"name": {"enum": list(model.outputs)}})
+    output["properties"]["parameters"] = _optional({"binary_data": flag})
     return {
         "type": "object",
         "required": ["inputs"],
         "properties": {
             "id": {"type": "string"},
             "parameters": _optional({"binary_data_output": flag}),
-            "inputs": {"type": "array", "minItems": 1, "maxItems": 1, "items": tensor},
-            "outputs": {"type": "array", "maxItems": 1, "items": output},
+            "inputs": {
+                "type": "array",
+                "minItems": 1,
+                "maxItems": 1,
+                "items": {"oneOf": _tensors(model, settings)},
+            },
+            "outputs": {"type": "array", "maxItems": len(model.outputs), "items": output},
         },
-        "additionalProperties": False,
     }
+
+
+def _tensors(model: Model, settings: Settings) -> list[Json]:
+    """The three kinds of input; that the data has to fill the shape is more than a schema can say."""
+    pictures = {"type": "integer", "minimum": 1, "maximum": settings.max_images}
+    pixels = [pictures, *({"const": side} for side in (model.height, model.width, 3))]
+    nested = {"type": "array"}
+    text = {"type": "string", "format": "base64-picture"}
+    level = {"minimum": 0, "maximum": 255}
+    return [
+        _tensor("Picture files, in base64 or binary.", "BYTES", [pictures, {"const": 1}], 1, {"anyOf": [text, nested]}),
+        _tensor("Pixels.", "UINT8", pixels, 4, {"anyOf": [{"type": "integer", **level}, nested]}),
+        _tensor("Pixels, rounded.", "FP32", pixels, 4, {"anyOf": [{"type": "number", **level}, nested]}),
+    ]
+
+
+def _tensor(description: str, datatype: str, shape: list[Json], rank: int, element: Json) -> Json:
+    tensor = _object(
+        {
+            "name": {"const": "image"},
+            "datatype": {"const": datatype},
+            "shape": {"type": "array", "prefixItems": shape, "minItems": rank, "maxItems": len(shape)},
+        },
+        description=f"{description} Flat or nested as the shape says.",
+    )
+    tensor["properties"]["data"] = {"type": "array", "minItems": 1, "items": element}
+    tensor["properties"]["parameters"] = _optional({"binary_data_size": {"type": "integer"}})
+    return tensor
 
 
 def _inference_response() -> Json:
@@ -269,7 +281,6 @@ def _object(properties: Json, **extra: Any) -> Json:
         "type": "object",
         "required": list(properties),
         "properties": properties,
-        "additionalProperties": False,
         **extra,
     }
 

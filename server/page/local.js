@@ -12,7 +12,8 @@ export class LocalModel {
     if (!response.ok) {
       throw Object.assign(new Error("The model file cannot be fetched."), { status: response.status });
     }
-    const session = await ort.InferenceSession.create(new Uint8Array(await response.arrayBuffer()));
+    const file = new Uint8Array(await response.arrayBuffer());
+    const session = await ort.InferenceSession.create(file, { logSeverityLevel: 3 });
     return new LocalModel(ort, session, model);
   }
 

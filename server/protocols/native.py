@@ -150,20 +150,22 @@ def _parse_multipart(boundary: bytes | None, body: bytes, max_images: int) -> Pa
         raise HTTPException(400, "The body is not the multipart/form-data that its Content-Type promises.") from None
     if not ended:
         raise HTTPException(400, "The multipart body ends before its closing boundary: send the whole of it.")
-    return _choose([each for each in parts if isinstance(each, File)])
+    return _choose([each for each in parts if isinstance(each, File) or each.field_name in (b"image", b"images")])
 
 
-def _choose(files: list[File]) -> Payload:
-    names = {each.field_name for each in files}
+def _choose(parts: list[Field | File]) -> Payload:
+    names = {each.field_name for each in parts}
     is_list = names == {b"images"}
-    if is_list or (names == {b"image"} and len(files) == 1):
-        return Payload([_content(each) for each in files], is_list=is_list)
+    if is_list or (names == {b"image"} and len(parts) == 1):
+        return Payload([_content(each) for each in parts], is_list=is_list)
     raise HTTPException(400, "Send one file part named `image`, or one or more named `images`.")
 
 
-def _content(file: File) -> bytes:
-    file.file_object.seek(0)
-    return file.file_object.read()
+def _content(part: Field | File) -> bytes:
+    if isinstance(part, Field):  # A file without a name.
+        return part.value or b""
+    part.file_object.seek(0)
+    return part.file_object.read()
 
 
 def too_many(max_images: int) -> HTTPException:

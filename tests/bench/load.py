@@ -1,7 +1,6 @@
 """A load generator that costs little: one thread, plain sockets, requests put together beforehand.
 
-`python -m tests.bench.load PORT CONCURRENCY SECONDS KIND` sends JPEGs raw, as forms or in base64, and prints what came
-back.
+`python -m tests.bench.load PORT CONCURRENCY SECONDS KIND` sends raw JPEGs or base64 JSON and prints what came back.
 """
 
 import argparse
@@ -45,12 +44,9 @@ def request(content_type: str, body: bytes, path: str = "/predict") -> bytes:
 
 
 def requests(kind: str) -> list[bytes]:
-    """Requests of one kind: `raw`, `form` (multipart) or `json`."""
+    """Requests of one kind, `raw` or `json`."""
     if kind == "raw":
         return [request("image/jpeg", each) for each in jpegs()]
-    if kind == "form":
-        head = b'--edge\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\n\r\n'
-        return [request("multipart/form-data; boundary=edge", head + each + b"\r\n--edge--\r\n") for each in jpegs()]
     bodies = [json.dumps({"image": base64.b64encode(each).decode()}).encode() for each in jpegs()]
     return [request("application/json", each) for each in bodies]
 
@@ -183,7 +179,7 @@ def main() -> None:
     parser.add_argument("port", type=int)
     parser.add_argument("concurrency", type=int, help="for a closed loop")
     parser.add_argument("seconds", type=float)
-    parser.add_argument("kind", choices=["raw", "form", "json"])
+    parser.add_argument("kind", choices=["raw", "json"])
     parser.add_argument("--rate", type=float, help="requests a second, for an open loop")
     parser.add_argument("--count", type=int, default=0, help="requests in all, instead of a time")
     options = parser.parse_args()

@@ -12,7 +12,6 @@ from typing import Any
 import litserve
 import numpy as np
 import onnxruntime as ort
-from fastapi import Request
 from PIL import Image
 
 
@@ -27,16 +26,14 @@ class Classifier(litserve.LitAPI):
         self.names = json.loads(metadata["names"])
         self.height, self.width = json.loads(metadata["image_size"])
 
-    def decode_request(self, request: Request, **options: Any) -> np.ndarray:
-        image = request["image"]
-        data = base64.b64decode(image) if isinstance(image, str) else image.file.read()
-        picture = Image.open(io.BytesIO(data)).convert("RGB")
+    def decode_request(self, request, **options: Any) -> np.ndarray:  # LitServe reads the annotation
+        picture = Image.open(io.BytesIO(base64.b64decode(request["image"]))).convert("RGB")
         return np.asarray(picture.resize((self.width, self.height), Image.Resampling.BICUBIC))
 
     def predict(self, image: np.ndarray, **options: Any) -> np.ndarray:
         return self.session.run(["probabilities"], {"image": image[None]})[0][0]
 
-    def encode_response(self, output: np.ndarray, **options: Any) -> dict[str, Any]:
+    def encode_response(self, output: np.ndarray, **options: Any):
         best = np.argsort(-output)[:3]
         top = [{"class": self.names[i], "prob": float(output[i])} for i in best]
         return {"predicted_class": top[0]["class"], "top_predictions": top}

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -79,7 +80,12 @@ def running(command: list[str], model: Path, **settings: str) -> Iterator[tuple[
     environment |= {"TF_CPP_MIN_LOG_LEVEL": "3"}
     start = time.perf_counter()
     with subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # LitServe's workers outlive it unless they are told to end, too.
     ) as process:
         try:
             while not _answers():
@@ -88,8 +94,10 @@ def running(command: list[str], model: Path, **settings: str) -> Iterator[tuple[
                 time.sleep(0.01)
             yield Process(process.pid), time.perf_counter() - start
         finally:
-            process.terminate()
+            os.killpg(process.pid, signal.SIGTERM)
             process.wait(30)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def _answers() -> bool:
@@ -116,16 +124,13 @@ def measure(name: str, command: list[str], model: Path, seconds: float) -> dict[
         load(2, min(2, seconds), "json")  # Everything is loaded that is loaded late.
         for kind, concurrency in CELLS:
             if name != "jaxcnn" and kind == "raw":
-                # The peers take no raw bodies: LitServe a form of the same size, the original only JSON.
-                kind = "form"
-                if name == "original":
-                    continue
+                continue  # The peers take no raw bodies.
             before, start = process.cpu_seconds(), time.perf_counter()
             result = load(concurrency, seconds, kind)
             cpu = (process.cpu_seconds() - before) / (time.perf_counter() - start)
             if set(result["statuses"]) != {"200"}:
                 raise SystemExit(f"{name} answered {result['statuses']}")
-            cells[f"{'json' if kind == 'json' else 'raw'} {concurrency}"] = {**result, "cpu": round(cpu, 2)}
+            cells[f"{kind} {concurrency}"] = {**result, "cpu": round(cpu, 2)}
         return {"cells": cells, "ready_s": round(ready, 2), "rss_mb": round(process.rss_mb(), 1)}
 
 

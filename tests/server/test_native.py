@@ -179,6 +179,11 @@ def test_multipart_larger_than_a_megabyte_stays_in_memory(monkeypatch):
     assert parse(FORM, multipart((FILE, data))).pictures == [data]
 
 
+def test_a_file_without_a_name_is_one_too():
+    assert parse(FORM, multipart(('name="image"', b"A\0\xff"))).pictures == [b"A\0\xff"]
+    assert parse(FORM, multipart(('name="image"', b""))).pictures == [b""]
+
+
 def test_text_fields_beside_the_picture_are_ignored():
     assert parse(FORM, multipart(('name="note"', b"hello"), (FILE, b"A"))).pictures == [b"A"]
 
@@ -187,7 +192,8 @@ def test_text_fields_beside_the_picture_are_ignored():
     "parts",
     [
         [],
-        [('name="image"', b"QQ==")],
+        [('name="note"', b"A")],
+        [('name="image"', b"A"), (FILE, b"A")],
         [('name="picture"; filename="a.jpg"', b"A")],
         [(FILE, b"A"), (FILE, b"B")],
         [(FILE, b"A"), (FILES, b"B")],

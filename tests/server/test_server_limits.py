@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from tests.server.wire import COLOURS, YELLOW, encode, error, head, log_lines, post, read_answer
+from tests.server.wire import YELLOW, ask_until_unready, encode, error, head, log_lines, post, read_answer
 
 PICTURE = encode((250, 0, 0))
 ENCODED = 'jaxcnn_stage_duration_seconds_count{stage="encode"}'
@@ -304,14 +304,3 @@ def test_sigterm_under_load_loses_nothing(serve, model_path):
         assert lost == []
         assert server.process.wait(timeout=30) == 0
         assert "Traceback" not in server.log.read_text()
-
-
-def ask_until_unready(port: int, lost: list[Exception]) -> None:
-    """What a load balancer does: sends requests on kept connections until /readyz says no."""
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client:
-        try:
-            while client.get("/readyz").status_code == 200:
-                for colour in ("red", "green"):
-                    assert post(client, encode(COLOURS[colour])).json()["predicted_class"] == colour
-        except Exception as failure:
-            lost.append(failure)

@@ -57,3 +57,14 @@ def read_answer(connection: socket.socket) -> tuple[int, dict[str, object]]:
         assert received, response
         response += received
     return int(response.split()[1]), json.loads(match[1])
+
+
+def ask_until_unready(port: int, lost: list[Exception]) -> None:
+    """What a load balancer does: sends requests on kept connections until /readyz says no."""
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client:
+        try:
+            while client.get("/readyz").status_code == 200:
+                for colour in ("red", "green"):
+                    assert post(client, encode(COLOURS[colour])).json()["predicted_class"] == colour
+        except Exception as failure:
+            lost.append(failure)

@@ -100,8 +100,8 @@ def _inference_request(model: Model, settings: Settings) -> Json:
 
 def _tensors(model: Model, settings: Settings) -> list[Json]:
     """The three kinds of input; that the data has to fill the shape is more than a schema can say."""
-    pictures = {"type": "integer", "minimum": 1, "maximum": settings.max_images}
-    pixels = [pictures, *({"const": side} for side in (model.height, model.width, 3))]
+    pictures: Json = {"type": "integer", "minimum": 1, "maximum": settings.max_images}
+    pixels: list[Json] = [pictures, *({"const": side} for side in (model.height, model.width, 3))]
     nested = {"type": "array"}
     text = {"type": "string", "format": "base64-picture"}
     level = {"minimum": 0, "maximum": 255}

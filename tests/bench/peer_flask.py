@@ -23,7 +23,7 @@ def build() -> keras.Model:
     inputs = x = keras.Input((64, 64, 3))
     for _ in range(4):
         x = convolve(x, 2, 32)
-    x = layers.AveragePooling2D()(x)
+    x = layers.AveragePooling2D(2)(x)
     for width in (64, 128):
         x = layers.SpatialDropout2D(0.1)(x)
         x = convolve(x, 3, width)
@@ -31,8 +31,8 @@ def build() -> keras.Model:
             x = layers.Conv2D(width // 2, 1, padding="same")(x)
             x = convolve(x, 3, width)
             x = convolve(x, 1, width)
-        x = layers.AveragePooling2D()(x)
-    x = layers.GlobalAveragePooling2D()(x)
+        x = layers.AveragePooling2D(2)(x)
+    x = layers.GlobalAveragePooling2D(2)(x)
     for width, dropout in ((600, 0.35), (400, 0.2)):
         x = layers.LeakyReLU()(layers.BatchNormalization()(layers.Dense(width)(x)))
         x = layers.Dropout(dropout)(x)

@@ -94,10 +94,10 @@ def running(command: list[str], model: Path, **settings: str) -> Iterator[tuple[
                 time.sleep(0.01)
             yield Process(process.pid), time.perf_counter() - start
         finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(30)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, number)
+                process.wait(30)
 
 
 def _answers() -> bool:

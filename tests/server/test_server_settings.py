@@ -98,6 +98,6 @@ def test_a_wrong_key_is_not_repeated(text):
 def test_every_setting_is_in_the_readme_with_its_default():
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     for each in dataclasses.fields(settings.Settings):
-        default = {True: "on", None: "", (): ""}.get(each.default, each.default)
+        default = "on" if each.default is True else each.default or (0 if each.default == 0 else "")
         shown = "" if each.name in ("model", "threads") else str(default)
         assert re.search(rf"^\| `JAXCNN_{each.name.upper()}` \| {shown} ?\| .", readme, re.MULTILINE), each.name

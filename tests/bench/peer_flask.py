@@ -32,7 +32,7 @@ def build() -> keras.Model:
             x = convolve(x, 3, width)
             x = convolve(x, 1, width)
         x = layers.AveragePooling2D(2)(x)
-    x = layers.GlobalAveragePooling2D(2)(x)
+    x = layers.GlobalAveragePooling2D()(x)
     for width, dropout in ((600, 0.35), (400, 0.2)):
         x = layers.LeakyReLU()(layers.BatchNormalization()(layers.Dense(width)(x)))
         x = layers.Dropout(dropout)(x)

@@ -6,6 +6,7 @@ import signal
 import socket
 import threading
 import time
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -72,7 +73,7 @@ def test_ten_thousand_requests_of_nonsense(serve, model_path):
         method=st.sampled_from(["POST"] * 8 + ["GET", "PUT", "OPTIONS"]),
         path=st.sampled_from(PATHS),
         query=st.sampled_from(["", "?top_k=2", "?heatmap=true"])
-        | st.text(max_size=5).map(lambda each: f"?top_k={each}"),
+        | st.text(st.characters(codec="utf-8"), max_size=5).map(lambda each: f"?top_k={quote(each)}"),
         content_type=st.sampled_from(TYPES) | st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=30),
         json_size=st.none() | st.integers(-1, 300) | st.text(st.characters(min_codepoint=33, max_codepoint=126)),
         body=BODIES,

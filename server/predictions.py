@@ -22,14 +22,15 @@ async def predict(request: Request) -> Response:
     top_k = _top_k(request, classes=len(service.model.names))
     heatmap = _heatmap(request, service.model)
 
-    def query(content: bytes) -> Query:
-        content_type = request.headers.get("content-type", "")
-        return NativeQuery(
-            content_type=content_type, body=content, top_k=top_k, heatmap=heatmap, limits=service.settings
-        )
-
     with service.admission.place(service.workers.expected_wait()) as place:
-        return await _answer(request, query(await body.read(request, place, service.settings)))
+        query = NativeQuery(
+            content_type=request.headers.get("content-type", ""),
+            body=await body.read(request, place, service.settings),
+            top_k=top_k,
+            heatmap=heatmap,
+            limits=service.settings,
+        )
+        return await _answer(request, query)
 
 
 async def infer(request: Request) -> Response:

@@ -33,11 +33,6 @@ class Job:
         self.queued_at = time.monotonic()
         self.future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
-    @property
-    def is_wanted(self) -> bool:
-        """Whether someone still waits for the answer."""
-        return not self.future.done()
-
     def finish(self, result: Answer | Exception) -> None:
         """Hands over the result, unless nobody waits for it any more. Only for the event loop's thread."""
         if self.future.done():
@@ -79,7 +74,7 @@ class Workers:
     def expected_wait(self) -> float:
         """Seconds until a query queued now would be answered, by the speed of the latest ones.
 
-        None while there is no other: so a slow query cannot have all others refused for ever.
+        Zero while there is no other: so a slow query cannot have all others refused for ever.
         """
         before = len(self._queue) + self._running
         return (before + 1) * self._seconds_per_job / self._settings.threads if before else 0.0
@@ -101,8 +96,8 @@ class Workers:
             self._metrics.shed.labels("deadline").inc()
             raise errors.busy(wait - seconds)
         job = Job(query)
-        timer = self._loop.call_later(seconds, lambda: job.finish(_too_late(seconds)))
-        gone.add_done_callback(lambda _: job.finish(ClientDisconnect()))
+        timer = self._loop.call_later(seconds, lambda: self._drop(job, _too_late(seconds)))
+        gone.add_done_callback(lambda _: self._drop(job, ClientDisconnect()))
         with self._changed:
             self._queue.append(job)
             self._metrics.queue_depth.set(len(self._queue))
@@ -111,6 +106,15 @@ class Workers:
             return await job.future
         finally:
             timer.cancel()
+
+    def _drop(self, job: Job, error: Exception) -> None:
+        """Ends the wait for an answer, and frees the place and the memory if nobody works on it yet."""
+        if job.future.done():
+            return
+        with self._changed, contextlib.suppress(ValueError):
+            self._queue.remove(job)
+            self._metrics.queue_depth.set(len(self._queue))
+        job.finish(error)
 
     def _work(self) -> None:
         while batch := self._take():
@@ -129,26 +133,25 @@ class Workers:
     def _take(self) -> list[Job]:
         """Waits for queries and takes its share of them; nothing once the pool is closed and the queue empty."""
         with self._changed:
-            while True:
-                while self._queue and not self._queue[0].is_wanted:
-                    self._queue.popleft()
-                if self._queue or self._is_closed:
-                    break
+            while not self._queue and not self._is_closed:
                 self._changed.wait()
-            share = min(math.ceil(len(self._queue) / self._settings.threads), self._settings.max_batch)
-            batch: list[Job] = []
-            while self._queue and len(batch) < max(1, share):
-                is_small = self._queue[0].query.size <= _SMALL
-                if batch and not is_small:
-                    break
-                job = self._queue.popleft()
-                if job.is_wanted:
-                    batch.append(job)
-                if not is_small:
-                    break
+            batch = self._pick()
             self._running += len(batch)
             self._metrics.queue_depth.set(len(self._queue))
             return batch
+
+    def _pick(self) -> list[Job]:
+        """The next queries that go together: a large one alone, or a few small ones."""
+        share = min(math.ceil(len(self._queue) / self._settings.threads), self._settings.max_batch)
+        batch: list[Job] = []
+        while len(batch) < share:
+            is_small = self._queue[0].query.size <= _SMALL
+            if batch and not is_small:
+                break
+            batch.append(self._queue.popleft())
+            if not is_small:
+                break
+        return batch
 
     def _process(self, batch: list[Job]) -> list[Answer | Exception]:
         """Decodes each query, runs the model on all their pictures, and writes each answer."""

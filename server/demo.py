@@ -17,8 +17,10 @@ _TYPES |= {".wasm": "application/wasm", ".onnx": "application/octet-stream"}
 # What onnxruntime-web loads for the plain WebAssembly backend.
 _RUNTIME = re.compile(r"ort\.wasm\.min\.mjs|ort-wasm-simd-threaded\.(mjs|wasm)")
 
+_ASK = "no-cache"
+_KEEP = "private, max-age=31536000, immutable"
+
 _HEADERS = {
-    "Cache-Control": "no-cache",
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:;"
     " script-src 'self' 'wasm-unsafe-eval'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -50,7 +52,7 @@ async def info(request: Request) -> Response:
             "names": model.names,
             "height": model.height,
             "width": model.width,
-            "heatmap": model.heatmap is not None,
+            "heatmap": model.has_heatmap,
             "in_browser": service.settings.onnxruntime_web is not None,
             "sha256": model.digest,
         }
@@ -58,8 +60,10 @@ async def info(request: Request) -> Response:
 
 
 async def model_file(request: Request) -> Response:
-    """`GET /model.onnx`: the file that is served."""
-    return _file(_require_page(request).settings.model)
+    """`GET /model.onnx`: the file that is served; under `?SHA256` a browser may keep it."""
+    service = _require_page(request)
+    is_kept = request.url.query == service.model.digest
+    return _file(service.settings.model, cache=_KEEP if is_kept else _ASK)
 
 
 async def runtime(request: Request) -> Response:
@@ -68,7 +72,7 @@ async def runtime(request: Request) -> Response:
     name = request.path_params["name"]
     if folder is None or not _RUNTIME.fullmatch(name):
         raise HTTPException(404)
-    return _file(folder / name)
+    return _file(folder / name, cache="max-age=86400")
 
 
 def _require_page(request: Request) -> Service:
@@ -82,10 +86,10 @@ def _names() -> set[str]:
     return {each.name for each in _FOLDER.iterdir()}
 
 
-def _file(path: Path) -> Response:
+def _file(path: Path, *, cache: str = _ASK) -> Response:
     if not path.is_file():
         raise HTTPException(404, "This file of the demo page is not there any more.")
-    return FileResponse(path, media_type=_TYPES[path.suffix], headers=_HEADERS)
+    return FileResponse(path, media_type=_TYPES[path.suffix], headers={**_HEADERS, "Cache-Control": cache})
 
 
 ROUTES: list[BaseRoute] = [

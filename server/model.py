@@ -32,16 +32,13 @@ class Model:
     names: tuple[str, ...]
     height: int
     width: int
-    heatmap: tuple[int, int] | None
-    """Rows and columns of the map of where the model looked, if the file has one."""
+    outputs: dict[str, tuple[int, ...]]
+    """Its outputs and the shape that each has for one picture; all are float32."""
 
     @property
-    def outputs(self) -> dict[str, tuple[int, ...]]:
-        """Its outputs and the shape that each has for one picture; all are float32."""
-        outputs: dict[str, tuple[int, ...]] = dict.fromkeys(("logits", "probabilities"), (len(self.names),))
-        if self.heatmap is not None:
-            outputs["heatmap"] = self.heatmap
-        return outputs
+    def has_heatmap(self) -> bool:
+        """Whether it tells where it looked: `heatmap`, rows of numbers from 0 to 1."""
+        return "heatmap" in self.outputs
 
     def run(self, images: npt.NDArray[np.uint8], outputs: Iterable[str]) -> dict[str, npt.NDArray[np.float32]]:
         """Classifies pictures.
@@ -64,22 +61,22 @@ def load(path: Path, *, max_batch: int) -> Model:
         StartError: the file is missing, is no ONNX model, does not keep the contract, or does not run.
     """
     session = _open(path)
-    meta = session.get_modelmeta()
-    metadata = meta.custom_metadata_map
+    metadata = session.get_modelmeta().custom_metadata_map
     height, width = _check_input(path, session)
     for key, expected in (("image_size", [height, width]), ("resize", _RESIZE)):
         found = _metadata(path, metadata, key)
         if found != expected:
             raise _wrong(path, f"its metadata says {key} is {json.dumps(found)}, not {json.dumps(expected)}")
+    names = _names(path, metadata)
     model = Model(
         session=session,
         name=path.stem,
         version=str(_metadata(path, metadata, "version")) if "version" in metadata else "",
         digest=_digest(path),
-        names=_names(path, metadata),
+        names=names,
         height=height,
         width=width,
-        heatmap=_check_outputs(path, session),
+        outputs=_check_outputs(path, session, len(names)),
     )
     _try_out(path, model, max_batch)
     memory.trim()
@@ -115,18 +112,21 @@ def _check_input(path: Path, session: ort.InferenceSession) -> tuple[int, int]:
     return shape[1], shape[2]
 
 
-def _check_outputs(path: Path, session: ort.InferenceSession) -> tuple[int, int] | None:
-    """Returns the rows and columns of the heat map, if there is one."""
-    outputs = {each.name: (each.type, each.shape) for each in session.get_outputs()}
-    missing = {"logits", "probabilities"} - set(outputs)
+def _check_outputs(path: Path, session: ort.InferenceSession, classes: int) -> dict[str, tuple[int, ...]]:
+    """Returns the outputs of float32 [batch, ...], of which there may be more than the two that there must be."""
+    found = {each.name: (each.type, each.shape) for each in session.get_outputs()}
+    missing = {"logits", "probabilities"} - set(found)
     if missing:
         raise _wrong(path, f"it has no output named {' or '.join(sorted(missing))}")
-    if "heatmap" not in outputs:
-        return None
-    kind, shape = outputs["heatmap"]
-    if kind != "tensor(float)" or len(shape) != 3 or not all(isinstance(side, int) and side > 0 for side in shape[1:]):
+    outputs: dict[str, tuple[int, ...]] = dict.fromkeys(("logits", "probabilities"), (classes,))
+    for name, (kind, shape) in found.items():
+        is_array = kind == "tensor(float)" and len(shape) > 0 and all(isinstance(side, int) for side in shape[1:])
+        if name not in outputs and is_array:
+            outputs[name] = tuple(shape[1:])
+    if "heatmap" in found and len(outputs.get("heatmap", ())) != 2:
+        kind, shape = found["heatmap"]
         raise _wrong(path, f"its heatmap is {kind} {shape}, not float32 [batch, rows, columns]")
-    return shape[1], shape[2]
+    return outputs
 
 
 def _metadata(path: Path, metadata: dict[str, str], key: str) -> Any:

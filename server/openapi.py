@@ -166,7 +166,7 @@ def _native_paths(model: Model) -> Json:
                 "name": "heatmap",
                 "in": "query",
                 "description": "Whether to tell where the model looked: rows of numbers from 0 to 1.",
-                "schema": {"type": "boolean", "default": False} if model.heatmap else {"const": False},
+                "schema": {"type": "boolean", "default": False} if model.has_heatmap else {"const": False},
             },
         ],
         "requestBody": {

@@ -68,6 +68,6 @@ def _heatmap(request: Request, model: Model) -> bool:
     text = request.query_params.get("heatmap", "false")
     if text not in ("true", "false"):
         raise HTTPException(400, "`heatmap` has to be true or false.")
-    if text == "true" and model.heatmap is None:
+    if text == "true" and not model.has_heatmap:
         raise HTTPException(400, "This model tells no heat map: leave `heatmap` out.")
     return text == "true"

@@ -8,7 +8,7 @@ export class LocalModel {
     const ort = await import(new URL("onnxruntime-web/ort.wasm.min.mjs", document.baseURI));
     ort.env.wasm.wasmPaths = new URL("onnxruntime-web/", document.baseURI).href;
     ort.env.wasm.numThreads = 1; // More would need the page to be isolated from other origins.
-    const response = await fetch("model.onnx", { headers: authorization(key) });
+    const response = await fetch(`model.onnx?${model.sha256}`, { headers: authorization(key) });
     if (!response.ok) {
       throw Object.assign(new Error("The model file cannot be fetched."), { status: response.status });
     }

@@ -1,5 +1,6 @@
 """The demo page, in a real Chromium."""
 
+import hashlib
 import os
 import re
 import shutil
@@ -309,4 +310,7 @@ def test_its_files_are_guarded(client):
 
 def test_the_model_file_is_the_one_served(client, model_path):
     assert client.get("/model.onnx").content == Path(model_path).read_bytes()
+    digest = hashlib.sha256(Path(model_path).read_bytes()).hexdigest()
+    assert client.get(f"/model.onnx?{digest}").headers["cache-control"].endswith("immutable")
+    assert client.get("/model.onnx?another").headers["cache-control"] == "no-cache"
     assert client.get("/model.json").json()["names"] == ["red", "green", "blue", "white", "black"]

@@ -34,11 +34,12 @@ def test_tells_what_it_is(model_path):
     assert (loaded.name, loaded.version, loaded.names) == ("colours", "1.2", ("red", "green", "blue", "white", "black"))
     assert loaded.digest == hashlib.sha256(model_path.read_bytes()).hexdigest()
     assert loaded.outputs == {"logits": (5,), "probabilities": (5,)}
+    assert not loaded.has_heatmap
 
 
 def test_a_heat_map_is_one_more_output(model_builder, tmp_path):
     loaded = load(model_builder(tmp_path / "model.onnx", heatmap=True))
-    assert loaded.heatmap == (4, 2)
+    assert loaded.outputs["heatmap"] == (4, 2)
     image = np.zeros((1, 8, 8, 3), np.uint8)
     image[0, :2, :4] = [0, 250, 0]
     outputs = loaded.run(image, ["heatmap"])

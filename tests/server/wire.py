@@ -40,7 +40,7 @@ def error(response: httpx.Response) -> str:
 def log_lines(server, **fields: object) -> list[dict[str, object]]:
     """Lines of the log with these fields; waits for one."""
     while True:
-        lines = [json.loads(each) for each in server.log.read_text().splitlines() if each.startswith("{")]
+        lines = [json.loads(each) for each in server.log.read_text().split("\n")[:-1] if each.startswith("{")]
         if found := [each for each in lines if fields.items() <= each.items()]:
             return found
         time.sleep(0.02)

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import json
 import logging
 import os
 import sys
@@ -32,7 +33,11 @@ class LogWriter:
     def write(self, fields: dict[str, Any]) -> None:
         """Appends a line of these fields, after the time."""
         line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **fields}
-        self._lines.append(orjson.dumps(line, default=str, option=orjson.OPT_APPEND_NEWLINE))
+        try:
+            text = orjson.dumps(line, default=str)
+        except TypeError:  # Text that is not valid Unicode, such as the name of a file.
+            text = json.dumps(line, default=str).encode()
+        self._lines.append(text + b"\n")
         if not self._waits.is_set():
             self._waits.set()
 
@@ -48,6 +53,7 @@ class LogWriter:
             self._is_closed.wait(0.05)  # Many lines for one write.
             self._waits.clear()
             self._flush()
+        self._flush()
 
     def _flush(self) -> None:
         text = b"".join(self._lines.popleft() for _ in range(len(self._lines)))

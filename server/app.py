@@ -2,8 +2,8 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -11,7 +11,7 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Route
 
-from server import demo, drain, errors, log, memory, model, predictions, settings, status, swap
+from server import connection, demo, drain, errors, log, memory, model, predictions, settings, status, swap
 from server.access import ApiKeys, Cors
 from server.edge import Edge
 from server.service import Service
@@ -26,12 +26,24 @@ async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Service]]:
     service = Service(chosen, loaded, log.start())
     watcher = asyncio.create_task(swap.watch(service)) if chosen.reload_seconds else None
     try:
-        with drain.on_sigterm(service.admission, chosen):
+        with _hosted(service):
             yield {"service": service}
     finally:
         if watcher is not None:
             watcher.cancel()
         service.workers.close()
+
+
+@contextmanager
+def _hosted(service: Service) -> Iterator[None]:
+    """Mends what uvicorn leaves open; another server has ways of its own."""
+    server = connection.uvicorn_server()
+    if server is None:
+        yield
+        return
+    connection.guard(server, service.settings)
+    with drain.on_sigterm(server, service.admission, service.settings):
+        yield
 
 
 def _routes() -> list[BaseRoute]:

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,17 +15,12 @@ _log = logging.getLogger(__name__)
 
 
 @contextmanager
-def on_sigterm(admission: Admission, settings: Settings) -> Iterator[None]:
+def on_sigterm(server: uvicorn.Server, admission: Admission, settings: Settings) -> Iterator[None]:
     """Puts a time of grace before uvicorn's own handling of SIGTERM, until the end of the block.
 
     uvicorn closes its listener at once: whoever connects before the load balancer has noticed is refused. And it ends
     by the signal; after this it ends with status 0. A second SIGTERM cuts the time short.
     """
-    uvicorns = signal.getsignal(signal.SIGTERM)
-    server = getattr(uvicorns, "__self__", None)
-    if not isinstance(server, uvicorn.Server) or threading.current_thread() is not threading.main_thread():
-        yield  # Another server, with ways of its own.
-        return
     loop = asyncio.get_running_loop()
     if server.config.timeout_graceful_shutdown is None:  # A client that does not read its answer must not hold it up.
         server.config.timeout_graceful_shutdown = settings.read_seconds + settings.deadline_ms // 1000 + 1
@@ -42,7 +36,7 @@ def on_sigterm(admission: Admission, settings: Settings) -> Iterator[None]:
         _log.info("SIGTERM: not ready any more; the end is in %d seconds", settings.drain_seconds)
         loop.call_later(settings.drain_seconds, stop)
 
-    signal.signal(signal.SIGTERM, lambda *_: loop.call_soon_threadsafe(drain))
+    uvicorns = signal.signal(signal.SIGTERM, lambda *_: loop.call_soon_threadsafe(drain))
     try:
         yield
     finally:

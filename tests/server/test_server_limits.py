@@ -252,6 +252,49 @@ def test_it_writes_no_files(serve_on, model_path):
 # Stops
 
 
+# Heads
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["at once", "after a request"])
+def test_endless_headers_are_refused(serve, model_path, first):
+    with serve(JAXCNN_MODEL=str(model_path)) as server:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as endless:
+            if first:
+                endless.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+                assert read_answer(endless)[0] == 200
+            endless.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nX-Long: ")
+            answer = b""
+            with contextlib.suppress(ConnectionError):
+                for _ in range(2000):
+                    endless.sendall(b"x" * 10_000)
+            with contextlib.suppress(ConnectionError):
+                answer = endless.recv(65536)
+            assert answer == b"" or answer.startswith(b"HTTP/1.1 400")  # Its own data may cut the answer off.
+        assert metric(server.client, "process_resident_memory_bytes") < 120e6
+        assert post(server.client, PICTURE).status_code == 200
+
+
+def test_long_headers_within_the_limit_are_read(client):
+    assert client.get("/healthz", headers={"X-Long": "x" * 50_000}).status_code == 200
+
+
+@pytest.mark.parametrize("start", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: a\r\nX-Slow: "])
+def test_a_slow_head_is_not_waited_for(serve, model_path, start):
+    with serve(JAXCNN_MODEL=str(model_path), JAXCNN_READ_SECONDS="1") as server:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as slow:
+            slow.sendall(start)
+            assert slow.recv(100) == b""  # Closed.
+
+
+def test_a_kept_connection_does_not_count_as_slow(serve, model_path):
+    with serve(JAXCNN_MODEL=str(model_path), JAXCNN_READ_SECONDS="1") as server:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as kept:
+            for _ in range(3):
+                kept.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+                assert read_answer(kept)[0] == 200
+                time.sleep(0.6)
+
+
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_finishes_what_was_accepted(serve, model_path, signal_number):
     with serve(JAXCNN_MODEL=str(model_path)) as server:

@@ -280,19 +280,19 @@ def test_long_headers_within_the_limit_are_read(client):
 
 @pytest.mark.parametrize("start", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: a\r\nX-Slow: "])
 def test_a_slow_head_is_not_waited_for(serve, model_path, start):
-    with serve(JAXCNN_MODEL=str(model_path), JAXCNN_READ_SECONDS="1") as server:
-        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as slow:
-            slow.sendall(start)
-            assert slow.recv(100) == b""  # Closed.
+    settings = {"JAXCNN_MODEL": str(model_path), "JAXCNN_READ_SECONDS": "1"}
+    with serve(**settings) as server, socket.create_connection(("127.0.0.1", server.port), timeout=30) as slow:
+        slow.sendall(start)
+        assert slow.recv(100) == b""  # Closed.
 
 
 def test_a_kept_connection_does_not_count_as_slow(serve, model_path):
-    with serve(JAXCNN_MODEL=str(model_path), JAXCNN_READ_SECONDS="1") as server:
-        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as kept:
-            for _ in range(3):
-                kept.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
-                assert read_answer(kept)[0] == 200
-                time.sleep(0.6)
+    settings = {"JAXCNN_MODEL": str(model_path), "JAXCNN_READ_SECONDS": "1"}
+    with serve(**settings) as server, socket.create_connection(("127.0.0.1", server.port), timeout=30) as kept:
+        for _ in range(3):
+            kept.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert read_answer(kept)[0] == 200
+            time.sleep(0.6)
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])

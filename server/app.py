@@ -2,104 +2,88 @@
 
 import asyncio
 import os
-import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse
-from starlette.routing import Route
+from starlette.requests import ClientDisconnect
+from starlette.routing import BaseRoute, Route
 
-from server import errors, model, settings
+from server import connection, demo, drain, errors, log, memory, model, predictions, settings, status, swap
+from server.access import ApiKeys, Cors
+from server.edge import Edge
 from server.service import Service
 
 
 @asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Service]]:
     """Opens the model before the first request, and finishes the last before the end."""
+    memory.tighten()
     chosen = settings.from_environment(os.environ)
-    service = Service(chosen, model.load(chosen.model))
+    loaded = model.load(chosen.model, max_batch=chosen.max_batch)
+    service = Service(chosen, loaded, log.start())
+    watcher = asyncio.create_task(swap.watch(service)) if chosen.reload_seconds else None
     try:
-        yield {"service": service}
+        with _hosted(service):
+            yield {"service": service}
     finally:
-        service.close()
+        if watcher is not None:
+            watcher.cancel()
+        service.workers.close()
 
 
-async def predict(request: Request) -> JSONResponse:
-    """`POST /predict`: names what a picture shows."""
-    service: Service = request.state.service
-    top_k = _top_k(request, classes=len(service.model.names))
-    with service.admission():
-        body = await _read(request, service.settings)
-        answer = await service.predict(request.headers.get("content-type", ""), body, top_k=top_k)
-    return JSONResponse(answer)
+@contextmanager
+def _hosted(service: Service) -> Iterator[None]:
+    """Mends what uvicorn leaves open; another server has ways of its own."""
+    server = connection.uvicorn_server()
+    if server is None:
+        yield
+        return
+    connection.guard(server, service.settings)
+    with drain.on_sigterm(server, service.admission, service.settings):
+        yield
 
 
-async def healthz(request: Request) -> JSONResponse:
-    """`GET /healthz`: the process answers."""
-    return JSONResponse({"status": "ok"})
-
-
-async def readyz(request: Request) -> JSONResponse:
-    """`GET /readyz`: the model is loaded; until it is, uvicorn takes no connection."""
-    return JSONResponse({"status": "ready"})
+def _routes() -> list[BaseRoute]:
+    """All there is, the busiest first: they are tried in order."""
+    routes: list[BaseRoute] = [
+        Route("/predict", predictions.predict, methods=["POST"]),
+        Route("/invocations", predictions.predict, methods=["POST"]),
+        Route("/healthz", status.healthz),
+        Route("/readyz", status.readyz),
+        Route("/ping", status.ping),
+        Route("/metrics", status.prometheus),
+        Route("/v2", status.v2_server),
+        Route("/v2/health/live", status.v2_live),
+        Route("/v2/health/ready", status.v2_ready),
+    ]
+    for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+        routes += [
+            Route(f"{path}/infer", predictions.infer, methods=["POST"]),
+            Route(f"{path}/ready", status.v2_model_ready),
+            Route(path, status.v2_model),
+        ]
+    return [
+        *routes,
+        Route("/openapi.json", status.openapi_document),
+        Route("/docs", status.documentation),
+        *demo.ROUTES,
+    ]
 
 
 def create_app() -> Starlette:
     """Builds the application. It reads its settings from the environment when it starts."""
     app = Starlette(
-        routes=[
-            Route("/predict", predict, methods=["POST"]),
-            Route("/healthz", healthz),
-            Route("/readyz", readyz),
-        ],
-        middleware=[Middleware(errors.OneLineStartErrors)],
-        exception_handlers={
-            HTTPException: errors.refused,
-            ClientDisconnect: errors.disconnected,
-            Exception: errors.failed,
-        },
+        routes=_routes(),
+        middleware=[Middleware(each) for each in (errors.OneLineStartErrors, Edge, Cors, ApiKeys)],
+        exception_handlers={HTTPException: errors.refused, ClientDisconnect: errors.disconnected},
         lifespan=lifespan,
     )
     # A POST to /predict/ is a 404 like any other, not a redirect to wherever the Host header points.
     app.router.redirect_slashes = False
     return app
-
-
-def _top_k(request: Request, *, classes: int) -> int:
-    """How many classes the client asks for; three, as the original system gave, where it does not say."""
-    text = request.query_params.get("top_k")
-    if text is None:
-        return min(3, classes)
-    if re.fullmatch("[0-9]{1,9}", text) and 1 <= int(text) <= classes:
-        return int(text)
-    raise HTTPException(400, f"`top_k` has to be a whole number from 1 to {classes}, the number of classes.")
-
-
-async def _read(request: Request, limits: settings.Settings) -> bytes:
-    """Reads the body, and stops as soon as it is known to be too large."""
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise HTTPException(415, "The body has a Content-Encoding: send it uncompressed.")
-    too_large = HTTPException(413, f"The body is too large: send at most {limits.max_body_bytes} bytes.")
-    if int(request.headers.get("content-length", "0")) > limits.max_body_bytes:
-        raise too_large
-    body = bytearray()
-    try:
-        async with asyncio.timeout(limits.read_seconds):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > limits.max_body_bytes:
-                    raise too_large
-    except TimeoutError:
-        raise HTTPException(
-            408,
-            f"The body did not arrive within {limits.read_seconds} seconds: send it faster.",
-            headers={"Connection": "close"},
-        ) from None
-    return bytes(body)
 
 
 app = create_app()

@@ -9,9 +9,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # The router raises these two with the bare phrase of the status.
 _ROUTER_ERRORS = {
-    404: "There is nothing at this path: POST a picture to /predict; GET /healthz and /readyz tell the server's state.",
-    405: "This path does not take this method: POST to /predict, GET /healthz and /readyz.",
+    "Not Found": "There is nothing at this path: POST a picture to /predict; /docs lists all there is.",
+    "Method Not Allowed": "This path does not take this method: see the Allow header, or /docs.",
 }
+
+GENERIC = "The server failed on this request: try again, or ask its operator."
+"""All that a client is told of an unforeseen exception; the log has the rest."""
 
 
 class StartError(Exception):
@@ -44,20 +47,20 @@ class OneLineStartErrors:
         await self.app(scope, receive, send_one_line if scope["type"] == "lifespan" else send)
 
 
+def busy(seconds: float) -> HTTPException:
+    """The answer to a request that there is no room for, with the time until there should be."""
+    wait = max(1, round(seconds))
+    text = f"The server is full: try again in {wait} second{'s' if wait > 1 else ''}."
+    return HTTPException(503, text, headers={"Retry-After": str(wait)})
+
+
 async def refused(request: Request, error: Exception) -> Response:
     """Answers an `HTTPException` as JSON."""
     assert isinstance(error, HTTPException)
-    text = _ROUTER_ERRORS.get(error.status_code, error.detail)
+    text = _ROUTER_ERRORS.get(error.detail, error.detail)
     return JSONResponse({"error": text}, error.status_code, error.headers)
 
 
-async def failed(request: Request, error: Exception) -> Response:
-    """Answers an unforeseen exception without its text, which only the log gets."""
-    text = "The server failed on this request: try again, or ask its operator."
-    # Starlette raises the exception again, for the log, and uvicorn then drops the connection.
-    return JSONResponse({"error": text}, 500, {"Connection": "close"})
-
-
 async def disconnected(request: Request, error: Exception) -> Response:
-    """Ends a request whose client went away while sending it: nobody is left to read the answer."""
-    return Response(status_code=400)
+    """Ends a request whose client went away: nobody is left to read the answer."""
+    return Response(status_code=499)

@@ -1,6 +1,8 @@
 """The model file: opened, checked against the contract, tried out, run."""
 
+import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from server import memory
 from server.errors import StartError
 
 # The one way `server.picture` makes a picture into the input.
@@ -20,31 +23,39 @@ class Model:
     """A classifier that is ready to run; safe to share between threads."""
 
     session: ort.InferenceSession
+    name: str
+    """The file's name without its ending."""
+    version: str
+    """As the file's metadata gives it; empty where it gives none."""
+    digest: str
+    """SHA-256 of the file, in hexadecimal."""
     names: tuple[str, ...]
     height: int
     width: int
+    outputs: dict[str, tuple[int, ...]]
+    """Its outputs and the shape that each has for one picture; all are float32."""
 
-    def probabilities(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    @property
+    def has_heatmap(self) -> bool:
+        """Whether it tells where it looked: `heatmap`, rows of numbers from 0 to 1."""
+        return "heatmap" in self.outputs
+
+    def run(self, images: npt.NDArray[np.uint8], outputs: Iterable[str]) -> dict[str, npt.NDArray[np.float32]]:
         """Classifies pictures.
 
         Args:
             images: uint8 [batch, height, width, 3], RGB.
+            outputs: which to compute; see `outputs`.
 
         Returns:
-            float32 [batch, classes].
-
-        Raises:
-            FloatingPointError: the model computed NaN or infinity.
+            Each by its name: float32 [batch, ...].
         """
-        (probabilities,) = self.session.run(["probabilities"], {"image": images})
-        if not np.isfinite(probabilities).all():
-            raise FloatingPointError("the model computed probabilities that are not finite")
-        result: npt.NDArray[np.float32] = probabilities
-        return result
+        names = list(outputs)
+        return dict(zip(names, self.session.run(names, {"image": images}), strict=True))
 
 
-def load(path: Path) -> Model:
-    """Opens a model file made by `python -m export` and tries it out.
+def load(path: Path, *, max_batch: int) -> Model:
+    """Opens a model file made by `python -m export` and runs it once with every number of pictures.
 
     Raises:
         StartError: the file is missing, is no ONNX model, does not keep the contract, or does not run.
@@ -56,8 +67,19 @@ def load(path: Path) -> Model:
         found = _metadata(path, metadata, key)
         if found != expected:
             raise _wrong(path, f"its metadata says {key} is {json.dumps(found)}, not {json.dumps(expected)}")
-    model = Model(session=session, names=_names(path, metadata), height=height, width=width)
-    _try_out(path, model)
+    names = _names(path, metadata)
+    model = Model(
+        session=session,
+        name=path.stem,
+        version=str(_metadata(path, metadata, "version")) if "version" in metadata else "",
+        digest=_digest(path),
+        names=names,
+        height=height,
+        width=width,
+        outputs=_check_outputs(path, session, len(names)),
+    )
+    _try_out(path, model, max_batch)
+    memory.trim()
     return model
 
 
@@ -87,10 +109,24 @@ def _check_input(path: Path, session: ort.InferenceSession) -> tuple[int, int]:
     fits = len(inputs) == 1 and kind == "tensor(uint8)" and len(shape) == 4 and shape[3] == 3
     if not fits or not all(isinstance(side, int) and side > 0 for side in shape[1:3]):
         raise _wrong(path, f"its inputs are {inputs}, not one `image` of uint8 [batch, height, width, 3]")
-    missing = {"logits", "probabilities"} - {each.name for each in session.get_outputs()}
+    return shape[1], shape[2]
+
+
+def _check_outputs(path: Path, session: ort.InferenceSession, classes: int) -> dict[str, tuple[int, ...]]:
+    """Returns the outputs of float32 [batch, ...], of which there may be more than the two that there must be."""
+    found = {each.name: (each.type, each.shape) for each in session.get_outputs()}
+    missing = {"logits", "probabilities"} - set(found)
     if missing:
         raise _wrong(path, f"it has no output named {' or '.join(sorted(missing))}")
-    return shape[1], shape[2]
+    outputs: dict[str, tuple[int, ...]] = dict.fromkeys(("logits", "probabilities"), (classes,))
+    for name, (kind, shape) in found.items():
+        is_array = kind == "tensor(float)" and len(shape) > 0 and all(isinstance(side, int) for side in shape[1:])
+        if name not in outputs and is_array:
+            outputs[name] = tuple(shape[1:])
+    if "heatmap" in found and len(outputs.get("heatmap", ())) != 2:
+        kind, shape = found["heatmap"]
+        raise _wrong(path, f"its heatmap is {kind} {shape}, not float32 [batch, rows, columns]")
+    return outputs
 
 
 def _metadata(path: Path, metadata: dict[str, str], key: str) -> Any:
@@ -113,16 +149,29 @@ def _names(path: Path, metadata: dict[str, str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _try_out(path: Path, model: Model) -> None:
-    """Runs two pictures, so that the first request finds the session warm and a fixed batch of one is found out."""
-    try:
-        probabilities = model.probabilities(np.zeros((2, model.height, model.width, 3), np.uint8))
-    except Exception as error:
-        raise _wrong(path, f"it fails on a batch of two black pictures ({_one_line(error)})") from error
-    expected = (2, len(model.names))
-    if probabilities.dtype != np.float32 or probabilities.shape != expected:
-        found = f"{probabilities.dtype} {list(probabilities.shape)}"
-        raise _wrong(path, f"it has {len(model.names)} names, but gives two pictures probabilities of {found}")
+def _try_out(path: Path, model: Model, max_batch: int) -> None:
+    """Runs black pictures: requests find the session warm, and a fixed batch is found out."""
+    black = np.zeros((max(2, max_batch), model.height, model.width, 3), np.uint8)
+    for count in range(len(black), 0, -1):
+        try:
+            found = model.run(black[:count], model.outputs)
+        except Exception as error:
+            raise _wrong(path, f"it fails on a batch of {count} black pictures ({_one_line(error)})") from error
+        for name, shape in model.outputs.items():
+            array, expected = found[name], (count, *shape)
+            if array.dtype != np.float32 or array.shape != expected:
+                raise _wrong(
+                    path,
+                    f"it has {len(model.names)} names, but gives {count} pictures {name} of {array.dtype}"
+                    f" {list(array.shape)}, not float32 {list(expected)}",
+                )
+            if not np.isfinite(array).all():
+                raise _wrong(path, f"it computes {name} that are not finite from black pictures")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _wrong(path: Path, what: str) -> StartError:

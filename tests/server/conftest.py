@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,11 +34,16 @@ def build_model(
     outputs: tuple[str, str] = ("logits", "probabilities"),
     poison: float = 509.5,
     rows: int = -1,
+    work: int = 0,
+    heatmap: bool = False,
+    heatmap_type: int = TensorProto.FLOAT,
+    heatmap_shape: Sequence[str | int] = ("batch", 4, 2),
 ) -> Path:
     """Writes a classifier that names the average colour of a picture.
 
     It computes NaN where red + green - blue is above `poison`: for pure yellow. With `rows` it fails on any other
-    number of pictures, though it declares any.
+    number of pictures, though it declares any. Each unit
+    of `work` takes some 50 ms. Its heat map is the green channel in 4 rows of 2.
     """
     logits, probabilities = outputs
     weights = [10, -5, -5, 4, 0, -5, 10, -5, 4, 0, -5, -5, 10, 4, 0]
@@ -47,6 +52,8 @@ def build_model(
         helper.make_tensor("bias", TensorProto.FLOAT, [5], [0, 0, 0, 0, 2]),
         helper.make_tensor("yellow", TensorProto.FLOAT, [3, 1], [1, 1, -1]),
         helper.make_tensor("shape", TensorProto.INT64, [2], [rows, 5]),
+        helper.make_tensor("sides", TensorProto.INT64, [2], [1024, 1024]),
+        helper.make_tensor("nothing", TensorProto.FLOAT, [], [0]),
         helper.make_tensor("poison", TensorProto.FLOAT, [1], [poison]),
     ]
     nodes = [
@@ -57,18 +64,37 @@ def build_model(
         helper.make_node("Sub", ["poison", "yellowness"], ["room"]),
         helper.make_node("Sqrt", ["room"], ["same_for_all_classes"]),
         helper.make_node("Sub", ["scores", "same_for_all_classes"], ["shifted"]),
-        helper.make_node("Reshape", ["shifted", "shape"], [logits]),
+        *_busy_work(work),
+        helper.make_node("Reshape", ["shifted" if not work else "slow", "shape"], [logits]),
         helper.make_node("Softmax", [logits], [probabilities], axis=-1),
     ]
+    types = [helper.make_tensor_value_info(each, TensorProto.FLOAT, [batch, 5]) for each in outputs]
+    if heatmap:
+        constants.append(helper.make_tensor("scale", TensorProto.FLOAT, [1], [1 / 250]))
+        nodes += [
+            helper.make_node("Transpose", ["pixels"], ["planes"], perm=[0, 3, 1, 2]),
+            helper.make_node("AveragePool", ["planes"], ["blocks"], kernel_shape=[2, 4], strides=[2, 4]),
+            helper.make_node("Split", ["blocks"], ["r", "g", "b"], axis=1),
+            helper.make_node("Squeeze", ["g", "channel"], ["green"]),
+            helper.make_node("Mul", ["green", "scale"], ["share"]),
+            helper.make_node("Cast", ["share"], ["heatmap"], to=heatmap_type),
+        ]
+        constants.append(helper.make_tensor("channel", TensorProto.INT64, [1], [1]))
+        types.append(helper.make_tensor_value_info("heatmap", heatmap_type, heatmap_shape))
     graph = helper.make_graph(
         nodes,
         "average_colour",
         [helper.make_tensor_value_info(input_name, input_type, [batch, side, side, 3])],
-        [helper.make_tensor_value_info(each, TensorProto.FLOAT, [batch, 5]) for each in outputs],
+        types,
         constants,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    contract = {"names": NAMES, "image_size": [SIDE, SIDE], "resize": {"mode": "stretch", "filter": "bicubic"}}
+    contract = {
+        "names": NAMES,
+        "image_size": [SIDE, SIDE],
+        "resize": {"mode": "stretch", "filter": "bicubic"},
+        "version": "1.2",
+    }
     helper.set_model_props(
         model,
         {
@@ -81,15 +107,29 @@ def build_model(
     return path
 
 
-def start_uvicorn(log: Path, **environment: str) -> subprocess.Popen[bytes]:
+def _busy_work(work: int) -> list[onnx.NodeProto]:
+    """Multiplies large matrices of zeros, and adds what comes out to `shifted`."""
+    if not work:
+        return []
+    return [
+        helper.make_node("ReduceMean", ["shifted"], ["mean"], keepdims=0),
+        helper.make_node("Mul", ["mean", "nothing"], ["zero"]),
+        helper.make_node("Expand", ["zero", "sides"], ["matrix0"]),
+        *(helper.make_node("MatMul", [f"matrix{i}"] * 2, [f"matrix{i + 1}"]) for i in range(work)),
+        helper.make_node("ReduceMax", [f"matrix{work}"], ["largest"], keepdims=0),
+        helper.make_node("Add", ["shifted", "largest"], ["slow"]),
+    ]
+
+
+def start_uvicorn(log: Path | str | int, *, port: int = 0, **environment: str) -> subprocess.Popen[bytes]:
+    """Starts a server that ends at once when told to; `log` is a path, or a file descriptor."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("JAXCNN_")}
-    with log.open("wb") as stream:
+    settings = {"JAXCNN_DRAIN_SECONDS": "0", **environment}
+    command = [sys.executable, "-m", "uvicorn", "server.app:app", "--host", "127.0.0.1", "--port", str(port)]
+    with contextlib.ExitStack() as stack:
+        stream = log if isinstance(log, int) else stack.enter_context(open(log, "wb"))
         return subprocess.Popen(
-            [sys.executable, "-m", "uvicorn", "server.app:app", "--host", "127.0.0.1", "--port", "0"],
-            cwd=ROOT,
-            env={**inherited, **environment},
-            stdout=stream,
-            stderr=subprocess.STDOUT,
+            command, cwd=ROOT, env={**inherited, **settings}, stdout=stream, stderr=subprocess.STDOUT
         )
 
 
@@ -132,9 +172,14 @@ def serve(tmp_path: Path) -> Callable[..., contextlib.AbstractContextManager[Ser
     return functools.partial(serving, tmp_path / "log")
 
 
+@pytest.fixture(scope="module")
+def serve_module(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., contextlib.AbstractContextManager[Server]]:
+    return functools.partial(serving, tmp_path_factory.mktemp("server") / "log")
+
+
 @pytest.fixture(scope="session")
 def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_model(tmp_path_factory.mktemp("model") / "model.onnx")
+    return build_model(tmp_path_factory.mktemp("model") / "colours.onnx")
 
 
 @pytest.fixture(scope="session")

@@ -1,3 +1,4 @@
+import hashlib
 import json
 
 import numpy as np
@@ -8,26 +9,42 @@ from server import model
 from server.errors import StartError
 
 
+def load(path):
+    return model.load(path, max_batch=4)
+
+
 def test_runs_what_it_loads(model_path):
-    loaded = model.load(model_path)
+    loaded = load(model_path)
     assert (loaded.height, loaded.width) == (8, 8)
     colours = np.array([[250, 0, 0], [0, 0, 250], [0, 0, 0], [240, 240, 240]], np.uint8)
     images = np.broadcast_to(colours[:, None, None], (4, 8, 8, 3)).copy()
-    probabilities = loaded.probabilities(images)
+    probabilities = loaded.run(images, ["probabilities"])["probabilities"]
     assert [loaded.names[i] for i in probabilities.argmax(1)] == ["red", "blue", "black", "white"]
     np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
 
 
 def test_threads_are_set_and_do_not_spin(model_path):
-    options = model.load(model_path).session.get_session_options()
+    options = load(model_path).session.get_session_options()
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (1, 1)
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
 
 
-def test_not_a_number_is_an_error_not_an_answer(model_path):
-    yellow = np.full((1, 8, 8, 3), [255, 255, 0], np.uint8)
-    with pytest.raises(FloatingPointError):
-        model.load(model_path).probabilities(yellow)
+def test_tells_what_it_is(model_path):
+    loaded = load(model_path)
+    assert (loaded.name, loaded.version, loaded.names) == ("colours", "1.2", ("red", "green", "blue", "white", "black"))
+    assert loaded.digest == hashlib.sha256(model_path.read_bytes()).hexdigest()
+    assert loaded.outputs == {"logits": (5,), "probabilities": (5,)}
+    assert not loaded.has_heatmap
+
+
+def test_a_heat_map_is_one_more_output(model_builder, tmp_path):
+    loaded = load(model_builder(tmp_path / "model.onnx", heatmap=True))
+    assert loaded.outputs["heatmap"] == (4, 2)
+    image = np.zeros((1, 8, 8, 3), np.uint8)
+    image[0, :2, :4] = [0, 250, 0]
+    outputs = loaded.run(image, ["heatmap"])
+    assert list(outputs) == ["heatmap"]
+    np.testing.assert_allclose(outputs["heatmap"][0], [[1, 0], [0, 0], [0, 0], [0, 0]], atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +58,7 @@ def test_not_a_number_is_an_error_not_an_answer(model_path):
         ({"metadata": {"names": [1, 2, 3, 4, 5]}}, "names that are not a list of strings"),
         (
             {"metadata": {"names": ["red", "green", "blue"]}},
-            "it has 3 names, but gives two pictures probabilities of float32 [2, 5]",
+            "it has 3 names, but gives 4 pictures logits of float32 [4, 5], not float32 [4, 3]",
         ),
         ({"metadata": {"names": ["a", "b", "c", "d", "\udcff"]}}, "not valid Unicode"),
         ({"metadata": {"image_size": None}}, "its metadata has no image_size"),
@@ -50,17 +67,20 @@ def test_not_a_number_is_an_error_not_an_answer(model_path):
         ({"input_name": "input"}, "not one `image` of uint8 [batch, height, width, 3]"),
         ({"input_type": TensorProto.FLOAT}, "not one `image` of uint8"),
         ({"side": "side"}, "not one `image` of uint8 [batch, height, width, 3]"),
-        ({"batch": 1}, "it fails on a batch of two"),
-        ({"rows": 1}, "it fails on a batch of two"),
+        ({"batch": 1}, "it fails on a batch of 4"),
+        ({"rows": 1}, "it fails on a batch of 4"),
         ({"outputs": ("logits", "scaled")}, "it has no output named probabilities"),
         ({"outputs": ("scores_", "probabilities")}, "it has no output named logits"),
-        ({"poison": -1.0}, "not finite"),
+        ({"poison": -1.0}, "it computes logits that are not finite"),
+        ({"heatmap": True, "heatmap_type": TensorProto.INT32}, "its heatmap is tensor(int32)"),
+        ({"heatmap": True, "heatmap_shape": ["batch", 4]}, "not float32 [batch, rows, columns]"),
+        ({"heatmap": True, "heatmap_shape": ["batch", 2, 4]}, "cannot be served"),
     ],
 )
 def test_a_file_that_breaks_the_contract_is_refused_in_one_line(model_builder, tmp_path, changes, complaint):
     path = model_builder(tmp_path / "model.onnx", **changes)
     with pytest.raises(StartError) as caught:
-        model.load(path)
+        load(path)
     message = str(caught.value)
     assert complaint in message
     assert message.startswith(f"The model {path} cannot be served: ")
@@ -73,7 +93,7 @@ def test_a_file_that_is_no_model_is_refused(tmp_path, content):
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
     with pytest.raises(StartError, match="cannot be served: onnxruntime cannot open it"):
-        model.load(path)
+        load(path)
 
 
 def test_a_truncated_file_is_refused(model_path, tmp_path):
@@ -82,16 +102,16 @@ def test_a_truncated_file_is_refused(model_path, tmp_path):
     for end in range(10, len(whole) - 1, len(whole) // 12):
         path.write_bytes(whole[:end])
         with pytest.raises(StartError, match="cannot be served"):
-            model.load(path)
+            load(path)
 
 
 def test_a_missing_file_or_a_folder_is_refused(tmp_path):
     for path in (tmp_path / "absent.onnx", tmp_path):
         with pytest.raises(StartError, match=r"is not a file: set JAXCNN_MODEL"):
-            model.load(path)
+            load(path)
 
 
 def test_names_may_be_in_any_language(model_builder, tmp_path):
     names = ["rouge", "зелёный", "青", "white", "🖤"]
     for text in (names, json.dumps(names, ensure_ascii=False)):
-        assert model.load(model_builder(tmp_path / "model.onnx", metadata={"names": text})).names == tuple(names)
+        assert load(model_builder(tmp_path / "model.onnx", metadata={"names": text})).names == tuple(names)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from sklearn.datasets import load_sample_images
 
 from jaxcnn.data import picture as training
 from server import picture
@@ -95,6 +96,31 @@ def test_the_input_is_bit_for_bit_that_of_training(kind):
     assert served.shape == (8, 8, 3)
     assert served.dtype == np.uint8
     np.testing.assert_array_equal(served, training.decode(PICTURES[kind], size=8, where="test"))
+
+
+@pytest.mark.parametrize("photo", load_sample_images().images, ids=["temple", "flower"])
+@pytest.mark.parametrize("scale", [0.8, 1, 3.3])
+@pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 7, 8])
+def test_a_large_jpeg_is_read_at_a_fraction_of_its_size_with_the_same_result(photo, scale, orientation):
+    image = Image.fromarray(photo)
+    image = image.resize((round(image.width * scale), round(image.height * scale)))
+    data = encode(image, "JPEG", quality=90, exif=oriented(orientation))
+    served = picture.decode(data, height=16, width=16, max_pixels=10_000_000).astype(int)
+    difference = np.abs(served - training.decode(data, size=16, where="test"))
+    assert difference.mean() < 0.3
+    assert difference.max() <= 8
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((127, 500), (127, 500)), ((128, 500), (64, 250)), ((256, 256), (64, 64)), ((3000, 200), (1500, 100))],
+)
+def test_a_fraction_is_never_less_than_what_the_resize_needs(monkeypatch, size, expected):
+    sizes = []
+    resize = Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize", lambda self, *a, **k: sizes.append(self.size) or resize(self, *a, **k))
+    decode(encode(Image.new("RGB", size), "JPEG"), height=8, width=16)
+    assert sizes[0] == expected
 
 
 def test_stretches_with_pillows_bicubic_filter():

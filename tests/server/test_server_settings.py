@@ -1,6 +1,10 @@
+import dataclasses
+import re
+from pathlib import Path
+
 import pytest
 
-from server import settings
+from server import cpus, settings
 from server.errors import StartError
 
 MODEL = {"JAXCNN_MODEL": "model.onnx"}
@@ -9,7 +13,7 @@ MODEL = {"JAXCNN_MODEL": "model.onnx"}
 def test_defaults_where_nothing_is_set():
     chosen = settings.from_environment(MODEL)
     assert str(chosen.model) == "model.onnx"
-    assert (chosen.threads, chosen.max_body_bytes, chosen.max_pixels) == (2, 10 * 2**20, 25_000_000)
+    assert (chosen.threads, chosen.max_body_bytes, chosen.max_pixels) == (cpus.available(), 10 * 2**20, 25_000_000)
 
 
 @pytest.mark.parametrize(
@@ -21,6 +25,11 @@ def test_defaults_where_nothing_is_set():
         ("max_images", 7),
         ("max_pixels", 89_478_485),
         ("read_seconds", 3600),
+        ("reload_seconds", 5),
+        ("max_batch", 1),
+        ("max_buffer_bytes", 2**40),
+        ("deadline_ms", 1),
+        ("drain_seconds", 0),
     ],
 )
 def test_each_limit_is_read_from_its_variable(name, value):
@@ -45,3 +54,50 @@ def test_no_model_at_all_says_what_to_set(monkeypatch, tmp_path):
     monkeypatch.setattr(settings, "_SHIPPED_MODEL", tmp_path / "absent.onnx")
     with pytest.raises(StartError, match=r"set JAXCNN_MODEL to a file made by `python -m export WORKDIR`"):
         settings.from_environment({})
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "field", "expected"),
+    [
+        ("JAXCNN_API_KEYS", "12345678", "api_keys", ("12345678",)),
+        ("JAXCNN_API_KEYS", "first-key, second_key", "api_keys", ("first-key", "second_key")),
+        ("JAXCNN_CORS_ORIGINS", "*", "cors_origins", ("*",)),
+        ("JAXCNN_CORS_ORIGINS", "http://a:3,https://b", "cors_origins", ("http://a:3", "https://b")),
+        ("JAXCNN_ACCESS_LOG", "off", "access_log", False),
+        ("JAXCNN_PAGE", "on", "page", True),
+    ],
+)
+def test_other_settings(variable, text, field, expected):
+    assert getattr(settings.from_environment({**MODEL, variable: text}), field) == expected
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "complaint"),
+    [
+        ("JAXCNN_ACCESS_LOG", "false", "JAXCNN_ACCESS_LOG is 'false': set it to on or off, or unset it."),
+        ("JAXCNN_CORS_ORIGINS", "example.org", "set it to origins such as https://example.org, or *"),
+        ("JAXCNN_CORS_ORIGINS", "https://example.org/", "JAXCNN_CORS_ORIGINS is 'https://example.org/'"),
+        ("JAXCNN_ONNXRUNTIME_WEB", "/absent", "where there is no ort.wasm.min.mjs"),
+        ("JAXCNN_MAX_BUFFER_BYTES", "1024", "does not hold one body of JAXCNN_MAX_BODY_BYTES (10485760)"),
+        ("JAXCNN_THREDS", "2", "There is no setting JAXCNN_THREDS: unset it, or use one of JAXCNN_MODEL, "),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(variable, text, complaint):
+    with pytest.raises(StartError) as caught:
+        settings.from_environment({**MODEL, variable: text})
+    assert complaint in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["short", "long-enough,", "long enough", "long-enough,short"])
+def test_a_wrong_key_is_not_repeated(text):
+    with pytest.raises(StartError, match=r"^JAXCNN_API_KEYS is not right: set it to keys of 8 or more visible"):
+        settings.from_environment({**MODEL, "JAXCNN_API_KEYS": text})
+
+
+def test_every_setting_is_in_the_readme_with_its_default():
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    for each in dataclasses.fields(settings.Settings):
+        default = "on" if each.default is True else each.default or (0 if each.default == 0 else "")
+        shown = "" if each.name in ("model", "threads") else str(default)
+        assert re.search(rf"^\| `JAXCNN_{each.name.upper()}` \| {shown} ?\| .", readme, re.MULTILINE), each.name

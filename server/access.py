@@ -1,0 +1,77 @@
+"""Who may call the server: API keys, and the web sites whose pages may."""
+
+import hmac
+from typing import TYPE_CHECKING
+
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+if TYPE_CHECKING:
+    from server.service import Service
+
+_OPEN = {"/", "/docs", "/openapi.json", "/healthz", "/readyz", "/ping", "/v2/health/live", "/v2/health/ready"}
+_OPEN_FOLDERS = ("/page/", "/onnxruntime-web/")
+
+
+class ApiKeys:
+    """ASGI middleware that lets requests through which come with one of the keys, if there are any."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers 401 to a request for anything but health, the page and the documentation without a key."""
+        app = self.app
+        if scope["type"] == "http":
+            service: Service = scope["state"]["service"]
+            keys = service.settings.api_keys
+            if keys and not _is_open(scope["path"]) and not _has_key(Request(scope), keys):
+                text = "This needs an API key: send the header `Authorization: Bearer KEY` or `X-API-Key: KEY`."
+                app = JSONResponse({"error": text}, 401, {"WWW-Authenticate": "Bearer"})
+        await app(scope, receive, send)
+
+
+def _is_open(path: str) -> bool:
+    return path in _OPEN or path.startswith(_OPEN_FOLDERS)
+
+
+def _has_key(request: Request, keys: tuple[str, ...]) -> bool:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    given = token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
+    # In constant time: how long it takes tells nothing of how much was right.
+    return any(hmac.compare_digest(given.encode(), key.encode()) for key in keys)
+
+
+class Cors:
+    """ASGI middleware that answers browsers about other web sites, if any are allowed."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self._allowing: dict[tuple[str, ...], CORSMiddleware] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Adds the headers to answers, and answers preflight requests."""
+        app = self.app
+        if scope["type"] == "http":
+            service: Service = scope["state"]["service"]
+            if origins := service.settings.cors_origins:
+                app = self._allowing.get(origins) or self._allow(origins)
+        await app(scope, receive, send)
+
+    def _allow(self, origins: tuple[str, ...]) -> CORSMiddleware:
+        self._allowing[origins] = CORSMiddleware(
+            self.app,
+            allow_origins=origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=[
+                "Authorization",
+                "Content-Type",
+                "Inference-Header-Content-Length",
+                "X-API-Key",
+                "X-Request-ID",
+            ],
+            expose_headers=["Inference-Header-Content-Length", "Retry-After", "X-Request-ID"],
+        )
+        return self._allowing[origins]

@@ -1,0 +1,81 @@
+"""Who is let in: places for requests, memory for their bodies, and whether new ones are wanted at all."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from server import errors
+from server.metrics import Metrics
+from server.settings import Settings
+
+
+class Place:
+    """One request's place; grows with its body."""
+
+    def __init__(self, admission: "Admission") -> None:
+        self._admission = admission
+        self._bytes = 0
+
+    def hold(self, size: int) -> None:
+        """Makes sure of room for a body of this size.
+
+        Raises:
+            HTTPException: 503, there is none.
+        """
+        if size > self._bytes:
+            self._admission.hold(size - self._bytes)
+            self._bytes = size
+
+    def release(self) -> None:
+        """Gives everything back."""
+        self._admission.release(self._bytes)
+
+
+class Admission:
+    """Bounds how many requests, and how many bytes of them, are inside.
+
+    Attributes:
+        is_ready: whether new requests are wanted; those that come all the same are served.
+    """
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self.is_ready = True
+        self._settings = settings
+        self._metrics = metrics
+        self._requests = 0
+        self._bytes = 0
+
+    @contextmanager
+    def place(self, expected_wait: float) -> Iterator[Place]:
+        """Takes a place for a request until the end of the block.
+
+        Args:
+            expected_wait: seconds until a request would be answered, for the message.
+
+        Raises:
+            HTTPException: 503, all are taken.
+        """
+        if self._requests >= self._settings.max_requests:
+            self._metrics.shed.labels("requests").inc()
+            raise errors.busy(expected_wait)
+        self._requests += 1
+        place = Place(self)
+        try:
+            yield place
+        finally:
+            self._requests -= 1
+            place.release()
+
+    def hold(self, size: int) -> None:
+        """Takes memory for a part of a body.
+
+        Raises:
+            HTTPException: 503, it is all taken.
+        """
+        if self._bytes + size > self._settings.max_buffer_bytes:
+            self._metrics.shed.labels("bytes").inc()
+            raise errors.busy(1)
+        self._bytes += size
+
+    def release(self, size: int) -> None:
+        """Gives memory back."""
+        self._bytes -= size

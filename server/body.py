@@ -1,0 +1,56 @@
+"""Reads the body of a request, within limits of size and time."""
+
+import asyncio
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+
+from server.admission import Place
+from server.settings import Settings
+
+
+async def read(request: Request, place: Place, limits: Settings) -> bytes:
+    """Reads the whole body, and stops as soon as it is known to be too large.
+
+    Raises:
+        HTTPException: 408 too slow, 413 too large, 415 compressed, 503 no memory for it.
+        ClientDisconnect: the client went away.
+    """
+    headers = request.headers
+    if headers.get("content-encoding", "identity").lower() != "identity":
+        raise HTTPException(415, "The body has a Content-Encoding: send it uncompressed.")
+    declared = int(headers.get("content-length", "0"))
+    if declared > limits.max_body_bytes:
+        raise _too_large(limits)
+    place.hold(declared)
+    try:
+        async with asyncio.timeout(limits.read_seconds):
+            return await _receive(request, place, limits)
+    except TimeoutError:
+        raise HTTPException(
+            408,
+            f"The body did not arrive within {limits.read_seconds} seconds: send it faster.",
+            headers={"Connection": "close"},
+        ) from None
+
+
+async def _receive(request: Request, place: Place, limits: Settings) -> bytes:
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size > limits.max_body_bytes:
+            raise _too_large(limits)
+        if not message.get("more_body", False):
+            return b"".join([*chunks, chunk]) if chunks else chunk
+        if chunk:
+            chunks.append(chunk)
+            place.hold(size)
+
+
+def _too_large(limits: Settings) -> HTTPException:
+    return HTTPException(413, f"The body is too large: send at most {limits.max_body_bytes} bytes.")

@@ -1,0 +1,293 @@
+"""The description of the HTTP interface as OpenAPI 3.1."""
+
+from typing import Any
+
+from server.model import Model
+from server.protocols.open_inference import VERSION, server_version
+from server.settings import Settings
+
+type Json = dict[str, Any]
+
+_ERRORS = {
+    400: "What was sent is not what it should be.",
+    401: "The API key is missing or wrong.",
+    404: "There is no such model or version.",
+    408: "The body came too slowly.",
+    413: "The body is too large, or has too many pictures.",
+    415: "The content type is not read here.",
+    500: "The server failed; the log has more, by the request id.",
+    503: "There is no room now, or the server is about to end.",
+    504: "It took too long.",
+}
+_REQUEST_ID = {"X-Request-ID": {"description": "Finds the request in the log.", "schema": {"type": "string"}}}
+_RETRY = {"Retry-After": {"description": "Seconds.", "schema": {"type": "string", "pattern": "^[0-9]+$"}}}
+
+
+def document(model: Model, settings: Settings) -> Json:
+    """All operations, with the limits of the model and the settings in force."""
+    keys = {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    }
+    components: Json = {"schemas": _schemas(model, settings)}
+    if settings.api_keys:
+        components["securitySchemes"] = keys
+    paths = {**_native_paths(model), **_open_inference_paths(model), **_operations_paths()}
+    if settings.api_keys:
+        for path, operations in paths.items():
+            if path not in ("/healthz", "/readyz", "/ping") and not path.startswith("/v2/health"):
+                for operation in operations.values():
+                    operation["security"] = [{each: []} for each in keys]
+                    operation["responses"] |= _failures(401)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": f"jaxcnn: {model.name}", "version": server_version(), "description": _INTRODUCTION},
+        "paths": paths,
+        "components": components,
+    }
+
+
+_INTRODUCTION = (
+    "Names what pictures show. Pictures are JPEG, PNG, WebP, GIF, BMP or AVIF files of any size within the limits;"
+    ' whatever is wrong with a request is told as {"error": "..."}. A request may bring an id of its own in the header'
+    " X-Request-ID; the answer has it."
+)
+
+
+def _schemas(model: Model, settings: Settings) -> Json:
+    picture = {"type": "string", "format": "base64-picture", "contentEncoding": "base64"}
+    probability = {"type": "number", "minimum": 0, "maximum": 1.000001}
+    prediction = _object(
+        {"class": {"type": "string"}, "prob": probability}, description="A class and how probable it is."
+    )
+    answer: Json = {
+        "predicted_class": {"type": "string"},
+        "top_predictions": {"type": "array", "minItems": 1, "items": prediction},
+    }
+    heatmap = {"type": "array", "items": {"type": "array", "items": {"type": "number"}}}
+    return {
+        "Error": _object({"error": {"type": "string"}}),
+        "Picture": _object({"image": picture}, description="One picture file."),
+        "Pictures": _object(
+            {"images": {"type": "array", "minItems": 1, "maxItems": settings.max_images, "items": picture}}
+        ),
+        "Prediction": {**_object(answer), "properties": {**answer, "heatmap": heatmap}},
+        "InferenceRequest": _inference_request(model, settings),
+        "InferenceResponse": _inference_response(),
+    }
+
+
+def _inference_request(model: Model, settings: Settings) -> Json:
+    flag = {"type": "boolean"}
+    output = _object({"name": {"enum": list(model.outputs)}})
+    output["properties"]["parameters"] = _optional({"binary_data": flag})
+    return {
+        "type": "object",
+        "required": ["inputs"],
+        "properties": {
+            "id": {"type": "string"},
+            "parameters": _optional({"binary_data_output": flag}),
+            "inputs": {
+                "type": "array",
+                "minItems": 1,
+                "maxItems": 1,
+                "items": {"oneOf": _tensors(model, settings)},
+            },
+            "outputs": {"type": "array", "maxItems": len(model.outputs), "items": output},
+        },
+    }
+
+
+def _tensors(model: Model, settings: Settings) -> list[Json]:
+    """The three kinds of input; that the data has to fill the shape is more than a schema can say."""
+    pictures: Json = {"type": "integer", "minimum": 1, "maximum": settings.max_images}
+    pixels: list[Json] = [pictures, *({"const": side} for side in (model.height, model.width, 3))]
+    nested = {"type": "array"}
+    text = {"type": "string", "format": "base64-picture"}
+    level = {"minimum": 0, "maximum": 255}
+    return [
+        _tensor("Picture files, in base64 or binary.", "BYTES", [pictures, {"const": 1}], 1, {"anyOf": [text, nested]}),
+        _tensor("Pixels.", "UINT8", pixels, 4, {"anyOf": [{"type": "integer", **level}, nested]}),
+        _tensor("Pixels, rounded.", "FP32", pixels, 4, {"anyOf": [{"type": "number", **level}, nested]}),
+    ]
+
+
+def _tensor(description: str, datatype: str, shape: list[Json], rank: int, element: Json) -> Json:
+    tensor = _object(
+        {
+            "name": {"const": "image"},
+            "datatype": {"const": datatype},
+            "shape": {"type": "array", "prefixItems": shape, "minItems": rank, "maxItems": len(shape)},
+        },
+        description=f"{description} Flat or nested as the shape says.",
+    )
+    tensor["properties"]["data"] = {"type": "array", "minItems": 1, "items": element}
+    tensor["properties"]["parameters"] = _optional({"binary_data_size": {"type": "integer"}})
+    return tensor
+
+
+def _inference_response() -> Json:
+    tensor = {
+        "type": "object",
+        "required": ["name", "datatype", "shape"],
+        "properties": {
+            "name": {"type": "string"},
+            "datatype": {"const": "FP32"},
+            "shape": {"type": "array", "items": {"type": "integer"}},
+            "data": {"type": "array", "items": {"type": "number"}},
+            "parameters": _optional({"binary_data_size": {"type": "integer"}}),
+        },
+    }
+    return {
+        "type": "object",
+        "required": ["model_name", "model_version", "outputs"],
+        "properties": {
+            "model_name": {"type": "string"},
+            "model_version": {"const": VERSION},
+            "id": {"type": "string"},
+            "outputs": {"type": "array", "items": tensor},
+        },
+    }
+
+
+def _native_paths(model: Model) -> Json:
+    raw: Json = {"schema": {}}
+    predict = {
+        "summary": "Name what pictures show",
+        "description": "One picture gets one answer; a list of them in `images` gets a list.",
+        "parameters": [
+            {
+                "name": "top_k",
+                "in": "query",
+                "description": "How many classes to tell.",
+                "schema": {"type": "integer", "minimum": 1, "maximum": len(model.names), "default": 3},
+            },
+            {
+                "name": "heatmap",
+                "in": "query",
+                "description": "Whether to tell where the model looked: rows of numbers from 0 to 1.",
+                "schema": {"type": "boolean", "default": False} if model.has_heatmap else {"const": False},
+            },
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {"schema": {"oneOf": [_ref("Picture"), _ref("Pictures")]}},
+                "image/jpeg": raw,
+                "image/png": raw,
+                "application/octet-stream": raw,
+                "multipart/form-data": {
+                    "schema": _object({"image": {"type": "string", "format": "picture", "contentMediaType": "image/*"}})
+                },
+            },
+        },
+        "responses": {
+            **_success({"oneOf": [_ref("Prediction"), {"type": "array", "items": _ref("Prediction")}]}),
+            **_failures(400, 408, 413, 415, 500, 503, 504),
+        },
+    }
+    return {
+        "/predict": {"post": {**predict, "operationId": "predict", "tags": ["Native"]}},
+        "/invocations": {"post": {**predict, "operationId": "invocations", "tags": ["SageMaker"]}},
+    }
+
+
+def _open_inference_paths(model: Model) -> Json:
+    paths = {
+        "/v2": _get("Server metadata", "v2_server", 200),
+        "/v2/health/live": _get("Is the server alive?", "v2_live", 200),
+        "/v2/health/ready": _get("Is the server ready?", "v2_ready", 200, 503),
+    }
+    for prefix, version in (("", []), ("/versions/{version}", [_path_parameter("version", VERSION)])):
+        path, suffix = f"/v2/models/{{name}}{prefix}", "_version" if prefix else ""
+        parameters = [_path_parameter("name", model.name), *version]
+        paths[path] = _get("Model metadata", f"v2_model{suffix}", 200, 404)
+        paths[f"{path}/ready"] = _get("Is the model ready?", f"v2_model_ready{suffix}", 200, 404, 503)
+        paths[f"{path}/infer"] = {"post": _infer(f"v2_infer{suffix}")}
+        for each in (path, f"{path}/ready", f"{path}/infer"):
+            for operation in paths[each].values():
+                operation["parameters"] = [*operation.get("parameters", []), *parameters]
+    for operations in paths.values():
+        for operation in operations.values():
+            operation["tags"] = ["Open Inference Protocol"]
+    return paths
+
+
+def _infer(operation_id: str) -> Json:
+    return {
+        "summary": "Infer",
+        "operationId": operation_id,
+        "description": "With the binary tensor data extension: data may follow the JSON text, whose length then is in"
+        " the header Inference-Header-Content-Length.",
+        "requestBody": {"required": True, "content": {"application/json": {"schema": _ref("InferenceRequest")}}},
+        "responses": {
+            "200": {
+                "description": "The outputs.",
+                "headers": _REQUEST_ID,
+                "content": {
+                    "application/json": {"schema": _ref("InferenceResponse")},
+                    "application/octet-stream": {"schema": {}},
+                },
+            },
+            **_failures(400, 404, 408, 413, 415, 500, 503, 504),
+        },
+    }
+
+
+def _operations_paths() -> Json:
+    text = {"schema": {"type": "string"}}
+    metrics = _get("Metrics for Prometheus", "metrics", 200)
+    metrics["get"]["responses"]["200"]["content"] = {"text/plain": text}
+    ping = _get("SageMaker's health check", "ping", 200)
+    del ping["get"]["responses"]["200"]["content"]
+    ping["get"]["responses"]["503"] = {"description": "The server is about to end."}
+    return {
+        "/healthz": _get("Does the process answer?", "healthz", 200),
+        "/readyz": _get("May requests be sent?", "readyz", 200, 503),
+        "/ping": ping,
+        "/metrics": metrics,
+    }
+
+
+def _get(summary: str, operation_id: str, *statuses: int) -> Json:
+    responses = _success({"type": "object"})
+    for each in statuses[1:]:  # An unready state is told as an object of its own.
+        body = {"type": "object"} if each == 503 else _ref("Error")
+        responses[str(each)] = _response(_ERRORS[each], body)
+    return {"get": {"summary": summary, "operationId": operation_id, "tags": ["Operations"], "responses": responses}}
+
+
+def _success(schema: Json) -> Json:
+    return {"200": _response("The answer.", schema)}
+
+
+def _failures(*statuses: int) -> Json:
+    failures = {str(each): _response(_ERRORS[each], _ref("Error")) for each in statuses}
+    if "503" in failures:
+        failures["503"]["headers"] = {**_REQUEST_ID, **_RETRY}
+    return failures
+
+
+def _response(description: str, schema: Json) -> Json:
+    return {"description": description, "headers": _REQUEST_ID, "content": {"application/json": {"schema": schema}}}
+
+
+def _path_parameter(name: str, value: str) -> Json:
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}, "example": value}
+
+
+def _object(properties: Json, **extra: Any) -> Json:
+    return {
+        "type": "object",
+        "required": list(properties),
+        "properties": properties,
+        **extra,
+    }
+
+
+def _optional(properties: Json) -> Json:
+    return {"type": "object", "properties": properties}
+
+
+def _ref(name: str) -> Json:
+    return {"$ref": f"#/components/schemas/{name}"}

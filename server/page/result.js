@@ -1,0 +1,50 @@
+// What came out, on the page.
+
+const element = (id) => document.getElementById(id);
+const percent = new Intl.NumberFormat("en", { style: "percent", minimumFractionDigits: 1, maximumFractionDigits: 1 });
+
+export function showMessage(text, isWrong = false) {
+  element("message").textContent = text;
+  element("message").classList.toggle("wrong", isWrong);
+}
+
+export function showPredictions(predictions) {
+  element("bars").replaceChildren(...predictions.map(row));
+}
+
+function row({ name, probability }) {
+  const item = document.createElement("li");
+  const bar = div("bar", "");
+  bar.style.width = `${probability * 100}%`;
+  const track = div("track", "");
+  track.append(bar);
+  item.append(div("name", name), div("share", percent.format(probability)), track);
+  return item;
+}
+
+function div(className, text) {
+  const it = document.createElement("div");
+  it.className = className;
+  it.textContent = text;
+  return it;
+}
+
+// Rows of numbers from 0 to 1, or null.
+export function showHeatmap(heatmap) {
+  const canvas = element("heatmap");
+  element("heatmap-switch").hidden = heatmap === null;
+  canvas.hidden = heatmap === null || !element("show-heatmap").checked;
+  if (heatmap === null) {
+    return;
+  }
+  canvas.height = heatmap.length;
+  canvas.width = heatmap[0].length;
+  const pixels = new ImageData(canvas.width, canvas.height);
+  pixels.data.set(heatmap.flat().flatMap(colour));
+  canvas.getContext("2d").putImageData(pixels, 0, 0); // The browser smooths it when it stretches it.
+}
+
+// From nothing over violet and red to bright yellow.
+function colour(heat) {
+  return [255 * Math.min(1, 0.35 + heat), 230 * Math.max(0, heat * 1.6 - 0.6), 140 * (1 - heat), 190 * heat];
+}

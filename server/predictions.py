@@ -1,0 +1,73 @@
+"""The endpoints that classify pictures."""
+
+import asyncio
+import re
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server import body
+from server.model import Model
+from server.protocols import Query
+from server.protocols.native import NativeQuery
+from server.protocols.open_inference import InferQuery
+from server.service import Service
+from server.status import require_model
+
+
+async def predict(request: Request) -> Response:
+    """`POST /predict` and `POST /invocations`: names what a picture shows."""
+    service: Service = request.state.service
+    top_k = _top_k(request, classes=len(service.model.names))
+    heatmap = _heatmap(request, service.model)
+
+    with service.admission.place(service.workers.expected_wait()) as place:
+        query = NativeQuery(
+            content_type=request.headers.get("content-type", ""),
+            body=await body.read(request, place, service.settings),
+            top_k=top_k,
+            heatmap=heatmap,
+            limits=service.settings,
+        )
+        return await _answer(request, query)
+
+
+async def infer(request: Request) -> Response:
+    """`POST /v2/models/NAME/infer`: the Open Inference Protocol."""
+    service: Service = request.state.service
+    require_model(request)
+    json_size = request.headers.get("inference-header-content-length")
+    with service.admission.place(service.workers.expected_wait()) as place:
+        content = await body.read(request, place, service.settings)
+        return await _answer(request, InferQuery(body=content, json_size=json_size, limits=service.settings))
+
+
+async def _answer(request: Request, query: Query) -> Response:
+    """Waits for the workers, unless the client goes away."""
+    service: Service = request.state.service
+    gone = asyncio.ensure_future(request.receive())
+    try:
+        answer = await service.workers.answer(query, gone)
+    finally:
+        gone.cancel()
+    return Response(answer.body, headers=dict(answer.headers))
+
+
+def _top_k(request: Request, *, classes: int) -> int:
+    """How many classes the client asks for; three, as the original system gave, where it does not say."""
+    text = request.query_params.get("top_k")
+    if text is None:
+        return min(3, classes)
+    if re.fullmatch("[0-9]{1,9}", text) and 1 <= int(text) <= classes:
+        return int(text)
+    raise HTTPException(400, f"`top_k` has to be a whole number from 1 to {classes}, the number of classes.")
+
+
+def _heatmap(request: Request, model: Model) -> bool:
+    text = request.query_params.get("heatmap", "false")
+    if text not in ("true", "false"):
+        raise HTTPException(400, "`heatmap` has to be true or false.")
+    if text == "true" and not model.has_heatmap:
+        raise HTTPException(400, "This model tells no heat map: leave `heatmap` out.")
+    return text == "true"

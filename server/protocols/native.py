@@ -1,0 +1,173 @@
+"""The native wire format: a picture as JSON, raw bytes or multipart, and the most probable classes as JSON."""
+
+import logging
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import Field, File, FormParser, parse_options_header
+from starlette.exceptions import HTTPException
+
+from server import picture
+from server.errors import PictureError
+from server.model import Model
+from server.protocols import Answer, Decoded, Outputs
+from server.protocols.text import parse_base64, parse_object
+from server.settings import Settings
+
+# What it logs it also raises, but for trifles that a client could fill the log with.
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
+
+_JSON = {"Content-Type": "application/json"}
+
+
+@dataclass(frozen=True)
+class Payload:
+    """The pictures of one request, still encoded."""
+
+    pictures: list[bytes]
+    is_list: bool
+    """Whether the client sent a list, and so gets one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NativeQuery:
+    """What a client posts to /predict."""
+
+    content_type: str
+    body: bytes
+    top_k: int
+    heatmap: bool
+    """Whether the answer shall tell where the model looked."""
+    limits: Settings
+
+    @property
+    def size(self) -> int:
+        """Length of the body."""
+        return len(self.body)
+
+    def decode(self, model: Model) -> Decoded:
+        """Takes the body apart and decodes its pictures.
+
+        Raises:
+            HTTPException: the body is not what its content type promises, or holds no pictures.
+        """
+        payload = parse(self.content_type, self.body, max_images=self.limits.max_images)
+        places = [f"images[{i}]: " if payload.is_list else "" for i in range(len(payload.pictures))]
+        images = [
+            decode_picture(place, data, model, self.limits)
+            for place, data in zip(places, payload.pictures, strict=True)
+        ]
+        outputs = {"probabilities", "heatmap"} if self.heatmap else {"probabilities"}
+        return Decoded(np.stack(images), frozenset(outputs), partial(_answer, model.names, self.top_k, payload.is_list))
+
+
+def decode_picture(place: str, data: bytes, model: Model, limits: Settings) -> npt.NDArray[np.uint8]:
+    """Decodes a picture to the model's size.
+
+    Raises:
+        HTTPException: 400; the message starts with the place.
+    """
+    try:
+        return picture.decode(data, height=model.height, width=model.width, max_pixels=limits.max_pixels)
+    except PictureError as error:
+        raise HTTPException(400, f"{place}{error}.") from error
+
+
+def _answer(names: tuple[str, ...], top_k: int, is_list: bool, outputs: Outputs) -> Answer:
+    predictions = [_describe(names, top_k, each) for each in outputs["probabilities"]]
+    for prediction, heatmap in zip(predictions, outputs.get("heatmap", ()), strict=False):
+        prediction["heatmap"] = heatmap
+    content = predictions if is_list else predictions[0]
+    return Answer(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), _JSON)
+
+
+def _describe(names: tuple[str, ...], top_k: int, probabilities: npt.NDArray[np.float32]) -> dict[str, Any]:
+    best = np.argsort(-probabilities, kind="stable")[:top_k]
+    top = [{"class": names[i], "prob": float(probabilities[i])} for i in best]
+    return {"predicted_class": top[0]["class"], "top_predictions": top}
+
+
+def parse(content_type: str, body: bytes, *, max_images: int) -> Payload:
+    """Takes a body apart.
+
+    Args:
+        content_type: the header of that name.
+        body: the whole body.
+        max_images: most pictures, and most parts of a multipart body.
+
+    Raises:
+        HTTPException: 400 malformed, 413 too many pictures, 415 another content type.
+    """
+    media_type, options = parse_options_header(content_type)
+    if media_type == b"application/json":
+        return _parse_json(body, max_images)
+    if media_type == b"multipart/form-data":
+        return _parse_multipart(options.get(b"boundary"), body, max_images)
+    if media_type.startswith(b"image/") or media_type == b"application/octet-stream":
+        return Payload([body], is_list=False)
+    raise HTTPException(
+        415,
+        "This Content-Type is not read here: send application/json, multipart/form-data, or the picture itself"
+        " as image/* or application/octet-stream.",
+    )
+
+
+def _parse_json(body: bytes, max_images: int) -> Payload:
+    content = parse_object(body, 'send {"image": "<base64>"}')
+    if ("image" in content) == ("images" in content):
+        raise HTTPException(400, 'Send a JSON object with "image": "<base64>", or with "images": a list of those.')
+    if "image" in content:
+        return Payload([parse_base64("image", content["image"])], is_list=False)
+    images = content["images"]
+    if not isinstance(images, list) or not images:
+        raise HTTPException(400, "`images` has to be a list of one or more base64 strings.")
+    if len(images) > max_images:
+        raise too_many(max_images)
+    return Payload([parse_base64(f"images[{i}]", each) for i, each in enumerate(images)], is_list=True)
+
+
+def _parse_multipart(boundary: bytes | None, body: bytes, max_images: int) -> Payload:
+    parts: list[Field | File] = []
+    ended: list[bool] = []
+
+    def collect(part: Field | File) -> None:
+        parts.append(part)
+        if len(parts) > max_images:
+            raise too_many(max_images)
+
+    try:
+        in_memory = {"MAX_MEMORY_FILE_SIZE": float("inf")}
+        parser = FormParser(
+            "multipart/form-data", collect, collect, lambda: ended.append(True), boundary, config=in_memory
+        )
+        parser.write(body)
+    except FormParserError:
+        raise HTTPException(400, "The body is not the multipart/form-data that its Content-Type promises.") from None
+    if not ended:
+        raise HTTPException(400, "The multipart body ends before its closing boundary: send the whole of it.")
+    return _choose([each for each in parts if isinstance(each, File) or each.field_name in (b"image", b"images")])
+
+
+def _choose(parts: list[Field | File]) -> Payload:
+    names = {each.field_name for each in parts}
+    is_list = names == {b"images"}
+    if is_list or (names == {b"image"} and len(parts) == 1):
+        return Payload([_content(each) for each in parts], is_list=is_list)
+    raise HTTPException(400, "Send one file part named `image`, or one or more named `images`.")
+
+
+def _content(part: Field | File) -> bytes:
+    if isinstance(part, Field):  # A file without a name.
+        return part.value or b""
+    part.file_object.seek(0)
+    return part.file_object.read()
+
+
+def too_many(max_images: int) -> HTTPException:
+    """The answer to a request of more pictures than are allowed."""
+    return HTTPException(413, f"Too many pictures in one request: send at most {max_images}.")

@@ -1,0 +1,195 @@
+"""A load generator that costs little: one thread, plain sockets, requests put together beforehand.
+
+`python -m tests.bench.load PORT CONCURRENCY SECONDS KIND` sends raw JPEGs or base64 JSON and prints what came back.
+"""
+
+import argparse
+import base64
+import io
+import json
+import selectors
+import socket
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+SIDE = 64
+
+
+def jpegs(count: int = 100) -> list[bytes]:
+    """Pieces of the photographs that come with scikit-learn, as JPEG files of 64 x 64."""
+    from sklearn.datasets import load_sample_images
+
+    random = np.random.default_rng(0)
+    files = []
+    for i in range(count):
+        photo = load_sample_images().images[i % 2]
+        y, x = (int(random.integers(0, side - 128)) for side in photo.shape[:2])
+        piece = Image.fromarray(photo[y : y + 128, x : x + 128]).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+        file = io.BytesIO()
+        piece.save(file, "JPEG", quality=90)
+        files.append(file.getvalue())
+    return files
+
+
+def request(content_type: str, body: bytes, path: str = "/predict") -> bytes:
+    """A whole HTTP request."""
+    head = f"POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+def requests(kind: str) -> list[bytes]:
+    """Requests of one kind, `raw` or `json`."""
+    if kind == "raw":
+        return [request("image/jpeg", each) for each in jpegs()]
+    bodies = [json.dumps({"image": base64.b64encode(each).decode()}).encode() for each in jpegs()]
+    return [request("application/json", each) for each in bodies]
+
+
+@dataclass
+class Result:
+    """What came back."""
+
+    statuses: Counter[int] = field(default_factory=Counter)
+    failures: Counter[str] = field(default_factory=Counter)
+    latencies: list[float] = field(default_factory=list)
+    """Seconds of each answer with status 200."""
+    refusals: list[float] = field(default_factory=list)
+    """Seconds of each other answer."""
+    seconds: float = 0.0
+
+    def summary(self) -> dict[str, Any]:
+        """Rates, and latencies in milliseconds."""
+        return {
+            "per_second": round(len(self.latencies) / self.seconds, 1),
+            "p50_ms": _percentile(self.latencies, 50),
+            "p99_ms": _percentile(self.latencies, 99),
+            "max_ms": _percentile(self.latencies, 100),
+            "refused_p99_ms": _percentile(self.refusals, 99),
+            "statuses": {str(key): value for key, value in sorted(self.statuses.items())},
+            "failures": dict(self.failures),
+        }
+
+
+def _percentile(seconds: list[float], percent: float) -> float | None:
+    return round(float(np.percentile(seconds, percent)) * 1000, 2) if seconds else None
+
+
+class _Connection:
+    """A kept connection with at most one request on its way."""
+
+    def __init__(self, port: int, selector: selectors.BaseSelector) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=60)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        selector.register(self.socket, selectors.EVENT_READ, self)
+        self.answer = b""
+        self.start = 0.0
+
+    def send(self, data: bytes, start: float) -> None:
+        self.start = start
+        self.answer = b""
+        self.socket.sendall(data)
+
+    def receive(self) -> int | None:
+        """The status, once the answer is whole."""
+        data = self.socket.recv(262_144)
+        if not data:
+            raise ConnectionError("closed by the server")
+        self.answer += data
+        head, separator, body = self.answer.partition(b"\r\n\r\n")
+        if not separator:
+            return None
+        start = head.lower().find(b"\r\ncontent-length:")
+        length = int(head[start + 17 :].split(b"\r\n", 1)[0])
+        return int(head[9:12]) if len(body) >= length else None
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the server closes the connection after this answer."""
+        return b"connection: close" in self.answer.partition(b"\r\n\r\n")[0].lower()
+
+
+def closed_loop(port: int, data: Sequence[bytes], concurrency: int, *, seconds: float, count: int = 0) -> Result:
+    """Keeps so many requests on their way, for a time, or until `count` are answered if that is given."""
+    result = Result()
+    with selectors.DefaultSelector() as selector:
+        start = time.perf_counter()
+        sent = 0
+        for _ in range(concurrency):
+            _Connection(port, selector).send(data[sent % len(data)], time.perf_counter())
+            sent += 1
+        while selector.get_map():
+            for key, _ in selector.select():
+                connection: _Connection = key.data
+                status = connection.receive()
+                if status is None:
+                    continue
+                now = time.perf_counter()
+                _record(result, status, now - connection.start)
+                is_over = sent >= count if count else now - start >= seconds
+                if is_over or connection.is_last:
+                    selector.unregister(connection.socket)
+                    connection.socket.close()
+                if is_over:
+                    continue
+                if connection.is_last:
+                    connection = _Connection(port, selector)
+                connection.send(data[sent % len(data)], now)
+                sent += 1
+        result.seconds = time.perf_counter() - start
+    return result
+
+
+def open_loop(port: int, data: Sequence[bytes], rate: float, *, seconds: float, connections: int = 256) -> Result:
+    """Sends so many requests a second, whatever comes back; latencies count from when each was due."""
+    result = Result()
+    with selectors.DefaultSelector() as selector:
+        idle = [_Connection(port, selector) for _ in range(connections)]
+        start = time.perf_counter()
+        sent = 0
+        while len(idle) < connections or sent < rate * seconds:
+            now = time.perf_counter()
+            while sent < min(rate * (now - start), rate * seconds) and idle:
+                idle.pop().send(data[sent % len(data)], start + sent / rate)
+                sent += 1
+            for key, _ in selector.select(0.001):
+                connection: _Connection = key.data
+                status = connection.receive()
+                if status is not None:
+                    _record(result, status, time.perf_counter() - connection.start)
+                    idle.append(connection)
+        result.seconds = time.perf_counter() - start
+        for connection in idle:
+            connection.socket.close()
+    return result
+
+
+def _record(result: Result, status: int, seconds: float) -> None:
+    result.statuses[status] += 1
+    (result.latencies if status == 200 else result.refusals).append(seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("port", type=int)
+    parser.add_argument("concurrency", type=int, help="for a closed loop")
+    parser.add_argument("seconds", type=float)
+    parser.add_argument("kind", choices=["raw", "json"])
+    parser.add_argument("--rate", type=float, help="requests a second, for an open loop")
+    parser.add_argument("--count", type=int, default=0, help="requests in all, instead of a time")
+    options = parser.parse_args()
+    data = requests(options.kind)
+    if options.rate:
+        result = open_loop(options.port, data, options.rate, seconds=options.seconds)
+    else:
+        result = closed_loop(options.port, data, options.concurrency, seconds=options.seconds, count=options.count)
+    print(json.dumps(result.summary()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,242 @@
+"""How fast and how small the server is, and how it takes too much.
+
+`python -m tests.bench.serve --model FILE [--peers PYTHON]` runs it under closed-loop load from another process on the
+same cores, against a bare loop of decoding and running in one process, and, with an interpreter that has flask,
+tensorflow and litserve, against the system that this one succeeds and LitServe. The order changes from round to round.
+`--overload SECONDS` then sends four times what the server answers, `--soak COUNT` so many requests while its memory is
+watched. The last line is one JSON object.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+PORT = 8199
+CELLS = [(kind, concurrency) for kind in ("raw", "json") for concurrency in (1, 8, 64)]
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def commands(model: Path, peers: str | None) -> dict[str, list[str]]:
+    """The servers by name."""
+    ours = [sys.executable, "-m", "uvicorn", "server.app:app", "--port", str(PORT)]
+    if peers is None:
+        return {"jaxcnn": ours}
+    return {
+        "jaxcnn": ours,
+        "LitServe": [peers, "tests/bench/peer_litserve.py", str(PORT), str(model)],
+        "original": [peers, "tests/bench/peer_flask.py", str(PORT)],
+    }
+
+
+class Process:
+    """A server's process and those that it started."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+
+    def _pids(self) -> list[int]:
+        parents = {}
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+        found = [self._pid]
+        for each in found:
+            found += [pid for pid, parent in parents.items() if parent == each]
+        return found
+
+    def cpu_seconds(self) -> float:
+        total = 0
+        for pid in self._pids():
+            with contextlib.suppress(OSError):
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                total += int(fields[11]) + int(fields[12])
+        return total / _TICKS
+
+    def rss_mb(self) -> float:
+        total = 0
+        for pid in self._pids():
+            with contextlib.suppress(OSError):
+                total += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        return total * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@contextlib.contextmanager
+def running(command: list[str], model: Path, **settings: str) -> Iterator[tuple[Process, float]]:
+    """A server that answers, and the seconds until it did."""
+    environment = {**os.environ, "JAXCNN_MODEL": str(model), "JAXCNN_DRAIN_SECONDS": "0", **settings}
+    environment |= {"TF_CPP_MIN_LOG_LEVEL": "3"}
+    start = time.perf_counter()
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # LitServe's workers outlive it unless they are told to end, too.
+    ) as process:
+        try:
+            while not _answers():
+                if process.poll() is not None:
+                    raise SystemExit(f"{' '.join(command)} ended with status {process.returncode}")
+                time.sleep(0.01)
+            yield Process(process.pid), time.perf_counter() - start
+        finally:
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, number)
+                process.wait(30)
+
+
+def _answers() -> bool:
+    try:
+        urllib.request.urlopen(f"http://127.0.0.1:{PORT}/readyz", timeout=5)
+    except urllib.error.HTTPError:
+        return True  # A peer has no such path.
+    except OSError:
+        return False
+    return True
+
+
+def load(*arguments: object) -> dict[str, Any]:
+    """What the load generator, in a process of its own, says."""
+    command = [sys.executable, "-m", "tests.bench.load", str(PORT), *map(str, arguments)]
+    result: dict[str, Any] = json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout)
+    return result
+
+
+def measure(name: str, command: list[str], model: Path, seconds: float) -> dict[str, Any]:
+    """One server's results by cell."""
+    cells: dict[str, Any] = {}
+    with running(command, model) as (process, ready):
+        load(2, min(2, seconds), "json")  # Everything is loaded that is loaded late.
+        for kind, concurrency in CELLS:
+            if name != "jaxcnn" and kind == "raw":
+                continue  # The peers take no raw bodies.
+            before, start = process.cpu_seconds(), time.perf_counter()
+            result = load(concurrency, seconds, kind)
+            cpu = (process.cpu_seconds() - before) / (time.perf_counter() - start)
+            if set(result["statuses"]) != {"200"}:
+                raise SystemExit(f"{name} answered {result['statuses']}")
+            cells[f"{kind} {concurrency}"] = {**result, "cpu": round(cpu, 2)}
+        return {"cells": cells, "ready_s": round(ready, 2), "rss_mb": round(process.rss_mb(), 1)}
+
+
+def bare(model: Path, seconds: float) -> dict[str, float]:
+    """Images a second without a server."""
+    command = [sys.executable, "-m", "tests.bench.bare", str(model), str(seconds)]
+    rates: dict[str, float] = json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout)
+    return rates
+
+
+def compare(model: Path, peers: str | None, *, rounds: int, seconds: float) -> dict[str, Any]:
+    """Medians over the rounds of each server in each cell, and their ratios to the bare loop."""
+    servers = commands(model, peers)
+    measured: dict[str, list[Any]] = {"bare": [], **{name: [] for name in servers}}
+    for number in range(rounds):
+        for name in [*measured][:: 1 if number % 2 == 0 else -1]:
+            print(f"round {number + 1}: {name}", file=sys.stderr)
+            measured[name].append(
+                bare(model, seconds) if name == "bare" else measure(name, servers[name], model, seconds)
+            )
+    ways = measured["bare"][0]
+    rates = {way: statistics.median(each[way] for each in measured["bare"]) for way in ways}
+    result: dict[str, Any] = {"bare": {way: round(rate, 1) for way, rate in rates.items()}, "servers": {}}
+    for name in servers:
+        cells = {
+            cell: _summary([each["cells"][cell] for each in measured[name]], max(rates.values()))
+            for cell in measured[name][0]["cells"]
+        }
+        best = min(measured[name], key=lambda each: each["ready_s"])
+        result["servers"][name] = {
+            "cells": cells,
+            "ready_s": best["ready_s"],
+            "rss_mb": max(each["rss_mb"] for each in measured[name]),
+        }
+    return result
+
+
+def _summary(runs: list[dict[str, Any]], bare_rate: float) -> dict[str, Any]:
+    median = {key: round(statistics.median(each[key] for each in runs), 2) for key in ("p50_ms", "p99_ms", "cpu")}
+    rate = statistics.median(each["per_second"] for each in runs)
+    best = max(each["per_second"] for each in runs)
+    return {"per_second": round(rate, 1), "best": best, "of_bare": round(rate / bare_rate, 3), **median}
+
+
+def print_table(result: dict[str, Any]) -> None:
+    print(f"{'':24}" + "".join(f"{f'{kind} x{concurrency}':>22}" for kind, concurrency in CELLS))
+    for way, rate in result["bare"].items():
+        print(f"{'bare, ' + way:<28}{rate:8.1f}/s")
+    for name, server in result["servers"].items():
+        cells = [server["cells"].get(f"{kind} {concurrency}") for kind, concurrency in CELLS]
+        print(f"{name:24}" + "".join(f"{_cell(each):>22}" for each in cells))
+        print(f"{'':24}ready after {server['ready_s']} s, {server['rss_mb']} MB")
+
+
+def _cell(cell: dict[str, Any] | None) -> str:
+    return f"{cell['per_second']:.0f}/s {cell['p50_ms']:.0f}, {cell['p99_ms']:.0f} ms" if cell else "-"
+
+
+def overload(model: Path, seconds: float, deadline_ms: int = 1000) -> dict[str, Any]:
+    """Sends four times what the server answers: what is accepted is in time, the rest is refused at once."""
+    with running(commands(model, None)["jaxcnn"], model, JAXCNN_DEADLINE_MS=str(deadline_ms)) as (process, _):
+        capacity = load(8, 5, "raw")["per_second"]
+        result = load(8, seconds, "raw", "--rate", 4 * capacity)
+        return {"capacity": capacity, "deadline_ms": deadline_ms, "rss_mb": round(process.rss_mb(), 1), **result}
+
+
+def soak(model: Path, count: int) -> dict[str, Any]:
+    """Sends so many requests, and watches the memory."""
+    curve: list[float] = []
+    with running(commands(model, None)["jaxcnn"], model) as (process, _):
+        is_over = threading.Event()
+
+        def watch() -> None:
+            while not is_over.wait(1):
+                curve.append(process.rss_mb())
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        result = load(8, 0, "raw", "--count", count)
+        is_over.set()
+        watcher.join()
+        end = process.rss_mb()
+    tenths = [round(curve[i * (len(curve) - 1) // 10], 1) for i in range(11)] if curve else []
+    return {"count": count, "rss_mb_by_tenths": tenths, "rss_mb_at_end": round(end, 1), **result}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=ROOT / "server" / "models" / "tiny_imagenet.onnx")
+    parser.add_argument("--peers", help="a Python interpreter with flask, tensorflow, litserve, onnxruntime and Pillow")
+    parser.add_argument("--rounds", type=int, default=3, help="0 leaves the comparison out")
+    parser.add_argument("--seconds", type=float, default=4, help="of each measurement")
+    parser.add_argument("--overload", type=float, default=0, metavar="SECONDS")
+    parser.add_argument("--soak", type=int, default=0, metavar="COUNT")
+    options = parser.parse_args()
+    model = options.model.resolve()
+    result: dict[str, Any] = {"cores": len(os.sched_getaffinity(0)), "model_mb": round(model.stat().st_size / 1e6, 1)}
+    if options.rounds:
+        result["compare"] = compare(model, options.peers, rounds=options.rounds, seconds=options.seconds)
+        print_table(result["compare"])
+    if options.overload:
+        result["overload"] = overload(model, options.overload)
+    if options.soak:
+        result["soak"] = soak(model, options.soak)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

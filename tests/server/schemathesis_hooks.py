@@ -1,0 +1,23 @@
+"""Tells schemathesis what a JSON schema cannot: that a string, or a body, is a picture."""
+
+import base64
+from io import BytesIO
+
+import schemathesis
+from hypothesis import strategies as st
+from PIL import Image
+
+
+def encode(size: tuple[int, int], kind: str) -> bytes:
+    stream = BytesIO()
+    Image.new("RGB", size, (200, 30, 60)).save(stream, kind)
+    return stream.getvalue()
+
+
+SIZES = st.tuples(st.integers(1, 40), st.integers(1, 40))
+PICTURES = st.builds(encode, SIZES, st.sampled_from(["JPEG", "PNG", "GIF", "BMP", "WEBP"]))
+
+schemathesis.openapi.format("picture", PICTURES)
+schemathesis.openapi.format("base64-picture", PICTURES.map(lambda data: base64.b64encode(data).decode()))
+for kind in ("image/jpeg", "image/png", "application/octet-stream"):
+    schemathesis.openapi.media_type(kind, PICTURES)

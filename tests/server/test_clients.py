@@ -1,0 +1,46 @@
+"""What others test servers with: schemathesis, and KServe's client."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.server.wire import COLOURS, encode
+
+HERE = Path(__file__).parent
+
+
+def test_schemathesis_finds_nothing(server, tmp_path):
+    done = subprocess.run(
+        [
+            Path(sys.executable).with_name("schemathesis"),
+            f"--config-file={HERE / 'schemathesis.toml'}",
+            "run",
+            f"http://127.0.0.1:{server.port}/openapi.json",
+            "--max-examples=20",
+            "--seed=1",
+            "--no-color",
+        ],
+        env={**os.environ, "SCHEMATHESIS_HOOKS": str(HERE / "schemathesis_hooks.py")},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    assert "Tested: 15" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_kserves_client(server, tmp_path):
+    """In an environment of its own: kserve holds back other packages."""
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "kserve>=0.15"], check=True)
+    picture = tmp_path / "red.png"
+    picture.write_bytes(encode(COLOURS["red"]))
+    command = [python, HERE / "kserve_client.py", str(server.port), "colours", picture]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

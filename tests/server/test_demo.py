@@ -1,0 +1,316 @@
+"""The demo page, in a real Chromium."""
+
+import hashlib
+import os
+import re
+import shutil
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageDraw
+from playwright.sync_api import Page, expect, sync_playwright
+
+from tests.server.wire import post
+
+CHROMIUM = shutil.which("chromium")
+WEB = os.environ.get("JAXCNN_ONNXRUNTIME_WEB", "")
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: `apt-get install chromium`")
+in_browser = pytest.mark.skipif(not WEB, reason="JAXCNN_ONNXRUNTIME_WEB is not set")
+
+
+def picture(background: str = "red", spot: str = "lime", size: tuple[int, int] = (320, 240)) -> Image.Image:
+    """A spot at the lower right, where the model's heat map is to be hot."""
+    image = Image.new("RGB", size, background)
+    width, height = size
+    ImageDraw.Draw(image).ellipse([width * 0.62, height * 0.62, width * 0.88, height * 0.88], fill=spot)
+    return image
+
+
+def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    stream = BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def seeing(serve_module, model_builder, tmp_path_factory):
+    path = model_builder(tmp_path_factory.mktemp("seeing") / "colours.onnx", heatmap=True)
+    settings = {"JAXCNN_ONNXRUNTIME_WEB": WEB} if WEB else {}
+    with serve_module(JAXCNN_MODEL=str(path), **settings) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def browser():
+    flags = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+    with sync_playwright() as playwright:
+        it = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield it
+        it.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """Opens pages, and checks at the end that nothing went wrong behind them, nor to another host."""
+    contexts, complaints, hosts = [], [], set()
+
+    def go(server, **options: object) -> Page:
+        context = browser.new_context(**options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: hosts.add(re.sub(r"^(blob:)?(\w+://[^/]*|data:).*", r"\2", request.url)))
+        page.goto(f"http://127.0.0.1:{server.port}/")
+        return page
+
+    yield go
+    for each in contexts:
+        each.close()
+    assert [each for each in complaints if "401" not in each and "400" not in each] == []
+    assert len(hosts - {"data:"}) == 1
+
+
+def choose(page: Page, data: bytes, name: str = "picture.png", kind: str = "image/png") -> None:
+    page.set_input_files("#file", {"name": name, "mimeType": kind, "buffer": data})
+
+
+def shares(page: Page) -> dict[str, float]:
+    """The bars: names and percentages, after checking that the widths tell the same."""
+    expect(page.locator("body")).not_to_have_class(re.compile("busy"))
+    found = {}
+    for bar in page.locator("#bars li").all():
+        share = float(bar.locator(".share").inner_text().rstrip("%"))
+        width = float(bar.locator(".bar").evaluate("it => it.style.width").rstrip("%"))
+        assert width == pytest.approx(share, abs=0.051)
+        found[bar.locator(".name").inner_text()] = share
+    return found
+
+
+def test_a_chosen_picture_is_named(open_page, seeing):
+    page = open_page(seeing)
+    expect(page.locator("#model")).to_have_text("colours: 5 classes, 8 by 8 pixels")
+    choose(page, encode(picture()))
+    expect(page.locator("#bars li")).to_have_count(5)
+    expected = post(seeing.client, encode(picture()), params={"top_k": 5}).json()["top_predictions"]
+    assert shares(page) == pytest.approx({each["class"]: each["prob"] * 100 for each in expected}, abs=0.051)
+    assert next(iter(shares(page))) == "red"
+    expect(page.locator("#latency")).to_have_text(re.compile(r"^\d+ ms, there and back$"))
+    assert page.locator("#picture").evaluate("it => it.naturalWidth") == 320
+
+
+@pytest.mark.parametrize("way", ["drop", "paste"])
+def test_a_dropped_or_pasted_picture_is_named(open_page, seeing, way):
+    page = open_page(seeing)
+    page.evaluate(
+        """([way, bytes]) => {
+            const data = new DataTransfer();
+            data.items.add(new File(["a note"], "note.txt", { type: "text/plain" }));
+            data.items.add(new File([new Uint8Array(bytes)], "picture.png", { type: "image/png" }));
+            const event = way === "drop"
+                ? new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true })
+                : new ClipboardEvent("paste", { clipboardData: data, bubbles: true });
+            document.body.dispatchEvent(event);
+        }""",
+        [way, [*encode(picture("blue", "blue"))]],
+    )
+    expect(page.locator("#bars li .name").first).to_have_text("blue")
+
+
+def test_the_camera(open_page, seeing):
+    page = open_page(seeing, permissions=["camera"])
+    page.click("#camera")
+    expect(page.locator("#shoot")).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(page.locator("#viewfinder")).to_be_hidden()
+    page.click("#camera")
+    page.locator("#video").evaluate("it => it.videoWidth || new Promise(done => { it.onresize = done; })")
+    page.click("#shoot")
+    expect(page.locator("#bars li")).to_have_count(5)
+    expect(page.locator("#viewfinder")).to_be_hidden()
+    assert page.locator("#video").evaluate("it => it.srcObject") is None
+
+
+def test_without_a_camera_it_says_so(open_page, seeing):
+    page = open_page(seeing)
+    page.evaluate("() => { navigator.mediaDevices.getUserMedia = () => Promise.reject(new Error()); }")
+    page.click("#camera")
+    expect(page.locator("#message")).to_contain_text("The camera cannot be used")
+
+
+def opacity(page: Page) -> list[list[int]]:
+    """How strongly the heat map covers each of its cells."""
+    return page.locator("#heatmap").evaluate(
+        """it => {
+            const { data } = it.getContext("2d").getImageData(0, 0, it.width, it.height);
+            const alpha = data.filter((_, i) => i % 4 === 3);
+            return Array.from({ length: it.height }, (_, y) => [...alpha.slice(y * it.width, (y + 1) * it.width)]);
+        }"""
+    )
+
+
+def test_where_the_model_looked(open_page, seeing):
+    page = open_page(seeing)
+    choose(page, encode(picture()))
+    expect(page.locator("#heatmap")).to_be_visible()
+    cells = opacity(page)
+    assert [len(row) for row in cells] == [2] * 4
+    assert sum(map(sum, cells)) == cells[2][1] + cells[3][1] > 0
+    assert page.locator("#heatmap").bounding_box() == page.locator("#picture").bounding_box()
+    page.uncheck("#show-heatmap")
+    expect(page.locator("#heatmap")).to_be_hidden()
+    choose(page, encode(picture("blue")))
+    expect(page.locator("#bars li .name").first).to_have_text("blue")
+    expect(page.locator("#heatmap")).to_be_hidden()
+
+
+def test_a_file_without_a_heat_map_shows_none(open_page, server):
+    page = open_page(server)
+    choose(page, encode(picture()))
+    expect(page.locator("#bars li")).to_have_count(5)
+    expect(page.locator("#heatmap")).to_be_hidden()
+    expect(page.locator("#heatmap-switch")).to_be_hidden()
+    expect(page.locator("#local")).to_be_disabled()
+    expect(page.locator("#local-note")).to_contain_text("not set up")
+
+
+def test_what_is_wrong_is_said(open_page, seeing):
+    page = open_page(seeing)
+    choose(page, encode(picture()))
+    expect(page.locator("#bars li")).to_have_count(5)
+    choose(page, b"no picture")
+    expect(page.locator("#message.wrong")).to_contain_text("this is not a picture that can be read")
+    expect(page.locator("#bars li")).to_have_count(0)
+    expect(page.locator("#heatmap")).to_be_hidden()
+
+
+def test_by_keyboard_alone(open_page, seeing):
+    page = open_page(seeing)
+    seen = []
+    for _ in range(4):
+        page.keyboard.press("Tab")
+        seen.append(page.evaluate("document.activeElement.id || document.activeElement.textContent"))
+    expected = ["file", "camera", "local"] if WEB else ["file", "camera"]
+    assert seen[: len(expected)] == expected
+    assert seen[len(expected)] == "How to call it from a program"
+    with page.expect_file_chooser() as chooser:
+        page.focus("#file")
+        page.keyboard.press("Enter")
+    chooser.value.set_files({"name": "a.png", "mimeType": "image/png", "buffer": encode(picture())})
+    expect(page.locator("#bars li .name").first).to_have_text("red")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [320, 1280])
+def test_phone_and_desk_light_and_dark(open_page, seeing, scheme, width):
+    page = open_page(seeing, viewport={"width": width, "height": 740}, color_scheme=scheme, has_touch=width < 500)
+    choose(page, encode(picture(size=(2000, 900))))
+    expect(page.locator("#bars li")).to_have_count(5)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for selector in ("#camera", "#heatmap-switch", "#drop"):
+        assert page.locator(selector).bounding_box()["height"] >= 44
+    assert (luminance(page, "body", "backgroundColor") > 0.5) == (scheme == "light")
+    paper = luminance(page, "body", "backgroundColor")
+    for selector in ("h1", "#model", "#latency", "#bars .name", "footer a"):
+        assert contrast(luminance(page, selector, "color"), paper) >= 4.5, selector
+    button = [luminance(page, "#camera", each) for each in ("color", "backgroundColor")]
+    assert contrast(*button) >= 4.5
+
+
+def luminance(page: Page, selector: str, name: str) -> float:
+    """Of a colour of an element, as WCAG defines it."""
+    colour = page.locator(selector).first.evaluate(f"it => getComputedStyle(it).{name}")
+    channels = [int(each) / 255 for each in re.findall(r"\d+", colour)[:3]]
+    linear = [each / 12.92 if each <= 0.04045 else ((each + 0.055) / 1.055) ** 2.4 for each in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: float, other: float) -> float:
+    return (max(one, other) + 0.05) / (min(one, other) + 0.05)
+
+
+def test_it_asks_for_a_key_where_one_is_needed(open_page, serve, model_path):
+    with serve(JAXCNN_MODEL=str(model_path), JAXCNN_API_KEYS="the-right-key") as server:
+        page = open_page(server)
+        expect(page.locator("#key-form")).to_be_visible()
+        page.fill("#key", "the-wrong-key")
+        page.keyboard.press("Enter")
+        expect(page.locator("#key-form")).to_be_visible()
+        page.fill("#key", "the-right-key")
+        page.keyboard.press("Enter")
+        expect(page.locator("#key-form")).to_be_hidden()
+        choose(page, encode(picture()))
+        expect(page.locator("#bars li .name").first).to_have_text("red")
+
+
+def turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+def see_through() -> Image.Image:
+    image = picture().convert("RGBA")
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    return image
+
+
+LOCAL = {
+    "PNG": encode(picture()),
+    "JPEG": encode(picture("blue"), "JPEG", quality=95),
+    "turned JPEG": encode(picture("navy"), "JPEG", quality=95, exif=turned()),
+    "smaller than the model": encode(picture("white", size=(5, 4))),
+    "large": encode(picture("gray", size=(1601, 1203))),
+    "transparent": encode(see_through()),
+    "gray": encode(picture().convert("L")),
+}
+
+
+@in_browser
+def test_the_same_file_in_the_browser_gives_the_same(open_page, seeing):
+    page = open_page(seeing)
+    posts = []
+    page.on("request", lambda request: posts.append(request.url) if request.method == "POST" else None)
+    page.check("#local")
+    for kind, data in LOCAL.items():
+        choose(page, data)
+        expect(page.locator("#latency")).to_have_text(re.compile(r"^\d+ ms in this browser$"), timeout=20_000)
+        answer = post(seeing.client, data, params={"top_k": 5, "heatmap": "true"}).json()
+        expected = {each["class"]: each["prob"] * 100 for each in answer["top_predictions"]}
+        assert shares(page) == pytest.approx(expected, abs=0.3), kind
+        heat = [[round(190 * each) for each in row] for row in answer["heatmap"]]
+        assert [pytest.approx(row, abs=3) for row in heat] == opacity(page), kind
+    assert posts == []
+
+
+@in_browser
+def test_the_resize_in_the_browser_is_pillows(open_page, seeing):
+    page = open_page(seeing)
+    for size, result in (((33, 20), (8, 8)), ((7, 5), (16, 12)), ((640, 3), (64, 64)), ((64, 64), (64, 64))):
+        noise = Image.effect_noise(size, 90)
+        image = Image.merge("RGB", [noise, noise.rotate(180), noise.transpose(Image.Transpose.FLIP_LEFT_RIGHT)])
+        got = page.evaluate(
+            """async ([rgba, width, height, toWidth, toHeight]) => {
+                const { resize } = await import("/page/resize.js");
+                return [...resize({ data: new Uint8ClampedArray(rgba), width, height }, toWidth, toHeight)];
+            }""",
+            [[*image.convert("RGBA").tobytes()], *size, *result],
+        )
+        assert bytes(got) == image.resize(result, Image.Resampling.BICUBIC).tobytes()
+
+
+def test_its_files_are_guarded(client):
+    assert "frame-ancestors 'none'" in client.get("/").headers["content-security-policy"]
+    for path in ("/page/..%2fapp.py", "/page/app.py", "/page/", "/onnxruntime-web/package.json"):
+        assert client.get(path).status_code == 404
+    assert client.get("/page/page.js").headers["content-type"] == "text/javascript; charset=utf-8"
+
+
+def test_the_model_file_is_the_one_served(client, model_path):
+    assert client.get("/model.onnx").content == Path(model_path).read_bytes()
+    digest = hashlib.sha256(Path(model_path).read_bytes()).hexdigest()
+    assert client.get(f"/model.onnx?{digest}").headers["cache-control"].endswith("immutable")
+    assert client.get("/model.onnx?another").headers["cache-control"] == "no-cache"
+    assert client.get("/model.json").json()["names"] == ["red", "green", "blue", "white", "black"]

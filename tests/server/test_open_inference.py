@@ -1,0 +1,359 @@
+"""The Open Inference Protocol: as stock clients speak it, and what is not it."""
+
+import base64
+import contextlib
+import json
+import struct
+
+import numpy as np
+import pytest
+import tritonclient.http as triton
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.exceptions import HTTPException
+
+from server import model, settings
+from server.protocols.open_inference import InferQuery
+from tests.server.wire import COLOURS, encode, error, post, text
+
+INFER = "/v2/models/colours/infer"
+BLUE = np.full((1, 8, 8, 3), (0, 0, 250), np.uint8)
+PIXELS = np.array([np.full((8, 8, 3), each) for each in COLOURS.values()], np.uint8)[:4]
+
+
+@pytest.fixture
+def triton_client(server):
+    with triton.InferenceServerClient(f"127.0.0.1:{server.port}") as client:
+        yield client
+
+
+def best(probabilities: np.ndarray) -> list[str]:
+    return [[*COLOURS][i] for i in probabilities.argmax(1)]
+
+
+# The stock client
+
+
+def test_tritonclient_finds_the_server_and_the_model(triton_client):
+    assert triton_client.is_server_live()
+    assert triton_client.is_server_ready()
+    assert triton_client.is_model_ready("colours")
+    assert triton_client.is_model_ready("colours", "1")
+    assert not triton_client.is_model_ready("shapes")
+    assert triton_client.get_server_metadata()["extensions"] == ["binary_tensor_data"]
+    assert triton_client.get_model_metadata("colours", "1") == {
+        "name": "colours",
+        "versions": ["1"],
+        "platform": "onnx_onnxv1",
+        "inputs": [{"name": "image", "datatype": "UINT8", "shape": [-1, 8, 8, 3]}],
+        "outputs": [
+            {"name": "logits", "datatype": "FP32", "shape": [-1, 5]},
+            {"name": "probabilities", "datatype": "FP32", "shape": [-1, 5]},
+        ],
+    }
+
+
+@pytest.mark.parametrize("binary_out", [True, False])
+@pytest.mark.parametrize("binary_in", [True, False])
+@pytest.mark.parametrize(("datatype", "dtype"), [("UINT8", np.uint8), ("FP32", np.float32)])
+def test_tritonclient_sends_pixels(triton_client, client, datatype, dtype, binary_in, binary_out):
+    tensor = triton.InferInput("image", [4, 8, 8, 3], datatype)
+    tensor.set_data_from_numpy(PIXELS.astype(dtype), binary_data=binary_in)
+    outputs = [triton.InferRequestedOutput(each, binary_data=binary_out) for each in ("probabilities", "logits")]
+    result = triton_client.infer("colours", [tensor], request_id="number 7", outputs=outputs)
+    assert result.get_response()["id"] == "number 7"
+    assert best(result.as_numpy("probabilities")) == [*COLOURS][:4]
+    logits = result.as_numpy("logits")
+    shifted = np.exp(logits - logits.max(1, keepdims=True))
+    np.testing.assert_allclose(shifted / shifted.sum(1, keepdims=True), result.as_numpy("probabilities"), rtol=1e-5)
+    native = post(client, encode(COLOURS["red"])).json()["top_predictions"][0]["prob"]
+    assert result.as_numpy("probabilities")[0].max() == pytest.approx(native, rel=1e-6)
+
+
+@pytest.mark.parametrize("shape", [[3], [3, 1]])
+def test_tritonclient_sends_files(triton_client, shape):
+    names = ["white", "black", "red"]
+    files = [encode(COLOURS[each], "JPEG", (30 + i, 20)) for i, each in enumerate(names)]
+    tensor = triton.InferInput("image", shape, "BYTES")
+    tensor.set_data_from_numpy(np.array(files, object).reshape(shape))
+    result = triton_client.infer("colours", [tensor], model_version="1")
+    assert best(result.as_numpy("probabilities")) == names  # All outputs, where none is named.
+    assert result.as_numpy("logits").shape == (3, 5)
+
+
+def test_tritonclient_gets_the_heat_map(serve, model_builder, tmp_path):
+    path = model_builder(tmp_path / "seeing.onnx", heatmap=True)
+    with serve(JAXCNN_MODEL=str(path)) as server, triton.InferenceServerClient(f"127.0.0.1:{server.port}") as client:
+        assert client.get_model_metadata("seeing")["outputs"][2] == {
+            "name": "heatmap",
+            "datatype": "FP32",
+            "shape": [-1, 4, 2],
+        }
+        tensor = triton.InferInput("image", [1, 8, 8, 3], "UINT8")
+        image = np.zeros((1, 8, 8, 3), np.uint8)
+        image[0, 6:, 4:] = [0, 250, 0]
+        tensor.set_data_from_numpy(image)
+        heatmap = client.infer("seeing", [tensor]).as_numpy("heatmap")
+        np.testing.assert_allclose(heatmap, [[[0, 0], [0, 0], [0, 0], [0, 1]]], atol=1e-6)
+
+
+def test_tritonclient_is_told_what_is_wrong(triton_client):
+    tensor = triton.InferInput("image", [1, 8, 9, 3], "UINT8")
+    tensor.set_data_from_numpy(np.zeros((1, 8, 9, 3), np.uint8))
+    with pytest.raises(triton.InferenceServerException, match=r"`shape` has to be \[pictures, 8, 8, 3\]"):
+        triton_client.infer("colours", [tensor])
+
+
+# The protocol in JSON
+
+
+def tensor(**changes: object) -> dict[str, object]:
+    whole = {"name": "image", "datatype": "UINT8", "shape": [1, 8, 8, 3], "data": BLUE.ravel().tolist()}
+    return {key: value for key, value in {**whole, **changes}.items() if value is not None}
+
+
+def infer(client, *, path=INFER, tensors=None, **fields):
+    return client.post(path, json={"inputs": [tensor()] if tensors is None else tensors, **fields})
+
+
+@pytest.mark.parametrize("path", [INFER, "/v2/models/colours/versions/1/infer"])
+@pytest.mark.parametrize("data", [BLUE.ravel().tolist(), BLUE.tolist()])
+def test_data_flat_or_nested(client, path, data):
+    answer = infer(client, path=path, tensors=[tensor(data=data)], outputs=[{"name": "probabilities"}]).json()
+    assert (answer["model_name"], answer["model_version"], "id" in answer) == ("colours", "1", False)
+    (output,) = answer["outputs"]
+    assert (output["name"], output["datatype"], output["shape"]) == ("probabilities", "FP32", [1, 5])
+    assert np.argmax(output["data"]) == 2
+
+
+def test_files_in_base64(client):
+    files = tensor(datatype="BYTES", shape=[2], data=[text(encode(COLOURS[each])) for each in ("green", "black")])
+    answer = infer(client, tensors=[files], id="").json()
+    assert answer["id"] == ""
+    assert best(np.reshape(answer["outputs"][1]["data"], (2, 5))) == ["green", "black"]
+
+
+def test_binary_data_only_where_it_is_wanted(client):
+    outputs = [{"name": "logits", "parameters": {"binary_data": False}}, {"name": "probabilities"}]
+    response = infer(client, outputs=outputs, parameters={"binary_data_output": True})
+    assert response.headers["content-type"] == "application/octet-stream"
+    size = int(response.headers["inference-header-content-length"])
+    logits, probabilities = json.loads(response.content[:size])["outputs"]
+    assert len(logits["data"]) == 5
+    assert probabilities["parameters"] == {"binary_data_size": 20}
+    assert np.frombuffer(response.content[size:], "<f4").argmax() == 2
+
+
+@pytest.mark.parametrize("value", [0.4, 249.6, 250.4])
+def test_floating_point_pixels_are_rounded(client, value):
+    whole = infer(client, tensors=[tensor(data=[0, 0, round(value)] * 64)]).json()
+    rounded = infer(client, tensors=[tensor(datatype="FP32", data=[0, 0.3, value] * 64)]).json()
+    assert rounded == whole
+
+
+def test_health_tells_live_and_ready(client):
+    assert client.get("/v2/health/live").json()["live"] is True
+    assert client.get("/v2/health/ready").json() == {"live": True, "ready": True}
+    assert client.get("/v2/models/colours/ready").json() == {"name": "colours", "ready": True}
+    assert client.get("/v2").json()["name"] == "jaxcnn"
+
+
+@pytest.mark.parametrize("suffix", ["", "/ready", "/infer"])
+@pytest.mark.parametrize("other", ["shapes", "colours/versions/2", "shapes/versions/1", "%20"])
+def test_another_model_is_404(client, other, suffix):
+    path = f"/v2/models/{other}{suffix}"
+    response = infer(client, path=path) if suffix == "/infer" else client.get(path)
+    assert response.status_code == 404
+    assert "served is" in error(response)
+
+
+ONE = {"name": "probabilities"}
+FLAG = "`binary_data_output` has to be true or false"
+WRONG = [
+    ({"tensors": []}, "`inputs` has to be a list of one tensor"),
+    ({"tensors": [tensor(), tensor()]}, "`inputs` has to be a list of one tensor"),
+    ({"tensors": {}}, "`inputs` has to be a list of one tensor"),
+    ({"tensors": [3]}, "`inputs` has to be a list of one tensor"),
+    ({"tensors": [tensor(name="input")]}, "There is no input 'input'"),
+    ({"tensors": [tensor(name=None)]}, "There is no input 'None'"),
+    ({"tensors": [tensor(datatype="INT64")]}, "`datatype` has to be UINT8, FP32, or BYTES"),
+    ({"tensors": [tensor(datatype=["UINT8"])]}, "`datatype` has to be UINT8, FP32, or BYTES"),
+    ({"tensors": [tensor(shape="1,8,8,3")]}, "`shape` has to be a list of positive whole numbers"),
+    ({"tensors": [tensor(shape=[True, 8, 8, 3])]}, "`shape` has to be a list of positive whole numbers"),
+    ({"tensors": [tensor(shape=[0, 8, 8, 3], data=[])]}, "`shape` has to be a list of positive whole numbers"),
+    ({"tensors": [tensor(shape=[-1, 8, 8, 3])]}, "`shape` has to be a list of positive whole numbers"),
+    ({"tensors": [tensor(shape=[])]}, "`shape` has to be [pictures, 8, 8, 3]"),
+    ({"tensors": [tensor(shape=[4])]}, "`shape` has to be [pictures, 8, 8, 3]"),
+    ({"tensors": [tensor(shape=[1, 3, 8, 8])]}, "`shape` has to be [pictures, 8, 8, 3]"),
+    ({"tensors": [tensor(data=None)]}, "has neither `data` nor a `binary_data_size`"),
+    ({"tensors": [tensor(data=[0] * 191)]}, "does not fill the shape [1, 8, 8, 3]"),
+    ({"tensors": [tensor(data=[[0] * 192])]}, "does not fill the shape"),
+    ({"tensors": [tensor(data=BLUE[0].tolist())]}, "does not fill the shape"),
+    ({"tensors": [tensor(data=[[0] * 96, [0] * 95])]}, "does not fill the shape"),
+    ({"tensors": [tensor(data=[[0] * 192, 0])]}, "does not fill the shape"),
+    ({"tensors": [tensor(data=[])]}, "does not fill the shape"),
+    ({"tensors": [tensor(data=[[]])]}, "does not fill the shape"),
+    ({"tensors": [tensor(data="AAAA")]}, "`data` has to be a list of whole numbers"),
+    ({"tensors": [tensor(data=7)]}, "`data` has to be a list of whole numbers"),
+    ({"tensors": [tensor(data=["0"] * 192)]}, "`data` has to be a list of whole numbers"),
+    ({"tensors": [tensor(data=[0.0] * 192)]}, "`data` has to be a list of whole numbers"),
+    ({"tensors": [tensor(data=[True] * 192)]}, "`data` has to be a list of whole numbers"),
+    ({"tensors": [tensor(data=[None] * 192, datatype="FP32")]}, "`data` has to be a list of numbers"),
+    ({"tensors": [tensor(data=[256] * 192)]}, "from 0 to 255"),
+    ({"tensors": [tensor(data=[-1] * 192)]}, "from 0 to 255"),
+    ({"tensors": [tensor(data=[1e300] * 192, datatype="FP32")]}, "from 0 to 255"),
+    ({"tensors": [tensor(data=[2**63] * 192)]}, "from 0 to 255"),
+    ({"tensors": [tensor(datatype="BYTES", shape=[1, 2], data=["QQ=="])]}, "`shape` has to be [pictures]"),
+    ({"tensors": [tensor(datatype="BYTES", shape=[2], data=["QQ=="])]}, "does not fill the shape [2]"),
+    ({"tensors": [tensor(datatype="BYTES", shape=[1], data=["*"])]}, "`data[0]` is not base64"),
+    ({"tensors": [tensor(datatype="BYTES", shape=[1], data=[["QQ==", "QQ=="]])]}, "`data[0]` has to be a string"),
+    ({"tensors": [tensor(datatype="BYTES", shape=[1], data="QQ==")]}, "`data` has to be a list of base64 strings"),
+    ({"tensors": [tensor(datatype="BYTES", shape=[1], data=["QQ=="])]}, "data[0]: this is not a picture"),
+    ({"tensors": [tensor(parameters=[])]}, "`parameters` has to be an object"),
+    ({"tensors": [tensor(parameters={"binary_data_size": 3})]}, "`binary_data_size` has to be the number of bytes"),
+    ({"tensors": [tensor(data=None, parameters={"binary_data_size": "0"})]}, "has to be the number of bytes"),
+    ({"tensors": [tensor(parameters={"shared_memory_region": "x"})]}, "no shared memory"),
+    ({"outputs": {}}, "`outputs` has to be a list of objects"),
+    ({"outputs": ["probabilities"]}, "`outputs` has to be a list of objects"),
+    ({"outputs": [{"name": "features"}]}, "`outputs` may name each of logits, probabilities once"),
+    ({"outputs": [{"name": ["probabilities"]}]}, "`outputs` may name each of"),
+    ({"outputs": [ONE, ONE]}, "`outputs` may name each of"),
+    ({"outputs": [{**ONE, "parameters": {"classification": 3}}]}, "'classification' is not supported"),
+    ({"outputs": [{**ONE, "parameters": {"binary_data": 1}}]}, "`binary_data` has to be true or false"),
+    ({"outputs": [{**ONE, "parameters": 1}]}, "`parameters` has to be an object"),
+    ({"parameters": {"binary_data_output": "yes"}}, FLAG),
+    ({"id": 3}, "`id` has to be a string"),
+]
+
+
+@pytest.mark.parametrize(("fields", "complaint"), WRONG, ids=[f"{i}" for i in range(len(WRONG))])
+def test_what_is_malformed_is_400(client, fields, complaint):
+    response = infer(client, **fields)
+    assert response.status_code == 400, response.text
+    assert complaint in error(response)
+
+
+def test_a_list_of_strings_of_all_sizes_takes_no_more_memory_than_it_is_long(client):
+    response = infer(client, tensors=[tensor(data=["x" * 400_000] + ["y"] * 50_000)])
+    assert response.status_code == 400
+
+
+def test_too_many_pictures_are_refused_before_they_are_read(client):
+    assert infer(client, tensors=[tensor(shape=[5, 8, 8, 3], data=[])]).status_code == 413
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"\xff", b'{"inputs": ' * 2000])
+def test_what_is_no_json_object_is_400(client, body):
+    response = client.post(INFER, content=body)
+    assert response.status_code == 400
+    assert '{"inputs": [{"name": "image"' in error(response)
+
+
+# The binary extension, by hand
+
+
+def binary(client, data: bytes, *, size: object = None, header: str | None = None, **changes: object):
+    parameters = {"binary_data_size": len(data) if size is None else size}
+    head = json.dumps({"inputs": [tensor(data=None, parameters=parameters, **changes)]}).encode()
+    headers = {"Inference-Header-Content-Length": str(len(head)) if header is None else header}
+    return client.post(INFER, content=head + data, headers=headers)
+
+
+def test_binary_pixels_are_little_endian(client):
+    response = binary(client, BLUE.astype("<f4").tobytes(), datatype="FP32")
+    assert best(np.array([response.json()["outputs"][1]["data"]])) == ["blue"]
+
+
+@pytest.mark.parametrize("header", ["-1", "x", "1e3", "", "999999", "0", "9" * 30, "10"])
+def test_a_wrong_length_of_the_json_text_is_400(client, header):
+    response = binary(client, BLUE.tobytes(), header=header)
+    assert response.status_code == 400
+    error(response)
+
+
+@pytest.mark.parametrize(
+    ("data", "options"),
+    [
+        (BLUE.tobytes()[:-1], {}),
+        (BLUE.tobytes() + b"x", {}),
+        (BLUE.tobytes(), {"size": 191}),
+        (BLUE.tobytes(), {"size": 193}),
+        (BLUE.tobytes(), {"size": -1}),
+        (BLUE.tobytes(), {"size": True}),
+        (b"", {}),
+        (BLUE.astype("<f4").tobytes(), {}),
+        (np.full(192, np.nan, "<f4").tobytes(), {"datatype": "FP32"}),
+        (np.full(192, np.inf, "<f4").tobytes(), {"datatype": "FP32"}),
+        (b"\1\0\0", {"datatype": "BYTES", "shape": [1]}),
+        (b"\2\0\0\0x", {"datatype": "BYTES", "shape": [1]}),
+        (b"\xff\xff\xff\xffx", {"datatype": "BYTES", "shape": [1]}),
+        (struct.pack("<I", 1) + b"x" + struct.pack("<I", 0), {"datatype": "BYTES", "shape": [1]}),
+        (struct.pack("<I", 0), {"datatype": "BYTES", "shape": [1]}),
+    ],
+)
+def test_wrong_binary_data_is_400(client, data, options):
+    response = binary(client, data, **options)
+    assert response.status_code == 400
+    error(response)
+
+
+def test_bytes_that_no_tensor_asks_for_are_400(client):
+    head = json.dumps({"inputs": [tensor()]}).encode()
+    response = client.post(INFER, content=head + b"x", headers={"Inference-Header-Content-Length": str(len(head))})
+    assert response.status_code == 400
+    assert "no tensor has a `binary_data_size`" in error(response)
+
+
+# Anything at all
+
+
+@pytest.fixture(scope="module")
+def loaded(model_path):
+    return model.load(model_path, max_batch=2)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from([8, 3, "image", "UINT8"]),
+    lambda inner: (
+        st.lists(inner, max_size=5)
+        | st.dictionaries(
+            st.sampled_from(
+                ["inputs", "outputs", "parameters", "name", "shape", "datatype", "data", "id", "binary_data_size"]
+            ),
+            inner,
+        )
+    ),
+)
+
+
+@given(
+    changes=st.dictionaries(st.sampled_from(["name", "datatype", "shape", "data", "parameters"]), JSON),
+    fields=st.dictionaries(st.sampled_from(["id", "inputs", "outputs", "parameters"]), JSON),
+    rest=st.binary(),
+    header=st.none() | st.integers(-3, 3) | st.text(),
+)
+def test_no_other_error_for_any_request(loaded, changes, fields, rest, header):
+    head = json.dumps({"inputs": [{**tensor(), **changes}], **fields}).encode()
+    json_size = str(len(head) + header) if isinstance(header, int) else header
+    query = InferQuery(body=head + rest, json_size=json_size, limits=settings.Settings())
+    with contextlib.suppress(HTTPException):
+        decoded = query.decode(loaded)
+        assert decoded.images.shape[1:] == (8, 8, 3)
+
+
+@given(files=st.lists(st.binary(max_size=30), max_size=4), cut=st.integers(0, 40))
+def test_no_other_error_for_any_binary_files(loaded, files, cut):
+    data = b"".join(struct.pack("<I", len(each)) + each for each in files)[:cut]
+    parameters = {"binary_data_size": len(data)}
+    head = json.dumps(
+        {"inputs": [tensor(datatype="BYTES", shape=[len(files) or 1], data=None, parameters=parameters)]}
+    ).encode()
+    with pytest.raises(HTTPException):
+        InferQuery(body=head + data, json_size=str(len(head)), limits=settings.Settings()).decode(loaded)
+
+
+def test_base64_files_are_read_like_binary_ones(loaded):
+    data = base64.b64encode(encode(COLOURS["red"])).decode()
+    body = json.dumps({"inputs": [tensor(datatype="BYTES", shape=[1, 1], data=[[data]])]}).encode()
+    decoded = InferQuery(body=body, json_size=None, limits=settings.Settings()).decode(loaded)
+    assert (decoded.images == [250, 0, 0]).all()

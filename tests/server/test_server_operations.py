@@ -1,0 +1,338 @@
+"""What an operator needs: metrics, logs, documentation, keys, other web sites, and new model files."""
+
+import os
+import re
+import shutil
+import threading
+import time
+
+import httpx
+import openapi_spec_validator
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.server.wire import COLOURS, YELLOW, encode, error, log_lines, post, text
+
+PICTURE = encode(COLOURS["red"])
+
+
+def samples(client: httpx.Client) -> dict[tuple[str, ...], float]:
+    """Every sample of /metrics by its name and label values."""
+    response = client.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
+    families = text_string_to_metric_families(response.text)
+    return {(each.name, *each.labels.values()): each.value for family in families for each in family.samples}
+
+
+# Metrics
+
+
+def test_requests_are_counted_by_route_and_status(client):
+    before = samples(client)
+    assert post(client, PICTURE).status_code == 200
+    assert post(client, b"x").status_code == 400
+    client.get("/v2/models/colours/versions/1")
+    client.get("/v2/models/anything/versions/2")
+    for path in ("/nothing/1", "/nothing/2"):
+        client.get(path)
+    client.request("PROPFIND", "/healthz")
+    after = samples(client)
+    for labels in (
+        ("POST", "/predict", "200"),
+        ("POST", "/predict", "400"),
+        ("GET", "/v2/models/{name}/versions/{version}", "200"),
+        ("GET", "/v2/models/{name}/versions/{version}", "404"),
+        ("other", "/healthz", "405"),
+    ):
+        key = ("http_requests_total", *labels)
+        assert after[key] == before.get(key, 0) + 1, key
+    none = ("http_requests_total", "GET", "none", "404")
+    assert after[none] == before.get(none, 0) + 2
+    counted = ("http_request_duration_seconds_count", "POST", "/predict")
+    assert after[counted] == before.get(counted, 0) + 2
+
+
+def test_the_stages_of_a_request_are_measured(client):
+    before = samples(client)
+    pictures = [text(PICTURE)] * 3
+    assert client.post("/predict", json={"images": pictures}).status_code == 200
+    after = samples(client)
+    for stage in ("decode", "inference", "encode"):
+        key = ("jaxcnn_stage_duration_seconds_count", stage)
+        assert after[key] == before[key] + 1
+    assert after["jaxcnn_batch_size_sum",] == before["jaxcnn_batch_size_sum",] + 3
+    assert after["jaxcnn_queue_wait_seconds_count",] == before["jaxcnn_queue_wait_seconds_count",] + 1
+    assert after["jaxcnn_queue_depth",] == 0
+    assert after["http_requests_in_progress",] == 1  # This one.
+    assert {each[1] for each in after if each[0] == "jaxcnn_shed_total"} == {"requests", "bytes", "deadline"}
+    assert after["process_resident_memory_bytes",] > 1e7
+
+
+def test_durations_have_opentelemetrys_buckets(client):
+    post(client, PICTURE)
+    line = r'^http_request_duration_seconds_bucket\{le="(.+?)",method="POST",route="/predict"\}'
+    bounds = set(re.findall(line, client.get("/metrics").text, re.MULTILINE))
+    expected = "0.005 0.01 0.025 0.05 0.075 0.1 0.25 0.5 0.75 1.0 2.5 5.0 7.5 10.0 +Inf"
+    assert bounds == set(expected.split())
+
+
+def test_the_model_is_told(client, model_path):
+    (info,) = [each for each in samples(client) if each[0] == "jaxcnn_model_info"]
+    assert "colours" in info
+    assert "1.2" in info
+
+
+# Logs and request ids
+
+
+def test_each_request_is_a_line_of_json(server, client):
+    response = post(client, PICTURE)
+    (line,) = log_lines(server, request_id=response.headers["x-request-id"])
+    assert re.fullmatch("[0-9a-f]{16}", line["request_id"])
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", line["time"])
+    assert 0 < line["duration_ms"] < 30_000
+    assert {key: line[key] for key in ("level", "message", "client", "method", "path", "status")} == {
+        "level": "info",
+        "message": "request",
+        "client": "127.0.0.1",
+        "method": "POST",
+        "path": "/predict",
+        "status": 200,
+    }
+
+
+@pytest.mark.parametrize("request_id", ["a", "0f-3_A.b:c/d+e=", "x" * 128])
+def test_a_request_id_of_the_client_is_kept(server, client, request_id):
+    for path in ("/healthz", "/nothing"):
+        assert client.get(path, headers={"X-Request-ID": request_id}).headers["x-request-id"] == request_id
+    assert len(log_lines(server, request_id=request_id)) == 2
+
+
+@pytest.mark.parametrize("request_id", ["", "x" * 129, 'a"b', "a b", "é", "a\tb"])
+def test_an_id_unfit_for_a_log_is_replaced(client, request_id):
+    response = client.get("/healthz", headers={"X-Request-ID": request_id.encode()})
+    assert re.fullmatch("[0-9a-f]{16}", response.headers["x-request-id"])
+
+
+def test_a_path_cannot_forge_a_line(server, client):
+    client.get('/%0a{"level":"error"}%22', headers={"X-Request-ID": "forger"})
+    (line,) = log_lines(server, request_id="forger")
+    assert line["path"] == '/\n{"level":"error"}"'
+
+
+def test_the_access_log_can_be_left_out(serve, model_path):
+    with serve(JAXCNN_MODEL=str(model_path), JAXCNN_ACCESS_LOG="off") as server:
+        post(server.client, PICTURE)
+        post(server.client, encode(YELLOW))
+        log_lines(server, level="error")
+        assert not [each for each in log_lines(server) if each["message"] == "request"]
+
+
+# Documentation
+
+
+def test_the_openapi_document_is_valid_and_complete(client):
+    document = client.get("/openapi.json").json()
+    openapi_spec_validator.validate(document)
+    assert set(document["paths"]) == {
+        "/predict",
+        "/invocations",
+        "/ping",
+        "/healthz",
+        "/readyz",
+        "/metrics",
+        "/v2",
+        "/v2/health/live",
+        "/v2/health/ready",
+        *(
+            f"/v2/models/{{name}}{version}{rest}"
+            for version in ("", "/versions/{version}")
+            for rest in ("", "/ready", "/infer")
+        ),
+    }
+
+
+def test_the_documentation_is_a_page_without_scripts_or_other_hosts(client):
+    page = client.get("/docs")
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert "/v2/models/{name}/infer" in page.text
+    assert not re.search("<script|http:|https:|src=", page.text)
+
+
+# SageMaker
+
+
+def test_sagemakers_paths(client):
+    ping = client.get("/ping")
+    assert (ping.status_code, ping.content) == (200, b"")
+    response = client.post("/invocations", content=PICTURE, headers={"Content-Type": "image/png"})
+    assert response.json() == post(client, PICTURE).json()
+    assert (
+        client.post("/invocations?top_k=1", json={"images": [text(PICTURE)] * 2}).json()[1]["predicted_class"] == "red"
+    )
+
+
+# Heat maps
+
+
+def test_a_heat_map_only_where_it_is_wanted(serve, model_builder, tmp_path):
+    path = model_builder(tmp_path / "seeing.onnx", heatmap=True)
+    with serve(JAXCNN_MODEL=str(path)) as server:
+        green = encode(COLOURS["green"])
+        assert list(post(server.client, green).json()) == ["predicted_class", "top_predictions"]
+        answer = post(server.client, green, params={"heatmap": "true"}).json()
+        assert [len(row) for row in answer["heatmap"]] == [2] * 4
+        assert answer["heatmap"][0][0] == pytest.approx(1)
+        pair = {"images": [text(PICTURE), text(green)]}
+        answers = server.client.post("/predict?heatmap=true", json=pair).json()
+        assert [each["heatmap"][3][1] for each in answers] == pytest.approx([0, 1])
+
+
+def test_a_heat_map_that_there_is_not_is_refused(client):
+    assert error(post(client, PICTURE, params={"heatmap": "true"})).startswith("This model tells no heat map")
+    assert post(client, PICTURE, params={"heatmap": "1"}).status_code == 400
+    assert post(client, PICTURE, params={"heatmap": "false"}).status_code == 200
+
+
+# API keys and other web sites
+
+
+def test_keys_guard_all_but_health_and_the_page(serve, model_path):
+    with serve(JAXCNN_MODEL=str(model_path), JAXCNN_API_KEYS="first-key-1, second-key") as server:
+        client = server.client
+        for headers in (
+            {},
+            {"Authorization": "Bearer first-key-2"},
+            {"Authorization": "Basic first-key-1"},
+            {"Authorization": "first-key-1"},
+            {"X-API-Key": ""},
+            {"X-API-Key": "first-key-1, second-key"},
+            {"X-API-Key": "é".encode("latin-1")},
+        ):
+            for method, path in (("POST", "/predict"), ("GET", "/metrics"), ("GET", "/model.onnx"), ("GET", "/x")):
+                response = client.request(method, path, headers=headers)
+                assert (response.status_code, response.headers["www-authenticate"]) == (401, "Bearer")
+                error(response)
+        for headers in ({"Authorization": "Bearer second-key"}, {"authorization": "bearer  first-key-1"}):
+            response = client.post("/predict", content=PICTURE, headers={"Content-Type": "image/png", **headers})
+            assert response.status_code == 200
+        assert client.get("/v2/models/colours", headers={"X-API-Key": "first-key-1"}).status_code == 200
+        for path in ("/healthz", "/readyz", "/ping", "/v2/health/ready", "/", "/docs", "/openapi.json"):
+            assert client.get(path).status_code == 200, path
+        document = client.get("/openapi.json").json()
+        openapi_spec_validator.validate(document)
+        assert document["paths"]["/predict"]["post"]["security"] == [{"bearer": []}, {"header": []}]
+        assert "security" not in document["paths"]["/healthz"]["get"]
+        assert "first-key" not in server.log.read_text()
+
+
+def test_only_the_web_sites_of_the_setting_may_call(serve, model_path):
+    origin = "https://example.org"
+    with serve(
+        JAXCNN_MODEL=str(model_path), JAXCNN_CORS_ORIGINS=f"{origin},http://localhost:3000", JAXCNN_API_KEYS="some-key"
+    ) as server:
+        wanted = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type, x-api-key"}
+        preflight = server.client.options("/predict", headers={"Origin": origin, **wanted})
+        assert preflight.status_code == 200
+        assert preflight.headers["access-control-allow-origin"] == origin
+        refused = server.client.options("/predict", headers={"Origin": "https://example.com", **wanted})
+        assert refused.status_code == 400
+        response = post_from(server.client, origin)
+        assert response.headers["access-control-allow-origin"] == origin
+        assert "X-Request-ID" in response.headers["access-control-expose-headers"]
+        assert "access-control-allow-origin" not in post_from(server.client, "https://example.com").headers
+
+
+def post_from(client: httpx.Client, origin: str) -> httpx.Response:
+    headers = {"Origin": origin, "X-API-Key": "some-key", "Content-Type": "image/png"}
+    return client.post("/predict", content=PICTURE, headers=headers)
+
+
+def test_no_web_site_may_call_unless_told(client):
+    assert "access-control-allow-origin" not in post_from(client, "https://example.org").headers
+
+
+# New model files
+
+
+def replace(path, new) -> None:
+    """Puts a file in place of another at once."""
+    temporary = path.with_name("temporary")
+    shutil.copy(new, temporary)
+    os.replace(temporary, path)
+
+
+@pytest.fixture
+def models(model_builder, tmp_path):
+    """A model, one with other names, and a file that is none."""
+    names = ["red", "green", "blue", "white", "black"]
+    others = [f"{each}ish" for each in names]
+    broken = tmp_path / "broken"
+    broken.write_bytes(b"no model")
+    return {
+        "plain": model_builder(tmp_path / "plain"),
+        "ish": model_builder(tmp_path / "ish", metadata={"names": others}),
+        "broken": broken,
+    }
+
+
+def until_predicted(client: httpx.Client, name: str) -> None:
+    deadline = time.monotonic() + 30
+    while post(client, PICTURE).json()["predicted_class"] != name:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_new_model_is_swapped_in_under_load_and_a_bad_one_is_not(serve, models, tmp_path):
+    path = tmp_path / "served.onnx"
+    shutil.copy(models["plain"], path)
+    with serve(JAXCNN_MODEL=str(path), JAXCNN_RELOAD_SECONDS="1") as server:
+        is_over, failed = threading.Event(), []
+        clients = [threading.Thread(target=ask, args=(server.port, is_over, failed)) for _ in range(4)]
+        for each in clients:
+            each.start()
+        try:
+            until_predicted(server.client, "red")
+            replace(path, models["ish"])
+            until_predicted(server.client, "redish")
+            replace(path, models["broken"])
+            (line,) = log_lines(server, level="error")
+            assert "onnxruntime cannot open it" in line["message"]
+            assert post(server.client, PICTURE).json()["predicted_class"] == "redish"
+            path.unlink()
+            time.sleep(1.2)
+            replace(path, models["plain"])
+            until_predicted(server.client, "red")
+        finally:
+            is_over.set()
+            for each in clients:
+                each.join()
+        assert failed == []
+        found = samples(server.client)
+        assert found["jaxcnn_model_reloads_total", "succeeded"] == 2
+        assert found["jaxcnn_model_reloads_total", "failed"] == 1
+        assert sum(key[0] == "jaxcnn_model_info" for key in found) == 1
+
+
+def ask(port: int, is_over: threading.Event, failed: list[object]) -> None:
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client:
+        while not is_over.is_set():
+            response = post(client, PICTURE)
+            if response.status_code != 200 or response.json()["predicted_class"] not in ("red", "redish"):
+                failed.append(response.text)
+
+
+def test_no_new_model_is_looked_for_unless_told(serve, models, tmp_path):
+    path = tmp_path / "served.onnx"
+    shutil.copy(models["plain"], path)
+    with serve(JAXCNN_MODEL=str(path)) as server:
+        replace(path, models["ish"])
+        time.sleep(1.5)
+        assert post(server.client, PICTURE).json()["predicted_class"] == "red"
+
+
+def test_the_page_can_be_left_out(serve, model_path):
+    with serve(JAXCNN_MODEL=str(model_path), JAXCNN_PAGE="off") as server:
+        for path in ("/", "/page/page.js", "/model.json", "/model.onnx", "/onnxruntime-web/ort.wasm.min.mjs"):
+            assert server.client.get(path).status_code == 404
+        assert server.client.get("/docs").status_code == 200

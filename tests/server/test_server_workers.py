@@ -1,0 +1,197 @@
+"""The queue and its threads, with a real model and queries whose pace the tests set."""
+
+import asyncio
+import dataclasses
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from server import model, settings
+from server.metrics import Metrics
+from server.protocols import Answer, Decoded
+from server.workers import Workers
+
+
+@dataclass
+class Ask:
+    """A picture of one colour; `go` holds it up while it is decoded."""
+
+    colour: tuple[int, int, int] = (250, 0, 0)
+    size: int = 100
+    go: threading.Event | None = None
+    seen: list[str] = field(default_factory=list)
+    begun: threading.Event = field(default_factory=threading.Event)
+
+    def decode(self, model: model.Model) -> Decoded:
+        self.seen.append(threading.current_thread().name)
+        self.begun.set()
+        if self.go is not None:
+            assert self.go.wait(20)
+        image = np.full((1, 8, 8, 3), self.colour, np.uint8)
+        return Decoded(image, frozenset({"probabilities"}), lambda outputs: self.write(model, outputs))
+
+    def write(self, model, outputs) -> Answer:
+        return Answer(model.names[outputs["probabilities"][0].argmax()].encode())
+
+
+def run(test: Callable, model_path, **changes: object) -> None:
+    """Runs a coroutine function with a pool."""
+
+    async def main() -> None:
+        chosen = settings.Settings(**{"threads": 1, "max_batch": 4, "deadline_ms": 20_000, **changes})
+        workers = Workers(model.load(model_path, max_batch=4), chosen, Metrics())
+        try:
+            await test(workers)
+        finally:
+            await asyncio.to_thread(workers.close)
+
+    asyncio.run(main())
+
+
+def start(workers: Workers, query: Ask) -> tuple[asyncio.Task, asyncio.Future]:
+    """Asks, and gives what to set once the client is gone."""
+    gone = asyncio.get_running_loop().create_future()
+    return asyncio.create_task(workers.answer(query, gone)), gone
+
+
+async def until(event: threading.Event) -> None:
+    assert await asyncio.to_thread(event.wait, 20)
+
+
+async def hold_up(workers: Workers) -> tuple[threading.Event, asyncio.Task]:
+    """Keeps the one thread busy until the event is set."""
+    first = Ask(go=threading.Event())
+    task, _ = start(workers, first)
+    await until(first.begun)
+    return first.go, task
+
+
+def test_what_waits_goes_together_and_each_gets_its_own(model_path):
+    async def test(workers):
+        go, first = await hold_up(workers)
+        colours = {"red": (250, 0, 0), "green": (0, 250, 0), "blue": (0, 0, 250), "black": (0, 0, 0)}
+        tasks = [start(workers, Ask(colour))[0] for colour in colours.values()]
+        await asyncio.sleep(0)
+        go.set()
+        assert [each.body.decode() for each in await asyncio.gather(*tasks)] == [*colours]
+        await first
+        text = workers._metrics.render().decode()
+        assert 'jaxcnn_batch_size_bucket{le="2.0"} 1.0' in text
+        assert 'jaxcnn_batch_size_bucket{le="4.0"} 2.0' in text
+
+    run(test, model_path)
+
+
+def test_a_failure_is_the_failure_of_one(model_path):
+    async def test(workers):
+        go, first = await hold_up(workers)
+        good, bad = Ask((0, 0, 250)), Ask((255, 255, 0))
+        broken = Ask()
+        broken.decode = lambda _: 1 / 0
+        tasks = [start(workers, each)[0] for each in (good, bad, broken, Ask((0, 250, 0)))]
+        await asyncio.sleep(0)
+        go.set()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        assert (answers[0].body, answers[3].body) == (b"blue", b"green")
+        assert isinstance(answers[1], FloatingPointError)
+        assert isinstance(answers[2], ZeroDivisionError)
+        await first
+
+    run(test, model_path)
+
+
+def test_a_model_that_fails_on_a_batch_is_asked_one_by_one(model_builder, tmp_path, model_path):
+    async def test(workers):
+        good = workers.model
+        picky = model_builder(tmp_path / "picky.onnx", rows=1)
+        session = model._open(picky)
+        workers.model = dataclasses.replace(good, session=session)
+        go, first = await hold_up(workers)
+        tasks = [start(workers, Ask(colour))[0] for colour in ((0, 0, 250), (0, 250, 0))]
+        await asyncio.sleep(0)
+        go.set()
+        assert [each.body for each in await asyncio.gather(*tasks)] == [b"blue", b"green"]
+        await first
+
+    run(test, model_path)
+
+
+def test_a_large_body_goes_alone(model_path):
+    async def test(workers):
+        go, first = await hold_up(workers)
+        held = threading.Event()
+        small, large, after = Ask(), Ask(size=10**6, go=held), Ask()
+        tasks = [start(workers, each)[0] for each in (small, large, after)]
+        await asyncio.sleep(0)
+        go.set()
+        await tasks[0]  # Not held up by the large one.
+        await until(large.begun)
+        assert not after.begun.is_set()
+        held.set()
+        await asyncio.gather(first, *tasks)
+
+    run(test, model_path)
+
+
+def test_who_is_gone_frees_the_place_in_the_queue(model_path):
+    async def test(workers):
+        go, first = await hold_up(workers)
+        query = Ask()
+        task, gone = start(workers, query)
+        await asyncio.sleep(0)
+        gone.set_result(None)
+        with pytest.raises(ClientDisconnect):
+            await task
+        assert len(workers._queue) == 0
+        go.set()
+        await first
+        assert query.seen == []
+
+    run(test, model_path)
+
+
+def test_a_passed_deadline_frees_the_place_in_the_queue(model_path):
+    async def test(workers):
+        go, first = await hold_up(workers)
+        query = Ask()
+        with pytest.raises(HTTPException) as caught:
+            await start(workers, query)[0]
+        assert caught.value.status_code == 504
+        assert len(workers._queue) == 0
+        go.set()
+        with pytest.raises(HTTPException):
+            await first
+        assert query.seen == []
+
+    run(test, model_path, deadline_ms=200)
+
+
+def test_the_end_finishes_what_is_queued(model_path):
+    async def test(workers):
+        go, first = await hold_up(workers)
+        tasks = [start(workers, Ask((0, 0, 250)))[0] for _ in range(10)]
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(asyncio.to_thread(workers.close))
+        go.set()
+        assert {each.body for each in await asyncio.gather(*tasks)} == {b"blue"}
+        await asyncio.gather(first, closing)
+
+    run(test, model_path)
+
+
+def test_all_threads_take_a_share(model_path):
+    async def test(workers):
+        go = threading.Event()
+        queries = [Ask(go=go) for _ in range(8)]
+        tasks = [start(workers, each)[0] for each in queries]
+        await asyncio.sleep(0.2)
+        go.set()
+        await asyncio.gather(*tasks)
+        assert len({name for each in queries for name in each.seen}) >= 2
+
+    run(test, model_path, threads=3)

@@ -1,0 +1,70 @@
+"""What the tests say to a server over the wire, and how they read its answers."""
+
+import base64
+import json
+import re
+import socket
+import time
+from io import BytesIO
+
+import httpx
+from PIL import Image
+
+COLOURS = {"red": (250, 0, 0), "green": (0, 250, 0), "blue": (0, 0, 250), "white": (240, 240, 240), "black": (0, 0, 0)}
+YELLOW = (255, 255, 0)  # The model computes NaN.
+
+
+def encode(colour: tuple[int, ...], kind: str = "PNG", size: tuple[int, int] = (40, 30)) -> bytes:
+    stream = BytesIO()
+    Image.new("RGB", size, colour).save(stream, kind)
+    return stream.getvalue()
+
+
+def text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def post(client: httpx.Client, data: bytes, content_type: str = "image/png", **options: object) -> httpx.Response:
+    return client.post("/predict", content=data, headers={"Content-Type": content_type}, **options)
+
+
+def error(response: httpx.Response) -> str:
+    """The message of an error, after checking that it has the one shape of all errors."""
+    assert response.headers["content-type"] == "application/json"
+    content = response.json()
+    assert list(content) == ["error"]
+    assert re.fullmatch(r"[^\n]{20,}", content["error"])
+    return content["error"]
+
+
+def log_lines(server, **fields: object) -> list[dict[str, object]]:
+    """Lines of the log with these fields; waits for one."""
+    while True:
+        lines = [json.loads(each) for each in server.log.read_text().split("\n")[:-1] if each.startswith("{")]
+        if found := [each for each in lines if fields.items() <= each.items()]:
+            return found
+        time.sleep(0.02)
+
+
+def head(*headers: str, path: str = "/predict") -> bytes:
+    return "\r\n".join([f"POST {path} HTTP/1.1", "Host: test", "Content-Type: image/png", *headers, "", ""]).encode()
+
+
+def read_answer(connection: socket.socket) -> tuple[int, dict[str, object]]:
+    response = b""
+    while not (match := re.search(rb"\r\n\r\n(\{.*\})$", response, re.DOTALL)):
+        received = connection.recv(65536)
+        assert received, response
+        response += received
+    return int(response.split()[1]), json.loads(match[1])
+
+
+def ask_until_unready(port: int, lost: list[Exception]) -> None:
+    """What a load balancer does: sends requests on kept connections until /readyz says no."""
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client:
+        try:
+            while client.get("/readyz").status_code == 200:
+                for colour in ("red", "green"):
+                    assert post(client, encode(COLOURS[colour])).json()["predicted_class"] == colour
+        except Exception as failure:
+            lost.append(failure)

@@ -46,7 +46,7 @@ class Conv(nn.Module):
     def __call__(self, x: Features) -> Float[Array, "batch height width {self.features}"]:
         """Convolves a map."""
         kernel = self.param("kernel", self.kernel_init, (*self.kernel_size, x.shape[-1], self.features), jnp.float32)
-        y = conv(x.astype(self.dtype), kernel, cpu=self.cpu)
+        y = conv(x.astype(self.dtype), jnp.asarray(kernel), cpu=self.cpu)
         if not self.use_bias:
             return y
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)

@@ -30,7 +30,8 @@ class Conv(nn.Module):
       dtype: what it computes in.
       cpu: compute by CPU kernels.
       use_bias: add a number to each channel.
-      before_norm: a batch normalisation follows. It cancels the bias, whose gradient is zero and is not computed.
+      before_norm: a batch normalisation follows and cancels the bias, which therefore stays zero as it starts. It is
+        a parameter, as in Keras, but not added: that would take another pass over the map.
       kernel_init: initial kernel.
     """
 
@@ -51,7 +52,7 @@ class Conv(nn.Module):
             return y
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         if self.before_norm:
-            bias = lax.stop_gradient(bias)
+            return y
         return inside(lambda y: y + bias.astype(y.dtype).reshape(1, 1, 1, -1), y, cpu=self.cpu)
 
 

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from jaxcnn.ops.allocator import keep_freed_memory
+
 
 def conv_norm_act(inputs: int, outputs: int, kernel: int) -> list[nn.Module]:
     """As in the original network."""
@@ -82,7 +84,12 @@ class ResNet(nn.Module):
 
 
 def make_step(model: str, *, batch: int, resolution: int, classes: int, bf16: bool) -> Callable[[], None]:
-    """Forward, backward and a step of SGD with Nesterov's momentum, or of Adam for the original network."""
+    """Forward, backward and a step of SGD with Nesterov's momentum, or of Adam for the original network.
+
+    The process keeps freed memory as jaxcnn's does, in place of the allocators that PyTorch's tuning guide recommends:
+    without, the original network takes 1.6 times as long.
+    """
+    keep_freed_memory()
     widths, blocks = (64, 128, 256, 512), (1, 1, 1, 1)
     network = Seed(classes) if model == "seed" else ResNet(classes, widths, blocks, stem=2)
     network = network.to(memory_format=torch.channels_last)

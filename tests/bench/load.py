@@ -10,7 +10,7 @@ import json
 import selectors
 import socket
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -149,13 +149,13 @@ def open_loop(port: int, data: Sequence[bytes], rate: float, *, seconds: float, 
     """Sends so many requests a second, whatever comes back; latencies count from when each was due."""
     result = Result()
     with selectors.DefaultSelector() as selector:
-        idle = [_Connection(port, selector) for _ in range(connections)]
+        idle = deque(_Connection(port, selector) for _ in range(connections))  # In turn: none is idle for long.
         start = time.perf_counter()
         sent = 0
         while len(idle) < connections or sent < rate * seconds:
             now = time.perf_counter()
             while sent < min(rate * (now - start), rate * seconds) and idle:
-                idle.pop().send(data[sent % len(data)], start + sent / rate)
+                idle.popleft().send(data[sent % len(data)], start + sent / rate)
                 sent += 1
             for key, _ in selector.select(0.001):
                 connection: _Connection = key.data

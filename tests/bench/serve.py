@@ -113,7 +113,8 @@ def _answers() -> bool:
 def load(*arguments: object) -> dict[str, Any]:
     """What the load generator, in a process of its own, says."""
     command = [sys.executable, "-m", "tests.bench.load", str(PORT), *map(str, arguments)]
-    result: dict[str, Any] = json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout)
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)
+    result: dict[str, Any] = json.loads(done.stdout)
     return result
 
 
@@ -137,7 +138,8 @@ def measure(name: str, command: list[str], model: Path, seconds: float) -> dict[
 def bare(model: Path, seconds: float) -> dict[str, float]:
     """Images a second without a server."""
     command = [sys.executable, "-m", "tests.bench.bare", str(model), str(seconds)]
-    rates: dict[str, float] = json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout)
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)
+    rates: dict[str, float] = json.loads(done.stdout)
     return rates
 
 

@@ -12,6 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float, UInt8
 
 from jaxcnn.ops import pool
+from jaxcnn.ops.bias import add_bias
 from jaxcnn.ops.conv import conv
 from jaxcnn.ops.layout import images_inside, images_outside, inside
 from jaxcnn.ops.norm import batch_norm_act
@@ -53,7 +54,9 @@ class Conv(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         if self.before_norm:
             return y
-        return inside(lambda y: y + bias.astype(y.dtype).reshape(1, 1, 1, -1), y, cpu=self.cpu)
+        if self.cpu:
+            return inside(lambda y: add_bias(y, bias), y, cpu=True)
+        return y + bias.astype(y.dtype).reshape(1, 1, 1, -1)
 
 
 class BatchNormAct(nn.Module):

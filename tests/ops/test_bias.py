@@ -1,0 +1,26 @@
+"""The sum with a bias by a CPU kernel against its definition."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcnn.ops.bias import add_bias
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5, 2), (6, 2)])
+def test_value_and_gradients(shape):
+    x = jax.random.normal(jax.random.key(0), shape)
+    bias = jnp.array([0.5, -2.0])
+    y, back = jax.vjp(add_bias, x, bias)
+    np.testing.assert_allclose(y, np.asarray(x) + np.asarray(bias), rtol=1e-6)
+    dy = jax.random.normal(jax.random.key(1), shape)
+    dx, dbias = back(dy)
+    np.testing.assert_array_equal(dx, dy)
+    np.testing.assert_allclose(dbias, np.asarray(dy).reshape(-1, 2).sum(0), rtol=1e-5)
+
+
+def test_bfloat16_is_summed_in_float32():
+    x = jnp.ones((4096, 3), jnp.bfloat16)
+    gradient = jax.grad(lambda bias: add_bias(x, bias).astype(jnp.float32).sum())(jnp.zeros(3))
+    np.testing.assert_array_equal(gradient, np.full(3, 4096, np.float32))

@@ -69,8 +69,8 @@ class ModelConfig:
     dropout: float = 0.0
     """Share of the pooled features dropped before the classifier (resnet only)."""
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
-    """What the layers compute in; parameters and batch statistics are always float32. `auto` is bfloat16 where the
-    processor has instructions for it."""
+    """What the layers compute in; parameters and batch statistics are always float32.
+    `auto` is bfloat16 where the processor has instructions for it."""
     cpu_kernels: bool = True
     """On a CPU, compute by kernels that are made for it, which are several times as fast; no effect elsewhere."""
 

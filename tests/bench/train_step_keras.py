@@ -43,7 +43,7 @@ def seed(resolution: int, classes: int) -> keras.Model:
             x = conv_norm_act(layers.Conv2D(width // 2, 1)(x), width, 3)
             x = conv_norm_act(x, width, 1)
         x = layers.AveragePooling2D(2)(x)
-    x = layers.GlobalAveragePooling2D(2)(x)
+    x = layers.GlobalAveragePooling2D()(x)
     for width, dropout in ((600, 0.35), (400, 0.2)):
         x = layers.LeakyReLU()(layers.BatchNormalization()(layers.Dense(width)(x)))
         x = layers.Dropout(dropout)(x)

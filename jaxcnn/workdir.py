@@ -5,6 +5,8 @@ classes.json       class names, wnids, data set      events.out.*      the same 
 environment.json   versions, hardware, command       evaluation.json   the best checkpoint, measured
 checkpoints/STEP/  parameters and training state     report.html       the run as a page
                                                      model.onnx        the best checkpoint, exported
+                                                     model.json        its description, for runtimes
+                                                     model/            its model card and an example
 """
 
 import dataclasses

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from pictures import make_picture, write_class_folders, write_tiny_imagenet_zip
 
+from jaxcnn import train
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 SETUP = """\
@@ -72,6 +74,13 @@ def test_continuous_integration_runs_the_same_commands():
     script = (ROOT / ".ci" / "run").read_text()
     for line in blocks("Quick start")[1].replace(" && ", "\n").splitlines():
         assert f"\n{line}\n" in script.replace(" --quiet", "")
+
+
+def test_options_in_the_text_are_options():
+    written = re.findall(r"`(--[a-z_]+\.no_[a-z_]+|--[a-z_]+\.[a-z_]+ [^`]+)`", README)
+    assert "--model.no_cpu_kernels" in written
+    for each in written:
+        train.parse(each.split())
 
 
 def test_the_main_job_learns_the_digits(clone):

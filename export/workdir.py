@@ -133,13 +133,13 @@ def _portable(config: Config) -> Config:
 
 
 def _logits(trained: TrainedModel, variables: Any) -> explain.Classifier:
-    """The model in float32, whatever it was trained in: parameters always are, and few runtimes know bfloat16."""
+    """The calibrated model in float32, whatever it was trained in: parameters are, and few runtimes know bfloat16."""
     config = dataclasses.replace(trained.config.model, precision="float32")
     model = models.build(config, classes=len(trained.names))
 
     def logits(image: Array) -> Array:
         result: Array = model.apply(variables, image, train=False)  # type: ignore[assignment]
-        return result
+        return result / trained.temperature  # becomes a part of the last layer's weights
 
     return logits
 

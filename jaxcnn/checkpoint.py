@@ -13,6 +13,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from jaxcnn import models
+from jaxcnn.calibration import Calibration, read_calibration
 from jaxcnn.config import Config
 from jaxcnn.errors import UserError
 from jaxcnn.state import TrainState, Variables, init_variables
@@ -32,6 +33,7 @@ class TrainedModel:
       variables: parameters and batch statistics; the moving average where the run keeps one.
       step: steps taken when it was saved.
       metrics: validation metrics of that step; empty if the run was stopped before its first evaluation.
+      calibration: how its logits become calibrated ones; None unless the run was finished with this checkpoint.
     """
 
     config: Config
@@ -43,6 +45,12 @@ class TrainedModel:
     variables: Variables
     step: int
     metrics: dict[str, float]
+    calibration: Calibration | None
+
+    @property
+    def temperature(self) -> float:
+        """What the logits are to be divided by; 1 without a calibration."""
+        return 1.0 if self.calibration is None else self.calibration.temperature
 
 
 class Checkpoints:
@@ -125,7 +133,8 @@ def load_model(workdir: Path) -> TrainedModel:
     """Reads the best checkpoint of a run, or the last of a run that was not evaluated yet.
 
     Raises:
-      UserError: not a workdir, no checkpoint in it yet, or one that does not fit the recorded settings.
+      UserError: not a workdir, no checkpoint in it yet, one that does not fit the recorded settings, or a damaged
+        record of its calibration.
     """
     run = Workdir(workdir)
     config, classes = run.read_config(), run.read_classes()
@@ -151,6 +160,7 @@ def load_model(workdir: Path) -> TrainedModel:
         variables=variables,
         step=int(best.step),
         metrics=dict(best.metrics or {}),
+        calibration=read_calibration(run.calibration, step=int(best.step)),
     )
 
 

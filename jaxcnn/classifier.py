@@ -31,12 +31,16 @@ class Classifier:
     Attributes:
       config: the settings it was trained with.
       wnids: WordNet ids of its classes; empty where its data had none.
+      step: training steps taken; None in a file that does not tell.
+      temperature: what its logits have been divided by; 1 if they are not calibrated.
       logits: computes the logits of a batch of pictures.
     """
 
     config: Config
     names: tuple[str, ...]
     wnids: tuple[str, ...]
+    step: int | None
+    temperature: float
     logits: LogitsFunction
 
 
@@ -51,11 +55,14 @@ def open_classifier(path: Path) -> Classifier:
     if path.is_file():
         return open_onnx(path)
     trained = load_model(path)
+    logits = partial(eval_step, trained.variables, model=trained.model)
     return Classifier(
         config=trained.config,
         names=trained.names,
         wnids=trained.wnids,
-        logits=partial(eval_step, trained.variables, model=trained.model),
+        step=trained.step,
+        temperature=trained.temperature,
+        logits=lambda images: logits(images) / trained.temperature,
     )
 
 
@@ -85,6 +92,8 @@ def open_onnx(path: Path) -> Classifier:
         config=config,
         names=names,
         wnids=tuple(_read_metadata(path, metadata, "wnids", list)),
+        step=_read_metadata(path, metadata, "step", int) if "step" in metadata else None,
+        temperature=_read_temperature(path, metadata),
         logits=lambda images: session.run(["logits"], {"image": images})[0],
     )
 
@@ -99,6 +108,16 @@ def _read_metadata(path: Path, metadata: dict[str, str], key: str, kind: type) -
     if not isinstance(value, kind):
         raise _not_ours(path, f"its metadata has a {key} that is {type(value).__name__}, not {kind.__name__}")
     return value
+
+
+def _read_temperature(path: Path, metadata: dict[str, str]) -> float:
+    """The temperature that is in the file's weights; one that is not calibrated tells none."""
+    if "calibration" not in metadata:
+        return 1.0
+    temperature = _read_metadata(path, metadata, "calibration", dict).get("temperature")
+    if not isinstance(temperature, float):
+        raise _not_ours(path, f"its metadata has a calibration with the temperature {temperature!r}")
+    return temperature
 
 
 def _not_ours(path: Path, what: str) -> UserError:

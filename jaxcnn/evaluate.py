@@ -1,28 +1,35 @@
 """Measures a trained model: `python -m jaxcnn.evaluate WORKDIR_OR_ONNX [--data.field VALUE ...]`."""
 
 import dataclasses
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import tyro
+from jaxtyping import Float32, UInt8
 from rich import box
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from rich.text import Text
+from scipy.special import log_softmax
 
 from jaxcnn import cli, data
 from jaxcnn.classifier import Classifier, LogitsFunction, open_classifier
 from jaxcnn.config import DataConfig
-from jaxcnn.data.batches import eval_batches
+from jaxcnn.data.batches import EvalBatch, eval_batches
 from jaxcnn.errors import UserError
 from jaxcnn.metrics import Evaluation, score, summarize
 from jaxcnn.workdir import Workdir, write_atomically
 
 PROG = "python -m jaxcnn.evaluate"
+SPLITS = {"validation": ("validation",), "train": ("train",), "all": ("train", "validation")}
+"""What `--split` stands for."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +37,15 @@ class Arguments:
     """The command line of an evaluation."""
 
     data: DataConfig = field(default_factory=DataConfig)
-    split: Literal["validation", "train"] = "validation"
-    """Which pictures of the data to measure on."""
+    split: Literal["validation", "train", "all"] = "validation"
+    """Which pictures of the data to measure on.
+    A source without validation pictures has a tenth of its pictures held out for that; `all` is both parts."""
+    flip: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Measure as well with the probabilities of each picture and its mirror image averaged."""
     output: Path | None = None
     """The JSON file to write.
-    None: evaluation.json in the workdir or beside the .onnx file, evaluation-train.json for the training pictures."""
+    None: evaluation.json in the workdir or beside the .onnx file; for other pictures than the run's validation pictures
+    evaluation-train.json, evaluation-other.json and so on."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -46,17 +57,18 @@ def main(arguments: Sequence[str]) -> None:
     classifier = open_classifier(path)
     parsed = parse(classifier.config.data, arguments[1:])
     dataset = load_data(parsed.data, classifier)
-    evaluation = evaluate(
-        classifier.logits,
-        getattr(dataset, parsed.split),
-        classes=len(classifier.names),
-        batch_size=classifier.config.batch_size,
-        show_progress=True,
+    splits = [getattr(dataset, name) for name in SPLITS[parsed.split]]
+    measure = partial(
+        evaluate, classes=len(classifier.names), batch_size=classifier.config.batch_size, show_progress=True
     )
-    about = {"model": str(path), "dataset": dataset.name, "split": parsed.split}
-    output = parsed.output or default_output(path, parsed.split)
-    print_evaluation(evaluation, names=classifier.names, title=f"{path} on {dataset.name}, {parsed.split}")
-    write_evaluation(evaluation, output, names=classifier.names, about=about)
+    evaluation = measure(classifier.logits, *splits)
+    flipped = measure(with_mirror_image(classifier.logits), *splits) if parsed.flip else None
+    output = parsed.output or default_output(path, parsed, trained_on=classifier.config.data)
+    total = len(dataset.train) + len(dataset.validation)
+    title = f"{path} on {dataset.name}, {parsed.split}: {evaluation.count:,} of its {total:,} pictures"
+    print_evaluation(evaluation, names=classifier.names, title=title, flipped=flipped)
+    about = describe(classifier, path=path, dataset=dataset, split=parsed.split)
+    write_evaluation(evaluation, output, names=classifier.names, about=about, flipped=flipped)
     Console(highlight=False).print(_label(f"written to {output}"), soft_wrap=True)
 
 
@@ -78,35 +90,60 @@ def parse(defaults: DataConfig, arguments: Sequence[str]) -> Arguments:
 
 
 def evaluate(
-    logits: LogitsFunction, split: data.Split, *, classes: int, batch_size: int, show_progress: bool = False
+    logits: LogitsFunction, *splits: data.Split, classes: int, batch_size: int, show_progress: bool = False
 ) -> Evaluation:
-    """Measures a model on every picture of a split.
+    """Measures a model on every picture of one or more splits.
 
     Args:
       logits: a batch of uint8 pictures [batch, side, side, 3] to float32 logits [batch, classes].
-      split: at least one picture.
+      splits: at least one picture.
       show_progress: draws a bar on stderr if that is a terminal.
 
     Raises:
       UserError: a logit is not finite, or there are no pictures.
     """
-    if len(split) == 0:
+    if not any(map(len, splits)):
         raise UserError("there are no pictures to evaluate in this split; choose another --split or another source")
     console = Console(stderr=True)
     batches = track(
-        eval_batches(split, batch_size=batch_size),
+        itertools.chain(*(predict(logits, split, batch_size=batch_size) for split in splits)),
         "evaluating",
-        total=-(-len(split) // batch_size),
+        total=sum(-(-len(split) // batch_size) for split in splits),
         console=console,
         transient=True,
         disable=not (show_progress and console.is_terminal),
     )
-    outcomes = []
-    for number, batch in enumerate(batches):
+    outcomes = [score(values, batch.labels, batch.mask) for values, batch in batches]
+    return summarize(outcomes, classes=classes)
+
+
+def predict(
+    logits: LogitsFunction, split: data.Split, *, batch_size: int
+) -> Iterator[tuple[Float32[np.ndarray, "batch classes"], EvalBatch]]:
+    """The logits of every picture of a split, batch by batch.
+
+    Raises:
+      UserError: one is not finite.
+    """
+    for number, batch in enumerate(eval_batches(split, batch_size=batch_size)):
         values = np.asarray(logits(batch.images))
         _refuse_not_finite(values[batch.mask], first_picture=number * batch_size)
-        outcomes.append(score(values, batch.labels, batch.mask))
-    return summarize(outcomes, classes=classes)
+        yield values, batch
+
+
+def with_mirror_image(logits: LogitsFunction) -> LogitsFunction:
+    """A model whose probabilities are the mean of a model's for a picture and for its mirror image.
+
+    It returns their logarithms: the softmax of those is they themselves.
+    """
+
+    def averaged(images: UInt8[np.ndarray, "batch side side 3"]) -> Float32[np.ndarray, "batch classes"]:
+        mirrored = np.ascontiguousarray(images[:, :, ::-1])
+        with np.errstate(invalid="ignore"):  # padding may give anything
+            one, other = (log_softmax(np.asarray(logits(each), np.float64), axis=1) for each in (images, mirrored))
+            return np.asarray(np.logaddexp(one, other) - np.log(2), np.float32)
+
+    return averaged
 
 
 def load_data(config: DataConfig, classifier: Classifier) -> data.Dataset:
@@ -133,20 +170,42 @@ def load_data(config: DataConfig, classifier: Classifier) -> data.Dataset:
     return dataset
 
 
-def default_output(path: Path, split: str) -> Path:
-    """Where the result goes unless told otherwise: the training pictures leave the record of the others alone."""
-    folder = path.parent if path.is_file() else path
-    return Workdir(folder).evaluation if split == "validation" else folder / f"evaluation-{split}.json"
+def default_output(path: Path, arguments: Arguments, *, trained_on: DataConfig) -> Path:
+    """Where the result goes unless told otherwise: only the run's own validation pictures make the run's record."""
+    recorded = Workdir(path.parent if path.is_file() else path).evaluation
+    of_run = all(
+        getattr(arguments.data, name) == getattr(trained_on, name)
+        for name in ("source", "validation_fraction", "split_seed")
+    )
+    kinds = [arguments.split] * (arguments.split != "validation") + ["other"] * (not of_run)
+    return recorded.with_name("-".join(["evaluation", *kinds]) + ".json")
+
+
+def describe(classifier: Classifier, *, path: Path, dataset: data.Dataset, split: str) -> dict[str, Any]:
+    """What is measured, as an evaluation's record has it."""
+    return {
+        "model": str(path),
+        "step": classifier.step,
+        "temperature": classifier.temperature,
+        "dataset": dataset.name,
+        "split": split,
+    }
 
 
 def write_evaluation(
-    evaluation: Evaluation, path: Path, *, names: Sequence[str], about: Mapping[str, str] | None = None
+    evaluation: Evaluation,
+    path: Path,
+    *,
+    names: Sequence[str],
+    about: Mapping[str, Any] | None = None,
+    flipped: Evaluation | None = None,
 ) -> None:
     """Writes an evaluation as JSON; what has no value, such as the accuracy of a class without pictures, is null.
 
     Args:
       names: of the classes.
       about: what was measured, put first.
+      flipped: the same averaged with mirror images, of which the figures are written.
 
     Raises:
       UserError: the file cannot be written.
@@ -157,6 +216,7 @@ def write_evaluation(
         **(about or {}),
         "count": evaluation.count,
         **evaluation.scalars(),
+        **({} if flipped is None else {"with_flip": flipped.scalars()}),
         "per_class": [
             {"name": name, "count": int(count), "top1": _number(top1)}
             for name, count, top1 in zip(names, counts, evaluation.per_class, strict=True)
@@ -173,15 +233,18 @@ def write_evaluation(
         raise UserError(f"the evaluation cannot be written to {path}: {error.strerror}") from error
 
 
-def print_evaluation(evaluation: Evaluation, *, names: Sequence[str], title: str) -> None:
+def print_evaluation(
+    evaluation: Evaluation, *, names: Sequence[str], title: str, flipped: Evaluation | None = None
+) -> None:
     """Prints the figures, the worst classes and the most frequent confusions, ten of each."""
     console = Console(highlight=False)
     counts = evaluation.confusion.sum(axis=1)
-    figures = _table("", ">")
-    figures.add_row("top-1", f"{evaluation.top1:.4f}")
-    figures.add_row("top-5", f"{evaluation.top5:.4f}")
-    figures.add_row("loss", f"{evaluation.loss:.4f}")
-    figures.add_row("calibration error", f"{evaluation.ece:.4f}")
+    columns = [evaluation] if flipped is None else [evaluation, flipped]
+    figures = _table("", *[">"] if flipped is None else [">as it is", ">with mirror image"])
+    figures.add_row("top-1", *(f"{each.top1:.4f}" for each in columns))
+    figures.add_row("top-5", *(f"{each.top5:.4f}" for each in columns))
+    figures.add_row("loss", *(f"{each.loss:.4f}" for each in columns))
+    figures.add_row("calibration error", *(f"{each.ece:.4f}" for each in columns))
     figures.add_row("pictures", f"{evaluation.count:,}")
     worst = _table("worst classes", ">top-1", ">pictures")
     for i in evaluation.worst_classes()[:10]:

@@ -5,23 +5,28 @@ import dataclasses
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import jax
+import numpy as np
 import tyro
 
 import export
 from jaxcnn import cli, data, report
+from jaxcnn.calibration import calibrate, write_calibration
 from jaxcnn.checkpoint import load_model, open_checkpoints
+from jaxcnn.classifier import open_classifier
 from jaxcnn.config import PRESETS, Config, ModelConfig, ModelName
 from jaxcnn.errors import UserError
-from jaxcnn.evaluate import write_evaluation
+from jaxcnn.evaluate import describe, evaluate, predict, with_mirror_image, write_evaluation
 from jaxcnn.log import console, open_log
-from jaxcnn.loop import Run, evaluate_variables, fit, initial_state, prepare
+from jaxcnn.loop import Run, fit, initial_state, prepare
 from jaxcnn.metrics import Evaluation
 from jaxcnn.ops.allocator import keep_freed_memory
 from jaxcnn.signals import stop_on_signal
+from jaxcnn.step import eval_step
 from jaxcnn.workdir import Classes, Workdir
 
 PROG = "python -m jaxcnn.train"
@@ -105,17 +110,30 @@ def train(config: Config, workdir: Path) -> Evaluation | None:
 
 
 def conclude(run: Run, workdir: Path) -> Evaluation:
-    """Measures the best checkpoint and writes what people take away: evaluation, report and ONNX file."""
-    best = load_model(workdir)
-    evaluation = evaluate_variables(run, best.variables)
-    about = {"model": str(workdir), "dataset": run.dataset.name, "split": "validation"}
-    write_evaluation(evaluation, Workdir(workdir).evaluation, names=run.dataset.names, about=about)
+    """Calibrates and measures the best checkpoint and writes what people take away: evaluation, report, ONNX file."""
+    _calibrate(run, workdir)
+    classifier, held_out = open_classifier(workdir), run.dataset.validation
+    measure = partial(evaluate, classes=len(classifier.names), batch_size=run.config.batch_size)
+    evaluation = measure(classifier.logits, held_out)
+    # Pictures whose classes mirroring may change, such as digits, are not trained with it.
+    flipped = measure(with_mirror_image(classifier.logits), held_out) if run.config.augment.flip else None
+    about = describe(classifier, path=workdir, dataset=run.dataset, split="validation")
+    write_evaluation(evaluation, Workdir(workdir).evaluation, names=classifier.names, about=about, flipped=flipped)
     report.write_report(workdir, evaluation, run.dataset)
     try:
         export.export_workdir(workdir, pictures=run.dataset.validation.images[:7])
     except (export.UnsupportedError, export.VerificationError) as error:
         raise UserError(f"{workdir} is trained and saved, but not exported: {error}") from error
     return evaluation
+
+
+def _calibrate(run: Run, workdir: Path) -> None:
+    """Fits the temperature of the best checkpoint to the validation pictures."""
+    best, held_out = load_model(workdir), run.dataset.validation
+    logits = partial(eval_step, best.variables, model=best.model)
+    found = [values[batch.mask] for values, batch in predict(logits, held_out, batch_size=run.config.batch_size)]
+    calibration = calibrate(np.concatenate(found), held_out.labels, step=best.step)
+    write_calibration(calibration, Workdir(workdir).calibration)
 
 
 def _say_start(run: Run, workdir: Path, step: int) -> None:

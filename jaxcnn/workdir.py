@@ -2,8 +2,9 @@
 
 config.json        the settings                      metrics.jsonl     one line per event of the run
 classes.json       class names, wnids, data set      events.out.*      the same for TensorBoard
-environment.json   versions, hardware, command       evaluation.json   the best checkpoint, measured
-checkpoints/STEP/  parameters and training state     report.html       the run as a page
+environment.json   versions, hardware, command       calibration.json  the best checkpoint's temperature
+checkpoints/STEP/  parameters and training state     evaluation.json   the best checkpoint, measured
+                                                     report.html       the run as a page
                                                      model.onnx        the best checkpoint, exported
                                                      model.json        its description, for runtimes
                                                      model/            its model card and an example
@@ -60,6 +61,11 @@ class Workdir:
     def metrics(self) -> Path:
         """The log of the run."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def calibration(self) -> Path:
+        """Temperature of the best checkpoint."""
+        return self.path / "calibration.json"
 
     @property
     def evaluation(self) -> Path:

@@ -11,6 +11,7 @@ from onnx import TensorProto, helper
 
 from jaxcnn import config as settings
 from jaxcnn import models
+from jaxcnn.calibration import Calibration, write_calibration
 from jaxcnn.checkpoint import open_checkpoints
 from jaxcnn.classifier import open_classifier
 from jaxcnn.config import Config, DataConfig, ModelConfig
@@ -47,6 +48,15 @@ def test_an_onnx_file(tmp_path):
     assert classifier.names == NAMES
     assert classifier.wnids == ("n1", "n2", "n3")
     assert classifier.config == CONFIG
+    assert (classifier.step, classifier.temperature) == (None, 1)
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
+    np.testing.assert_allclose(classifier.logits(images), images.mean(axis=(1, 2)), rtol=1e-5)
+
+
+def test_the_temperature_of_a_file_is_in_its_logits_already(tmp_path):
+    path = write_onnx(tmp_path / "model.onnx", step=7, calibration={"temperature": 2.0})
+    classifier = open_classifier(path)
+    assert (classifier.step, classifier.temperature) == (7, 2)
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
     np.testing.assert_allclose(classifier.logits(images), images.mean(axis=(1, 2)), rtol=1e-5)
 
@@ -64,6 +74,12 @@ def test_a_workdir(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
     expected = model.apply(state.variables, jnp.asarray(images), train=False)
     np.testing.assert_allclose(classifier.logits(images), expected, rtol=1e-5, atol=1e-5)
+    assert (classifier.step, classifier.temperature) == (0, 1)
+    calibration = Calibration(step=0, temperature=1.6, count=3, ece_before=0.2, ece_after=0.1)
+    write_calibration(calibration, tmp_path / "calibration.json")
+    calibrated = open_classifier(tmp_path)
+    assert calibrated.temperature == 1.6
+    np.testing.assert_allclose(calibrated.logits(images), expected / 1.6, rtol=1e-5, atol=1e-5)
 
 
 def test_a_path_that_is_missing(tmp_path):
@@ -92,6 +108,8 @@ def test_a_file_that_is_no_model(tmp_path, content):
         ({"config": None}, "its metadata has no config"),
         ({"wnids": None}, "its metadata has no wnids"),
         ({"image_size": None}, "its metadata has no image_size"),
+        ({"calibration": {}}, "a calibration with the temperature None"),
+        ({"step": "7"}, "a step that is str, not int"),
         ({"names": {"0": "red"}}, "a names that is dict, not list"),
         ({"config": {"data": 3}}, r"config\.data is 3; it must be an object"),
         ({"image_size": [8, 9]}, "its image_size differs from the 8 of its settings"),

@@ -12,14 +12,16 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 from PIL import Image
+from scipy.special import softmax
 
 from jaxcnn import config as settings
 from jaxcnn import models
+from jaxcnn.calibration import Calibration, write_calibration
 from jaxcnn.checkpoint import open_checkpoints
 from jaxcnn.config import Config, DataConfig, ModelConfig
 from jaxcnn.data import Split
 from jaxcnn.errors import UserError
-from jaxcnn.evaluate import evaluate, main, parse, write_evaluation
+from jaxcnn.evaluate import default_output, evaluate, main, parse, with_mirror_image, write_evaluation
 from jaxcnn.metrics import score, summarize
 from jaxcnn.optim import make_optimizer
 from jaxcnn.state import create_state
@@ -125,6 +127,14 @@ def test_logits_that_are_not_finite_name_the_picture(value):
         evaluate(logits, split, classes=5, batch_size=4)
 
 
+def test_several_splits_are_measured_together():
+    one, other = random_split(9), dataclasses.replace(random_split(6), labels=np.full(6, 2, np.int32))
+    together = evaluate(channel_logits, one, other, classes=5, batch_size=4)
+    apart = [evaluate(channel_logits, each, classes=5, batch_size=4) for each in (one, other)]
+    np.testing.assert_array_equal(together.confusion, apart[0].confusion + apart[1].confusion)
+    assert together.loss == pytest.approx((9 * apart[0].loss + 6 * apart[1].loss) / 15)
+
+
 def test_padding_may_give_anything():
     def logits(images):
         return np.where((images == 0).all(axis=(1, 2, 3))[:, None], np.float32(np.nan), channel_logits(images))
@@ -173,11 +183,102 @@ def test_a_workdir(workdir, config):
     main([str(workdir)])
     again = json.loads((workdir / "evaluation.json").read_text())
     assert again == record
+    assert (record["step"], record["temperature"]) == (0, 1)
+
+
+def test_a_workdirs_logits_are_divided_by_its_temperature(workdir):
+    main([str(workdir)])
+    before = json.loads((workdir / "evaluation.json").read_text())
+    calibration = Calibration(step=0, temperature=10.0, count=9, ece_before=0.5, ece_after=0.1)
+    write_calibration(calibration, workdir / "calibration.json")
+    main([str(workdir)])
+    after = json.loads((workdir / "evaluation.json").read_text())
+    assert after["temperature"] == 10
+    assert (after["top1"], after["confusion"]) == (before["top1"], before["confusion"])
+    assert after["loss"] != pytest.approx(before["loss"], abs=1e-3)
+    write_calibration(dataclasses.replace(calibration, step=1), workdir / "calibration.json")
+    main([str(workdir)])
+    assert json.loads((workdir / "evaluation.json").read_text()) == before
 
 
 def test_other_data_with_the_same_classes(exported, pictures):
     main([str(exported), "--data.source", str(pictures / "train"), "--data.validation_fraction", ".5"])
-    assert json.loads((exported.parent / "evaluation.json").read_text())["count"] == 6
+    assert json.loads((exported.parent / "evaluation-other.json").read_text())["count"] == 6
+    assert not (exported.parent / "evaluation.json").exists()
+
+
+def test_all_pictures_of_other_data(exported, pictures, capsys):
+    main([str(exported), "--data.source", str(pictures / "train"), "--split", "all"])
+    record = json.loads((exported.parent / "evaluation-all-other.json").read_text())
+    assert (record["count"], record["split"]) == (12, "all")
+    assert record["confusion"] == [[4, 0, 0], [0, 4, 0], [0, 0, 4]]
+    assert f"{exported} on train, all: 12 of its 12 pictures" in capsys.readouterr().out
+    main([str(exported), "--data.source", str(pictures / "train")])
+    assert "on train, validation: 3 of its 12 pictures" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ([], "evaluation.json"),
+        (["--flip"], "evaluation.json"),
+        (["--data.cache_dir", "elsewhere"], "evaluation.json"),
+        (["--split", "train"], "evaluation-train.json"),
+        (["--split", "all"], "evaluation-all.json"),
+        (["--data.source", "x"], "evaluation-other.json"),
+        (["--data.split_seed", "3"], "evaluation-other.json"),
+        (["--data.validation_fraction", ".5", "--split", "all"], "evaluation-all-other.json"),
+    ],
+)
+def test_only_the_runs_own_pictures_make_its_record(tmp_path, options, name):
+    defaults = DataConfig(source="pictures")
+    assert default_output(tmp_path, parse(defaults, options), trained_on=defaults) == tmp_path / name
+
+
+def test_flip_is_measured_beside_the_plain_figures(workdir, capsys):
+    main([str(workdir)])
+    plain = json.loads((workdir / "evaluation.json").read_text())
+    assert "with_flip" not in plain
+    assert "mirror" not in capsys.readouterr().out
+    main([str(workdir), "--flip"])
+    record = json.loads((workdir / "evaluation.json").read_text())
+    flipped = record.pop("with_flip")
+    assert record == plain
+    assert flipped.keys() == {"top1", "top5", "loss", "ece"}
+    # Pictures of one colour are their own mirror images.
+    assert flipped == {name: pytest.approx(plain[name], abs=1e-5) for name in flipped}
+    assert "with mirror image" in capsys.readouterr().out
+
+
+def test_probabilities_of_mirror_images_are_averaged():
+    def logits(images):  # sees the left half alone
+        assert images.flags.c_contiguous
+        return 4 * images[:, :, 0].mean(axis=1).astype(np.float32)
+
+    images = np.zeros((2, 4, 4, 3), np.uint8)
+    images[0, :, 0, 0] = images[1, :, 3, 1] = 1
+    a, b = softmax([4, 0, 0]), softmax([0, 0, 0])
+    c, d = softmax([0, 0, 0]), softmax([0, 4, 0])
+    found = with_mirror_image(logits)(images)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(np.exp(found), [(a + b) / 2, (c + d) / 2], rtol=1e-6)
+
+
+def test_averages_of_tiny_probabilities_keep_their_precision():
+    found = with_mirror_image(lambda images: np.float32([[0, -800], [0, -900]]))(np.zeros((2, 4, 4, 3), np.uint8))
+    np.testing.assert_allclose(found, [[0, -800], [0, -900]], rtol=1e-6)
+
+
+def test_padding_may_be_infinite_with_mirror_images():
+    measured = evaluate(
+        with_mirror_image(
+            lambda images: np.where((images == 0).all(axis=(1, 2, 3))[:, None], np.inf, channel_logits(images))
+        ),
+        random_split(5),
+        classes=5,
+        batch_size=4,
+    )
+    assert measured.count == 5
 
 
 def test_an_archive_is_forgotten_with_its_source():
@@ -267,5 +368,13 @@ def test_the_process_ends_with_one_line_and_status_2(tmp_path):
 def test_help_lists_the_options():
     done = run("--help")
     assert done.returncode == 0
-    for word in ("WORKDIR_OR_ONNX", "--data.source", "--data.archive", "--data.cache_dir", "--split", "--output"):
+    for word in (
+        "WORKDIR_OR_ONNX",
+        "--data.source",
+        "--data.archive",
+        "--data.cache_dir",
+        "--split",
+        "--flip",
+        "--output",
+    ):
         assert word in done.stdout

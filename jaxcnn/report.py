@@ -7,7 +7,6 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,14 @@ from PIL import Image
 from scipy.cluster import hierarchy
 
 from jaxcnn import models
+from jaxcnn.calibration import Calibration
 from jaxcnn.charts import INK, TRAIN, VALIDATION, Curve, draw_curves, draw_reliability
-from jaxcnn.checkpoint import SELECTED_BY
 from jaxcnn.config import AugmentConfig, Config
 from jaxcnn.data import Dataset, Split
 from jaxcnn.errors import UserError
+from jaxcnn.history import RunLog, read_log
 from jaxcnn.metrics import Evaluation
+from jaxcnn.recipe import describe_augmentation, describe_network, describe_optimizer, describe_training
 from jaxcnn.state import init_variables
 from jaxcnn.workdir import Workdir, write_atomically
 
@@ -42,38 +43,13 @@ CURVE_POINTS = 200
 """Points of a training curve; more would only show noise."""
 
 
-@dataclass(frozen=True)
-class RunLog:
-    """What a run recorded of itself, in the order of the steps.
-
-    Attributes:
-      train: a record for every few seconds.
-      validation: a record for every epoch.
-    """
-
-    train: list[dict[str, float]]
-    validation: list[dict[str, float]]
-
-    @property
-    def best(self) -> dict[str, float] | None:
-        """The validation record of the best checkpoint; the later of equals, as the checkpoints are kept."""
-        return max(reversed(self.validation), key=lambda record: record[SELECTED_BY], default=None)
-
-    def seconds(self, batch_size: int) -> float:
-        """Time spent in training steps: without evaluation, pauses, and steps that were lost and repeated."""
-        total, before = 0.0, 0.0
-        for record in self.train:
-            total += (record["step"] - before) * batch_size / record["images_per_second"]
-            before = record["step"]
-        return total
-
-
-def write_report(workdir: Path, evaluation: Evaluation, dataset: Dataset) -> Path:
+def write_report(workdir: Path, evaluation: Evaluation, dataset: Dataset, *, calibration: Calibration) -> Path:
     """Writes `report.html` into the workdir of a run.
 
     Args:
       workdir: with the settings, the environment and the log of the run.
-      evaluation: of the best checkpoint on `dataset.validation`.
+      evaluation: of the best checkpoint, calibrated, on `dataset.validation`.
+      calibration: of that checkpoint.
 
     Returns:
       The path of the page.
@@ -85,7 +61,14 @@ def write_report(workdir: Path, evaluation: Evaluation, dataset: Dataset) -> Pat
     config = Workdir(workdir).read_config()
     log = read_log(Workdir(workdir).metrics)
     environment = json.loads((workdir / "environment.json").read_text(encoding="utf-8"))
-    page = render(config=config, environment=environment, log=log, evaluation=evaluation, dataset=dataset)
+    page = render(
+        config=config,
+        environment=environment,
+        log=log,
+        evaluation=evaluation,
+        calibration=calibration,
+        dataset=dataset,
+    )
     try:
         # A folder's name may hold bytes that are no text, which UTF-8 cannot write.
         write_atomically(path, page.encode("utf-8", "replace").decode("utf-8"))
@@ -94,30 +77,14 @@ def write_report(workdir: Path, evaluation: Evaluation, dataset: Dataset) -> Pat
     return path
 
 
-def read_log(path: Path) -> RunLog:
-    """Reads `metrics.jsonl`.
-
-    A resumed run goes on from its checkpoint, so a record overrules those of its kind that came before it with the
-    same or a later step. Half a line, left by a killed process, is skipped.
-    """
-    log = RunLog([], [])
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if not isinstance(record, dict) or record.get("kind") not in ("train", "validation"):
-            continue
-        records = log.train if record.pop("kind") == "train" else log.validation
-        while records and records[-1]["step"] >= record["step"]:
-            records.pop()
-        records.append({name: float(value) for name, value in record.items()})
-    return log
-
-
 def render(
-    *, config: Config, environment: dict[str, str], log: RunLog, evaluation: Evaluation, dataset: Dataset
+    *,
+    config: Config,
+    environment: dict[str, str],
+    log: RunLog,
+    evaluation: Evaluation,
+    calibration: Calibration,
+    dataset: Dataset,
 ) -> str:
     """The page as HTML. Whatever comes from outside, such as a class name, is escaped."""
     templates = jinja2.Environment(
@@ -133,6 +100,7 @@ def render(
     ).render(
         dataset=dataset,
         evaluation=evaluation,
+        calibration=calibration,
         interval=wilson_interval(evaluation.top1, evaluation.count),
         facts=describe_run(config, environment, log, dataset),
         epochs=config.epochs,
@@ -159,30 +127,14 @@ def render(
 
 def describe_run(config: Config, environment: dict[str, str], log: RunLog, dataset: Dataset) -> dict[str, str]:
     """The settings that matter, the time and the hardware, by heading."""
-    optim, side = config.optim, config.data.image_size
-    training = [
-        f"{config.epochs} epochs of {len(dataset.train) // config.batch_size:,} steps",
-        f"{config.batch_size} pictures in each",
-        *(f"{size} pixels from {start:.0%} of the epochs on" for start, size in config.resolutions),
-        f"label smoothing {config.label_smoothing:g}" if config.label_smoothing else "",
-    ]
-    optimizer = [
-        optim.name,
-        f"learning rate {optim.learning_rate:g}",
-        f"{optim.schedule} schedule" + (f" after {optim.warmup:.0%} warm-up" if optim.warmup else ""),
-        f"momentum {optim.momentum:g}",
-        f"weight decay {optim.weight_decay:g}" if optim.weight_decay else "",
-        f"gradients clipped at {optim.clip_norm:g}" if optim.clip_norm else "",
-        f"parameters averaged with decay {optim.ema_decay:g}" if optim.ema_decay else "",
-    ]
     facts = {
         "Data": f"{dataset.name}: {len(dataset.train):,} training and {len(dataset.validation):,} validation pictures "
-        f"in {len(dataset.names)} classes, {side} by {side} pixels",
+        f"in {len(dataset.names)} classes, {config.data.image_size} by {config.data.image_size} pixels",
         "Terms of the data": dataset.license,
-        "Model": f"{config.model.name}, {count_parameters(config, len(dataset.names)):,} parameters, "
+        "Model": f"{describe_network(config.model)}, {count_parameters(config, len(dataset.names)):,} parameters, "
         f"{config.model.precision}",
-        "Training": ", ".join(filter(None, training)),
-        "Optimizer": ", ".join(filter(None, optimizer)),
+        "Training": describe_training(config, steps_per_epoch=len(dataset.train) // config.batch_size),
+        "Optimizer": describe_optimizer(config.optim),
         "Augmentation": describe_augmentation(config.augment),
     }
     if log.train:
@@ -192,17 +144,6 @@ def describe_run(config: Config, environment: dict[str, str], log: RunLog, datas
     facts["Hardware"] = "{devices}; {processor}, {cores} cores".format_map(environment)
     facts["Software"] = "jax {jax}, flax {flax}, optax {optax}, Python {python}".format_map(environment)
     return facts
-
-
-def describe_augmentation(config: AugmentConfig) -> str:
-    """What is switched on, by the names of the settings."""
-    on = {name: value for name, value in dataclasses.asdict(config).items() if value}
-    return (
-        ", ".join(
-            name.replace("_", " ") + ("" if value is True else f" {json.dumps(value)}") for name, value in on.items()
-        )
-        or "none"
-    )
 
 
 def count_parameters(config: Config, classes: int) -> int:

@@ -15,7 +15,7 @@ import tyro
 
 import export
 from jaxcnn import cli, data, report
-from jaxcnn.calibration import calibrate, write_calibration
+from jaxcnn.calibration import Calibration, calibrate, write_calibration
 from jaxcnn.checkpoint import load_model, open_checkpoints
 from jaxcnn.classifier import open_classifier
 from jaxcnn.config import PRESETS, Config, ModelConfig, ModelName
@@ -111,7 +111,7 @@ def train(config: Config, workdir: Path) -> Evaluation | None:
 
 def conclude(run: Run, workdir: Path) -> Evaluation:
     """Calibrates and measures the best checkpoint and writes what people take away: evaluation, report, ONNX file."""
-    _calibrate(run, workdir)
+    calibration = _calibrate(run, workdir)
     classifier, held_out = open_classifier(workdir), run.dataset.validation
     measure = partial(evaluate, classes=len(classifier.names), batch_size=run.config.batch_size)
     evaluation = measure(classifier.logits, held_out)
@@ -119,7 +119,7 @@ def conclude(run: Run, workdir: Path) -> Evaluation:
     flipped = measure(with_mirror_image(classifier.logits), held_out) if run.config.augment.flip else None
     about = describe(classifier, path=workdir, dataset=run.dataset, split="validation")
     write_evaluation(evaluation, Workdir(workdir).evaluation, names=classifier.names, about=about, flipped=flipped)
-    report.write_report(workdir, evaluation, run.dataset)
+    report.write_report(workdir, evaluation, run.dataset, calibration=calibration)
     try:
         export.export_workdir(workdir, pictures=run.dataset.validation.images[:7])
     except (export.UnsupportedError, export.VerificationError) as error:
@@ -127,13 +127,14 @@ def conclude(run: Run, workdir: Path) -> Evaluation:
     return evaluation
 
 
-def _calibrate(run: Run, workdir: Path) -> None:
+def _calibrate(run: Run, workdir: Path) -> Calibration:
     """Fits the temperature of the best checkpoint to the validation pictures."""
     best, held_out = load_model(workdir), run.dataset.validation
     logits = partial(eval_step, best.variables, model=best.model)
     found = [values[batch.mask] for values, batch in predict(logits, held_out, batch_size=run.config.batch_size)]
     calibration = calibrate(np.concatenate(found), held_out.labels, step=best.step)
     write_calibration(calibration, Workdir(workdir).calibration)
+    return calibration
 
 
 def _say_start(run: Run, workdir: Path, step: int) -> None:

@@ -18,14 +18,16 @@ from PIL import Image
 from scipy.stats import binomtest
 
 from jaxcnn import charts, models, report
+from jaxcnn.calibration import Calibration
 from jaxcnn.config import Config, DataConfig, ModelConfig
 from jaxcnn.data import Dataset, Split
 from jaxcnn.errors import UserError
 from jaxcnn.metrics import score, summarize
-from jaxcnn.report import RunLog, read_log, wilson_interval, write_report
+from jaxcnn.report import wilson_interval, write_report
 from jaxcnn.workdir import Classes, Workdir
 
 CONFIG = Config(data=DataConfig(image_size=8), model=ModelConfig(widths=(4,), blocks=(1,)), batch_size=4, epochs=3)
+CALIBRATION = Calibration(step=30, temperature=1.375, count=40, ece_before=0.321, ece_after=0.123)
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\" ' & $x$ {{ 7 * 7 }}"
 
 
@@ -82,7 +84,7 @@ def write(workdir, names, *, lines=LINES, skill=1.0, **options):
     Workdir(workdir).record(CONFIG, Classes(dataset.names, (), dataset.name, dataset.license))
     (workdir / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
     evaluation = measure(dataset, skill=skill)
-    path = write_report(workdir, evaluation, dataset)
+    path = write_report(workdir, evaluation, dataset, calibration=CALIBRATION)
     assert path == workdir / "report.html"
     return path.read_text(encoding="utf-8"), evaluation, dataset
 
@@ -129,49 +131,6 @@ def decode(source):
     return Image.open(io.BytesIO(base64.b64decode(source.removeprefix("data:image/png;base64,"))))
 
 
-def test_the_log_is_read_by_kind(tmp_path):
-    (tmp_path / "m").write_text("\n".join([*LINES, '{"kind": "start", "step": 0}', "[1]", ""]))
-    log = read_log(tmp_path / "m")
-    assert [each["step"] for each in log.train] == [10, 20, 30]
-    assert [each["top1"] for each in log.validation] == [0.25, 0.5, 0.75]
-
-
-def test_a_resumed_run_overrules_what_it_repeats(tmp_path):
-    steps = [(10, 1), (20, 1), (30, 1), (15, 2), (30, 2), (40, 2)]
-    lines = [train_line(step, loss=loss) for step, loss in steps]
-    (tmp_path / "m").write_text("\n".join([*lines[:3], validation_line(30), *lines[3:], validation_line(30, top1=0.9)]))
-    log = read_log(tmp_path / "m")
-    assert [(each["step"], each["loss"]) for each in log.train] == [(10, 1), (15, 2), (30, 2), (40, 2)]
-    assert [(each["step"], each["top1"]) for each in log.validation] == [(30, 0.9)]
-
-
-@given(cut=st.integers(0, len("\n".join(LINES))), resumed=st.booleans())
-def test_half_a_line_is_skipped(tmp_path_factory, cut, resumed):
-    whole = "\n".join(LINES)
-    path = tmp_path_factory.mktemp("log") / "m"
-    path.write_text(whole[:cut] + ("\n" + train_line(99) if resumed else ""))
-    log = read_log(path)
-    assert len(log.train) + len(log.validation) == whole[:cut].count("}") + resumed
-
-
-def test_no_log(tmp_path):
-    assert read_log(tmp_path / "gone") == RunLog([], [])
-    assert RunLog([], []).best is None
-    assert RunLog([], []).seconds(4) == 0
-
-
-def test_the_best_is_the_later_of_equals():
-    records = [{"step": float(step), "top1": top1} for step, top1 in ((1, 0.5), (2, 0.7), (3, 0.7), (4, 0.6))]
-    best = RunLog([], records).best
-    assert best is not None
-    assert best["step"] == 3
-
-
-def test_time_counts_each_step_once():
-    log = RunLog([{"step": 10.0, "images_per_second": 20.0}, {"step": 40.0, "images_per_second": 60.0}], [])
-    assert log.seconds(batch_size=8) == pytest.approx(10 * 8 / 20 + 30 * 8 / 60)
-
-
 @given(count=st.integers(1, 10_000), right=st.floats(0, 1))
 def test_interval_is_wilsons(count, right):
     correct = round(right * count)
@@ -211,8 +170,12 @@ def test_the_page_tells_what_was_measured(tmp_path):
     assert "6 s in training steps, 20 pictures/s" in page.text
     model = models.build(CONFIG.model, classes=7)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False))["params"]
-    assert f"resnet, {sum(leaf.size for leaf in jax.tree.leaves(shapes)):,} parameters" in page.text
+    assert "resnet, stages of 4 channels" in page.text
+    assert f", {sum(leaf.size for leaf in jax.tree.leaves(shapes)):,} parameters" in page.text
     assert '"weight_decay"' in page.text
+    assert "The logits are divided by 1.38" in page.text
+    assert "Without it the error would be 32.1%" in page.text
+    assert "it is about 12.3%" in page.text
 
 
 def test_few_classes_have_no_top5(tmp_path):
@@ -377,4 +340,4 @@ def test_a_full_disk_is_told(tmp_path, monkeypatch):
 def test_no_workdir(tmp_path):
     dataset = make_dataset("abc")
     with pytest.raises(UserError, match="is not the workdir of a training run"):
-        write_report(tmp_path, measure(dataset), dataset)
+        write_report(tmp_path, measure(dataset), dataset, calibration=CALIBRATION)

@@ -1,0 +1,70 @@
+"""What a run recorded of itself while it trained, read back."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxcnn.checkpoint import SELECTED_BY
+
+
+@dataclass(frozen=True)
+class RunLog:
+    """The records of a run in the order of the steps.
+
+    Attributes:
+      train: a record for every few seconds.
+      validation: a record for every epoch.
+    """
+
+    train: list[dict[str, float]]
+    validation: list[dict[str, float]]
+
+    @property
+    def best(self) -> dict[str, float] | None:
+        """The validation record of the best checkpoint; the later of equals, as the checkpoints are kept."""
+        return max(reversed(self.validation), key=lambda record: record[SELECTED_BY], default=None)
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Steps of one epoch; None before the first is over."""
+        return round(self.validation[-1]["step"] / self.validation[-1]["epoch"]) if self.validation else None
+
+    def seconds(self, batch_size: int) -> float:
+        """Time spent in training steps: without evaluation, pauses, and steps that were lost and repeated."""
+        total, before = 0.0, 0.0
+        for record in self.train:
+            total += (record["step"] - before) * batch_size / record["images_per_second"]
+            before = record["step"]
+        return total
+
+    def steps_by_epoch(self) -> dict[int, int]:
+        """Steps taken in each epoch, counted from 0."""
+        steps, before = dict[int, int](), 0
+        for record in self.train:
+            epoch, step = max(math.ceil(record["epoch"]) - 1, 0), int(record["step"])
+            steps[epoch] = steps.get(epoch, 0) + step - before
+            before = step
+        return steps
+
+
+def read_log(path: Path) -> RunLog:
+    """Reads `metrics.jsonl`.
+
+    A resumed run goes on from its checkpoint, so a record overrules those of its kind that came before it with the
+    same or a later step. Half a line, left by a killed process, is skipped.
+    """
+    log = RunLog([], [])
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if not isinstance(record, dict) or record.get("kind") not in ("train", "validation"):
+            continue
+        records = log.train if record.pop("kind") == "train" else log.validation
+        while records and records[-1]["step"] >= record["step"]:
+            records.pop()
+        records.append({name: float(value) for name, value in record.items()})
+    return log

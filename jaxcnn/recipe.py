@@ -1,0 +1,75 @@
+"""How a run trains, in words: a few phrases for each part of the settings."""
+
+import itertools
+from collections.abc import Iterable
+
+from jaxcnn.config import AugmentConfig, Config, ModelConfig, OptimConfig
+
+
+def describe_network(config: ModelConfig) -> str:
+    """The network's shape; the fixed ones have but their name."""
+    if config.name != "resnet":
+        return config.name
+    return _joined(
+        f"resnet, stages of {_listed(config.widths)} channels with {_listed(config.blocks)} residual blocks",
+        f"patches of {config.stem}x{config.stem} pixels folded into channels first" if config.stem > 1 else "",
+        "normalised and activated before each convolution" if config.preactivation else "",
+        f"dropout {config.dropout:g} before the last layer" if config.dropout else "",
+    )
+
+
+def describe_training(config: Config, *, steps_per_epoch: int | None) -> str:
+    """How long, in which batches, at which sizes, towards which targets."""
+    sizes = [(side, len(list(epochs))) for side, epochs in itertools.groupby(range(config.epochs), config.resolution)]
+    return _joined(
+        f"{config.epochs} epochs" + (f" of {steps_per_epoch:,} steps" if steps_per_epoch else ""),
+        f"{config.batch_size} pictures in each step",
+        ", then ".join(f"{count} epochs at {side} pixels" for side, count in sizes)
+        if len(sizes) > 1
+        else f"{sizes[0][0]} pixels",
+        f"label smoothing {config.label_smoothing:g}" if config.label_smoothing else "",
+    )
+
+
+def describe_optimizer(config: OptimConfig) -> str:
+    """The optimizer with what it was set to."""
+    return _joined(
+        config.name,
+        f"learning rate {config.learning_rate:g}",
+        f"{config.schedule} schedule" + (f" after {config.warmup:.0%} warm-up" if config.warmup else ""),
+        f"momentum {config.momentum:g}",
+        f"weight decay {config.weight_decay:g}" if config.weight_decay else "",
+        f"gradients clipped at {config.clip_norm:g}" if config.clip_norm else "",
+        f"parameters averaged with decay {config.ema_decay:g}" if config.ema_decay else "",
+    )
+
+
+def describe_augmentation(config: AugmentConfig) -> str:
+    """What is done to the training pictures; `none` if nothing is."""
+    crop = config.crop_scale
+    changes = {name: getattr(config, name) for name in ("brightness", "contrast", "saturation")}
+    return (
+        _joined(
+            "mirrored half of the time" if config.flip else "",
+            f"shifted by up to {_percent(config.pad_crop)} of the side" if config.pad_crop else "",
+            f"cropped to {_percent(crop[0])} to {_percent(crop[1])} of the area" if crop else "",
+            f"a rectangle of {_percent(config.erase)} of them erased" if config.erase else "",
+            f"mixup {config.mixup:g}" if config.mixup else "",
+            f"cutmix {config.cutmix:g}" if config.cutmix else "",
+            *(f"{name} changed by up to {_percent(value)}" for name, value in changes.items() if value),
+        )
+        or "none"
+    )
+
+
+def _joined(*phrases: str) -> str:
+    return ", ".join(filter(None, phrases))
+
+
+def _listed(values: Iterable[int]) -> str:
+    *rest, last = map(str, values)
+    return f"{', '.join(rest)} and {last}" if rest else last
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g}%"

@@ -1,0 +1,84 @@
+"""The log of a run read back: each step once, whatever was resumed or torn."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxcnn.history import RunLog, read_log
+
+
+def train_line(step, **values):
+    defaults = {
+        "epoch": step / 10,
+        "loss": 1.0,
+        "top1": 0.5,
+        "learning_rate": 0.1,
+        "images_per_second": 20,
+        "time": 1e9,
+    }
+    return json.dumps({"kind": "train", "step": step} | defaults | values)
+
+
+def validation_line(step, **values):
+    defaults = {"epoch": step / 10, "loss": 1.0, "top1": 0.5, "top5": 1.0, "ece": 0.1, "time": 1e9}
+    return json.dumps({"kind": "validation", "step": step} | defaults | values)
+
+
+LINES = [line for step in (10, 20, 30) for line in (train_line(step), validation_line(step, top1=step / 40))]
+
+
+def test_the_log_is_read_by_kind(tmp_path):
+    (tmp_path / "m").write_text("\n".join([*LINES, '{"kind": "start", "step": 0}', "[1]", ""]))
+    log = read_log(tmp_path / "m")
+    assert [each["step"] for each in log.train] == [10, 20, 30]
+    assert [each["top1"] for each in log.validation] == [0.25, 0.5, 0.75]
+
+
+def test_a_resumed_run_overrules_what_it_repeats(tmp_path):
+    steps = [(10, 1), (20, 1), (30, 1), (15, 2), (30, 2), (40, 2)]
+    lines = [train_line(step, loss=loss) for step, loss in steps]
+    (tmp_path / "m").write_text("\n".join([*lines[:3], validation_line(30), *lines[3:], validation_line(30, top1=0.9)]))
+    log = read_log(tmp_path / "m")
+    assert [(each["step"], each["loss"]) for each in log.train] == [(10, 1), (15, 2), (30, 2), (40, 2)]
+    assert [(each["step"], each["top1"]) for each in log.validation] == [(30, 0.9)]
+
+
+@given(cut=st.integers(0, len("\n".join(LINES))), resumed=st.booleans())
+def test_half_a_line_is_skipped(tmp_path_factory, cut, resumed):
+    whole = "\n".join(LINES)
+    path = tmp_path_factory.mktemp("log") / "m"
+    path.write_text(whole[:cut] + ("\n" + train_line(99) if resumed else ""))
+    log = read_log(path)
+    assert len(log.train) + len(log.validation) == whole[:cut].count("}") + resumed
+
+
+def test_no_log(tmp_path):
+    assert read_log(tmp_path / "gone") == RunLog([], [])
+    assert RunLog([], []).best is None
+    assert RunLog([], []).seconds(4) == 0
+
+
+def test_the_best_is_the_later_of_equals():
+    records = [{"step": float(step), "top1": top1} for step, top1 in ((1, 0.5), (2, 0.7), (3, 0.7), (4, 0.6))]
+    best = RunLog([], records).best
+    assert best is not None
+    assert best["step"] == 3
+
+
+def test_time_counts_each_step_once():
+    log = RunLog([{"step": 10.0, "images_per_second": 20.0}, {"step": 40.0, "images_per_second": 60.0}], [])
+    assert log.seconds(batch_size=8) == pytest.approx(10 * 8 / 20 + 30 * 8 / 60)
+
+
+def test_steps_belong_to_the_epoch_they_were_taken_in():
+    records = [(3, 0.3), (10, 1.0), (14, 1.4), (20, 2.0), (21, 2.1)]
+    log = RunLog([{"step": float(step), "epoch": epoch} for step, epoch in records], [])
+    assert log.steps_by_epoch() == {0: 10, 1: 10, 2: 1}
+    assert RunLog([], []).steps_by_epoch() == {}
+
+
+def test_steps_of_an_epoch():
+    assert RunLog([], [{"step": 24.0, "epoch": 2.0}]).steps_per_epoch == 12
+    assert RunLog([], []).steps_per_epoch is None

@@ -1,0 +1,68 @@
+"""The recipe in words: every setting that changes training changes what is said of it."""
+
+import dataclasses
+
+import pytest
+
+from jaxcnn.config import AugmentConfig, Config, ModelConfig, OptimConfig
+from jaxcnn.recipe import describe_augmentation, describe_network, describe_optimizer, describe_training
+
+
+@pytest.mark.parametrize(
+    ("changes", "phrase"),
+    [
+        ({"flip": True}, "mirrored half of the time"),
+        ({"pad_crop": 0.0625}, "shifted by up to 6.25% of the side"),
+        ({"crop_scale": (0.35, 1.0)}, "cropped to 35% to 100% of the area"),
+        ({"erase": 0.1}, "a rectangle of 10% of them erased"),
+        ({"mixup": 0.2}, "mixup 0.2"),
+        ({"cutmix": 1.0}, "cutmix 1"),
+        ({"brightness": 0.2}, "brightness changed by up to 20%"),
+        ({"contrast": 0.3}, "contrast changed by up to 30%"),
+        ({"saturation": 0.4}, "saturation changed by up to 40%"),
+    ],
+)
+def test_augmentation(changes, phrase):
+    assert describe_augmentation(AugmentConfig(**changes)) == phrase
+
+
+def test_no_augmentation():
+    assert describe_augmentation(AugmentConfig()) == "none"
+
+
+@pytest.mark.parametrize(
+    ("kind", "describe", "others"),
+    [
+        (AugmentConfig, describe_augmentation, {"flip": True, "crop_scale": (0.5, 0.9)}),
+        (OptimConfig, describe_optimizer, {"name": "adam", "schedule": "cosine", "clip_norm": 1.0}),
+        (
+            ModelConfig,
+            describe_network,
+            {"name": "seed", "widths": (8, 8, 8, 8), "blocks": (1, 2, 3, 4), "stem": 1, "preactivation": True},
+        ),
+    ],
+)
+def test_no_setting_is_left_out(kind, describe, others):
+    for field in dataclasses.fields(kind):
+        if field.name not in ("precision", "cpu_kernels"):  # where it is computed, not what
+            changed = kind(**{field.name: others.get(field.name, 0.125)})
+            assert describe(changed) != describe(kind()), field.name
+
+
+def test_a_network():
+    config = ModelConfig(widths=(64, 128, 256), blocks=(1, 0, 2), dropout=0.2)
+    assert describe_network(config) == (
+        "resnet, stages of 64, 128 and 256 channels with 1, 0 and 2 residual blocks, patches of 2x2 pixels folded into "
+        "channels first, dropout 0.2 before the last layer"
+    )
+    assert describe_network(ModelConfig(widths=(8,), blocks=(1,), stem=1)).startswith("resnet, stages of 8 channels")
+    assert describe_network(ModelConfig(name="seed")) == "seed"
+
+
+def test_sizes_one_after_the_other():
+    config = Config(epochs=10, batch_size=256, resolutions=((0.0, 48), (0.8, 64)), label_smoothing=0.1)
+    assert describe_training(config, steps_per_epoch=1390) == (
+        "10 epochs of 1,390 steps, 256 pictures in each step, 8 epochs at 48 pixels, then 2 epochs at 64 pixels, "
+        "label smoothing 0.1"
+    )
+    assert describe_training(Config(), steps_per_epoch=None) == "30 epochs, 64 pictures in each step, 32 pixels"

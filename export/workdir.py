@@ -23,9 +23,19 @@ from export.verify import verify
 from jaxcnn import models
 from jaxcnn.checkpoint import TrainedModel, load_model
 from jaxcnn.config import Config, DataConfig
-from jaxcnn.data import Dataset, eval_batches
+from jaxcnn.cost import describe_arithmetic, describe_time
+from jaxcnn.data import Dataset
 from jaxcnn.errors import UserError
-from jaxcnn.metrics import score, summarize
+from jaxcnn.evaluate import evaluate
+from jaxcnn.history import read_log
+from jaxcnn.metrics import Evaluation
+from jaxcnn.recipe import (
+    describe_augmentation,
+    describe_network,
+    describe_optimizer,
+    describe_precision,
+    describe_training,
+)
 from jaxcnn.workdir import Workdir, environment
 
 _INPUT = "image"
@@ -83,7 +93,8 @@ def export_workdir(
         raise UserError(f"{output} does not end with .onnx; give such a name with -o")
     target = output or (run.onnx if quantization is None else run.onnx.with_suffix(".int8.onnx"))
     trained = load_model(workdir)
-    facts, side = metadata(trained), trained.config.data.image_size
+    evaluation = _evaluation(run, trained)
+    facts, side = metadata(trained) | _measured(trained, evaluation), trained.config.data.image_size
     if pictures is None:
         pictures = sidecars.read_pictures(run.onnx, side)
     try:
@@ -97,7 +108,8 @@ def export_workdir(
                 checks.append(f"In eight bits its accuracy falls by at most {quantization.tolerance}.")
             _set_metadata(file, facts)
             os.replace(file, target)
-        card = _card(run, trained, facts, target, checks)
+        training = _training(run, trained)
+        card = write_card(facts, sidecars.describe(target), evaluation=evaluation, training=training, checks=checks)
         example = _noise(4, side) if pictures is None else pictures
         sidecars.write_sidecars(target, facts, card=card, pictures=example, real=pictures is not None)
     except OSError as error:
@@ -122,6 +134,25 @@ def metadata(trained: TrainedModel) -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "description": f"{trained.config.model.name} classifier of {classes} classes, trained on {trained.dataset}",
     }
+
+
+def _measured(trained: TrainedModel, evaluation: dict[str, Any] | None) -> dict[str, Any]:
+    """What is in the file's metadata of one checkpoint: its figures are calibrated as soon as the file is."""
+    facts: dict[str, Any] = {"step": trained.step}
+    if evaluation is not None:
+        facts["metrics"] = {key: evaluation[key] for key in ("loss", "top1", "top5", "ece")}
+    if trained.calibration is not None:
+        facts["calibration"] = dataclasses.asdict(trained.calibration)
+    return facts
+
+
+def _evaluation(run: Workdir, trained: TrainedModel) -> dict[str, Any] | None:
+    """The record of this checkpoint; None if there is none, or only that of another."""
+    found = _read_json(run.evaluation)
+    if not isinstance(found, dict):
+        return None
+    fits = (found.get("step"), found.get("temperature")) == (trained.step, trained.temperature)
+    return found if fits else None
 
 
 def _portable(config: Config) -> Config:
@@ -209,7 +240,7 @@ def _quantize(file: Path, trained: TrainedModel, quantization: Quantization) -> 
     small = file.with_suffix(".int8")
     quantize.quantize(file, small, dataset.train.images)
     quantize.check(small)
-    top1 = [_accuracy(each, dataset, trained) for each in (file, small)]
+    measured = [_evaluate(each, dataset, trained) for each in (file, small)]
     speed = quantize.compare_speed([file, small], side)
     figures = {
         "tolerance": quantization.tolerance,
@@ -217,9 +248,11 @@ def _quantize(file: Path, trained: TrainedModel, quantization: Quantization) -> 
         "pictures": len(dataset.validation),
         "processor": environment()["processor"],
     }
-    for kind, path, accuracy, measured in zip(("float32", "int8"), (file, small), top1, speed, strict=True):
-        figures |= {f"top1_{kind}": accuracy, f"bytes_{kind}": path.stat().st_size}
-        figures |= {f"ms_{kind}": measured.latency, f"rate_{kind}": measured.throughput}
+    for kind, path, evaluation, times in zip(("float32", "int8"), (file, small), measured, speed, strict=True):
+        figures |= {f"{name}_{kind}": value for name, value in evaluation.scalars().items()}
+        figures |= {f"bytes_{kind}": path.stat().st_size}
+        figures |= {f"ms_{kind}": times.latency, f"rate_{kind}": times.throughput}
+    top1 = [each.top1 for each in measured]
     if top1[0] - top1[1] > quantization.tolerance:
         raise VerificationError(
             f"in int8 top-1 accuracy falls from {top1[0]:.4f} to {top1[1]:.4f}, by more than the "
@@ -229,31 +262,36 @@ def _quantize(file: Path, trained: TrainedModel, quantization: Quantization) -> 
     return small, figures
 
 
-def _accuracy(path: Path, dataset: Dataset, trained: TrainedModel) -> float:
+def _evaluate(path: Path, dataset: Dataset, trained: TrainedModel) -> Evaluation:
     run = sidecars.open_model(path)
-    batches = eval_batches(dataset.validation, batch_size=trained.config.batch_size)
-    outcomes = [score(run(batch.images)["logits"], batch.labels, batch.mask) for batch in batches]
-    return summarize(outcomes, classes=len(trained.names)).top1
+    return evaluate(
+        lambda images: run(images)["logits"],
+        dataset.validation,
+        classes=len(trained.names),
+        batch_size=trained.config.batch_size,
+    )
 
 
-def _card(run: Workdir, trained: TrainedModel, facts: dict[str, Any], path: Path, checks: list[str]) -> str:
-    config = trained.config
-    training = {
-        "network": config.model.name,
+def _training(run: Workdir, trained: TrainedModel) -> dict[str, str]:
+    """How the checkpoint came about and what that cost, as far as it was recorded."""
+    config, log = trained.config, read_log(run.metrics)
+    environment = _read_json(run.path / "environment.json")
+    rows = {
+        "network": describe_network(config.model),
         "parameters": f"{models.count_parameters(trained.variables['params']):,}",
-        "steps": f"{trained.step:,}, in batches of {config.batch_size}",
-        "optimizer": f"{config.optim.name}, learning rate {config.optim.learning_rate:g} ({config.optim.schedule})",
-        "precision": config.model.precision,
-        **_environment(run),
+        "schedule": describe_training(config, steps_per_epoch=log.steps_per_epoch),
+        "this checkpoint": f"after {trained.step:,} steps",
+        "optimizer": describe_optimizer(config.optim),
+        "augmentation": describe_augmentation(config.augment),
+        "precision": describe_precision(config.model),
     }
-    evaluation = _read_json(run.evaluation)
-    return write_card(facts, sidecars.describe(path), evaluation=evaluation, training=training, checks=checks)
-
-
-def _environment(run: Workdir) -> dict[str, str]:
-    """Hardware and library of the run, as far as it was recorded."""
-    found = _read_json(run.path / "environment.json") or {}
-    return {name: found[key] for name, key in (("trained on", "processor"), ("jax", "jax")) if key in found}
+    if log.train:
+        rows["arithmetic"] = describe_arithmetic(config, log, classes=len(trained.names))
+    if log.train and environment:
+        rows["time"] = describe_time(config, log, environment)
+    if environment:
+        rows["software"] = "jax {jax}, flax {flax}, optax {optax}, Python {python}".format_map(environment)
+    return rows
 
 
 def _read_json(path: Path) -> Any:

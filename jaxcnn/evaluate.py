@@ -44,8 +44,8 @@ class Arguments:
     """Measure as well with the probabilities of each picture and its mirror image averaged."""
     output: Path | None = None
     """The JSON file to write.
-    None: evaluation.json in the workdir or beside the .onnx file; for other pictures than the run's validation pictures
-    evaluation-train.json, evaluation-other.json and so on."""
+    None: evaluation.json in the workdir, or beside its model.onnx.
+    Other models and other pictures have their own, such as evaluation-model.int8.json and evaluation-all-other.json."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -171,14 +171,18 @@ def load_data(config: DataConfig, classifier: Classifier) -> data.Dataset:
 
 
 def default_output(path: Path, arguments: Arguments, *, trained_on: DataConfig) -> Path:
-    """Where the result goes unless told otherwise: only the run's own validation pictures make the run's record."""
-    recorded = Workdir(path.parent if path.is_file() else path).evaluation
+    """Where the result goes unless told otherwise: a run's record is of its model on its validation pictures."""
+    recorded = Workdir(path if path.is_dir() else path.parent).evaluation
     of_run = all(
         getattr(arguments.data, name) == getattr(trained_on, name)
         for name in ("source", "validation_fraction", "split_seed")
     )
-    kinds = [arguments.split] * (arguments.split != "validation") + ["other"] * (not of_run)
-    return recorded.with_name("-".join(["evaluation", *kinds]) + ".json")
+    kinds = [
+        path.stem if not path.is_dir() and path.name != Workdir(path.parent).onnx.name else "",
+        arguments.split if arguments.split != "validation" else "",
+        "other" if not of_run else "",
+    ]
+    return recorded.with_name("-".join(["evaluation", *filter(None, kinds)]) + ".json")
 
 
 def describe(classifier: Classifier, *, path: Path, dataset: data.Dataset, split: str) -> dict[str, Any]:

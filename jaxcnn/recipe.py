@@ -18,6 +18,11 @@ def describe_network(config: ModelConfig) -> str:
     )
 
 
+def describe_precision(config: ModelConfig) -> str:
+    """What the layers computed in; `auto` was decided by the machine."""
+    return "bfloat16 if the machine is made for it, else float32" if config.precision == "auto" else config.precision
+
+
 def describe_training(config: Config, *, steps_per_epoch: int | None) -> str:
     """How long, in which batches, at which sizes, towards which targets."""
     sizes = [(side, len(list(epochs))) for side, epochs in itertools.groupby(range(config.epochs), config.resolution)]

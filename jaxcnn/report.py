@@ -23,11 +23,18 @@ from jaxcnn import models
 from jaxcnn.calibration import Calibration
 from jaxcnn.charts import INK, TRAIN, VALIDATION, Curve, draw_curves, draw_reliability
 from jaxcnn.config import AugmentConfig, Config
+from jaxcnn.cost import format_duration
 from jaxcnn.data import Dataset, Split
 from jaxcnn.errors import UserError
 from jaxcnn.history import RunLog, read_log
 from jaxcnn.metrics import Evaluation
-from jaxcnn.recipe import describe_augmentation, describe_network, describe_optimizer, describe_training
+from jaxcnn.recipe import (
+    describe_augmentation,
+    describe_network,
+    describe_optimizer,
+    describe_precision,
+    describe_training,
+)
 from jaxcnn.state import init_variables
 from jaxcnn.workdir import Workdir, write_atomically
 
@@ -132,7 +139,7 @@ def describe_run(config: Config, environment: dict[str, str], log: RunLog, datas
         f"in {len(dataset.names)} classes, {config.data.image_size} by {config.data.image_size} pixels",
         "Terms of the data": dataset.license,
         "Model": f"{describe_network(config.model)}, {count_parameters(config, len(dataset.names)):,} parameters, "
-        f"{config.model.precision}",
+        f"{describe_precision(config.model)}",
         "Training": describe_training(config, steps_per_epoch=len(dataset.train) // config.batch_size),
         "Optimizer": describe_optimizer(config.optim),
         "Augmentation": describe_augmentation(config.augment),
@@ -282,12 +289,3 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
     center = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     margin = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
     return center - margin, center + margin
-
-
-def format_duration(seconds: float) -> str:
-    """Such as `41 s`, `3 min 12 s` or `2 h 5 min`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -232,7 +232,11 @@ def test_all_pictures_of_other_data(exported, pictures, capsys):
 )
 def test_only_the_runs_own_pictures_make_its_record(tmp_path, options, name):
     defaults = DataConfig(source="pictures")
-    assert default_output(tmp_path, parse(defaults, options), trained_on=defaults) == tmp_path / name
+    arguments = parse(defaults, options)
+    assert default_output(tmp_path, arguments, trained_on=defaults) == tmp_path / name
+    assert default_output(tmp_path / "model.onnx", arguments, trained_on=defaults) == tmp_path / name
+    other = default_output(tmp_path / "model.int8.onnx", arguments, trained_on=defaults)
+    assert other == tmp_path / name.replace("evaluation", "evaluation-model.int8")
 
 
 def test_flip_is_measured_beside_the_plain_figures(workdir, capsys):

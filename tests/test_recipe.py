@@ -5,7 +5,13 @@ import dataclasses
 import pytest
 
 from jaxcnn.config import AugmentConfig, Config, ModelConfig, OptimConfig
-from jaxcnn.recipe import describe_augmentation, describe_network, describe_optimizer, describe_training
+from jaxcnn.recipe import (
+    describe_augmentation,
+    describe_network,
+    describe_optimizer,
+    describe_precision,
+    describe_training,
+)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +63,11 @@ def test_a_network():
     )
     assert describe_network(ModelConfig(widths=(8,), blocks=(1,), stem=1)).startswith("resnet, stages of 8 channels")
     assert describe_network(ModelConfig(name="seed")) == "seed"
+
+
+def test_precision():
+    assert describe_precision(ModelConfig(precision="bfloat16")) == "bfloat16"
+    assert "if the machine" in describe_precision(ModelConfig(precision="auto"))
 
 
 def test_sizes_one_after_the_other():

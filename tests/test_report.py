@@ -138,13 +138,6 @@ def test_interval_is_wilsons(count, right):
     assert wilson_interval(correct / count, count) == pytest.approx((expected.low, expected.high), abs=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (192.0, "3 min 12 s"), (7500.0, "2 h 5 min")]
-)
-def test_durations(seconds, text):
-    assert report.format_duration(seconds) == text
-
-
 @pytest.mark.parametrize("count", [1, 200, 201, 1999])
 def test_long_curves_are_averaged(count):
     values = np.random.default_rng(0).normal(size=count)

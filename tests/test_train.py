@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from jaxcnn import data
+from jaxcnn import data, evaluate
 from jaxcnn.checkpoint import load_model, open_checkpoints
-from jaxcnn.config import Config, DataConfig, ModelConfig, OptimConfig
+from jaxcnn.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig
 from jaxcnn.errors import UserError
 from jaxcnn.loop import initial_state, prepare
 from jaxcnn.state import TrainState
@@ -81,19 +81,48 @@ def test_a_run_leaves_all_that_it_promises(config, tmp_path):
     evaluation = train(config, tmp_path)
     assert evaluation is not None
     assert evaluation.top1 > 0.6  # three epochs of a toy; chance is .1
-    for name in ("config.json", "classes.json", "environment.json", "evaluation.json", "report.html", "model.onnx"):
+    left = "config.json classes.json environment.json calibration.json evaluation.json report.html model.onnx".split()
+    for name in left:
         assert (tmp_path / name).stat().st_size > 0, name
     epochs = read_log(tmp_path, "validation")
     assert [line["epoch"] for line in epochs] == [1, 2, 3]
     assert epochs[-1]["loss"] < epochs[0]["loss"]
     assert max(line["top1"] for line in epochs) == pytest.approx(evaluation.top1)
     assert load_model(tmp_path).metrics["top1"] == pytest.approx(evaluation.top1)
-    assert json.loads((tmp_path / "evaluation.json").read_text())["top1"] == pytest.approx(evaluation.top1)
+    record = json.loads((tmp_path / "evaluation.json").read_text())
+    assert record["top1"] == pytest.approx(evaluation.top1)
+    assert "with_flip" not in record  # digits are not trained with mirror images
     trained = read_log(tmp_path, "train")
     assert {"step", "epoch", "loss", "top1", "learning_rate", "images_per_second", "time"} <= trained[0].keys()
     events = EventAccumulator(str(tmp_path)).Reload()
     logged = [(event.step, event.value) for event in events.Scalars("validation/top1")]
     assert logged == [(line["step"], pytest.approx(line["top1"])) for line in epochs]
+
+
+def test_a_run_is_calibrated_and_measured_alike_as_workdir_and_as_file(config, tmp_path):
+    returned = train(dataclasses.replace(config, augment=AugmentConfig(flip=True)), tmp_path)
+    trained = load_model(tmp_path)
+    calibration = json.loads((tmp_path / "calibration.json").read_text())
+    assert (calibration["step"], calibration["count"]) == (trained.step, 179)
+    assert calibration["temperature"] == trained.temperature != 1
+    assert calibration["ece_before"] == pytest.approx(trained.metrics["ece"], abs=1e-6)
+    record = json.loads((tmp_path / "evaluation.json").read_text())
+    assert (record["step"], record["temperature"]) == (trained.step, trained.temperature)
+    assert returned is not None
+    assert record["loss"] == returned.loss < trained.metrics["loss"]  # as it was before it was calibrated
+    assert record["with_flip"].keys() == {"top1", "top5", "loss", "ece"}
+    evaluate.main([str(tmp_path), "--flip"])
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == record
+    evaluate.main([str(tmp_path / "model.onnx"), "--flip"])
+    exported = json.loads((tmp_path / "evaluation.json").read_text())
+    assert exported["confusion"] == record["confusion"]
+    for name in ("loss", "ece", "step", "temperature"):
+        assert exported[name] == pytest.approx(record[name], abs=1e-5), name
+    assert exported["with_flip"] == pytest.approx(record["with_flip"], abs=1e-5)
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert f"| top-1 accuracy | {record['top1']:.4f} | {record['with_flip']['top1']:.4f} |" in card
+    page = (tmp_path / "report.html").read_text()
+    assert f"divided by {trained.temperature:.3g}, the temperature" in page
 
 
 def test_a_complete_run_is_not_trained_further(config, tmp_path):

@@ -13,19 +13,23 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from scipy.special import softmax
 
 import export
 import export.quantize
 import export.workdir
-from export.card import _plain
+from export.card import _classes, _plain
 from export.explain import explain
 from export.workdir import Quantization
 from jaxcnn import config as settings
 from jaxcnn import models
+from jaxcnn.calibration import Calibration, write_calibration
 from jaxcnn.checkpoint import load_model, open_checkpoints
-from jaxcnn.config import Config, DataConfig, ModelConfig
+from jaxcnn.classifier import open_classifier
+from jaxcnn.config import AugmentConfig, Config, DataConfig, ModelConfig
 from jaxcnn.data import Dataset, Split
 from jaxcnn.errors import UserError
+from jaxcnn.evaluate import describe, evaluate, with_mirror_image, write_evaluation
 from jaxcnn.optim import make_optimizer
 from jaxcnn.state import create_state
 from jaxcnn.workdir import Classes, Workdir
@@ -34,10 +38,11 @@ ROOT = Path(__file__).parents[2]
 CLASSES = Classes(("cat", "dög", "eel"), ("n01", "n02", "n03"), "pets", "CC-BY-4.0")
 
 
-def make_run(path, **model):
+def make_run(path, *, flip=False, **model):
     config = Config(
         data=DataConfig(image_size=8, cache_dir="/home/me/cache"),
         model=ModelConfig(widths=(4, 6), blocks=(1, 0), **model),
+        augment=AugmentConfig(flip=flip),
     )
     Workdir(path).record(config, CLASSES)
     state = create_state(
@@ -93,6 +98,7 @@ def test_the_file_says_what_it_is(run, file):
         "resize": {"mode": "stretch", "filter": "bicubic"},
         "dataset": "pets",
         "metrics": {"top1": 0.5, "loss": 1.25},
+        "step": 7,
         "config": json.loads(
             settings.to_json(Workdir(run).read_config()).replace("/home/me/cache", DataConfig().cache_dir)
         ),
@@ -218,27 +224,168 @@ def test_a_damaged_example_is_no_obstacle(tmp_path):
     assert export.export_workdir(run).exists()
 
 
+CALIBRATION = Calibration(step=7, temperature=1.625, count=200, ece_before=0.375, ece_after=0.1875)
+
+
+def measure(run, *, flip=False):
+    """Writes the run's evaluation as training does at its end, and returns the record."""
+    classifier, dataset = open_classifier(run), dataset_of(run)
+    evaluation, flipped = (
+        evaluate(logits, dataset.validation, classes=3, batch_size=32)
+        for logits in (classifier.logits, with_mirror_image(classifier.logits))
+    )
+    about = describe(classifier, path=run, dataset=dataset, split="validation")
+    path = run / "evaluation.json"
+    write_evaluation(evaluation, path, names=CLASSES.names, about=about, flipped=flipped if flip else None)
+    return json.loads(path.read_text())
+
+
+def card_of(run, **options):
+    return (export.export_workdir(run, **options).with_suffix("") / "README.md").read_text()
+
+
+def metadata_of(path):
+    return {each.key: json.loads(each.value) for each in onnx.load(path).metadata_props}
+
+
 def test_the_model_card_tells_the_runs_figures(tmp_path):
     run = make_run(tmp_path / "run")
-    figures = {"count": 1234, "top1": 0.5, "top5": 0.75, "loss": 1.25, "ece": 0.0625}
-    (run / "evaluation.json").write_text(json.dumps(figures))
-    card = (export.export_workdir(run).with_suffix("") / "README.md").read_text()
+    (run / "metrics.jsonl").write_text(
+        '{"kind": "train", "step": 10, "epoch": 1.0, "images_per_second": 16.0}\n'
+        '{"kind": "validation", "step": 10, "epoch": 1.0, "top1": 0.5}\n'
+    )
+    found = measure(run)
+    card = card_of(run)
     front = card.split("---")[1]
     assert "pipeline_tag: image-classification" in front
-    assert "{type: top1, value: 0.5}" in front
+    assert f"{{type: loss, value: {found['loss']:.6g}}}" in front
     for expected in (
-        "1,234 validation pictures",
-        "| top-1 accuracy | 0.5000 |",
+        "200 validation pictures",
+        f"| top-1 accuracy | {found['top1']:.4f} |",
+        f"| cross-entropy | {found['loss']:.4f} |",
+        f"| calibration error | {found['ece']:.4f} |",
         "cat, dög, eel",
         "CC-BY-4.0",
-        "| steps | 7",
+        "| this checkpoint | after 7 steps |",
+        "| network | resnet, stages of 4 and 6 channels",
+        "| schedule | 30 epochs of 10 steps, 64 pictures in each step",
+        "floating point operations: 640 pictures of 8x8 pixels",
+        "| time | 40 s in training steps",
+        "It knows these 3 classes and no others.",
+        "It sees 8x8 pixels.",
+        "All it knows is from pets.",
+        "--data.source FOLDER --split all",
     ):
         assert expected in card
     assert "largest difference is" in card
+    for absent in ("top-5", "mirror", "calibrated", "{"):
+        assert absent not in card.split("---", 2)[2].split("## Use")[0]
+    assert "left from right" not in card
+
+
+def test_a_card_before_the_end_of_a_run_has_the_figures_of_the_checkpoint(tmp_path):
+    card = card_of(make_run(tmp_path / "run"))
+    assert "| top-1 accuracy | 0.5000 |" in card
+    assert "model-index" not in card
+    assert "| time |" not in card
+    assert "## Classes\n\ncat, dög, eel" in card
+    assert "From the worst class" not in card
+
+
+@pytest.mark.parametrize("change", [{"step": 6}, {"temperature": 2.0}, {"step": None}])
+def test_an_evaluation_of_another_checkpoint_is_left_alone(tmp_path, change):
+    run = make_run(tmp_path / "run")
+    record = measure(run) | change
+    (run / "evaluation.json").write_text(json.dumps(record))
+    assert "| top-1 accuracy | 0.5000 |" in card_of(run)
+
+
+def test_a_card_with_mirror_images(tmp_path):
+    run = make_run(tmp_path / "run", flip=True)
+    found = measure(run, flip=True)
+    flipped = found["with_flip"]
+    assert flipped["loss"] != found["loss"]
+    card = card_of(run)
+    assert f"| cross-entropy | {found['loss']:.4f} | {flipped['loss']:.4f} |" in card
+    assert "it cannot tell left from right" in card
+    assert "| augmentation | mirrored half of the time |" in card
+
+
+def test_a_calibrated_run_is_calibrated_in_its_weights(tmp_path):
+    run = make_run(tmp_path / "run")
+    plain = onnx.load(export.export_workdir(run, tmp_path / "plain.onnx"))
+    write_calibration(CALIBRATION, run / "calibration.json")
+    found = measure(run)
+    path = export.export_workdir(run)
+    model = onnx.load(path)
+    assert [each.op_type for each in model.graph.node] == [each.op_type for each in plain.graph.node]
+    trained = load_model(run)
+    images = np.random.default_rng(5).integers(0, 256, (4, 8, 8, 3), np.uint8)
+    logits, probabilities = ort.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"image": images})
+    expected = trained.model.apply(trained.variables, jnp.asarray(images), train=False) / 1.625
+    np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max())
+    np.testing.assert_allclose(probabilities, softmax(logits, axis=1), rtol=1e-5)
+    facts = metadata_of(path)
+    assert facts["calibration"] == dataclasses.asdict(CALIBRATION)
+    assert facts["metrics"] == {key: found[key] for key in ("loss", "top1", "top5", "ece")}
+    card = (run / "model" / "README.md").read_text()
+    assert "the logits are divided by 1.62, a temperature" in card
+    assert "Without it the calibration error would be 0.3750." in card
+    assert "it is 0.1875; for the table" in card
+    opened = open_classifier(path)
+    assert (opened.temperature, opened.step) == (1.625, 7)
+    again = evaluate(opened.logits, dataset_of(run).validation, classes=3, batch_size=32)
+    assert again.scalars() == pytest.approx({key: found[key] for key in again.scalars()}, abs=1e-5)
+
+
+def test_a_heatmap_is_the_same_when_calibrated(tmp_path):
+    run = make_run(tmp_path / "run")
+    images = np.random.default_rng(5).integers(0, 256, (6, 8, 8, 3), np.uint8)
+    maps, nodes = [], []
+    for _ in range(2):
+        path = export.export_workdir(run, tmp_path / "more.onnx", heatmap=True)
+        maps += ort.InferenceSession(path, providers=["CPUExecutionProvider"]).run(["heatmap"], {"image": images})
+        nodes.append([each.op_type for each in onnx.load(path).graph.node])
+        write_calibration(CALIBRATION, run / "calibration.json")
+    np.testing.assert_allclose(maps[1], maps[0], atol=1e-5)
+    assert nodes[1] == nodes[0]
 
 
 def test_a_card_keeps_strangers_class_names_in_their_place():
-    assert _plain("a | b\n# c") == "a \\| b # c"
+    assert _plain("a | b\n# <c>") == "a \\| b # &lt;c>"
+
+
+def make_evaluation(names, right, confusions=()):
+    """A record with these shares of a hundred pictures of each class."""
+    confusion = np.diag([round(100 * each) for each in right])
+    for i, j, times in confusions:
+        confusion[i, j] = times
+    per_class = [{"name": name, "count": 100, "top1": share} for name, share in zip(names, right, strict=True)]
+    return {"per_class": per_class, "confusion": confusion.tolist()}
+
+
+def test_many_classes_are_told_from_both_ends():
+    names = [f"c{i:02}" for i in range(30)]
+    record = make_evaluation(names, [i / 100 for i in range(30)], [(0, i, 30 + i) for i in range(1, 13)])
+    record["per_class"][3] |= {"count": 0, "top1": None}
+    ranks, confusions = _classes(record).split("## Most frequent confusions")
+    rows = [line.split(" | ") for line in ranks.splitlines() if line.startswith("| c")]
+    assert [row[0].strip("| ") for row in rows] == [names[i] for i in (0, 1, 2, 4, 5, 6, 7, 8, 9, 10)]
+    assert [row[2] for row in rows] == names[:-11:-1]
+    assert rows[0][1] == "0.0000"
+    assert rows[0][3].strip("| ") == "0.2900"
+    listed = [line for line in confusions.splitlines() if line.startswith("| c0")]
+    assert listed == [f"| c00 | c{i:02} | {30 + i} | 100 |" for i in range(12, 2, -1)]
+
+
+def test_few_classes_are_all_told():
+    section = _classes(make_evaluation(["a", "b", "c"], [0.5, 0.25, 1]))
+    assert [line for line in section.splitlines() if line.endswith("100 |")] == [
+        "| b | 0.2500 | 100 |",
+        "| a | 0.5000 | 100 |",
+        "| c | 1.0000 | 100 |",
+    ]
+    assert "confusions" not in section
 
 
 @pytest.mark.parametrize("model", [{}, {"preactivation": True, "stem": 1}, {"stem": 3}])
@@ -312,13 +459,30 @@ def test_a_quantized_file_keeps_the_contract_and_tells_its_figures(tmp_path):
     assert not model.graph.value_info
     weights = {each.data_type for each in model.graph.initializer}
     assert onnx.TensorProto.INT8 in weights
-    figures = json.loads(next(each.value for each in model.metadata_props if each.key == "quantization"))
+    figures = metadata_of(path)["quantization"]
     assert figures["top1_float32"] == 1
     assert 0.5 <= figures["top1_int8"] <= 1
     assert figures["rate_int8"] > 0
     card = (path.with_suffix("") / "README.md").read_text()
     assert "## In eight bits" in card
     assert f"| top-1 accuracy | 1.0000 | {figures['top1_int8']:.4f} |" in card
+    assert f"| calibration error | {figures['ece_float32']:.4f} | {figures['ece_int8']:.4f} |" in card
+    assert f"{{type: ece, value: {figures['ece_int8']:.6g}}}" in card
+    assert "These are the figures in float32" in card
+
+
+def test_a_quantized_file_stays_calibrated(tmp_path):
+    run = make_run(tmp_path / "run")
+    write_calibration(CALIBRATION, run / "calibration.json")
+    dataset = dataset_of(run)
+    path = export.export_workdir(run, quantization=Quantization(dataset=dataset, tolerance=0.5))
+    figures, opened = metadata_of(path)["quantization"], open_classifier(path)
+    assert opened.temperature == 1.625
+    evaluation = evaluate(opened.logits, dataset.validation, classes=3, batch_size=32)
+    assert evaluation.scalars() == pytest.approx({key: figures[f"{key}_int8"] for key in evaluation.scalars()})
+    exact = open_classifier(run).logits(dataset.validation.images)
+    found = opened.logits(dataset.validation.images)
+    assert np.vdot(found, exact) / np.vdot(exact, exact) == pytest.approx(1, abs=0.1)  # not 1.625
 
 
 def test_the_last_layer_and_the_softmax_stay_in_float(tmp_path):

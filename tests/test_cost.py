@@ -1,0 +1,66 @@
+"""The cost of a training: its time, and the operations of the layers, counted as they would be by hand."""
+
+import pytest
+
+from jaxcnn.config import Config, DataConfig, ModelConfig
+from jaxcnn.cost import describe_arithmetic, describe_time, format_duration, picture_flops, pictures_by_side
+from jaxcnn.history import RunLog
+
+
+def test_operations_of_a_network_counted_by_hand():
+    # Patches of 2x2 make 16x16x12 of a picture; one convolution 3x3 to 32 channels, a pooled map, one linear layer.
+    # Zeros outside of the map are not multiplied: 3 * 16 - 2 rows and columns of the window fall on it.
+    convolution = 2 * 46 * 46 * 12 * 32
+    layer = 2 * 32 * 100
+    found = picture_flops(ModelConfig(widths=(32,), blocks=(0,)), classes=100, side=32)
+    assert convolution + layer < found < 1.05 * (convolution + layer)  # normalising and pooling are not much
+
+
+def test_operations_do_not_depend_on_kernels_and_precision():
+    config = ModelConfig(widths=(8,), blocks=(1,))
+    other = ModelConfig(widths=(8,), blocks=(1,), precision="bfloat16", cpu_kernels=False)
+    assert picture_flops(config, classes=3, side=16) == picture_flops(other, classes=3, side=16)
+
+
+def test_pictures_are_counted_at_the_size_they_were_seen():
+    config = Config(data=DataConfig(image_size=64), epochs=4, batch_size=8, resolutions=((0.0, 32), (0.5, 64)))
+    log = RunLog([{"step": step, "epoch": step / 10} for step in (5.0, 10.0, 20.0, 30.0, 35.0)], [])
+    assert pictures_by_side(config, log) == {32: 160, 64: 120}
+    assert pictures_by_side(config, RunLog([], [])) == {}
+
+
+def test_arithmetic_is_three_times_the_forward_pass():
+    config = Config(
+        data=DataConfig(image_size=16),
+        model=ModelConfig(widths=(8,), blocks=(1,)),
+        epochs=2,
+        batch_size=10,
+        resolutions=((0.0, 8), (0.5, 16)),
+    )
+    log = RunLog([{"step": 100.0, "epoch": 1.0}, {"step": 150.0, "epoch": 1.5}], [])
+    told = describe_arithmetic(config, log, classes=3)
+    total = 3 * sum(count * picture_flops(config.model, classes=3, side=side) for side, count in ((8, 1000), (16, 500)))
+    assert float(told.split()[0]) == pytest.approx(total, rel=0.01)
+    assert "1,000 pictures of 8x8 pixels at 0.05 million each and 500 pictures of 16x16 pixels at 0.2" in told
+
+
+LOG = RunLog([{"step": 100.0, "images_per_second": 2.0, "epoch": 1.0}], [])
+
+
+def test_time_on_processors_is_in_core_hours():
+    environment = {"devices": "cpu", "cores": "2", "processor": "EPYC"}
+    told = describe_time(Config(batch_size=36), LOG, environment)
+    assert told == "30 min 0 s in training steps, 1 core-hours on 2 cores of EPYC; evaluation not counted"
+
+
+def test_time_on_other_devices_is_in_device_hours():
+    environment = {"devices": "TPU v5e, TPU v5e, TPU v5e", "cores": "96", "processor": "EPYC"}
+    told = describe_time(Config(batch_size=36), LOG, environment)
+    assert "1.5 device-hours on TPU v5e, TPU v5e, TPU v5e;" in told
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (192.0, "3 min 12 s"), (7500.0, "2 h 5 min")]
+)
+def test_durations(seconds, text):
+    assert format_duration(seconds) == text

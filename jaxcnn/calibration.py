@@ -61,13 +61,14 @@ def fit_temperature(logits: Float32[np.ndarray, "n classes"], labels: Int32[np.n
       logits: finite; there may be none, which gives 1.
       labels: in [0, classes).
     """
-    values = logits.astype(np.float64)
-    shifted = values - values.max(axis=1, keepdims=True)
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=1, keepdims=True)
     own = np.take_along_axis(shifted, labels[:, None], axis=1).sum()
 
     def cost(log_temperature: float) -> float:
         inverse = math.exp(-log_temperature)
-        loss = np.log(np.exp(inverse * shifted).sum(axis=1)).sum() - inverse * own
+        scaled = inverse * shifted
+        loss = np.log(np.exp(scaled, out=scaled).sum(axis=1)).sum() - inverse * own
         return float(loss + _PRIOR * (inverse + log_temperature))
 
     found = minimize_scalar(cost, bounds=(math.log(LOWEST), math.log(HIGHEST)), method="bounded")

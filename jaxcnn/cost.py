@@ -1,7 +1,8 @@
 """What a training cost: time on its machine, and arithmetic, which is the same on any."""
 
-import dataclasses
+import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,41 +22,62 @@ def describe_time(config: Config, log: RunLog, environment: Mapping[str, str]) -
     seconds = log.seconds(config.batch_size)
     devices = environment["devices"].split(", ")
     if set(devices) == {"cpu"}:
-        count, kind, where = int(environment["cores"]), "core", f"cores of {environment['processor']}"
+        count, unit, machine = int(environment["cores"]), "core-hours", "{cores} cores of {processor}"
     else:
-        count, kind, where = len(devices), "device", environment["devices"]
+        count, unit, machine = len(devices), "device-hours", "{devices}"
     return (
-        f"{format_duration(seconds)} in training steps, {seconds * count / 3600:.3g} {kind}-hours on "
-        f"{f'{count} ' if kind == 'core' else ''}{where}; evaluation not counted"
+        f"{format_duration(seconds)} in training steps, {seconds * count / 3600:.3g} {unit} on "
+        f"{machine.format_map(environment)}; evaluation not counted"
     )
 
 
 def describe_arithmetic(config: Config, log: RunLog, *, classes: int) -> str:
     """The floating point operations of a run, and how they were counted."""
-    total, terms = 0.0, []
+    total, terms = 0, []
     for side, pictures in pictures_by_side(config, log).items():
         flops = picture_flops(config.model, classes=classes, side=side)
         total += 3 * flops * pictures
         terms.append(f"{pictures:,} pictures of {side}x{side} pixels at {flops / 1e6:,.2f} million each")
     mantissa, exponent = f"{total:.2e}".split("e")
     return (
-        f"{mantissa}e{int(exponent)} floating point operations: {' and '.join(terms)} forward (XLA's cost analysis of "
-        "the plain network), times 3 for the gradients"
+        f"{mantissa}e{int(exponent)} floating point operations: {' and '.join(terms)} forward (convolutions "
+        "and dense layers), times 3 for the gradients"
     )
 
 
-def picture_flops(config: ModelConfig, *, classes: int, side: int) -> float:
-    """Floating point operations of the network for one picture, forward, by XLA's cost analysis.
+def picture_flops(config: ModelConfig, *, classes: int, side: int) -> int:
+    """Floating point operations of the network's convolutions and dense layers for one picture, forward.
 
-    A multiplication and an addition are two. It is the plain network that is counted, whatever kernels it is run on.
+    A multiplication and an addition are two; those with the padding's zeros are counted. It is the plain network that
+    is counted, whatever kernels it is run on.
     """
-    model = models.build(dataclasses.replace(config, precision="float32"), classes=classes)
+    model = models.build(config, classes=classes)
     variables = jax.eval_shape(lambda key: init_variables(key, model=model, image_size=side), jax.random.key(0))
     picture = jax.ShapeDtypeStruct((1, side, side, 3), jnp.uint8)  # type: ignore[no-untyped-call]
-    lowered = jax.jit(lambda variables, images: model.apply(variables, images, train=False)).lower(variables, picture)
-    cost = lowered.cost_analysis()
-    assert cost is not None
-    return float(cost["flops"])
+    traced = jax.make_jaxpr(lambda variables, images: model.apply(variables, images, train=False))(variables, picture)
+    return _flops(traced.jaxpr)
+
+
+def _flops(jaxpr: Any) -> int:
+    """Operations of the convolutions and matrix products in a jaxpr and those that it calls."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("conv_general_dilated", "dot_general"):
+            total += 2 * equation.outvars[0].aval.size * _terms(equation)
+        for inner in equation.params.values():
+            total += _flops(getattr(inner, "jaxpr", inner)) if hasattr(inner, "eqns") else 0
+    return total
+
+
+def _terms(equation: Any) -> int:
+    """How many products are summed up in each number of a convolution's or a matrix product's result."""
+    shape: tuple[int, ...] = equation.invars[1].aval.shape
+    numbers = equation.params["dimension_numbers"]
+    if equation.primitive.name == "dot_general":
+        (_, contracted), _ = numbers
+        return math.prod(shape[axis] for axis in contracted)
+    outputs: int = shape[numbers.rhs_spec[0]]
+    return math.prod(shape) // outputs
 
 
 def pictures_by_side(config: Config, log: RunLog) -> dict[int, int]:

@@ -28,10 +28,10 @@ def describe_training(config: Config, *, steps_per_epoch: int | None) -> str:
     sizes = [(side, len(list(epochs))) for side, epochs in itertools.groupby(range(config.epochs), config.resolution)]
     return _joined(
         f"{config.epochs} epochs" + (f" of {steps_per_epoch:,} steps" if steps_per_epoch else ""),
-        f"{config.batch_size} pictures in each step",
-        ", then ".join(f"{count} epochs at {side} pixels" for side, count in sizes)
+        ", then ".join(f"{count} at {side} pixels" for side, count in sizes)
         if len(sizes) > 1
         else f"{sizes[0][0]} pixels",
+        f"{config.batch_size} pictures in each step",
         f"label smoothing {config.label_smoothing:g}" if config.label_smoothing else "",
     )
 

@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> None:
     evaluation = train(parsed.config, parsed.workdir)
     if evaluation is not None:
         console.print(
-            f"best checkpoint: validation top-1 {evaluation.top1:.4f}, loss {evaluation.loss:.4f} "
+            f"best checkpoint, calibrated: validation top-1 {evaluation.top1:.4f}, loss {evaluation.loss:.4f} "
             f"on {evaluation.count:,} pictures"
         )
         for name in ("report.html", "model.onnx"):

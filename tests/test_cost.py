@@ -9,11 +9,16 @@ from jaxcnn.history import RunLog
 
 def test_operations_of_a_network_counted_by_hand():
     # Patches of 2x2 make 16x16x12 of a picture; one convolution 3x3 to 32 channels, a pooled map, one linear layer.
-    # Zeros outside of the map are not multiplied: 3 * 16 - 2 rows and columns of the window fall on it.
-    convolution = 2 * 46 * 46 * 12 * 32
-    layer = 2 * 32 * 100
     found = picture_flops(ModelConfig(widths=(32,), blocks=(0,)), classes=100, side=32)
-    assert convolution + layer < found < 1.05 * (convolution + layer)  # normalising and pooling are not much
+    assert found == 2 * 16 * 16 * 32 * 3 * 3 * 12 + 2 * 32 * 100
+
+
+def test_operations_of_a_residual_network_counted_by_hand():
+    shape = ModelConfig(widths=(8, 16), blocks=(1, 2), stem=1)
+    first = 9 * (3 * 8 + 2 * 8 * 8)  # for each place of a map: the stage's first convolution, and two in each block
+    second = 9 * (8 * 16 + 4 * 16 * 16)
+    expected = 2 * (16 * 16 * first + 8 * 8 * second + 16 * 5)
+    assert picture_flops(shape, classes=5, side=16) == expected
 
 
 def test_operations_do_not_depend_on_kernels_and_precision():
@@ -41,7 +46,7 @@ def test_arithmetic_is_three_times_the_forward_pass():
     told = describe_arithmetic(config, log, classes=3)
     total = 3 * sum(count * picture_flops(config.model, classes=3, side=side) for side, count in ((8, 1000), (16, 500)))
     assert float(told.split()[0]) == pytest.approx(total, rel=0.01)
-    assert "1,000 pictures of 8x8 pixels at 0.05 million each and 500 pictures of 16x16 pixels at 0.2" in told
+    assert "1,000 pictures of 8x8 pixels at 0.06 million each and 500 pictures of 16x16 pixels at 0.26" in told
 
 
 LOG = RunLog([{"step": 100.0, "images_per_second": 2.0, "epoch": 1.0}], [])

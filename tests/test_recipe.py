@@ -73,7 +73,6 @@ def test_precision():
 def test_sizes_one_after_the_other():
     config = Config(epochs=10, batch_size=256, resolutions=((0.0, 48), (0.8, 64)), label_smoothing=0.1)
     assert describe_training(config, steps_per_epoch=1390) == (
-        "10 epochs of 1,390 steps, 256 pictures in each step, 8 epochs at 48 pixels, then 2 epochs at 64 pixels, "
-        "label smoothing 0.1"
+        "10 epochs of 1,390 steps, 8 at 48 pixels, then 2 at 64 pixels, 256 pictures in each step, label smoothing 0.1"
     )
-    assert describe_training(Config(), steps_per_epoch=None) == "30 epochs, 64 pictures in each step, 32 pixels"
+    assert describe_training(Config(), steps_per_epoch=None) == "30 epochs, 32 pixels, 64 pictures in each step"

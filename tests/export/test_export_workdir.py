@@ -268,7 +268,7 @@ def test_the_model_card_tells_the_runs_figures(tmp_path):
         "CC-BY-4.0",
         "| this checkpoint | after 7 steps |",
         "| network | resnet, stages of 4 and 6 channels",
-        "| schedule | 30 epochs of 10 steps, 64 pictures in each step",
+        "| schedule | 30 epochs of 10 steps, 8 pixels, 64 pictures in each step",
         "floating point operations: 640 pictures of 8x8 pixels",
         "| time | 40 s in training steps",
         "It knows these 3 classes and no others.",

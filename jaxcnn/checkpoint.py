@@ -29,7 +29,7 @@ class TrainedModel:
 
     Attributes:
       model: called with `variables`, uint8 or float32 images [batch, height, width, 3] in [0, 255], and
-        `train=False`, gives float32 logits [batch, classes].
+        `train=False`, gives float32 logits [batch, classes], not yet divided by the temperature.
       variables: parameters and batch statistics; the moving average where the run keeps one.
       step: steps taken when it was saved.
       metrics: validation metrics of that step; empty if the run was stopped before its first evaluation.

@@ -230,13 +230,12 @@ CALIBRATION = Calibration(step=7, temperature=1.625, count=200, ece_before=0.375
 def measure(run, *, flip=False):
     """Writes the run's evaluation as training does at its end, and returns the record."""
     classifier, dataset = open_classifier(run), dataset_of(run)
-    evaluation, flipped = (
-        evaluate(logits, dataset.validation, classes=3, batch_size=32)
-        for logits in (classifier.logits, with_mirror_image(classifier.logits))
-    )
+    evaluation = evaluate(classifier.logits, dataset.validation, classes=3, batch_size=32)
+    averaged = with_mirror_image(classifier.logits)
+    flipped = evaluate(averaged, dataset.validation, classes=3, batch_size=32) if flip else None
     about = describe(classifier, path=run, dataset=dataset, split="validation")
     path = run / "evaluation.json"
-    write_evaluation(evaluation, path, names=CLASSES.names, about=about, flipped=flipped if flip else None)
+    write_evaluation(evaluation, path, names=CLASSES.names, about=about, flipped=flipped)
     return json.loads(path.read_text())
 
 

@@ -137,7 +137,7 @@ class Workdir:
             for each in dataclasses.fields(ModelConfig)
             if each.name not in ("precision", "cpu_kernels")
         ]
-        pairs += [(name, getattr(saved, name), getattr(asked, name)) for name in ("batch_size", "seed")]
+        pairs += [(name, getattr(saved, name), getattr(asked, name)) for name in ("init_from", "batch_size", "seed")]
         pairs += [
             (f"data.{name}", getattr(saved.data, name), getattr(asked.data, name))
             for name in ("validation_fraction", "split_seed")
@@ -171,12 +171,12 @@ class Workdir:
             raise UserError(f"{self.path / name} cannot be read: {error}") from error
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a UTF-8 file that is either whole or as it was before."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes a file that is either whole or as it was before; text in UTF-8."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with partial.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

@@ -255,10 +255,10 @@ def finetune() -> Config:
         data=DataConfig(source="", image_size=64),
         model=ModelConfig(precision="auto"),
         augment=AugmentConfig(flip=True, crop_scale=(0.5, 1.0), erase=0.1, brightness=0.2, contrast=0.2),
-        optim=OptimConfig(learning_rate=0.02, schedule="cosine", warmup=0.1, weight_decay=5e-4, ema_decay=0.97),
+        optim=OptimConfig(learning_rate=0.03, schedule="cosine", warmup=0.1, weight_decay=5e-4, ema_decay=0.9),
         init_from="shipped",
         label_smoothing=0.1,
-        epochs=15,
+        epochs=20,
         batch_size=32,
     )
 

@@ -84,10 +84,9 @@ def parse(arguments: Sequence[str]) -> Arguments:
 def _read_early(arguments: Sequence[str], default: Arguments) -> argparse.Namespace:
     """The options that other options' defaults depend on: `name` of the model, `init_from`, `workdir`, and `help`."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    config = default.config
     for option, name, value in (
-        ("--model.name", "name", config.model.name),
-        ("--init_from", "init_from", config.init_from),
+        ("--model.name", "name", None),
+        ("--init_from", "init_from", default.config.init_from),
         ("--workdir", "workdir", str(default.workdir)),
     ):
         # Without a value, as if it was not given: the parser of all options says what is wrong.
@@ -119,8 +118,8 @@ def _refuse_other_shape(config: Config, weights_model: ModelConfig) -> None:
             )
 
 
-def _with_model(config: Config, name: str) -> Config:
-    """Another network than the preset's starts from its own shape, not from the preset's."""
+def _with_model(config: Config, name: str | None) -> Config:
+    """Another network than the settings' starts from its own shape, not from theirs."""
     if name == config.model.name or name not in typing.get_args(ModelName):
         return config
     model = ModelConfig(name=typing.cast(ModelName, name), precision=config.model.precision)

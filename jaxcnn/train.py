@@ -178,8 +178,8 @@ def _say_start(run: Run, workdir: Path, *, step: int, weights: Weights | None) -
         console.print(f"going on from step {step:,} of {run.total_steps:,}")
     if weights is not None:
         same_classes = weights.has_classes(dataset.names, dataset.wnids)
-        head = "also of the classifier: the classes are the same" if same_classes else "but a new classifier"
-        console.print(f"starting from the weights of {weights.source}, trained on {weights.dataset}, {head}")
+        head = "the classifier too, for the same classes" if same_classes else "with a new classifier"
+        console.print(f"starting from {weights.source}, trained on {weights.dataset}, {head}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def parse(arguments: Sequence[str]) -> Arguments:
         raise UserError(f"there is no preset {preset!r}; there are: {', '.join(PRESETS)}")
     default = Arguments(PRESETS[preset](), Path("runs") / preset)
     early = _read_early(arguments, default)
-    weights_model = _find_weights_model(early)
+    weights_model = None if {"-h", "--help"} & set(arguments) else _find_weights_model(early)
     config = default.config
     if weights_model is not None:
         config = dataclasses.replace(config, model=config.model.with_shape_of(weights_model))
@@ -82,7 +82,7 @@ def parse(arguments: Sequence[str]) -> Arguments:
 
 
 def _read_early(arguments: Sequence[str], default: Arguments) -> argparse.Namespace:
-    """The options that other options' defaults depend on: `name` of the model, `init_from`, `workdir`, and `help`."""
+    """The options that other options' defaults depend on: `name` of the model, `init_from` and `workdir`."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for option, name, value in (
         ("--model.name", "name", None),
@@ -91,13 +91,12 @@ def _read_early(arguments: Sequence[str], default: Arguments) -> argparse.Namesp
     ):
         # Without a value, as if it was not given: the parser of all options says what is wrong.
         parser.add_argument(*{option, option.replace("_", "-")}, dest=name, nargs="?", default=value, const=value)
-    parser.add_argument("-h", "--help", action="store_true")
     return parser.parse_known_args(arguments)[0]
 
 
 def _find_weights_model(early: argparse.Namespace) -> ModelConfig | None:
     """The network of the weights to start from; a run that has begun with them knows it by itself."""
-    if early.init_from in (None, "None") or early.help:
+    if early.init_from in (None, "None"):
         return None
     run = Workdir(Path(early.workdir))
     if (run.path / "config.json").exists():
@@ -179,7 +178,7 @@ def _say_start(run: Run, workdir: Path, *, step: int, weights: Weights | None) -
     if weights is not None:
         same_classes = weights.has_classes(dataset.names, dataset.wnids)
         head = "the classifier too, for the same classes" if same_classes else "with a new classifier"
-        console.print(f"starting from {weights.source}, trained on {weights.dataset}, {head}", soft_wrap=True)
+        console.print(f"initial weights: {weights.source}, trained on {weights.dataset}, {head}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -324,7 +324,7 @@ def test_a_run_begins_with_the_weights_and_its_own_classes(config, tmp_path, fil
     for each, values in by_path(state.variables["params"]).items():
         np.testing.assert_allclose(trained[each], values, rtol=0, atol=1e-20, err_msg=each)
     said = capsys.readouterr().err
-    assert f"\nstarting from {file}, trained on pets, with a new classifier\n" in said
+    assert f"\ninitial weights: {file}, trained on pets, with a new classifier\n" in said
     recorded = Workdir(tmp_path / "run").read_config()
     assert (recorded.init_from, recorded.model) == (str(file), MODEL)
 
@@ -430,5 +430,6 @@ def test_without_the_shipped_weights_the_rest_works(monkeypatch, tmp_path, capsy
     with pytest.raises(SystemExit):
         parse(["finetune", "--help"])
     assert "--init_from" in capsys.readouterr().out
-    with pytest.raises(UserError, match="init_from"):
-        parse(["finetune", "--init_from"])
+    for wrong in ("--init_from", "--help=yes"):
+        with pytest.raises(UserError, match=r"init_from|help"):
+            parse(["finetune", wrong])

@@ -247,7 +247,7 @@ def folder() -> Config:
 
 
 def finetune() -> Config:
-    """Your own pictures, from the shipped weights: for fewer pictures, or in less time, than `folder`.
+    """Your own pictures, from the shipped weights: a starting point for some dozens of photographs of each class.
 
     python -m jaxcnn.train finetune --data.source PATH
     """

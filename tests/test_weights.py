@@ -92,7 +92,7 @@ def test_half_precision_is_taken_where_it_loses_nothing(values):
         assert kept.dtype == np.float16
 
 
-@pytest.mark.parametrize("value", [65536.0, 1e38, 1e-7, 3e-8, 1e-30])
+@pytest.mark.parametrize("value", [65536.0, 1e38, 300.5 * 2**-24, 1e-7, 3e-8, 1e-30])
 def test_what_float16_cannot_hold_stays_in_float32(value):
     kernel = np.full((3, 3, 2, 2), value, np.float32)
     assert weights._compact(kernel).dtype == np.float32

@@ -132,12 +132,13 @@ class Workdir:
 
     def _refuse_other_settings(self, config: Config) -> None:
         saved, asked = self.read_config(), config
-        pairs = [
+        pairs = [("init_from", saved.init_from, asked.init_from)]
+        pairs += [
             (f"model.{each.name}", getattr(saved.model, each.name), getattr(asked.model, each.name))
             for each in dataclasses.fields(ModelConfig)
             if each.name not in ("precision", "cpu_kernels")
         ]
-        pairs += [(name, getattr(saved, name), getattr(asked, name)) for name in ("init_from", "batch_size", "seed")]
+        pairs += [(name, getattr(saved, name), getattr(asked, name)) for name in ("batch_size", "seed")]
         pairs += [
             (f"data.{name}", getattr(saved.data, name), getattr(asked.data, name))
             for name in ("validation_fraction", "split_seed")

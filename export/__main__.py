@@ -1,4 +1,4 @@
-"""python -m export WORKDIR [-o model.onnx] [--quantize int8] [--features] [--heatmap]."""
+"""python -m export WORKDIR [-o model.onnx | -o weights.safetensors] [--quantize int8] [--features] [--heatmap]."""
 
 import dataclasses
 import sys
@@ -10,10 +10,11 @@ from typing import Annotated, Literal
 import tyro
 
 from export.errors import UnsupportedError, VerificationError
-from export.workdir import Quantization, export_workdir
+from export.workdir import Quantization, export_weights, export_workdir
 from jaxcnn import cli, data
 from jaxcnn.config import DataConfig
 from jaxcnn.errors import UserError
+from jaxcnn.weights import SUFFIX
 from jaxcnn.workdir import Workdir
 
 PROG = "python -m export"
@@ -24,7 +25,8 @@ class Arguments:
     """What to export, and how."""
 
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """The file. None: model.onnx in the run's folder, model.int8.onnx if quantized."""
+    """The file: a model if its name ends with .onnx, weights to start another run from if with .safetensors.
+    None: model.onnx in the run's folder, model.int8.onnx if quantized."""
     features: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Adds the output `features`, the mean of each channel of the last feature map."""
     heatmap: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -39,6 +41,17 @@ class Arguments:
     def __post_init__(self) -> None:
         if not 0 <= self.tolerance <= 1:
             raise UserError(f"tolerance is {self.tolerance}; give a share of the pictures, from 0 to 1")
+        if self.output is not None and self.output.suffix not in (".onnx", SUFFIX):
+            raise UserError(f"{self.output} does not end with .onnx or {SUFFIX}; give such a name with -o")
+        if self.weights is not None:
+            for option in ("quantize", "features", "heatmap"):
+                if getattr(self, option):
+                    raise UserError(f"--{option} is for a model, not for the weights in {self.weights}; leave it out")
+
+    @property
+    def weights(self) -> Path | None:
+        """The file, if it is one of weights."""
+        return self.output if self.output is not None and self.output.suffix == SUFFIX else None
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -48,6 +61,10 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(f"give the folder of a run first, such as: {PROG} runs/digits")
     workdir = Path(arguments[0])
     parsed = _parse(Workdir(workdir).read_config().data, arguments[1:])
+    if parsed.weights is not None:
+        path = export_weights(workdir, parsed.weights)
+        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, to train from with --init_from {path}")
+        return
     quantization = None
     if parsed.quantize is not None:
         quantization = Quantization(dataset=data.load(parsed.data), tolerance=parsed.tolerance)
@@ -67,7 +84,8 @@ def _parse(defaults: DataConfig, arguments: Sequence[str]) -> Arguments:
         Arguments(data=defaults),
         arguments,
         prog=f"{PROG} WORKDIR",
-        description="Exports a training run to one verified ONNX file, with a model card and a description beside it.",
+        description="Exports a training run to one verified ONNX file, with a model card and a description beside it, "
+        "or its weights to a safetensors file.",
     )
 
 

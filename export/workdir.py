@@ -1,4 +1,4 @@
-"""A training run's folder as an ONNX file: the only part of `export` that knows jaxcnn."""
+"""A training run's folder as a file to take away: the only part of `export` that knows jaxcnn."""
 
 import dataclasses
 import importlib.metadata
@@ -36,6 +36,7 @@ from jaxcnn.recipe import (
     describe_precision,
     describe_training,
 )
+from jaxcnn.weights import write_weights
 from jaxcnn.workdir import Workdir, environment
 
 _INPUT = "image"
@@ -117,6 +118,22 @@ def export_workdir(
     return target
 
 
+def export_weights(workdir: Path, output: Path) -> Path:
+    """Writes the best checkpoint of a run as a safetensors file, for other runs to start from; see `jaxcnn.weights`.
+
+    The metadata is that of the ONNX file, and `step`, the steps taken.
+
+    Raises:
+      UserError: not a run's folder, no checkpoint in it, or the file cannot be written.
+    """
+    trained = load_model(workdir)
+    try:
+        write_weights(output, trained.variables, metadata(trained) | {"step": trained.step})
+    except OSError as error:
+        raise UserError(f"{output} cannot be written: {error.strerror or error}; give another path with -o") from error
+    return output
+
+
 def metadata(trained: TrainedModel) -> dict[str, Any]:
     """What the file says about itself; see ARCHITECTURE for who reads it."""
     side, classes = trained.config.data.image_size, len(trained.names)
@@ -156,10 +173,12 @@ def _evaluation(run: Workdir, trained: TrainedModel) -> dict[str, Any] | None:
 
 
 def _portable(config: Config) -> Config:
-    """The settings without the places where this machine keeps archives and caches."""
+    """The settings without the places where this machine keeps archives, caches and other runs."""
     here = DataConfig()
     return dataclasses.replace(
-        config, data=dataclasses.replace(config.data, archive=here.archive, cache_dir=here.cache_dir)
+        config,
+        data=dataclasses.replace(config.data, archive=here.archive, cache_dir=here.cache_dir),
+        init_from=config.init_from and (Path(config.init_from).name or None),
     )
 
 

@@ -90,6 +90,16 @@ class ModelConfig:
         _require(self.stem >= 1, "model.stem", self.stem, "at least 1")
         _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "from 0 to below 1")
 
+    def with_shape_of(self, other: "ModelConfig") -> "ModelConfig":
+        """The network of other settings, as far as its parameters go; how it is trained and computed stays."""
+        shape = {each: getattr(other, each) for each in SHAPE}
+        dropout = self.dropout if other.name == "resnet" else 0.0
+        return dataclasses.replace(self, **shape, dropout=dropout)
+
+
+SHAPE = ("name", "widths", "blocks", "stem", "preactivation")
+"""The fields of `ModelConfig` that decide which parameters there are, and their shapes."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
@@ -165,6 +175,9 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    init_from: str | None = None
+    """Weights to start from: `shipped` (Tiny ImageNet's, which come along), a .safetensors file, or a run's workdir.
+    The network has their shape. Its classifier starts anew unless the classes are theirs."""
     epochs: int = 30
     """Passes over the training pictures."""
     batch_size: int = 64
@@ -180,6 +193,7 @@ class Config:
     """Longest time between checkpoints; one is also written after every epoch."""
 
     def __post_init__(self) -> None:
+        _require(self.init_from != "", "init_from", self.init_from, "`shipped`, a .safetensors file or a workdir")
         _require(self.epochs >= 1, "epochs", self.epochs, "at least 1")
         _require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2")
         starts = [start for start, _ in self.resolutions]
@@ -229,6 +243,23 @@ def folder() -> Config:
         optim=OptimConfig(learning_rate=0.1, schedule="cosine", warmup=0.1, weight_decay=5e-4, ema_decay=0.99),
         label_smoothing=0.1,
         epochs=40,
+    )
+
+
+def finetune() -> Config:
+    """Your own pictures, from the shipped weights: a starting point for some dozens of photographs of each class.
+
+    python -m jaxcnn.train finetune --data.source PATH
+    """
+    return Config(
+        data=DataConfig(source="", image_size=64),
+        model=ModelConfig(precision="auto"),
+        augment=AugmentConfig(flip=True, crop_scale=(0.5, 1.0), erase=0.1, brightness=0.2, contrast=0.2),
+        optim=OptimConfig(learning_rate=0.03, schedule="cosine", warmup=0.1, weight_decay=5e-4, ema_decay=0.9),
+        init_from="shipped",
+        label_smoothing=0.1,
+        epochs=20,
+        batch_size=32,
     )
 
 
@@ -295,7 +326,8 @@ def tiny_imagenet_gpu() -> Config:
 
 
 PRESETS: dict[str, Callable[[], Config]] = {
-    preset.__name__: preset for preset in (digits, folder, tiny_imagenet, tiny_imagenet_seed, tiny_imagenet_gpu)
+    preset.__name__: preset
+    for preset in (digits, folder, finetune, tiny_imagenet, tiny_imagenet_seed, tiny_imagenet_gpu)
 }
 
 

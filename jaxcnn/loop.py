@@ -22,8 +22,9 @@ from jaxcnn.log import MetricsLog, TrainProgress, open_progress
 from jaxcnn.metrics import Evaluation
 from jaxcnn.optim import make_optimizer, make_schedule
 from jaxcnn.signals import StopRequest
-from jaxcnn.state import TrainState, Variables, create_state
+from jaxcnn.state import TrainState, Variables, create_state, start_from
 from jaxcnn.step import StepMetrics, eval_step, step_keys, train_step
+from jaxcnn.weights import Weights
 
 LOG_SECONDS = 2.0
 """Time between two lines of the log: long enough that reading the metrics never holds the device up."""
@@ -65,16 +66,24 @@ def prepare(config: Config, dataset: data.Dataset) -> Run:
     )
 
 
-def initial_state(run: Run) -> TrainState:
-    """The state before the first step, a pure function of the settings."""
+def initial_state(run: Run, weights: Weights | None = None) -> TrainState:
+    """The state before the first step, a pure function of the settings and of the weights to start from.
+
+    Raises:
+      UserError: the weights do not fit the network.
+    """
     config = run.config
-    return create_state(
+    state = create_state(
         run.key,
         model=run.model,
         optimizer=run.optimizer,
         image_size=config.data.image_size,
         averaged=config.optim.ema_decay > 0,
     )
+    if weights is None:
+        return state
+    same_classes = weights.has_classes(run.dataset.names, run.dataset.wnids)
+    return start_from(state, weights.fill(state.variables, with_head=same_classes))
 
 
 def fit(

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterable
+from pathlib import Path
 
 from jaxcnn.config import AugmentConfig, Config, ModelConfig, OptimConfig
 
@@ -33,6 +34,7 @@ def describe_training(config: Config, *, steps_per_epoch: int | None) -> str:
         else f"{sizes[0][0]} pixels",
         f"{config.batch_size} pictures in each step",
         f"label smoothing {config.label_smoothing:g}" if config.label_smoothing else "",
+        f"starting from the weights {Path(config.init_from).name}" if config.init_from else "",
     )
 
 

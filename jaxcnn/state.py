@@ -59,3 +59,17 @@ def create_state(
         average=jax.tree.map(jnp.copy, variables) if averaged else None,
         finite=jnp.ones((), bool),
     )
+
+
+def start_from(state: TrainState, variables: Variables) -> TrainState:
+    """The state before the first step with other variables, given as arrays of any kind.
+
+    The average starts with them too. What the optimizers remember is zero before the first step, whatever the
+    parameters are.
+    """
+
+    def copy() -> Variables:  # twice: a step may overwrite either in place
+        copied: Variables = jax.tree.map(jnp.array, variables)
+        return copied
+
+    return state._replace(variables=copy(), average=None if state.average is None else copy())

@@ -18,7 +18,7 @@ from jaxcnn import cli, data, report
 from jaxcnn.calibration import Calibration, calibrate, write_calibration
 from jaxcnn.checkpoint import load_model, open_checkpoints
 from jaxcnn.classifier import open_classifier
-from jaxcnn.config import PRESETS, Config, ModelConfig, ModelName
+from jaxcnn.config import PRESETS, SHAPE, Config, ModelConfig, ModelName
 from jaxcnn.errors import UserError
 from jaxcnn.evaluate import describe, evaluate, predict, with_mirror_image, write_evaluation
 from jaxcnn.log import console, open_log
@@ -27,6 +27,7 @@ from jaxcnn.metrics import Evaluation
 from jaxcnn.ops.allocator import keep_freed_memory
 from jaxcnn.signals import stop_on_signal
 from jaxcnn.step import eval_step
+from jaxcnn.weights import Weights, read_model, read_weights
 from jaxcnn.workdir import Classes, Workdir
 
 PROG = "python -m jaxcnn.train"
@@ -59,30 +60,74 @@ def parse(arguments: Sequence[str]) -> Arguments:
     """Reads a command line.
 
     Raises:
-      UserError: an unknown preset, option or value; the message lists what exists.
+      UserError: an unknown preset, option or value; the message lists what exists. Or the weights to start from
+        are not there, or of another network than an option says.
     """
     preset = "digits"
     if arguments and not arguments[0].startswith("-"):
         preset, *arguments = arguments
     if preset not in PRESETS:
         raise UserError(f"there is no preset {preset!r}; there are: {', '.join(PRESETS)}")
+    default = Arguments(PRESETS[preset](), Path("runs") / preset)
+    early = _read_early(arguments, default)
+    weights_model = None if {"-h", "--help"} & set(arguments) else _find_weights_model(early)
+    config = default.config
+    if weights_model is not None:
+        config = dataclasses.replace(config, model=config.model.with_shape_of(weights_model))
     summaries = "\n".join(f"  {name}: {(make.__doc__ or '').splitlines()[0]}" for name, make in PRESETS.items())
-    return cli.parse(
-        Arguments(_with_model(PRESETS[preset](), arguments), Path("runs") / preset),
+    parsed = cli.parse(
+        dataclasses.replace(default, config=_with_model(config, early.name)),
         arguments,
         prog=f"{PROG} [PRESET]",
         description=f"Trains an image classifier. Options change the settings of a preset.\n\n{summaries}",
     )
+    if weights_model is not None:
+        _refuse_other_shape(parsed.config, weights_model)
+    return parsed
 
 
-def _with_model(config: Config, arguments: Sequence[str]) -> Config:
-    """Another network than the preset's starts from its own shape, not from the preset's."""
+def _read_early(arguments: Sequence[str], default: Arguments) -> argparse.Namespace:
+    """The options that other options' defaults depend on: `name` of the model, `init_from` and `workdir`."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--model.name", dest="name", nargs="?")
-    name = parser.parse_known_args(arguments)[0].name
+    for option, name, value in (
+        ("--model.name", "name", None),
+        ("--init_from", "init_from", default.config.init_from),
+        ("--workdir", "workdir", str(default.workdir)),
+    ):
+        # Without a value, as if it was not given: the parser of all options says what is wrong.
+        parser.add_argument(*{option, option.replace("_", "-")}, dest=name, nargs="?", default=value, const=value)
+    return parser.parse_known_args(arguments)[0]
+
+
+def _find_weights_model(early: argparse.Namespace) -> ModelConfig | None:
+    """The network of the weights to start from; a run that has begun with them knows it by itself."""
+    if early.init_from in (None, "None"):
+        return None
+    run = Workdir(Path(early.workdir))
+    if (run.path / "config.json").exists():
+        recorded = run.read_config()
+        if recorded.init_from == early.init_from:
+            return recorded.model
+    return read_model(early.init_from)
+
+
+def _refuse_other_shape(config: Config, weights_model: ModelConfig) -> None:
+    """Raises a `UserError` that names the first option that asks for another network than the weights are of."""
+    for name in SHAPE:
+        asked, there = getattr(config.model, name), getattr(weights_model, name)
+        if asked != there:
+            raise UserError(
+                f"model.{name} is {asked!r}, but {there!r} in the weights of {config.init_from}; leave out "
+                f"--model.{name}, or start from no weights by --init_from None"
+            )
+
+
+def _with_model(config: Config, name: str | None) -> Config:
+    """Another network than the settings' starts from its own shape, not from theirs."""
     if name == config.model.name or name not in typing.get_args(ModelName):
         return config
-    return dataclasses.replace(config, model=ModelConfig(name=name, precision=config.model.precision))
+    model = ModelConfig(name=typing.cast(ModelName, name), precision=config.model.precision)
+    return dataclasses.replace(config, model=model)
 
 
 def train(config: Config, workdir: Path) -> Evaluation | None:
@@ -99,12 +144,14 @@ def train(config: Config, workdir: Path) -> Evaluation | None:
     classes = Classes(dataset.names, dataset.wnids, dataset.name, dataset.license)
     with paths.locked():
         paths.refuse_other_run(config, classes)
-        state = initial_state(run)
         with open_checkpoints(paths.checkpoints) as checkpoints, open_log(workdir) as log, stop_on_signal() as stop:
-            if checkpoints.last_step is not None:
-                state = checkpoints.restore(state)
+            if checkpoints.last_step is None:
+                weights = None if config.init_from is None else read_weights(config.init_from)
+                state = initial_state(run, weights)
+            else:
+                weights, state = None, checkpoints.restore(initial_state(run))
             paths.record(config, classes)
-            _say_start(run, workdir, int(state.step))
+            _say_start(run, workdir, step=int(state.step), weights=weights)
             finished = fit(run, state, checkpoints=checkpoints, log=log, stop=stop)
         return conclude(run, workdir) if finished else None
 
@@ -137,8 +184,8 @@ def _calibrate(run: Run, workdir: Path) -> Calibration:
     return calibration
 
 
-def _say_start(run: Run, workdir: Path, step: int) -> None:
-    """Prints what is trained on what."""
+def _say_start(run: Run, workdir: Path, *, step: int, weights: Weights | None) -> None:
+    """Prints what is trained on what, and what it begins with."""
     dataset = run.dataset
     console.print(
         f"{dataset.name}: {len(dataset.train):,} training and {len(dataset.validation):,} validation pictures, "
@@ -147,6 +194,10 @@ def _say_start(run: Run, workdir: Path, step: int) -> None:
     )
     if step:
         console.print(f"going on from step {step:,} of {run.total_steps:,}")
+    if weights is not None:
+        same_classes = weights.has_classes(dataset.names, dataset.wnids)
+        head = "the classifier too, for the same classes" if same_classes else "with a new classifier"
+        console.print(f"initial weights: {weights.source}, trained on {weights.dataset}, {head}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -138,7 +138,8 @@ class Workdir:
 
     def _refuse_other_settings(self, config: Config) -> None:
         saved, asked = self.read_config(), config
-        pairs = [
+        pairs = [("init_from", saved.init_from, asked.init_from)]
+        pairs += [
             (f"model.{each.name}", getattr(saved.model, each.name), getattr(asked.model, each.name))
             for each in dataclasses.fields(ModelConfig)
             if each.name not in ("precision", "cpu_kernels")
@@ -177,12 +178,12 @@ class Workdir:
             raise UserError(f"{self.path / name} cannot be read: {error}") from error
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a UTF-8 file that is either whole or as it was before."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes a file that is either whole or as it was before; text in UTF-8."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with partial.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

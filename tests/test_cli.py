@@ -44,9 +44,9 @@ def test_another_network_forgets_the_presets_shape(option):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("imagenet", "there is no preset 'imagenet'; there are: digits, folder, tiny_imagenet"),
+        ("imagenet", "there is no preset 'imagenet'; there are: digits, folder, finetune, tiny_imagenet"),
         ("--optim.lr 3", "there is no option --optim.lr; there are: --optim.name, --optim.learning_rate"),
-        ("--lr=3", "there is no option --lr=3; there are: --epochs, --batch_size"),
+        ("--lr=3", "there is no option --lr=3; there are: --init_from, --epochs, --batch_size"),
         ("--optim.name adagrad", "'adagrad' .*--optim.name.*'sgd', 'adam', 'adamw', 'muon'"),
         ("--model.name alexnet", "'alexnet' .*--model.name.*'resnet', 'seed', 'prototype1'"),
         ("--epochs three", "--epochs: .*'three'"),

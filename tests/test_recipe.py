@@ -75,4 +75,6 @@ def test_sizes_one_after_the_other():
     assert describe_training(config, steps_per_epoch=1390) == (
         "10 epochs of 1,390 steps, 8 at 48 pixels, then 2 at 64 pixels, 256 pictures in each step, label smoothing 0.1"
     )
+    start = Config(init_from="runs/first/model.safetensors")
+    assert describe_training(start, steps_per_epoch=None).endswith(", starting from the weights model.safetensors")
     assert describe_training(Config(), steps_per_epoch=None) == "30 epochs, 32 pixels, 64 pictures in each step"

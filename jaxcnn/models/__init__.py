@@ -16,10 +16,13 @@ from jaxcnn.models.original import ORIGINALS, Original
 from jaxcnn.models.resnet import ResNet
 from jaxcnn.ops.compiler import has_onednn
 
-__all__ = ["NAMES", "build", "build_here", "count_parameters"]
+__all__ = ["HEAD", "NAMES", "build", "build_here", "count_parameters"]
 
 NAMES: tuple[str, ...] = ("resnet", *ORIGINALS)
 """Every value of `ModelConfig.name`."""
+
+HEAD = ("classifier", "classifier_norm")
+"""The modules at the end of each network whose parameters are one for each class."""
 
 
 def build(config: ModelConfig, *, classes: int, cpu: bool = False) -> nn.Module:

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import safetensors
 from scipy.special import softmax
 
 import export
@@ -32,6 +33,7 @@ from jaxcnn.errors import UserError
 from jaxcnn.evaluate import describe, evaluate, with_mirror_image, write_evaluation
 from jaxcnn.optim import make_optimizer
 from jaxcnn.state import create_state
+from jaxcnn.weights import read_weights
 from jaxcnn.workdir import Classes, Workdir
 
 ROOT = Path(__file__).parents[2]
@@ -542,6 +544,71 @@ def test_command_tells_mistakes_in_one_line(arguments):
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("python -m export: ")
+
+
+def test_command_exports_weights_by_the_ending(run, tmp_path):
+    path = tmp_path / "a.safetensors"
+    done = command(run, "-o", path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{path}: 0.0 MB, to train from with --init_from {path}\n"
+    assert [each.name for each in tmp_path.iterdir()] == ["a.safetensors"]
+    weights, trained = read_weights(str(path)), load_model(run)
+    assert (weights.names, weights.wnids, weights.model) == (CLASSES.names, CLASSES.wnids, trained.config.model)
+    filled = weights.fill(trained.variables, with_head=True)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2**-11 * np.abs(b).max()),
+                 filled, trained.variables)  # fmt: skip
+    images = np.random.default_rng(5).integers(0, 256, (4, 8, 8, 3), np.uint8)
+    logits = [trained.model.apply(each, jnp.asarray(images), train=False) for each in (filled, trained.variables)]
+    np.testing.assert_allclose(*logits, rtol=0, atol=2e-3 * np.abs(logits[1]).max())
+
+
+def test_the_weights_say_what_they_are(run, tmp_path):
+    record = Workdir(run).read_config()
+    Workdir(tmp_path / "run").record(dataclasses.replace(record, init_from="/home/me/other.safetensors"), CLASSES)
+    (tmp_path / "run" / "checkpoints").symlink_to(run / "checkpoints")
+    path = export.workdir.export_weights(tmp_path / "run", tmp_path / "a.safetensors")
+    with safetensors.safe_open(path, framework="np") as file:
+        metadata = {key: json.loads(value) for key, value in file.metadata().items()}
+    same = export.workdir.metadata(load_model(run)) | {"step": 7}
+    same["config"]["init_from"] = "other.safetensors"
+    same["config"]["model"] |= {"widths": [4, 6], "blocks": [1, 0]}
+    same["config"]["resolutions"] = []
+    assert metadata == same | {"date": metadata["date"]}
+    assert "/home" not in json.dumps(metadata)
+    assert (metadata["metrics"], metadata["license"]) == ({"top1": 0.5, "loss": 1.25}, "CC-BY-4.0")
+
+
+def test_weights_that_cannot_be_written_leave_the_older_ones(run, tmp_path, monkeypatch):
+    path = export.workdir.export_weights(run, tmp_path / "a.safetensors")
+    older = path.read_bytes()
+
+    def fail(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(UserError, match=r"a.safetensors cannot be written: No space left on device; give another path"):
+        export.workdir.export_weights(run, path)
+    assert [(each.name, each.read_bytes()) for each in tmp_path.iterdir()] == [("a.safetensors", older)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["-o", "a.safetensors", "--quantize", "int8"], "--quantize is for a model, not for the weights in a.safet"),
+        (["-o", "a.safetensors", "--features"], "--features is for a model, "),
+        (["-o", "a.safetensors", "--heatmap"], "--heatmap is for a model, "),
+        (["-o", "a.pt"], "a.pt does not end with .onnx or .safetensors; give such a name with -o"),
+        (["-o", "no/such/folder/a.safetensors"], "a.safetensors cannot be written: No such file or directory; give"),
+    ],
+)
+def test_options_that_do_not_go_with_weights_are_refused(run, tmp_path, monkeypatch, options, message):
+    from export import __main__ as program
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message) as caught:
+        program.main([str(run), *options])
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
 
 
 def test_command_without_a_translation_ends_with_status_1(run, capsys, monkeypatch):

@@ -1,0 +1,220 @@
+"""Trained weights to start another run from: one safetensors file, written by `python -m export`, or a run's folder."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from jaxcnn import config as settings
+from jaxcnn import models
+from jaxcnn.checkpoint import load_model
+from jaxcnn.config import ModelConfig
+from jaxcnn.errors import UserError
+from jaxcnn.state import Variables
+from jaxcnn.workdir import Workdir, write_atomically
+
+SUFFIX = ".safetensors"
+SHIPPED = Path(__file__).parents[1] / "server" / "models" / f"tiny_imagenet{SUFFIX}"
+"""Beside the server's model, in a checkout as in an installed package."""
+_DTYPES = ("F16", "F32")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """A trained network to start from.
+
+    Attributes:
+      source: where it was read from.
+      model: its shape.
+      names: of its classes.
+      wnids: WordNet ids in the same order; empty where its data had none.
+      dataset: the name of the data it was trained on.
+      tensors: parameters and batch statistics by their paths, such as `params/classifier/kernel`; float32.
+    """
+
+    source: str
+    model: ModelConfig
+    names: tuple[str, ...]
+    wnids: tuple[str, ...]
+    dataset: str
+    tensors: Mapping[str, np.ndarray]
+
+    def has_classes(self, names: tuple[str, ...], wnids: tuple[str, ...]) -> bool:
+        """Whether these are its classes, in this order; by WordNet ids too where both have them."""
+        return names == self.names and (wnids == self.wnids or not (wnids and self.wnids))
+
+    def fill(self, variables: Variables, *, with_head: bool) -> Variables:
+        """The variables of a network with these weights in their place, those of its head only if `with_head`.
+
+        Raises:
+          UserError: the network is another; the first parameter that differs is named.
+        """
+        here, there = _by_path(variables), self.tensors
+        taken = [name for name in {**here, **there} if with_head or not {*name.split("/")} & {*models.HEAD}]
+        for name in taken:
+            expected, found = (list(each[name].shape) if name in each else "absent" for each in (here, there))
+            if found != expected:
+                raise UserError(
+                    f"the weights of {self.source} do not fit the network: {name} is {found} there, {expected} here; "
+                    "give the model's settings that they were trained with"
+                )
+        arrays = here | {name: there[name] for name in taken}
+        filled: Variables = jax.tree.unflatten(jax.tree.structure(variables), arrays.values())
+        return filled
+
+
+def read_weights(source: str) -> Weights:
+    """Reads what the setting `init_from` names.
+
+    Raises:
+      UserError: there is nothing such, or it is damaged.
+    """
+    path = _find(source)
+    if path.is_dir():
+        trained = load_model(path)
+        return Weights(
+            source=source,
+            model=trained.config.model,
+            names=trained.names,
+            wnids=trained.wnids,
+            dataset=trained.dataset,
+            tensors={name: np.asarray(leaf) for name, leaf in _by_path(trained.variables).items()},
+        )
+    with _opened(path) as file:
+        facts = _Facts(path, file.metadata() or {})
+        return Weights(
+            source=source,
+            model=facts.model(),
+            names=facts.texts("names"),
+            wnids=facts.texts("wnids"),
+            dataset=facts.read("dataset", str),
+            tensors={name: _read_tensor(path, file, name) for name in file.keys()},  # noqa: SIM118
+        )
+
+
+def read_model(source: str) -> ModelConfig:
+    """The shape of the network that the setting `init_from` names, without its weights.
+
+    Raises:
+      UserError: as `read_weights`.
+    """
+    path = _find(source)
+    if path.is_dir():
+        return Workdir(path).read_config().model
+    with _opened(path) as file:
+        return _Facts(path, file.metadata() or {}).model()
+
+
+def write_weights(path: Path, variables: Variables, facts: Mapping[str, Any]) -> None:
+    """Writes parameters and batch statistics in half precision, as far as that loses nothing.
+
+    Args:
+      path: the file; it is whole, or as it was before.
+      variables: of the network.
+      facts: the metadata, written as JSON: `config`, `names`, `wnids`, `dataset` and what else there is to say.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    tensors = {name: _compact(np.asarray(leaf, order="C")) for name, leaf in _by_path(variables).items()}
+    metadata = {name: json.dumps(value, ensure_ascii=False) for name, value in facts.items()}
+    write_atomically(path, safetensors.numpy.save(tensors, metadata))
+
+
+def _compact(values: np.ndarray) -> np.ndarray:
+    """A kernel in float16, if the error of each value is at most float16's rounding of the largest.
+
+    So one that overflows, or lies wholly below float16's range, stays in float32. So do norms, biases and batch
+    statistics: they are few, and the smallest of them matters as much as the largest.
+    """
+    if values.ndim < 2:
+        return values
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float16)
+    error, largest = np.abs(values - half.astype(np.float32)).max(), np.abs(values).max()
+    return half if error <= largest * 2**-11 else values
+
+
+def _find(source: str) -> Path:
+    if source == "shipped":
+        if not SHIPPED.is_file():
+            raise UserError(
+                f"init_from is 'shipped', but {SHIPPED} is not there; give a {SUFFIX} file or the workdir of a run"
+            )
+        return SHIPPED
+    path = Path(source)
+    if not path.exists():
+        raise UserError(
+            f"init_from is {source!r}, which does not exist; give 'shipped', a {SUFFIX} file or the workdir of a run"
+        )
+    if not path.is_dir() and path.suffix != SUFFIX:
+        raise UserError(
+            f"init_from is {source!r}, which does not end with {SUFFIX}; `python -m export WORKDIR -o NAME{SUFFIX}` "
+            "writes such a file"
+        )
+    return path
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            yield file
+    except (safetensors.SafetensorError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} cannot be read as a {SUFFIX} file ({reason}); export or download it again") from error
+
+
+def _read_tensor(path: Path, file: Any, name: str) -> np.ndarray:
+    dtype = file.get_slice(name).get_dtype()
+    if dtype not in _DTYPES:
+        raise _not_ours(path, f"{name} is of type {dtype}, not {' or '.join(_DTYPES)}")
+    values = np.asarray(file.get_tensor(name), np.float32)
+    if not np.isfinite(values).all():
+        raise UserError(f"{path} is damaged: {name} has values that are not finite; export or download it again")
+    return values
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """The metadata of a file, each value in JSON."""
+
+    path: Path
+    values: Mapping[str, str]
+
+    def read(self, key: str, kind: type) -> Any:
+        try:
+            value = json.loads(self.values[key])
+        except (KeyError, ValueError):
+            raise _not_ours(self.path, f"its metadata has no {key} in JSON") from None
+        if not isinstance(value, kind):
+            raise _not_ours(self.path, f"its metadata has a {key} that is {type(value).__name__}, not {kind.__name__}")
+        return value
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        return tuple(map(str, self.read(key, list)))
+
+    def model(self) -> ModelConfig:
+        try:
+            return settings.from_json(json.dumps(self.read("config", dict))).model
+        except UserError as error:
+            raise _not_ours(self.path, str(error)) from None
+
+
+def _not_ours(path: Path, what: str) -> UserError:
+    return UserError(f"{path} was not made by `python -m export WORKDIR -o NAME{SUFFIX}`: {what}")
+
+
+def _by_path(variables: Variables) -> dict[str, Any]:
+    """The arrays of a tree, in its order."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
+    }

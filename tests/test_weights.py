@@ -1,0 +1,439 @@
+"""Weights to start from: what is written comes back, what does not fit is named, and a run begins with them once."""
+
+import contextlib
+import dataclasses
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from pictures import write_class_folders
+
+from jaxcnn import data, models, weights
+from jaxcnn.checkpoint import load_model
+from jaxcnn.config import SHAPE, Config, DataConfig, ModelConfig, OptimConfig, finetune
+from jaxcnn.errors import UserError
+from jaxcnn.loop import initial_state, prepare
+from jaxcnn.optim import make_optimizer
+from jaxcnn.state import create_state, init_variables, start_from
+from jaxcnn.train import parse, train
+from jaxcnn.weights import read_model, read_weights, write_weights
+from jaxcnn.workdir import Workdir
+
+MODEL = ModelConfig(widths=(4, 6), blocks=(1, 0))
+NAMES = ("cat", "dög", "eel")
+HALF = 2**-11
+"""The largest relative error of rounding to float16."""
+
+
+def variables_of(model=MODEL, *, classes=3, seed=0):
+    """Variables of noise, batch statistics too."""
+    network = models.build(model, classes=classes)
+    shapes = jax.eval_shape(lambda: init_variables(jax.random.key(0), model=network, image_size=8))
+    random = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: random.uniform(0.1, 1, leaf.shape).astype(np.float32), shapes)
+
+
+def facts_of(model=MODEL, **changes):
+    config = dataclasses.asdict(Config(model=model))
+    return {"config": config, "names": NAMES, "wnids": ["n1", "n2", "n3"], "dataset": "pets"} | changes
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "a.safetensors"
+    write_weights(path, variables_of(), facts_of())
+    return path
+
+
+def rewrite(path: Path, change):
+    """The file with other tensors or metadata."""
+    with safetensors.safe_open(path, framework="np") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    change(tensors, metadata)
+    safetensors.numpy.save_file(tensors, path, metadata)
+
+
+def by_path(tree):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+
+
+def assert_same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def tensors(elements):
+    return arrays.arrays(np.float32, arrays.array_shapes(max_dims=4, max_side=4), elements=elements)
+
+
+@settings(deadline=None)
+@given(tensors(st.floats(width=32, allow_nan=False, allow_infinity=False)) | tensors(st.floats(-4, 4, width=32)))
+def test_half_precision_is_taken_where_it_loses_nothing(values):
+    kept = weights._compact(values)
+    back = kept.astype(np.float32)
+    if values.ndim == 1:
+        assert kept.dtype == np.float32
+    if kept.dtype == np.float32:
+        np.testing.assert_array_equal(back, values)
+    else:
+        assert np.abs(back - values).max() <= HALF * np.abs(values).max()
+    largest = np.abs(values).max()
+    if values.ndim > 1 and 2**-14 <= largest <= 65504:
+        assert kept.dtype == np.float16
+
+
+@pytest.mark.parametrize("value", [65536.0, 1e38, 300.5 * 2**-24, 1e-7, 3e-8, 1e-30])
+def test_what_float16_cannot_hold_stays_in_float32(value):
+    kernel = np.full((3, 3, 2, 2), value, np.float32)
+    assert weights._compact(kernel).dtype == np.float32
+    kernel[0, 0, 0, 0] = 1.0  # beside this, what is tiny does not matter; what is huge does
+    assert weights._compact(kernel).dtype == (np.float16 if value < 1 else np.float32)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        MODEL,
+        ModelConfig(widths=(4, 6), blocks=(0, 2), preactivation=True, stem=1),
+        *(ModelConfig(name=name) for name in ("seed", "prototype1", "prototype6")),
+    ],
+    ids=lambda model: f"{model.name}-{model.stem}",
+)
+def test_what_is_written_comes_back(tmp_path, model):
+    path, variables = tmp_path / "a.safetensors", variables_of(model)
+    write_weights(path, variables, facts_of(model, more={"top1": 0.5}))
+    found = read_weights(str(path))
+    assert (found.model, found.names, found.wnids, found.dataset) == (model, NAMES, ("n1", "n2", "n3"), "pets")
+    assert read_model(str(path)) == model
+    expected = by_path(variables)
+    assert found.tensors.keys() == expected.keys()
+    for name, values in expected.items():
+        assert found.tensors[name].dtype == np.float32
+        bound = HALF * np.abs(values).max() if values.ndim > 1 else 0
+        np.testing.assert_allclose(found.tensors[name], values, rtol=0, atol=bound, err_msg=name)
+    filled = found.fill(variables_of(model, seed=1), with_head=True)
+    assert jax.tree.structure(filled) == jax.tree.structure(variables)
+    assert by_path(filled).keys() == expected.keys()
+    for name, values in by_path(filled).items():
+        np.testing.assert_array_equal(values, found.tensors[name])
+    assert [each.name for each in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_kernels_take_half_and_the_metadata_is_json(tmp_path, file):
+    with safetensors.safe_open(file, framework="np") as opened:
+        kinds = {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118
+        metadata = opened.metadata()
+    assert kinds == {name: "F16" if values.ndim > 1 else "F32" for name, values in by_path(variables_of()).items()}
+    assert {key: json.loads(value) for key, value in metadata.items()} == json.loads(json.dumps(facts_of()))
+
+
+@pytest.mark.parametrize("name", ["resnet", "prototype1"])
+def test_another_number_of_classes_gets_a_head_of_its_own(tmp_path, name):
+    model = MODEL if name == "resnet" else ModelConfig(name="prototype1")
+    path = tmp_path / "a.safetensors"
+    write_weights(path, variables_of(model), facts_of(model))
+    found, fresh = read_weights(str(path)), variables_of(model, classes=5, seed=1)
+    filled = by_path(found.fill(fresh, with_head=False))
+    heads = {each for each in filled if "/classifier" in each}
+    assert heads == {each for each in filled if filled[each].shape[-1:] == (5,)}
+    for each, values in filled.items():
+        np.testing.assert_array_equal(values, by_path(fresh)[each] if each in heads else found.tensors[each])
+    with pytest.raises(UserError, match=r"classifier\S* is \[(600, |6, )?3\] there, \[(600, |6, )?5\] here"):
+        found.fill(fresh, with_head=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"widths": (4, 8)}, "batch_stats/stage_1/norm/mean is [6] there, [8] here"),
+        ({"blocks": (1, 1)}, "batch_stats/stage_1/block_0/norm_0/mean is absent there, [6] here"),
+        ({"blocks": (0, 0)}, "batch_stats/stage_0/block_0/norm_0/mean is [4] there, absent here"),
+        ({"stem": 1}, "params/stage_0/conv/kernel is [3, 3, 12, 4] there, [3, 3, 3, 4] here"),
+    ],
+)
+def test_what_does_not_fit_is_named(file, change, message):
+    with pytest.raises(UserError) as caught:
+        read_weights(str(file)).fill(variables_of(dataclasses.replace(MODEL, **change)), with_head=False)
+    assert f"the weights of {file} do not fit the network: {message}; " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "wnids", "same"),
+    [
+        (NAMES, ("n1", "n2", "n3"), True),
+        (NAMES, (), True),
+        (NAMES, ("n1", "n3", "n2"), False),
+        (("dög", "cat", "eel"), (), False),
+        (NAMES[:2], (), False),
+        ((*NAMES, "fox"), (), False),
+    ],
+)
+def test_the_same_classes_are_the_same_names_in_the_same_order(file, names, wnids, same):
+    assert read_weights(str(file)).has_classes(names, wnids) is same
+
+
+def refuse(path: Path | str, message: str, readers=(read_weights, read_model)) -> None:
+    for read in readers:
+        with pytest.raises(UserError, match=message) as caught:
+            read(str(path))
+        assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory):
+    path = tmp_path_factory.mktemp("whole") / "a.safetensors"
+    write_weights(path, variables_of(), facts_of())
+    return path.read_bytes()
+
+
+@settings(deadline=None)
+@given(share=st.floats(0, 1, exclude_max=True))
+def test_a_file_cut_short_is_told(tmp_path_factory, content, share):
+    path = tmp_path_factory.mktemp("cut") / "a.safetensors"
+    path.write_bytes(content[: int(share * len(content))])
+    refuse(path, rf"^{re.escape(str(path))} cannot be read as a .safetensors file \(.+\); export or download it again$")
+
+
+@settings(deadline=None)
+@given(changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=3))
+def test_no_damage_to_the_header_is_a_traceback(tmp_path_factory, content, changes):
+    path, damaged = tmp_path_factory.mktemp("damaged") / "a.safetensors", bytearray(content)
+    header = 8 + int.from_bytes(content[:8], "little")
+    for place, value in changes:
+        damaged[int(place * header)] = value
+    path.write_bytes(damaged)
+    with contextlib.suppress(UserError):
+        read_weights(str(path)).fill(variables_of(), with_head=True)
+
+
+def put(key, value):
+    return lambda tensors, metadata: metadata.update({key: value})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors, metadata: metadata.clear(), "was not made by .*: its metadata has no config in JSON"),
+        (put("config", "{"), "its metadata has no config in JSON"),
+        (put("config", "[]"), "a config that is list, not dict"),
+        (put("config", '{"model": {"width": 3}}'), "config.model.width is not a setting"),
+    ],
+)
+def test_a_foreign_file_is_told(file, change, message):
+    rewrite(file, change)
+    refuse(file, f"^{re.escape(str(file))} .*{message}")
+
+
+def set_tensor(name, values):
+    return lambda tensors, metadata: tensors.update({name: values})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (put("names", '"cat"'), "a names that is str, not list"),
+        (lambda tensors, metadata: metadata.pop("wnids"), "no wnids in JSON"),
+        (set_tensor("step", np.int32([3])), "step is of type I32, not F16 or F32"),
+        (set_tensor("step", np.zeros((), np.float64)), "step is of type F64, not F16 or F32"),
+        (
+            set_tensor("params/classifier/bias", np.float32([0, np.nan, 0])),
+            "is damaged: params/classifier/bias has values that are not finite",
+        ),
+        (set_tensor("params/stage_0", np.zeros(1, np.float32)), None),
+    ],
+)
+def test_foreign_weights_are_told(file, change, message):
+    rewrite(file, change)
+    assert read_model(str(file)) == MODEL
+    if message is None:
+        with pytest.raises(UserError, match=r"params/stage_0 is \[1\] there, absent here"):
+            read_weights(str(file)).fill(variables_of(), with_head=False)
+    else:
+        refuse(file, f"^{re.escape(str(file))} .*{message}", [read_weights])
+
+
+def test_what_is_no_such_file_is_told(tmp_path):
+    refuse(tmp_path / "absent", "init_from is '.*absent', which does not exist; give 'shipped', a .safetensors file or")
+    (tmp_path / "model.onnx").write_bytes(b"")
+    refuse(tmp_path / "model.onnx", r"does not end with .safetensors; `python -m export WORKDIR -o NAME.safetensors`")
+    refuse(tmp_path, "is not the workdir of a training run")
+
+
+def test_the_shipped_weights_are_beside_the_servers_model(monkeypatch, file):
+    from server.settings import _SHIPPED_MODEL
+
+    assert weights.SHIPPED.with_suffix(".onnx") == _SHIPPED_MODEL
+    assert Path(importlib.util.find_spec("server").origin).parent == weights.SHIPPED.parents[1]
+    monkeypatch.setattr(weights, "SHIPPED", file)
+    assert read_weights("shipped").names == NAMES
+    assert read_weights("shipped").source == "shipped"
+    monkeypatch.setattr(weights, "SHIPPED", file.parent / "absent")
+    refuse("shipped", f"'shipped', but {re.escape(str(file.parent))}/absent is not there; give a .safetensors file or")
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "muon"])
+def test_a_state_starts_from_variables_whatever_the_optimizer(name):
+    optimizer = make_optimizer(OptimConfig(name=name), steps=10)
+    network, loaded = models.build(MODEL, classes=3), variables_of(seed=3)
+    state = create_state(jax.random.key(0), model=network, optimizer=optimizer, image_size=8, averaged=True)
+    started = start_from(state, loaded)
+    assert_same(started.variables, loaded)
+    assert_same(started.average, loaded)
+    assert_same(started.opt_state, optimizer.init(jax.tree.map(jnp.asarray, loaded)["params"]))
+    for a, b in zip(*(jax.tree.leaves(each) for each in (started.variables, started.average)), strict=True):
+        assert a.unsafe_buffer_pointer() != b.unsafe_buffer_pointer()
+    assert start_from(state._replace(average=None), loaded).average is None
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    return write_class_folders(tmp_path_factory.mktemp("pictures"), ("ant", "bee", "cow"), count=16, size=12)
+
+
+@pytest.fixture
+def config(pictures, tmp_path, file):
+    return Config(
+        data=DataConfig(source=str(pictures), image_size=12, cache_dir=str(tmp_path / "cache")),
+        model=MODEL,
+        optim=OptimConfig(learning_rate=0.05, ema_decay=0.5),
+        init_from=str(file),
+        epochs=1,
+        batch_size=8,
+    )
+
+
+def test_a_run_begins_with_the_weights_and_its_own_classes(config, tmp_path, file, capsys):
+    found = read_weights(str(file))
+    run = prepare(config, data.load(config.data))
+    state, fresh = initial_state(run, found), initial_state(run)
+    for each, values in by_path(state.variables).items():
+        expected = by_path(fresh.variables)[each] if "/classifier/" in each else found.tensors[each]
+        np.testing.assert_array_equal(values, expected, err_msg=each)
+    assert_same(state.average, state.variables)
+    frozen = dataclasses.replace(config, optim=OptimConfig(learning_rate=1e-30))
+    train(frozen, tmp_path / "run")
+    trained = by_path(load_model(tmp_path / "run").variables["params"])
+    for each, values in by_path(state.variables["params"]).items():
+        np.testing.assert_allclose(trained[each], values, rtol=0, atol=1e-20, err_msg=each)
+    said = capsys.readouterr().err
+    assert f"\ninitial weights: {file}, trained on pets, with a new classifier\n" in said
+    recorded = Workdir(tmp_path / "run").read_config()
+    assert (recorded.init_from, recorded.model) == (str(file), MODEL)
+
+
+def test_the_classifier_comes_along_where_the_classes_are_the_same(config, tmp_path, file, capsys):
+    rewrite(file, lambda tensors, metadata: metadata.update(names='["ant", "bee", "cow"]'))
+    train(dataclasses.replace(config, optim=OptimConfig(learning_rate=1e-30)), tmp_path / "run")
+    assert "trained on pets, the classifier too, for the same classes\n" in capsys.readouterr().err
+    kernel = load_model(tmp_path / "run").variables["params"]["classifier"]["kernel"]
+    expected = read_weights(str(file)).tensors["params/classifier/kernel"]
+    np.testing.assert_allclose(kernel, expected, rtol=0, atol=1e-20)
+
+
+def test_a_run_that_goes_on_needs_the_weights_no_more(config, tmp_path, file):
+    options = command(config, tmp_path / "run")
+    train(parse(options).config, tmp_path / "run")
+    file.unlink()
+    longer = parse([*options, "--epochs", "2"]).config
+    assert (longer.model.widths, longer.model.blocks) == (MODEL.widths, MODEL.blocks)
+    train(longer, tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines if line["kind"] == "validation"] == [1, 2]
+    with pytest.raises(UserError, match="which does not exist"):
+        parse(command(config, tmp_path / "other"))
+
+
+def test_a_run_that_was_begun_otherwise_is_refused(config, tmp_path, file):
+    train(dataclasses.replace(config, init_from=None), tmp_path / "run")
+    other = dataclasses.replace(config, model=dataclasses.replace(MODEL, stem=1))
+    with pytest.raises(UserError, match=f"holds a run with init_from None, not '{re.escape(str(file))}'"):
+        train(other, tmp_path / "run")
+
+
+def test_a_run_can_begin_with_the_best_of_another(config, tmp_path):
+    train(dataclasses.replace(config, init_from=None, epochs=2), tmp_path / "first")
+    best = load_model(tmp_path / "first")
+    found = read_weights(str(tmp_path / "first"))
+    assert (found.model, found.names, found.dataset) == (MODEL, ("ant", "bee", "cow"), best.dataset)
+    assert_same(found.fill(variables_of(), with_head=True), best.variables)
+    evaluation = train(dataclasses.replace(config, init_from=str(tmp_path / "first")), tmp_path / "second")
+    assert evaluation is not None
+
+
+def command(config: Config, workdir: Path) -> list[str]:
+    given = f"--data.source {config.data.source} --data.image_size 12 --data.cache_dir {config.data.cache_dir}"
+    return [
+        "finetune",
+        *given.split(),
+        "--batch_size",
+        "8",
+        "--epochs",
+        "1",
+        "--init_from",
+        str(config.init_from),
+        "--workdir",
+        str(workdir),
+    ]
+
+
+@pytest.mark.parametrize("option", ["--init_from {}", "--init_from={}", "--init-from {}"])
+@pytest.mark.parametrize("preset", ["finetune", "folder", "tiny_imagenet_seed", "tiny_imagenet_gpu"])
+def test_the_network_is_that_of_the_weights(file, preset, option):
+    model = parse([preset, *option.format(file).split(), "--workdir", str(file.parent / "new")]).config.model
+    assert [getattr(model, name) for name in SHAPE] == [getattr(MODEL, name) for name in SHAPE]
+
+
+def test_how_it_is_trained_stays_the_commands(tmp_path):
+    path = tmp_path / "a.safetensors"
+    theirs = ModelConfig(widths=(4, 6), blocks=(1, 0), dropout=0.5, precision="bfloat16", cpu_kernels=False)
+    write_weights(path, variables_of(), facts_of(theirs))
+    parsed = parse(["finetune", "--init_from", str(path), "--model.dropout", "0.25"])
+    assert parsed.config.model == dataclasses.replace(MODEL, dropout=0.25, precision=finetune().model.precision)
+    assert ModelConfig(dropout=0.5).with_shape_of(ModelConfig(name="seed")) == ModelConfig(name="seed")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--model.name seed", "model.name is 'seed', but 'resnet' in the weights of"),
+        ("--model.widths 4 8", r"model.widths is \(4, 8\), but \(4, 6\) in .*; leave out --model.widths, or start"),
+        ("--model.blocks 1 1", r"model.blocks is \(1, 1\), but \(1, 0\)"),
+        ("--model.stem 1", "model.stem is 1, but 2"),
+        ("--model.preactivation", "model.preactivation is True, but False"),
+    ],
+)
+def test_an_option_that_contradicts_the_weights_is_refused(file, options, message):
+    for preset in ("finetune", "tiny_imagenet"):
+        with pytest.raises(UserError, match=message) as caught:
+            parse([preset, "--init_from", str(file), *options.split()])
+        assert "\n" not in str(caught.value)
+
+
+def test_an_option_that_agrees_with_the_weights_is_fine(file):
+    options = "--model.widths 4 6 --model.blocks 1 0 --model.name resnet --model.stem 2 --model.no_preactivation"
+    assert parse(["finetune", "--init_from", str(file), *options.split()]).config.model.widths == (4, 6)
+
+
+def test_without_the_shipped_weights_the_rest_works(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(weights, "SHIPPED", tmp_path / "absent")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="init_from is 'shipped', but"):
+        parse(["finetune"])
+    assert parse(["finetune", "--init_from", "None"]).config.init_from is None
+    with pytest.raises(SystemExit):
+        parse(["finetune", "--help"])
+    assert "--init_from" in capsys.readouterr().out
+    for wrong in ("--init_from", "--help=yes"):
+        with pytest.raises(UserError, match=r"init_from|help"):
+            parse(["finetune", wrong])

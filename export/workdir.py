@@ -111,8 +111,10 @@ def export_workdir(
             os.replace(file, target)
         training = _training(run, trained)
         card = write_card(facts, sidecars.describe(target), evaluation=evaluation, training=training, checks=checks)
-        example = _noise(4, side) if pictures is None else pictures
-        sidecars.write_sidecars(target, facts, card=card, pictures=example, real=pictures is not None)
+        # A file that is taken elsewhere is given to others, who may not be meant to have the pictures.
+        real = pictures is not None and target.resolve().parent == run.path.resolve()
+        example = pictures if pictures is not None and real else _noise(4, side)
+        sidecars.write_sidecars(target, facts, card=card, pictures=example, real=real)
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error.strerror or error}; give another path with -o") from error
     return target

@@ -212,6 +212,17 @@ def test_the_example_of_real_pictures_is_kept_for_the_next_export(tmp_path):
     assert "5 real ones" in (run / "model" / "README.md").read_text()
 
 
+def test_real_pictures_stay_in_the_run_folder(tmp_path):
+    run = make_run(tmp_path / "run")
+    pictures = np.zeros((5, 8, 8, 3), np.uint8)
+    export.export_workdir(run, pictures=pictures)
+    file = export.export_workdir(run, tmp_path / "given.onnx")
+    with np.load(tmp_path / "given" / "example.npz") as example:
+        assert example["image"].std() > 50
+    assert json.loads(file.with_suffix(".json").read_text())["example_pictures"] == "noise"
+    assert "5 real ones" in (tmp_path / "given" / "README.md").read_text()
+
+
 def test_noise_is_not_taken_for_real_pictures_later(tmp_path):
     run = make_run(tmp_path / "run")
     for _ in range(2):

@@ -5,6 +5,7 @@ import signal
 import threading
 
 import uvicorn
+from starlette.responses import JSONResponse
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from server.settings import Settings
@@ -52,6 +53,14 @@ class GuardedConnection(HttpToolsProtocol):
             self._head_bytes += len(data)
             if self._head_bytes > _MAX_HEAD_BYTES and not self.transport.is_closing():
                 self.send_400_response(f"The headers are longer than {_MAX_HEAD_BYTES} bytes.")
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuses what is no request in JSON, as everything is refused; uvicorn would in plain text."""
+        answer = JSONResponse({"error": msg}, 400, {"connection": "close"})
+        headers = [*self.server_state.default_headers, *answer.raw_headers]
+        lines = [b"HTTP/1.1 400 Bad Request", *(b": ".join(each) for each in headers), b"", bytes(answer.body)]
+        self.transport.write(b"\r\n".join(lines))
+        self.transport.close()
 
     def on_message_begin(self) -> None:
         """Begins to wait for the end of the head."""

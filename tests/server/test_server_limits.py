@@ -274,6 +274,29 @@ def test_endless_headers_are_refused(serve, model_path, first):
         assert post(server.client, PICTURE).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("sent", "complaint"),
+    [
+        (b"NOT HTTP\r\n\r\n", "Invalid HTTP request received."),
+        (b"GET /healthz HTTP/1.1\r\nno colon\r\n\r\n", "Invalid HTTP request received."),
+        (b"GET /healthz HTTP/1.1\r\nX-Long: " + bytes([120]) * 65_600, "The headers are longer than 65536 bytes."),
+    ],
+    ids=["no request", "no header", "long header"],
+)
+def test_what_is_no_request_is_refused_in_json(server, sent, complaint):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        connection.sendall(sent)
+        answer = b""
+        with contextlib.suppress(ConnectionError):
+            while part := connection.recv(65536):
+                answer += part
+    head, _, body = answer.partition(b"\r\n\r\n")
+    status, *headers = head.decode("ascii").split("\r\n")
+    assert status == "HTTP/1.1 400 Bad Request"
+    assert {"content-type: application/json", "connection: close", f"content-length: {len(body)}"} <= {*headers}
+    assert json.loads(body) == {"error": complaint}
+
+
 def test_long_headers_within_the_limit_are_read(client):
     assert client.get("/healthz", headers={"X-Long": "x" * 50_000}).status_code == 200
 

@@ -142,8 +142,10 @@ def train(config: Config, workdir: Path) -> Evaluation | None:
     run = prepare(config, data.load(config.data))
     paths, dataset = Workdir(workdir), run.dataset
     classes = Classes(dataset.names, dataset.wnids, dataset.name, dataset.license)
+    pictures = dataset.fingerprint()
     with paths.locked():
         paths.refuse_other_run(config, classes)
+        paths.refuse_other_pictures(pictures)
         with open_checkpoints(paths.checkpoints) as checkpoints, open_log(workdir) as log, stop_on_signal() as stop:
             if checkpoints.last_step is None:
                 weights = None if config.init_from is None else read_weights(config.init_from)
@@ -151,6 +153,7 @@ def train(config: Config, workdir: Path) -> Evaluation | None:
             else:
                 weights, state = None, checkpoints.restore(initial_state(run))
             paths.record(config, classes)
+            paths.record_pictures(pictures)
             _say_start(run, workdir, step=int(state.step), weights=weights)
             finished = fit(run, state, checkpoints=checkpoints, log=log, stop=stop)
         return conclude(run, workdir) if finished else None

@@ -2,9 +2,9 @@
 
 config.json        the settings                      metrics.jsonl     one line per event of the run
 classes.json       class names, wnids, data set      events.out.*      the same for TensorBoard
-environment.json   versions, hardware, command       calibration.json  the best checkpoint's temperature
-checkpoints/STEP/  parameters and training state     evaluation.json   the best checkpoint, measured
-                                                     report.html       the run as a page
+pictures.json      how the data set was divided      calibration.json  the best checkpoint's temperature
+environment.json   versions, hardware, command       evaluation.json   the best checkpoint, measured
+checkpoints/STEP/  parameters and training state     report.html       the run as a page
                                                      model.onnx        the best checkpoint, exported
                                                      model.json        its description, for runtimes
                                                      model/            its model card and an example
@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 
 from jaxcnn import config as settings
 from jaxcnn.config import Config, ModelConfig
+from jaxcnn.data import Fingerprint
 from jaxcnn.errors import UserError
 
 
@@ -97,6 +98,18 @@ class Workdir:
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.path / 'classes.json'} is damaged ({error}); train in a new workdir") from error
 
+    def read_pictures(self) -> Fingerprint | None:
+        """How the data set was divided when the run began; None in a run that is older than this record."""
+        if not (self.path / "pictures.json").exists():
+            return None
+        try:
+            found = Fingerprint(**json.loads(self._read("pictures.json")))
+            if any(type(getattr(found, each.name)) is not each.type for each in dataclasses.fields(found)):
+                raise TypeError("a value of the wrong kind")
+            return found
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{self.path / 'pictures.json'} is damaged ({error}); train in a new workdir") from error
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keeps other processes from training in the same folder meanwhile.
@@ -128,6 +141,26 @@ class Workdir:
         if (self.path / "config.json").exists():
             self._refuse_other_settings(config)
             self._refuse_other_classes(classes)
+
+    def refuse_other_pictures(self, pictures: Fingerprint) -> None:
+        """Raises a `UserError` if the data set is divided otherwise than when the run in the folder began.
+
+        One picture more or less, or under another name, changes which ones are held out: the model would be measured
+        on pictures that it was trained on.
+        """
+        saved = self.read_pictures()
+        if saved is None or saved.divides_as(pictures):
+            return
+        was, now = (f"{each.train:,} for training and {each.validation:,} for validation" for each in (saved, pictures))
+        raise UserError(
+            f"the pictures have changed since the run in {self.path} began: there were {was}, now there are "
+            f"{now if now != was else 'as many, but others or in another order'}; it would be validated with pictures "
+            "that it was trained on. Put the pictures back as they were, or give another --workdir"
+        )
+
+    def record_pictures(self, pictures: Fingerprint) -> None:
+        """Writes down how the data set is divided."""
+        write_atomically(self.path / "pictures.json", json.dumps(dataclasses.asdict(pictures), indent=2) + "\n")
 
     def record(self, config: Config, classes: Classes) -> None:
         """Writes down settings, classes and environment."""

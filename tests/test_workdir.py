@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from jaxcnn.config import digits
+from jaxcnn.data import Fingerprint
 from jaxcnn.errors import UserError
 from jaxcnn.workdir import Classes, Workdir, environment, write_atomically
 
 CLASSES = Classes(("cat", "dog", "eel"), ("n1", "n2", "n3"), "pets", "MIT")
+PICTURES = Fingerprint(train=1618, validation=179, labels="ab", pixels="cd", side=32)
 
 
 def test_what_begins_can_be_read(tmp_path):
@@ -67,6 +69,31 @@ def test_other_classes_are_refused(tmp_path, change, message):
     run.record(digits(), CLASSES)
     with pytest.raises(UserError, match=message):
         run.refuse_other_run(digits(), dataclasses.replace(CLASSES, **change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train": 1619, "labels": "ac"}, "were 1,618 for training and 179 for validation, now there are 1,619 for"),
+        ({"labels": "ac", "pixels": "ce"}, "as many, but others or in another order"),
+        ({"pixels": "ce"}, "Put the pictures back as they were, or give another --workdir"),
+    ],
+)
+def test_a_data_set_that_is_divided_otherwise_is_refused(tmp_path, change, message):
+    run = Workdir(tmp_path)
+    run.refuse_other_pictures(PICTURES)  # a run that is older than the record
+    run.record_pictures(PICTURES)
+    run.refuse_other_pictures(PICTURES)
+    run.refuse_other_pictures(dataclasses.replace(PICTURES, side=64, pixels="ef"))  # the same in another size
+    with pytest.raises(UserError, match=message):
+        run.refuse_other_pictures(dataclasses.replace(PICTURES, **change))
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"train": 1}', json.dumps(dataclasses.asdict(PICTURES) | {"train": "1"})])
+def test_a_damaged_record_of_the_pictures_is_told(tmp_path, text):
+    (tmp_path / "pictures.json").write_text(text)
+    with pytest.raises(UserError, match=r"pictures\.json is damaged"):
+        Workdir(tmp_path).read_pictures()
 
 
 def test_what_is_no_workdir_is_told(tmp_path):

@@ -302,7 +302,7 @@ def _training(run: Workdir, trained: TrainedModel) -> dict[str, str]:
         "this checkpoint": f"after {trained.step:,} steps",
         "optimizer": describe_optimizer(config.optim),
         "augmentation": describe_augmentation(config.augment),
-        "precision": describe_precision(config.model),
+        "precision": describe_precision(config.model, environment or {}),
     }
     if log.train:
         rows["arithmetic"] = describe_arithmetic(config, log, classes=len(trained.names))

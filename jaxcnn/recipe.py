@@ -1,7 +1,7 @@
 """How a run trains, in words: a few phrases for each part of the settings."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from jaxcnn.config import AugmentConfig, Config, ModelConfig, OptimConfig
@@ -19,9 +19,15 @@ def describe_network(config: ModelConfig) -> str:
     )
 
 
-def describe_precision(config: ModelConfig) -> str:
-    """What the layers computed in; `auto` was decided by the machine."""
-    return "bfloat16 if the machine is made for it, else float32" if config.precision == "auto" else config.precision
+def describe_precision(config: ModelConfig, environment: Mapping[str, str]) -> str:
+    """What the layers computed in; `auto` was decided by the machine.
+
+    Args:
+      environment: as `Workdir.record` writes it; older ones do not tell the precision.
+    """
+    if config.precision != "auto":
+        return config.precision
+    return environment.get("precision", "bfloat16 if the machine is made for it, else float32")
 
 
 def describe_training(config: Config, *, steps_per_epoch: int | None) -> str:

@@ -139,7 +139,7 @@ def describe_run(config: Config, environment: dict[str, str], log: RunLog, datas
         f"in {len(dataset.names)} classes, {config.data.image_size} by {config.data.image_size} pixels",
         "Terms of the data": dataset.license,
         "Model": f"{describe_network(config.model)}, {count_parameters(config, len(dataset.names)):,} parameters, "
-        f"{describe_precision(config.model)}",
+        f"{describe_precision(config.model, environment)}",
         "Training": describe_training(config, steps_per_epoch=len(dataset.train) // config.batch_size),
         "Optimizer": describe_optimizer(config.optim),
         "Augmentation": describe_augmentation(config.augment),

@@ -25,6 +25,7 @@ import jax
 from filelock import FileLock, Timeout
 
 from jaxcnn import config as settings
+from jaxcnn import models
 from jaxcnn.config import Config, ModelConfig
 from jaxcnn.data import Fingerprint
 from jaxcnn.errors import UserError
@@ -165,7 +166,8 @@ class Workdir:
     def record(self, config: Config, classes: Classes) -> None:
         """Writes down settings, classes and environment."""
         self.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        here = environment() | {"precision": models.resolve_precision(config.model.precision)}
+        write_atomically(self.path / "environment.json", json.dumps(here, indent=2) + "\n")
         write_atomically(self.path / "classes.json", json.dumps(dataclasses.asdict(classes), indent=2) + "\n")
         write_atomically(self.path / "config.json", settings.to_json(config))
 

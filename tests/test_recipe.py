@@ -66,8 +66,10 @@ def test_a_network():
 
 
 def test_precision():
-    assert describe_precision(ModelConfig(precision="bfloat16")) == "bfloat16"
-    assert "if the machine" in describe_precision(ModelConfig(precision="auto"))
+    auto = ModelConfig(precision="auto")
+    assert describe_precision(ModelConfig(precision="bfloat16"), {}) == "bfloat16"
+    assert describe_precision(auto, {"precision": "float32"}) == "float32"
+    assert "if the machine" in describe_precision(auto, {"jax": "0.7"})
 
 
 def test_sizes_one_after_the_other():

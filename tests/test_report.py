@@ -1,10 +1,12 @@
 """The report: what it reads, what it shows, and that nothing from outside gets into it unescaped."""
 
 import base64
+import dataclasses
 import functools
 import io
 import json
 import math
+import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 
@@ -78,10 +80,10 @@ def measure(dataset, *, skill=1.0):
     return summarize([score(logits, labels, np.ones(len(labels), bool))], classes=classes)
 
 
-def write(workdir, names, *, lines=LINES, skill=1.0, **options):
+def write(workdir, names, *, lines=LINES, skill=1.0, config=CONFIG, **options):
     """The page of a run on generated pictures, and the evaluation in it."""
     dataset = make_dataset(names, **options)
-    Workdir(workdir).record(CONFIG, Classes(dataset.names, (), dataset.name, dataset.license))
+    Workdir(workdir).record(config, Classes(dataset.names, (), dataset.name, dataset.license))
     (workdir / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
     evaluation = measure(dataset, skill=skill)
     path = write_report(workdir, evaluation, dataset, calibration=CALIBRATION)
@@ -169,6 +171,13 @@ def test_the_page_tells_what_was_measured(tmp_path):
     assert "The logits are divided by 1.38" in page.text
     assert "Without it the error would be 32.1%" in page.text
     assert "it is about 12.3%" in page.text
+
+
+def test_the_page_tells_the_precision_that_was_used(tmp_path, monkeypatch):
+    auto = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, precision="auto"))
+    monkeypatch.setattr(models, "resolve_precision", lambda precision: "bfloat16")
+    page = Page(write(tmp_path, "abc", config=auto)[0])
+    assert re.search(r"[\d,]+ parameters, bfloat16 Training", page.text)
 
 
 def test_few_classes_have_no_top5(tmp_path):

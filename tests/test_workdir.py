@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxcnn import models
 from jaxcnn.config import digits
 from jaxcnn.data import Fingerprint
 from jaxcnn.errors import UserError
@@ -26,6 +27,16 @@ def test_what_begins_can_be_read(tmp_path):
     recorded = json.loads((run.path / "environment.json").read_text())
     assert recorded["jax"] == environment()["jax"]
     assert int(recorded["cores"]) >= 1
+
+
+@pytest.mark.parametrize(("fast", "used"), [(True, "bfloat16"), (False, "float32")])
+def test_the_precision_is_recorded_that_auto_became_here(tmp_path, monkeypatch, fast, used):
+    monkeypatch.setattr(models, "has_onednn", lambda dtype: fast)
+    monkeypatch.setattr(models.jax, "default_backend", lambda: "cpu")
+    model = dataclasses.replace(digits().model, precision="auto")
+    Workdir(tmp_path).record(dataclasses.replace(digits(), model=model), CLASSES)
+    assert json.loads((tmp_path / "environment.json").read_text())["precision"] == used
+    assert Workdir(tmp_path).read_config().model.precision == "auto"  # may be another elsewhere
 
 
 def test_other_rates_may_follow_but_no_other_model(tmp_path):

@@ -29,6 +29,7 @@ from jaxcnn.errors import UserError
 from jaxcnn.history import RunLog, read_log
 from jaxcnn.metrics import Evaluation
 from jaxcnn.recipe import (
+    counted,
     describe_augmentation,
     describe_network,
     describe_optimizer,
@@ -108,6 +109,7 @@ def render(
         dataset=dataset,
         evaluation=evaluation,
         calibration=calibration,
+        pictures=counted(evaluation.count, "picture"),
         interval=wilson_interval(evaluation.top1, evaluation.count),
         facts=describe_run(config, environment, log, dataset),
         epochs=config.epochs,
@@ -148,7 +150,7 @@ def describe_run(config: Config, environment: dict[str, str], log: RunLog, datas
         rate = statistics.median(record["images_per_second"] for record in log.train)
         facts["Time"] = f"{format_duration(log.seconds(config.batch_size))} in training steps, {rate:,.0f} pictures/s"
         facts["Finished"] = f"{datetime.fromtimestamp(log.train[-1]['time'], UTC):%d %B %Y, %H:%M} UTC"
-    facts["Hardware"] = "{devices}; {processor}, {cores} cores".format_map(environment)
+    facts["Hardware"] = "{devices}; {processor}, ".format_map(environment) + counted(int(environment["cores"]), "core")
     facts["Software"] = "jax {jax}, flax {flax}, optax {optax}, Python {python}".format_map(environment)
     return facts
 

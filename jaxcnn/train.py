@@ -25,6 +25,7 @@ from jaxcnn.log import console, open_log
 from jaxcnn.loop import Run, fit, initial_state, prepare
 from jaxcnn.metrics import Evaluation
 from jaxcnn.ops.allocator import keep_freed_memory
+from jaxcnn.recipe import counted
 from jaxcnn.signals import stop_on_signal
 from jaxcnn.step import eval_step
 from jaxcnn.weights import Weights, read_model, read_weights
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str]) -> None:
     if evaluation is not None:
         console.print(
             f"best checkpoint, calibrated: validation top-1 {evaluation.top1:.4f}, loss {evaluation.loss:.4f} "
-            f"on {evaluation.count:,} pictures"
+            f"on {counted(evaluation.count, 'picture')}"
         )
         for name in ("report.html", "model.onnx"):
             console.print(f"  {parsed.workdir / name}", soft_wrap=True)

@@ -19,14 +19,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.stats import binomtest
 
-from jaxcnn import charts, models, report
+from jaxcnn import charts, models, report, workdir
 from jaxcnn.calibration import Calibration
 from jaxcnn.config import Config, DataConfig, ModelConfig
 from jaxcnn.data import Dataset, Split
 from jaxcnn.errors import UserError
 from jaxcnn.metrics import score, summarize
 from jaxcnn.report import wilson_interval, write_report
-from jaxcnn.workdir import Classes, Workdir
+from jaxcnn.workdir import Classes, Workdir, environment
 
 CONFIG = Config(data=DataConfig(image_size=8), model=ModelConfig(widths=(4,), blocks=(1,)), batch_size=4, epochs=3)
 CALIBRATION = Calibration(step=30, temperature=1.375, count=40, ece_before=0.321, ece_after=0.123)
@@ -178,6 +178,15 @@ def test_the_page_tells_the_precision_that_was_used(tmp_path, monkeypatch):
     monkeypatch.setattr(models, "resolve_precision", lambda precision: "bfloat16")
     page = Page(write(tmp_path, "abc", config=auto)[0])
     assert re.search(r"[\d,]+ parameters, bfloat16 Training", page.text)
+
+
+def test_one_is_not_many(tmp_path, monkeypatch):
+    monkeypatch.setattr(workdir, "environment", lambda: environment() | {"cores": "1"})
+    page = Page(write(tmp_path, "ab", config=dataclasses.replace(CONFIG, epochs=1), count=1)[0])
+    assert "Of 1 picture that it was not trained on" in page.text
+    assert "1 epoch of 12 steps" in page.text
+    assert ", 1 core Software" in page.text
+    assert not re.search(r"\b1 (epoch|picture|step|core|class)e?s\b", page.text.replace("1 validation pictures", ""))
 
 
 def test_few_classes_have_no_top5(tmp_path):

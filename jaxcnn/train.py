@@ -140,13 +140,13 @@ def train(config: Config, workdir: Path) -> Evaluation | None:
     Raises:
       UserError: what the user gave cannot be trained on, or training diverged.
     """
-    run = prepare(config, data.load(config.data))
-    paths, dataset = Workdir(workdir), run.dataset
-    classes = Classes(dataset.names, dataset.wnids, dataset.name, dataset.license)
-    pictures = dataset.fingerprint()
+    paths = Workdir(workdir)
     with paths.locked():
-        paths.refuse_other_run(config, classes)
-        paths.refuse_other_pictures(pictures)
+        paths.refuse_other_settings(config)
+        run = prepare(config, data.load(config.data))
+        dataset, pictures = run.dataset, run.dataset.fingerprint()
+        classes = Classes(dataset.names, dataset.wnids, dataset.name, dataset.license)
+        paths.refuse_other_data(classes, pictures)
         with open_checkpoints(paths.checkpoints) as checkpoints, open_log(workdir) as log, stop_on_signal() as stop:
             if checkpoints.last_step is None:
                 weights = None if config.init_from is None else read_weights(config.init_from)

@@ -133,35 +133,26 @@ class Workdir:
         finally:
             lock.release()
 
-    def refuse_other_run(self, config: Config, classes: Classes) -> None:
+    def refuse_other_settings(self, config: Config) -> None:
         """Raises a `UserError` that names the first difference, if the folder holds a run that cannot go on as asked.
 
-        Other rates or more epochs may follow; another model, batch size or other classes may not, nor another order of
-        the pictures, nor other ones held out: the model would be measured on pictures that it was trained on.
+        Other rates or more epochs may follow; another model or batch size may not, nor another order of the pictures,
+        nor other ones held out: the model would be measured on pictures that it was trained on. A damaged record is
+        told too, all before the pictures are read, which may take long.
         """
         if (self.path / "config.json").exists():
             self._refuse_other_settings(config)
-            self._refuse_other_classes(classes)
+            self.read_classes()
+            self.read_pictures()
 
-    def refuse_other_pictures(self, pictures: Fingerprint) -> None:
-        """Raises a `UserError` if the data set is divided otherwise than when the run in the folder began.
+    def refuse_other_data(self, classes: Classes, pictures: Fingerprint) -> None:
+        """Raises a `UserError` if the run in the folder has other classes, or began with other pictures.
 
-        One picture more or less, or under another name, changes which ones are held out: the model would be measured
-        on pictures that it was trained on.
+        One picture more or less, or under another name, changes which ones are held out.
         """
-        saved = self.read_pictures()
-        if saved is None or saved.divides_as(pictures):
-            return
-        was, now = (f"{each.train:,} for training and {each.validation:,} for validation" for each in (saved, pictures))
-        raise UserError(
-            f"the pictures have changed since the run in {self.path} began: there were {was}, now there are "
-            f"{now if now != was else 'as many, but others or in another order'}; it would be validated with pictures "
-            "that it was trained on. Put the pictures back as they were, or give another --workdir"
-        )
-
-    def record_pictures(self, pictures: Fingerprint) -> None:
-        """Writes down how the data set is divided."""
-        write_atomically(self.path / "pictures.json", json.dumps(dataclasses.asdict(pictures), indent=2) + "\n")
+        if (self.path / "config.json").exists():
+            self._refuse_other_classes(classes)
+            self._refuse_other_pictures(pictures)
 
     def record(self, config: Config, classes: Classes) -> None:
         """Writes down settings, classes and environment."""
@@ -170,6 +161,10 @@ class Workdir:
         write_atomically(self.path / "environment.json", json.dumps(here, indent=2) + "\n")
         write_atomically(self.path / "classes.json", json.dumps(dataclasses.asdict(classes), indent=2) + "\n")
         write_atomically(self.path / "config.json", settings.to_json(config))
+
+    def record_pictures(self, pictures: Fingerprint) -> None:
+        """Writes down how the data set is divided."""
+        write_atomically(self.path / "pictures.json", json.dumps(dataclasses.asdict(pictures), indent=2) + "\n")
 
     def _refuse_other_settings(self, config: Config) -> None:
         saved, asked = self.read_config(), config
@@ -201,6 +196,17 @@ class Workdir:
                 f"{self.path} holds a run with other classes: {kind}[{i}] was {was}, the data has {now}; "
                 "give the same data or another --workdir"
             )
+
+    def _refuse_other_pictures(self, pictures: Fingerprint) -> None:
+        saved = self.read_pictures()
+        if saved is None or saved.divides_as(pictures):
+            return
+        was, now = (f"{each.train:,} for training and {each.validation:,} for validation" for each in (saved, pictures))
+        raise UserError(
+            f"the pictures have changed since the run in {self.path} began: there were {was}, now there are "
+            f"{now if now != was else 'as many, but others or in another order'}; it would be validated with pictures "
+            "that it was trained on. Put the pictures back as they were, or give another --workdir"
+        )
 
     def _read(self, name: str) -> str:
         if not self.path.exists():

@@ -148,6 +148,18 @@ def test_a_run_can_be_made_longer_but_not_another(config, tmp_path):
     assert steps_saved(tmp_path) == before
 
 
+def test_a_workdir_that_cannot_be_gone_on_with_is_told_before_the_pictures_are_decoded(config, tmp_path, monkeypatch):
+    train(dataclasses.replace(config, epochs=1), tmp_path / "run")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(data, "load", lambda config: pytest.fail("decoded"))
+    with pytest.raises(UserError, match="batch_size 64, not 32"):
+        train(dataclasses.replace(config, batch_size=32), tmp_path / "run")
+    with pytest.raises(UserError, match="cannot be written"):
+        train(config, tmp_path / "file" / "run")
+    with Workdir(tmp_path / "run").locked(), pytest.raises(UserError, match="another process is training"):
+        train(config, tmp_path / "run")
+
+
 def test_pictures_that_were_added_between_two_starts_are_told(config, tmp_path):
     folder = write_class_folders(tmp_path / "pictures", count=6, size=8)
     own = dataclasses.replace(config, data=dataclasses.replace(config.data, source=str(folder)), epochs=1, batch_size=4)

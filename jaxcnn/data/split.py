@@ -128,8 +128,9 @@ def hold_out(dataset: Dataset, *, fraction: float, seed: int) -> Dataset:
     for index, name in enumerate(dataset.names):
         members = order[labels[order] == index]
         if len(members) < 2:
+            count = "1 training picture" if len(members) else "no training pictures"
             raise UserError(
-                f"class {name!r} of {dataset.name} has {len(members)} training pictures; "
+                f"class {name!r} of {dataset.name} has {count}; "
                 "one for training and one held out for validation are the least: add some or remove the class"
             )
         count = min(max(round(len(members) * fraction), 1), len(members) - 1)
@@ -139,3 +140,8 @@ def hold_out(dataset: Dataset, *, fraction: float, seed: int) -> Dataset:
         train=dataset.train.select(np.flatnonzero(~held)),
         validation=dataset.train.select(np.flatnonzero(held)),
     )
+
+
+def hold_out_none(dataset: Dataset) -> Dataset:
+    """The data set with its training pictures alone, none of them held out; it is not changed."""
+    return dataclasses.replace(dataset, validation=dataset.train.select(np.arange(0)))

@@ -128,9 +128,9 @@ def hold_out(dataset: Dataset, *, fraction: float, seed: int) -> Dataset:
     for index, name in enumerate(dataset.names):
         members = order[labels[order] == index]
         if len(members) < 2:
-            count = "1 training picture" if len(members) else "no training pictures"
+            there = "1 training picture" if len(members) else "no training pictures"
             raise UserError(
-                f"class {name!r} of {dataset.name} has {count}; "
+                f"class {name!r} of {dataset.name} has {there}; "
                 "one for training and one held out for validation are the least: add some or remove the class"
             )
         count = min(max(round(len(members) * fraction), 1), len(members) - 1)

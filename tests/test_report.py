@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from log_lines import LINES
 from PIL import Image
 from scipy.stats import binomtest
 
@@ -40,26 +41,6 @@ count_parameters = functools.cache(report.count_parameters)
 def traced_once(monkeypatch):
     """Tracing the model takes most of the time of a page, and the tests share a few models."""
     monkeypatch.setattr(report, "count_parameters", count_parameters)
-
-
-def train_line(step, **values):
-    defaults = {
-        "epoch": step / 10,
-        "loss": 1.0,
-        "top1": 0.5,
-        "learning_rate": 0.1,
-        "images_per_second": 20,
-        "time": 1e9,
-    }
-    return json.dumps({"kind": "train", "step": step} | defaults | values)
-
-
-def validation_line(step, **values):
-    defaults = {"epoch": step / 10, "loss": 1.0, "top1": 0.5, "top5": 1.0, "ece": 0.1, "time": 1e9}
-    return json.dumps({"kind": "validation", "step": step} | defaults | values)
-
-
-LINES = [line for step in (10, 20, 30) for line in (train_line(step), validation_line(step, top1=step / 40))]
 
 
 def make_dataset(names, *, count=40, side=8):

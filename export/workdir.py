@@ -30,6 +30,7 @@ from jaxcnn.evaluate import evaluate
 from jaxcnn.history import read_log
 from jaxcnn.metrics import Evaluation
 from jaxcnn.recipe import (
+    counted,
     describe_augmentation,
     describe_network,
     describe_optimizer,
@@ -301,10 +302,10 @@ def _training(run: Workdir, trained: TrainedModel) -> dict[str, str]:
         "network": describe_network(config.model),
         "parameters": f"{models.count_parameters(trained.variables['params']):,}",
         "schedule": describe_training(config, steps_per_epoch=log.steps_per_epoch),
-        "this checkpoint": f"after {trained.step:,} steps",
+        "this checkpoint": f"after {counted(trained.step, 'step')}",
         "optimizer": describe_optimizer(config.optim),
         "augmentation": describe_augmentation(config.augment),
-        "precision": describe_precision(config.model),
+        "precision": describe_precision(config.model, environment or {}),
     }
     if log.train:
         rows["arithmetic"] = describe_arithmetic(config, log, classes=len(trained.names))

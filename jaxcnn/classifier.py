@@ -1,21 +1,19 @@
 """A trained model that computes logits, from a workdir or from the ONNX file made of it."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 import onnxruntime
 from jaxtyping import Float32, UInt8
 
-from jaxcnn import config as settings
 from jaxcnn.checkpoint import load_model
 from jaxcnn.config import Config
 from jaxcnn.errors import UserError
+from jaxcnn.metadata import Metadata
 from jaxcnn.step import eval_step
 
 LogitsFunction = Callable[
@@ -77,51 +75,34 @@ def open_onnx(path: Path) -> Classifier:
     except Exception as error:  # onnxruntime's exceptions share no base class
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} is neither a workdir nor a readable .onnx file ({reason})") from error
-    metadata = session.get_modelmeta().custom_metadata_map
-    config = settings.from_json(json.dumps(_read_metadata(path, metadata, "config", dict)))
-    names = tuple(_read_metadata(path, metadata, "names", list))
+    metadata = Metadata(path, session.get_modelmeta().custom_metadata_map, "python -m export WORKDIR")
+    config, names = metadata.config(), metadata.texts("names")
     side = config.data.image_size
-    if _read_metadata(path, metadata, "image_size", list) != [side, side]:
-        raise _not_ours(path, f"its image_size differs from the {side} of its settings")
+    if metadata.read("image_size", list) != [side, side]:
+        raise metadata.refusal(f"its image_size differs from the {side} of its settings")
     shapes = {each.name: (each.type, each.shape[1:]) for each in (*session.get_inputs(), *session.get_outputs())}
     expected = {"image": ("tensor(uint8)", [side, side, 3]), "logits": ("tensor(float)", [len(names)])}
     for name, kind in expected.items():
         if shapes.get(name) != kind:
-            raise _not_ours(path, f"{name} is {shapes.get(name, 'absent')}, not {kind}")
+            raise metadata.refusal(f"{name} is {shapes.get(name, 'absent')}, not {kind}")
     return Classifier(
         config=config,
         names=names,
-        wnids=tuple(_read_metadata(path, metadata, "wnids", list)),
-        step=_read_metadata(path, metadata, "step", int) if "step" in metadata else None,
-        temperature=_read_temperature(path, metadata),
+        wnids=metadata.texts("wnids"),
+        step=metadata.read("step", int) if "step" in metadata.values else None,
+        temperature=_read_temperature(metadata),
         logits=lambda images: session.run(["logits"], {"image": images})[0],
     )
 
 
-def _read_metadata(path: Path, metadata: dict[str, str], key: str, kind: type) -> Any:
-    try:
-        value = json.loads(metadata[key])
-    except KeyError:
-        raise _not_ours(path, f"its metadata has no {key}") from None
-    except ValueError:
-        raise _not_ours(path, f"its metadata has a {key} that is not JSON") from None
-    if not isinstance(value, kind):
-        raise _not_ours(path, f"its metadata has a {key} that is {type(value).__name__}, not {kind.__name__}")
-    return value
-
-
-def _read_temperature(path: Path, metadata: dict[str, str]) -> float:
+def _read_temperature(metadata: Metadata) -> float:
     """The temperature that is in the file's weights; one that is not calibrated tells none."""
-    if "calibration" not in metadata:
+    if "calibration" not in metadata.values:
         return 1.0
-    temperature = _read_metadata(path, metadata, "calibration", dict).get("temperature")
+    temperature = metadata.read("calibration", dict).get("temperature")
     if not isinstance(temperature, float):
-        raise _not_ours(path, f"its metadata has a calibration with the temperature {temperature!r}")
+        raise metadata.refusal(f"its metadata has a calibration with the temperature {temperature!r}")
     return temperature
-
-
-def _not_ours(path: Path, what: str) -> UserError:
-    return UserError(f"{path} was not made by `python -m export WORKDIR`: {what}")
 
 
 def _quiet() -> onnxruntime.SessionOptions:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxcnn import models
 from jaxcnn.config import Config, ModelConfig
 from jaxcnn.history import RunLog
+from jaxcnn.recipe import counted
 from jaxcnn.state import init_variables
 
 
@@ -22,12 +23,17 @@ def describe_time(config: Config, log: RunLog, environment: Mapping[str, str]) -
     seconds = log.seconds(config.batch_size)
     devices = environment["devices"].split(", ")
     if set(devices) == {"cpu"}:
-        count, unit, machine = int(environment["cores"]), "core-hours", "{cores} cores of {processor}"
+        count, unit, machine = (
+            int(environment["cores"]),
+            "core-hour",
+            f"{counted(int(environment['cores']), 'core')} of {environment['processor']}",
+        )
     else:
-        count, unit, machine = len(devices), "device-hours", "{devices}"
+        count, unit, machine = len(devices), "device-hour", environment["devices"]
+    hours = f"{seconds * count / 3600:.3g}"
     return (
-        f"{format_duration(seconds)} in training steps, {seconds * count / 3600:.3g} {unit} on "
-        f"{machine.format_map(environment)}; evaluation not counted"
+        f"{format_duration(seconds)} in training steps, {hours} {unit if hours == '1' else unit + 's'} on "
+        f"{machine}; evaluation not counted"
     )
 
 

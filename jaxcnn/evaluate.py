@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> None:
     path = Path(arguments[0])
     classifier = open_classifier(path)
     parsed = parse(classifier.config.data, arguments[1:])
-    dataset = load_data(parsed.data, classifier)
+    dataset = load_data(parsed.data, classifier, divided=parsed.split != "all")
     splits = [getattr(dataset, name) for name in SPLITS[parsed.split]]
     measure = partial(
         evaluate, classes=len(classifier.names), batch_size=classifier.config.batch_size, show_progress=True
@@ -146,8 +146,8 @@ def with_mirror_image(logits: LogitsFunction) -> LogitsFunction:
     return averaged
 
 
-def load_data(config: DataConfig, classifier: Classifier) -> data.Dataset:
-    """Loads the data to measure on.
+def load_data(config: DataConfig, classifier: Classifier, *, divided: bool) -> data.Dataset:
+    """Loads the data to measure on, `divided` as `data.load` does.
 
     Raises:
       UserError: it cannot be loaded, or its pictures or classes are not the model's; the first difference is named.
@@ -155,7 +155,7 @@ def load_data(config: DataConfig, classifier: Classifier) -> data.Dataset:
     side = classifier.config.data.image_size
     if config.image_size != side:
         raise UserError(f"data.image_size is {config.image_size}, but the model takes {side}; leave it out")
-    dataset = data.load(config)
+    dataset = data.load(config, divided=divided)
     have_wnids = bool(dataset.wnids and classifier.wnids)
     kind, found, expected = (
         ("wnid", dataset.wnids, classifier.wnids) if have_wnids else ("class", dataset.names, classifier.names)

@@ -1,7 +1,7 @@
 """How a run trains, in words: a few phrases for each part of the settings."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from jaxcnn.config import AugmentConfig, Config, ModelConfig, OptimConfig
@@ -11,24 +11,34 @@ def describe_network(config: ModelConfig) -> str:
     """The network's shape; the fixed ones have but their name."""
     if config.name != "resnet":
         return config.name
+    stages = [
+        f"{_listed(values)} {noun if values == (1,) else noun + 's'}"
+        for values, noun in ((config.widths, "channel"), (config.blocks, "residual block"))
+    ]
     return _joined(
-        f"resnet, stages of {_listed(config.widths)} channels with {_listed(config.blocks)} residual blocks",
+        f"resnet, stages of {' with '.join(stages)}",
         f"patches of {config.stem}x{config.stem} pixels folded into channels first" if config.stem > 1 else "",
         "normalised and activated before each convolution" if config.preactivation else "",
         f"dropout {config.dropout:g} before the last layer" if config.dropout else "",
     )
 
 
-def describe_precision(config: ModelConfig) -> str:
-    """What the layers computed in; `auto` was decided by the machine."""
-    return "bfloat16 if the machine is made for it, else float32" if config.precision == "auto" else config.precision
+def describe_precision(config: ModelConfig, environment: Mapping[str, str]) -> str:
+    """What the layers computed in; `auto` was decided by the machine.
+
+    Args:
+      environment: as `Workdir.record` writes it; older ones do not tell the precision.
+    """
+    if config.precision != "auto":
+        return config.precision
+    return environment.get("precision", "bfloat16 if the machine is made for it, else float32")
 
 
 def describe_training(config: Config, *, steps_per_epoch: int | None) -> str:
     """How long, in which batches, at which sizes, towards which targets."""
     sizes = [(side, len(list(epochs))) for side, epochs in itertools.groupby(range(config.epochs), config.resolution)]
     return _joined(
-        f"{config.epochs} epochs" + (f" of {steps_per_epoch:,} steps" if steps_per_epoch else ""),
+        counted(config.epochs, "epoch") + (f" of {counted(steps_per_epoch, 'step')}" if steps_per_epoch else ""),
         ", then ".join(f"{count} at {side} pixels" for side, count in sizes)
         if len(sizes) > 1
         else f"{sizes[0][0]} pixels",
@@ -67,6 +77,11 @@ def describe_augmentation(config: AugmentConfig) -> str:
         )
         or "none"
     )
+
+
+def counted(count: int, noun: str) -> str:
+    """Such as `1 step` or `1,390 steps`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def _joined(*phrases: str) -> str:

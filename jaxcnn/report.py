@@ -29,6 +29,7 @@ from jaxcnn.errors import UserError
 from jaxcnn.history import RunLog, read_log
 from jaxcnn.metrics import Evaluation
 from jaxcnn.recipe import (
+    counted,
     describe_augmentation,
     describe_network,
     describe_optimizer,
@@ -108,6 +109,7 @@ def render(
         dataset=dataset,
         evaluation=evaluation,
         calibration=calibration,
+        pictures=counted(evaluation.count, "picture"),
         interval=wilson_interval(evaluation.top1, evaluation.count),
         facts=describe_run(config, environment, log, dataset),
         epochs=config.epochs,
@@ -139,7 +141,7 @@ def describe_run(config: Config, environment: dict[str, str], log: RunLog, datas
         f"in {len(dataset.names)} classes, {config.data.image_size} by {config.data.image_size} pixels",
         "Terms of the data": dataset.license,
         "Model": f"{describe_network(config.model)}, {count_parameters(config, len(dataset.names)):,} parameters, "
-        f"{describe_precision(config.model)}",
+        f"{describe_precision(config.model, environment)}",
         "Training": describe_training(config, steps_per_epoch=len(dataset.train) // config.batch_size),
         "Optimizer": describe_optimizer(config.optim),
         "Augmentation": describe_augmentation(config.augment),
@@ -148,7 +150,7 @@ def describe_run(config: Config, environment: dict[str, str], log: RunLog, datas
         rate = statistics.median(record["images_per_second"] for record in log.train)
         facts["Time"] = f"{format_duration(log.seconds(config.batch_size))} in training steps, {rate:,.0f} pictures/s"
         facts["Finished"] = f"{datetime.fromtimestamp(log.train[-1]['time'], UTC):%d %B %Y, %H:%M} UTC"
-    facts["Hardware"] = "{devices}; {processor}, {cores} cores".format_map(environment)
+    facts["Hardware"] = "{devices}; {processor}, ".format_map(environment) + counted(int(environment["cores"]), "core")
     facts["Software"] = "jax {jax}, flax {flax}, optax {optax}, Python {python}".format_map(environment)
     return facts
 

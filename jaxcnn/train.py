@@ -25,6 +25,7 @@ from jaxcnn.log import console, open_log
 from jaxcnn.loop import Run, fit, initial_state, prepare
 from jaxcnn.metrics import Evaluation
 from jaxcnn.ops.allocator import keep_freed_memory
+from jaxcnn.recipe import counted
 from jaxcnn.signals import stop_on_signal
 from jaxcnn.step import eval_step
 from jaxcnn.weights import Weights, read_model, read_weights
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str]) -> None:
     if evaluation is not None:
         console.print(
             f"best checkpoint, calibrated: validation top-1 {evaluation.top1:.4f}, loss {evaluation.loss:.4f} "
-            f"on {evaluation.count:,} pictures"
+            f"on {counted(evaluation.count, 'picture')}"
         )
         for name in ("report.html", "model.onnx"):
             console.print(f"  {parsed.workdir / name}", soft_wrap=True)
@@ -139,11 +140,13 @@ def train(config: Config, workdir: Path) -> Evaluation | None:
     Raises:
       UserError: what the user gave cannot be trained on, or training diverged.
     """
-    run = prepare(config, data.load(config.data))
-    paths, dataset = Workdir(workdir), run.dataset
-    classes = Classes(dataset.names, dataset.wnids, dataset.name, dataset.license)
+    paths = Workdir(workdir)
     with paths.locked():
-        paths.refuse_other_run(config, classes)
+        paths.refuse_other_settings(config)
+        run = prepare(config, data.load(config.data))
+        dataset, pictures = run.dataset, run.dataset.fingerprint()
+        classes = Classes(dataset.names, dataset.wnids, dataset.name, dataset.license)
+        paths.refuse_other_data(classes, pictures)
         with open_checkpoints(paths.checkpoints) as checkpoints, open_log(workdir) as log, stop_on_signal() as stop:
             if checkpoints.last_step is None:
                 weights = None if config.init_from is None else read_weights(config.init_from)
@@ -151,6 +154,7 @@ def train(config: Config, workdir: Path) -> Evaluation | None:
             else:
                 weights, state = None, checkpoints.restore(initial_state(run))
             paths.record(config, classes)
+            paths.record_pictures(pictures)
             _say_start(run, workdir, step=int(state.step), weights=weights)
             finished = fit(run, state, checkpoints=checkpoints, log=log, stop=stop)
         return conclude(run, workdir) if finished else None

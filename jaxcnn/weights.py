@@ -12,11 +12,11 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from jaxcnn import config as settings
 from jaxcnn import models
 from jaxcnn.checkpoint import load_model
 from jaxcnn.config import ModelConfig
 from jaxcnn.errors import UserError
+from jaxcnn.metadata import Metadata
 from jaxcnn.state import Variables
 from jaxcnn.workdir import Workdir, write_atomically
 
@@ -88,10 +88,10 @@ def read_weights(source: str) -> Weights:
             tensors={name: np.asarray(leaf) for name, leaf in _by_path(trained.variables).items()},
         )
     with _opened(path) as file:
-        facts = _Facts(path, file.metadata() or {})
+        facts = _metadata(path, file)
         return Weights(
             source=source,
-            model=facts.model(),
+            model=facts.config().model,
             names=facts.texts("names"),
             wnids=facts.texts("wnids"),
             dataset=facts.read("dataset", str),
@@ -109,7 +109,7 @@ def read_model(source: str) -> ModelConfig:
     if path.is_dir():
         return Workdir(path).read_config().model
     with _opened(path) as file:
-        return _Facts(path, file.metadata() or {}).model()
+        return _metadata(path, file).config().model
 
 
 def write_weights(path: Path, variables: Variables, facts: Mapping[str, Any]) -> None:
@@ -172,44 +172,18 @@ def _opened(path: Path) -> Iterator[Any]:
         raise UserError(f"{path} cannot be read as a {SUFFIX} file ({reason}); export or download it again") from error
 
 
+def _metadata(path: Path, file: Any) -> Metadata:
+    return Metadata(path, file.metadata() or {}, f"python -m export WORKDIR -o NAME{SUFFIX}")
+
+
 def _read_tensor(path: Path, file: Any, name: str) -> np.ndarray:
     dtype = file.get_slice(name).get_dtype()
     if dtype not in _DTYPES:
-        raise _not_ours(path, f"{name} is of type {dtype}, not {' or '.join(_DTYPES)}")
+        raise _metadata(path, file).refusal(f"{name} is of type {dtype}, not {' or '.join(_DTYPES)}")
     values = np.asarray(file.get_tensor(name), np.float32)
     if not np.isfinite(values).all():
         raise UserError(f"{path} is damaged: {name} has values that are not finite; export or download it again")
     return values
-
-
-@dataclass(frozen=True)
-class _Facts:
-    """The metadata of a file, each value in JSON."""
-
-    path: Path
-    values: Mapping[str, str]
-
-    def read(self, key: str, kind: type) -> Any:
-        try:
-            value = json.loads(self.values[key])
-        except (KeyError, ValueError):
-            raise _not_ours(self.path, f"its metadata has no {key} in JSON") from None
-        if not isinstance(value, kind):
-            raise _not_ours(self.path, f"its metadata has a {key} that is {type(value).__name__}, not {kind.__name__}")
-        return value
-
-    def texts(self, key: str) -> tuple[str, ...]:
-        return tuple(map(str, self.read(key, list)))
-
-    def model(self) -> ModelConfig:
-        try:
-            return settings.from_json(json.dumps(self.read("config", dict))).model
-        except UserError as error:
-            raise _not_ours(self.path, str(error)) from None
-
-
-def _not_ours(path: Path, what: str) -> UserError:
-    return UserError(f"{path} was not made by `python -m export WORKDIR -o NAME{SUFFIX}`: {what}")
 
 
 def _by_path(variables: Variables) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 config.json        the settings                      metrics.jsonl     one line per event of the run
 classes.json       class names, wnids, data set      events.out.*      the same for TensorBoard
-environment.json   versions, hardware, command       calibration.json  the best checkpoint's temperature
-checkpoints/STEP/  parameters and training state     evaluation.json   the best checkpoint, measured
-                                                     report.html       the run as a page
+pictures.json      how the data set was divided      calibration.json  the best checkpoint's temperature
+environment.json   versions, hardware, command       evaluation.json   the best checkpoint, measured
+checkpoints/STEP/  parameters and training state     report.html       the run as a page
                                                      model.onnx        the best checkpoint, exported
                                                      model.json        its description, for runtimes
                                                      model/            its model card and an example
@@ -25,7 +25,9 @@ import jax
 from filelock import FileLock, Timeout
 
 from jaxcnn import config as settings
+from jaxcnn import models
 from jaxcnn.config import Config, ModelConfig
+from jaxcnn.data import Fingerprint
 from jaxcnn.errors import UserError
 
 
@@ -97,6 +99,18 @@ class Workdir:
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.path / 'classes.json'} is damaged ({error}); train in a new workdir") from error
 
+    def read_pictures(self) -> Fingerprint | None:
+        """How the data set was divided when the run began; None in a run that is older than this record."""
+        if not (self.path / "pictures.json").exists():
+            return None
+        try:
+            found = Fingerprint(**json.loads(self._read("pictures.json")))
+            if any(type(getattr(found, each.name)) is not each.type for each in dataclasses.fields(found)):
+                raise TypeError("a value of the wrong kind")
+            return found
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{self.path / 'pictures.json'} is damaged ({error}); train in a new workdir") from error
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keeps other processes from training in the same folder meanwhile.
@@ -119,22 +133,38 @@ class Workdir:
         finally:
             lock.release()
 
-    def refuse_other_run(self, config: Config, classes: Classes) -> None:
+    def refuse_other_settings(self, config: Config) -> None:
         """Raises a `UserError` that names the first difference, if the folder holds a run that cannot go on as asked.
 
-        Other rates or more epochs may follow; another model, batch size or other classes may not, nor another order of
-        the pictures, nor other ones held out: the model would be measured on pictures that it was trained on.
+        Other rates or more epochs may follow; another model or batch size may not, nor another order of the pictures,
+        nor other ones held out: the model would be measured on pictures that it was trained on. A damaged record is
+        told too, all before the pictures are read, which may take long.
         """
         if (self.path / "config.json").exists():
             self._refuse_other_settings(config)
+            self.read_classes()
+            self.read_pictures()
+
+    def refuse_other_data(self, classes: Classes, pictures: Fingerprint) -> None:
+        """Raises a `UserError` if the run in the folder has other classes, or began with other pictures.
+
+        One picture more or less, or under another name, changes which ones are held out.
+        """
+        if (self.path / "config.json").exists():
             self._refuse_other_classes(classes)
+            self._refuse_other_pictures(pictures)
 
     def record(self, config: Config, classes: Classes) -> None:
         """Writes down settings, classes and environment."""
         self.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        here = environment() | {"precision": models.resolve_precision(config.model.precision)}
+        write_atomically(self.path / "environment.json", json.dumps(here, indent=2) + "\n")
         write_atomically(self.path / "classes.json", json.dumps(dataclasses.asdict(classes), indent=2) + "\n")
         write_atomically(self.path / "config.json", settings.to_json(config))
+
+    def record_pictures(self, pictures: Fingerprint) -> None:
+        """Writes down how the data set is divided."""
+        write_atomically(self.path / "pictures.json", json.dumps(dataclasses.asdict(pictures), indent=2) + "\n")
 
     def _refuse_other_settings(self, config: Config) -> None:
         saved, asked = self.read_config(), config
@@ -166,6 +196,17 @@ class Workdir:
                 f"{self.path} holds a run with other classes: {kind}[{i}] was {was}, the data has {now}; "
                 "give the same data or another --workdir"
             )
+
+    def _refuse_other_pictures(self, pictures: Fingerprint) -> None:
+        saved = self.read_pictures()
+        if saved is None or saved.divides_as(pictures):
+            return
+        was, now = (f"{each.train:,} for training and {each.validation:,} for validation" for each in (saved, pictures))
+        raise UserError(
+            f"the pictures have changed since the run in {self.path} began: there were {was}, now there are "
+            f"{now if now != was else 'as many, but others or in another order'}; it would be validated with pictures "
+            "that it was trained on. Put the pictures back as they were, or give another --workdir"
+        )
 
     def _read(self, name: str) -> str:
         if not self.path.exists():

@@ -111,7 +111,7 @@ def test_a_file_that_is_no_model(tmp_path, content):
         ({"calibration": {}}, "a calibration with the temperature None"),
         ({"step": "7"}, "a step that is str, not int"),
         ({"names": {"0": "red"}}, "a names that is dict, not list"),
-        ({"config": {"data": 3}}, r"config\.data is 3; it must be an object"),
+        ({"config": {"data": 3}}, r"was not made by .*: config\.data is 3; it must be an object"),
         ({"image_size": [8, 9]}, "its image_size differs from the 8 of its settings"),
         ({"names": ["red", "green"]}, r"logits is .*\[3\]"),
         ({"side": 9}, r"image is .*\[9, 9, 3\]"),

@@ -55,7 +55,9 @@ LOG = RunLog([{"step": 100.0, "images_per_second": 2.0, "epoch": 1.0}], [])
 def test_time_on_processors_is_in_core_hours():
     environment = {"devices": "cpu", "cores": "2", "processor": "EPYC"}
     told = describe_time(Config(batch_size=36), LOG, environment)
-    assert told == "30 min 0 s in training steps, 1 core-hours on 2 cores of EPYC; evaluation not counted"
+    assert told == "30 min 0 s in training steps, 1 core-hour on 2 cores of EPYC; evaluation not counted"
+    told = describe_time(Config(batch_size=36), LOG, environment | {"cores": "1"})
+    assert "0.5 core-hours on 1 core of EPYC" in told
 
 
 def test_time_on_other_devices_is_in_device_hours():

@@ -217,6 +217,15 @@ def test_all_pictures_of_other_data(exported, pictures, capsys):
     assert "on train, validation: 3 of its 12 pictures" in capsys.readouterr().out
 
 
+def test_a_picture_of_each_class_is_enough_to_measure_on_all(exported, tmp_path):
+    for name, colour in zip(NAMES, COLOURS, strict=True):
+        (tmp_path / "few" / name).mkdir(parents=True)
+        Image.new("RGB", (SIDE, SIDE), colour).save(tmp_path / "few" / name / "0.png")
+    main([str(exported), "--data.source", str(tmp_path / "few"), "--split", "all", "--flip"])
+    record = json.loads((exported.parent / "evaluation-all-other.json").read_text())
+    assert record["confusion"] == np.eye(3).tolist()
+
+
 @pytest.mark.parametrize(
     ("options", "name"),
     [

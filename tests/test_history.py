@@ -1,32 +1,11 @@
 """The log of a run read back: each step once, whatever was resumed or torn."""
 
-import json
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from log_lines import LINES, train_line, validation_line
 
 from jaxcnn.history import RunLog, read_log
-
-
-def train_line(step, **values):
-    defaults = {
-        "epoch": step / 10,
-        "loss": 1.0,
-        "top1": 0.5,
-        "learning_rate": 0.1,
-        "images_per_second": 20,
-        "time": 1e9,
-    }
-    return json.dumps({"kind": "train", "step": step} | defaults | values)
-
-
-def validation_line(step, **values):
-    defaults = {"epoch": step / 10, "loss": 1.0, "top1": 0.5, "top5": 1.0, "ece": 0.1, "time": 1e9}
-    return json.dumps({"kind": "validation", "step": step} | defaults | values)
-
-
-LINES = [line for step in (10, 20, 30) for line in (train_line(step), validation_line(step, top1=step / 40))]
 
 
 def test_the_log_is_read_by_kind(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 
 from jaxcnn.config import AugmentConfig, Config, ModelConfig, OptimConfig
 from jaxcnn.recipe import (
+    counted,
     describe_augmentation,
     describe_network,
     describe_optimizer,
@@ -65,9 +66,19 @@ def test_a_network():
     assert describe_network(ModelConfig(name="seed")) == "seed"
 
 
+def test_one_is_not_many():
+    one = describe_network(ModelConfig(widths=(1,), blocks=(1,), stem=1))
+    assert one == "resnet, stages of 1 channel with 1 residual block"
+    assert describe_network(ModelConfig(widths=(8,), blocks=(2,), stem=1)).endswith("8 channels with 2 residual blocks")
+    assert describe_training(Config(epochs=1), steps_per_epoch=1).startswith("1 epoch of 1 step, ")
+    assert [counted(count, "step") for count in (0, 1, 2, 1390)] == ["0 steps", "1 step", "2 steps", "1,390 steps"]
+
+
 def test_precision():
-    assert describe_precision(ModelConfig(precision="bfloat16")) == "bfloat16"
-    assert "if the machine" in describe_precision(ModelConfig(precision="auto"))
+    auto = ModelConfig(precision="auto")
+    assert describe_precision(ModelConfig(precision="bfloat16"), {}) == "bfloat16"
+    assert describe_precision(auto, {"precision": "float32"}) == "float32"
+    assert "if the machine" in describe_precision(auto, {"jax": "0.7"})
 
 
 def test_sizes_one_after_the_other():

@@ -1,10 +1,12 @@
 """The report: what it reads, what it shows, and that nothing from outside gets into it unescaped."""
 
 import base64
+import dataclasses
 import functools
 import io
 import json
 import math
+import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 
@@ -14,17 +16,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from log_lines import LINES
 from PIL import Image
 from scipy.stats import binomtest
 
-from jaxcnn import charts, models, report
+from jaxcnn import charts, models, report, workdir
 from jaxcnn.calibration import Calibration
 from jaxcnn.config import Config, DataConfig, ModelConfig
 from jaxcnn.data import Dataset, Split
 from jaxcnn.errors import UserError
 from jaxcnn.metrics import score, summarize
 from jaxcnn.report import wilson_interval, write_report
-from jaxcnn.workdir import Classes, Workdir
+from jaxcnn.workdir import Classes, Workdir, environment
 
 CONFIG = Config(data=DataConfig(image_size=8), model=ModelConfig(widths=(4,), blocks=(1,)), batch_size=4, epochs=3)
 CALIBRATION = Calibration(step=30, temperature=1.375, count=40, ece_before=0.321, ece_after=0.123)
@@ -38,26 +41,6 @@ count_parameters = functools.cache(report.count_parameters)
 def traced_once(monkeypatch):
     """Tracing the model takes most of the time of a page, and the tests share a few models."""
     monkeypatch.setattr(report, "count_parameters", count_parameters)
-
-
-def train_line(step, **values):
-    defaults = {
-        "epoch": step / 10,
-        "loss": 1.0,
-        "top1": 0.5,
-        "learning_rate": 0.1,
-        "images_per_second": 20,
-        "time": 1e9,
-    }
-    return json.dumps({"kind": "train", "step": step} | defaults | values)
-
-
-def validation_line(step, **values):
-    defaults = {"epoch": step / 10, "loss": 1.0, "top1": 0.5, "top5": 1.0, "ece": 0.1, "time": 1e9}
-    return json.dumps({"kind": "validation", "step": step} | defaults | values)
-
-
-LINES = [line for step in (10, 20, 30) for line in (train_line(step), validation_line(step, top1=step / 40))]
 
 
 def make_dataset(names, *, count=40, side=8):
@@ -78,10 +61,10 @@ def measure(dataset, *, skill=1.0):
     return summarize([score(logits, labels, np.ones(len(labels), bool))], classes=classes)
 
 
-def write(workdir, names, *, lines=LINES, skill=1.0, **options):
+def write(workdir, names, *, lines=LINES, skill=1.0, config=CONFIG, **options):
     """The page of a run on generated pictures, and the evaluation in it."""
     dataset = make_dataset(names, **options)
-    Workdir(workdir).record(CONFIG, Classes(dataset.names, (), dataset.name, dataset.license))
+    Workdir(workdir).record(config, Classes(dataset.names, (), dataset.name, dataset.license))
     (workdir / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
     evaluation = measure(dataset, skill=skill)
     path = write_report(workdir, evaluation, dataset, calibration=CALIBRATION)
@@ -169,6 +152,22 @@ def test_the_page_tells_what_was_measured(tmp_path):
     assert "The logits are divided by 1.38" in page.text
     assert "Without it the error would be 32.1%" in page.text
     assert "it is about 12.3%" in page.text
+
+
+def test_the_page_tells_the_precision_that_was_used(tmp_path, monkeypatch):
+    auto = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, precision="auto"))
+    monkeypatch.setattr(models, "resolve_precision", lambda precision: "bfloat16")
+    page = Page(write(tmp_path, "abc", config=auto)[0])
+    assert re.search(r"[\d,]+ parameters, bfloat16 Training", page.text)
+
+
+def test_one_is_not_many(tmp_path, monkeypatch):
+    monkeypatch.setattr(workdir, "environment", lambda: environment() | {"cores": "1"})
+    page = Page(write(tmp_path, "ab", config=dataclasses.replace(CONFIG, epochs=1), count=1)[0])
+    assert "Of 1 picture that it was not trained on" in page.text
+    assert "1 epoch of 12 steps" in page.text
+    assert ", 1 core Software" in page.text
+    assert not re.search(r"\b1 (epoch|picture|step|core|class)e?s\b", page.text.replace("1 validation pictures", ""))
 
 
 def test_few_classes_have_no_top5(tmp_path):

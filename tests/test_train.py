@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from pictures import write_class_folders
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jaxcnn import data, evaluate
@@ -144,6 +146,30 @@ def test_a_run_can_be_made_longer_but_not_another(config, tmp_path):
     with pytest.raises(UserError, match=r"training/opt_state/\S+"):
         train(dataclasses.replace(config, optim=OptimConfig(name="adam", learning_rate=0.01)), tmp_path)
     assert steps_saved(tmp_path) == before
+
+
+def test_a_workdir_that_cannot_be_gone_on_with_is_told_before_the_pictures_are_decoded(config, tmp_path, monkeypatch):
+    train(dataclasses.replace(config, epochs=1), tmp_path / "run")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(data, "load", lambda config: pytest.fail("decoded"))
+    with pytest.raises(UserError, match="batch_size 64, not 32"):
+        train(dataclasses.replace(config, batch_size=32), tmp_path / "run")
+    with pytest.raises(UserError, match="cannot be written"):
+        train(config, tmp_path / "file" / "run")
+    with Workdir(tmp_path / "run").locked(), pytest.raises(UserError, match="another process is training"):
+        train(config, tmp_path / "run")
+
+
+def test_pictures_that_were_added_between_two_starts_are_told(config, tmp_path):
+    folder = write_class_folders(tmp_path / "pictures", count=6, size=8)
+    own = dataclasses.replace(config, data=dataclasses.replace(config.data, source=str(folder)), epochs=1, batch_size=4)
+    train(own, tmp_path / "run")
+    shutil.copy(folder / "cat" / "0.png", folder / "cat" / "00.png")
+    with pytest.raises(UserError, match=r"were 10 for training and 2 for validation, now there are 11 for training"):
+        train(dataclasses.replace(own, epochs=2), tmp_path / "run")
+    (folder / "cat" / "00.png").unlink()
+    train(dataclasses.replace(own, epochs=2), tmp_path / "run")
+    assert [line["epoch"] for line in read_log(tmp_path / "run", "validation")] == [1, 2]
 
 
 def test_progressive_resolution_trains_and_evaluates_at_full_size(config, tmp_path):

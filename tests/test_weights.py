@@ -224,8 +224,8 @@ def put(key, value):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda tensors, metadata: metadata.clear(), "was not made by .*: its metadata has no config in JSON"),
-        (put("config", "{"), "its metadata has no config in JSON"),
+        (lambda tensors, metadata: metadata.clear(), "was not made by .*: its metadata has no config"),
+        (put("config", "{"), "its metadata has a config that is not JSON"),
         (put("config", "[]"), "a config that is list, not dict"),
         (put("config", '{"model": {"width": 3}}'), "config.model.width is not a setting"),
     ],
@@ -243,7 +243,7 @@ def set_tensor(name, values):
     ("change", "message"),
     [
         (put("names", '"cat"'), "a names that is str, not list"),
-        (lambda tensors, metadata: metadata.pop("wnids"), "no wnids in JSON"),
+        (lambda tensors, metadata: metadata.pop("wnids"), "its metadata has no wnids"),
         (set_tensor("step", np.int32([3])), "step is of type I32, not F16 or F32"),
         (set_tensor("step", np.zeros((), np.float64)), "step is of type F64, not F16 or F32"),
         (

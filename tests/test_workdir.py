@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from jaxcnn import models
 from jaxcnn.config import digits
+from jaxcnn.data import Fingerprint
 from jaxcnn.errors import UserError
 from jaxcnn.workdir import Classes, Workdir, environment, write_atomically
 
 CLASSES = Classes(("cat", "dog", "eel"), ("n1", "n2", "n3"), "pets", "MIT")
+PICTURES = Fingerprint(train=1618, validation=179, labels="ab", pixels="cd", side=32)
 
 
 def test_what_begins_can_be_read(tmp_path):
@@ -26,17 +29,27 @@ def test_what_begins_can_be_read(tmp_path):
     assert int(recorded["cores"]) >= 1
 
 
+@pytest.mark.parametrize(("fast", "used"), [(True, "bfloat16"), (False, "float32")])
+def test_the_precision_is_recorded_that_auto_became_here(tmp_path, monkeypatch, fast, used):
+    monkeypatch.setattr(models, "has_onednn", lambda dtype: fast)
+    monkeypatch.setattr(models.jax, "default_backend", lambda: "cpu")
+    model = dataclasses.replace(digits().model, precision="auto")
+    Workdir(tmp_path).record(dataclasses.replace(digits(), model=model), CLASSES)
+    assert json.loads((tmp_path / "environment.json").read_text())["precision"] == used
+    assert Workdir(tmp_path).read_config().model.precision == "auto"  # may be another elsewhere
+
+
 def test_other_rates_may_follow_but_no_other_model(tmp_path):
     run = Workdir(tmp_path)
-    run.refuse_other_run(digits(), CLASSES)
+    run.refuse_other_settings(digits())
     run.record(digits(), CLASSES)
     precise = dataclasses.replace(digits().model, precision="bfloat16")
-    run.refuse_other_run(dataclasses.replace(digits(), epochs=99, model=precise), CLASSES)
+    run.refuse_other_settings(dataclasses.replace(digits(), epochs=99, model=precise))
     wider = dataclasses.replace(digits(), model=dataclasses.replace(digits().model, widths=(1, 2, 3)))
     with pytest.raises(UserError, match=r"model.widths \(32, 64, 128\), not \(1, 2, 3\)"):
-        run.refuse_other_run(wider, CLASSES)
+        run.refuse_other_settings(wider)
     with pytest.raises(UserError, match="batch_size 64, not 32"):
-        run.refuse_other_run(dataclasses.replace(digits(), batch_size=32), CLASSES)
+        run.refuse_other_settings(dataclasses.replace(digits(), batch_size=32))
 
 
 @pytest.mark.parametrize(
@@ -51,7 +64,7 @@ def test_a_run_never_meets_its_validation_pictures_in_training(tmp_path, change,
     run = Workdir(tmp_path)
     run.record(digits(), CLASSES)
     with pytest.raises(UserError, match=message):
-        run.refuse_other_run(dataclasses.replace(digits(), **change), CLASSES)
+        run.refuse_other_settings(dataclasses.replace(digits(), **change))
 
 
 @pytest.mark.parametrize(
@@ -66,7 +79,41 @@ def test_other_classes_are_refused(tmp_path, change, message):
     run = Workdir(tmp_path)
     run.record(digits(), CLASSES)
     with pytest.raises(UserError, match=message):
-        run.refuse_other_run(digits(), dataclasses.replace(CLASSES, **change))
+        run.refuse_other_data(dataclasses.replace(CLASSES, **change), PICTURES)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train": 1619, "labels": "ac"}, "were 1,618 for training and 179 for validation, now there are 1,619 for"),
+        ({"labels": "ac", "pixels": "ce"}, "as many, but others or in another order"),
+        ({"pixels": "ce"}, "Put the pictures back as they were, or give another --workdir"),
+    ],
+)
+def test_a_data_set_that_is_divided_otherwise_is_refused(tmp_path, change, message):
+    run = Workdir(tmp_path)
+    run.record(digits(), CLASSES)
+    run.refuse_other_data(CLASSES, PICTURES)  # a run that is older than the record
+    run.record_pictures(PICTURES)
+    run.refuse_other_data(CLASSES, PICTURES)
+    run.refuse_other_data(CLASSES, dataclasses.replace(PICTURES, side=64, pixels="ef"))  # the same in another size
+    with pytest.raises(UserError, match=message):
+        run.refuse_other_data(CLASSES, dataclasses.replace(PICTURES, **change))
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"train": 1}', json.dumps(dataclasses.asdict(PICTURES) | {"train": "1"})])
+def test_a_damaged_record_of_the_pictures_is_told(tmp_path, text):
+    (tmp_path / "pictures.json").write_text(text)
+    with pytest.raises(UserError, match=r"pictures\.json is damaged"):
+        Workdir(tmp_path).read_pictures()
+
+
+@pytest.mark.parametrize("name", ["config.json", "classes.json", "pictures.json"])
+def test_a_damaged_record_is_told_before_the_pictures_are_read(tmp_path, name):
+    Workdir(tmp_path).record(digits(), CLASSES)
+    (tmp_path / name).write_text("{")
+    with pytest.raises(UserError, match=f"{name} is damaged"):
+        Workdir(tmp_path).refuse_other_settings(digits())
 
 
 def test_what_is_no_workdir_is_told(tmp_path):

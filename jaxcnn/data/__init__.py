@@ -2,12 +2,13 @@
 
 from jaxcnn.data.batches import Batch, EvalBatch, epoch_order, eval_batches, steps_per_epoch, train_batches
 from jaxcnn.data.dataset import load
-from jaxcnn.data.split import Dataset, Split
+from jaxcnn.data.split import Dataset, Fingerprint, Split
 
 __all__ = [
     "Batch",
     "Dataset",
     "EvalBatch",
+    "Fingerprint",
     "Split",
     "epoch_order",
     "eval_batches",

@@ -9,15 +9,19 @@ from jaxcnn.data.cache import load_cached
 from jaxcnn.data.digits import open_digits
 from jaxcnn.data.folder import folder_source
 from jaxcnn.data.source import Source
-from jaxcnn.data.split import Dataset, hold_out
+from jaxcnn.data.split import Dataset, hold_out, hold_out_none
 from jaxcnn.errors import UserError
 
 HELD_OUT = 0.1
 """Share of the training pictures held out where a source has no validation pictures of its own."""
 
 
-def load(config: DataConfig) -> Dataset:
+def load(config: DataConfig, *, divided: bool = True) -> Dataset:
     """The pictures that the settings ask for, decoded into the cache if they are not there yet.
+
+    Args:
+      divided: if validation pictures are to be held out of the training pictures, do so; otherwise none are, and a
+        class may have a single picture.
 
     Raises:
       UserError: the source cannot be found or read, a picture of it is damaged, the cache cannot be written, or there
@@ -28,7 +32,8 @@ def load(config: DataConfig) -> Dataset:
     if len(dataset.names) < 2:
         raise UserError(f"{dataset.name} has only the class {dataset.names[0]!r}; a classifier needs two or more")
     if config.validation_fraction is not None or len(dataset.validation) == 0:
-        dataset = hold_out(dataset, fraction=config.validation_fraction or HELD_OUT, seed=config.split_seed)
+        fraction = config.validation_fraction or HELD_OUT
+        dataset = hold_out(dataset, fraction=fraction, seed=config.split_seed) if divided else hold_out_none(dataset)
     for split in ("train", "validation"):
         if np.any(getattr(dataset, split).labels < 0):
             raise UserError(f"some {split} pictures of {dataset.name} have no label; set --data.validation_fraction")

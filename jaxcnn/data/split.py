@@ -1,6 +1,7 @@
 """A data set in memory-mapped arrays, and how some of its pictures are held out."""
 
 import dataclasses
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,9 @@ import numpy as np
 from jaxtyping import Int32, Int64, UInt8
 
 from jaxcnn.errors import UserError
+
+CHUNK = 512
+"""Pictures read at once where all of a split are read."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,32 @@ class Split:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Fingerprint:
+    """What tells whether a data set is divided as it was before.
+
+    Attributes:
+      train: number of training pictures.
+      validation: number of validation pictures.
+      labels: SHA-256 of the labels of both, in their order.
+      pixels: SHA-256 of the validation pictures. Files that were exchanged or renamed leave the labels as they are, but
+        not which pictures are held out.
+      side: of the pictures; those of another are not comparable by their pixels.
+    """
+
+    train: int
+    validation: int
+    labels: str
+    pixels: str
+    side: int
+
+    def divides_as(self, other: "Fingerprint") -> bool:
+        """Whether the same pictures are held out, as far as it can be told."""
+        return dataclasses.replace(self, pixels="", side=0) == dataclasses.replace(other, pixels="", side=0) and (
+            self.pixels == other.pixels or self.side != other.side
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Dataset:
     """Pictures to train on and pictures to validate with, and what their classes are called."""
 
@@ -64,6 +94,21 @@ class Dataset:
     license: str
     train: Split
     validation: Split
+
+    def fingerprint(self) -> Fingerprint:
+        """Reads the validation pictures, not those of training, which may be many times as many."""
+        labels, pixels, images = hashlib.sha256(), hashlib.sha256(), self.validation.images
+        for split in (self.train, self.validation):
+            labels.update(f"{len(split)}:".encode() + split.labels.astype("<i4").tobytes())
+        for start in range(0, len(images), CHUNK):
+            pixels.update(np.ascontiguousarray(images[start : start + CHUNK]))
+        return Fingerprint(
+            train=len(self.train),
+            validation=len(self.validation),
+            labels=labels.hexdigest(),
+            pixels=pixels.hexdigest(),
+            side=images.shape[1],
+        )
 
 
 def hold_out(dataset: Dataset, *, fraction: float, seed: int) -> Dataset:
@@ -83,8 +128,9 @@ def hold_out(dataset: Dataset, *, fraction: float, seed: int) -> Dataset:
     for index, name in enumerate(dataset.names):
         members = order[labels[order] == index]
         if len(members) < 2:
+            there = "1 training picture" if len(members) else "no training pictures"
             raise UserError(
-                f"class {name!r} of {dataset.name} has {len(members)} training pictures; "
+                f"class {name!r} of {dataset.name} has {there}; "
                 "one for training and one held out for validation are the least: add some or remove the class"
             )
         count = min(max(round(len(members) * fraction), 1), len(members) - 1)
@@ -94,3 +140,8 @@ def hold_out(dataset: Dataset, *, fraction: float, seed: int) -> Dataset:
         train=dataset.train.select(np.flatnonzero(~held)),
         validation=dataset.train.select(np.flatnonzero(held)),
     )
+
+
+def hold_out_none(dataset: Dataset) -> Dataset:
+    """The data set with its training pictures alone, none of them held out; it is not changed."""
+    return dataclasses.replace(dataset, validation=dataset.train.select(np.arange(0)))

@@ -16,7 +16,7 @@ from jaxcnn.models.original import ORIGINALS, Original
 from jaxcnn.models.resnet import ResNet
 from jaxcnn.ops.compiler import has_onednn
 
-__all__ = ["HEAD", "NAMES", "build", "build_here", "count_parameters"]
+__all__ = ["HEAD", "NAMES", "build", "build_here", "count_parameters", "resolve_precision"]
 
 NAMES: tuple[str, ...] = ("resnet", *ORIGINALS)
 """Every value of `ModelConfig.name`."""
@@ -30,7 +30,7 @@ def build(config: ModelConfig, *, classes: int, cpu: bool = False) -> nn.Module:
 
     Equal settings give equal modules with equal hashes, so a function compiled for one serves the other.
     """
-    dtype = jnp.bfloat16 if _resolved(config.precision) == "bfloat16" else jnp.float32
+    dtype = jnp.bfloat16 if resolve_precision(config.precision) == "bfloat16" else jnp.float32
     if config.name != "resnet":
         return Original(spec=ORIGINALS[config.name], classes=classes, dtype=dtype, cpu=cpu)
     return ResNet(
@@ -50,7 +50,8 @@ def build_here(config: ModelConfig, *, classes: int) -> nn.Module:
     return build(config, classes=classes, cpu=config.cpu_kernels and has_onednn("float32"))
 
 
-def _resolved(precision: str) -> str:
+def resolve_precision(precision: str) -> str:
+    """What the setting `precision` stands for on this machine."""
     if precision != "auto":
         return precision
     return "bfloat16" if jax.default_backend() != "cpu" or has_onednn("bfloat16") else "float32"

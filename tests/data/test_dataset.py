@@ -33,8 +33,8 @@ def of(config, source, **settings):
 
 def test_the_public_names():
     assert sorted(jaxcnn.data.__all__) == [
-        "Batch", "Dataset", "EvalBatch", "Split", "epoch_order", "eval_batches", "load", "steps_per_epoch",
-        "train_batches",
+        "Batch", "Dataset", "EvalBatch", "Fingerprint", "Split", "epoch_order", "eval_batches", "load",
+        "steps_per_epoch", "train_batches",
     ]  # fmt: skip
     assert all(hasattr(jaxcnn.data, name) for name in jaxcnn.data.__all__)
 
@@ -108,6 +108,9 @@ def test_a_fraction_is_held_out_of_train_even_so(config, tmp_path):
     own = load(of(config, "tiny_imagenet", archive=str(archive)))
     tuned = load(of(config, "tiny_imagenet", archive=str(archive), validation_fraction=0.25))
     assert np.bincount(tuned.train.labels).tolist() == [3, 3, 3]
+    parts = [load(of(config, "tiny_imagenet", archive=str(archive)), divided=False)]
+    parts += [load(of(config, "tiny_imagenet", archive=str(archive), validation_fraction=0.25), divided=False)]
+    assert [(len(each.train), len(each.validation)) for each in parts] == [(12, 6), (12, 0)]
     assert np.bincount(tuned.validation.labels).tolist() == [1, 1, 1]
     trained = {image.tobytes() for image in own.train.images}
     assert {image.tobytes() for image in tuned.validation.images[:]} < trained
@@ -137,8 +140,10 @@ def test_a_single_class_is_refused(config, tmp_path):
 def test_a_class_of_one_picture_is_refused_where_some_are_held_out(config, tmp_path):
     pets = write_class_folders(tmp_path / "pets", count=2)
     (pets / "dog" / "1.png").unlink()
-    with pytest.raises(UserError, match="class 'dog' of pets has 1 training pictures"):
+    with pytest.raises(UserError, match="class 'dog' of pets has 1 training picture;"):
         load(of(config, pets))
+    everything = load(of(config, pets), divided=False)
+    assert (len(everything.train), len(everything.validation)) == (sum(1 for _ in pets.rglob("*.png")), 0)
 
 
 @pytest.mark.parametrize("source", ["", "nowhere", "tfds:no_such_set"])

@@ -77,7 +77,38 @@ def test_what_was_validation_is_left_out():
     assert len(result.validation) == 2
 
 
-@pytest.mark.parametrize(("labels", "count"), [([0, 0, 1], 1), ([0, 0], 0)])
+@pytest.mark.parametrize(("labels", "count"), [([0, 0, 1], "1 training picture"), ([0, 0], "no training pictures")])
 def test_a_class_of_fewer_than_two_is_named(labels, count):
-    with pytest.raises(UserError, match=rf"^class 'class 1' of set has {count} training pictures;"):
+    with pytest.raises(UserError, match=rf"^class 'class 1' of set has {count};"):
         hold_out(dataset(labels, classes=2), fraction=0.5, seed=0)
+
+
+def test_a_fingerprint_tells_what_is_held_out_and_in_which_order():
+    labels = [0, 1, 0, 1, 1, 0]
+    whole = dataset(labels, classes=2)
+    divided = hold_out(whole, fraction=0.4, seed=0)
+    found = divided.fingerprint()
+    assert (found.train, found.validation, found.side) == (4, 2, 2)
+    assert found == hold_out(whole, fraction=0.4, seed=0).fingerprint()
+    more = hold_out(dataset([*labels, 1], classes=2), fraction=0.4, seed=0)
+    assert not more.fingerprint().divides_as(found)
+    moved = Dataset(**vars(divided) | {"train": divided.train.select(np.array([1, 0, 2, 3]))})
+    assert moved.train.labels.tolist() != divided.train.labels.tolist()
+    assert not moved.fingerprint().divides_as(found)
+
+
+def test_a_fingerprint_tells_pictures_of_the_same_labels_apart():
+    first, others = dataset([0, 1], classes=2, validation=[0] * 1000), dataset([0, 1], classes=2, validation=[0] * 1000)
+    assert others.fingerprint().divides_as(first.fingerprint())
+    others.validation.images[999, 1, 1, 2] += 1
+    assert not others.fingerprint().divides_as(first.fingerprint())
+
+
+def test_a_fingerprint_holds_for_any_size_of_the_pictures():
+    small, large = (
+        Dataset(
+            **vars(dataset([0, 1], classes=2)) | {"validation": Split(np.zeros((1, side, side, 3), np.uint8), label)}
+        )
+        for side, label in ((2, np.zeros(1, np.int32)), (4, np.zeros(1, np.int32)))
+    )
+    assert large.fingerprint().divides_as(small.fingerprint())

@@ -295,6 +295,13 @@ def test_the_model_card_tells_the_runs_figures(tmp_path):
     assert "left from right" not in card
 
 
+def test_the_model_card_tells_the_precision_that_was_used(tmp_path):
+    run = make_run(tmp_path / "run", precision="auto")
+    record = run / "environment.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"precision": "bfloat16"}))
+    assert "| precision | bfloat16 |" in card_of(run)
+
+
 def test_a_card_before_the_end_of_a_run_has_the_figures_of_the_checkpoint(tmp_path):
     card = card_of(make_run(tmp_path / "run"))
     assert "| top-1 accuracy | 0.5000 |" in card

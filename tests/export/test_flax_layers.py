@@ -1,5 +1,6 @@
 """Every layer of flax.linen, in the variants that its arguments make."""
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -124,8 +125,11 @@ def test_spectral_norm(exported, filled):
     exported(lambda x: Net().apply(variables, x), VECTOR)
 
 
+PRODUCTS = ["Fp8DotGeneral", "Fp8DotGeneralOp", "Fp8DirectDotGeneralOp", "NANOOFp8DotGeneralOp"]
+
+
 @pytest.mark.filterwarnings("ignore:The Fp8DotGeneralOp is deprecated")
-@pytest.mark.parametrize("product", ["Fp8DotGeneralOp", "Fp8DirectDotGeneralOp", "NANOOFp8DotGeneralOp"])
+@pytest.mark.parametrize("product", PRODUCTS)
 def test_products_in_8_bits(exported, filled, product):
     module = nn.Dense(5, dot_general_cls=getattr(nn, product))
     exported(lambda x: module.apply(module.init(jax.random.key(0), x), x), (3, 6))
@@ -184,6 +188,29 @@ def test_attention_functions(exported):
     exported(nn.dot_product_attention, heads, heads, heads)
     exported(nn.dot_product_attention_weights, heads, heads)
     exported(lambda q: nn.dot_product_attention(q, q, q, bias=jnp.ones((1, 2, 5, 5)) * 0.1), heads)
+
+
+NOT_LAYERS = {
+    "Module": "what layers are derived from",
+    "RNNCellBase": "what recurrent cells are derived from",
+}
+TESTED_ALONE = {"SpectralNorm": test_spectral_norm, "Fp8Einsum": test_einsum_in_8_bits, "Embed": test_embed}
+
+
+def layers_in(value):
+    """The names of the layers that a layer is made of, its own first."""
+    if isinstance(value, list | tuple):
+        return {name for each in value for name in layers_in(each)}
+    if not isinstance(value, nn.Module):
+        return set()
+    inside = [getattr(value, field.name) for field in dataclasses.fields(value) if field.name != "parent"]
+    return {type(value).__name__} | layers_in(inside)
+
+
+def test_no_layer_is_left_out():
+    tested = layers_in([module for module, _ in CASES.values()]) | layers_in(list(ATTENTION.values()))
+    public = {name for name, each in vars(nn).items() if isinstance(each, type) and issubclass(each, nn.Module)}
+    assert public - tested - {*PRODUCTS, *TESTED_ALONE} == NOT_LAYERS.keys()
 
 
 POOLS = {"max": nn.max_pool, "avg": nn.avg_pool, "min": nn.pooling.min_pool}

@@ -4,10 +4,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import onnx
 import pytest
-from hypothesis import HealthCheck, given, note, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jax import lax
+
+import export
 
 PICTURE = ("batch", 8, 7, 3)
 TOLERANCE = 3e-5
@@ -165,32 +168,74 @@ NETWORKS = given(st.lists(LAYERS, min_size=1, max_size=6), st.sampled_from(["fla
 LENIENT = settings(deadline=None, suppress_health_check=list(HealthCheck))
 
 
+@pytest.fixture(scope="session")
+def compare(exported, filled, own_error, by_definition, tmp_path_factory):
+    """compare(layers, head): exports a network; one that fails is told with all it takes to build it again."""
+    folder = tmp_path_factory.mktemp("random_networks")
+
+    def compare_recorded(layers, head):
+        module = Net(tuple(layers), head)
+        variables = filled(module, jnp.zeros((1, 8, 7, 3), jnp.uint8))
+        fn = lambda x: module.apply(variables, x)  # noqa: E731
+        try:
+            check(exported, fn, by_definition, doubt=lambda: own_error(module, variables, PICTURE))
+        except Exception as error:
+            # Hypothesis tries simpler and simpler networks: the file of the last, which is the one it shows, stays.
+            raise AssertionError(f"Net({module.layers}, {head!r}), {record(fn, folder / 'network.onnx')}") from error
+
+    return compare_recorded
+
+
+def check(exported, fn, by_definition, *, doubt):
+    try:
+        model = exported(fn, PICTURE, dtype="uint8", tolerance=TOLERANCE)
+    except AssertionError:
+        # Either jax's own rounding errors are magnified, or the runtime's: onnxruntime's Sigmoid is exact to 1e-7 in
+        # absolute terms only. The model is right if by ONNX's definition it computes what jax does.
+        model = exported(fn, PICTURE, dtype="uint8", tolerance=TOLERANCE + 4 * doubt(), runners=by_definition)
+        exported(fn, PICTURE, dtype="uint8", tolerance=0.02)
+    assert model.ops["BatchNormalization"] == 0
+
+
+def record(fn, path):
+    """Writes what a network is exported to for any batch; says where, or why it is not exported."""
+    path.unlink(missing_ok=True)
+    try:
+        path.write_bytes(export.to_onnx(fn, {"x0": ("uint8", PICTURE)}).SerializeToString())
+    except Exception as error:
+        return f"not exported: {type(error).__name__}: {error}"
+    return f"exported to {path}"
+
+
 @settings(LENIENT, max_examples=25)
 @NETWORKS
-def test_random_networks_compute_the_same(exported, filled, own_error, by_definition, layers, head):
-    compare(exported, filled, own_error, by_definition, layers, head)
+def test_random_networks_compute_the_same(compare, layers, head):
+    compare(layers, head)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @settings(LENIENT, max_examples=2000)
 @NETWORKS
-def test_two_thousand_random_networks_compute_the_same(exported, filled, own_error, by_definition, layers, head):
-    compare(exported, filled, own_error, by_definition, layers, head)
+def test_two_thousand_random_networks_compute_the_same(compare, layers, head):
+    compare(layers, head)
 
 
-def compare(exported, filled, own_error, by_definition, layers, head):
-    note(f"{layers}, {head}")
-    module = Net(tuple(layers), head)
-    variables = filled(module, jnp.zeros((1, 8, 7, 3), jnp.uint8))
-    fn = lambda x: module.apply(variables, x)  # noqa: E731
-    try:
-        model = exported(fn, PICTURE, dtype="uint8", tolerance=TOLERANCE)
-    except AssertionError:
-        # Either jax's own rounding errors are magnified, or the runtime's: onnxruntime's Sigmoid is exact to 1e-7 in
-        # absolute terms only. The model is right if by ONNX's definition it computes what jax does.
-        doubt = own_error(module, variables, PICTURE)
-        note(f"jax itself is off by {doubt:.1e}")
-        model = exported(fn, PICTURE, dtype="uint8", tolerance=TOLERANCE + 4 * doubt, runners=by_definition)
-        exported(fn, PICTURE, dtype="uint8", tolerance=0.02)
-    assert model.ops["BatchNormalization"] == 0
+LAYERS_OF_A_FAILURE = [("dense",), ("activation", "relu")]
+
+
+def test_a_network_that_fails_is_recorded(compare, monkeypatch):
+    monkeypatch.setitem(ACTIVATIONS, "relu", lambda x: jax.pure_callback(lambda x: x, x, x))
+    message = r"^Net\(\(\('dense',\), \('activation', 'relu'\)\), 'map'\), not exported: UnsupportedError: .*callback"
+    with pytest.raises(AssertionError, match=message):
+        compare(LAYERS_OF_A_FAILURE, "map")
+
+
+def test_a_network_that_differs_is_recorded(compare, monkeypatch):
+    calls = iter(range(100))
+    monkeypatch.setitem(ACTIVATIONS, "relu", lambda x: x + next(calls))  # another function each time it is traced
+    with pytest.raises(AssertionError) as caught:
+        compare(LAYERS_OF_A_FAILURE, "map")
+    assert str(caught.value).startswith("Net((('dense',), ('activation', 'relu')), 'map'), exported to ")
+    path = str(caught.value).split("exported to ")[1]
+    onnx.checker.check_model(onnx.load(path), full_check=True)

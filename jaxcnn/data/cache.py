@@ -156,8 +156,13 @@ def _decode_rows(pool: Executor, pictures: Pictures, rows: range, size: int) -> 
 
 
 def _sync(path: Path) -> None:
-    """Waits until a file or a folder's list of names has reached the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Waits until a file or a folder's list of names has reached the disk.
+
+    Windows opens no folders, and flushes only what was opened for writing.
+    """
+    if path.is_dir() and os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:

@@ -264,18 +264,20 @@ def finetune() -> Config:
 
 
 def tiny_imagenet() -> Config:
-    """Tiny ImageNet on two CPU cores: a residual network, most of its passes at 48 pixels.
+    """Tiny ImageNet on two CPU cores: a residual network, most of its passes at 48 pixels. The model that ships.
 
     python -m jaxcnn.train tiny_imagenet
+
+    43 minutes of steps on two cores of an AMD EPYC (Zen 5): .541 top-1 on half of the validation pictures, seed 0.
     """
     return Config(
         data=DataConfig(source="tiny_imagenet", image_size=64),
-        model=ModelConfig(precision="auto"),
-        augment=AugmentConfig(flip=True, pad_crop=0.0625),
+        model=ModelConfig(widths=(64, 128, 256, 384), precision="auto"),
+        augment=AugmentConfig(flip=True, crop_scale=(0.4, 1.0)),
         optim=OptimConfig(learning_rate=0.4, warmup=0.15, weight_decay=5e-4),
         resolutions=((0.0, 48), (0.8, 64)),
         label_smoothing=0.1,
-        epochs=10,
+        epochs=14,
         batch_size=256,
     )
 

@@ -29,7 +29,7 @@ def test_options_change_a_preset():
     assert parsed.config.epochs == 3
     assert parsed.config.resolutions == ((0.0, 24), (0.5, 32))
     assert parsed.config.model == config.ModelConfig(widths=(8, 16), blocks=(1, 2), precision="auto")
-    assert parsed.config.augment == config.AugmentConfig(pad_crop=0.0625)
+    assert parsed.config.augment == config.AugmentConfig(crop_scale=(0.4, 1.0))
     assert parsed.config.optim.clip_norm == 1
     assert parsed.config.data.validation_fraction == 0.2
     assert parsed.config.data.image_size == 32

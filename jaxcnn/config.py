@@ -68,6 +68,9 @@ class ModelConfig:
     """Normalise and activate before each convolution of a block instead of after (resnet only)."""
     dropout: float = 0.0
     """Share of the pooled features dropped before the classifier (resnet only)."""
+    inference_side: int | None = None
+    """Side to which the network itself enlarges pictures when it is not training; None leaves them (resnet only).
+    What a random resized crop shows is enlarged too: about 1.25 times the side of the last resolutions suits."""
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
     """What the layers compute in; parameters and batch statistics are always float32.
     `auto` is bfloat16 where the processor has instructions for it."""
@@ -76,7 +79,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.name != "resnet":
-            for each in ("widths", "blocks", "stem", "preactivation", "dropout"):
+            for each in ("widths", "blocks", "stem", "preactivation", "dropout", "inference_side"):
                 default = ModelConfig.__dataclass_fields__[each].default
                 value = getattr(self, each)
                 _require(value == default, f"model.{each}", value, f"left out: the network {self.name!r} is fixed")
@@ -89,6 +92,8 @@ class ModelConfig:
         )
         _require(self.stem >= 1, "model.stem", self.stem, "at least 1")
         _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "from 0 to below 1")
+        side = self.inference_side
+        _require(side is None or side >= 8, "model.inference_side", side, "at least 8, or None")
 
     def with_shape_of(self, other: "ModelConfig") -> "ModelConfig":
         """The network of other settings, as far as its parameters go; how it is trained and computed stays."""

@@ -1,5 +1,6 @@
 """What a training cost: time on its machine, and arithmetic, which is the same on any."""
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -39,9 +40,10 @@ def describe_time(config: Config, log: RunLog, environment: Mapping[str, str]) -
 
 def describe_arithmetic(config: Config, log: RunLog, *, classes: int) -> str:
     """The floating point operations of a run, and how they were counted."""
+    model = dataclasses.replace(config.model, inference_side=None)
     total, terms = 0, []
     for side, pictures in pictures_by_side(config, log).items():
-        flops = picture_flops(config.model, classes=classes, side=side)
+        flops = picture_flops(model, classes=classes, side=side)
         total += 3 * flops * pictures
         terms.append(f"{pictures:,} pictures of {side}x{side} pixels at {flops / 1e6:,.2f} million each")
     mantissa, exponent = f"{total:.2e}".split("e")

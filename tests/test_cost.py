@@ -1,5 +1,7 @@
 """The cost of a training: its time, and the operations of the layers, counted as they would be by hand."""
 
+import dataclasses
+
 import pytest
 
 from jaxcnn.config import Config, DataConfig, ModelConfig
@@ -46,6 +48,8 @@ def test_arithmetic_is_three_times_the_forward_pass():
     told = describe_arithmetic(config, log, classes=3)
     total = 3 * sum(count * picture_flops(config.model, classes=3, side=side) for side, count in ((8, 1000), (16, 500)))
     assert float(told.split()[0]) == pytest.approx(total, rel=0.01)
+    enlarging = dataclasses.replace(config, model=dataclasses.replace(config.model, inference_side=32))
+    assert describe_arithmetic(enlarging, log, classes=3) == told
     assert "1,000 pictures of 8x8 pixels at 0.06 million each and 500 pictures of 16x16 pixels at 0.26" in told
 
 

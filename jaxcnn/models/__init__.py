@@ -40,6 +40,7 @@ def build(config: ModelConfig, *, classes: int, cpu: bool = False) -> nn.Module:
         stem=config.stem,
         preactivation=config.preactivation,
         dropout=config.dropout,
+        inference_side=config.inference_side,
         dtype=dtype,
         cpu=cpu,
     )

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 from jaxtyping import Array, Float
@@ -88,6 +89,7 @@ class ResNet(nn.Module):
       stem: side of the patches folded into channels before the first convolution; 1 folds nothing.
       preactivation: normalise and activate before each convolution rather than after.
       dropout: share of the pooled features that training drops.
+      inference_side: side to which pictures are resized when not training (Touvron et al. 2019); None leaves them.
       dtype: what all but the normalisations and the last layer compute in.
       cpu: compute by CPU kernels.
     """
@@ -98,6 +100,7 @@ class ResNet(nn.Module):
     stem: int
     preactivation: bool
     dropout: float
+    inference_side: int | None
     dtype: Dtype
     cpu: bool = False
 
@@ -126,8 +129,11 @@ class ResNet(nn.Module):
             cpu=self.cpu,
             negative_slope=0.0,
         )
+        x = images.astype(jnp.float32)
+        if self.inference_side is not None and not train:
+            x = jax.image.resize(x, (x.shape[0], self.inference_side, self.inference_side, 3), "linear")
         # About the mean and the spread of natural pictures, as round numbers: the first layers adapt to the rest.
-        x = ((images.astype(jnp.float32) - 118) / 64).astype(self.dtype)
+        x = ((x - 118) / 64).astype(self.dtype)
         x = space_to_depth(x, side=self.stem)
         for i, (width, blocks) in enumerate(zip(self.widths, self.blocks, strict=True)):
             x = Stage(width, blocks, i == 0, self.preactivation, conv, norm, self.cpu, name=f"stage_{i}")(x)

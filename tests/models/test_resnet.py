@@ -2,11 +2,13 @@
 
 import typing
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from PIL import Image
 
 from jaxcnn.config import ModelConfig
 from jaxcnn.models import build, count_parameters
@@ -146,3 +148,23 @@ def test_batch_statistics_follow_the_batch(preactivation: bool) -> None:
     before, after = (jax.tree.leaves(tree["batch_stats"]) for tree in (variables, updates))
     assert all(not np.allclose(a, b) for a, b in zip(before, after, strict=True))
     assert model.apply(variables, images, False).shape == (4, 3)
+
+
+def test_pictures_are_enlarged_at_inference_only() -> None:
+    images = pictures(2, 8, 8, 3)
+    plain = build(ModelConfig(widths=(4,), blocks=(1,)), classes=5)
+    enlarging = build(ModelConfig(widths=(4,), blocks=(1,), inference_side=10), classes=5)
+    variables = jax.jit(plain.init, static_argnums=2)(jax.random.key(0), images, False)
+
+    def logits(model: nn.Module, images: jax.Array, train: bool) -> jax.Array:
+        found, _ = jax.jit(lambda images: model.apply(variables, images, train, mutable=["batch_stats"]))(images)
+        assert isinstance(found, jax.Array)
+        return found
+
+    planes = np.moveaxis(np.asarray(images, np.float32), -1, 1)
+    enlarged = [
+        [Image.fromarray(plane).resize((10, 10), Image.Resampling.BILINEAR) for plane in each] for each in planes
+    ]
+    expected = logits(plain, jnp.asarray(np.moveaxis(np.array(enlarged), 1, -1)), False)
+    np.testing.assert_allclose(logits(enlarging, images, False), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(logits(enlarging, images, True), logits(plain, images, True))

@@ -6,17 +6,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-import optax.contrib
 from jaxtyping import Array, Float
 
 from jaxcnn.config import OptimConfig
+from jaxcnn.muon import scale_by_muon
 
 ADAM_DECAY = 0.999
 """Decay of Adam's second moment, Keras' default."""
 ADAM_EPSILON = 1e-7
 """Keras' default, which the original system used."""
-MUON_RMS = 0.2
-"""Root mean square of Muon's update over the rate; AdamW's is about as large (Liu et al. 2025)."""
 
 
 def make_schedule(config: OptimConfig, *, steps: int) -> optax.Schedule:
@@ -61,8 +59,8 @@ def make_optimizer(config: OptimConfig, *, steps: int) -> optax.GradientTransfor
     - sgd: Nesterov's momentum (Sutskever et al. 2013), decay added to the gradient.
     - adam: as in Keras but for where epsilon is added (after the bias correction; the difference is of its size).
     - adamw: decoupled decay, scaled by the rate (Loshchilov and Hutter 2019).
-    - muon: the momentum of each kernel is made orthogonal (Jordan et al. 2024), a convolution's as the matrix
-      [height x width x in, out]. Updates have the size of AdamW's, so rate and decay are chosen as for AdamW.
+    - muon: the momentum of each kernel is made orthogonal (Jordan et al. 2024), Adam for the rest. Its updates have the
+      size of AdamW's, so rate and decay are chosen as for that.
     """
     schedule = make_schedule(config, steps=steps)
     clip = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
@@ -76,15 +74,12 @@ def make_optimizer(config: OptimConfig, *, steps: int) -> optax.GradientTransfor
         case "adamw":
             rule = optax.adamw(schedule, weight_decay=config.weight_decay, mask=_kernels, **adam)
         case "muon":
-            rule = optax.contrib.muon(
-                schedule,
-                beta=config.momentum,
-                weight_decay=config.weight_decay,
-                adam_b1=config.momentum,
-                adam_b2=ADAM_DECAY,
-                muon_weight_dimension_numbers=_muon_dimensions,
-                consistent_rms=MUON_RMS,
+            kernels = optax.chain(
+                scale_by_muon(config.momentum),
+                optax.add_decayed_weights(config.weight_decay),
+                optax.scale_by_learning_rate(schedule),
             )
+            rule = optax.partition({True: kernels, False: optax.adam(schedule, **adam)}, _kernels)
     return _with_standard_promotion(optax.chain(*clip, rule))
 
 
@@ -105,13 +100,3 @@ def _is_kernel(path: tuple[Any, ...]) -> bool:
 def _kernels(params: optax.Params) -> Any:
     """True for the kernels of convolutions and dense layers, false for biases and normalisations."""
     return jax.tree.map_with_path(lambda path, _: _is_kernel(path), params)
-
-
-def _muon_dimensions(params: optax.Params) -> Any:
-    """Which axes of each kernel are summed over; None for what Muon leaves to AdamW."""
-    return jax.tree.map_with_path(
-        lambda path, leaf: (
-            optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1) if _is_kernel(path) else None
-        ),
-        params,
-    )

@@ -8,7 +8,8 @@ The peers are optional: `pip install torch==2.13.0`, `pip install tensorflow`. W
 environment's Python. They are written as their users would, at their best settings: channels last for PyTorch, a
 compiled training step for Keras.
 
-- jaxcnn: the preset's model as `python -m jaxcnn.train` trains it, its augmentation and optimizer included.
+- jaxcnn: the preset's model as `python -m jaxcnn.train` trains it, its augmentation included, but with the optimizer of
+  the others: Adam for the original networks, SGD with Nesterov's momentum for the residual one.
 - jaxcnn_plain: the same without CPU kernels.
 - torch_float32, torch_bf16: forward, backward and optimizer step; the second in `torch.autocast`.
 - keras: `train_on_batch` in float32, on TensorFlow.
@@ -21,6 +22,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+from jaxcnn.config import PRESETS, ModelConfig
 
 CONTESTANTS = ("jaxcnn", "jaxcnn_plain", "torch_float32", "torch_bf16", "keras")
 CLASSES = 200
@@ -80,26 +83,21 @@ def start(name: str, arguments: argparse.Namespace) -> subprocess.Popen[str]:
     python = sys.executable if name.startswith("jaxcnn") else arguments.peers
     batch, resolution, model = settings(arguments)
     command = [python, "-m", "tests.bench.train_step", "--contestant", name, "--preset", arguments.preset]
-    command += ["--batch", str(batch), "--resolution", str(resolution), "--model", model]
+    command += ["--batch", str(batch), "--resolution", str(resolution), "--model", model.name]
     command += ["--steps", str(arguments.steps)]
     if arguments.precision:
         command += ["--precision", arguments.precision]
     return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def settings(arguments: argparse.Namespace) -> tuple[int, int, str]:
-    """Batch, resolution and name of the model."""
-    if arguments.batch and arguments.resolution and arguments.model:  # the peers' environment may not have jaxcnn's
-        return arguments.batch, arguments.resolution, arguments.model
-    from jaxcnn.config import PRESETS
-
+def settings(arguments: argparse.Namespace) -> tuple[int, int, ModelConfig]:
+    """Batch, resolution and network."""
     config = PRESETS[arguments.preset]()
     sides = [side for _, side in config.resolutions] or [config.data.image_size]
-    return (
-        arguments.batch or config.batch_size,
-        arguments.resolution or max(sides),
-        arguments.model or config.model.name,
-    )
+    model = config.model
+    if arguments.model and arguments.model != model.name:
+        model = ModelConfig(name=arguments.model, precision="auto")
+    return arguments.batch or config.batch_size, arguments.resolution or max(sides), model
 
 
 def contend(arguments: argparse.Namespace) -> None:
@@ -127,7 +125,7 @@ def contend(arguments: argparse.Namespace) -> None:
         else:
             from tests.bench.train_step_keras import make_step as make_keras_step
 
-            step = make_keras_step(model, batch=batch, resolution=resolution, classes=CLASSES)
+            step = make_keras_step(model.name, batch=batch, resolution=resolution, classes=CLASSES)
     except ImportError as error:
         print(error, flush=True)
         return

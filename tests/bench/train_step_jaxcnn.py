@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from jaxcnn import models
-from jaxcnn.config import PRESETS, ModelConfig
+from jaxcnn.config import PRESETS, ModelConfig, OptimConfig
 from jaxcnn.ops.allocator import keep_freed_memory
 from jaxcnn.optim import make_optimizer
 from jaxcnn.state import create_state
@@ -18,19 +18,18 @@ TOTAL_STEPS = 10_000
 
 
 def make_step(
-    preset: str, *, model: str, batch: int, resolution: int, precision: str | None, cpu_kernels: bool
+    preset: str, *, model: ModelConfig, batch: int, resolution: int, precision: str | None, cpu_kernels: bool
 ) -> Callable[[], None]:
-    """A step of the preset's run on pictures of its size, random but always the same."""
+    """A step of the preset's run, but for its optimizer, on pictures of its size, random but always the same."""
     if cpu_kernels:
         keep_freed_memory()
     config = PRESETS[preset]()
-    model_config = config.model if model == config.model.name else ModelConfig(name=model, precision="auto")
     changes = {"cpu_kernels": cpu_kernels} | ({"precision": precision} if precision else {})
-    network = models.build_here(dataclasses.replace(model_config, **changes), classes=CLASSES)
-    optimizer = make_optimizer(config.optim, steps=TOTAL_STEPS)
+    network = models.build_here(dataclasses.replace(model, **changes), classes=CLASSES)
+    optim = OptimConfig(name="sgd", weight_decay=5e-4) if model.name == "resnet" else OptimConfig(name="adam")
+    optimizer = make_optimizer(optim, steps=TOTAL_STEPS)
     key = jax.random.key(0)
-    averaged = config.optim.ema_decay > 0
-    state = create_state(key, model=network, optimizer=optimizer, image_size=resolution, averaged=averaged)
+    state = create_state(key, model=network, optimizer=optimizer, image_size=resolution, averaged=False)
     rng = np.random.default_rng(0)
     side = max(resolution, config.data.image_size)
     images = rng.integers(0, 256, (batch, side, side, 3), np.uint8)
@@ -49,7 +48,7 @@ def make_step(
             classes=CLASSES,
             resolution=resolution,
             label_smoothing=config.label_smoothing,
-            average_decay=config.optim.ema_decay,
+            average_decay=0.0,
         )
         metrics.loss.block_until_ready()
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from jaxcnn.config import ModelConfig
 from jaxcnn.ops.allocator import keep_freed_memory
 
 
@@ -83,17 +84,16 @@ class ResNet(nn.Module):
         return self.head(self.body(x).mean((2, 3)))
 
 
-def make_step(model: str, *, batch: int, resolution: int, classes: int, bf16: bool) -> Callable[[], None]:
+def make_step(model: ModelConfig, *, batch: int, resolution: int, classes: int, bf16: bool) -> Callable[[], None]:
     """Forward, backward and a step of SGD with Nesterov's momentum, or of Adam for the original network.
 
     The process keeps freed memory as jaxcnn's does, in place of the allocators that PyTorch's tuning guide recommends:
     without, the original network takes 1.6 times as long.
     """
     keep_freed_memory()
-    widths, blocks = (64, 128, 256, 512), (1, 1, 1, 1)
-    network = Seed(classes) if model == "seed" else ResNet(classes, widths, blocks, stem=2)
+    network = Seed(classes) if model.name == "seed" else ResNet(classes, model.widths, model.blocks, model.stem)
     network = network.to(memory_format=torch.channels_last)
-    if model == "seed":
+    if model.name == "seed":
         optimizer: torch.optim.Optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, fused=True)
     else:
         optimizer = torch.optim.SGD(

@@ -277,12 +277,24 @@ def tiny_imagenet() -> Config:
     """
     return Config(
         data=DataConfig(source="tiny_imagenet", image_size=64),
-        model=ModelConfig(widths=(64, 128, 256, 384), precision="auto"),
-        augment=AugmentConfig(flip=True, crop_scale=(0.4, 1.0)),
-        optim=OptimConfig(learning_rate=0.4, warmup=0.15, weight_decay=5e-4),
-        resolutions=((0.0, 48), (0.8, 64)),
+        model=ModelConfig(
+            widths=(64, 128, 256, 320),
+            blocks=(1, 1, 2, 1),
+            inference_side=80,
+            precision="auto",
+        ),
+        augment=AugmentConfig(
+            flip=True,
+            crop_scale=(0.35, 1.0),
+            erase=0.1,
+            brightness=0.2,
+            contrast=0.2,
+            saturation=0.2,
+        ),
+        optim=OptimConfig(name="muon", learning_rate=0.008, warmup=0.1, weight_decay=0.05),
+        resolutions=((0.0, 48), (0.85, 64)),
         label_smoothing=0.1,
-        epochs=14,
+        epochs=24,
         batch_size=256,
     )
 

@@ -1,5 +1,6 @@
 """The command line: presets and options in, one-line errors out."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -28,8 +29,9 @@ def test_options_change_a_preset():
     assert parsed.workdir == Path("x/y")
     assert parsed.config.epochs == 3
     assert parsed.config.resolutions == ((0.0, 24), (0.5, 32))
-    assert parsed.config.model == config.ModelConfig(widths=(8, 16), blocks=(1, 2), precision="auto")
-    assert parsed.config.augment == config.AugmentConfig(crop_scale=(0.4, 1.0))
+    preset = config.tiny_imagenet()
+    assert parsed.config.model == dataclasses.replace(preset.model, widths=(8, 16), blocks=(1, 2))
+    assert parsed.config.augment == dataclasses.replace(preset.augment, flip=False)
     assert parsed.config.optim.clip_norm == 1
     assert parsed.config.data.validation_fraction == 0.2
     assert parsed.config.data.image_size == 32

@@ -69,8 +69,8 @@ class ModelConfig:
     dropout: float = 0.0
     """Share of the pooled features dropped before the classifier (resnet only)."""
     inference_side: int | None = None
-    """Side to which the network itself enlarges pictures when it is not training; None leaves them (resnet only).
-    What a random resized crop shows is enlarged too: about 1.25 times the side of the last resolutions suits."""
+    """Side to which the network itself resizes pictures when it is not training; None leaves them (resnet only).
+    A random resized crop enlarges what it shows, and blurs it: where it does, 1.25 times the last resolution suits."""
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
     """What the layers compute in; parameters and batch statistics are always float32.
     `auto` is bfloat16 where the processor has instructions for it."""
@@ -299,6 +299,23 @@ def tiny_imagenet() -> Config:
     )
 
 
+def tiny_imagenet_fast() -> Config:
+    """Tiny ImageNet to the accuracy of the original in five minutes on two CPU cores: three short passes.
+
+    python -m jaxcnn.train tiny_imagenet_fast
+    """
+    return Config(
+        data=DataConfig(source="tiny_imagenet", image_size=64),
+        model=ModelConfig(widths=(64, 128, 256, 256), inference_side=48, precision="auto"),
+        augment=AugmentConfig(flip=True, crop_scale=(0.75, 1.0)),
+        optim=OptimConfig(name="muon", learning_rate=0.025, warmup=0.2, weight_decay=0.05),
+        resolutions=((0.0, 32), (0.6, 48)),
+        label_smoothing=0.1,
+        epochs=3,
+        batch_size=256,
+    )
+
+
 def tiny_imagenet_seed() -> Config:
     """Tiny ImageNet with the original network and recipe: Adam at a constant rate, no augmentation.
 
@@ -346,7 +363,15 @@ def tiny_imagenet_gpu() -> Config:
 
 PRESETS: dict[str, Callable[[], Config]] = {
     preset.__name__: preset
-    for preset in (digits, folder, finetune, tiny_imagenet, tiny_imagenet_seed, tiny_imagenet_gpu)
+    for preset in (
+        digits,
+        folder,
+        finetune,
+        tiny_imagenet,
+        tiny_imagenet_fast,
+        tiny_imagenet_seed,
+        tiny_imagenet_gpu,
+    )
 }
 
 

@@ -42,6 +42,7 @@ class Node:
     """One operator with one output.
 
     Attributes:
+      inputs: names of values; empty for an operand that the operator does without.
       path: place in the module tree, such as `ResNet/Block_2/Conv_1/`; empty at the top.
       position: which of the operator's outputs it is; those before it are computed and not read.
     """
@@ -157,7 +158,7 @@ class Graph:
         self._give_outputs_nodes()
         self.prune()
         public = {name: key for key, (name, _) in self.outputs.items()}
-        names = {name: name for name in self.inputs}
+        names = {name: name for name in ("", *self.inputs)}
         taken = dict.fromkeys([*self.inputs, *self.outputs], 1)
         names |= {name: _unique(self._labels[name], taken) for name in self.constants}
         nodes = []

@@ -79,8 +79,9 @@ def check(path: Path) -> None:
 def kept_in_float(model: onnx.ModelProto) -> list[str]:
     """The nodes before the first layer with weights, and from the last layer of the logits on."""
     nodes = list(model.graph.node)
-    weighted = [node for node in nodes if node.op_type in _WEIGHTED]
-    first = nodes.index(weighted[0]) if weighted else len(nodes)
+    # Matrix products before the first convolution resize the picture.
+    layers = [node for node in nodes if node.op_type == "Conv"] or [n for n in nodes if n.op_type in _WEIGHTED]
+    first = nodes.index(layers[0]) if layers else len(nodes)
     producers = {name: node for node in nodes for name in node.output}
     last = producers["logits"]
     while last.op_type not in _WEIGHTED and last.input and last.input[0] in producers:

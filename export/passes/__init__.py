@@ -13,6 +13,7 @@ from export.passes.broadcast import drop_expansions
 from export.passes.fold import fold_affines, pull_factors
 from export.passes.layout import absorb_flatten, convolve_patches, hoist_transposes, join_reshapes, sink_reshapes
 from export.passes.moments import fuse_group_norm, fuse_layer_norm, fuse_mean, keep_reduced_axes
+from export.passes.resize import fuse_resize, multiply_channels_first
 from export.passes.twins import merge_twins
 
 PASSES = (
@@ -34,6 +35,9 @@ PASSES = (
     keep_reduced_axes,
     convolve_patches,
     hoist_transposes,  # the patches' own were in the way
+    multiply_channels_first,
+    hoist_transposes,
+    fuse_resize,
     absorb_flatten,
     fuse_gelu,
     fold_affines,

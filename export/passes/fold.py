@@ -138,13 +138,15 @@ def _fold_up(graph: Graph, affine: _Affine, end: str) -> bool:
 
 
 def _fold_down(graph: Graph, affine: _Affine, end: str) -> bool:
-    """Into the layer that alone reads the chain's end.
+    """Into the layer that alone reads the chain's end, or the chain's end resized: the weights of a Resize sum to one.
 
     A convolution pads its input with zeros, so a shift cannot move past its padding; then only the scale goes, and
     x * scale + shift becomes x + shift / scale.
     """
-    layer = graph.only_consumer(end)
-    if layer is None or not _layer(graph, layer) or layer.inputs[0] != end:
+    reader = graph.only_consumer(end)
+    resize = reader if reader is not None and reader.op == "Resize" else None
+    layer = reader if resize is None else graph.only_consumer(resize.output)
+    if reader is None or layer is None or not _layer(graph, layer):
         return False
     padded = any(layer.attributes.get("pads", ())) and bool(np.any(affine.shift))
     if padded and (np.all(affine.scale == 1) or not np.all(affine.scale)):
@@ -156,7 +158,9 @@ def _fold_down(graph: Graph, affine: _Affine, end: str) -> bool:
     source = affine.source
     if padded:
         source = _emit(graph, "Add", source, affine.shift / affine.scale, end)
-    layer.inputs[0] = source
+    reader.inputs[0] = source
+    if resize is not None:
+        graph.origins.pop(resize.output, None)
     return True
 
 

@@ -23,16 +23,16 @@ def hoist_transposes(graph: Graph) -> None:
 
 
 def _hoist(graph: Graph, transpose: Node) -> bool:
-    passed = _passable(graph, transpose.inputs[0])
-    name = _variable(graph, passed[-1]) if passed else transpose.inputs[0]
+    passed = passable(graph, transpose.inputs[0])
+    name = variable(graph, passed[-1]) if passed else transpose.inputs[0]
     top, perm = graph.producer(name), transpose.attributes["perm"]
     if top is not None and top.op == "Transpose":
         name, perm = top.inputs[0], [top.attributes["perm"][axis] for axis in perm]
     elif not passed or not (top is None or top.op == "Cast" or _moves_ones(graph, name, perm)):
         return False
-    name = _transposed(graph, name, perm, transpose.path)
+    name = transposed(graph, name, perm, transpose.path)
     for node in reversed(passed):
-        moved = _variable(graph, node)
+        moved = variable(graph, node)
         perm = transpose.attributes["perm"]
         inputs = [name if each == moved else _transposed_constant(graph, each, perm, node.path) for each in node.inputs]
         shape = tuple(graph.shapes[node.output][axis] for axis in perm)
@@ -41,7 +41,7 @@ def _hoist(graph: Graph, transpose: Node) -> bool:
     return True
 
 
-def _passable(graph: Graph, name: str) -> list[Node]:
+def passable(graph: Graph, name: str) -> list[Node]:
     """The operators that a Transpose of this value can move above, from the lowest up."""
     passed: list[Node] = []
     while (node := graph.producer(name, *_UNARY, *_BINARY)) is not None and graph.only_consumer(name) is not None:
@@ -53,11 +53,12 @@ def _passable(graph: Graph, name: str) -> list[Node]:
     return passed
 
 
-def _variable(graph: Graph, node: Node) -> str:
+def variable(graph: Graph, node: Node) -> str:
+    """The first operand that is no constant."""
     return next(each for each in node.inputs if each not in graph.constants)
 
 
-def _transposed(graph: Graph, name: str, perm: Sequence[int], path: str) -> str:
+def transposed(graph: Graph, name: str, perm: Sequence[int], path: str) -> str:
     """The value transposed, by a node that exists if there is one."""
     if list(perm) == list(range(len(perm))):
         return name
@@ -142,7 +143,7 @@ def _convolve_pixels(graph: Graph, conv: Node) -> None:
     pixels = pixels.reshape(outputs, channels, rows * p, columns * q)
     top, left, bottom, right = conv.attributes["pads"]
     vertical, horizontal = conv.attributes["strides"]
-    conv.inputs[0] = _transposed(graph, source, [0, 3, 1, 2], conv.path)
+    conv.inputs[0] = transposed(graph, source, [0, 3, 1, 2], conv.path)
     graph.set_constant(conv.inputs[1], pixels)
     conv.attributes |= {
         "kernel_shape": list(pixels.shape[2:]),

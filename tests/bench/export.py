@@ -1,7 +1,7 @@
 """Exported files in onnxruntime, against jax2onnx's and PyTorch's: `python -m tests.bench.export`.
 
 The same ResNet and MBConv network, from uint8 pictures [batch, 64, 64, 3] to 200 logits, one thread. The files take
-turns, so that what else happens on the machine meets them alike.
+turns, so that what else happens on the machine meets them alike: they are compared turn by turn.
 
 The peers are optional: `--jax2onnx PYTHON` is the Python of an environment with `jax2onnx` and `flax`, `--torch PYTHON`
 of one with `torch`, `onnx` and `onnxscript`. From jax2onnx's file the shapes it leaves inside are removed, which keep
@@ -67,9 +67,10 @@ def measure(folder: Path, network: str, exporters: list[str], rounds: int) -> di
     sessions = {exporter: open_session(folder / f"{network}.{exporter}.onnx") for exporter in exporters}
     images = np.random.default_rng(0).integers(0, 256, (64, SIDE, SIDE, 3), np.uint8)
     seconds: dict[str, dict[int, list[float]]] = {each: {size: [] for size in REPETITIONS} for each in exporters}
-    for _ in range(rounds):
+    for turn in range(rounds):
         for size, repetitions in REPETITIONS.items():
-            for exporter, session in sessions.items():
+            for exporter in exporters[turn % len(exporters) :] + exporters[: turn % len(exporters)]:
+                session = sessions[exporter]
                 feed = {session.get_inputs()[0].name: images[:size]}
                 start = time.perf_counter()
                 for _ in range(repetitions):
@@ -93,13 +94,18 @@ def report(results: dict[str, dict[str, dict[int, list[float]]]]) -> None:
         for exporter, times in seconds.items():
             best = {size: min(each) for size, each in times.items()}
             median = {size: statistics.median(each) for size, each in times.items()}
-            ratio = {size: min(seconds["jaxcnn"][size]) / best[size] for size in times}
+            ratio = {size: compare(seconds["jaxcnn"][size], times[size]) for size in times}
             latency = f"{1e3 * best[1]:.3f} ({1e3 * median[1]:.3f})"
             rate = f"{64 / best[64]:.0f} ({64 / median[64]:.0f})"
-            print(f"{network} {exporter:12}{latency:>24}{rate:>24}{ratio[1]:>16.2f}, {ratio[64]:.2f}")
+            print(f"{network} {exporter:12}{latency:>24}{rate:>24}{ratio[1]:>16.3f}, {ratio[64]:.3f}")
             record[f"{network} {exporter}"] = {"ms": 1e3 * best[1], "rate": 64 / best[64], "ratio": ratio}
-    print("best of all turns; in brackets the median")
+    print("best of all turns, in brackets the median; median of the ratios within one turn")
     print(json.dumps(record))
+
+
+def compare(own: list[float], other: list[float]) -> float:
+    """How many times as fast the other is: in the median of the turns, which do not share their luck."""
+    return statistics.median(mine / theirs for mine, theirs in zip(own, other, strict=True))
 
 
 if __name__ == "__main__":

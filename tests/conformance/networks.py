@@ -25,6 +25,7 @@ def configurations() -> dict[str, ModelConfig]:
     found |= {f"resnet of {name}": make().model for name, make in PRESETS.items() if make().model.name == "resnet"}
     found["resnet, no stem"] = ModelConfig(widths=(16, 32, 64), blocks=(1, 1, 1), stem=1)
     found["resnet, padded stem"] = ModelConfig(widths=(16, 32), blocks=(1, 1), stem=3, preactivation=True)
+    found["resnet, enlarged"] = ModelConfig(widths=(16, 32), blocks=(1, 1), inference_side=80)
     found[EXPLAINED] = found["resnet, no stem"]
     return {name: dataclasses.replace(config, precision="float32") for name, config in found.items()}
 

@@ -504,17 +504,33 @@ def test_a_quantized_file_stays_calibrated(tmp_path):
     assert np.vdot(found, exact) / np.vdot(exact, exact) == pytest.approx(1, abs=0.1)  # not 1.625
 
 
-def test_the_last_layer_and_the_softmax_stay_in_float(tmp_path):
-    run = make_run(tmp_path / "run")
+def test_the_picture_the_last_layer_and_the_softmax_stay_in_float(tmp_path):
+    run = make_run(tmp_path / "run", inference_side=12)
     path = export.export_workdir(
         run, heatmap=True, quantization=Quantization(dataset=dataset_of(run, validation=20), tolerance=1)
     )
     nodes = onnx.load(path).graph.node
     producers = {name: node for node in nodes for name in node.output}
+    rounded = [producers[node.input[0]].op_type for node in nodes if node.op_type == "QuantizeLinear"]
+    assert (rounded[0], {"Cast", "Transpose", "Resize"} & set(rounded)) == ("Add", set())
     gemm = next(node for node in nodes if node.op_type == "Gemm" and "heatmap" not in node.name)
     assert producers.get(gemm.input[1]) is None
     softmax = next(node for node in nodes if node.op_type == "Softmax")
     assert producers[softmax.input[0]].op_type == "Gemm"
+
+
+@pytest.mark.parametrize(("method", "side"), [("linear", 12), ("linear", 5), ("cubic", 12)])
+def test_resizing_the_picture_stays_in_float(method, side):
+    kernel = np.ones((3, 3, 3, 2), np.float32)
+
+    def classify(image):
+        x = jax.image.resize(image.astype(jnp.float32), (image.shape[0], side, side, 3), method) / 64 - 2
+        x = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return {"logits": x.mean((1, 2)) @ np.eye(2, dtype=np.float32)}
+
+    model = export.to_onnx(classify, {"image": ("uint8", ("batch", 8, 8, 3))})
+    kept = export.quantize.kept_in_float(model)
+    assert [node.name for node in model.graph.node if node.name not in kept] == ["Conv", "GlobalAveragePool", "Flatten"]
 
 
 def test_a_file_is_not_quantized_with_pictures_of_other_classes(tmp_path):

@@ -182,3 +182,85 @@ def test_probabilities_are_one_softmax(exported):
     model = exported(fn, PICTURE)
     assert model.ops["Softmax"] == 1
     assert model.ops["Exp"] == model.ops["ReduceMax"] == 0
+
+
+def resize(x, shape, method="linear", **options):
+    return jax.image.resize(x, (x.shape[0], *shape, x.shape[-1]), method, **options)
+
+
+PLAIN = {"Cast": 1, "Transpose": 1, "Conv": 1, "Relu": 1, "GlobalAveragePool": 1, "Flatten": 1}
+
+
+@pytest.mark.parametrize("shape", [(10, 10), (16, 8), (8, 11), (21, 13)])
+@pytest.mark.parametrize("order", ["resized, then normalised", "normalised, then resized"])
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+def test_a_picture_enlarged_and_normalised_is_one_resize(exported, shape, order, padding):
+    def fn(x):
+        x = x.astype(jnp.float32)
+        x = normalise(resize(x, shape)) if order.startswith("resized") else resize(normalise(x), shape)
+        return pooled(conv(x, padding=padding))
+
+    model = exported(fn, PICTURE, dtype="uint8")
+    assert model.ops == PLAIN | {"Resize": 1} | ({"Add": 1} if padding == "SAME" else {})
+    assert [node.op_type for node in model.proto.graph.node][:2] == ["Cast", "Transpose"]
+    scales = model.constant(model.nodes("Resize")[0].input[2])
+    np.testing.assert_allclose(scales, [1, 1, shape[0] / 8, shape[1] / 8], rtol=1e-6)
+
+
+def test_patches_of_an_enlarged_picture(exported):
+    def fn(x):
+        x = normalise(resize(x.astype(jnp.float32), (12, 12)))
+        patches = x.reshape(x.shape[0], 6, 2, 6, 2, 3).transpose(0, 1, 3, 2, 4, 5).reshape(x.shape[0], 6, 6, 12)
+        return pooled(conv(patches))
+
+    assert exported(fn, PICTURE, dtype="uint8").ops == PLAIN | {"Resize": 1, "Add": 1}
+
+
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [((5, 4), {}), ((12, 5), {}), ((11, 11), {"method": "cubic"}), ((3, 16), {"method": "lanczos3"})],
+)
+def test_other_weights_than_linear_ones_stay_products(exported, shape, options):
+    def fn(x):
+        return pooled(conv(normalise(resize(x.astype(jnp.float32), shape, **options)), padding="VALID"))
+
+    model = exported(fn, PICTURE, dtype="uint8")
+    assert model.ops == PLAIN | {"MatMul": 2}
+    assert [node.op_type for node in model.proto.graph.node][:2] == ["Cast", "Transpose"]
+
+
+def test_weights_that_are_nearly_linear_stay_products(exported):
+    weights = np.array(jax.image.resize(np.eye(8, dtype=np.float32), (10, 8), "linear"))
+    weights[4, 3] += 1e-4
+    fn = lambda x: pooled(conv(jnp.einsum("nhwc,vw->nhvc", x, weights)))  # noqa: E731
+    assert exported(fn, PICTURE).ops["Resize"] == 0
+
+
+def test_shrinking_without_antialiasing_is_a_resize(exported):
+    model = exported(lambda x: pooled(conv(resize(x, (5, 7), antialias=False))), PICTURE)
+    assert (model.ops["Resize"], model.ops["MatMul"], model.ops["Transpose"]) == (1, 0, 1)
+
+
+def test_maps_inside_a_network_are_resized_where_they_are(exported):
+    def fn(x):
+        y = nn.relu(conv(x, strides=2))
+        return pooled(conv(x) + resize(y, (8, 8)))
+
+    model = exported(fn, PICTURE)
+    assert (model.ops["Resize"], model.ops["MatMul"], model.ops["Transpose"]) == (1, 0, 1)
+
+
+def test_a_resized_map_that_is_read_twice(exported):
+    def fn(x):
+        y = resize(x, (12, 10))
+        return {"pooled": pooled(conv(y)), "map": y, "rows": resize(x, (12, 8))}
+
+    exported(fn, PICTURE)
+
+
+def test_channels_first_in_the_function_itself(exported):
+    def fn(x):
+        x = jax.image.resize(x, (x.shape[0], 4, 9, 12), "linear")
+        return nn.relu(x) * 2
+
+    assert exported(fn, ("batch", 4, 6, 8)).ops == {"Resize": 1, "Relu": 1, "Mul": 1}

@@ -13,10 +13,13 @@ RESNETS = [
     ModelConfig(widths=(8, 8, 16), blocks=(0, 1, 1), stem=1, preactivation=True, dropout=0.1),
     ModelConfig(widths=(8, 16), blocks=(1, 0), stem=4, preactivation=True),
     ModelConfig(widths=(8, 16), blocks=(1, 1), stem=3),  # does not divide the side: padded
+    ModelConfig(widths=(8, 16), blocks=(1, 0), inference_side=20),
 ]
 
 
-@pytest.mark.parametrize("config", [*ORIGINALS, *RESNETS], ids=lambda each: f"{each.name}-{each.stem}")
+@pytest.mark.parametrize(
+    "config", [*ORIGINALS, *RESNETS], ids=lambda each: f"{each.name}-{each.stem}-{each.inference_side}"
+)
 def test_every_network_exports(config, exported, filled):
     module = models.build(config, classes=5)
     variables = filled(module, jnp.zeros((1, 16, 16, 3), jnp.uint8), train=False)
@@ -29,5 +32,6 @@ def test_every_network_exports(config, exported, filled):
     kernels = [leaf for leaf in jax.tree.leaves(variables["params"]) if leaf.ndim == 4]
     assert ops["Conv"] == len(kernels)
     assert ops["Transpose"] == 1
+    assert ops["Resize"] == (config.inference_side is not None)
     assert ops["Reshape"] == 0 or config.stem == 3
-    assert ops["BatchNormalization"] == ops["Where"] == ops["Expand"] == 0
+    assert ops["BatchNormalization"] == ops["MatMul"] == ops["Where"] == ops["Expand"] == 0

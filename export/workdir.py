@@ -86,7 +86,8 @@ def export_workdir(
       The path of the file.
 
     Raises:
-      UserError: not a run's folder, no checkpoint in it, or the file cannot be written.
+      UserError: not a run's folder, no checkpoint in it, the file cannot be written, or the pictures to quantize with
+        are of other classes or another size.
       UnsupportedError: the model does something that cannot be exported.
       VerificationError: the file does not compute what the model does, or its accuracy falls too much in eight bits.
     """
@@ -95,6 +96,8 @@ def export_workdir(
         raise UserError(f"{output} does not end with .onnx; give such a name with -o")
     target = output or (run.onnx if quantization is None else run.onnx.with_suffix(".int8.onnx"))
     trained = load_model(workdir)
+    if quantization is not None:
+        _require_same_pictures(quantization.dataset, trained)
     evaluation = _evaluation(run, trained)
     facts, side = metadata(trained) | _measured(trained, evaluation), trained.config.data.image_size
     if pictures is None:
@@ -246,19 +249,22 @@ def _perturbed(variables: Any) -> Any:
     return jax.tree_util.tree_map_with_path(move, variables)
 
 
-def _quantize(file: Path, trained: TrainedModel, quantization: Quantization) -> tuple[Path, dict[str, Any]]:
-    """Writes a quantized file beside one, measures both, and returns the file and the figures.
-
-    Raises:
-      UserError: the pictures are of other classes or another size.
-      VerificationError: the accuracy falls by more than is tolerated.
-    """
-    dataset, side = quantization.dataset, trained.config.data.image_size
+def _require_same_pictures(dataset: Dataset, trained: TrainedModel) -> None:
+    side = trained.config.data.image_size
     if dataset.names != trained.names or dataset.train.images.shape[1:] != (side, side, 3):
         raise UserError(
             f"the pictures of {dataset.name} are not the model's: they have another size or other classes than its "
             f"{len(trained.names)} classes at {side}x{side}; give the data it was trained on with --data.source"
         )
+
+
+def _quantize(file: Path, trained: TrainedModel, quantization: Quantization) -> tuple[Path, dict[str, Any]]:
+    """Writes a quantized file beside one, measures both, and returns the file and the figures.
+
+    Raises:
+      VerificationError: the accuracy falls by more than is tolerated.
+    """
+    dataset, side = quantization.dataset, trained.config.data.image_size
     small = file.with_suffix(".int8")
     quantize.quantize(file, small, dataset.train.images)
     quantize.check(small)

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,11 +20,12 @@ from scipy.special import softmax
 import export
 import export.quantize
 import export.workdir
+from export import __main__ as program
 from export.card import _classes, _plain
 from export.explain import explain
 from export.workdir import Quantization
+from jaxcnn import cli, models
 from jaxcnn import config as settings
-from jaxcnn import models
 from jaxcnn.calibration import Calibration, write_calibration
 from jaxcnn.checkpoint import load_model, open_checkpoints
 from jaxcnn.classifier import open_classifier
@@ -69,6 +71,24 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def file(run):
     return export.export_workdir(run)
+
+
+@pytest.fixture(scope="module")
+def explained(run, tmp_path_factory):
+    """The same run with what explains it."""
+    path = tmp_path_factory.mktemp("explained") / "more.onnx"
+    return export.export_workdir(run, path, features=True, heatmap=True)
+
+
+PICTURES = np.random.default_rng(3).integers(0, 256, (5, 8, 8, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def pictured(tmp_path_factory):
+    """A run that was exported with real pictures."""
+    run = make_run(tmp_path_factory.mktemp("pictured"))
+    export.export_workdir(run, pictures=PICTURES)
+    return run
 
 
 def test_the_file_is_in_the_workdir_and_nothing_else_is_left(run, file):
@@ -202,37 +222,31 @@ def test_the_example_holds_what_the_file_says(file):
     np.testing.assert_allclose(arrays["probabilities"], probabilities, rtol=1e-5)
 
 
-def test_the_example_of_real_pictures_is_kept_for_the_next_export(tmp_path):
-    run = make_run(tmp_path / "run")
-    pictures = np.random.default_rng(3).integers(0, 256, (5, 8, 8, 3), np.uint8)
-    export.export_workdir(run, pictures=pictures)
-    export.export_workdir(run)
-    with np.load(run / "model" / "example.npz") as example:
-        np.testing.assert_array_equal(example["image"], pictures)
-    assert "5 real ones" in (run / "model" / "README.md").read_text()
+def test_the_example_of_real_pictures_is_kept_for_the_next_export(pictured):
+    export.export_workdir(pictured)
+    with np.load(pictured / "model" / "example.npz") as example:
+        np.testing.assert_array_equal(example["image"], PICTURES)
+    assert "5 real ones" in (pictured / "model" / "README.md").read_text()
 
 
-def test_real_pictures_stay_in_the_run_folder(tmp_path):
-    run = make_run(tmp_path / "run")
-    pictures = np.zeros((5, 8, 8, 3), np.uint8)
-    export.export_workdir(run, pictures=pictures)
-    file = export.export_workdir(run, tmp_path / "given.onnx")
+def test_real_pictures_stay_in_the_run_folder(pictured, tmp_path):
+    file = export.export_workdir(pictured, tmp_path / "given.onnx")
     with np.load(tmp_path / "given" / "example.npz") as example:
-        assert example["image"].std() > 50
+        assert not np.array_equal(example["image"][:4], PICTURES[:4])
     assert json.loads(file.with_suffix(".json").read_text())["example_pictures"] == "noise"
     assert "5 real ones" in (tmp_path / "given" / "README.md").read_text()
 
 
-def test_noise_is_not_taken_for_real_pictures_later(tmp_path):
-    run = make_run(tmp_path / "run")
-    for _ in range(2):
-        export.export_workdir(run)
-        assert "on random pictures:" in (run / "model" / "README.md").read_text()
+def test_noise_is_not_taken_for_real_pictures_later(run, file):
+    card = file.with_suffix("") / "README.md"
+    assert "on random pictures:" in card.read_text()
+    export.export_workdir(run)
+    assert "on random pictures:" in card.read_text()
 
 
-def test_a_damaged_example_is_no_obstacle(tmp_path):
-    run = make_run(tmp_path / "run")
-    export.export_workdir(run, pictures=np.zeros((2, 8, 8, 3), np.uint8))
+def test_a_damaged_example_is_no_obstacle(pictured, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(pictured, run)
     (run / "model" / "example.npz").write_bytes(b"PK\x03\x04 cut short")
     assert export.export_workdir(run).exists()
 
@@ -261,7 +275,9 @@ def metadata_of(path):
 
 
 def test_the_model_card_tells_the_runs_figures(tmp_path):
-    run = make_run(tmp_path / "run")
+    run = make_run(tmp_path / "run", precision="auto")
+    record = run / "environment.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"precision": "bfloat16"}))
     (run / "metrics.jsonl").write_text(
         '{"kind": "train", "step": 10, "epoch": 1.0, "images_per_second": 16.0}\n'
         '{"kind": "validation", "step": 10, "epoch": 1.0, "top1": 0.5}\n'
@@ -283,6 +299,7 @@ def test_the_model_card_tells_the_runs_figures(tmp_path):
         "| schedule | 30 epochs of 10 steps, 8 pixels, 64 pictures in each step",
         "floating point operations: 640 pictures of 8x8 pixels",
         "| time | 40 s in training steps",
+        "| precision | bfloat16 |",
         "It knows these 3 classes and no others.",
         "It sees 8x8 pixels.",
         "All it knows is from pets.",
@@ -295,15 +312,8 @@ def test_the_model_card_tells_the_runs_figures(tmp_path):
     assert "left from right" not in card
 
 
-def test_the_model_card_tells_the_precision_that_was_used(tmp_path):
-    run = make_run(tmp_path / "run", precision="auto")
-    record = run / "environment.json"
-    record.write_text(json.dumps(json.loads(record.read_text()) | {"precision": "bfloat16"}))
-    assert "| precision | bfloat16 |" in card_of(run)
-
-
-def test_a_card_before_the_end_of_a_run_has_the_figures_of_the_checkpoint(tmp_path):
-    card = card_of(make_run(tmp_path / "run"))
+def test_a_card_before_the_end_of_a_run_has_the_figures_of_the_checkpoint(file):
+    card = (file.with_suffix("") / "README.md").read_text()
     assert "| top-1 accuracy | 0.5000 |" in card
     assert "model-index" not in card
     assert "| time |" not in card
@@ -312,11 +322,13 @@ def test_a_card_before_the_end_of_a_run_has_the_figures_of_the_checkpoint(tmp_pa
 
 
 @pytest.mark.parametrize("change", [{"step": 6}, {"temperature": 2.0}, {"step": None}])
-def test_an_evaluation_of_another_checkpoint_is_left_alone(tmp_path, change):
-    run = make_run(tmp_path / "run")
-    record = measure(run) | change
-    (run / "evaluation.json").write_text(json.dumps(record))
-    assert "| top-1 accuracy | 0.5000 |" in card_of(run)
+def test_an_evaluation_of_another_checkpoint_is_left_alone(run, tmp_path, change):
+    workdir, trained = Workdir(tmp_path), load_model(run)
+    record = {"step": trained.step, "temperature": trained.temperature, "top1": 0.75}
+    workdir.evaluation.write_text(json.dumps(record))
+    assert export.workdir._evaluation(workdir, trained) == record
+    workdir.evaluation.write_text(json.dumps(record | change))
+    assert export.workdir._evaluation(workdir, trained) is None
 
 
 def test_a_card_with_mirror_images(tmp_path):
@@ -330,9 +342,9 @@ def test_a_card_with_mirror_images(tmp_path):
     assert "| augmentation | mirrored half of the time |" in card
 
 
-def test_a_calibrated_run_is_calibrated_in_its_weights(tmp_path):
+def test_a_calibrated_run_is_calibrated_in_its_weights(file, tmp_path):
     run = make_run(tmp_path / "run")
-    plain = onnx.load(export.export_workdir(run, tmp_path / "plain.onnx"))
+    plain = onnx.load(file)
     write_calibration(CALIBRATION, run / "calibration.json")
     found = measure(run)
     path = export.export_workdir(run)
@@ -357,16 +369,15 @@ def test_a_calibrated_run_is_calibrated_in_its_weights(tmp_path):
     assert again.scalars() == pytest.approx({key: found[key] for key in again.scalars()}, abs=1e-5)
 
 
-def test_a_heatmap_is_the_same_when_calibrated(tmp_path):
+def test_a_heatmap_is_the_same_when_calibrated(explained, tmp_path):
     run = make_run(tmp_path / "run")
+    write_calibration(CALIBRATION, run / "calibration.json")
+    path = export.export_workdir(run, tmp_path / "more.onnx", features=True, heatmap=True)
     images = np.random.default_rng(5).integers(0, 256, (6, 8, 8, 3), np.uint8)
-    maps, nodes = [], []
-    for _ in range(2):
-        path = export.export_workdir(run, tmp_path / "more.onnx", heatmap=True)
-        maps += ort.InferenceSession(path, providers=["CPUExecutionProvider"]).run(["heatmap"], {"image": images})
-        nodes.append([each.op_type for each in onnx.load(path).graph.node])
-        write_calibration(CALIBRATION, run / "calibration.json")
+    sessions = [ort.InferenceSession(each, providers=["CPUExecutionProvider"]) for each in (explained, path)]
+    maps = [each.run(["heatmap"], {"image": images})[0] for each in sessions]
     np.testing.assert_allclose(maps[1], maps[0], atol=1e-5)
+    nodes = [[each.op_type for each in onnx.load(file).graph.node] for file in (explained, path)]
     assert nodes[1] == nodes[0]
 
 
@@ -408,9 +419,11 @@ def test_few_classes_are_all_told():
 
 
 @pytest.mark.parametrize("model", [{}, {"preactivation": True, "stem": 1}, {"stem": 3}])
-def test_features_and_heatmap_are_outputs_of_the_same_file(tmp_path, model):
-    run = make_run(tmp_path / "run", **model)
-    path = export.export_workdir(run, tmp_path / "more.onnx", features=True, heatmap=True)
+def test_features_and_heatmap_are_outputs_of_the_same_file(run, explained, tmp_path, model):
+    path = explained
+    if model:
+        run = make_run(tmp_path / "run", **model)
+        path = export.export_workdir(run, tmp_path / "more.onnx", features=True, heatmap=True)
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     kinds = {each.name: (each.type, each.shape[0]) for each in session.get_outputs()}
     assert kinds == dict.fromkeys(("features", "heatmap", "logits", "probabilities"), ("tensor(float)", "batch"))
@@ -425,12 +438,10 @@ def test_features_and_heatmap_are_outputs_of_the_same_file(tmp_path, model):
     assert set(heatmap.max((1, 2)).round(5)) <= {0, 1}
 
 
-def test_a_heatmap_is_the_class_activation_map(tmp_path):
+def test_a_heatmap_is_the_class_activation_map(run, explained):
     """Of a pooled map and one linear layer: the map weighted by the top class's row."""
-    run = make_run(tmp_path / "run")
-    path = export.export_workdir(run, tmp_path / "more.onnx", heatmap=True)
     images = np.random.default_rng(5).integers(0, 256, (6, 8, 8, 3), np.uint8)
-    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(explained, providers=["CPUExecutionProvider"])
     heatmap, logits = session.run(["heatmap", "logits"], {"image": images})
     trained = load_model(run)
     _, state = trained.model.apply(
@@ -505,14 +516,14 @@ def test_a_quantized_file_stays_calibrated(tmp_path):
 
 
 def test_the_picture_the_last_layer_and_the_softmax_stay_in_float(tmp_path):
-    run = make_run(tmp_path / "run", inference_side=12)
+    run = make_run(tmp_path / "run")
     path = export.export_workdir(
         run, heatmap=True, quantization=Quantization(dataset=dataset_of(run, validation=20), tolerance=1)
     )
     nodes = onnx.load(path).graph.node
     producers = {name: node for node in nodes for name in node.output}
     rounded = [producers[node.input[0]].op_type for node in nodes if node.op_type == "QuantizeLinear"]
-    assert (rounded[0], {"Cast", "Transpose", "Resize"} & set(rounded)) == ("Add", set())
+    assert (rounded[0], {"Cast", "Transpose"} & set(rounded)) == ("Add", set())
     gemm = next(node for node in nodes if node.op_type == "Gemm" and "heatmap" not in node.name)
     assert producers.get(gemm.input[1]) is None
     softmax = next(node for node in nodes if node.op_type == "Softmax")
@@ -572,19 +583,20 @@ def test_command_exports_where_it_is_told(run, tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [["no/such/run"], [], [".", "--quantise"]])
-def test_command_tells_mistakes_in_one_line(arguments):
-    done = command(*arguments)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("python -m export: ")
+def test_command_tells_mistakes_in_one_line(arguments, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["export", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(program.main, program.PROG)
+    written = capsys.readouterr()
+    assert (stop.value.code, written.out) == (2, "")
+    assert len(written.err.splitlines()) == 1
+    assert written.err.startswith("python -m export: ")
 
 
-def test_command_exports_weights_by_the_ending(run, tmp_path):
+def test_command_exports_weights_by_the_ending(run, tmp_path, capsys):
     path = tmp_path / "a.safetensors"
-    done = command(run, "-o", path)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"{path}: 0.0 MB, to train from with --init_from {path}\n"
+    program.main([str(run), "-o", str(path)])
+    assert capsys.readouterr().out == f"{path}: 0.0 MB, to train from with --init_from {path}\n"
     assert [each.name for each in tmp_path.iterdir()] == ["a.safetensors"]
     weights, trained = read_weights(str(path)), load_model(run)
     assert (weights.names, weights.wnids, weights.model) == (CLASSES.names, CLASSES.wnids, trained.config.model)
@@ -636,8 +648,6 @@ def test_weights_that_cannot_be_written_leave_the_older_ones(run, tmp_path, monk
     ],
 )
 def test_options_that_do_not_go_with_weights_are_refused(run, tmp_path, monkeypatch, options, message):
-    from export import __main__ as program
-
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message) as caught:
         program.main([str(run), *options])
@@ -646,8 +656,6 @@ def test_options_that_do_not_go_with_weights_are_refused(run, tmp_path, monkeypa
 
 
 def test_command_without_a_translation_ends_with_status_1(run, capsys, monkeypatch):
-    from export import __main__ as program
-
     def refuse(*arguments):
         raise export.UnsupportedError("cannot export the primitive 'sort'")
 

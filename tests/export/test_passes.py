@@ -191,9 +191,15 @@ def resize(x, shape, method="linear", **options):
 PLAIN = {"Cast": 1, "Transpose": 1, "Conv": 1, "Relu": 1, "GlobalAveragePool": 1, "Flatten": 1}
 
 
-@pytest.mark.parametrize("shape", [(10, 10), (16, 8), (8, 11), (21, 13)])
-@pytest.mark.parametrize("order", ["resized, then normalised", "normalised, then resized"])
-@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+@pytest.mark.parametrize(
+    ("shape", "order", "padding"),
+    [
+        ((10, 10), "resized, then normalised", "SAME"),
+        ((16, 8), "resized, then normalised", "VALID"),
+        ((8, 11), "normalised, then resized", "SAME"),
+        ((21, 13), "normalised, then resized", "VALID"),
+    ],
+)
 def test_a_picture_enlarged_and_normalised_is_one_resize(exported, shape, order, padding):
     def fn(x):
         x = x.astype(jnp.float32)

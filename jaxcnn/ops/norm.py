@@ -1,17 +1,20 @@
 """Batch normalisation, the sum with a residual, and the activation, as CPU kernels."""
 
-from functools import partial
+import math
+import operator
+from collections.abc import Callable
+from functools import partial, reduce
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Complex64, Float
 
 from jaxcnn.ops.barrier import once
 
-PRODUCTS_BELOW = 64
-"""Channels below which a sum of products is faster in two loops, a product and a sum (524,288 x 32: 4.3 and 3 ms)."""
+PIECES = 16
+"""Parts of a map that are added to each other before the sum over positions; see `_two_sums`."""
 
 type Map = Float[Array, "*batch channels"]
 type Rows = Float[Array, "positions channels"]
@@ -74,7 +77,7 @@ def _norm_act(
 def _forward(
     z: Rows, scale: PerChannel, bias: PerChannel, residual: Rows | None, epsilon: float, negative_slope: float
 ) -> tuple[Normalised, _Saved]:
-    z, mean, var = _statistics(z)
+    mean, var = _statistics(z)
     inverse_std = lax.rsqrt(var + epsilon)
     factor = once(scale * inverse_std)
     offset = once(bias - mean * factor)
@@ -91,45 +94,49 @@ def _backward(
 ) -> tuple[Rows, PerChannel, PerChannel, Rows | None]:
     del epsilon
     z, dy = saved.z, gradients.y
-    if saved.y is None:  # the sign of what went into the activation follows from z, which is read anyway
-        positive = z.astype(jnp.float32) * saved.factor[None] + saved.offset[None] > 0
-    else:
-        positive = saved.y.astype(jnp.float32) > 0
-    wide = dy.astype(jnp.float32)
-    wide = jnp.where(positive, wide, negative_slope * wide)
-    if z.shape[-1] < PRODUCTS_BELOW:
-        product = wide * z.astype(jnp.float32)
-        dtotal, product = lax.optimization_barrier((wide.astype(dy.dtype), product.astype(dy.dtype)))  # type: ignore[no-untyped-call]
-        dbias, dproduct = _sum(dtotal), _sum(product)
-    else:
-        dtotal = once(wide.astype(dy.dtype))
-        dbias = _sum(dtotal)
-        apart, z_again, dbias = lax.optimization_barrier((dtotal, z, dbias))  # type: ignore[no-untyped-call]
-        dproduct = (apart.astype(jnp.float32) * z_again.astype(jnp.float32)).sum(0)
+    y = () if saved.y is None else (saved.y,)
+    dtotal = partial(_activation_gradient, saved.factor, saved.offset, negative_slope)
+    dbias, dproduct = _two_sums(lambda dy, z, *y: (dtotal(dy, z, *y), z.astype(jnp.float32)), dy, z, *y)
     dscale = saved.inverse_std * (dproduct - saved.mean * dbias)
     slope = once(-saved.factor * saved.inverse_std * dscale / z.shape[0])
     constant = once(-saved.factor * dbias / z.shape[0] - slope * saved.mean)
-    dz = dtotal.astype(jnp.float32) * saved.factor[None] + z.astype(jnp.float32) * slope[None] + constant[None]
-    return once(dz.astype(z.dtype)), dscale, dbias, None if saved.y is None else dtotal
+    wide = dtotal(dy, z, *y)
+    dz = wide * saved.factor[None] + z.astype(jnp.float32) * slope[None] + constant[None]
+    return once(dz.astype(z.dtype)), dscale, dbias, None if saved.y is None else wide.astype(dy.dtype)
 
 
 _norm_act.defvjp(_forward, _backward)
 
 
-def _statistics(z: Rows) -> tuple[Rows, PerChannel, PerChannel]:
-    """Mean and biased variance in float32, and z to go on with.
+def _activation_gradient(
+    factor: PerChannel, offset: PerChannel, negative_slope: float, dy: Rows, z: Rows, y: Rows | None = None
+) -> Rows:
+    """The gradient of what went into the activation; its sign follows from z, which is read anyway, or from y."""
+    positive = (z.astype(jnp.float32) * factor[None] + offset[None] if y is None else y.astype(jnp.float32)) > 0
+    wide = dy.astype(jnp.float32)
+    return jnp.where(positive, wide, negative_slope * wide)
 
-    XLA has a fast kernel for a single sum that widens what it reads on the way, and nothing like it for two sums at
-    once, so that they are kept apart, from each other and from what else is done with z (131,072 x 64: .4 rather than
-    3.7 ms).
-    """
-    total = _sum(z)
-    z, total = lax.optimization_barrier((z, total))  # type: ignore[no-untyped-call]
-    squares = lax.square(z.astype(jnp.float32)).sum(0)
-    z, squares = lax.optimization_barrier((z, squares))  # type: ignore[no-untyped-call]
+
+def _statistics(z: Rows) -> tuple[PerChannel, PerChannel]:
+    """Mean and biased variance in float32."""
+    total, squares = _two_sums(lambda z: (z.astype(jnp.float32),) * 2, z)
     mean = total / z.shape[0]
-    return z, mean, jnp.maximum(squares / z.shape[0] - lax.square(mean), 0)
+    return mean, jnp.maximum(squares / z.shape[0] - lax.square(mean), 0)
 
 
-def _sum(x: Rows) -> PerChannel:
-    return once(x).astype(jnp.float32).sum(0)
+def _two_sums(factors: Callable[..., tuple[Rows, Rows]], *maps: Rows) -> tuple[PerChannel, PerChannel]:
+    """The sums over positions of the first factor, and of the product of both, in one pass over the maps.
+
+    XLA has no fast loop for two sums at once, nor for one that computes much on the way. Parts of the maps are
+    therefore added to each other first, elementwise, which it does as fast as memory allows; a complex number lets one
+    loop give both results (524,288 x 32, the sums of the gradient: 1.7 instead of 4.2 ms).
+    """
+    pieces = math.gcd(PIECES, maps[0].shape[0])
+    parts = [each.reshape(pieces, -1, each.shape[-1]) for each in maps]
+
+    def both(piece: int) -> Complex64[Array, "positions channels"]:
+        first, second = factors(*(each[piece] for each in parts))
+        return lax.complex(first, first * second)
+
+    total = once(reduce(operator.add, map(both, range(pieces)))).sum(0)
+    return total.real, total.imag

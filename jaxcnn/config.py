@@ -273,7 +273,8 @@ def tiny_imagenet() -> Config:
 
     python -m jaxcnn.train tiny_imagenet
 
-    43 minutes of steps on two cores of an AMD EPYC (Zen 5): .541 top-1 on half of the validation pictures, seed 0.
+    111 minutes of steps on two cores of an AMD EPYC (Zen 5), with other jobs beside it: .592 top-1 on half of the
+    validation pictures, seed 0.
     """
     return Config(
         data=DataConfig(source="tiny_imagenet", image_size=64),
@@ -303,6 +304,8 @@ def tiny_imagenet_fast() -> Config:
     """Tiny ImageNet to the accuracy of the original in five minutes on two CPU cores: three short passes.
 
     python -m jaxcnn.train tiny_imagenet_fast
+
+    4 min 46 s of steps on two cores of an AMD EPYC (Zen 5): .432 top-1 on half of the validation pictures, seed 0.
     """
     return Config(
         data=DataConfig(source="tiny_imagenet", image_size=64),

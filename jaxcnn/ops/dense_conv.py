@@ -18,8 +18,6 @@ from jaxcnn.ops.window import Sides, Window
 CHUNK_BYTES = 8 << 20
 """How much of a map and its gradient is read at a time for the gradient of a kernel: both are read once for each tap,
 and should stay in a cache meanwhile (128 maps of 32x32 with 64 channels: 19 instead of 29 ms)."""
-LINES_BELOW = 64
-"""Channels below which the gradient of a kernel is taken from rows laid out as lines, see `_line_gradient`."""
 PIECES = 16
 """Parts in which the gradient of a 1x1 kernel is summed: oneDNN multiplies fast with a bfloat16 result only, and the
 sum of a few of them in float32 keeps its rounding small."""
@@ -80,39 +78,11 @@ def _kernel_gradient(x: Inside, dy: Inside, window: Window, *, taps: Sides) -> K
     """
     if taps == (1, 1) and window.strides == (1, 1) and window.padding == ((0, 0), (0, 0)):
         return _dense_gradient(x, dy)[None, None]
-    if x.shape[-1] < LINES_BELOW:
-        return _line_gradient(x, dy, window, taps=taps)
     total = jnp.zeros((*taps, x.shape[-1], dy.shape[-1]), jnp.float32)
     rows = _rows_at_a_time(x, dy)
     for first in range(0, dy.shape[0], rows):
         total += _correlate(x, dy[first : first + rows], window, taps=taps, first=first)
     return total
-
-
-def _line_gradient(x: Inside, dy: Inside, window: Window, *, taps: Sides) -> Kernel:
-    """The gradient of a kernel that sees few channels.
-
-    A row of the map is laid out as one line of columns and channels, along which the kernel's columns are as far apart
-    as there are channels. The innermost loop then runs over the taps of a row and all channels, and the gradient is
-    read once for each row of taps (128 maps of 64x64 with 32 channels, 2x2: 11 instead of 14 ms).
-    """
-    edges = []
-    for axis in range(2):
-        before = window.padding[axis][0]
-        seen = (taps[axis] - 1) * window.dilation[axis] + (dy.shape[axis] - 1) * window.strides[axis] + 1
-        edges.append((before, seen - before - x.shape[axis], 0))
-    turned = lax.pad(x.transpose(0, 1, 3, 2), jnp.zeros((), x.dtype), (*edges, (0, 0, 0), (0, 0, 0)))
-    rows, columns, channels, images = turned.shape
-    found = lax.conv_general_dilated(
-        turned.reshape(1, rows, columns * channels, images),
-        dy,
-        (window.dilation[0], 1),
-        "VALID",
-        rhs_dilation=(window.strides[0], window.strides[1] * channels),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-    by_column = found.reshape(taps[0], -1, channels, dy.shape[-1])
-    return by_column[:, :: window.dilation[1]].astype(jnp.float32)
 
 
 def _correlate(x: Inside, dy: Inside, window: Window, *, taps: Sides, first: int) -> Kernel:

@@ -98,8 +98,9 @@ class ModelConfig:
     def with_shape_of(self, other: "ModelConfig") -> "ModelConfig":
         """The network of other settings, as far as its parameters go; how it is trained and computed stays."""
         shape = {each: getattr(other, each) for each in SHAPE}
-        dropout = self.dropout if other.name == "resnet" else 0.0
-        return dataclasses.replace(self, **shape, dropout=dropout)
+        if other.name != "resnet":  # the fixed networks have nothing else to set
+            shape |= {"dropout": 0.0, "inference_side": None}
+        return dataclasses.replace(self, **shape)
 
 
 SHAPE = ("name", "widths", "blocks", "stem", "preactivation")

@@ -20,7 +20,7 @@ def describe_network(config: ModelConfig) -> str:
         f"patches of {config.stem}x{config.stem} pixels folded into channels first" if config.stem > 1 else "",
         "normalised and activated before each convolution" if config.preactivation else "",
         f"dropout {config.dropout:g} before the last layer" if config.dropout else "",
-        f"pictures enlarged to {config.inference_side} pixels inside it, but in training"
+        f"pictures resized to {config.inference_side} pixels inside it, but in training"
         if config.inference_side
         else "",
     )

@@ -70,8 +70,8 @@ def test_a_network():
         "channels first, dropout 0.2 before the last layer"
     )
     assert describe_network(ModelConfig(widths=(8,), blocks=(1,), stem=1)).startswith("resnet, stages of 8 channels")
-    enlarging = ModelConfig(inference_side=80)
-    assert describe_network(enlarging).endswith("first, pictures enlarged to 80 pixels inside it, but in training")
+    resizing = ModelConfig(inference_side=80)
+    assert describe_network(resizing).endswith("first, pictures resized to 80 pixels inside it, but in training")
     assert describe_network(ModelConfig(name="seed")) == "seed"
 
 

@@ -400,7 +400,9 @@ def test_how_it_is_trained_stays_the_commands(tmp_path):
     write_weights(path, variables_of(), facts_of(theirs))
     parsed = parse(["finetune", "--init_from", str(path), "--model.dropout", "0.25"])
     assert parsed.config.model == dataclasses.replace(MODEL, dropout=0.25, precision=finetune().model.precision)
-    assert ModelConfig(dropout=0.5).with_shape_of(ModelConfig(name="seed")) == ModelConfig(name="seed")
+    own = ModelConfig(dropout=0.5, inference_side=80)
+    assert own.with_shape_of(ModelConfig(name="seed")) == ModelConfig(name="seed")
+    assert own.with_shape_of(ModelConfig(stem=4)) == dataclasses.replace(own, stem=4)
 
 
 @pytest.mark.parametrize(

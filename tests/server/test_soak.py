@@ -1,4 +1,4 @@
-"""The server for longer: floods of nonsense, many stops, many new models. `python -m pytest -m slow tests/server`."""
+"""The server for longer: floods of nonsense, many stops, many models. `python -m pytest -m slow -n 0 tests/server`."""
 
 import os
 import shutil

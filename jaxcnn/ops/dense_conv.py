@@ -15,9 +15,11 @@ from jaxcnn.ops.barrier import once
 from jaxcnn.ops.layout import Inside
 from jaxcnn.ops.window import Sides, Window
 
-CHUNK_BYTES = 8 << 20
-"""How much of a map and its gradient is read at a time for the gradient of a kernel: both are read once for each tap,
-and should stay in a cache meanwhile (128 maps of 32x32 with 64 channels: 19 instead of 29 ms)."""
+CHUNK_BYTES = 32 << 20
+"""How much of a map and its gradient is read at a time for the gradient of a kernel: both are read once for each row of
+taps, and should stay in a cache meanwhile (256 maps of 32x32 with 64 channels: 29 instead of 34 ms)."""
+LINES_FROM = 16
+"""Columns of a map from which on the gradient of a kernel is taken from lines, see `_correlate_lines`."""
 PIECES = 16
 """Parts in which the gradient of a 1x1 kernel is summed: oneDNN multiplies fast with a bfloat16 result only, and the
 sum of a few of them in float32 keeps its rounding small."""
@@ -96,8 +98,32 @@ def _correlate(x: Inside, dy: Inside, window: Window, *, taps: Sides, first: int
     across = (taps[1] - 1) * window.dilation[1] + (dy.shape[1] - 1) * window.strides[1] + 1
     above = min(max(-begin, 0), end - begin - seen.shape[0])
     padding = ((above, end - begin - seen.shape[0] - above), (left, across - left - x.shape[1]))
-    found = _convolve(once(seen.transpose(0, 1, 3, 2)), dy, Window(window.dilation, padding, window.strides))
+    turned = Window(window.dilation, padding, window.strides)
+    seen = seen.transpose(0, 1, 3, 2)
+    found = _convolve(once(seen), dy, turned) if dy.shape[1] < LINES_FROM else _convolve_lines(seen, dy, turned)
     return found.astype(jnp.float32)
+
+
+def _convolve_lines(x: Inside, kernel: Kernel, window: Window) -> Inside:
+    """`_convolve` with a kernel as large as the map, which has channels in the place of its images.
+
+    A row is laid out as one line of columns and channels, in which the kernel's columns are as far apart as there are
+    channels. The innermost loop then runs over the taps of a row and all channels, and the kernel is read once for each
+    row of taps (128 maps of 64x64 with 32 channels, 2x2: 11 instead of 14 ms). Padding is computed with rather than
+    skipped, which costs too much on small maps.
+    """
+    padded = lax.pad(x, jnp.zeros((), x.dtype), (*((*edge, 0) for edge in window.padding), (0, 0, 0), (0, 0, 0)))
+    rows, columns, channels, images = padded.shape
+    found = lax.conv_general_dilated(
+        padded.reshape(1, rows, 1, columns * channels, images),
+        kernel[:, None],
+        (window.strides[0], 1, 1),
+        "VALID",
+        rhs_dilation=(window.dilation[0], 1, window.dilation[1] * channels),
+        dimension_numbers=_FORWARD,
+    )
+    places: Inside = found.reshape(found.shape[1], -1, channels, kernel.shape[-1])
+    return places[:, :: window.strides[1]]
 
 
 def _rows_at_a_time(x: Inside, dy: Inside) -> int:

@@ -123,6 +123,8 @@ class AugmentConfig:
     """Blend pairs of pictures; the parameter of the Beta distribution. With cutmix too, one of them for each batch."""
     cutmix: float = 0.0
     """Paste a rectangle of another picture; the parameter of the Beta distribution."""
+    mix_until: float = 1.0
+    """Share of the epochs with mixup and cutmix. The last ones without let the network settle on whole pictures."""
     brightness: float = 0.0
     """Largest relative change of brightness."""
     contrast: float = 0.0
@@ -138,6 +140,7 @@ class AugmentConfig:
         _require(0 <= self.erase <= 1, "augment.erase", self.erase, "from 0 to 1")
         for each in ("mixup", "cutmix"):
             _require(getattr(self, each) >= 0, f"augment.{each}", getattr(self, each), "0 or more")
+        _require(0 <= self.mix_until <= 1, "augment.mix_until", self.mix_until, "from 0 to 1")
         for each in ("brightness", "contrast", "saturation"):
             _require(0 <= getattr(self, each) <= 1, f"augment.{each}", getattr(self, each), "from 0 to 1")
 
@@ -221,6 +224,12 @@ class Config:
             if epoch >= round(start * self.epochs):
                 side = size
         return side
+
+    def augmentation(self, epoch: int) -> AugmentConfig:
+        """The changes to the training pictures in this epoch, counted from 0."""
+        if epoch < round(self.augment.mix_until * self.epochs):
+            return self.augment
+        return dataclasses.replace(self.augment, mixup=0.0, cutmix=0.0)
 
 
 def digits() -> Config:
@@ -354,6 +363,7 @@ def tiny_imagenet_gpu() -> Config:
             erase=0.1,
             mixup=0.2,
             cutmix=1.0,
+            mix_until=0.9,
             brightness=0.2,
             contrast=0.2,
             saturation=0.2,

@@ -165,7 +165,7 @@ def take_step(run: Run, state: TrainState, batch: data.Batch, *, epoch: int) -> 
         run.key,
         model=run.model,
         optimizer=run.optimizer,
-        augment_config=config.augment,
+        augment_config=config.augmentation(epoch),
         classes=len(run.dataset.names),
         resolution=config.resolution(epoch),
         label_smoothing=config.label_smoothing,
@@ -197,13 +197,14 @@ def refuse_divergence(run: Run, state: TrainState) -> None:
     with contextlib.closing(batches):
         batch = next(batches)
     augment_key, dropout_key = step_keys(run.key, state.step)
+    epoch = step // run.steps_per_epoch
     inputs, _ = augment(
         augment_key,
         jnp.asarray(batch.images),
         jnp.asarray(batch.labels),
-        config=config.augment,
+        config=config.augmentation(epoch),
         classes=len(run.dataset.names),
-        resolution=config.resolution(step // run.steps_per_epoch),
+        resolution=config.resolution(epoch),
     )
     place = first_not_finite(state.variables, inputs, dropout_key, model=run.model)
     raise UserError(

@@ -76,6 +76,9 @@ def describe_augmentation(config: AugmentConfig) -> str:
             f"a rectangle of {_percent(config.erase)} of them erased" if config.erase else "",
             f"mixup {config.mixup:g}" if config.mixup else "",
             f"cutmix {config.cutmix:g}" if config.cutmix else "",
+            f"mixed only in the first {_percent(config.mix_until)} of the epochs"
+            if (config.mixup or config.cutmix) and config.mix_until < 1
+            else "",
             *(f"{name} changed by up to {_percent(value)}" for name, value in changes.items() if value),
         )
         or "none"

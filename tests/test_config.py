@@ -96,6 +96,14 @@ def test_a_fixed_network_takes_no_shape():
         ModelConfig(name="seed", widths=(1, 2, 3, 4))
 
 
+def test_pairs_are_mixed_until_their_share_of_the_epochs():
+    augment = AugmentConfig(flip=True, mixup=0.2, cutmix=1.0, mix_until=0.75)
+    epochs = [Config(augment=augment, epochs=8).augmentation(epoch) for epoch in range(8)]
+    assert epochs[:6] == [augment] * 6
+    assert epochs[6:] == [dataclasses.replace(augment, mixup=0.0, cutmix=0.0)] * 2
+    assert Config(augment=AugmentConfig(mixup=0.2), epochs=8).augmentation(7).mixup == 0.2
+
+
 def test_resolution_changes_at_its_share_of_the_epochs():
     config = Config(data=DataConfig(image_size=64), resolutions=((0.0, 32), (0.5, 48), (0.9, 64)), epochs=10)
     assert [config.resolution(epoch) for epoch in range(10)] == [32] * 5 + [48] * 4 + [64]

@@ -24,6 +24,7 @@ from jaxcnn.recipe import (
         ({"erase": 0.1}, "a rectangle of 10% of them erased"),
         ({"mixup": 0.2}, "mixup 0.2"),
         ({"cutmix": 1.0}, "cutmix 1"),
+        ({"cutmix": 1.0, "mix_until": 0.9}, "cutmix 1, mixed only in the first 90% of the epochs"),
         ({"brightness": 0.2}, "brightness changed by up to 20%"),
         ({"contrast": 0.3}, "contrast changed by up to 30%"),
         ({"saturation": 0.4}, "saturation changed by up to 40%"),
@@ -58,7 +59,7 @@ def test_no_augmentation():
 )
 def test_no_setting_is_left_out(kind, describe, others):
     for field in dataclasses.fields(kind):
-        if field.name not in ("precision", "cpu_kernels"):  # where it is computed, not what
+        if field.name not in ("precision", "cpu_kernels", "mix_until"):  # where it is computed; nothing alone
             changed = kind(**{field.name: others.get(field.name, 0.125)})
             assert describe(changed) != describe(kind()), field.name
 

@@ -20,7 +20,7 @@ from jaxcnn import data, evaluate
 from jaxcnn.checkpoint import load_model, open_checkpoints
 from jaxcnn.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig
 from jaxcnn.errors import UserError
-from jaxcnn.loop import initial_state, prepare
+from jaxcnn.loop import initial_state, prepare, take_step
 from jaxcnn.state import TrainState
 from jaxcnn.train import train
 from jaxcnn.workdir import Workdir
@@ -179,6 +179,17 @@ def test_progressive_resolution_trains_and_evaluates_at_full_size(config, tmp_pa
     evaluation = train(config, tmp_path)
     assert evaluation is not None
     assert evaluation.top1 > 0.5
+
+
+def test_the_last_epochs_mix_no_pairs(config):
+    def losses(augment):
+        run = prepare(dataclasses.replace(config, augment=augment, epochs=4), data.load(config.data))
+        batch = data.Batch(run.dataset.train.images[:64], run.dataset.train.labels[:64])
+        return [float(take_step(run, initial_state(run), batch, epoch=epoch)[1].loss) for epoch in range(4)]
+
+    mixed, clean = losses(AugmentConfig(mixup=1.0)), losses(AugmentConfig())
+    assert losses(AugmentConfig(mixup=1.0, mix_until=0.75)) == [*mixed[:3], clean[3]]
+    assert mixed[3] != clean[3]
 
 
 def test_divergence_stops_with_the_place_and_saves_nothing_of_it(config, tmp_path):

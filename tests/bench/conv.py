@@ -62,7 +62,8 @@ def convolutions(preset: str, resolution: int) -> list[tuple[tuple[int, ...], tu
                 if hasattr(inner, "eqns"):
                     walk(inner)
 
-    walk(jax.make_jaxpr(lambda images: model.init_with_output(jax.random.key(0), images, train=False))(images).jaxpr)
+    keys = dict.fromkeys(("params", "dropout"), jax.random.key(0))
+    walk(jax.make_jaxpr(lambda images: model.init_with_output(keys, images, train=True))(images).jaxpr)
     return list(found)
 
 

@@ -44,7 +44,7 @@ def make_step(
             key,
             model=network,
             optimizer=optimizer,
-            augment_config=config.augment,
+            augment_config=config.augmentation(config.epochs - 1),
             classes=CLASSES,
             resolution=resolution,
             label_smoothing=config.label_smoothing,

@@ -73,12 +73,13 @@ def test_any_window(batch, map_sides, taps, strides, dilation, padding, groups, 
 
 
 def zoo_shapes(configs):
-    """Every convolution of some networks, as pairs of a map and a kernel."""
+    """Every convolution of some networks in training, as pairs of a map and a kernel."""
+    keys = dict.fromkeys(("params", "dropout"), jax.random.key(0))
     found = set()
     for config, side in configs:
         model = build(config, classes=5)
         images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.uint8)
-        run = jax.make_jaxpr(lambda images, model=model: model.init_with_output(jax.random.key(0), images, train=False))
+        run = jax.make_jaxpr(lambda images, model=model: model.init_with_output(keys, images, train=True))
         for equation in walk(run(images).jaxpr):
             if equation.primitive.name == "conv_general_dilated":
                 x, kernel = (each.aval.shape for each in equation.invars)

@@ -279,11 +279,11 @@ def finetune() -> Config:
 
 
 def tiny_imagenet() -> Config:
-    """Tiny ImageNet on two CPU cores: a residual network, most of its passes at 48 pixels. The model that ships.
+    """Tiny ImageNet on two CPU cores: a residual network that sees larger pictures as it learns. The model that ships.
 
     python -m jaxcnn.train tiny_imagenet
 
-    111 minutes of steps on two cores of an AMD EPYC (Zen 5), with other jobs beside it: .592 top-1 on half of the
+    2 h 11 min of steps on two cores of an AMD EPYC (Zen 5), with other jobs beside it: .608 top-1 on half of the
     validation pictures, seed 0.
     """
     return Config(
@@ -296,16 +296,19 @@ def tiny_imagenet() -> Config:
         ),
         augment=AugmentConfig(
             flip=True,
-            crop_scale=(0.35, 1.0),
+            crop_scale=(0.3, 1.0),
             erase=0.1,
+            mixup=0.2,
+            cutmix=1.0,
+            mix_until=0.86,
             brightness=0.2,
             contrast=0.2,
             saturation=0.2,
         ),
         optim=OptimConfig(name="muon", learning_rate=0.008, warmup=0.1, weight_decay=0.05),
-        resolutions=((0.0, 48), (0.85, 64)),
+        resolutions=((0.0, 32), (0.24, 48), (0.86, 64)),
         label_smoothing=0.1,
-        epochs=24,
+        epochs=42,
         batch_size=256,
     )
 

@@ -19,7 +19,7 @@ CHUNK_BYTES = 32 << 20
 """How much of a map and its gradient is read at a time for the gradient of a kernel: both are read once for each row of
 taps, and should stay in a cache meanwhile (256 maps of 32x32 with 64 channels: 29 instead of 34 ms)."""
 LINES_FROM = 16
-"""Columns of a map from which on the gradient of a kernel is taken from lines, see `_correlate_lines`."""
+"""Columns of a map from which on the gradient of a kernel is taken from lines, see `_convolve_lines`."""
 PIECES = 16
 """Parts in which the gradient of a 1x1 kernel is summed: oneDNN multiplies fast with a bfloat16 result only, and the
 sum of a few of them in float32 keeps its rounding small."""

@@ -8,8 +8,8 @@ The peers are optional: `pip install torch==2.13.0`, `pip install tensorflow`. W
 environment's Python. They are written as their users would, at their best settings: channels last for PyTorch, a
 compiled training step for Keras.
 
-- jaxcnn: the preset's model as `python -m jaxcnn.train` trains it, its augmentation included, but with the optimizer of
-  the others: Adam for the original networks, SGD with Nesterov's momentum for the residual one.
+- jaxcnn: the preset's model as `python -m jaxcnn.train` trains it in its last epochs, augmented, but with the
+  optimizer of the others: Adam for the original networks, SGD with Nesterov's momentum for the residual one.
 - jaxcnn_plain: the same without CPU kernels.
 - torch_float32, torch_bf16: forward, backward and optimizer step; the second in `torch.autocast`.
 - keras: `train_on_batch` in float32, on TensorFlow.

@@ -22,7 +22,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Service]]:
     """Opens the model before the first request, and finishes the last before the end."""
     memory.tighten()
     chosen = settings.from_environment(os.environ)
-    loaded = model.load(chosen.model, max_batch=chosen.max_batch)
+    loaded = model.load(chosen.model, max_batch=chosen.max_batch, threads=chosen.threads)
     service = Service(chosen, loaded, log.start())
     watcher = asyncio.create_task(swap.watch(service)) if chosen.reload_seconds else None
     try:

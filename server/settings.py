@@ -55,7 +55,7 @@ class Settings:
     reload_seconds: int = _number(0, low=0, high=86_400)
     """How often to look whether the file has changed, and to serve the new one; 0 is never."""
     threads: int = _number(cpus.available, low=1, high=256)
-    """Batches decoded and classified at the same time; each uses one core."""
+    """Batches decoded and classified at the same time, and cores that a lone one is spread over."""
     max_batch: int = _number(8, low=1, high=64)
     """Most pictures that the model is run on at once. They are those that wait anyway: none waits for a batch."""
     max_requests: int = _number(64, low=1, high=100_000)

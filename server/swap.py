@@ -13,16 +13,17 @@ _log = logging.getLogger(__name__)
 
 async def watch(service: Service) -> None:
     """Looks at the model file every so often; a new one that loads, verifies and runs takes the place of the old."""
-    path = service.settings.model
+    chosen = service.settings
+    path = chosen.model
     served = _signature(path)
     while True:
-        await asyncio.sleep(service.settings.reload_seconds)
+        await asyncio.sleep(chosen.reload_seconds)
         found = _signature(path)
         if found is None or found == served:
             continue
         served = found  # Also if it turns out to be bad: once is enough to say so.
         try:
-            new = await asyncio.to_thread(model.load, path, max_batch=service.settings.max_batch)
+            new = await asyncio.to_thread(model.load, path, max_batch=chosen.max_batch, threads=chosen.threads)
         except StartError as error:
             service.metrics.reloads.labels("failed").inc()
             _log.error("the new model file is not used, the old one is still served: %s", error)

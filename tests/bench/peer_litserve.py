@@ -18,7 +18,7 @@ from PIL import Image
 class Classifier(litserve.LitAPI):
     def setup(self, device: str) -> None:
         options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
+        options.intra_op_num_threads = 2
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.session = ort.InferenceSession(sys.argv[2], options, providers=["CPUExecutionProvider"])

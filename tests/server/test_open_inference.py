@@ -309,7 +309,7 @@ def test_bytes_that_no_tensor_asks_for_are_400(client):
 
 @pytest.fixture(scope="module")
 def loaded(model_path):
-    return model.load(model_path, max_batch=2)
+    return model.load(model_path, max_batch=2, threads=1)
 
 
 JSON = st.recursive(

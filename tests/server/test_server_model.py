@@ -9,8 +9,8 @@ from server import model
 from server.errors import StartError
 
 
-def load(path):
-    return model.load(path, max_batch=4)
+def load(path, threads=1):
+    return model.load(path, max_batch=4, threads=threads)
 
 
 def test_runs_what_it_loads(model_path):
@@ -24,8 +24,8 @@ def test_runs_what_it_loads(model_path):
 
 
 def test_threads_are_set_and_do_not_spin(model_path):
-    options = load(model_path).session.get_session_options()
-    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (1, 1)
+    options = load(model_path, threads=3).session.get_session_options()
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 1)
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
 
 

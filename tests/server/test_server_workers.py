@@ -44,7 +44,7 @@ def run(test: Callable, model_path, **changes: object) -> None:
 
     async def main() -> None:
         chosen = settings.Settings(**{"threads": 1, "max_batch": 4, "deadline_ms": 20_000, **changes})
-        workers = Workers(model.load(model_path, max_batch=4), chosen, Metrics())
+        workers = Workers(model.load(model_path, max_batch=4, threads=1), chosen, Metrics())
         try:
             await test(workers)
         finally:
@@ -109,7 +109,7 @@ def test_a_model_that_fails_on_a_batch_is_asked_one_by_one(model_builder, tmp_pa
     async def test(workers):
         good = workers.model
         picky = model_builder(tmp_path / "picky.onnx", rows=1)
-        session = model._open(picky)
+        session = model._open(picky, threads=1)
         workers.model = dataclasses.replace(good, session=session)
         go, first = await hold_up(workers)
         tasks = [start(workers, Ask(colour))[0] for colour in ((0, 0, 250), (0, 250, 0))]

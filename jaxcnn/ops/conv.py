@@ -10,6 +10,7 @@ from jaxcnn.ops.dense_conv import dense_conv
 from jaxcnn.ops.depthwise_conv import depthwise_conv
 from jaxcnn.ops.layout import inside
 from jaxcnn.ops.window import Pairs, Window
+from jaxcnn.ops.winograd_conv import has_fewer_products, winograd_conv
 
 __all__ = ["conv"]
 
@@ -62,9 +63,10 @@ def _cpu_conv(
     groups: int,
 ) -> Float[Array, "_height _width batch _channels"]:
     """Groups one by one, unless each is a single channel: oneDNN takes no groups, and XLA seconds for one step."""
+    convolve = winograd_conv if has_fewer_products(x.shape[0], kernel.shape, window) else dense_conv
     if groups == 1:
-        return dense_conv(x, kernel, window)
+        return convolve(x, kernel, window)
     if groups == x.shape[-1]:
         return depthwise_conv(jnp.repeat(x, kernel.shape[-1] // groups, axis=-1), kernel[:, :, 0], window)
     parts = zip(jnp.split(x, groups, axis=-1), jnp.split(kernel, groups, axis=-1), strict=True)
-    return jnp.concatenate([dense_conv(*each, window) for each in parts], axis=-1)
+    return jnp.concatenate([convolve(*each, window) for each in parts], axis=-1)

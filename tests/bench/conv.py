@@ -2,7 +2,8 @@
 
 For each shape the GFLOP/s of the value, of the input's gradient and of the kernel's gradient: by `lax`, by `lax` with
 oneDNN, and by the CPU kernels, the best of a few runs that take turns. The map of a CPU kernel lies as it does in a
-network, images inside. A slow shape is one whose share of the fastest is small; the last line is one JSON object.
+network, images inside. Operations are counted as of an ordinary convolution, also where fewer are made. A slow shape is
+one whose share of the fastest is small; the last line is one JSON object.
 """
 
 import argparse

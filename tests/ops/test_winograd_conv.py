@@ -1,0 +1,126 @@
+"""The convolution with fewer products against the ordinary one."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxcnn.ops import winograd_conv as module
+from jaxcnn.ops.compiler import compiler_options, has_onednn
+from jaxcnn.ops.conv import conv
+from jaxcnn.ops.dense_conv import dense_conv
+from jaxcnn.ops.window import Window
+from jaxcnn.ops.winograd_conv import has_fewer_products, winograd_conv
+
+ONE_AROUND = Window((1, 1), ((1, 1), (1, 1)), (1, 1))
+
+
+def with_gradients(convolve, x, kernel, window, dtype="float32"):
+    """The result, and the gradients of its product with fixed random numbers."""
+
+    def run(x, kernel):
+        y, back = jax.vjp(partial(convolve, window=window), x, kernel)
+        return (y, *back(jax.random.normal(jax.random.key(2), y.shape).astype(dtype)))
+
+    return jax.jit(run, compiler_options=compiler_options())(x.astype(dtype), kernel)
+
+
+def random_arrays(shape, kernel_shape):
+    x_key, kernel_key = jax.random.split(jax.random.key(0))
+    return jax.random.normal(x_key, shape).astype(jnp.bfloat16), jax.random.normal(kernel_key, kernel_shape)
+
+
+def errors(found, expected):
+    """Of the value and the two gradients, as shares of their spread."""
+    pairs = zip(found, expected, strict=True)
+    return [float(np.std(np.asarray(a, np.float32) - np.asarray(b)) / np.std(b)) for a, b in pairs]
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    height=st.integers(1, 18),
+    width=st.integers(1, 5),
+    batch=st.integers(1, 4),
+    channels=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    columns=st.integers(1, 4),
+    stride=st.integers(1, 2),
+    dilation=st.integers(1, 2),
+    padding=st.tuples(st.integers(3, 4), st.integers(3, 4)),
+)
+def test_any_map_and_columns(height, width, batch, channels, columns, stride, dilation, padding):
+    x, kernel = random_arrays((height, width, batch, channels[0]), (3, columns, *channels))
+    window = Window((1, stride), ((1, 1), padding), (1, dilation))
+    found, expected = (with_gradients(each, x, kernel, window) for each in (winograd_conv, dense_conv))
+    for a, b in zip(found, expected, strict=True):
+        assert a.shape == b.shape
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * float(jnp.abs(b).max()))
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("float32", 3e-6), ("bfloat16", 7e-3)])
+@pytest.mark.parametrize("side", [12, 16])  # three and four rows at a time
+def test_rounding_stays_as_small_as_is_said(dtype, most, side):
+    x, kernel = random_arrays((side, side, 8, 64), (3, 3, 64, 64))
+    expected = with_gradients(dense_conv, x, kernel, ONE_AROUND)
+    assert max(errors(with_gradients(winograd_conv, x, kernel, ONE_AROUND, dtype), expected)) < most
+
+
+@pytest.mark.parametrize("step", module.POINTS)
+def test_sums_read_no_row_in_vain(step):
+    of_map, of_taps, of_result = module._weights(step)
+    assert len(of_map) == len(of_taps) == len(of_result) == step + 2
+    least = np.min(
+        np.abs([weight for rows in (of_map, of_taps, of_result) for row in rows for weight in row if weight])
+    )
+    assert least > 0.1
+    if step == 4:  # pairs of opposite points
+        assert [sum(map(bool, row)) for row in of_map] == [3, 4, 4, 4, 4, 3]
+
+
+@pytest.mark.parametrize(
+    ("height", "products"), [(3, 5), (4, 6), (6, 10), (7, 12), (8, 12), (9, 15), (14, 24), (16, 24), (32, 48), (56, 84)]
+)
+def test_the_fewest_products_are_taken(height, products):
+    assert has_fewer_products(height, (3, 3, 64, 64), ONE_AROUND)
+    x, kernel = jnp.zeros((height, 3, 1, 64)), jnp.zeros((3, 3, 64, 64))
+    jaxpr = str(jax.make_jaxpr(lambda x, kernel: winograd_conv(x, kernel, ONE_AROUND))(x, kernel))
+    step = next(step for step in module.POINTS if -(-height // step) * (step + 2) == products)
+    assert jaxpr.count("conv_general_dilated") == step + 2
+    assert f"f32[{-(-height // step)},3,1,64]" in jaxpr
+
+
+@pytest.mark.parametrize(
+    ("height", "kernel_shape", "window"),
+    [
+        (8, (3, 3, 63, 64), ONE_AROUND),
+        (8, (3, 3, 64, 63), ONE_AROUND),
+        (2, (3, 3, 64, 64), ONE_AROUND),
+        (5, (3, 3, 64, 64), ONE_AROUND),
+        (8, (1, 3, 64, 64), ONE_AROUND),
+        (8, (5, 3, 64, 64), ONE_AROUND),
+        (8, (3, 3, 64, 64), ONE_AROUND._replace(strides=(2, 1))),
+        (8, (3, 3, 64, 64), ONE_AROUND._replace(dilation=(2, 1))),
+        (8, (3, 3, 64, 64), ONE_AROUND._replace(padding=((0, 2), (1, 1)))),
+    ],
+)
+def test_others_are_left_to_the_ordinary_one(height, kernel_shape, window):
+    assert not has_fewer_products(height, kernel_shape, window)
+
+
+@pytest.mark.skipif(not has_onednn("float32"), reason="XLA has no oneDNN on this machine")
+@pytest.mark.parametrize("groups", [1, 2])
+def test_every_product_is_computed_by_onednn_and_nothing_is_added_there(groups):
+    x, kernel = random_arrays((8, 16, 16, 64 * groups), (3, 3, 64, 64 * groups))
+
+    def gradients(x, kernel):
+        y, back = jax.vjp(partial(conv, cpu=True, groups=groups), x, kernel)
+        return (y, *back(y))
+
+    text = jax.jit(gradients, compiler_options=compiler_options()).lower(x, kernel).compile().as_text()
+    assert text.count('custom_call_target="__onednn$convolution"') == 3 * 6 * groups
+    assert " convolution(" not in text
+    assert "BINARY_ADD" not in text

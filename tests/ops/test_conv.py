@@ -55,10 +55,9 @@ paddings = st.one_of(
     padding=paddings,
     groups=st.sampled_from([1, 1, 1, 2, 3]),
     channels=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    chunk_bytes=st.sampled_from([1, 2000, dense_conv.CHUNK_BYTES]),
     lines_from=st.sampled_from([1, dense_conv.LINES_FROM]),
 )
-def test_any_window(batch, map_sides, taps, strides, dilation, padding, groups, channels, chunk_bytes, lines_from):
+def test_any_window(batch, map_sides, taps, strides, dilation, padding, groups, channels, lines_from):
     options = {"strides": strides, "dilation": dilation, "padding": padding, "groups": groups}
     x, kernel = random_arrays((batch, *map_sides, groups * channels[0]), (*taps, channels[0], groups * channels[1]))
     if padding != "SAME":
@@ -66,7 +65,6 @@ def test_any_window(batch, map_sides, taps, strides, dilation, padding, groups, 
         reach = [(size - 1) * apart + 1 for size, apart in zip(taps, dilation, strict=True)]
         assume(all(side + sum(edge) >= need for side, edge, need in zip(map_sides, edges, reach, strict=True)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dense_conv, "CHUNK_BYTES", chunk_bytes)
         patch.setattr(dense_conv, "LINES_FROM", lines_from)
         found = with_gradients(x, kernel, cpu=True, **options)
     assert_close(found, with_gradients(x, kernel, cpu=False, **options), tolerance=2e-5)

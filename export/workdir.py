@@ -141,7 +141,7 @@ def export_weights(workdir: Path, output: Path) -> Path:
 
 
 def metadata(trained: TrainedModel) -> dict[str, Any]:
-    """What the file says about itself; see ARCHITECTURE for who reads it."""
+    """What the file says about itself: to `jaxcnn.evaluate`, the server, and whoever loads it elsewhere."""
     side, classes = trained.config.data.image_size, len(trained.names)
     return {
         "names": list(trained.names),

@@ -109,6 +109,7 @@ def test_tiny_imagenet_from_a_zip(clone):
     assert (clone / "runs" / "tiny_imagenet" / "model.onnx").exists()
 
 
+@pytest.mark.timeout(1200)
 def test_your_own_pictures_to_the_endpoint(clone):
     write_class_folders(clone / "pictures", count=80, size=48)
     make_picture(1, seed=1234, size=300).save(clone / "photo.jpg")

@@ -86,17 +86,18 @@ def test_a_passed_deadline_is_504(serve_slowly):
 
 
 def test_what_would_miss_its_deadline_is_503_at_once(serve_slowly):
-    with serve_slowly(JAXCNN_DEADLINE_MS="2500") as server, ThreadPoolExecutor(40) as threads:
+    with serve_slowly(JAXCNN_DEADLINE_MS="5000") as server, ThreadPoolExecutor(40) as threads:
         assert post(server.client, PICTURE).status_code == 200  # Now it knows how long one takes.
         answers = [each.result() for each in [threads.submit(timed_post, server.port) for _ in range(40)]]
         refused = [(seconds, int(retry)) for status, seconds, retry in answers if status == 503]
         assert all(seconds < 1 and retry >= 1 for seconds, retry in refused)
-        assert sum(status == 200 for status, _, _ in answers) >= 1  # More where 40 clients start faster.
+        assert sum(status == 200 for status, _, _ in answers) >= 3
         assert metric(server.client, 'jaxcnn_shed_total{reason="deadline"}') == len(refused) >= 3
 
 
 def timed_post(port: int) -> tuple[int, float, str]:
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client:
+    # Certificates, which it has no use for, would take forty clients longer to read than the server has to answer.
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False, verify=False) as client:
         start = time.monotonic()
         response = post(client, PICTURE)
         return response.status_code, time.monotonic() - start, response.headers.get("retry-after", "0")

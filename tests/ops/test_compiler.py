@@ -47,6 +47,16 @@ def test_without_the_option_there_is_no_onednn(monkeypatch):
     assert not compiler.has_onednn("float32")
 
 
+def test_onednn_has_bfloat16_where_the_processor_has_instructions_for_it():
+    processor = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
+    if {"avx512_bf16", "amx_bf16"} & set(processor):
+        assert compiler.has_onednn("bfloat16")
+    elif "avx2" in processor and not {"avx512f", "avx_ne_convert"} & set(processor):
+        assert not compiler.has_onednn("bfloat16")
+    else:
+        pytest.skip("it is not known what XLA does on this processor")
+
+
 def test_jit_computes_and_counts_its_traces():
     twice = compiler.jit(lambda x, *, times: x * times, static_argnames="times")
     assert twice(jnp.float32(2), times=3.0).item() == 6

@@ -11,6 +11,9 @@ from jaxtyping import Array, Bool, Int, Key
 Variables = dict[str, Any]
 """What a model computes from: the collections `params` and `batch_stats`."""
 
+INIT_OPTIONS = {"xla_backend_optimization_level": 1}
+"""For XLA, of what runs once. At its usual level it takes up to ten seconds for loops of random numbers."""
+
 
 class TrainState(NamedTuple):
     """Everything that a training step reads and writes.
@@ -42,6 +45,10 @@ def init_variables(key: Key[Array, ""], *, model: nn.Module, image_size: int) ->
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
 
+_init_variables = jax.jit(init_variables, static_argnames=("model", "image_size"), compiler_options=INIT_OPTIONS)
+"""Compiled as one, the network is not computed, only its variables are."""
+
+
 def create_state(
     key: Key[Array, ""],
     *,
@@ -51,7 +58,7 @@ def create_state(
     averaged: bool,
 ) -> TrainState:
     """The state before the first step, a pure function of the key."""
-    variables = init_variables(key, model=model, image_size=image_size)
+    variables = _init_variables(key, model=model, image_size=image_size)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         variables=variables,

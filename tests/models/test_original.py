@@ -155,7 +155,7 @@ def test_spatial_dropout_drops_whole_channels() -> None:
     second = BlockSpec((), dropout=0.5, pool=False)
     model = network(NetworkSpec(blocks=(spec, second), hidden=()), classes=1)
     images = np.random.default_rng(0).integers(1, 256, (2, 8, 8, 3), dtype=np.uint8)
-    variables = model.init(jax.random.key(0), jnp.asarray(images), False)
+    variables = jax.jit(model.init, static_argnums=2)(jax.random.key(0), jnp.asarray(images), False)
 
     def dropped(train: bool) -> np.ndarray:
         rngs = {"dropout": jax.random.key(1)}

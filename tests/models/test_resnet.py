@@ -143,7 +143,7 @@ def test_normalisation_by_hand() -> None:
 def test_batch_statistics_follow_the_batch(preactivation: bool) -> None:
     config = ModelConfig(widths=(4,), blocks=(0,), preactivation=preactivation)
     model, images = build(config, classes=3), pictures(4, 8, 8, 3)
-    variables = model.init(jax.random.key(0), images, False)
+    variables = jax.jit(model.init, static_argnums=2)(jax.random.key(0), images, False)
     _, updates = model.apply(variables, images, True, mutable=["batch_stats"])
     before, after = (jax.tree.leaves(tree["batch_stats"]) for tree in (variables, updates))
     assert all(not np.allclose(a, b) for a, b in zip(before, after, strict=True))

@@ -4,17 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import normal
 
 from jaxcnn.ops.bias import add_bias
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 5, 2), (6, 2)])
 def test_value_and_gradients(shape):
-    x = jax.random.normal(jax.random.key(0), shape)
+    x = normal(*shape)
     bias = jnp.array([0.5, -2.0])
     y, back = jax.vjp(add_bias, x, bias)
     np.testing.assert_allclose(y, np.asarray(x) + np.asarray(bias), rtol=1e-6)
-    dy = jax.random.normal(jax.random.key(1), shape)
+    dy = normal(*shape, seed=1)
     dx, dbias = back(dy)
     np.testing.assert_array_equal(dx, dy)
     np.testing.assert_allclose(dbias, np.asarray(dy).reshape(-1, 2).sum(0), rtol=1e-5)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import normal
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -24,13 +25,12 @@ def with_gradients(x, kernel, *, cpu, **options):
         return (y, *back(dy))
 
     shape = jax.eval_shape(lambda x, kernel: conv(x, kernel, **options), x, kernel).shape
-    dy = jax.random.normal(jax.random.key(2), shape, jnp.float32).astype(jnp.bfloat16)  # the same in both types
+    dy = normal(*shape, seed=2).astype(jnp.bfloat16)  # the same in both types
     return jax.jit(run, compiler_options=compiler_options() if cpu else {})(x, kernel, dy.astype(x.dtype))
 
 
 def random_arrays(shape, kernel_shape, dtype=jnp.float32):
-    x_key, kernel_key = jax.random.split(jax.random.key(0))
-    return jax.random.normal(x_key, shape, dtype), jax.random.normal(kernel_key, kernel_shape, jnp.float32)
+    return normal(*shape).astype(dtype), normal(*kernel_shape, seed=1)
 
 
 def assert_close(found, expected, *, tolerance):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import normal
 
 from jaxcnn.ops.norm import PIECES, batch_norm_act
 
@@ -22,9 +23,8 @@ def by_definition(z, scale, bias, residual=None, *, epsilon, negative_slope):
 @pytest.mark.parametrize("with_residual", [False, True])
 @pytest.mark.parametrize("shape", [(6, 5, 4, 3), (40, 7), (5, 7, 3, 2), (PIECES, 3, 5)])
 def test_values_and_gradients(shape, with_residual, negative_slope):
-    keys = jax.random.split(jax.random.key(0), 5)
-    z, residual, weights = (jax.random.normal(key, shape) * 2 + 1 for key in keys[:3])
-    scale, bias = (jax.random.normal(key, shape[-1:]) for key in keys[3:])
+    z, residual, weights = (normal(*shape, seed=seed) * 2 + 1 for seed in range(3))
+    scale, bias = (normal(shape[-1], seed=seed) for seed in (3, 4))
     maps = (z, scale, bias, residual) if with_residual else (z, scale, bias)
 
     def run(function):
@@ -39,7 +39,7 @@ def test_values_and_gradients(shape, with_residual, negative_slope):
 
 
 def test_no_gradient_flows_through_the_statistics():
-    z = jax.random.normal(jax.random.key(0), (8, 3))
+    z = normal(8, 3)
     ones = jnp.ones(3)
     gradient = jax.grad(lambda z: batch_norm_act(z, ones, ones, epsilon=0.1, negative_slope=0.0).mean.sum())(z)
     np.testing.assert_array_equal(gradient, np.zeros_like(z))
@@ -47,7 +47,7 @@ def test_no_gradient_flows_through_the_statistics():
 
 @pytest.mark.parametrize("channels", [8, 64])
 def test_bfloat16_is_summed_in_float32(channels):
-    z = (jax.random.normal(jax.random.key(0), (4096, channels)) + 3).astype(jnp.bfloat16)
+    z = (normal(4096, channels) + 3).astype(jnp.bfloat16)
     scale, bias = jnp.ones(channels), jnp.zeros(channels)
 
     def gradients(z):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import normal
 
 from jaxcnn.models.layers import avg_pool, max_pool
 
@@ -11,11 +12,11 @@ from jaxcnn.models.layers import avg_pool, max_pool
 @pytest.mark.parametrize("pool", [max_pool, avg_pool])
 @pytest.mark.parametrize("sides", [(4, 6), (5, 7), (1, 4), (3, 1), (1, 1), (2, 2)])
 def test_values_and_gradients(pool, sides):
-    x = jax.random.normal(jax.random.key(0), (3, *sides, 5))
+    x = normal(3, *sides, 5)
     results = []
     for cpu in (True, False):
         y, back = jax.vjp(lambda x, cpu=cpu: pool(x, cpu=cpu), x)
-        results.append((y, *back(jax.random.normal(jax.random.key(1), y.shape))))
+        results.append((y, *back(normal(*y.shape, seed=1))))
     for found, expected in zip(*results, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
 

@@ -5,7 +5,10 @@ import jax
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+LONGEST = ("test_readme.py", "test_train.py")
+"""Files that start processes that train. In the end one of them would run alone."""
+
 
 def pytest_collection_modifyitems(items):
-    """The longest file first: pytest-xdist keeps the order, and nothing runs alone in the end."""
-    items.sort(key=lambda item: item.path.name != "test_readme.py")
+    """Puts the longest files first."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)

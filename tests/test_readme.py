@@ -109,28 +109,50 @@ def test_tiny_imagenet_from_a_zip(clone):
     assert (clone / "runs" / "tiny_imagenet" / "model.onnx").exists()
 
 
-@pytest.mark.timeout(1200)
-def test_your_own_pictures_to_the_endpoint(clone):
+@pytest.fixture(scope="module")
+def trained(clone):
+    """A clone in which a model of one's own pictures was trained."""
     write_class_folders(clone / "pictures", count=80, size=48)
     make_picture(1, seed=1234, size=300).save(clone / "photo.jpg")
     for block in blocks("Your own pictures"):
         bash(block.replace("folder", "folder --epochs 4", 1), clone)
-    if not (clone / SHIPPED).exists():
-        (clone / SHIPPED).parent.mkdir(exist_ok=True)
-        bash(f"python -m export runs/pictures -o {SHIPPED}", clone)
+    return clone
+
+
+@pytest.fixture(scope="module")
+def exported(trained):
+    for block in blocks("Export"):
+        bash(block, trained)
+    return trained
+
+
+def test_fine_tuning(trained):
+    if not (trained / SHIPPED).exists():
+        (trained / SHIPPED).parent.mkdir(exist_ok=True)
+        bash(f"python -m export runs/pictures -o {SHIPPED}", trained)
     for block in blocks("Fine-tune"):
-        bash(block.replace("finetune", "finetune --epochs 1", 1), clone)
-    for title in ("Evaluate", "Export"):
-        for block in blocks(title):
-            bash(block, clone)
+        bash(block.replace("finetune", "finetune --epochs 1", 1), trained)
+    for name in ("finetuned", "again"):
+        assert (trained / "runs" / name / "model.onnx").exists()
+
+
+def test_evaluation(trained):
+    for block in blocks("Evaluate"):
+        assert "top-1" in bash(block, trained)
+
+
+def test_the_file_runs_without_the_library(exported):
     (program,) = blocks("Export", "python")
-    said = subprocess.run([sys.executable, "-c", program], cwd=clone, capture_output=True, text=True, check=True)
+    said = subprocess.run([sys.executable, "-c", program], cwd=exported, capture_output=True, text=True, check=True)
     assert re.search(r"^(cat|dog) [01]\.\d+$", said.stdout, re.MULTILINE), said
+
+
+def test_the_endpoint_answers(exported):
     serve, *requests = blocks("Serve")
-    server = subprocess.Popen(["bash", "-euc", f"exec env {serve}"], cwd=clone, env=environment(clone))
+    server = subprocess.Popen(["bash", "-euc", f"exec env {serve}"], cwd=exported, env=environment(exported))
     try:
         wait_until_ready(server)
-        answers = [bash(request, clone) for request in requests]
+        answers = [bash(request, exported) for request in requests]
     finally:
         server.terminate()
         server.wait(30)

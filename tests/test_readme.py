@@ -141,7 +141,7 @@ def test_evaluation(trained):
         assert "top-1" in bash(block, trained)
 
 
-def test_the_file_runs_without_the_library(exported):
+def test_the_exported_file_runs_elsewhere(exported):
     (program,) = blocks("Export", "python")
     said = subprocess.run([sys.executable, "-c", program], cwd=exported, capture_output=True, text=True, check=True)
     assert re.search(r"^(cat|dog) [01]\.\d+$", said.stdout, re.MULTILINE), said

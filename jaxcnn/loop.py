@@ -139,8 +139,10 @@ def train_epoch(
     with contextlib.closing(batches):
         for step, batch in zip(range(first + 1, end + 1), batches, strict=False):
             state, metrics = take_step(run, state, batch, epoch=epoch)
-            if window:  # at most one step ahead of the device: a longer queue would only hold batches in memory
-                window[-1].loss.block_until_ready()
+            # At most one step ahead of the device: a longer queue would only hold batches in memory. On a CPU that one
+            # would already hold the maps of a second step, gigabytes.
+            for awaited in [metrics] if jax.default_backend() == "cpu" else window[-1:]:
+                awaited.loss.block_until_ready()
             window.append(metrics)
             now = time.monotonic()
             if now - logged >= LOG_SECONDS or step == end:

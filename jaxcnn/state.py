@@ -11,8 +11,8 @@ from jaxtyping import Array, Bool, Int, Key
 Variables = dict[str, Any]
 """What a model computes from: the collections `params` and `batch_stats`."""
 
-INIT_OPTIONS = {"xla_backend_optimization_level": 1}
-"""For XLA, of what runs once. At its usual level it takes up to ten seconds for loops of random numbers."""
+CPU_INIT_OPTIONS = {"xla_backend_optimization_level": 1}
+"""For XLA on a CPU, of what runs once. At its usual level it takes up to ten seconds for loops of random numbers."""
 
 
 class TrainState(NamedTuple):
@@ -45,10 +45,6 @@ def init_variables(key: Key[Array, ""], *, model: nn.Module, image_size: int) ->
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
 
-_init_variables = jax.jit(init_variables, static_argnames=("model", "image_size"), compiler_options=INIT_OPTIONS)
-"""Compiled as one, the network is not computed, only its variables are."""
-
-
 def create_state(
     key: Key[Array, ""],
     *,
@@ -58,7 +54,10 @@ def create_state(
     averaged: bool,
 ) -> TrainState:
     """The state before the first step, a pure function of the key."""
-    variables = _init_variables(key, model=model, image_size=image_size)
+    options = CPU_INIT_OPTIONS if jax.default_backend() == "cpu" else {}
+    # Compiled as one, the network is not computed, only its variables are.
+    init = jax.jit(init_variables, static_argnames=("model", "image_size"), compiler_options=options)
+    variables = init(key, model=model, image_size=image_size)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         variables=variables,

@@ -3,11 +3,12 @@
 A row of the result is the sum of three products, each of a row of the map and a row of taps, so four rows need twelve.
 Six suffice (Winograd 1980; Lavin and Gray 2015): a convolution is a product of polynomials, and products of values at
 six points, which are sums of rows, determine it. That is done for rows alone: with the columns too it would be a
-quarter of the products, but the sums, which memory bounds, would take what is won (256 maps of 16x16 with 128 channels:
-17 ms as they are, 12 this way, 21 with columns).
+quarter of the products, but the sums, which memory bounds, would take what is won (256 maps of 16x16 with 128 channels
+in bfloat16: 17 ms as they are, 12 this way, 21 with columns).
 
-The sums are larger than what comes of them. In bfloat16 the result is off by .006 of its spread rather than by .0024,
-in float32 by 1e-6.
+The sums are larger than what comes of them, the more so the more rows are taken at a time. In bfloat16, with up to
+four, the result is off by .006 of its spread rather than by .0024; with five it would be .010. In float32, with up to
+six, it is off by 1e-6, and by 3e-6 with eight, which need ten products rather than 24; with ten it would be 8e-6.
 """
 
 import functools
@@ -26,14 +27,23 @@ from jaxcnn.ops.dense_conv import Kernel, dense_conv
 from jaxcnn.ops.layout import Inside
 from jaxcnn.ops.window import Window
 
-MIN_CHANNELS = 64
+MIN_CHANNELS = {"float32": 16, "bfloat16": 64}
 """Channels, before and after, from which on sums are cheaper than the products that they save."""
 MAX_PRODUCTS = 0.75
 """Share of an ordinary convolution's products up to which fewer of them pay for the sums."""
-POINTS = {3: (0, 1, -1 / 2, -2), 4: (0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)}
+_FEW_ROWS = {3: (0, 1, -1 / 2, -2), 4: (0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)}
+POINTS = {
+    "bfloat16": _FEW_ROWS,
+    "float32": {
+        **_FEW_ROWS,
+        5: (0, 3 / 5, -3 / 5, 1, -1, -3),
+        6: (0, 1 / 2, -1 / 2, 1, -1, 2, -2),
+        8: (0, 2 / 5, -2 / 5, 4 / 5, -4 / 5, 5 / 4, -5 / 4, 5 / 2, -5 / 2),
+    },
+}
 """Where polynomials are evaluated, besides infinity, for so many rows of the result at a time.
 
-Of the small fractions those with the least error in bfloat16; with 0, 1, -1, 2 and -2 it is .0084 of the spread."""
+Of the small fractions those with the least error in this type; with 0, 1, -1, 2 and -2 it is .0084 in bfloat16."""
 
 _TAPS = 3
 
@@ -58,20 +68,21 @@ class _Sums(NamedTuple):
     height: int
 
 
-def has_fewer_products(height: int, kernel_shape: tuple[int, ...], window: Window) -> bool:
-    """Whether `winograd_conv` takes this convolution of a map so high, and is the faster one for it."""
+def has_fewer_products(height: int, dtype: str, kernel_shape: tuple[int, ...], window: Window) -> bool:
+    """Whether `winograd_conv` takes this convolution of a map so high, in this type, and is the faster one for it."""
     if kernel_shape[0] != _TAPS or (window.strides[0], window.padding[0], window.dilation[0]) != (1, (1, 1), 1):
         return False
+    if dtype not in POINTS or min(kernel_shape[2:]) < MIN_CHANNELS[dtype]:
+        return False
     ordinary = _TAPS * height - 2  # those with the zeros around a map are skipped
-    fewer = _products(height, _rows_at_a_time(height)) <= MAX_PRODUCTS * ordinary
-    return fewer and min(kernel_shape[2:]) >= MIN_CHANNELS
+    return _products(height, _rows_at_a_time(height, dtype)) <= MAX_PRODUCTS * ordinary
 
 
 def winograd_conv(x: Inside, kernel: Kernel, window: Window) -> Inside:
     """Does what `dense_conv` does, where `has_fewer_products`; the kernel's gradient is summed in float32."""
     height = x.shape[0]
-    step = _rows_at_a_time(height)
-    of_map, of_taps, of_result = _weights(step)
+    step = _rows_at_a_time(height, x.dtype.name)
+    of_map, of_taps, of_result = _weights(x.dtype.name, step)
     tiles = -(-height // step)
     parts = _sums(x, _Sums(of_map, step, tiles, 1, height))
     taps = [_weighted_sum(weights, [kernel[i : i + 1] for i in range(_TAPS)]) for weights in of_taps]
@@ -80,8 +91,8 @@ def winograd_conv(x: Inside, kernel: Kernel, window: Window) -> Inside:
     return _transposed_sums(products, _Sums(of_result, step, tiles, 0, height))
 
 
-def _rows_at_a_time(height: int) -> int:
-    return min(POINTS, key=functools.partial(_products, height))
+def _rows_at_a_time(height: int, dtype: str) -> int:
+    return min(POINTS[dtype], key=functools.partial(_products, height))
 
 
 def _products(height: int, step: int) -> int:
@@ -89,9 +100,9 @@ def _products(height: int, step: int) -> int:
 
 
 @functools.cache
-def _weights(step: int) -> tuple[Matrix, Matrix, Matrix]:
+def _weights(dtype: str, step: int) -> tuple[Matrix, Matrix, Matrix]:
     """Weights of the rows of a map, of the rows of taps, and of the result's rows, for each product (Toom and Cook)."""
-    points = np.array(POINTS[step])
+    points = np.array(POINTS[dtype][step])
     others = [np.delete(points, i) for i in range(len(points))]
     scales = np.array([[np.prod(point - each)] for point, each in zip(points, others, strict=True)])
     of_map = np.array([*([*polyfromroots(each), 0] for each in others), polyfromroots(points)])
@@ -101,8 +112,8 @@ def _weights(step: int) -> tuple[Matrix, Matrix, Matrix]:
 
 
 def _matrix(weights: Float64[np.ndarray, "products rows"]) -> Matrix:
-    """Rounds away what should be zero: each such weight would be another row to read."""
-    return tuple(tuple(row) for row in weights.round(12).tolist())
+    """Without what should be zero: each such weight would be another row to read."""
+    return tuple(tuple(row) for row in np.where(abs(weights) < 1e-12, 0, weights).tolist())
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

@@ -63,7 +63,7 @@ def _cpu_conv(
     groups: int,
 ) -> Float[Array, "_height _width batch _channels"]:
     """Groups one by one, unless each is a single channel: oneDNN takes no groups, and XLA seconds for one step."""
-    convolve = winograd_conv if has_fewer_products(x.shape[0], x.dtype.name, kernel.shape, window) else dense_conv
+    convolve = winograd_conv if has_fewer_products(x, kernel, window) else dense_conv
     if groups == 1:
         return convolve(x, kernel, window)
     if groups == x.shape[-1]:

@@ -19,7 +19,7 @@ from jaxcnn.ops.winograd_conv import has_fewer_products, winograd_conv
 
 FEWEST_PRODUCTS = {  # of maps so high
     "bfloat16": {3: 5, 4: 6, 6: 10, 7: 12, 8: 12, 9: 15, 14: 24, 16: 24, 32: 48, 56: 84},
-    "float32": {3: 5, 4: 6, 5: 7, 6: 8, 7: 10, 8: 10, 9: 14, 10: 14, 12: 16, 16: 20, 20: 28, 32: 40, 40: 50, 56: 70},
+    "float32": {3: 5, 4: 6, 5: 7, 6: 8, 7: 12, 8: 12, 9: 14, 10: 14, 12: 16, 14: 21, 16: 24, 20: 28, 32: 48, 40: 56},
 }
 ONE_AROUND = Window((1, 1), ((1, 1), (1, 1)), (1, 1))
 
@@ -73,8 +73,7 @@ def test_any_map_and_columns(height, width, batch, channels, columns, stride, di
     ("dtype", "most", "side"),
     [
         *[("bfloat16", 7e-3, side) for side in (9, 16)],  # three and four rows at a time
-        *[("float32", 3e-6, side) for side in (3, 4, 5, 6, 9)],
-        ("float32", 4e-6, 16),  # eight rows at a time
+        *[("float32", 3e-6, side) for side in (3, 4, 5, 6, 9, 16)],
     ],
 )
 def test_rounding_stays_as_small_as_is_said(dtype, most, side):
@@ -145,7 +144,7 @@ def test_those_that_would_not_be_faster_are_left_to_it(dtype, height, channels, 
 
 @pytest.mark.skipif(not has_onednn("float32"), reason="XLA has no oneDNN on this machine")
 @pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize(("dtype", "products"), [("bfloat16", 6), ("float32", 10)])
+@pytest.mark.parametrize(("dtype", "products"), [("bfloat16", 6), ("float32", 6)])
 def test_every_product_is_computed_by_onednn_and_nothing_is_added_there(dtype, products, groups):
     x, kernel = random_arrays((64, 16, 16, 64 * groups), (3, 3, 64, 64 * groups))
 

@@ -32,7 +32,7 @@ MIN_CHANNELS = {"float32": 16, "bfloat16": 64}
 """Channels, before and after, from which on sums are cheaper than the products that they save."""
 MIN_OPERATIONS = 1e9
 """Of an ordinary convolution, from which on what is saved is more than what it takes to start the products, and to
-compile them (64 pictures of the digits: 75 rather than 80 ms a step, and the first after 9 rather than 20 s)."""
+compile them (a step of the digits, of 64 pictures, on AVX2, compiles in 7 rather than 12 s)."""
 MAX_PRODUCTS = 0.75
 """Share of an ordinary convolution's products up to which fewer of them pay for the sums."""
 _FEW_ROWS = {3: (0, 1, -1 / 2, -2), 4: (0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)}

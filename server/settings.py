@@ -56,7 +56,7 @@ class Settings:
     """How often to look whether the file has changed, and to serve the new one; 0 is never."""
     threads: int = _number(cpus.available, low=1, high=256)
     """Batches decoded and classified at the same time, and cores that a lone one is spread over."""
-    max_batch: int = _number(8, low=1, high=64)
+    max_batch: int = _number(4, low=1, high=64)
     """Most pictures that the model is run on at once. They are those that wait anyway: none waits for a batch."""
     max_requests: int = _number(64, low=1, high=100_000)
     """Requests admitted at the same time, waiting ones included; the rest get 503."""

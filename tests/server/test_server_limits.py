@@ -198,7 +198,7 @@ def test_a_slow_body_is_408(serve, model_path):
         ),
         (
             {"JAXCNN_MODEL": "{failing}"},
-            r"The model .* cannot be served: it fails on a batch of 8 black pictures .*",
+            r"The model .* cannot be served: it fails on a batch of 4 black pictures .*",
         ),
         (
             {"JAXCNN_THREADS": "many"},

@@ -34,7 +34,6 @@ def write_card(
     file: Mapping[str, Any],
     *,
     evaluation: Mapping[str, Any] | None,
-    training: Mapping[str, Any],
     checks: Sequence[str],
 ) -> str:
     """The card.
@@ -43,7 +42,6 @@ def write_card(
       metadata: of the file.
       file: what the file is, as `sidecars.describe` tells.
       evaluation: this checkpoint's evaluation on the run's validation pictures, if it was made.
-      training: how the model was trained, by what each line is called.
       checks: what was verified, a sentence each.
     """
     classes = len(metadata["names"])
@@ -58,11 +56,10 @@ def write_card(
         "## Inputs and outputs\n\n" + _signature(file),
         "## Use\n\n```python\n" + _USE.format(file=file["file"]) + "```",
         "## Limits\n\n" + _list(_limits(metadata, file, evaluation)),
-        "## Training\n\n" + _table(("", ""), list(training.items())),
+        "## Training\n\n" + _trainings(metadata["trainings"]),
         "## Checked before this file got its name\n\n" + _list(checks),
         "## Classes\n\n" + ", ".join(map(_plain, metadata["names"])),
-        f"## Terms\n\nThe weights were learnt from {_plain(metadata['dataset'])}, whose terms are: "
-        f"{_plain(metadata['license']) or 'not told'}.\n\nSHA-256 of the file: `{file['sha256']}`.",
+        f"## Terms\n\n{_terms(metadata['trainings'])}\n\nSHA-256 of the file: `{file['sha256']}`.",
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -187,7 +184,7 @@ def _signature(file: Mapping[str, Any]) -> str:
 def _limits(metadata: Mapping[str, Any], file: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> list[str]:
     """What nobody should expect of it, a paragraph each."""
     height, width = metadata["image_size"]
-    dataset = _plain(metadata["dataset"])
+    datasets = dict.fromkeys(_plain(each["dataset"]) for each in metadata["trainings"])
     limits = [
         f"It knows these {len(metadata['names'])} classes and no others. Whatever a picture shows, the probabilities "
         "add up to 1 over them: something else gets one of these classes too, often with a high probability, and "
@@ -195,10 +192,10 @@ def _limits(metadata: Mapping[str, Any], file: Mapping[str, Any], evaluation: Ma
         f"It sees {width}x{height} pixels. A picture of another size is stretched to that: what is small in it is "
         "lost, and what is long is distorted. It names one class for the whole picture, not where something is, nor "
         "how many.",
-        f"All it knows is from {dataset}. Collections of pictures, those gathered from the web above all, show some "
-        "places, people, things and points of view far more than others, and some of their labels are wrong; it has "
-        "learnt that with the rest. Expect lower accuracy, and probabilities that are too high, on pictures from other "
-        "cameras, places or times.",
+        f"All it knows is from {' and '.join(datasets)}. Collections of pictures, those gathered from the web above "
+        "all, show some places, people, things and points of view far more than others, and some of their labels are "
+        "wrong; it has learnt that with the rest. Expect lower accuracy, and probabilities that are too high, on "
+        "pictures from other cameras, places or times.",
         "Measure it on pictures of your own before you rely on it, one folder per class: `python -m jaxcnn.evaluate "
         f"{file['file']} --data.source FOLDER --split all`. Where a mistake can harm somebody, let a person decide.",
     ]
@@ -213,6 +210,23 @@ def _limits(metadata: Mapping[str, Any], file: Mapping[str, Any], evaluation: Ma
             f"and {best['top1']:.0%} of “{_plain(best['name'])}”.",
         )
     return limits
+
+
+def _trainings(trainings: Sequence[Mapping[str, Any]]) -> str:
+    """How it was trained, then how the weights that it started from were, back to random ones."""
+    last, *earlier = reversed(trainings)
+    sections = [_table(("", ""), list(last["recipe"].items()))]
+    for each in earlier:
+        sections.append(f"The weights that this started from were learnt from {_plain(each['dataset'])} before:")
+        sections.append(_table(("", ""), list(each["recipe"].items())))
+    return "\n\n".join(sections)
+
+
+def _terms(trainings: Sequence[Mapping[str, Any]]) -> str:
+    """The terms of all data that the weights have learnt from, also of what they learnt first."""
+    terms = {each["dataset"]: each["license"] for each in reversed(trainings)}
+    told = [f"{_plain(name)}, whose terms are: {_plain(license) or 'not told'}" for name, license in terms.items()]
+    return f"The weights were learnt from {'; and before that from '.join(told)}."
 
 
 def _list(paragraphs: Sequence[str]) -> str:

@@ -20,23 +20,13 @@ from export.card import write_card
 from export.converter import InputSpec, to_onnx
 from export.errors import VerificationError
 from export.verify import verify
-from jaxcnn import models
+from jaxcnn import models, provenance
 from jaxcnn.checkpoint import TrainedModel, load_model
 from jaxcnn.config import Config, DataConfig
-from jaxcnn.cost import describe_arithmetic, describe_time
 from jaxcnn.data import Dataset
 from jaxcnn.errors import UserError
 from jaxcnn.evaluate import evaluate
-from jaxcnn.history import read_log
 from jaxcnn.metrics import Evaluation
-from jaxcnn.recipe import (
-    counted,
-    describe_augmentation,
-    describe_network,
-    describe_optimizer,
-    describe_precision,
-    describe_training,
-)
 from jaxcnn.weights import write_weights
 from jaxcnn.workdir import Workdir, environment
 
@@ -99,7 +89,7 @@ def export_workdir(
     if quantization is not None:
         _require_same_pictures(quantization.dataset, trained)
     evaluation = _evaluation(run, trained)
-    facts, side = metadata(trained) | _measured(trained, evaluation), trained.config.data.image_size
+    facts, side = metadata(run, trained) | _measured(trained, evaluation), trained.config.data.image_size
     if pictures is None:
         pictures = sidecars.read_pictures(run.onnx, side)
     try:
@@ -113,8 +103,7 @@ def export_workdir(
                 checks.append(f"In eight bits its accuracy falls by at most {quantization.tolerance}.")
             _set_metadata(file, facts)
             os.replace(file, target)
-        training = _training(run, trained)
-        card = write_card(facts, sidecars.describe(target), evaluation=evaluation, training=training, checks=checks)
+        card = write_card(facts, sidecars.describe(target), evaluation=evaluation, checks=checks)
         # A file that is taken elsewhere is given to others, who may not be meant to have the pictures.
         real = pictures is not None and target.resolve().parent == run.path.resolve()
         example = pictures if pictures is not None and real else _noise(4, side)
@@ -132,15 +121,15 @@ def export_weights(workdir: Path, output: Path) -> Path:
     Raises:
       UserError: not a run's folder, no checkpoint in it, or the file cannot be written.
     """
-    trained = load_model(workdir)
+    run, trained = Workdir(workdir), load_model(workdir)
     try:
-        write_weights(output, trained.variables, metadata(trained) | {"step": trained.step})
+        write_weights(output, trained.variables, metadata(run, trained) | {"step": trained.step})
     except OSError as error:
         raise UserError(f"{output} cannot be written: {error.strerror or error}; give another path with -o") from error
     return output
 
 
-def metadata(trained: TrainedModel) -> dict[str, Any]:
+def metadata(run: Workdir, trained: TrainedModel) -> dict[str, Any]:
     """What the file says about itself: to `jaxcnn.evaluate`, the server, and whoever loads it elsewhere."""
     side, classes = trained.config.data.image_size, len(trained.names)
     return {
@@ -152,6 +141,7 @@ def metadata(trained: TrainedModel) -> dict[str, Any]:
         "metrics": trained.metrics,
         "config": dataclasses.asdict(_portable(trained.config)),
         "license": trained.license,
+        "trainings": [dataclasses.asdict(each) for each in provenance.trainings(run, trained)],
         "author": "jaxcnn",
         "version": _version(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -298,28 +288,6 @@ def _evaluate(path: Path, dataset: Dataset, trained: TrainedModel) -> Evaluation
         classes=len(trained.names),
         batch_size=trained.config.batch_size,
     )
-
-
-def _training(run: Workdir, trained: TrainedModel) -> dict[str, str]:
-    """How the checkpoint came about and what that cost, as far as it was recorded."""
-    config, log = trained.config, read_log(run.metrics)
-    environment = _read_json(run.path / "environment.json")
-    rows = {
-        "network": describe_network(config.model),
-        "parameters": f"{models.count_parameters(trained.variables['params']):,}",
-        "schedule": describe_training(config, steps_per_epoch=log.steps_per_epoch),
-        "this checkpoint": f"after {counted(trained.step, 'step')}",
-        "optimizer": describe_optimizer(config.optim),
-        "augmentation": describe_augmentation(config.augment),
-        "precision": describe_precision(config.model, environment or {}),
-    }
-    if log.train:
-        rows["arithmetic"] = describe_arithmetic(config, log, classes=len(trained.names))
-    if log.train and environment:
-        rows["time"] = describe_time(config, log, environment)
-    if environment:
-        rows["software"] = "jax {jax}, flax {flax}, optax {optax}, Python {python}".format_map(environment)
-    return rows
 
 
 def _read_json(path: Path) -> Any:

@@ -25,6 +25,7 @@ from jaxcnn.log import console, open_log
 from jaxcnn.loop import Run, fit, initial_state, prepare
 from jaxcnn.metrics import Evaluation
 from jaxcnn.ops.allocator import keep_freed_memory
+from jaxcnn.provenance import record_earlier
 from jaxcnn.recipe import counted
 from jaxcnn.signals import stop_on_signal
 from jaxcnn.step import eval_step
@@ -154,6 +155,8 @@ def train(config: Config, workdir: Path) -> Evaluation | None:
             else:
                 weights, state = None, checkpoints.restore(initial_state(run))
             paths.record(config, classes)
+            if weights is not None:
+                record_earlier(weights.trainings, paths.earlier_trainings)
             paths.record_pictures(pictures)
             _say_start(run, workdir, step=int(state.step), weights=weights)
             finished = fit(run, state, checkpoints=checkpoints, log=log, stop=stop)

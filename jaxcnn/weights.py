@@ -17,6 +17,7 @@ from jaxcnn.checkpoint import load_model
 from jaxcnn.config import ModelConfig
 from jaxcnn.errors import UserError
 from jaxcnn.metadata import Metadata
+from jaxcnn.provenance import Training, parse_trainings, trainings
 from jaxcnn.state import Variables
 from jaxcnn.workdir import Workdir, write_atomically
 
@@ -36,6 +37,7 @@ class Weights:
       names: of its classes.
       wnids: WordNet ids in the same order; empty where its data had none.
       dataset: the name of the data it was trained on.
+      trainings: all that it has learnt in, the last one last.
       tensors: parameters and batch statistics by their paths, such as `params/classifier/kernel`; float32.
     """
 
@@ -44,6 +46,7 @@ class Weights:
     names: tuple[str, ...]
     wnids: tuple[str, ...]
     dataset: str
+    trainings: tuple[Training, ...]
     tensors: Mapping[str, np.ndarray]
 
     def has_classes(self, names: tuple[str, ...], wnids: tuple[str, ...]) -> bool:
@@ -85,6 +88,7 @@ def read_weights(source: str) -> Weights:
             names=trained.names,
             wnids=trained.wnids,
             dataset=trained.dataset,
+            trainings=trainings(Workdir(path), trained),
             tensors={name: np.asarray(leaf) for name, leaf in _by_path(trained.variables).items()},
         )
     with _opened(path) as file:
@@ -95,6 +99,7 @@ def read_weights(source: str) -> Weights:
             names=facts.texts("names"),
             wnids=facts.texts("wnids"),
             dataset=facts.read("dataset", str),
+            trainings=_trainings(facts),
             tensors={name: _read_tensor(path, file, name) for name in file.keys()},  # noqa: SIM118
         )
 
@@ -118,7 +123,8 @@ def write_weights(path: Path, variables: Variables, facts: Mapping[str, Any]) ->
     Args:
       path: the file; it is whole, or as it was before.
       variables: of the network.
-      facts: the metadata, written as JSON: `config`, `names`, `wnids`, `dataset` and what else there is to say.
+      facts: the metadata, written as JSON: `config`, `names`, `wnids`, `dataset`, `trainings` and what else there is to
+        say.
 
     Raises:
       OSError: the file cannot be written.
@@ -174,6 +180,13 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def _metadata(path: Path, file: Any) -> Metadata:
     return Metadata(path, file.metadata() or {}, f"python -m export WORKDIR -o NAME{SUFFIX}")
+
+
+def _trainings(facts: Metadata) -> tuple[Training, ...]:
+    try:
+        return parse_trainings(facts.read("trainings", list))
+    except ValueError as error:
+        raise facts.refusal(f"its metadata has {error}") from None
 
 
 def _read_tensor(path: Path, file: Any, name: str) -> np.ndarray:

@@ -4,9 +4,9 @@ config.json        the settings                      metrics.jsonl     one line 
 classes.json       class names, wnids, data set      events.out.*      the same for TensorBoard
 pictures.json      how the data set was divided      calibration.json  the best checkpoint's temperature
 environment.json   versions, hardware, command       evaluation.json   the best checkpoint, measured
-checkpoints/STEP/  parameters and training state     report.html       the run as a page
-                                                     model.onnx        the best checkpoint, exported
-                                                     model.json        its description, for runtimes
+earlier_trainings.json                               report.html       the run as a page
+                   of weights it started from        model.onnx        the best checkpoint, exported
+checkpoints/STEP/  parameters and training state     model.json        its description, for runtimes
                                                      model/            its model card and an example
 """
 
@@ -65,6 +65,11 @@ class Workdir:
         return self.path / "metrics.jsonl"
 
     @property
+    def earlier_trainings(self) -> Path:
+        """What the weights that the run started from have learnt in."""
+        return self.path / "earlier_trainings.json"
+
+    @property
     def calibration(self) -> Path:
         """Temperature of the best checkpoint."""
         return self.path / "calibration.json"
@@ -110,6 +115,14 @@ class Workdir:
             return found
         except (ValueError, TypeError) as error:
             raise UserError(f"{self.path / 'pictures.json'} is damaged ({error}); train in a new workdir") from error
+
+    def read_environment(self) -> dict[str, str] | None:
+        """Versions and hardware of the run's last sitting; None if that was not recorded."""
+        try:
+            found: dict[str, str] = json.loads(self._read("environment.json"))
+            return found
+        except (UserError, ValueError):
+            return None
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -24,6 +24,7 @@ from jaxcnn.config import SHAPE, Config, DataConfig, ModelConfig, OptimConfig, f
 from jaxcnn.errors import UserError
 from jaxcnn.loop import initial_state, prepare
 from jaxcnn.optim import make_optimizer
+from jaxcnn.provenance import Training
 from jaxcnn.state import create_state, init_variables, start_from
 from jaxcnn.train import parse, train
 from jaxcnn.weights import read_model, read_weights, write_weights
@@ -31,6 +32,7 @@ from jaxcnn.workdir import Workdir
 
 MODEL = ModelConfig(widths=(4, 6), blocks=(1, 0))
 NAMES = ("cat", "dög", "eel")
+PETS = Training("pets", "ask us", {"schedule": "9 epochs"})
 HALF = 2**-11
 """The largest relative error of rounding to float16."""
 
@@ -45,7 +47,8 @@ def variables_of(model=MODEL, *, classes=3, seed=0):
 
 def facts_of(model=MODEL, **changes):
     config = dataclasses.asdict(Config(model=model))
-    return {"config": config, "names": NAMES, "wnids": ["n1", "n2", "n3"], "dataset": "pets"} | changes
+    facts = {"config": config, "names": NAMES, "wnids": ["n1", "n2", "n3"], "dataset": "pets"}
+    return facts | {"trainings": [dataclasses.asdict(PETS)]} | changes
 
 
 @pytest.fixture
@@ -244,6 +247,12 @@ def set_tensor(name, values):
     [
         (put("names", '"cat"'), "a names that is str, not list"),
         (lambda tensors, metadata: metadata.pop("wnids"), "its metadata has no wnids"),
+        (lambda tensors, metadata: metadata.pop("trainings"), "its metadata has no trainings"),
+        (put("trainings", "3"), "a trainings that is int, not list"),
+        (
+            put("trainings", '[{"dataset": "pets", "license": "", "recipe": {"time": 3}}]'),
+            "was not made by .*: its metadata has a training without dataset, license and recipe in words$",
+        ),
         (set_tensor("step", np.int32([3])), "step is of type I32, not F16 or F32"),
         (set_tensor("step", np.zeros((), np.float64)), "step is of type F64, not F16 or F32"),
         (
@@ -330,6 +339,7 @@ def test_a_run_begins_with_the_weights_and_its_own_classes(config, tmp_path, fil
     assert f"\ninitial weights: {file}, trained on pets, with a new classifier\n" in said
     recorded = Workdir(tmp_path / "run").read_config()
     assert (recorded.init_from, recorded.model) == (str(file), MODEL)
+    assert read_weights(str(tmp_path / "run")).trainings[:-1] == (PETS,)
 
 
 def test_the_classifier_comes_along_where_the_classes_are_the_same(config, tmp_path, file, capsys):
@@ -346,10 +356,14 @@ def test_a_run_that_goes_on_needs_the_weights_no_more(config, tmp_path, file):
     train(parse(options).config, tmp_path / "run")
     file.unlink()
     longer = parse([*options, "--epochs", "2"]).config
+    before = read_weights(str(tmp_path / "run")).trainings
     assert (longer.model.widths, longer.model.blocks) == (MODEL.widths, MODEL.blocks)
     train(longer, tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines if line["kind"] == "validation"] == [1, 2]
+    earlier, own = read_weights(str(tmp_path / "run")).trainings
+    assert (earlier, before[0]) == (PETS, PETS)
+    assert own.recipe["schedule"] == before[1].recipe["schedule"].replace("1 epoch ", "2 epochs ")
     with pytest.raises(UserError, match="which does not exist"):
         parse(command(config, tmp_path / "other"))
 
@@ -369,6 +383,10 @@ def test_a_run_can_begin_with_the_best_of_another(config, tmp_path):
     assert_same(found.fill(variables_of(), with_head=True), best.variables)
     evaluation = train(dataclasses.replace(config, init_from=str(tmp_path / "first")), tmp_path / "second")
     assert evaluation is not None
+    (learnt,) = found.trainings
+    assert (learnt.dataset, learnt.license) == (best.dataset, best.license)
+    assert learnt.recipe["this checkpoint"] == f"after {best.step} steps"
+    assert read_weights(str(tmp_path / "second")).trainings[:-1] == (learnt,)
 
 
 def command(config: Config, workdir: Path) -> list[str]:

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -34,6 +35,7 @@ from jaxcnn.data import Dataset, Split
 from jaxcnn.errors import UserError
 from jaxcnn.evaluate import describe, evaluate, with_mirror_image, write_evaluation
 from jaxcnn.optim import make_optimizer
+from jaxcnn.provenance import Training, record_earlier, trainings
 from jaxcnn.state import create_state
 from jaxcnn.weights import read_weights
 from jaxcnn.workdir import Classes, Workdir
@@ -125,6 +127,7 @@ def test_the_file_says_what_it_is(run, file):
             settings.to_json(Workdir(run).read_config()).replace("/home/me/cache", DataConfig().cache_dir)
         ),
         "license": "CC-BY-4.0",
+        "trainings": [dataclasses.asdict(each) for each in trainings(Workdir(run), load_model(run))],
         "author": "jaxcnn",
     }
     assert date[:2] == "20"
@@ -310,6 +313,50 @@ def test_the_model_card_tells_the_runs_figures(tmp_path):
     for absent in ("top-5", "mirror", "calibrated", "{"):
         assert absent not in card.split("---", 2)[2].split("## Use")[0]
     assert "left from right" not in card
+
+
+EARLIER = (
+    Training("pets | photos", "ask <us>", {"schedule": "9 epochs", "time": "8 h"}),
+    Training("birds", "", {"schedule": "2 epochs", "arithmetic": "3e9 floating point operations"}),
+)
+
+
+def test_a_card_tells_what_the_weights_learnt_before(tmp_path):
+    run = make_run(tmp_path / "run")
+    record_earlier(EARLIER, Workdir(run).earlier_trainings)
+    card = card_of(run)
+    assert "All it knows is from pets \\| photos and birds and pets. Collections" in card
+    section = card.split("## Training\n\n")[1].split("\n\n## ")[0]
+    own, *earlier = re.split(r"\n\nThe weights that this started from were learnt from (.+) before:\n\n", section)
+    assert "| schedule | 30 epochs" in own
+    assert earlier == [
+        "birds",
+        "|  |  |\n| --- | --- |\n| schedule | 2 epochs |\n| arithmetic | 3e9 floating point operations |",
+        "pets \\| photos",
+        "|  |  |\n| --- | --- |\n| schedule | 9 epochs |\n| time | 8 h |",
+    ]
+    terms = card.split("## Terms\n\n")[1].split("\n")[0]
+    assert terms == (
+        "The weights were learnt from pets, whose terms are: CC-BY-4.0; and before that from birds, whose terms are: "
+        "not told; and before that from pets \\| photos, whose terms are: ask &lt;us>."
+    )
+
+
+@pytest.mark.parametrize("text", ["[", "3", '[{"dataset": "pets"}]'])
+def test_a_damaged_record_of_earlier_trainings_is_told(tmp_path, text):
+    run = make_run(tmp_path / "run")
+    Workdir(run).earlier_trainings.write_text(text)
+    with pytest.raises(UserError, match=r"earlier_trainings.json is damaged \(.+\); train in a new workdir"):
+        export.export_workdir(run)
+    assert not (run / "model.onnx").exists()
+
+
+def test_data_that_was_learnt_twice_is_told_once(tmp_path):
+    run = make_run(tmp_path / "run")
+    record_earlier([Training("pets", "CC-BY-4.0", {})], Workdir(run).earlier_trainings)
+    card = card_of(run)
+    assert "The weights were learnt from pets, whose terms are: CC-BY-4.0.\n" in card
+    assert "All it knows is from pets. Collections" in card
 
 
 def test_a_card_before_the_end_of_a_run_has_the_figures_of_the_checkpoint(file):
@@ -626,10 +673,11 @@ def test_the_weights_say_what_they_are(run, tmp_path):
     path = export.workdir.export_weights(tmp_path / "run", tmp_path / "a.safetensors")
     with safetensors.safe_open(path, framework="np") as file:
         metadata = {key: json.loads(value) for key, value in file.metadata().items()}
-    same = export.workdir.metadata(load_model(run)) | {"step": 7}
+    same = export.workdir.metadata(Workdir(run), load_model(run)) | {"step": 7}
     same["config"]["init_from"] = "other.safetensors"
     same["config"]["model"] |= {"widths": [4, 6], "blocks": [1, 0]}
     same["config"]["resolutions"] = []
+    same["trainings"][0]["recipe"]["schedule"] += ", starting from the weights other.safetensors"
     assert metadata == same | {"date": metadata["date"]}
     assert "/home" not in json.dumps(metadata)
     assert (metadata["metrics"], metadata["license"]) == ({"top1": 0.5, "loss": 1.25}, "CC-BY-4.0")

@@ -7,10 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
-import tyro
 from jaxtyping import Float32, UInt8
 from rich import box
 from rich.console import Console
@@ -40,8 +39,9 @@ class Arguments:
     split: Literal["validation", "train", "all"] = "validation"
     """Which pictures of the data to measure on.
     A source without validation pictures has a tenth of its pictures held out for that; `all` is both parts."""
-    flip: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Measure as well with the probabilities of each picture and its mirror image averaged."""
+    flip: bool = False
+    """Measure as well with the probabilities of each picture and its mirror image averaged.
+    Done by default, as at the end of a run, if the model was trained with mirror images."""
     output: Path | None = None
     """The JSON file to write.
     None: evaluation.json in the workdir, or beside its model.onnx.
@@ -51,11 +51,11 @@ class Arguments:
 def main(arguments: Sequence[str]) -> None:
     """Evaluates as the command line says, prints the result and writes it as JSON."""
     if not arguments or arguments[0].startswith("-"):
-        parse(DataConfig(), arguments)  # prints the help and ends, if that is asked for
+        parse(Arguments(), arguments)  # prints the help and ends, if that is asked for
         raise UserError(f"give a workdir or an .onnx file first, such as: {PROG} runs/digits")
     path = Path(arguments[0])
     classifier = open_classifier(path)
-    parsed = parse(classifier.config.data, arguments[1:])
+    parsed = parse(Arguments(classifier.config.data, flip=classifier.config.augment.flip), arguments[1:])
     dataset = load_data(parsed.data, classifier, divided=parsed.split != "all")
     splits = [getattr(dataset, name) for name in SPLITS[parsed.split]]
     measure = partial(
@@ -72,16 +72,17 @@ def main(arguments: Sequence[str]) -> None:
     Console(highlight=False).print(_label(f"written to {output}"), soft_wrap=True)
 
 
-def parse(defaults: DataConfig, arguments: Sequence[str]) -> Arguments:
+def parse(defaults: Arguments, arguments: Sequence[str]) -> Arguments:
     """Reads the options of a command line.
 
     Raises:
       UserError: an option that does not exist, or a value it cannot have.
     """
     if any(each.split("=")[0] == "--data.source" for each in arguments):
-        defaults = dataclasses.replace(defaults, archive=None)  # an archive belongs to the source it was given with
+        # An archive belongs to the source it was given with.
+        defaults = dataclasses.replace(defaults, data=dataclasses.replace(defaults.data, archive=None))
     return cli.parse(
-        Arguments(defaults),
+        defaults,
         arguments,
         prog=f"{PROG} WORKDIR_OR_ONNX",
         description="Measures a trained model: the best checkpoint of a run in its workdir, or an .onnx file. "

@@ -21,7 +21,7 @@ from jaxcnn.checkpoint import open_checkpoints
 from jaxcnn.config import Config, DataConfig, ModelConfig
 from jaxcnn.data import Split
 from jaxcnn.errors import UserError
-from jaxcnn.evaluate import default_output, evaluate, main, parse, with_mirror_image, write_evaluation
+from jaxcnn.evaluate import Arguments, default_output, evaluate, main, parse, with_mirror_image, write_evaluation
 from jaxcnn.metrics import score, summarize
 from jaxcnn.optim import make_optimizer
 from jaxcnn.state import create_state
@@ -241,7 +241,7 @@ def test_a_picture_of_each_class_is_enough_to_measure_on_all(exported, tmp_path)
 )
 def test_only_the_runs_own_pictures_make_its_record(tmp_path, options, name):
     defaults = DataConfig(source="pictures")
-    arguments = parse(defaults, options)
+    arguments = parse(Arguments(defaults), options)
     assert default_output(tmp_path, arguments, trained_on=defaults) == tmp_path / name
     assert default_output(tmp_path / "model.onnx", arguments, trained_on=defaults) == tmp_path / name
     other = default_output(tmp_path / "model.int8.onnx", arguments, trained_on=defaults)
@@ -295,8 +295,8 @@ def test_padding_may_be_infinite_with_mirror_images():
 
 
 def test_an_archive_is_forgotten_with_its_source():
-    defaults = DataConfig(source="tiny_imagenet", archive="tiny.zip")
-    assert parse(defaults, []).data == defaults
+    defaults = Arguments(DataConfig(source="tiny_imagenet", archive="tiny.zip"))
+    assert parse(defaults, []) == defaults
     assert parse(defaults, ["--data.source=x"]).data == DataConfig(source="x")
     assert parse(defaults, ["--data.source", "x"]).data == DataConfig(source="x")
 

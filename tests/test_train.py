@@ -113,14 +113,16 @@ def test_a_run_is_calibrated_and_measured_alike_as_workdir_and_as_file(config, t
     assert returned is not None
     assert record["loss"] == returned.loss < trained.metrics["loss"]  # as it was before it was calibrated
     assert record["with_flip"].keys() == {"top1", "top5", "loss", "ece"}
-    evaluate.main([str(tmp_path), "--flip"])
+    evaluate.main([str(tmp_path)])
     assert json.loads((tmp_path / "evaluation.json").read_text()) == record
-    evaluate.main([str(tmp_path / "model.onnx"), "--flip"])
+    evaluate.main([str(tmp_path / "model.onnx")])
     exported = json.loads((tmp_path / "evaluation.json").read_text())
     assert exported["confusion"] == record["confusion"]
     for name in ("loss", "ece", "step", "temperature"):
         assert exported[name] == pytest.approx(record[name], abs=1e-5), name
     assert exported["with_flip"] == pytest.approx(record["with_flip"], abs=1e-5)
+    evaluate.main([str(tmp_path), "--no_flip", "--output", str(tmp_path / "plain.json")])
+    assert "with_flip" not in json.loads((tmp_path / "plain.json").read_text())
     card = (tmp_path / "model" / "README.md").read_text()
     assert f"| top-1 accuracy | {record['top1']:.4f} | {record['with_flip']['top1']:.4f} |" in card
     page = (tmp_path / "report.html").read_text()

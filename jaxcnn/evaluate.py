@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Int32, UInt8
 from rich import box
 from rich.console import Console
 from rich.progress import track
@@ -148,27 +148,42 @@ def with_mirror_image(logits: LogitsFunction) -> LogitsFunction:
 
 
 def load_data(config: DataConfig, classifier: Classifier, *, divided: bool) -> data.Dataset:
-    """Loads the data to measure on, `divided` as `data.load` does.
+    """Loads the data to measure on, `divided` as `data.load` does, with the model's classes in the model's order.
 
     Raises:
-      UserError: it cannot be loaded, or its pictures or classes are not the model's; the first difference is named.
+      UserError: it cannot be loaded, its pictures have another size, or a class of it is not one of the model's.
     """
     side = classifier.config.data.image_size
     if config.image_size != side:
         raise UserError(f"data.image_size is {config.image_size}, but the model takes {side}; leave it out")
     dataset = data.load(config, divided=divided)
-    have_wnids = bool(dataset.wnids and classifier.wnids)
-    kind, found, expected = (
-        ("wnid", dataset.wnids, classifier.wnids) if have_wnids else ("class", dataset.names, classifier.names)
+    indices = class_indices(dataset, classifier)
+    train, validation = (
+        dataclasses.replace(split, labels=indices[split.labels]) for split in (dataset.train, dataset.validation)
     )
-    for i in range(max(len(found), len(expected))):
-        there, here = (repr(each[i]) if i < len(each) else "absent" for each in (found, expected))
-        if there != here:
+    return dataclasses.replace(
+        dataset, names=classifier.names, wnids=classifier.wnids, train=train, validation=validation
+    )
+
+
+def class_indices(dataset: data.Dataset, classifier: Classifier) -> Int32[np.ndarray, " classes"]:
+    """The model's index of each class of the data, which may have fewer, in another order.
+
+    WordNet ids tell them where both have them: names may be of two classes, such as the crane. A folder may be named
+    by either.
+    """
+    found = dataset.wnids if classifier.wnids and dataset.wnids else dataset.names
+    if found in (classifier.wnids, classifier.names):
+        return np.arange(len(found), dtype=np.int32)
+    known = {name: i for names in (classifier.names, classifier.wnids) for i, name in enumerate(names)}
+    for name in found:
+        if name not in known:
+            first = ", ".join(map(repr, classifier.names[:3]))
             raise UserError(
-                f"the classes of {dataset.name} are not the model's: {kind} {i} is {there} in the data, {here} in the "
-                "model; give the data it was trained on, or some with the same classes"
+                f"the class {name!r} of {dataset.name} is none of the model's {len(classifier.names)}, which begin "
+                f"with {first}; give the data it was trained on, or some with classes of these names"
             )
-    return dataset
+    return np.array([known[name] for name in found], np.int32)
 
 
 def default_output(path: Path, arguments: Arguments, *, trained_on: DataConfig) -> Path:
@@ -205,20 +220,28 @@ def write_evaluation(
     about: Mapping[str, Any] | None = None,
     flipped: Evaluation | None = None,
 ) -> None:
-    """Writes an evaluation as JSON; what has no value, such as the accuracy of a class without pictures, is null.
-
-    Args:
-      names: of the classes.
-      about: what was measured, put first.
-      flipped: the same averaged with mirror images, of which the figures are written.
+    """Writes an evaluation as JSON: its `record` after what was measured, `about`.
 
     Raises:
       UserError: the file cannot be written.
     """
+    told = {**(about or {}), **record(evaluation, names=names, flipped=flipped)}
+    try:
+        write_atomically(path, json.dumps(told, allow_nan=False) + "\n")
+    except OSError as error:
+        raise UserError(f"the evaluation cannot be written to {path}: {error.strerror}") from error
+
+
+def record(evaluation: Evaluation, *, names: Sequence[str], flipped: Evaluation | None = None) -> dict[str, Any]:
+    """An evaluation for JSON; what has no value, such as the accuracy of a class without pictures, is null.
+
+    Args:
+      names: of the classes.
+      flipped: the same averaged with mirror images, of which the figures are told.
+    """
     bins = evaluation.reliability
     counts = evaluation.confusion.sum(axis=1)
-    record = {
-        **(about or {}),
+    return {
         "count": evaluation.count,
         **evaluation.scalars(),
         **({} if flipped is None else {"with_flip": flipped.scalars()}),
@@ -232,10 +255,6 @@ def write_evaluation(
         ],
         "confusion": evaluation.confusion.tolist(),
     }
-    try:
-        write_atomically(path, json.dumps(record, allow_nan=False) + "\n")
-    except OSError as error:
-        raise UserError(f"the evaluation cannot be written to {path}: {error.strerror}") from error
 
 
 def print_evaluation(

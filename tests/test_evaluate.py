@@ -18,10 +18,20 @@ from jaxcnn import config as settings
 from jaxcnn import models
 from jaxcnn.calibration import Calibration, write_calibration
 from jaxcnn.checkpoint import open_checkpoints
+from jaxcnn.classifier import Classifier
 from jaxcnn.config import Config, DataConfig, ModelConfig
-from jaxcnn.data import Split
+from jaxcnn.data import Dataset, Split
 from jaxcnn.errors import UserError
-from jaxcnn.evaluate import Arguments, default_output, evaluate, main, parse, with_mirror_image, write_evaluation
+from jaxcnn.evaluate import (
+    Arguments,
+    class_indices,
+    default_output,
+    evaluate,
+    main,
+    parse,
+    with_mirror_image,
+    write_evaluation,
+)
 from jaxcnn.metrics import score, summarize
 from jaxcnn.optim import make_optimizer
 from jaxcnn.state import create_state
@@ -301,10 +311,52 @@ def test_an_archive_is_forgotten_with_its_source():
     assert parse(defaults, ["--data.source", "x"]).data == DataConfig(source="x")
 
 
-def test_classes_that_differ_are_refused_by_the_first(exported, pictures):
+WNIDS = ("n03", "n02", "n01")
+"""Of the classes `NAMES`; folders named by them are found in the other order."""
+
+
+def give_wnids(path):
+    model = onnx.load(path)
+    kept = {each.key: each.value for each in model.metadata_props}
+    helper.set_model_props(model, kept | {"wnids": json.dumps(WNIDS)})
+    onnx.save(model, path)
+
+
+@pytest.mark.parametrize("folders", [NAMES, WNIDS], ids=["names", "WordNet ids"])
+@pytest.mark.parametrize("there", [(0, 1, 2), (0, 2), (1, 2)], ids=str)
+def test_classes_are_found_by_what_their_folders_are_called(exported, tmp_path, folders, there):
+    give_wnids(exported)
+    for i in there:
+        (tmp_path / "other" / folders[i]).mkdir(parents=True)
+        for number in range(i + 1):
+            Image.new("RGB", (SIDE, SIDE), COLOURS[i]).save(tmp_path / "other" / folders[i] / f"{number}.png")
+    main([str(exported), "--data.source", str(tmp_path / "other"), "--split", "all"])
+    record = json.loads((exported.parent / "evaluation-all-other.json").read_text())
+    assert record["confusion"] == [[(i + 1) * (i == j and i in there) for j in range(3)] for i in range(3)]
+    assert [each["name"] for each in record["per_class"]] == list(NAMES)
+    assert [each["top1"] for each in record["per_class"]] == [1 if i in there else None for i in range(3)]
+
+
+def test_classes_of_one_name_are_told_apart_by_their_wordnet_ids():
+    def indices(names, wnids):
+        split = random_split(3)
+        found = Dataset(name="birds", names=names, wnids=wnids, license="", train=split, validation=split)
+        return class_indices(found, model).tolist()
+
+    names, wnids = ("crane", "crane", "heron"), ("n3", "n1", "n2")
+    model = Classifier(config=Config(), names=names, wnids=wnids, step=None, temperature=1.0, logits=channel_logits)
+    assert indices(("crane", "heron", "crane"), ("n1", "n2", "n3")) == [1, 2, 0]
+    assert indices(names, wnids) == [0, 1, 2]
+    assert indices(names, ()) == [0, 1, 2]
+
+
+def test_a_class_that_the_model_does_not_have_is_refused(exported, pictures):
     for split in ("train", "val"):
         (pictures / split / "b green").rename(pictures / split / "b lime")
-    with pytest.raises(UserError, match="class 1 is 'b lime' in the data, 'b green' in the model") as caught:
+    message = (
+        "the class 'b lime' of pictures is none of the model's 3, which begin with 'a red', 'b green', 'c blue'; give"
+    )
+    with pytest.raises(UserError, match=message) as caught:
         main([str(exported)])
     assert "\n" not in str(caught.value)
 
@@ -314,7 +366,7 @@ def test_a_class_too_many_is_refused(exported, pictures):
         folder = pictures / split / "d white"
         folder.mkdir()
         Image.new("RGB", (SIDE, SIDE), "white").save(folder / "0.png")
-    with pytest.raises(UserError, match="class 3 is 'd white' in the data, absent in the model"):
+    with pytest.raises(UserError, match="the class 'd white' of pictures is none of the model's 3"):
         main([str(exported)])
 
 

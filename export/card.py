@@ -1,5 +1,6 @@
 """The model card: what a file is, how good it is and how to use it, as Markdown with Hugging Face's front matter."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,12 +18,13 @@ _USE = """\
 import json
 import numpy as np
 import onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
 
 session = onnxruntime.InferenceSession("{file}")
 metadata = session.get_modelmeta().custom_metadata_map
 height, width = json.loads(metadata["image_size"])
-photo = Image.open("photo.jpg").convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+photo = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")
+photo = photo.resize((width, height), Image.Resampling.BICUBIC)
 (probabilities,) = session.run(["probabilities"], {{"image": np.asarray(photo)[None]}})
 best = int(probabilities[0].argmax())
 print(json.loads(metadata["names"])[best], probabilities[0, best])
@@ -70,11 +72,10 @@ def _front_matter(metadata: Mapping[str, Any], evaluation: Mapping[str, Any] | N
         "library_name: onnx",
         "pipeline_tag: image-classification",
         "tags: [image-classification, onnx, jax, flax]",
+        # The Hub's word for terms that its list of licenses does not have: they are in the card's last section.
+        *(["license: other"] if any(each["license"] for each in metadata["trainings"]) else []),
     ]
-    figures = evaluation
-    if "quantization" in metadata:
-        figures = {key: metadata["quantization"][f"{key}_int8"] for key in _FIGURES}
-    if figures is not None:
+    if evaluation is not None:
         lines += [
             "model-index:",
             f"- name: {_quoted(metadata['config']['model']['name'])}",
@@ -82,7 +83,7 @@ def _front_matter(metadata: Mapping[str, Any], evaluation: Mapping[str, Any] | N
             "  - task: {type: image-classification}",
             f"    dataset: {{name: {_quoted(metadata['dataset'])}, type: image-classification, split: validation}}",
             "    metrics:",
-            *(f"    - {{type: {key}, value: {figures[key]:.6g}}}" for key in _FIGURES),
+            *(f"    - {{type: {key}, value: {evaluation[key]:.6g}}}" for key in _FIGURES),
         ]
     return "\n".join([*lines, "---"])
 
@@ -96,11 +97,20 @@ def _figures(metadata: Mapping[str, Any], evaluation: Mapping[str, Any] | None) 
     count = f"{evaluation['count']:,} " if evaluation is not None else ""
     header = ("", f"{count}validation pictures", "averaged with the mirror images")[: len(columns) + 1]
     notes = [
+        *([_uncertainty(found["top1"], evaluation["count"])] if evaluation is not None else []),
         "The epoch of this checkpoint was chosen by these same pictures: on others expect a little less.",
         *([_calibration(metadata["calibration"])] if "calibration" in metadata else []),
-        *(["These are the figures in float32; those of this file follow."] if "quantization" in metadata else []),
+        *(
+            ["That was measured before the file was quantized."]
+            if {"calibration", "quantization"} <= metadata.keys()
+            else []
+        ),
     ]
     return _table(header, rows) + "\n\n" + " ".join(notes)
+
+
+def _uncertainty(top1: float, count: int) -> str:
+    return f"The standard error of the top-1 accuracy is {math.sqrt(top1 * (1 - top1) / count):.4f}."
 
 
 def _calibration(calibration: Mapping[str, Any]) -> str:
@@ -124,9 +134,9 @@ def _quantization(figures: Mapping[str, Any], classes: int) -> str:
             for key, title in _FIGURES.items()
             if key != "top5" or classes > 5
         ),
-        ("one picture, ms", f"{figures['ms_float32']:.3f}", f"{figures['ms_int8']:.3f}"),
+        ("one picture, ms", f"{figures['ms_float32']:.3g}", f"{figures['ms_int8']:.3g}"),
         ("pictures a second, batches of 64", f"{figures['rate_float32']:.0f}", f"{figures['rate_int8']:.0f}"),
-        ("size, MB", f"{figures['bytes_float32'] / 1e6:.2f}", f"{figures['bytes_int8'] / 1e6:.2f}"),
+        ("size, MB", f"{figures['bytes_float32'] / 1e6:.3g}", f"{figures['bytes_int8'] / 1e6:.3g}"),
     ]
     told = (
         "Weights are int8 per channel and activations uint8, with ranges taken from "
@@ -134,7 +144,7 @@ def _quantization(figures: Mapping[str, Any], classes: int) -> str:
         "instructions add two products in 16 bits, and larger ones would overflow. The picture's preparation, the "
         "first layer, the last one and the softmax are float32. Measured on "
         f"{figures['pictures']:,} validation pictures, and in onnxruntime with one "
-        f"thread of {figures['processor']}."
+        f"thread of {figures['processor']}, the fastest of some rounds."
     )
     return f"## In eight bits\n\n{told}\n\n" + _table(("", "float32", "int8"), rows)
 
@@ -147,9 +157,11 @@ def _classes(evaluation: Mapping[str, Any]) -> str:
         section = "## From the worst class to the best\n\n" + _table(("class", "top-1", "pictures"), rows)
     else:
         pairs = zip(ranked[:_RANKED], ranked[: -_RANKED - 1 : -1], strict=True)
-        sides = [[(each["name"], f"{each['top1']:.4f}") for each in pair] for pair in pairs]
+        sides = [[(each["name"], f"{each['top1']:.4f}", f"{each['count']:,}") for each in pair] for pair in pairs]
         section = "## Worst and best classes\n\n"
-        section += _table(("worst", "top-1", "best", "top-1"), [(*worst, *best) for worst, best in sides])
+        section += _table(
+            ("worst", "top-1", "pictures", "best", "top-1", "pictures"), [(*worst, *best) for worst, best in sides]
+        )
     confused = _confusions(evaluation)
     if not confused:
         return section
@@ -226,7 +238,8 @@ def _terms(trainings: Sequence[Mapping[str, Any]]) -> str:
     """The terms of all data that the weights have learnt from, also of what they learnt first."""
     terms = {each["dataset"]: each["license"] for each in reversed(trainings)}
     told = [f"{_plain(name)}, whose terms are: {_plain(license) or 'not told'}" for name, license in terms.items()]
-    return f"The weights were learnt from {'; and before that from '.join(told)}."
+    learnt = "; and before that from ".join(told)
+    return f"The weights were learnt from {learnt}. They may be used only as the pictures may."
 
 
 def _list(paragraphs: Sequence[str]) -> str:

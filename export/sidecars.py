@@ -26,9 +26,9 @@ def write_sidecars(
 ) -> None:
     """Writes MODEL.json beside a model, and into the folder MODEL/ what else goes with it.
 
-    MODEL/README.md is the model card, MODEL/config.json and MODEL/preprocessor_config.json are what Hugging Face's
-    libraries read, MODEL/example.npz holds pictures and what the model says of them, by name of input and output.
-    Whether those pictures are real or noise is told in MODEL.json.
+    MODEL/README.md is the model card, MODEL/config.json and MODEL/preprocessor_config.json tell classes and
+    preparation by Hugging Face's names for them, MODEL/example.npz holds pictures and what the model says of them, by
+    name of input and output. Whether those pictures are real or noise is told in MODEL.json.
     """
     folder = folder_of(path)
     folder.mkdir(exist_ok=True)

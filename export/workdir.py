@@ -25,7 +25,7 @@ from jaxcnn.checkpoint import TrainedModel, load_model
 from jaxcnn.config import Config, DataConfig
 from jaxcnn.data import Dataset
 from jaxcnn.errors import UserError
-from jaxcnn.evaluate import evaluate
+from jaxcnn.evaluate import evaluate, record
 from jaxcnn.metrics import Evaluation
 from jaxcnn.weights import write_weights
 from jaxcnn.workdir import Workdir, environment
@@ -98,9 +98,12 @@ def export_workdir(
                 trained, Path(folder) / target.name, pictures, features=features, heatmap=heatmap
             )
             if quantization is not None:
-                file, figures = _quantize(file, trained, quantization)
-                facts["quantization"] = figures
-                checks.append(f"In eight bits its accuracy falls by at most {quantization.tolerance}.")
+                file, facts["quantization"], evaluation = _quantize(file, trained, quantization)
+                facts |= _measured(trained, evaluation)
+                checks = [f"Before it was quantized: {each}" for each in checks]
+                checks += [
+                    f"In eight bits it is valid ONNX too, and its accuracy falls by at most {quantization.tolerance}."
+                ]
             _set_metadata(file, facts)
             os.replace(file, target)
         card = write_card(facts, sidecars.describe(target), evaluation=evaluation, checks=checks)
@@ -248,8 +251,10 @@ def _require_same_pictures(dataset: Dataset, trained: TrainedModel) -> None:
         )
 
 
-def _quantize(file: Path, trained: TrainedModel, quantization: Quantization) -> tuple[Path, dict[str, Any]]:
-    """Writes a quantized file beside one, measures both, and returns the file and the figures.
+def _quantize(
+    file: Path, trained: TrainedModel, quantization: Quantization
+) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    """Writes a quantized file beside one, measures both, and returns the file, the comparison and its evaluation.
 
     Raises:
       VerificationError: the accuracy falls by more than is tolerated.
@@ -277,7 +282,7 @@ def _quantize(file: Path, trained: TrainedModel, quantization: Quantization) -> 
             f"{quantization.tolerance:g} that --tolerance allows (one picture takes {speed[1].latency:.3f} ms instead "
             f"of {speed[0].latency:.3f} ms); no file was written"
         )
-    return small, figures
+    return small, figures, record(measured[1], names=trained.names)
 
 
 def _evaluate(path: Path, dataset: Dataset, trained: TrainedModel) -> Evaluation:

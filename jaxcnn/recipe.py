@@ -47,7 +47,7 @@ def describe_training(config: Config, *, steps_per_epoch: int | None) -> str:
         else f"{sizes[0][0]} pixels",
         f"{config.batch_size} pictures in each step",
         f"label smoothing {config.label_smoothing:g}" if config.label_smoothing else "",
-        f"starting from the weights {Path(config.init_from).name}" if config.init_from else "",
+        f"starting from the weights of an earlier training, {Path(config.init_from).name}" if config.init_from else "",
     )
 
 
@@ -73,7 +73,7 @@ def describe_augmentation(config: AugmentConfig) -> str:
             "mirrored half of the time" if config.flip else "",
             f"shifted by up to {_percent(config.pad_crop)} of the side" if config.pad_crop else "",
             f"cropped to {_percent(crop[0])} to {_percent(crop[1])} of the area" if crop else "",
-            f"a rectangle of {_percent(config.erase)} of them erased" if config.erase else "",
+            f"a rectangle erased in {_percent(config.erase)} of them" if config.erase else "",
             f"mixup {config.mixup:g}" if config.mixup else "",
             f"cutmix {config.cutmix:g}" if config.cutmix else "",
             f"mixed only in the first {_percent(config.mix_until)} of the epochs"

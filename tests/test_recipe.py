@@ -21,7 +21,7 @@ from jaxcnn.recipe import (
         ({"flip": True}, "mirrored half of the time"),
         ({"pad_crop": 0.0625}, "shifted by up to 6.25% of the side"),
         ({"crop_scale": (0.35, 1.0)}, "cropped to 35% to 100% of the area"),
-        ({"erase": 0.1}, "a rectangle of 10% of them erased"),
+        ({"erase": 0.1}, "a rectangle erased in 10% of them"),
         ({"mixup": 0.2}, "mixup 0.2"),
         ({"cutmix": 1.0}, "cutmix 1"),
         ({"cutmix": 1.0, "mix_until": 0.9}, "cutmix 1, mixed only in the first 90% of the epochs"),
@@ -97,5 +97,7 @@ def test_sizes_one_after_the_other():
         "10 epochs of 1,390 steps, 8 at 48 pixels, then 2 at 64 pixels, 256 pictures in each step, label smoothing 0.1"
     )
     start = Config(init_from="runs/first/model.safetensors")
-    assert describe_training(start, steps_per_epoch=None).endswith(", starting from the weights model.safetensors")
+    assert describe_training(start, steps_per_epoch=None).endswith(
+        ", starting from the weights of an earlier training, model.safetensors"
+    )
     assert describe_training(Config(), steps_per_epoch=None) == "30 epochs, 32 pixels, 64 pictures in each step"

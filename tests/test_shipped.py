@@ -82,6 +82,5 @@ def test_the_accuracy_is_what_the_file_says(path):
     facts, classifier = metadata(path), open_classifier(path)
     dataset = load_data(DataConfig(source="tiny_imagenet", archive=ARCHIVE, image_size=64), classifier, divided=True)
     found = evaluate(classifier.logits, dataset.validation, classes=200, batch_size=250)
-    said = facts["quantization"]["top1_int8"] if "quantization" in facts else facts["metrics"]["top1"]
-    assert found.top1 == pytest.approx(said, abs=0.002)
+    assert found.top1 == pytest.approx(facts["metrics"]["top1"], abs=0.002)
     assert found.ece <= 0.03

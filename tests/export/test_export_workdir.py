@@ -289,12 +289,14 @@ def test_the_model_card_tells_the_runs_figures(tmp_path):
     card = card_of(run)
     front = card.split("---")[1]
     assert "pipeline_tag: image-classification" in front
+    assert "license: other" in front
     assert f"{{type: loss, value: {found['loss']:.6g}}}" in front
     for expected in (
         "200 validation pictures",
         f"| top-1 accuracy | {found['top1']:.4f} |",
         f"| cross-entropy | {found['loss']:.4f} |",
         f"| calibration error | {found['ece']:.4f} |",
+        f"The standard error of the top-1 accuracy is {np.sqrt(found['top1'] * (1 - found['top1']) / 200):.4f}.",
         "cat, dög, eel",
         "CC-BY-4.0",
         "| this checkpoint | after 7 steps |",
@@ -338,7 +340,8 @@ def test_a_card_tells_what_the_weights_learnt_before(tmp_path):
     terms = card.split("## Terms\n\n")[1].split("\n")[0]
     assert terms == (
         "The weights were learnt from pets, whose terms are: CC-BY-4.0; and before that from birds, whose terms are: "
-        "not told; and before that from pets \\| photos, whose terms are: ask &lt;us>."
+        "not told; and before that from pets \\| photos, whose terms are: ask &lt;us>. They may be used only as the "
+        "pictures may."
     )
 
 
@@ -355,7 +358,7 @@ def test_data_that_was_learnt_twice_is_told_once(tmp_path):
     run = make_run(tmp_path / "run")
     record_earlier([Training("pets", "CC-BY-4.0", {})], Workdir(run).earlier_trainings)
     card = card_of(run)
-    assert "The weights were learnt from pets, whose terms are: CC-BY-4.0.\n" in card
+    assert "The weights were learnt from pets, whose terms are: CC-BY-4.0. They may" in card
     assert "All it knows is from pets. Collections" in card
 
 
@@ -448,9 +451,10 @@ def test_many_classes_are_told_from_both_ends():
     ranks, confusions = _classes(record).split("## Most frequent confusions")
     rows = [line.split(" | ") for line in ranks.splitlines() if line.startswith("| c")]
     assert [row[0].strip("| ") for row in rows] == [names[i] for i in (0, 1, 2, 4, 5, 6, 7, 8, 9, 10)]
-    assert [row[2] for row in rows] == names[:-11:-1]
-    assert rows[0][1] == "0.0000"
-    assert rows[0][3].strip("| ") == "0.2900"
+    assert [row[3] for row in rows] == names[:-11:-1]
+    assert [row[1] for row in rows[:2]] == ["0.0000", "0.0100"]
+    assert rows[0][4] == "0.2900"
+    assert {row[2] for row in rows} == {row[5].strip("| ") for row in rows} == {"100"}
     listed = [line for line in confusions.splitlines() if line.startswith("| c0")]
     assert listed == [f"| c00 | c{i:02} | {30 + i} | 100 |" for i in range(12, 2, -1)]
 
@@ -545,7 +549,14 @@ def test_a_quantized_file_keeps_the_contract_and_tells_its_figures(tmp_path):
     assert f"| top-1 accuracy | 1.0000 | {figures['top1_int8']:.4f} |" in card
     assert f"| calibration error | {figures['ece_float32']:.4f} | {figures['ece_int8']:.4f} |" in card
     assert f"{{type: ece, value: {figures['ece_int8']:.6g}}}" in card
-    assert "These are the figures in float32" in card
+    said = metadata_of(path)["metrics"]
+    assert said == {key: figures[f"{key}_int8"] for key in said}
+    assert f"| top-1 accuracy | {said['top1']:.4f} |" in card.split("## In eight bits")[0]
+    found = evaluate(open_classifier(path).logits, dataset_of(run).validation, classes=3, batch_size=32)
+    for name, top1 in zip(CLASSES.names, found.per_class, strict=True):
+        assert f"| {name} | {top1:.4f} | " in card
+    assert "- Before it was quantized: onnxruntime gives what JAX gives" in card
+    assert "- In eight bits it is valid ONNX too, and its accuracy falls by at most 0.5." in card
 
 
 def test_a_quantized_file_stays_calibrated(tmp_path):
@@ -555,6 +566,7 @@ def test_a_quantized_file_stays_calibrated(tmp_path):
     path = export.export_workdir(run, quantization=Quantization(dataset=dataset, tolerance=0.5))
     figures, opened = metadata_of(path)["quantization"], open_classifier(path)
     assert opened.temperature == 1.625
+    assert "That was measured before the file was quantized." in (path.with_suffix("") / "README.md").read_text()
     evaluation = evaluate(opened.logits, dataset.validation, classes=3, batch_size=32)
     assert evaluation.scalars() == pytest.approx({key: figures[f"{key}_int8"] for key in evaluation.scalars()})
     exact = open_classifier(run).logits(dataset.validation.images)
@@ -677,7 +689,9 @@ def test_the_weights_say_what_they_are(run, tmp_path):
     same["config"]["init_from"] = "other.safetensors"
     same["config"]["model"] |= {"widths": [4, 6], "blocks": [1, 0]}
     same["config"]["resolutions"] = []
-    same["trainings"][0]["recipe"]["schedule"] += ", starting from the weights other.safetensors"
+    same["trainings"][0]["recipe"]["schedule"] += (
+        ", starting from the weights of an earlier training, other.safetensors"
+    )
     assert metadata == same | {"date": metadata["date"]}
     assert "/home" not in json.dumps(metadata)
     assert (metadata["metrics"], metadata["license"]) == ({"top1": 0.5, "loss": 1.25}, "CC-BY-4.0")

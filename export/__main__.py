@@ -14,6 +14,7 @@ from export.workdir import Quantization, export_weights, export_workdir
 from jaxcnn import cli, data
 from jaxcnn.config import DataConfig
 from jaxcnn.errors import UserError
+from jaxcnn.evaluate import is_of_run, refuse_other_division
 from jaxcnn.weights import SUFFIX
 from jaxcnn.workdir import Workdir
 
@@ -60,14 +61,18 @@ def main(arguments: Sequence[str]) -> None:
         _parse(DataConfig(), arguments)  # prints the help and ends, if that is asked for
         raise UserError(f"give the folder of a run first, such as: {PROG} runs/digits")
     workdir = Path(arguments[0])
-    parsed = _parse(Workdir(workdir).read_config().data, arguments[1:])
+    recorded = Workdir(workdir).read_config().data
+    parsed = _parse(recorded, arguments[1:])
     if parsed.weights is not None:
         path = export_weights(workdir, parsed.weights)
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, to train from with --init_from {path}")
         return
     quantization = None
     if parsed.quantize is not None:
-        quantization = Quantization(dataset=data.load(parsed.data), tolerance=parsed.tolerance)
+        dataset = data.load(parsed.data)
+        if is_of_run(parsed.data, trained_on=recorded):
+            refuse_other_division(dataset, parsed.data, Workdir(workdir))
+        quantization = Quantization(dataset=dataset, tolerance=parsed.tolerance)
     try:
         path = export_workdir(
             workdir, parsed.output, features=parsed.features, heatmap=parsed.heatmap, quantization=quantization

@@ -13,6 +13,7 @@ import onnx
 import onnxruntime as ort
 from onnx import helper
 
+_MODEL_TYPE = "jaxcnn"
 _BICUBIC = 3  # Pillow's number, which Hugging Face uses
 
 
@@ -40,6 +41,24 @@ def write_sidecars(
     temporary = folder / f".example.{os.getpid()}.npz"
     np.savez_compressed(temporary, image=pictures, **open_model(path)(pictures))  # type: ignore[arg-type]
     temporary.replace(folder / "example.npz")
+
+
+def foreign_path(model: Path) -> Path | None:
+    """What is there under the name of a sidecar but was not written as one; None if all may be replaced."""
+    folder, description = folder_of(model), model.with_suffix(".json")
+    if description.exists() and _read_value(description, "opset") is None:
+        return description
+    if not folder.is_dir():
+        return folder if folder.exists() else None
+    ours = not any(folder.iterdir()) or _read_value(folder / "config.json", "model_type") == _MODEL_TYPE
+    return None if ours else folder
+
+
+def _read_value(path: Path, key: str) -> Any:
+    try:
+        return json.loads(path.read_bytes())[key]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def read_pictures(path: Path, side: int) -> np.ndarray | None:
@@ -75,7 +94,7 @@ def hub_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
     names = dict(enumerate(metadata["names"]))
     return {
         "architectures": [metadata["config"]["model"]["name"]],
-        "model_type": "jaxcnn",
+        "model_type": _MODEL_TYPE,
         "id2label": {str(i): name for i, name in names.items()},
         "label2id": {name: i for i, name in names.items()},
         "num_labels": len(names),

@@ -77,7 +77,7 @@ def export_workdir(
 
     Raises:
       UserError: not a run's folder, no checkpoint in it, the file cannot be written, or the pictures to quantize with
-        are of other classes or another size.
+        are of other classes or another size, or something else has the name of what comes beside the file.
       UnsupportedError: the model does something that cannot be exported.
       VerificationError: the file does not compute what the model does, or its accuracy falls too much in eight bits.
     """
@@ -88,6 +88,10 @@ def export_workdir(
     trained = load_model(workdir)
     if quantization is not None:
         _require_same_pictures(quantization.dataset, trained)
+    if foreign := sidecars.foreign_path(target):
+        raise UserError(
+            f"{foreign} would be written with {target}, but is something else already; give another name with -o"
+        )
     evaluation = _evaluation(run, trained)
     facts, side = metadata(run, trained) | _measured(trained, evaluation), trained.config.data.image_size
     if pictures is None:

@@ -57,6 +57,8 @@ def main(arguments: Sequence[str]) -> None:
     classifier = open_classifier(path)
     parsed = parse(Arguments(classifier.config.data, flip=classifier.config.augment.flip), arguments[1:])
     dataset = load_data(parsed.data, classifier, divided=parsed.split != "all")
+    if parsed.split != "all" and is_of_run(parsed.data, trained_on=classifier.config.data):
+        refuse_other_division(dataset, parsed.data, _run_of(path))
     splits = [getattr(dataset, name) for name in SPLITS[parsed.split]]
     measure = partial(
         evaluate, classes=len(classifier.names), batch_size=classifier.config.batch_size, show_progress=True
@@ -188,17 +190,39 @@ def class_indices(dataset: data.Dataset, classifier: Classifier) -> Int32[np.nda
 
 def default_output(path: Path, arguments: Arguments, *, trained_on: DataConfig) -> Path:
     """Where the result goes unless told otherwise: a run's record is of its model on its validation pictures."""
-    recorded = Workdir(path if path.is_dir() else path.parent).evaluation
-    of_run = all(
-        getattr(arguments.data, name) == getattr(trained_on, name)
-        for name in ("source", "validation_fraction", "split_seed")
-    )
+    run = _run_of(path)
     kinds = [
-        path.stem if not path.is_dir() and path.name != Workdir(path.parent).onnx.name else "",
+        path.stem if not path.is_dir() and path.name != run.onnx.name else "",
         arguments.split if arguments.split != "validation" else "",
-        "other" if not of_run else "",
+        "other" if not is_of_run(arguments.data, trained_on=trained_on) else "",
     ]
-    return recorded.with_name("-".join(["evaluation", *filter(None, kinds)]) + ".json")
+    return run.evaluation.with_name("-".join(["evaluation", *filter(None, kinds)]) + ".json")
+
+
+def refuse_other_division(dataset: data.Dataset, config: DataConfig, run: Workdir) -> None:
+    """Raises a `UserError` if others of a run's pictures would be held out than when it began: it has seen some.
+
+    Those of a source with validation pictures of its own may change.
+    """
+    began = run.read_pictures() if (run.path / "config.json").exists() else None
+    if began is None or began.divides_as(dataset.fingerprint()) or len(data.load(config, divided=False).validation):
+        return
+    raise UserError(
+        f"the pictures of {dataset.name} have changed since the run in {run.path} began, so that some which would be "
+        "held out now are ones that it was trained on; put them back as they were, or give others by --data.source"
+    )
+
+
+def _run_of(path: Path) -> Workdir:
+    """The run that a model is of: the folder itself, or the one that a file lies in."""
+    return Workdir(path if path.is_dir() else path.parent)
+
+
+def is_of_run(config: DataConfig, *, trained_on: DataConfig) -> bool:
+    """Whether these are the pictures that a run was trained on and measured with."""
+    return all(
+        getattr(config, name) == getattr(trained_on, name) for name in ("source", "validation_fraction", "split_seed")
+    )
 
 
 def describe(classifier: Classifier, *, path: Path, dataset: data.Dataset, split: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from PIL import Image
 from scipy.special import softmax
 
 from jaxcnn import config as settings
-from jaxcnn import models
+from jaxcnn import data, models
 from jaxcnn.calibration import Calibration, write_calibration
 from jaxcnn.checkpoint import open_checkpoints
 from jaxcnn.classifier import Classifier
@@ -29,6 +29,7 @@ from jaxcnn.evaluate import (
     evaluate,
     main,
     parse,
+    refuse_other_division,
     with_mirror_image,
     write_evaluation,
 )
@@ -368,6 +369,58 @@ def test_a_class_too_many_is_refused(exported, pictures):
         Image.new("RGB", (SIDE, SIDE), "white").save(folder / "0.png")
     with pytest.raises(UserError, match="the class 'd white' of pictures is none of the model's 3"):
         main([str(exported)])
+
+
+def held_out_of(path):
+    """A Tiny data set without validation pictures of its own, two classes of four pictures."""
+    for name, colour in zip(NAMES[:2], COLOURS[:2], strict=True):
+        (path / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (SIDE, SIDE), tuple(each + i for each in colour)).save(path / name / f"{i}.png")
+    return path
+
+
+def begin_run(config, path):
+    """A run with the record of its pictures, and the data set that it began with."""
+    dataset = data.load(config.data)
+    Workdir(path).record(config, Classes(dataset.names, (), dataset.name, ""))
+    Workdir(path).record_pictures(dataset.fingerprint())
+    return dataset
+
+
+def test_pictures_that_a_run_was_trained_on_do_not_make_its_record(config, tmp_path):
+    source = held_out_of(tmp_path / "photos")
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=str(source)))
+    run = Workdir(tmp_path / "run")
+    refuse_other_division(begin_run(config, run.path), config.data, run)
+    Image.new("RGB", (SIDE, SIDE), "white").save(source / NAMES[0] / "5.png")
+    with pytest.raises(UserError, match=r"the pictures of photos have changed since the run in .* put them back"):
+        refuse_other_division(data.load(config.data), config.data, run)
+    refuse_other_division(data.load(config.data), config.data, Workdir(tmp_path / "elsewhere"))
+
+
+def test_validation_pictures_of_their_own_may_change(config, pictures, tmp_path):
+    run = Workdir(tmp_path / "run")
+    begin_run(config, run.path)
+    Image.new("RGB", (SIDE, SIDE), "white").save(pictures / "val" / NAMES[0] / "5.png")
+    refuse_other_division(data.load(config.data), config.data, run)
+
+
+def test_a_run_whose_pictures_changed_is_measured_on_others_or_on_all(exported, config, tmp_path):
+    source = held_out_of(tmp_path / "photos")
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=str(source)))
+    begin_run(config, exported.parent)
+    model = onnx.load(exported)
+    kept = {each.key: each.value for each in model.metadata_props}
+    helper.set_model_props(model, kept | {"config": json.dumps(json.loads(settings.to_json(config)))})
+    onnx.save(model, exported)
+    main([str(exported)])
+    Image.new("RGB", (SIDE, SIDE), COLOURS[0]).save(source / NAMES[0] / "5.png")
+    for split in ("validation", "train"):
+        with pytest.raises(UserError, match="have changed since the run"):
+            main([str(exported), "--split", split])
+    main([str(exported), "--split", "all"])
+    main([str(exported), "--data.source", str(held_out_of(tmp_path / "others"))])
 
 
 def test_another_image_size_is_refused(exported):

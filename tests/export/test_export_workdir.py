@@ -31,7 +31,7 @@ from jaxcnn.calibration import Calibration, write_calibration
 from jaxcnn.checkpoint import load_model, open_checkpoints
 from jaxcnn.classifier import open_classifier
 from jaxcnn.config import AugmentConfig, Config, DataConfig, ModelConfig
-from jaxcnn.data import Dataset, Split
+from jaxcnn.data import Dataset, Fingerprint, Split
 from jaxcnn.errors import UserError
 from jaxcnn.evaluate import describe, evaluate, with_mirror_image, write_evaluation
 from jaxcnn.optim import make_optimizer
@@ -621,6 +621,15 @@ def test_a_file_is_not_quantized_with_pictures_of_other_classes(tmp_path):
         export.export_workdir(run, quantization=Quantization(dataset=dataset))
 
 
+def test_a_run_whose_pictures_changed_is_not_quantized_with_them(tmp_path):
+    run = make_run(tmp_path / "run")
+    Workdir(run).record_pictures(Fingerprint(train=9, validation=1, labels="", pixels="", side=8))
+    arguments = [str(run), "--quantize", "int8", "--data.cache_dir", str(tmp_path / "cache")]
+    with pytest.raises(UserError, match="the pictures of digits have changed since the run in"):
+        program.main(arguments)
+    assert not list(run.glob("*int8*"))
+
+
 def test_a_quantized_file_that_is_too_inaccurate_never_appears(tmp_path, monkeypatch):
     run = make_run(tmp_path / "run")
     dataset = dataset_of(run)
@@ -695,6 +704,39 @@ def test_the_weights_say_what_they_are(run, tmp_path):
     assert metadata == same | {"date": metadata["date"]}
     assert "/home" not in json.dumps(metadata)
     assert (metadata["metrics"], metadata["license"]) == ({"top1": 0.5, "loss": 1.25}, "CC-BY-4.0")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "text"),
+    [
+        ("pets/README.md", "my notes"),
+        ("pets/config.json", "[1]"),
+        ("pets/cat/1.png", ""),
+        ("pets", ""),
+        ("pets.json", '{"opse": 17}'),
+    ],
+)
+def test_what_is_no_sidecar_is_never_replaced(run, tmp_path, theirs, text):
+    file = tmp_path / theirs
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    there = sorted(tmp_path.rglob("*"))
+    named = tmp_path / Path(theirs).parts[0]
+    with pytest.raises(
+        UserError, match=f"{named} would be written with {tmp_path / 'pets.onnx'}, but is something else"
+    ):
+        export.export_workdir(run, tmp_path / "pets.onnx")
+    assert sorted(tmp_path.rglob("*")) == there
+    assert file.read_text() == text
+
+
+def test_a_file_is_exported_again_also_after_it_was_interrupted(run, tmp_path):
+    (tmp_path / "pets").mkdir()
+    path = export.export_workdir(run, tmp_path / "pets.onnx")
+    (tmp_path / "pets" / "README.md").unlink()
+    (tmp_path / "pets" / "NOTICE").write_text("mine")
+    export.export_workdir(run, path)
+    assert (tmp_path / "pets" / "README.md").exists()
 
 
 def test_weights_that_cannot_be_written_leave_the_older_ones(run, tmp_path, monkeypatch):

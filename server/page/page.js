@@ -11,13 +11,31 @@ let model = null; // What /model.json tells.
 let local = null; // The model in this browser, once it is loaded.
 let latest = 0; // Only the answer to the latest picture is shown.
 
-async function start() {
-  const answer = await fetchModel(sessionStorage.getItem("key"));
-  element("key-form").hidden = answer.status !== 401;
-  if (!answer.ok) {
+async function start(key) {
+  try {
+    model = await fetchModel(key);
+  } catch (error) {
+    if (error.status === 401) {
+      askForKey(key === null ? "" : error.message);
+    } else {
+      refuse(error.message);
+    }
     return;
   }
-  model = await answer.json();
+  if (key) {
+    sessionStorage.setItem("key", key);
+  }
+  element("key-form").hidden = true;
+  showModel();
+}
+
+function askForKey(text) {
+  sessionStorage.removeItem("key");
+  element("key-message").textContent = text;
+  element("key-form").hidden = false;
+}
+
+function showModel() {
   element("model").textContent = `${model.name}: ${model.names.length} classes, ${model.width} by ${model.height} pixels`;
   element("local").disabled = !model.in_browser;
   element("local-note").textContent = model.in_browser
@@ -31,10 +49,11 @@ async function classify(blob) {
   URL.revokeObjectURL(picture.src);
   picture.src = URL.createObjectURL(blob);
   element("result").hidden = false;
+  element("figure").hidden = false;
   document.body.classList.add("busy");
   showMessage("Looking …");
   try {
-    const result = await (element("local").checked ? askLocal(blob) : askServer(blob, model, TOP));
+    const result = await (element("local").checked ? askLocal(blob) : askRemote(blob));
     if (turn === latest) {
       showMessage("");
       showPredictions(result.predictions);
@@ -43,17 +62,36 @@ async function classify(blob) {
     }
   } catch (error) {
     if (turn === latest) {
-      showMessage(error.message, true);
-      showPredictions([]);
-      showHeatmap(null);
-      element("latency").textContent = "";
-      element("key-form").hidden = error.status !== 401;
+      showFailure(error.message);
+      if (error.status === 401) {
+        askForKey("");
+      }
     }
   } finally {
     if (turn === latest) {
       document.body.classList.remove("busy");
     }
   }
+}
+
+// In place of a result, where there is no picture to show it with.
+function refuse(text) {
+  latest++; // The answer to an earlier picture must not replace it.
+  document.body.classList.remove("busy");
+  element("result").hidden = false;
+  element("figure").hidden = true;
+  showFailure(text);
+}
+
+function showFailure(text) {
+  showMessage(text, true);
+  showPredictions([]);
+  showHeatmap(null);
+  element("latency").textContent = "";
+}
+
+function askRemote(blob) {
+  return askServer(blob, model, sessionStorage.getItem("key"), TOP);
 }
 
 async function askLocal(blob) {
@@ -68,6 +106,8 @@ function useFirst(files) {
   const file = [...files].find((each) => each.type.startsWith("image/"));
   if (file) {
     classify(file);
+  } else {
+    refuse("This is not a picture file: use JPEG, PNG, WebP, GIF, BMP or AVIF. Save a picture of another page first.");
   }
 }
 
@@ -77,7 +117,11 @@ element("file").addEventListener("change", (event) => {
   useFirst(event.target.files);
   event.target.value = ""; // The same file again is a change, too.
 });
-document.addEventListener("paste", (event) => useFirst(event.clipboardData.files));
+document.addEventListener("paste", (event) => {
+  if (event.target !== element("key")) {
+    useFirst(event.clipboardData.files);
+  }
+});
 document.addEventListener("dragover", (event) => {
   event.preventDefault();
   element("drop").classList.add("over");
@@ -92,27 +136,46 @@ document.addEventListener("drop", (event) => {
 
 // The camera
 
-element("camera").addEventListener("click", async () => {
+let latestCamera = 0; // Only the stream that was asked for last is shown; the browser may still be asking the user.
+
+async function openCamera() {
+  closeCamera();
+  const turn = latestCamera;
   const video = element("video");
   try {
-    video.srcObject = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
+    const stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
+    if (turn !== latestCamera) {
+      stop(stream);
+      return;
+    }
+    video.srcObject = stream;
+    element("viewfinder").hidden = false;
+    await video.play(); // Fails when it is closed before its first picture.
+    element("shoot").focus();
   } catch {
-    element("result").hidden = false;
-    showMessage("The camera cannot be used: allow it, and open this page by https or on localhost.", true);
-    return;
+    if (turn === latestCamera) {
+      closeCamera();
+      refuse("The camera cannot be used: allow it, and open this page by https or on localhost.");
+    }
   }
-  element("viewfinder").hidden = false;
-  await video.play();
-  element("shoot").focus();
-});
+}
 
 function closeCamera() {
+  latestCamera++;
   const video = element("video");
-  video.srcObject?.getTracks().forEach((track) => track.stop());
+  if (video.srcObject) {
+    stop(video.srcObject);
+  }
   video.srcObject = null;
   element("viewfinder").hidden = true;
   element("camera").focus();
 }
+
+function stop(stream) {
+  stream.getTracks().forEach((track) => track.stop());
+}
+
+element("camera").addEventListener("click", openCamera);
 
 element("close-camera").addEventListener("click", closeCamera);
 element("viewfinder").addEventListener("keydown", (event) => {
@@ -132,11 +195,12 @@ element("shoot").addEventListener("click", () => {
 
 element("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  sessionStorage.setItem("key", element("key").value);
-  start();
+  showMessage("");
+  element("key-message").textContent = "";
+  start(element("key").value.trim());
 });
 element("show-heatmap").addEventListener("change", (event) => {
   element("heatmap").hidden = !event.target.checked;
 });
 
-start();
+start(sessionStorage.getItem("key"));

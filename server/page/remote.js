@@ -1,32 +1,51 @@
 // The model on the server.
 
-export function fetchModel(key) {
-  return fetch("model.json", { headers: authorization(key) });
+// What /model.json tells.
+export async function fetchModel(key) {
+  return ask("model.json", key, {});
 }
 
 export function authorization(key) {
+  const odd = key?.match(/[^!-~]/u); // `fetch` fails with some of these as if the server could not be reached.
+  if (odd) {
+    throw failure(401, `No key contains “${odd[0]}”: copy it again, or type it with plain letters, digits and signs.`);
+  }
   return key ? { Authorization: `Bearer ${key}` } : {};
 }
 
 // Predictions for a picture file, with how long it took.
-export async function askServer(blob, model, count) {
+export async function askServer(blob, model, key, count) {
   const top = Math.min(count, model?.names.length ?? 1);
   const start = performance.now();
-  const response = await fetch(`predict?top_k=${top}&heatmap=${Boolean(model?.heatmap)}`, {
+  const answer = await ask(`predict?top_k=${top}&heatmap=${Boolean(model?.heatmap)}`, key, {
     method: "POST",
     body: blob,
-    headers: { "Content-Type": blob.type || "application/octet-stream", ...authorization(sessionStorage.getItem("key")) },
-  }).catch(() => {
-    throw new Error("The server cannot be reached: is it running?");
+    headers: { "Content-Type": blob.type || "application/octet-stream" },
   });
-  const answer = await response.json();
-  if (!response.ok) {
-    throw Object.assign(new Error(answer.error), { status: response.status });
-  }
   const milliseconds = Math.round(performance.now() - start);
   return {
     predictions: answer.top_predictions.map((each) => ({ name: each.class, probability: each.prob })),
     heatmap: answer.heatmap ?? null,
     note: `${milliseconds} ms, there and back`,
   };
+}
+
+async function ask(path, key, options) {
+  const headers = { ...options.headers, ...authorization(key) };
+  const response = await fetch(path, { ...options, headers }).catch(() => {
+    throw new Error("The server cannot be reached: is it running?");
+  });
+  if (response.status === 401) {
+    throw failure(401, key ? "The server did not accept the key." : "The server asks for an API key.");
+  }
+  const answer = await response.json().catch(() => null); // A proxy before the server answers with HTML.
+  if (!response.ok || answer === null) {
+    const text = `The server answered with status ${response.status} and without a result: try again later.`;
+    throw failure(response.status, answer?.error ?? text);
+  }
+  return answer;
+}
+
+function failure(status, text) {
+  return Object.assign(new Error(text), { status });
 }

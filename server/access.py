@@ -3,9 +3,10 @@
 import hmac
 from typing import TYPE_CHECKING
 
+from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 if TYPE_CHECKING:
@@ -27,13 +28,14 @@ class ApiKeys:
         if scope["type"] == "http":
             service: Service = scope["state"]["service"]
             keys = service.settings.api_keys
-            if keys and not _is_open(scope["path"]) and not _has_key(Request(scope), keys):
+            if keys and not _is_open(scope) and not _has_key(Request(scope), keys):
                 text = "This needs an API key: send the header `Authorization: Bearer KEY` or `X-API-Key: KEY`."
                 app = JSONResponse({"error": text}, 401, {"WWW-Authenticate": "Bearer"})
         await app(scope, receive, send)
 
 
-def _is_open(path: str) -> bool:
+def _is_open(scope: Scope) -> bool:
+    path: str = scope["path"].removeprefix(scope.get("root_path", ""))  # ASGI has the one in the other.
     return path in _OPEN or path.startswith(_OPEN_FOLDERS)
 
 
@@ -61,7 +63,7 @@ class Cors:
         await app(scope, receive, send)
 
     def _allow(self, origins: tuple[str, ...]) -> CORSMiddleware:
-        self._allowing[origins] = CORSMiddleware(
+        self._allowing[origins] = _JsonCorsMiddleware(
             self.app,
             allow_origins=origins,
             allow_methods=["GET", "POST"],
@@ -75,3 +77,16 @@ class Cors:
             expose_headers=["Inference-Header-Content-Length", "Retry-After", "X-Request-ID"],
         )
         return self._allowing[origins]
+
+
+class _JsonCorsMiddleware(CORSMiddleware):
+    """Refuses preflight requests in JSON, as everything is refused; Starlette would in plain text."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        plain = super().preflight_response(request_headers)
+        if plain.status_code == 200:
+            return plain
+        reason = bytes(plain.body).decode()
+        text = f"{reason}: this web site's pages may not send this; the operator allows sites by JAXCNN_CORS_ORIGINS."
+        headers = {name: value for name, value in plain.headers.items() if not name.startswith("content-")}
+        return JSONResponse({"error": text}, plain.status_code, headers)

@@ -1,12 +1,13 @@
-"""Connections that bound what comes before a request is one: the head's size and the time for it."""
+"""Connections that bound what a client may send, and how long it may take, outside of a request in work."""
 
 import asyncio
 import signal
 import threading
 
+import httptools
 import uvicorn
 from starlette.responses import JSONResponse
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from server.settings import Settings
 
@@ -23,54 +24,127 @@ def uvicorn_server() -> uvicorn.Server | None:
 def guard(server: uvicorn.Server, settings: Settings) -> None:
     """Has a server, which does not listen yet, accept connections of this kind.
 
-    uvicorn with httptools keeps the head of a request in memory however long it grows, and waits for its end for ever.
+    uvicorn with httptools keeps the head of a request in memory however long it grows, waits for its end for ever, and
+    for the next one too where anything came after an answer.
     """
     if server.config.http_protocol_class is HttpToolsProtocol:
         name = GuardedConnection.__name__
-        server.config.http_protocol_class = type(name, (GuardedConnection,), {"head_seconds": settings.read_seconds})
+        server.config.http_protocol_class = type(name, (GuardedConnection,), {"read_seconds": settings.read_seconds})
 
 
 class GuardedConnection(HttpToolsProtocol):
-    """Closes itself when the line and the headers of a request are too long or too slow."""
+    """Closes itself when a head is too long or too slow, or when no request is in work and none comes.
 
-    head_seconds = 30
+    It declines every Upgrade: RFC 9110 lets a server go on as if there were none. httptools takes what follows such a
+    head for another protocol, though it may be the body, and would parse that as the next request.
+    """
+
+    read_seconds = 30
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begins to wait for the first request."""
         super().connection_made(transport)
         self._head_bytes: int | None = 0
-        self._head_timer = self.loop.call_later(self.head_seconds, transport.close)
+        self._timer: asyncio.TimerHandle | None = None
+        self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Waits for nothing more."""
-        self._head_timer.cancel()
+        self._stop_waiting()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Counts what belongs to a head that has not come to its end."""
-        super().data_received(data)
+        """Parses, and counts what belongs to a head that has not come to its end.
+
+        uvicorn's own would end the wait for the next request at any data, be it only an empty line.
+        """
+        try:
+            self._parse(data)
+        except httptools.HttpParserError:
+            text = "Invalid HTTP request received."
+            self.logger.warning(text)
+            self._refuse(400, text)
         if self._head_bytes is not None:
             self._head_bytes += len(data)
-            if self._head_bytes > _MAX_HEAD_BYTES and not self.transport.is_closing():
-                self.send_400_response(f"The headers are longer than {_MAX_HEAD_BYTES} bytes.")
-
-    def send_400_response(self, msg: str) -> None:
-        """Refuses what is no request in JSON, as everything is refused; uvicorn would in plain text."""
-        answer = JSONResponse({"error": msg}, 400, {"connection": "close"})
-        headers = [*self.server_state.default_headers, *answer.raw_headers]
-        lines = [b"HTTP/1.1 400 Bad Request", *(b": ".join(each) for each in headers), b"", bytes(answer.body)]
-        self.transport.write(b"\r\n".join(lines))
-        self.transport.close()
+            if self._head_bytes > _MAX_HEAD_BYTES:
+                self._refuse(400, f"The headers are longer than {_MAX_HEAD_BYTES} bytes.")
 
     def on_message_begin(self) -> None:
         """Begins to wait for the end of the head."""
         super().on_message_begin()
         self._head_bytes = 0
-        self._head_timer.cancel()
-        self._head_timer = self.loop.call_later(self.head_seconds, self.transport.close)
+        self._wait()
 
     def on_headers_complete(self) -> None:
-        """The head is there."""
-        self._head_bytes = None
-        self._head_timer.cancel()
-        super().on_headers_complete()
+        """The head is there, unless it has to be parsed again."""
+        if not self.parser.should_upgrade():
+            self._head_bytes = None
+            self._stop_waiting()
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Waits for the end of a body that is answered already, as long as for one that is read."""
+        super().on_body(body)
+        if self.cycle.response_complete and self._timer is None:
+            self._wait()
+
+    def on_message_complete(self) -> None:
+        """Begins to wait for the next request where the answer was there first; uvicorn does where it was not."""
+        if self.parser.should_upgrade():
+            return
+        super().on_message_complete()
+        if self.cycle.response_complete:
+            self._stop_waiting()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+    def _parse(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            try:
+                self.parser.feed_data(rest)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                if self.parser.get_method() == b"CONNECT":  # It is one without any header.
+                    self._refuse(400, "This server is no proxy: it does not take the method CONNECT.")
+                    return
+                rest = rest[upgrade.args[0] :]
+            self._parse_without_upgrade()
+
+    def _parse_without_upgrade(self) -> None:
+        """Parses the last head again. With a parser of its own: the last one may hold the connection to be over."""
+        line = b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        headers = [b"%s: %s" % each for each in self.headers if each[0] != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # As uvicorn's is.
+        self.parser.feed_data(b"\r\n".join([line, *headers, b"", b""]))
+
+    def _wait(self) -> None:
+        self._stop_waiting()
+        self._timer = self.loop.call_later(self.read_seconds, self._give_up)
+
+    def _stop_waiting(self) -> None:
+        self._unset_keepalive_if_required()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _give_up(self) -> None:
+        self._timer = None
+        if self.cycle is not None and not self.cycle.response_complete:
+            return  # An answer goes first; uvicorn waits anew after it.
+        if self._head_bytes:
+            self._refuse(408, f"The headers did not arrive within {self.read_seconds} seconds: send them faster.")
+        else:  # There is no question to answer: browsers connect in advance.
+            self.transport.close()
+
+    def _refuse(self, status: int, text: str) -> None:
+        """Answers in JSON, as everything is refused, and closes; uvicorn would in plain text."""
+        if self.transport.is_closing():
+            return
+        answer = JSONResponse({"error": text}, status, {"connection": "close"})
+        headers = [*self.server_state.default_headers, *answer.raw_headers]
+        lines = [STATUS_LINE[status].rstrip(), *(b": ".join(each) for each in headers), b"", bytes(answer.body)]
+        self.transport.write(b"\r\n".join(lines))
+        self.transport.close()

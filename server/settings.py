@@ -15,6 +15,14 @@ _SHIPPED_MODEL = Path(__file__).parent / "models" / "tiny_imagenet.onnx"
 # Kubernetes sets these in every pod beside a service named jaxcnn.
 _OF_KUBERNETES = re.compile(r"JAXCNN_(SERVICE|PORT)(_.*)?")
 
+# The one spelling that browsers send: an origin in any other would be allowed, and match no page.
+_HOST = r"([a-z0-9._-]+|\[[0-9a-f:.]+\])"
+_ORIGIN = rf"\*|(http://{_HOST}(?!:80$)|https://{_HOST}(?!:443$))(:[1-9][0-9]{{0,4}})?"
+_AN_ORIGIN = (
+    "origins such as https://example.org, or *, spelt as browsers do (in small letters, no default port, no path, no *"
+    " within a name)"
+)
+
 
 def _number(default: int | Callable[[], int], *, low: int, high: int) -> Any:  # Any, as dataclasses.field gives it.
     def parse(text: str) -> int:
@@ -78,7 +86,7 @@ class Settings:
     needs to notice."""
     api_keys: tuple[str, ...] = _list(r"[!-+\--~]{8,}", "keys of 8 or more visible ASCII characters")
     """If any, one of them has to come with every request but those for health, the demo page and the documentation."""
-    cors_origins: tuple[str, ...] = _list(r"\*|https?://[^/\s]+", "origins such as https://example.org, or *")
+    cors_origins: tuple[str, ...] = _list(_ORIGIN, _AN_ORIGIN)
     """Web sites whose pages may call the server from a browser."""
     access_log: bool = _switch(True)
     """Whether each request is logged."""

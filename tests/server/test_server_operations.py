@@ -167,6 +167,7 @@ def test_sagemakers_paths(client):
     assert (ping.status_code, ping.content) == (200, b"")
     response = client.post("/invocations", content=PICTURE, headers={"Content-Type": "image/png"})
     assert response.json() == post(client, PICTURE).json()
+    assert post(client, PICTURE, "application/x-image").json() == response.json()
     assert (
         client.post("/invocations?top_k=1", json={"images": [text(PICTURE)] * 2}).json()[1]["predicted_class"] == "red"
     )
@@ -226,6 +227,16 @@ def test_keys_guard_all_but_health_and_the_page(serve, model_path):
         assert "first-key" not in server.log.read_text()
 
 
+def test_keys_guard_the_same_below_a_root_path(serve, model_path):
+    settings = {"JAXCNN_MODEL": str(model_path), "JAXCNN_API_KEYS": "some-key"}
+    with serve(**settings, UVICORN_ROOT_PATH="/api") as server:
+        for path in ("/healthz", "/readyz", "/ping", "/v2/health/ready", "/", "/page/page.js", "/docs"):
+            assert server.client.get(path).status_code == 200, path
+        for path in ("/metrics", "/model.onnx", "/api/healthz", "/apihealthz"):
+            assert server.client.get(path).status_code == 401, path
+        assert server.client.get("/metrics", headers={"X-API-Key": "some-key"}).status_code == 200
+
+
 def test_only_the_web_sites_of_the_setting_may_call(serve, model_path):
     origin = "https://example.org"
     with serve(
@@ -237,6 +248,9 @@ def test_only_the_web_sites_of_the_setting_may_call(serve, model_path):
         assert preflight.headers["access-control-allow-origin"] == origin
         refused = server.client.options("/predict", headers={"Origin": "https://example.com", **wanted})
         assert refused.status_code == 400
+        assert error(refused).startswith("Disallowed CORS origin: ")
+        assert "Origin" in refused.headers["vary"]
+        assert "access-control-allow-origin" not in refused.headers
         response = post_from(server.client, origin)
         assert response.headers["access-control-allow-origin"] == origin
         assert "X-Request-ID" in response.headers["access-control-expose-headers"]
@@ -264,13 +278,14 @@ def replace(path, new) -> None:
 
 @pytest.fixture
 def models(model_builder, tmp_path):
-    """A model, one with other names, and a file that is none."""
+    """A model, one with other names, and one that is damaged."""
     names = ["red", "green", "blue", "white", "black"]
     others = [f"{each}ish" for each in names]
+    plain = model_builder(tmp_path / "plain")
     broken = tmp_path / "broken"
-    broken.write_bytes(b"no model")
+    broken.write_bytes(plain.read_bytes().replace(b"stretch", b"stre\xffch"))
     return {
-        "plain": model_builder(tmp_path / "plain"),
+        "plain": plain,
         "ish": model_builder(tmp_path / "ish", metadata={"names": others}),
         "broken": broken,
     }
@@ -297,7 +312,7 @@ def test_a_new_model_is_swapped_in_under_load_and_a_bad_one_is_not(serve, models
             until_predicted(server.client, "redish")
             replace(path, models["broken"])
             (line,) = log_lines(server, level="error")
-            assert "onnxruntime cannot open it" in line["message"]
+            assert "it is damaged" in line["message"]
             assert post(server.client, PICTURE).json()["predicted_class"] == "redish"
             path.unlink()
             time.sleep(1.2)
@@ -329,6 +344,21 @@ def test_no_new_model_is_looked_for_unless_told(serve, models, tmp_path):
         replace(path, models["ish"])
         time.sleep(1.5)
         assert post(server.client, PICTURE).json()["predicted_class"] == "red"
+
+
+def test_a_browser_keeps_no_other_file_than_the_one_served(serve, models, tmp_path):
+    path = tmp_path / "served.onnx"
+    shutil.copy(models["plain"], path)
+    with serve(JAXCNN_MODEL=str(path)) as server:
+        digest = server.client.get("/model.json").json()["sha256"]
+        assert server.client.get(f"/model.onnx?{digest}").headers["cache-control"].endswith("immutable")
+        replace(path, models["ish"])
+        response = server.client.get(f"/model.onnx?{digest}")
+        assert response.status_code == 404
+        assert error(response).startswith("The model file has been replaced")
+        assert server.client.get("/model.onnx").headers["cache-control"] == "no-cache"
+        path.unlink()
+        assert server.client.get(f"/model.onnx?{digest}").status_code == 404
 
 
 def test_the_page_can_be_left_out(serve, model_path):

@@ -63,6 +63,7 @@ def test_no_model_at_all_says_what_to_set(monkeypatch, tmp_path):
         ("JAXCNN_API_KEYS", "first-key, second_key", "api_keys", ("first-key", "second_key")),
         ("JAXCNN_CORS_ORIGINS", "*", "cors_origins", ("*",)),
         ("JAXCNN_CORS_ORIGINS", "http://a:3,https://b", "cors_origins", ("http://a:3", "https://b")),
+        ("JAXCNN_CORS_ORIGINS", "http://[::1]:443", "cors_origins", ("http://[::1]:443",)),
         ("JAXCNN_ACCESS_LOG", "off", "access_log", False),
         ("JAXCNN_PAGE", "on", "page", True),
     ],
@@ -87,6 +88,25 @@ def test_what_is_wrong_is_said_in_one_line(variable, text, complaint):
         settings.from_environment({**MODEL, variable: text})
     assert complaint in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://*.example.org",
+        "https://Example.org",
+        "HTTPS://example.org",
+        "https://example.org:443",
+        "http://example.org:80",
+        "https://example.org:08443",
+        "https://me@example.org",
+        "https://exämple.org",
+        "https://example.org, https://*",
+    ],
+)
+def test_an_origin_that_no_browser_sends_is_refused(text):
+    with pytest.raises(StartError, match=r"^JAXCNN_CORS_ORIGINS is .* spelt as browsers do .*\.$"):
+        settings.from_environment({**MODEL, "JAXCNN_CORS_ORIGINS": text})
 
 
 @pytest.mark.parametrize("text", ["short", "long-enough,", "long enough", "long-enough,short"])

@@ -1,0 +1,190 @@
+"""What a client may do outside of a request in work, over plain sockets."""
+
+import contextlib
+import json
+import re
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.server.wire import encode, head, read_answer
+
+PICTURE = encode((250, 0, 0))
+UPGRADES = [
+    ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk"),
+    ("Connection: close, Upgrade", "Upgrade: h2c"),
+    ("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: AAAA"),
+]
+HEALTH = b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+@contextlib.contextmanager
+def connected(server) -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        yield connection
+
+
+def until_closed(connection: socket.socket) -> bytes:
+    received = b""
+    with contextlib.suppress(ConnectionError):
+        while part := connection.recv(65536):
+            received += part
+    return received
+
+
+def statuses(received: bytes) -> list[int]:
+    return [int(each) for each in re.findall(rb"HTTP/1\.1 (\d+) ", received)]
+
+
+@pytest.fixture(scope="module")
+def impatient(serve_module, model_path):
+    """A server that waits for one second, but three for the next request."""
+    with serve_module(JAXCNN_MODEL=str(model_path), JAXCNN_READ_SECONDS="1", UVICORN_TIMEOUT_KEEP_ALIVE="3") as it:
+        yield it
+
+
+# Upgrades
+
+
+@pytest.mark.parametrize("upgrade", UPGRADES, ids=["h2c", "and close", "websocket"])
+@pytest.mark.parametrize("pause", [0, 0.1], ids=["at once", "after the head"])
+def test_an_upgrade_is_declined_and_the_body_read(server, upgrade, pause):
+    with connected(server) as connection:
+        connection.sendall(head(*upgrade, f"Content-Length: {len(PICTURE)}") + PICTURE[: 0 if pause else None])
+        time.sleep(pause)
+        connection.sendall(PICTURE if pause else b"")
+        status, answer = read_answer(connection)
+        assert (status, answer["predicted_class"]) == (200, "red")
+
+
+def test_a_body_in_pieces_is_read_with_an_upgrade(server):
+    with connected(server) as connection:
+        connection.sendall(head(*UPGRADES[0], "Transfer-Encoding: chunked"))
+        for part in (PICTURE[:50], PICTURE[50:], b""):
+            connection.sendall(b"%x\r\n%s\r\n" % (len(part), part))
+        assert read_answer(connection)[1]["predicted_class"] == "red"
+
+
+def test_a_body_beside_an_upgrade_is_no_second_request(server):
+    with connected(server) as connection:
+        connection.sendall(head(*UPGRADES[0], f"Content-Length: {len(HEALTH)}"))
+        time.sleep(0.1)
+        connection.sendall(HEALTH + b"GET /readyz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        received = until_closed(connection)
+    assert statuses(received) == [400, 200]
+    assert received.endswith(b'{"status":"ready"}')
+
+
+def test_upgrades_in_a_row_are_answered_in_order(server):
+    paths = ["/healthz", "/readyz"] * 500
+    request = "GET {} HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+    with connected(server) as connection:
+        connection.sendall("".join(request.format(each) for each in paths).encode())
+        connection.sendall(b"GET /v2 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        received = until_closed(connection)
+    assert statuses(received) == [200] * 1001
+    assert re.findall(rb'"status":"(ok|ready)"', received) == [b"ok", b"ready"] * 500
+
+
+@pytest.mark.parametrize("target", ["/predict", "example.org:443"])
+def test_connect_is_refused(server, target):
+    with connected(server) as connection:
+        connection.sendall(f"CONNECT {target} HTTP/1.1\r\nHost: a\r\nContent-Length: 33\r\n\r\n".encode() + HEALTH)
+        received = until_closed(connection)
+    assert statuses(received) == [400]
+    assert list(json.loads(received.partition(b"\r\n\r\n")[2])) == ["error"]
+
+
+# Clients that send no more
+
+
+@pytest.mark.parametrize(
+    ("request_", "rest", "status"),
+    [
+        (HEALTH, b"\r\n", 200),
+        (head("Content-Length: 100", path="/nothing"), b"x", 404),
+        (head("Content-Length: 99999999999"), b"x", 413),
+        (head("Transfer-Encoding: chunked", path="/nothing"), b"1\r\nx\r\n", 404),
+        (head("Transfer-Encoding: chunked", path="/nothing"), b"1", 404),
+        (b"GET /healthz HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n", b"x", 200),
+        (head("Content-Length: 1", path="/nothing"), b"x", 404),
+    ],
+    ids=["empty line", "404", "413", "chunks", "half a chunk", "GET with a body", "whole body"],
+)
+def test_a_connection_is_closed_though_something_came_after_the_answer(impatient, request_, rest, status):
+    with connected(impatient) as connection:
+        connection.settimeout(8)
+        connection.sendall(request_)
+        assert read_answer(connection)[0] == status
+        connection.sendall(rest)
+        assert connection.recv(100) == b""
+
+
+@pytest.mark.parametrize("drop", [b"\r\n", b"x"], ids=["empty lines", "a late body"])
+def test_no_drops_keep_a_connection_open(impatient, drop):
+    with connected(impatient) as connection:
+        connection.sendall(HEALTH if drop == b"\r\n" else head("Content-Length: 100000", path="/nothing"))
+        read_answer(connection)
+        assert is_closed_while_sending(connection, drop)
+
+
+def is_closed_while_sending(connection: socket.socket, drop: bytes) -> bool:
+    try:
+        for _ in range(32):
+            connection.sendall(drop)
+            time.sleep(0.25)
+    except ConnectionError:
+        return True
+    return False
+
+
+def test_a_body_that_ends_after_its_answer_leaves_the_connection_open(impatient):
+    with connected(impatient) as connection:
+        for _ in range(2):
+            connection.sendall(head("Content-Length: 2", path="/nothing"))
+            assert read_answer(connection)[0] == 404
+            connection.sendall(b"x")
+            time.sleep(0.2)
+            connection.sendall(b"x")
+            time.sleep(1.5)  # Longer than a body may take.
+        connection.sendall(HEALTH)
+        assert read_answer(connection)[0] == 200
+
+
+def test_the_wait_for_the_next_request_does_not_cut_it_off(serve, model_path):
+    settings = {"JAXCNN_MODEL": str(model_path), "UVICORN_TIMEOUT_KEEP_ALIVE": "1"}
+    with serve(**settings) as server, connected(server) as connection:
+        for _ in range(2):
+            connection.sendall(head(f"Content-Length: {len(PICTURE)}") + PICTURE[:-1])
+            time.sleep(1.5)
+            connection.sendall(PICTURE[-1:])
+            assert read_answer(connection)[0] == 200
+
+
+# Slow heads
+
+
+@pytest.mark.parametrize("first", [b"", HEALTH], ids=["at once", "after a request"])
+@pytest.mark.parametrize("start", [b"GET / HT", b"GET / HTTP/1.1\r\nHost: a\r\nX-Slow: "])
+def test_a_slow_head_is_408(impatient, first, start):
+    with connected(impatient) as connection:
+        if first:
+            connection.sendall(first)
+            assert read_answer(connection)[0] == 200
+        connection.sendall(start)
+        received = until_closed(connection)
+    assert received.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+    assert b"\r\nconnection: close\r\n" in received
+    error = "The headers did not arrive within 1 seconds: send them faster."
+    assert json.loads(received.partition(b"\r\n\r\n")[2]) == {"error": error}
+
+
+def test_a_slow_head_does_not_cut_off_the_answer_before_it(serve, model_builder, tmp_path):
+    slow = model_builder(tmp_path / "slow.onnx", work=60)
+    settings = {"JAXCNN_MODEL": str(slow), "JAXCNN_READ_SECONDS": "1", "JAXCNN_MAX_BATCH": "1"}
+    request = head(f"Content-Length: {len(PICTURE)}") + PICTURE
+    with serve(**settings, JAXCNN_DEADLINE_MS="60000") as server, connected(server) as connection:
+        connection.sendall(request + b"GET / HT")
+        assert statuses(until_closed(connection))[0] == 200

@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from server.model import signature_of
 from server.service import Service
 
 _FOLDER = Path(__file__).parent / "page"
@@ -62,8 +63,12 @@ async def info(request: Request) -> Response:
 async def model_file(request: Request) -> Response:
     """`GET /model.onnx`: the file that is served; under `?SHA256` a browser may keep it."""
     service = _require_page(request)
-    is_kept = request.url.query == service.model.digest
-    return _file(service.settings.model, cache=_KEEP if is_kept else _ASK)
+    path, served = service.settings.model, service.model
+    if request.url.query != served.digest:
+        return _file(path)
+    if signature_of(path) != served.signature:
+        raise HTTPException(404, "The model file has been replaced since it was loaded: reload the page.")
+    return _file(path, cache=_KEEP)
 
 
 async def runtime(request: Request) -> Response:

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from pathlib import Path
 
 from server import model
 from server.errors import StartError
@@ -13,29 +12,28 @@ _log = logging.getLogger(__name__)
 
 async def watch(service: Service) -> None:
     """Looks at the model file every so often; a new one that loads, verifies and runs takes the place of the old."""
-    chosen = service.settings
-    path = chosen.model
-    served = _signature(path)
+    seen = service.model.signature  # As it was read: it may have been replaced since.
     while True:
-        await asyncio.sleep(chosen.reload_seconds)
-        found = _signature(path)
-        if found is None or found == served:
+        await asyncio.sleep(service.settings.reload_seconds)
+        found = model.signature_of(service.settings.model)
+        if found is None or found == seen:  # It is being replaced, or is gone: that is no new model.
             continue
-        served = found  # Also if it turns out to be bad: once is enough to say so.
-        try:
-            new = await asyncio.to_thread(model.load, path, max_batch=chosen.max_batch, threads=chosen.threads)
-        except StartError as error:
-            service.metrics.reloads.labels("failed").inc()
-            _log.error("the new model file is not used, the old one is still served: %s", error)
-        else:
-            service.serve(new)
-            service.metrics.reloads.labels("succeeded").inc()
-            _log.info("a new model is served: sha256 %s", new.digest)
+        seen = found  # Also if it turns out to be bad: once is enough to say so.
+        if await _load(service):
+            seen = service.model.signature
 
 
-def _signature(path: Path) -> tuple[int, ...] | None:
+async def _load(service: Service) -> bool:
+    """Tries the file, and tells whether it is served now. Whatever fails, later files shall have their turn."""
+    chosen = service.settings
     try:
-        stat = path.stat()
-    except OSError:  # It is being replaced, or is gone: that is no new model.
-        return None
-    return stat.st_mtime_ns, stat.st_size, stat.st_ino
+        new = await asyncio.to_thread(model.load, chosen.model, max_batch=chosen.max_batch, threads=chosen.threads)
+        service.serve(new)
+    except Exception as error:
+        service.metrics.reloads.labels("failed").inc()
+        unforeseen = None if isinstance(error, StartError) else error
+        _log.error("the new model file is not used, the old one is still served: %s", error, exc_info=unforeseen)
+        return False
+    service.metrics.reloads.labels("succeeded").inc()
+    _log.info("a new model is served: sha256 %s", new.digest)
+    return True

@@ -7,7 +7,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from server import errors
 from server.metrics import Metrics
 from server.model import Model
-from server.protocols import Answer, Decoded, Outputs, Query
+from server.protocols import AbandonedError, Answer, Decoded, Outputs, Query
 from server.settings import Settings
 
 # A larger body takes long to decode: those in its batch would wait for it.
@@ -32,6 +31,11 @@ class Job:
         self.query = query
         self.queued_at = time.monotonic()
         self.future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self.is_in_model = False
+
+    def is_wanted(self) -> bool:
+        """Whether anyone still waits for the answer: the client is there, and the deadline to come."""
+        return not self.future.done()
 
     def finish(self, result: Answer | Exception) -> None:
         """Hands over the result, unless nobody waits for it any more. Only for the event loop's thread."""
@@ -58,25 +62,26 @@ class Workers:
         self._queue: deque[Job] = deque()
         self._changed = threading.Condition()
         self._is_closed = False
-        self._running = 0
+        self._running: list[Job] = []
         self._seconds_per_job = 0.0
-        self._threads = ThreadPoolExecutor(settings.threads, thread_name_prefix="worker")
-        for _ in range(settings.threads):
-            self._threads.submit(self._work)
+        for i in range(settings.threads):
+            # Daemons: the process does not wait at its end for a picture that nobody waits for.
+            threading.Thread(target=self._work, name=f"worker_{i}", daemon=True).start()
 
     def close(self) -> None:
-        """Finishes what is queued, then ends the threads."""
+        """Finishes what anyone waits for, then has the threads end, each after the picture that it is at."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
-        self._threads.shutdown()
+            while any(job.is_wanted() or job.is_in_model for job in (*self._queue, *self._running)):
+                self._changed.wait(0.05)  # What ends meanwhile does not notify: that would wake all idle threads.
 
     def expected_wait(self) -> float:
         """Seconds until a query queued now would be answered, by the speed of the latest ones.
 
         Zero while there is no other: so a slow query cannot have all others refused for ever.
         """
-        before = len(self._queue) + self._running
+        before = len(self._queue) + len(self._running)
         return (before + 1) * self._seconds_per_job / self._settings.threads if before else 0.0
 
     async def answer(self, query: Query, gone: asyncio.Future[Any]) -> Answer:
@@ -124,7 +129,7 @@ class Workers:
             except BaseException as error:  # A defect here must not end the thread, nor leave anyone waiting.
                 results = [error if isinstance(error, Exception) else RuntimeError(repr(error))] * len(batch)
             with self._changed:
-                self._running -= len(batch)
+                self._running = [job for job in self._running if job not in batch]
                 seconds = (time.monotonic() - start) / len(batch)
                 self._seconds_per_job += (0.1 if self._seconds_per_job else 1) * (seconds - self._seconds_per_job)
             with contextlib.suppress(RuntimeError):  # The event loop has ended, and everyone who waited with it.
@@ -136,7 +141,7 @@ class Workers:
             while not self._queue and not self._is_closed:
                 self._changed.wait()
             batch = self._pick()
-            self._running += len(batch)
+            self._running += batch
             self._metrics.queue_depth.set(len(self._queue))
             return batch
 
@@ -159,11 +164,21 @@ class Workers:
         for job in batch:
             self._metrics.queue_wait.observe(start - job.queued_at)
         model = self.model
-        results: list[Answer | Exception | Decoded] = [_decode(job.query, model) for job in batch]
-        good = [each for each in results if isinstance(each, Decoded)]
+        results: list[Answer | Exception | Decoded] = [_decode(job, model) for job in batch]
         self._metrics.observe_stage("decode", start)
+        results = self._enter_model(batch, results)
+        good = [each for each in results if isinstance(each, Decoded)]
         answers = iter(self._classify(model, good) if good else ())
         return [next(answers) if isinstance(each, Decoded) else each for each in results]
+
+    def _enter_model(
+        self, batch: list[Job], results: list[Answer | Exception | Decoded]
+    ) -> list[Answer | Exception | Decoded]:
+        """Leaves out what nobody waits for, and marks the rest: `close` must not have the process end during a run."""
+        with self._changed:
+            for job in batch:
+                job.is_in_model = job.is_wanted()
+        return [each if job.is_in_model else AbandonedError() for job, each in zip(batch, results, strict=True)]
 
     def _classify(self, model: Model, queries: Sequence[Decoded]) -> list[Answer | Exception]:
         start = time.monotonic()
@@ -204,9 +219,11 @@ def _finish(batch: list[Job], results: list[Answer | Exception]) -> None:
         job.finish(result)
 
 
-def _decode(query: Query, model: Model) -> Decoded | Exception:
+def _decode(job: Job, model: Model) -> Decoded | Exception:
+    if not job.is_wanted():  # Others of its batch took long.
+        return AbandonedError()
     try:
-        return query.decode(model)
+        return job.query.decode(model, job.is_wanted)
     except Exception as error:
         return error
 

@@ -36,6 +36,10 @@ class Decoded:
     """Writes the answer from the outputs for these pictures."""
 
 
+class AbandonedError(Exception):
+    """Nobody waits for the answer any more."""
+
+
 class Query(Protocol):
     """A request for predictions whose body has arrived."""
 
@@ -43,9 +47,14 @@ class Query(Protocol):
     def size(self) -> int:
         """Length of the body."""
 
-    def decode(self, model: Model) -> Decoded:
+    def decode(self, model: Model, is_wanted: Callable[[], bool]) -> Decoded:
         """Takes the body apart and decodes its pictures.
+
+        Args:
+            model: what they are decoded for.
+            is_wanted: whether anyone still waits for the answer; asked before each picture.
 
         Raises:
             HTTPException: what is wrong with the request.
+            AbandonedError: nobody waits any more.
         """

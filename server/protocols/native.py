@@ -1,6 +1,7 @@
 """The native wire format: a picture as JSON, raw bytes or multipart, and the most probable classes as JSON."""
 
 import logging
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ from starlette.exceptions import HTTPException
 from server import picture
 from server.errors import PictureError
 from server.model import Model
-from server.protocols import Answer, Decoded, Outputs
+from server.protocols import AbandonedError, Answer, Decoded, Outputs
 from server.protocols.text import parse_base64, parse_object
 from server.settings import Settings
 
@@ -23,6 +24,9 @@ from server.settings import Settings
 logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
 
 _JSON = {"Content-Type": "application/json"}
+
+# Beside image/*. The second is what SageMaker's own image classifier takes.
+_RAW = (b"application/octet-stream", b"application/x-image")
 
 
 @dataclass(frozen=True)
@@ -50,28 +54,47 @@ class NativeQuery:
         """Length of the body."""
         return len(self.body)
 
-    def decode(self, model: Model) -> Decoded:
+    def decode(self, model: Model, is_wanted: Callable[[], bool]) -> Decoded:
         """Takes the body apart and decodes its pictures.
 
         Raises:
             HTTPException: the body is not what its content type promises, or holds no pictures.
+            AbandonedError: nobody waits any more.
         """
         payload = parse(self.content_type, self.body, max_images=self.limits.max_images)
         places = [f"images[{i}]: " if payload.is_list else "" for i in range(len(payload.pictures))]
-        images = [
-            decode_picture(place, data, model, self.limits)
-            for place, data in zip(places, payload.pictures, strict=True)
-        ]
+        images = decode_pictures(zip(places, payload.pictures, strict=True), model, self.limits, is_wanted)
         outputs = {"probabilities", "heatmap"} if self.heatmap else {"probabilities"}
-        return Decoded(np.stack(images), frozenset(outputs), partial(_answer, model.names, self.top_k, payload.is_list))
+        return Decoded(images, frozenset(outputs), partial(_answer, model.names, self.top_k, payload.is_list))
 
 
-def decode_picture(place: str, data: bytes, model: Model, limits: Settings) -> npt.NDArray[np.uint8]:
-    """Decodes a picture to the model's size.
+def decode_pictures(
+    pictures: Iterable[tuple[str, bytes]], model: Model, limits: Settings, is_wanted: Callable[[], bool]
+) -> npt.NDArray[np.uint8]:
+    """Decodes pictures to the model's size, for as long as anyone waits for them.
+
+    Args:
+        pictures: one or more, each with the place in the request that a message about it starts with.
+        model: gives the size.
+        limits: give the most pixels.
+        is_wanted: asked before each picture.
+
+    Returns:
+        uint8 [pictures, height, width, 3].
 
     Raises:
-        HTTPException: 400; the message starts with the place.
+        HTTPException: 400.
+        AbandonedError: nobody waits any more.
     """
+    images = []
+    for place, data in pictures:
+        if not is_wanted():  # A few bytes may be a picture that takes seconds.
+            raise AbandonedError
+        images.append(_decode_picture(place, data, model, limits))
+    return np.stack(images)
+
+
+def _decode_picture(place: str, data: bytes, model: Model, limits: Settings) -> npt.NDArray[np.uint8]:
     try:
         return picture.decode(data, height=model.height, width=model.width, max_pixels=limits.max_pixels)
     except PictureError as error:
@@ -108,7 +131,7 @@ def parse(content_type: str, body: bytes, *, max_images: int) -> Payload:
         return _parse_json(body, max_images)
     if media_type == b"multipart/form-data":
         return _parse_multipart(options.get(b"boundary"), body, max_images)
-    if media_type.startswith(b"image/") or media_type == b"application/octet-stream":
+    if media_type.startswith(b"image/") or media_type in _RAW:
         return Payload([body], is_list=False)
     raise HTTPException(
         415,

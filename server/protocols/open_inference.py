@@ -2,19 +2,21 @@
 
 import importlib.metadata
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 from starlette.exceptions import HTTPException
 
 from server.model import Model
 from server.protocols import Answer, Decoded, Outputs
-from server.protocols.native import decode_picture, too_many
+from server.protocols.native import decode_pictures, too_many
 from server.protocols.tensor import Input, parse_input, to_files, to_images
-from server.protocols.text import parse_object
+from server.protocols.text import optional, parse_object
 from server.settings import Settings
 
 VERSION = "1"
@@ -69,11 +71,12 @@ class InferQuery:
         """Length of the body."""
         return len(self.body)
 
-    def decode(self, model: Model) -> Decoded:
+    def decode(self, model: Model, is_wanted: Callable[[], bool]) -> Decoded:
         """Takes the body apart and decodes its pictures.
 
         Raises:
             HTTPException: 400 malformed, 413 too many pictures.
+            AbandonedError: nobody waits any more.
         """
         text, binary = self._split()
         content = parse_object(text, _HINT)
@@ -84,7 +87,7 @@ class InferQuery:
         tensor = parse_input(content, binary)
         if tensor.shape and tensor.shape[0] > self.limits.max_images:
             raise too_many(self.limits.max_images)
-        images = self._images(tensor, model)
+        images = self._images(tensor, model, is_wanted)
         return Decoded(
             images, frozenset(each.name for each in wanted), partial(_answer, model.name, request_id, wanted)
         )
@@ -99,17 +102,17 @@ class InferQuery:
             )
         return body[: int(self.json_size)], body[int(self.json_size) :]
 
-    def _images(self, tensor: Input, model: Model) -> Any:
+    def _images(self, tensor: Input, model: Model, is_wanted: Callable[[], bool]) -> npt.NDArray[np.uint8]:
         if tensor.datatype != "BYTES":
             return to_images(tensor, height=model.height, width=model.width)
-        files = to_files(tensor)
-        return np.stack([decode_picture(f"data[{i}]: ", each, model, self.limits) for i, each in enumerate(files)])
+        pictures = [(f"data[{i}]: ", each) for i, each in enumerate(to_files(tensor))]
+        return decode_pictures(pictures, model, self.limits, is_wanted)
 
 
 def _parse_outputs(content: dict[str, Any], model: Model) -> list[_Wanted]:
     """The outputs that a request names, or all of them; JSON unless it asks for binary data."""
     binary = _flag(content, "binary_data_output", default=False)
-    outputs = content.get("outputs", [])
+    outputs = optional(content, "outputs", [])
     if not isinstance(outputs, list) or not all(isinstance(each, dict) for each in outputs):
         raise HTTPException(400, "`outputs` has to be a list of objects with a `name`.")
     names = [each.get("name") for each in outputs]
@@ -122,13 +125,13 @@ def _parse_outputs(content: dict[str, Any], model: Model) -> list[_Wanted]:
 
 
 def _flag(holder: dict[str, Any], name: str, *, default: bool) -> bool:
-    parameters = holder.get("parameters", {})
+    parameters = optional(holder, "parameters", {})
     if not isinstance(parameters, dict):
         raise HTTPException(400, "`parameters` has to be an object.")
     unsupported = [each for each in parameters if each == "classification" or each.startswith("shared_memory")]
     if unsupported:
         raise HTTPException(400, f"The parameter {unsupported[0][:100]!r} is not supported here: leave it out.")
-    flag = parameters.get(name, default)
+    flag = optional(parameters, name, default)
     if not isinstance(flag, bool):
         raise HTTPException(400, f"`{name}` has to be true or false.")
     return flag

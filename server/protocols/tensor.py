@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from starlette.exceptions import HTTPException
 
-from server.protocols.text import parse_base64
+from server.protocols.text import optional, parse_base64
 
 
 @dataclass(frozen=True)
@@ -54,19 +54,19 @@ def parse_input(content: dict[str, Any], binary: memoryview) -> Input:
 
 
 def _data(tensor: dict[str, Any], binary: memoryview) -> Any:
-    parameters = tensor.get("parameters", {})
+    parameters = optional(tensor, "parameters", {})
     if not isinstance(parameters, dict):
         raise HTTPException(400, "`parameters` has to be an object.")
     if any(each.startswith("shared_memory") for each in parameters):
         raise HTTPException(400, "There is no shared memory here: send the data with the request.")
     size = parameters.get("binary_data_size")
     if size is None:
-        if "data" not in tensor:
+        if tensor.get("data") is None:
             raise HTTPException(400, "The tensor has neither `data` nor a `binary_data_size` in its parameters.")
         if len(binary):
             raise HTTPException(400, "There are bytes after the JSON text, but no tensor has a `binary_data_size`.")
         return tensor["data"]
-    if "data" in tensor or type(size) is not int or size != len(binary):
+    if tensor.get("data") is not None or type(size) is not int or size != len(binary):
         raise HTTPException(
             400,
             f"`binary_data_size` has to be the number of bytes after the JSON text, which is {len(binary)}, in place of"

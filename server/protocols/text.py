@@ -29,6 +29,12 @@ def parse_object(body: bytes | memoryview, hint: str) -> dict[str, Any]:
     return content
 
 
+def optional(holder: dict[str, Any], name: str, default: Any) -> Any:
+    """A field that may be left out; clients with a schema send null for what they leave out."""
+    value = holder.get(name)
+    return default if value is None else value
+
+
 def parse_base64(place: str, text: Any) -> bytes:
     """Decodes base64, strictly but for white space, which some encoders break lines with, and a `data:` URL.
 

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 from hypothesis import given
+from hypothesis import settings as limited
 from hypothesis import strategies as st
 from starlette.exceptions import HTTPException
 
 from server import model, settings
+from server.protocols import AbandonedError
 from server.protocols.open_inference import InferQuery
 from tests.server.wire import COLOURS, encode, error, post, text
 
@@ -226,6 +228,28 @@ WRONG = [
 ]
 
 
+def test_null_is_as_good_as_left_out(client):
+    whole = infer(client).json()
+    outputs = [{"name": each["name"], "parameters": None} for each in whole["outputs"]]
+    for changes in (
+        {"outputs": None, "parameters": None, "id": None},
+        {"outputs": outputs, "parameters": {"binary_data_output": None}},
+        {"tensors": [{**tensor(), "parameters": None}]},
+        {"tensors": [{**tensor(), "parameters": {"binary_data_size": None}}]},
+    ):
+        response = infer(client, **changes)
+        assert response.status_code == 200, response.text
+        assert response.json() == whole
+
+
+def test_null_beside_binary_data_is_as_good_as_left_out(client):
+    pixels = BLUE.tobytes()
+    image = {**tensor(), "data": None, "parameters": {"binary_data_size": len(pixels)}}
+    head = json.dumps({"inputs": [image]}).encode()
+    response = client.post(INFER, content=head + pixels, headers={"Inference-Header-Content-Length": str(len(head))})
+    assert response.status_code == 200, response.text
+
+
 @pytest.mark.parametrize(("fields", "complaint"), WRONG, ids=[f"{i}" for i in range(len(WRONG))])
 def test_what_is_malformed_is_400(client, fields, complaint):
     response = infer(client, **fields)
@@ -337,10 +361,11 @@ def test_no_other_error_for_any_request(loaded, changes, fields, rest, header):
     json_size = str(len(head) + header) if isinstance(header, int) else header
     query = InferQuery(body=head + rest, json_size=json_size, limits=settings.Settings())
     with contextlib.suppress(HTTPException):
-        decoded = query.decode(loaded)
+        decoded = query.decode(loaded, lambda: True)
         assert decoded.images.shape[1:] == (8, 8, 3)
 
 
+@limited(deadline=None)  # The first loads Pillow's plugins.
 @given(files=st.lists(st.binary(max_size=30), max_size=4), cut=st.integers(0, 40))
 def test_no_other_error_for_any_binary_files(loaded, files, cut):
     data = b"".join(struct.pack("<I", len(each)) + each for each in files)[:cut]
@@ -349,11 +374,21 @@ def test_no_other_error_for_any_binary_files(loaded, files, cut):
         {"inputs": [tensor(datatype="BYTES", shape=[len(files) or 1], data=None, parameters=parameters)]}
     ).encode()
     with pytest.raises(HTTPException):
-        InferQuery(body=head + data, json_size=str(len(head)), limits=settings.Settings()).decode(loaded)
+        InferQuery(body=head + data, json_size=str(len(head)), limits=settings.Settings()).decode(loaded, lambda: True)
 
 
 def test_base64_files_are_read_like_binary_ones(loaded):
     data = base64.b64encode(encode(COLOURS["red"])).decode()
     body = json.dumps({"inputs": [tensor(datatype="BYTES", shape=[1, 1], data=[[data]])]}).encode()
-    decoded = InferQuery(body=body, json_size=None, limits=settings.Settings()).decode(loaded)
+    decoded = InferQuery(body=body, json_size=None, limits=settings.Settings()).decode(loaded, lambda: True)
     assert (decoded.images == [250, 0, 0]).all()
+
+
+def test_no_picture_is_decoded_that_nobody_waits_for(loaded):
+    asked = iter([True, True, False])
+    good = base64.b64encode(encode(COLOURS["red"])).decode()
+    bad = base64.b64encode(b"would be refused").decode()
+    body = json.dumps({"inputs": [tensor(datatype="BYTES", shape=[3], data=[good, good, bad])]}).encode()
+    query = InferQuery(body=body, json_size=None, limits=settings.Settings())
+    with pytest.raises(AbandonedError):
+        query.decode(loaded, lambda: next(asked))

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from tests.server.wire import YELLOW, ask_until_unready, encode, error, head, log_lines, post, read_answer
+from tests.server.wire import YELLOW, ask_until_unready, encode, error, head, log_lines, post, read_answer, text
 
 PICTURE = encode((250, 0, 0))
 ENCODED = 'jaxcnn_stage_duration_seconds_count{stage="encode"}'
@@ -76,11 +76,12 @@ def wait_until(condition) -> None:
 
 
 def test_a_passed_deadline_is_504(serve_slowly):
-    with serve_slowly(JAXCNN_DEADLINE_MS="50") as server:
+    with serve_slowly(JAXCNN_DEADLINE_MS="200") as server:
+        post(server.client, b"no picture")  # The first loads what reads pictures, and would not reach the model.
         for done in (1, 2):  # The second is not refused for what the first took.
             response = post(server.client, PICTURE)
             assert response.status_code == 504
-            assert error(response).startswith("The answer took longer than 0.05 seconds")
+            assert error(response).startswith("The answer took longer than 0.2 seconds")
             wait_until(lambda: metric(server.client, ENCODED) == done)  # noqa: B023
             time.sleep(0.1)
 
@@ -96,6 +97,31 @@ def test_what_would_miss_its_deadline_is_503_at_once(serve_slowly):
         assert all(seconds < 1 and retry >= 1 for seconds, retry in refused)
         assert sum(status == 200 for status, _, _ in answers) >= 3
         assert metric(server.client, 'jaxcnn_shed_total{reason="deadline"}') == len(refused) >= 3
+
+
+HOSTILE = encode((250, 0, 0), "WEBP", (5000, 5000))
+"""Takes most of a second to decode."""
+
+
+def test_work_that_nobody_waits_for_stops(serve, model_path):
+    with serve(JAXCNN_MODEL=str(model_path), JAXCNN_THREADS="1", JAXCNN_DEADLINE_MS="1000") as server:
+        assert server.client.post("/predict", json={"images": [text(HOSTILE)] * 32}).status_code == 504
+        start = time.monotonic()
+        wait_until(lambda: post(server.client, PICTURE).status_code == 200)
+        assert time.monotonic() - start < 8  # All 32 take half a minute.
+        assert metric(server.client, "jaxcnn_batch_size_count") == 1
+
+
+def test_a_stop_does_not_wait_for_what_nobody_waits_for(serve, model_path):
+    settings = {"JAXCNN_THREADS": "2", "JAXCNN_DEADLINE_MS": "100", "JAXCNN_MAX_PIXELS": "89000000"}
+    with serve(JAXCNN_MODEL=str(model_path), **settings) as server, ThreadPoolExecutor(2) as threads:
+        picture = encode((250, 0, 0), "WEBP", (9400, 9400))
+        for each in [threads.submit(post, server.client, picture, "image/webp") for _ in range(2)]:
+            assert each.result().status_code == 504
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(timeout=30) == 0  # With both threads in the midst of a picture.
+        assert "Application shutdown complete." in server.log.read_text()
+        assert not re.search("Traceback|Fatal|terminate", server.log.read_text())
 
 
 def timed_post(port: int) -> tuple[int, float, str]:
@@ -146,14 +172,35 @@ def test_bodies_share_a_bounded_memory(serve, model_path):
         with socket.create_connection(("127.0.0.1", server.port), timeout=30) as slow:
             slow.sendall(head("Content-Length: 100000", "Expect: 100-continue"))
             assert slow.recv(100).startswith(b"HTTP/1.1 100")
+            slow.sendall(picture[:90_000])
+            wait_until(lambda: post(server.client, picture).status_code == 503)
             response = post(server.client, picture)
             assert (response.status_code, response.headers["retry-after"]) == (503, "1")
             assert post(server.client, PICTURE).status_code == 200  # There is room for a small one.
-            slow.sendall(picture)
+            slow.sendall(picture[90_000:])
             assert read_answer(slow)[0] == 200
         wait_until(lambda: is_refused_beside_chunks(server, picture))
         wait_until(lambda: post(server.client, picture).status_code == 200)
         assert metric(server.client, 'jaxcnn_shed_total{reason="bytes"}') >= 2
+
+
+def test_bodies_that_are_only_declared_keep_nobody_out(serve, model_path):
+    limits = {"JAXCNN_MAX_BODY_BYTES": "100000", "JAXCNN_MAX_BUFFER_BYTES": "150000"}
+    with serve(JAXCNN_MODEL=str(model_path), **limits) as server, contextlib.ExitStack() as stack:
+        for _ in range(6):
+            idle = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=30))
+            idle.sendall(head("Content-Length: 100000", "Expect: 100-continue"))
+            assert idle.recv(100).startswith(b"HTTP/1.1 100")
+        assert post(server.client, PICTURE + bytes(100_000 - len(PICTURE))).status_code == 200
+
+
+def test_a_body_that_comes_at_once_is_counted(serve, slow_model):
+    """Two that wait for the model in a memory that holds one of them."""
+    limits = {"JAXCNN_MAX_BODY_BYTES": "10000", "JAXCNN_MAX_BUFFER_BYTES": "15000"}
+    with serve(JAXCNN_MODEL=str(slow_model), **limits) as server, ThreadPoolExecutor(4) as threads:
+        picture = PICTURE + bytes(10_000 - len(PICTURE))
+        answers = [threads.submit(post, server.client, picture) for _ in range(4)]
+        assert {each.result().status_code for each in answers} == {200, 503}
 
 
 def test_a_full_server_answers_503_and_stays_healthy(serve, model_path):
@@ -201,6 +248,10 @@ def test_a_slow_body_is_408(serve, model_path):
             r"The model .* cannot be served: it fails on a batch of 4 black pictures .*",
         ),
         (
+            {"JAXCNN_MODEL": "{damaged}"},
+            r"The model .* cannot be served: it is damaged: its metadata .* not valid UTF-8\. .*",
+        ),
+        (
             {"JAXCNN_THREADS": "many"},
             r"JAXCNN_THREADS is 'many': set it to a whole number from 1 to 256, or unset it\.",
         ),
@@ -209,7 +260,9 @@ def test_a_slow_body_is_408(serve, model_path):
 def test_a_wrong_setting_stops_the_start_with_one_line(start, model_builder, tmp_path, environment, line):
     log = tmp_path / "log"
     failing = model_builder(tmp_path / "failing.onnx", rows=1)
-    process = start(log, **{key: value.format(failing=failing) for key, value in environment.items()})
+    damaged = tmp_path / "damaged.onnx"
+    damaged.write_bytes(model_builder(damaged).read_bytes().replace(b"stretch", b"stre\xffch"))
+    process = start(log, **{key: value.format(failing=failing, damaged=damaged) for key, value in environment.items()})
     assert process.wait(timeout=30) != 0
     wrong, end = (each for each in log.read_text().splitlines() if not each.startswith("INFO:"))
     assert re.fullmatch(f"ERROR: +{line}", wrong)
@@ -305,12 +358,16 @@ def test_long_headers_within_the_limit_are_read(client):
     assert client.get("/healthz", headers={"X-Long": "x" * 50_000}).status_code == 200
 
 
-@pytest.mark.parametrize("start", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: a\r\nX-Slow: "])
-def test_a_slow_head_is_not_waited_for(serve, model_path, start):
+@pytest.mark.parametrize(
+    ("start", "answer"),
+    [(b"", b""), (b"GET / HT", b"HTTP/1.1 408"), (b"GET / HTTP/1.1\r\nHost: a\r\nX-Slow: ", b"HTTP/1.1 408")],
+)
+def test_a_slow_head_is_not_waited_for(serve, model_path, start, answer):
     settings = {"JAXCNN_MODEL": str(model_path), "JAXCNN_READ_SECONDS": "1"}
     with serve(**settings) as server, socket.create_connection(("127.0.0.1", server.port), timeout=30) as slow:
         slow.sendall(start)
-        assert slow.recv(100) == b""  # Closed.
+        received = b"".join(iter(lambda: slow.recv(65536), b""))  # Closed.
+        assert received[:12] == answer
 
 
 def test_a_kept_connection_does_not_count_as_slow(serve, model_path):
@@ -357,7 +414,19 @@ def test_a_second_sigterm_is_not_waited_for(serve, model_path):
     with serve(JAXCNN_MODEL=str(model_path), JAXCNN_DRAIN_SECONDS="3600") as server:
         server.process.send_signal(signal.SIGTERM)
         log_lines(server, message="SIGTERM: not ready any more; the end is in 3600 seconds")
+        time.sleep(1.1)
         server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(timeout=30) == 0
+
+
+def test_sigterm_twice_at_once_is_one(serve, model_path):
+    """As to a worker, by the service manager and by its parent."""
+    with serve(JAXCNN_MODEL=str(model_path), JAXCNN_DRAIN_SECONDS="3") as server:
+        for _ in range(2):
+            server.process.send_signal(signal.SIGTERM)
+            log_lines(server, message="SIGTERM: not ready any more; the end is in 3 seconds")
+        time.sleep(1.5)
+        assert server.client.get("/readyz").status_code == 503
         assert server.process.wait(timeout=30) == 0
 
 

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -93,6 +94,78 @@ def test_a_file_that_is_no_model_is_refused(tmp_path, content):
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
     with pytest.raises(StartError, match="cannot be served: onnxruntime cannot open it"):
+        load(path)
+
+
+@pytest.mark.parametrize("text", [b"version", b"probabilities", b"bicubic", b"image"])
+def test_a_file_with_text_that_is_not_utf8_is_refused(model_path, tmp_path, text, capfd):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model_path.read_bytes().replace(text, text[:-2] + b"\xff" + text[-1:]))
+    with pytest.raises(StartError, match="cannot be served"):
+        load(path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_version_that_no_answer_could_hold_is_refused(model_builder, tmp_path):
+    with pytest.raises(StartError, match="version that is not valid Unicode"):
+        load(model_builder(tmp_path / "model.onnx", metadata={"version": r'"\udcff"'}))
+
+
+def test_a_file_that_goes_while_it_is_read_is_refused(model_path, tmp_path, monkeypatch):
+    path = tmp_path / "model.onnx"
+    shutil.copy(model_path, path)
+    opened = model._open
+
+    def open_and_remove(path, threads):
+        session = opened(path, threads)
+        path.unlink()
+        return session
+
+    monkeypatch.setattr(model, "_open", open_and_remove)
+    with pytest.raises(StartError, match="is not a file"):
+        load(path)
+
+
+def test_a_file_that_cannot_be_read_is_refused(model_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(model_path), "open", refuse)
+    with pytest.raises(StartError, match=r"it cannot be read \(.*Permission denied\)"):
+        load(model_path)
+
+
+def test_a_file_replaced_while_it_is_read_is_the_one_that_is_told(model_builder, model_path, tmp_path, monkeypatch):
+    path = tmp_path / "model.onnx"
+    new = model_builder(tmp_path / "new.onnx", metadata={"names": ["a", "b", "c", "d", "e"]})
+    shutil.copy(model_path, path)
+    opened = model._open
+
+    def open_and_replace(path, threads):
+        session = opened(path, threads)
+        if new.exists():
+            new.replace(path)
+        return session
+
+    monkeypatch.setattr(model, "_open", open_and_replace)
+    loaded = load(path)
+    assert loaded.names == ("a", "b", "c", "d", "e")
+    assert loaded.digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert loaded.signature == model.signature_of(path)
+
+
+def test_a_file_that_never_rests_is_refused(model_path, tmp_path, monkeypatch):
+    path = tmp_path / "model.onnx"
+    shutil.copy(model_path, path)
+    opened = model._open
+
+    def open_and_write(path, threads):
+        session = opened(path, threads)
+        path.write_bytes(path.read_bytes() + b"x")
+        return session
+
+    monkeypatch.setattr(model, "_open", open_and_write)
+    with pytest.raises(StartError, match="cannot be served"):
         load(path)
 
 

@@ -221,6 +221,24 @@ def test_the_largest_picture_is_accepted():
     assert decode(encode(Image.new("1", (1000, 1000)))).shape == (8, 8, 3)
 
 
+def of_many_scans(count: int) -> bytes:
+    """A progressive JPEG whose last scan, with its Huffman table, comes so often."""
+    whole = encode(Image.new("L", (1000, 1000), 250), "JPEG", progressive=True)
+    start = whole.rindex(b"\xff\xc4", 0, whole.rindex(b"\xff\xda"))
+    return whole[:start] + whole[start:-2] * count + whole[-2:]
+
+
+def test_a_jpeg_of_very_many_scans_is_refused():
+    assert (decode(of_many_scans(90)) == 250).all()
+    with pytest.raises(PictureError, match="a JPEG of more than 100 scans"):
+        decode(of_many_scans(101))
+
+
+def test_what_only_looks_like_scans_is_none():
+    whole = encode(noise("RGB"), "JPEG", comment=b"\xff\xda\0\2" * 200)
+    assert (decode(whole + b"\xff\xda\0\2" * 200) == decode(whole)).all()
+
+
 def test_a_bomb_in_a_text_chunk_is_refused():
     text = chunk(b"zTXt", b"comment\0\0" + zlib.compress(b" " * 50_000_000))
     data = encode(noise("RGB"))

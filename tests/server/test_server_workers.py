@@ -27,7 +27,7 @@ class Ask:
     seen: list[str] = field(default_factory=list)
     begun: threading.Event = field(default_factory=threading.Event)
 
-    def decode(self, model: model.Model) -> Decoded:
+    def decode(self, model: model.Model, is_wanted: Callable[[], bool]) -> Decoded:
         self.seen.append(threading.current_thread().name)
         self.begun.set()
         if self.go is not None:
@@ -92,7 +92,7 @@ def test_a_failure_is_the_failure_of_one(model_path):
         go, first = await hold_up(workers)
         good, bad = Ask((0, 0, 250)), Ask((255, 255, 0))
         broken = Ask()
-        broken.decode = lambda _: 1 / 0
+        broken.decode = lambda *_: 1 / 0
         tasks = [start(workers, each)[0] for each in (good, bad, broken, Ask((0, 250, 0)))]
         await asyncio.sleep(0)
         go.set()
@@ -180,6 +180,80 @@ def test_the_end_finishes_what_is_queued(model_path):
         go.set()
         assert {each.body for each in await asyncio.gather(*tasks)} == {b"blue"}
         await asyncio.gather(first, closing)
+
+    run(test, model_path)
+
+
+def test_what_nobody_waits_for_is_not_run(model_path):
+    async def test(workers):
+        go, first = await hold_up(workers)
+        with pytest.raises(HTTPException, match="504"):
+            await first
+        go.set()
+        answer = await start(workers, Ask((0, 0, 250)))[0]
+        assert answer.body == b"blue"
+        assert "jaxcnn_batch_size_count 1.0" in workers._metrics.render().decode()
+
+    run(test, model_path, deadline_ms=500)
+
+
+def test_what_nobody_waits_for_is_not_even_decoded(model_path):
+    async def test(workers):
+        go, first = await hold_up(workers)
+        held, beside = Ask(go=threading.Event()), Ask()
+        tasks = [start(workers, each) for each in (held, beside)]
+        await asyncio.sleep(0)
+        go.set()
+        await first
+        await until(held.begun)  # The other is in its batch.
+        for task, gone in tasks:
+            gone.set_result(None)
+            with pytest.raises(ClientDisconnect):
+                await task
+        held.go.set()
+        await start(workers, Ask())[0]
+        assert beside.seen == []
+
+    run(test, model_path)
+
+
+def test_the_end_does_not_wait_for_what_nobody_waits_for(model_path):
+    async def test(workers):
+        go, first = await hold_up(workers)
+        closing = asyncio.create_task(asyncio.to_thread(workers.close))
+        try:
+            with pytest.raises(HTTPException, match="504"):
+                await first
+            await asyncio.wait_for(asyncio.shield(closing), 5)
+        finally:
+            go.set()
+        await closing
+
+    run(test, model_path, deadline_ms=200)
+
+
+def test_the_end_waits_for_the_model(model_path):
+    class HeldUp:
+        begun, go = threading.Event(), threading.Event()
+
+        def run(self, names, inputs):
+            self.begun.set()
+            assert self.go.wait(20)
+            return [np.ones((1, 5), np.float32)]
+
+    async def test(workers):
+        session = HeldUp()
+        workers.model = dataclasses.replace(workers.model, session=session)
+        task, gone = start(workers, Ask())
+        await until(session.begun)
+        gone.set_result(None)
+        with pytest.raises(ClientDisconnect):
+            await task
+        closing = asyncio.create_task(asyncio.to_thread(workers.close))
+        await asyncio.sleep(0.3)
+        assert not closing.done()
+        session.go.set()
+        await closing
 
     run(test, model_path)
 

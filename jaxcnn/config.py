@@ -39,6 +39,7 @@ class DataConfig:
     """Chooses which pictures are held out."""
 
     def __post_init__(self) -> None:
+        _require_finite(self, "data.")
         _require(self.image_size >= 8, "data.image_size", self.image_size, "at least 8")
         fraction = self.validation_fraction
         _require(
@@ -50,6 +51,7 @@ class DataConfig:
             self.archive,
             "left out unless data.source is tiny_imagenet (a zip of class folders goes in data.source itself)",
         )
+        _require(self.split_seed >= 0, "data.split_seed", self.split_seed, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +80,7 @@ class ModelConfig:
     """On a CPU, compute by kernels that are made for it, which are several times as fast; no effect elsewhere."""
 
     def __post_init__(self) -> None:
+        _require_finite(self, "model.")
         if self.name != "resnet":
             for each in ("widths", "blocks", "stem", "preactivation", "dropout", "inference_side"):
                 default = ModelConfig.__dataclass_fields__[each].default
@@ -133,6 +136,7 @@ class AugmentConfig:
     """Largest relative change of saturation."""
 
     def __post_init__(self) -> None:
+        _require_finite(self, "augment.")
         _require(0 <= self.pad_crop < 1, "augment.pad_crop", self.pad_crop, "from 0 to below 1")
         if self.crop_scale is not None:
             low, high = self.crop_scale
@@ -168,12 +172,20 @@ class OptimConfig:
     """Decay, per step, of the average of parameters and batch statistics that is evaluated and exported; 0: none."""
 
     def __post_init__(self) -> None:
+        _require_finite(self, "optim.")
         _require(self.learning_rate > 0, "optim.learning_rate", self.learning_rate, "above 0")
         _require(0 <= self.warmup <= 1, "optim.warmup", self.warmup, "from 0 to 1")
         _require(0 <= self.momentum < 1, "optim.momentum", self.momentum, "from 0 to below 1")
         _require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "0 or more")
         _require(self.clip_norm is None or self.clip_norm > 0, "optim.clip_norm", self.clip_norm, "above 0")
         _require(0 <= self.ema_decay < 1, "optim.ema_decay", self.ema_decay, "from 0 to below 1")
+
+
+MAX_EPOCHS = 1_000_000
+"""More are a slip: steps are counted in 32 bits, and a million passes leave a data set 2,147 steps in each."""
+
+MAX_SEED = 2**63 - 1
+"""The largest that jax makes a key of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,8 +214,10 @@ class Config:
     """Longest time between checkpoints; one is also written after every epoch."""
 
     def __post_init__(self) -> None:
+        _require_finite(self)
         _require(self.init_from != "", "init_from", self.init_from, "`shipped`, a .safetensors file or a workdir")
         _require(self.epochs >= 1, "epochs", self.epochs, "at least 1")
+        _require(self.epochs <= MAX_EPOCHS, "epochs", self.epochs, f"at most {MAX_EPOCHS:,}")
         _require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2")
         starts = [start for start, _ in self.resolutions]
         _require(
@@ -214,7 +228,7 @@ class Config:
         )
         _require(all(side >= 8 for _, side in self.resolutions), "resolutions", self.resolutions, "sides of at least 8")
         _require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "from 0 to below 1")
-        _require(self.seed >= 0, "seed", self.seed, "0 or more")
+        _require(0 <= self.seed <= MAX_SEED, "seed", self.seed, f"from 0 to {MAX_SEED}")
         _require(self.checkpoint_minutes > 0, "checkpoint_minutes", self.checkpoint_minutes, "above 0")
 
     def resolution(self, epoch: int) -> int:
@@ -400,7 +414,7 @@ PRESETS: dict[str, Callable[[], Config]] = {
 
 def to_json(config: Config) -> str:
     """The settings as indented JSON, with every field."""
-    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+    return json.dumps(dataclasses.asdict(config), indent=2, allow_nan=False) + "\n"
 
 
 def from_json(text: str) -> Config:
@@ -454,6 +468,19 @@ def _checked(value: Any, valid: bool, path: str, expected: str) -> Any:
     if not valid:
         raise UserError(f"{path} is {value!r}; it must be {expected}")
     return value
+
+
+def _require_finite(config: Any, prefix: str = "") -> None:
+    """Refuses infinity and NaN in every field: no such number can be trained with, and JSON has none."""
+    for each in dataclasses.fields(config):
+        value = getattr(config, each.name)
+        _require(_is_finite(value), f"{prefix}{each.name}", value, "finite")
+
+
+def _is_finite(value: object) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _require(valid: bool, name: str, value: object, rule: str) -> None:

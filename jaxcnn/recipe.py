@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from jaxcnn.config import AugmentConfig, Config, ModelConfig, OptimConfig
+from jaxcnn.paths import readable
 
 
 def describe_network(config: ModelConfig) -> str:
@@ -47,7 +48,9 @@ def describe_training(config: Config, *, steps_per_epoch: int | None) -> str:
         else f"{sizes[0][0]} pixels",
         f"{config.batch_size} pictures in each step",
         f"label smoothing {config.label_smoothing:g}" if config.label_smoothing else "",
-        f"starting from the weights of an earlier training, {Path(config.init_from).name}" if config.init_from else "",
+        f"starting from the weights of an earlier training, {readable(Path(config.init_from).name)}"
+        if config.init_from
+        else "",
     )
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import math
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -154,13 +155,27 @@ def train(config: Config, workdir: Path) -> Evaluation | None:
                 state = initial_state(run, weights)
             else:
                 weights, state = None, checkpoints.restore(initial_state(run))
-            paths.record(config, classes)
+            refuse_fewer_epochs(run, workdir, step=int(state.step))
+            if int(state.step) < run.total_steps:
+                paths.record(config, classes)
+            else:
+                paths.refuse_unused_settings(config)
             if weights is not None:
                 record_earlier(weights.trainings, paths.earlier_trainings)
             paths.record_pictures(pictures)
             _say_start(run, workdir, step=int(state.step), weights=weights)
             finished = fit(run, state, checkpoints=checkpoints, log=log, stop=stop)
         return conclude(run, workdir) if finished else None
+
+
+def refuse_fewer_epochs(run: Run, workdir: Path, *, step: int) -> None:
+    """Raises a `UserError` if a run has taken more steps than the settings ask for."""
+    if step > run.total_steps:
+        taken = step / run.steps_per_epoch
+        raise UserError(
+            f"epochs is {run.config.epochs}, but the run in {workdir} has taken {taken:.4g} already; give at least "
+            f"{math.ceil(taken)}, or another --workdir"
+        )
 
 
 def conclude(run: Run, workdir: Path) -> Evaluation:

@@ -17,6 +17,7 @@ from jaxcnn.checkpoint import load_model
 from jaxcnn.config import ModelConfig
 from jaxcnn.errors import UserError
 from jaxcnn.metadata import Metadata
+from jaxcnn.paths import named_path
 from jaxcnn.provenance import Training, parse_trainings, trainings
 from jaxcnn.state import Variables
 from jaxcnn.workdir import Workdir, write_atomically
@@ -155,7 +156,9 @@ def _find(source: str) -> Path:
                 f"init_from is 'shipped', but {SHIPPED} is not there; give a {SUFFIX} file or the workdir of a run"
             )
         return SHIPPED
-    path = Path(source)
+    if not source:
+        raise UserError(f"init_from is empty; give 'shipped', a {SUFFIX} file or the workdir of a run")
+    path = named_path(source, option="init_from")
     if not path.exists():
         raise UserError(
             f"init_from is {source!r}, which does not exist; give 'shipped', a {SUFFIX} file or the workdir of a run"

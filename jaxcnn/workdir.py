@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 from filelock import FileLock, Timeout
@@ -29,6 +30,13 @@ from jaxcnn import models
 from jaxcnn.config import Config, ModelConfig
 from jaxcnn.data import Fingerprint
 from jaxcnn.errors import UserError
+from jaxcnn.paths import readable
+
+UNREADABLE = "*?[\\"
+"""Characters of a path under which Orbax writes checkpoints that it does not find again: it takes them for patterns."""
+
+PLACES = ("data.source", "data.archive", "data.cache_dir", "model.cpu_kernels", "checkpoint_minutes")
+"""Settings that say where and how, not what is trained: a complete run may be concluded again with others."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +108,12 @@ class Workdir:
         """The classes of the run, as `read_config`."""
         try:
             value = json.loads(self._read("classes.json"))
-            return Classes(tuple(value["names"]), tuple(value["wnids"]), value["dataset"], value["license"])
+            return Classes(
+                names=tuple(map(readable, value["names"])),  # an older run may have recorded bytes
+                wnids=tuple(value["wnids"]),
+                dataset=readable(value["dataset"]),
+                license=value["license"],
+            )
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.path / 'classes.json'} is damaged ({error}); train in a new workdir") from error
 
@@ -129,8 +142,9 @@ class Workdir:
         """Keeps other processes from training in the same folder meanwhile.
 
         Raises:
-          UserError: another process does, or the folder cannot be written.
+          UserError: another process does, or the folder cannot be written, or no checkpoint in it could be read.
         """
+        self._refuse_unreadable_path()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / ".lock", blocking=False)
@@ -158,6 +172,18 @@ class Workdir:
             self.read_classes()
             self.read_pictures()
 
+    def refuse_unused_settings(self, config: Config) -> None:
+        """Raises a `UserError` that names the first difference to the settings of a run that has no step left to take.
+
+        They would be recorded, and told in the model's card, though nothing was trained with them.
+        """
+        for (name, was), (_, now) in zip(_flat(self.read_config()), _flat(config), strict=True):
+            if was != now and name not in PLACES:
+                raise UserError(
+                    f"the run in {self.path} has no step left to take, and was trained with {name} {was!r}, not "
+                    f"{now!r}; give the same settings, more --epochs or another --workdir"
+                )
+
     def refuse_other_data(self, classes: Classes, pictures: Fingerprint) -> None:
         """Raises a `UserError` if the run in the folder has other classes, or began with other pictures.
 
@@ -178,6 +204,22 @@ class Workdir:
     def record_pictures(self, pictures: Fingerprint) -> None:
         """Writes down how the data set is divided."""
         write_atomically(self.path / "pictures.json", json.dumps(dataclasses.asdict(pictures), indent=2) + "\n")
+
+    def _refuse_unreadable_path(self) -> None:
+        path = self.path.absolute().as_posix()
+        wrong = next((each for each in path if each in UNREADABLE), None)
+        if wrong is not None:
+            raise UserError(
+                f"the path of the workdir, {path}, has a {wrong} in it, with which checkpoints cannot be read again; "
+                "rename that folder or give another --workdir"
+            )
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"the path of the workdir, {path}, has bytes in it that are not UTF-8, with which checkpoints cannot "
+                "be written; rename that folder or give another --workdir"
+            ) from None
 
     def _refuse_other_settings(self, config: Config) -> None:
         saved, asked = self.read_config(), config
@@ -243,6 +285,16 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting by the name of its option."""
+    for each in dataclasses.fields(config):
+        value = getattr(config, each.name)
+        if dataclasses.is_dataclass(value):
+            yield from _flat(value, f"{prefix}{each.name}.")
+        else:
+            yield f"{prefix}{each.name}", value
 
 
 def environment() -> dict[str, str]:

@@ -55,6 +55,12 @@ def test_another_network_forgets_the_presets_shape(option):
         ("--epochs", "--epochs"),
         ("--epochs 0", "epochs is 0; it must be at least 1"),
         ("digits tiny_imagenet", "'tiny_imagenet' belongs to no option"),
+        ("--checkpoint_minutes inf", "checkpoint_minutes is inf; it must be finite"),
+        ("--optim.clip_norm inf", r"optim\.clip_norm is inf; it must be finite"),
+        ("--seed 99999999999999999999999", "seed is 9+; it must be from 0 to"),
+        ("--init_from=", "init_from is empty; give 'shipped', a .safetensors file or the workdir of a run"),
+        ("--init_from ~nosuchuser/x", "init_from is '~nosuchuser/x', but there is no such home directory"),
+        (f"--init_from {'x' * 5000}", "init_from is 'x+...', which cannot be read: File name too long"),
         ("--model.name seed --model.widths 3", "the network 'seed' is fixed"),
     ],
 )

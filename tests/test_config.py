@@ -3,12 +3,15 @@
 import dataclasses
 import json
 import re
+import typing
 
+import jax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxcnn.config import (
+    MAX_SEED,
     PRESETS,
     AugmentConfig,
     Config,
@@ -76,6 +79,47 @@ def test_wrong_json_is_told_by_its_path(path, value, message):
     with pytest.raises(UserError, match=message) as caught:
         from_json(json.dumps(settings))
     assert "\n" not in str(caught.value)
+
+
+KINDS = {"data.": DataConfig, "model.": ModelConfig, "augment.": AugmentConfig, "optim.": OptimConfig, "": Config}
+FLOATS = [
+    (kind, prefix, name)
+    for prefix, kind in KINDS.items()
+    for name, hint in typing.get_type_hints(kind).items()
+    if hint is float or float in typing.get_args(hint)
+]
+
+
+@pytest.mark.parametrize("value", [float("inf"), -float("inf"), float("nan")])
+@pytest.mark.parametrize(("kind", "prefix", "name"), FLOATS)
+def test_no_number_is_infinite(kind, prefix, name, value):
+    with pytest.raises(UserError, match=f"^{prefix}{name} is {value}; it must be finite$"):
+        kind(**{name: value})
+
+
+def test_no_number_inside_pairs_is_infinite():
+    with pytest.raises(UserError, match=r"augment\.crop_scale is .*; it must be finite"):
+        AugmentConfig(crop_scale=(0.5, float("inf")))
+    with pytest.raises(UserError, match=r"resolutions is .*; it must be finite"):
+        Config(resolutions=((0.0, 32), (float("nan"), 48)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value", "message"),
+    [
+        (Config, "epochs", 10**20, r"epochs is 1\d+; it must be at most 1,000,000"),
+        (Config, "seed", 2**63, "seed is 9223372036854775808; it must be from 0 to 9223372036854775807"),
+        (Config, "seed", -1, "seed is -1"),
+        (DataConfig, "split_seed", -1, r"data\.split_seed is -1; it must be 0 or more"),
+    ],
+)
+def test_no_number_is_out_of_range(kind, field, value, message):
+    with pytest.raises(UserError, match=message):
+        kind(**{field: value})
+
+
+def test_the_largest_seed_is_one():
+    jax.random.key(MAX_SEED)
 
 
 def test_a_run_may_be_older_than_a_setting():

@@ -138,6 +138,23 @@ def test_a_complete_run_is_not_trained_further(config, tmp_path):
     assert (tmp_path / "model.onnx").exists()
 
 
+def test_what_takes_no_step_is_not_recorded(config, tmp_path):
+    train(config, tmp_path)
+    names = ("config.json", "environment.json", "model/README.md")
+    recorded = [(tmp_path / name).read_text() for name in names]
+    for change, message in (
+        ({"optim": dataclasses.replace(config.optim, learning_rate=5.0)}, r"no step left .*learning_rate 0\.2, not 5"),
+        ({"epochs": 1}, r"epochs is 1, but the run in .* has taken 3 already; give at least 3, or another --workdir"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train(dataclasses.replace(config, **change), tmp_path)
+    assert [(tmp_path / name).read_text() for name in names] == recorded
+    (tmp_path / "model.onnx").unlink()
+    train(dataclasses.replace(config, checkpoint_minutes=1.0), tmp_path)
+    assert (tmp_path / "config.json").read_text() == recorded[0]
+    assert (tmp_path / "model.onnx").exists()
+
+
 def test_a_run_can_be_made_longer_but_not_another(config, tmp_path):
     train(config, tmp_path)
     train(dataclasses.replace(config, epochs=4), tmp_path)
@@ -172,6 +189,15 @@ def test_pictures_that_were_added_between_two_starts_are_told(config, tmp_path):
     (folder / "cat" / "00.png").unlink()
     train(dataclasses.replace(own, epochs=2), tmp_path / "run")
     assert [line["epoch"] for line in read_log(tmp_path / "run", "validation")] == [1, 2]
+
+
+def test_classes_whose_names_are_not_utf8_are_exported(config, tmp_path):
+    folder = write_class_folders(tmp_path / "pictures", count=6, size=8)
+    (folder / "cat").rename(folder / os.fsdecode(b"caf\xe9"))
+    own = dataclasses.replace(config, data=dataclasses.replace(config.data, source=str(folder)), epochs=1, batch_size=4)
+    train(own, tmp_path / "run")
+    assert Workdir(tmp_path / "run").read_classes().names == ("caf\ufffd", "dog")
+    assert "caf\ufffd" in json.loads((tmp_path / "run" / "model.json").read_text(encoding="utf-8"))["names"]
 
 
 def test_progressive_resolution_trains_and_evaluates_at_full_size(config, tmp_path):
@@ -240,5 +266,6 @@ def test_a_signal_saves_and_ends_cleanly(tmp_path, cache_dir, number):
     assert process.returncode == 0, output
     reached = steps_saved(tmp_path)[-1]
     assert f"stopped by {number.name} and saved at step {reached:,}; run again to go on" in output
+    assert output.count("stopping after this step; again to stop at once\n") == 1
     assert "Traceback" not in output
     assert not (tmp_path / "model.onnx").exists()

@@ -279,6 +279,11 @@ def test_what_is_no_such_file_is_told(tmp_path):
     refuse(tmp_path, "is not the workdir of a training run")
 
 
+def test_the_home_directory_is_understood(file, monkeypatch):
+    monkeypatch.setenv("HOME", str(file.parent))
+    assert read_model(f"~/{file.name}") == MODEL
+
+
 def test_the_shipped_weights_are_beside_the_servers_model(monkeypatch, file):
     from server.settings import _SHIPPED_MODEL
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,13 @@ def test_the_precision_is_recorded_that_auto_became_here(tmp_path, monkeypatch, 
     Workdir(tmp_path).record(dataclasses.replace(digits(), model=model), CLASSES)
     assert json.loads((tmp_path / "environment.json").read_text())["precision"] == used
     assert Workdir(tmp_path).read_config().model.precision == "auto"  # may be another elsewhere
+
+
+def test_names_that_an_older_run_recorded_as_bytes_are_read_as_text(tmp_path):
+    bytes_in_them = dataclasses.replace(CLASSES, names=("caf\udce9", "dog", "eel"), dataset="p\udce9ts")
+    Workdir(tmp_path).record(digits(), bytes_in_them)
+    read = Workdir(tmp_path).read_classes()
+    assert (read.names, read.dataset) == (("caf\ufffd", "dog", "eel"), "p\ufffdts")
 
 
 def test_other_rates_may_follow_but_no_other_model(tmp_path):
@@ -130,6 +138,46 @@ def test_what_is_no_workdir_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"), Workdir(tmp_path / "file" / "run").locked():
         pass
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a[b]c", r"has a \[ in it"),
+        ("a*", r"has a \* in it"),
+        ("a?", r"has a \? in it"),
+        ("a\\b", r"has a \\ in it"),
+        (os.fsdecode(b"caf\xe9"), "has bytes in it that are not UTF-8"),
+    ],
+)
+def test_a_path_whose_checkpoints_could_not_be_read_is_refused(tmp_path, monkeypatch, name, message):
+    with pytest.raises(UserError, match=message) as caught, Workdir(tmp_path / name / "run").locked():
+        pass
+    assert "rename that folder or give another --workdir" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    with pytest.raises(UserError, match=message), Workdir(Path("run")).locked():
+        pass
+
+
+def test_other_signs_in_a_path_are_fine(tmp_path):
+    with Workdir(tmp_path / "é a]'{b}#%41:").locked():
+        pass
+
+
+def test_a_complete_run_takes_no_other_settings_but_places(tmp_path):
+    run, config = Workdir(tmp_path), digits()
+    run.record(config, CLASSES)
+    moved = dataclasses.replace(config.data, source="elsewhere", cache_dir="there")
+    run.refuse_unused_settings(dataclasses.replace(config, data=moved, checkpoint_minutes=1.0))
+    for change, message in (
+        ({"optim": dataclasses.replace(config.optim, learning_rate=5.0)}, r"with optim\.learning_rate 0\.1, not 5\.0"),
+        ({"data": dataclasses.replace(config.data, image_size=64)}, r"with data\.image_size 32, not 64"),
+        ({"label_smoothing": 0.5}, r"with label_smoothing 0\.0, not 0\.5; give the same settings, more --epochs or"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run.refuse_unused_settings(dataclasses.replace(config, **change))
 
 
 def test_only_one_process_trains_in_a_folder(tmp_path):

@@ -58,6 +58,7 @@ def _read_entry(entry: Path) -> Dataset | None:
         meta = json.loads((entry / "entry.json").read_text())
         if meta["version"] != VERSION or any((entry / name).stat().st_size != n for name, n in meta["bytes"].items()):
             return None
+        "".join((meta["name"], *meta["names"])).encode()  # raises for names of before they were made `readable`
         return Dataset(
             name=meta["name"],
             names=tuple(meta["names"]),

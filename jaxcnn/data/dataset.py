@@ -11,6 +11,7 @@ from jaxcnn.data.folder import folder_source
 from jaxcnn.data.source import Source
 from jaxcnn.data.split import Dataset, hold_out, hold_out_none
 from jaxcnn.errors import UserError
+from jaxcnn.paths import named_path
 
 HELD_OUT = 0.1
 """Share of the training pictures held out where a source has no validation pictures of its own."""
@@ -27,7 +28,7 @@ def load(config: DataConfig, *, divided: bool = True) -> Dataset:
       UserError: the source cannot be found or read, a picture of it is damaged, the cache cannot be written, or there
         are too few classes or pictures.
     """
-    cache_dir = Path(config.cache_dir).expanduser()
+    cache_dir = named_path(config.cache_dir, option="data.cache_dir")
     dataset = load_cached(_source(config, cache_dir), size=config.image_size, cache_dir=cache_dir)
     if len(dataset.names) < 2:
         raise UserError(f"{dataset.name} has only the class {dataset.names[0]!r}; a classifier needs two or more")
@@ -48,7 +49,7 @@ def _source(config: DataConfig, cache_dir: Path) -> Source:
     if config.source == "tiny_imagenet":
         from jaxcnn.data.tiny_imagenet import tiny_imagenet_source
 
-        archive = Path(config.archive).expanduser() if config.archive else None
+        archive = named_path(config.archive, option="data.archive") if config.archive else None
         return tiny_imagenet_source(archive, data_dir=cache_dir / "tfds")
     if kind == "tfds":
         from jaxcnn.data.tfds import tfds_source

@@ -1,13 +1,18 @@
 """A folder or a zip with one folder of pictures per class."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from stat import S_ISREG
 
+from PIL import Image
+
 from jaxcnn.data.archive import Archive
+from jaxcnn.data.picture import FORMATS
 from jaxcnn.data.source import Opened, Picture, Source, make_key
 from jaxcnn.errors import UserError
+from jaxcnn.paths import named_path, readable
 
 TRAIN = ("train", "training")
 """Names of the folder of training pictures, in any case; the first that is there is taken."""
@@ -28,7 +33,7 @@ def folder_source(source: str) -> Source:
     Raises:
       UserError: no such path, or neither a folder nor a zip.
     """
-    path = Path(source).expanduser()
+    path = named_path(source, option="data.source")
     if not source or not path.exists():
         missing = f"data.source {source!r} does not exist" if source else "data.source is not set"
         raise UserError(f"{missing}; give a folder, a zip, digits, tiny_imagenet or tfds:NAME")
@@ -50,13 +55,15 @@ def _folder_source(path: Path) -> Source:
             raise UserError(f"{name} in {path} is no file (a pipe or a device); remove it")
     identity = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
     tree = Tree.of(files, folders, where=str(path), read=lambda file: _read(path / file))
-    return Source(key=make_key(path, identity, sorted(map(str, folders))), open=lambda: open_tree(tree, name=path.name))
+    return Source(
+        key=make_key(path, identity, sorted(map(str, folders))), open=lambda: open_tree(tree, name=readable(path.name))
+    )
 
 
 def _open_zip(path: Path) -> Opened:
     archive = Archive(path)
     tree = Tree.of(archive.files, archive.folders, where=str(path), read=archive.read)
-    return open_tree(tree, name=path.stem)
+    return open_tree(tree, name=readable(path.stem))
 
 
 def _read(path: Path) -> bytes:
@@ -127,16 +134,17 @@ class Tree:
             self.folders[path.parent].add(path.name)
             self.folders[path], self.files[path] = set(), []
 
-    def has_loose_files(self, folder: PurePosixPath) -> bool:
-        """Whether files lie directly in a folder."""
-        return any(path.parent == folder for path in self.files[folder])
+    def loose_files(self, folder: PurePosixPath) -> list[PurePosixPath]:
+        """The files that lie directly in a folder."""
+        return [path for path in self.files[folder] if path.parent == folder]
 
 
 def open_tree(tree: Tree, *, name: str) -> Opened:
     """Finds the class folders and the pictures in them.
 
     Raises:
-      UserError: no class folders, a class without pictures, or a validation class that is not among the training ones.
+      UserError: no class folders, a class without pictures, a validation class that is not among the training ones,
+        pictures beside the class folders, or two classes whose names cannot be told apart.
     """
     train, validation = _split_folders(tree)
     names = sorted(tree.folders[train])
@@ -144,9 +152,13 @@ def open_tree(tree: Tree, *, name: str) -> Opened:
         raise UserError(f"{tree.where} has no class folders; put the pictures of each class in a folder of its own")
     for unknown in sorted(tree.folders[validation] - set(names)) if validation else ():
         raise UserError(f"{tree.where}: class {unknown!r} is in {validation}/ but not in {train}/; add or remove it")
+    classes = tuple(map(readable, names))
+    for same, count in Counter(classes).items():
+        if count > 1:
+            raise UserError(f"{tree.where}: {count} class folders are called {same!r} in UTF-8; rename them")
     return Opened(
         name=name,
-        names=tuple(names),
+        names=classes,
         license="unknown",
         train=_Files.of(tree, train, names),
         validation=_Files.of(tree, validation, names) if validation else (),
@@ -154,17 +166,30 @@ def open_tree(tree: Tree, *, name: str) -> Opened:
 
 
 def _split_folders(tree: Tree) -> tuple[PurePosixPath, PurePosixPath | None]:
-    """The folder of the training classes, and that of the validation classes if there is one."""
+    """The folder of the training classes, and that of the validation classes if there is one.
+
+    Raises:
+      UserError: pictures lie beside the class folders, where they would be of no class, or would make classes of
+        the two folders.
+    """
     root = PurePosixPath()
-    while len(tree.folders[root]) == 1 and not tree.has_loose_files(root):
+    while len(tree.folders[root]) == 1 and not tree.loose_files(root):
         (only,) = tree.folders[root]
         if not tree.folders[root / only]:
             break  # one class folder, not an outer folder
         root /= only
     train, validation = (_first_named(tree.folders[root], names) for names in (TRAIN, VALIDATION))
-    if train is None or not tree.folders[root / train] or tree.has_loose_files(root / train):
+    if train and validation and tree.folders[root / train] and tree.folders[root / validation]:
+        for file in (*tree.loose_files(root / train), *filter(_is_picture, tree.loose_files(root / validation))):
+            raise UserError(f"{tree.where}: {file} lies beside the class folders; move it into one or remove it")
+    if train is None or not tree.folders[root / train] or tree.loose_files(root / train):
         return root, None  # a class may be called `train`
     return root / train, root / validation if validation else None
+
+
+def _is_picture(file: PurePosixPath) -> bool:
+    """By its name; lists of the classes and the like often lie beside the class folders of validation pictures."""
+    return Image.registered_extensions().get(file.suffix.lower()) in FORMATS
 
 
 def _first_named(folders: set[str], names: tuple[str, ...]) -> str | None:

@@ -132,6 +132,16 @@ def test_an_entry_of_an_older_version_is_decoded_anew(tmp_path):
     assert len(calls) == 2
 
 
+def test_an_entry_whose_names_are_no_text_is_decoded_anew(tmp_path):
+    """As entries were written of folders whose names are not UTF-8."""
+    some, calls = source()
+    load_cached(some, size=8, cache_dir=tmp_path)
+    path = tmp_path / "some-8" / "entry.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"name": "caf\udce9"}))
+    check(load_cached(some, size=8, cache_dir=tmp_path))
+    assert len(calls) == 2
+
+
 def test_a_file_in_place_of_the_cache_folder(tmp_path):
     (tmp_path / "cache").write_text("")
     with pytest.raises(UserError, match=r"cannot write .*cache/some-8: .*; choose another --data\.cache_dir"):

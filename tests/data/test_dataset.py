@@ -169,6 +169,12 @@ def test_the_home_directory_is_understood(tmp_path, monkeypatch):
     assert (tmp_path / "cache" / "digits-8").is_dir()
 
 
+@pytest.mark.parametrize("name", ["source", "cache_dir", "archive"])
+def test_a_home_directory_of_nobody_is_told_in_one_line(config, name):
+    with pytest.raises(UserError, match=rf"^data\.{name} is '~nosuchuser/x', but there is no such home directory"):
+        load(of(config, **{"source": "tiny_imagenet" if name == "archive" else "digits", name: "~nosuchuser/x"}))
+
+
 def test_digits_need_no_other_library(config):
     load(config)  # decoded now
     code = (

@@ -89,6 +89,35 @@ def test_train_alone(opened):
     assert len(pets.validation) == 0
 
 
+@pytest.mark.parametrize("stray", ["train/1.png", "val/1.png", "train/list.csv"])
+@pytest.mark.parametrize("outer", ["", "a/"])
+def test_what_lies_beside_the_class_folders_of_a_split_is_named(opened, stray, outer):
+    members = ("train/cat/1.png", "train/dog/1.png", "val/cat/2.png", "val/dog/3.png", stray)
+    with pytest.raises(UserError, match=rf"pets(\.zip)?: {outer}{stray} lies beside the class folders"):
+        opened(*(f"{outer}{name}" for name in members))
+
+
+def test_a_list_beside_the_validation_classes_is_passed_over(opened):
+    pets = opened("train/cat/1.png", "train/dog/1.png", "val/cat/2.png", "val/val_annotations.txt")
+    assert (pets.names, len(pets.validation)) == (("cat", "dog"), 1)
+
+
+def test_names_that_are_not_utf8_become_text(tmp_path):
+    root = write(tmp_path / os.fsdecode(b"h\xf6f"), os.fsdecode(b"train/caf\xe9/1.png"), "train/dog/1.png")
+    write(root, os.fsdecode(b"val/caf\xe9/1.png"), "val/dog/\udcff.png")
+    pets = folder_source(str(root)).open()
+    assert (pets.name, pets.names) == ("h\ufffdf", ("caf\ufffd", "dog"))
+    assert [pictures[0].encoded for pictures in (pets.train, pets.validation)] == [PNG, PNG]
+    archive = zip_folder(write(tmp_path / "pets", "cat/1.png", "dog/1.png"), tmp_path / os.fsdecode(b"h\xf6f.zip"))
+    assert folder_source(str(archive)).open().name == "h\ufffdf"
+
+
+def test_classes_that_become_one_name_are_refused(tmp_path):
+    root = write(tmp_path / "pets", os.fsdecode(b"caf\xe9/1.png"), os.fsdecode(b"caf\xe8/1.png"), "dog/1.png")
+    with pytest.raises(UserError, match="pets: 2 class folders are called 'caf\ufffd' in UTF-8; rename them"):
+        folder_source(str(root)).open()
+
+
 def test_a_class_may_be_called_train(opened):
     assert opened("train/1.png", "plane/1.png", "test/2.png").names == ("plane", "test", "train")
 

@@ -1,0 +1,34 @@
+"""Paths that options name, and names of files as text."""
+
+import os
+from pathlib import Path
+
+from jaxcnn.errors import UserError
+
+SHOWN = 200
+"""Characters of a path that are repeated in a message."""
+
+
+def named_path(text: str, *, option: str) -> Path:
+    """The path that the value of an option stands for; `~` is the home directory. Nothing need be there.
+
+    Raises:
+      UserError: it begins with the `~` of nobody here, is too long, or cannot be looked at.
+    """
+    shown = repr(text if len(text) <= SHOWN else f"{text[:SHOWN]}...")
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{option} is {shown}, but there is no such home directory; write the path in full") from error
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise UserError(f"{option} is {shown}, which cannot be read: {error.strerror}") from error
+    return path
+
+
+def readable(name: str) -> str:
+    """The name of a file or folder as text: its bytes need not be UTF-8, what is written into a model must be."""
+    return os.fsencode(name).decode("utf-8", "replace")

@@ -27,6 +27,7 @@ from jaxcnn.data import Dataset
 from jaxcnn.errors import UserError
 from jaxcnn.evaluate import evaluate, record
 from jaxcnn.metrics import Evaluation
+from jaxcnn.paths import readable
 from jaxcnn.weights import write_weights
 from jaxcnn.workdir import Workdir, environment
 
@@ -180,8 +181,10 @@ def _portable(config: Config) -> Config:
     here = DataConfig()
     return dataclasses.replace(
         config,
-        data=dataclasses.replace(config.data, archive=here.archive, cache_dir=here.cache_dir),
-        init_from=config.init_from and (Path(config.init_from).name or None),
+        data=dataclasses.replace(
+            config.data, source=readable(config.data.source), archive=here.archive, cache_dir=here.cache_dir
+        ),
+        init_from=config.init_from and (readable(Path(config.init_from).name) or None),
     )
 
 

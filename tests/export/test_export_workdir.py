@@ -687,6 +687,16 @@ def test_command_exports_weights_by_the_ending(run, tmp_path, capsys):
     np.testing.assert_allclose(*logits, rtol=0, atol=2e-3 * np.abs(logits[1]).max())
 
 
+def test_names_that_are_not_utf8_are_told_as_text(run, tmp_path):
+    record = Workdir(run).read_config()
+    odd = dataclasses.replace(record.data, source="/home/me/ph\udcf6tos")
+    Workdir(tmp_path / "run").record(dataclasses.replace(record, data=odd, init_from="caf\udce9"), CLASSES)
+    (tmp_path / "run" / "checkpoints").symlink_to(run / "checkpoints")
+    found = metadata_of(export.export_workdir(tmp_path / "run"))["config"]
+    assert (found["data"]["source"], found["init_from"]) == ("/home/me/ph\N{REPLACEMENT CHARACTER}tos", "caf\ufffd")
+    export.workdir.export_weights(tmp_path / "run", tmp_path / "a.safetensors")
+
+
 def test_the_weights_say_what_they_are(run, tmp_path):
     record = Workdir(run).read_config()
     Workdir(tmp_path / "run").record(dataclasses.replace(record, init_from="/home/me/other.safetensors"), CLASSES)

@@ -75,7 +75,7 @@ class Settings:
     max_images: int = _number(32, low=1, high=1024)
     """Most pictures in one request."""
     max_pixels: int = _number(25_000_000, low=1, high=89_478_485)
-    """Largest picture, width times height, checked before it is decoded: a pixel takes up to 16 bytes of memory on
+    """Largest picture, width times height, checked before it is decoded: a pixel takes up to 24 bytes of memory on
     each thread. At the highest value Pillow itself begins to warn of decompression bombs."""
     read_seconds: int = _number(30, low=1, high=3600)
     """How long a client may take to send the head of a request, and how long to send its body."""

@@ -239,6 +239,32 @@ def test_what_only_looks_like_scans_is_none():
     assert (decode(whole + b"\xff\xda\0\2" * 200) == decode(whole)).all()
 
 
+def of_pieces(kind: str, size: int, count: int) -> bytes:
+    """A picture with so many chunks, segments or blocks of a comment, of so many bytes, before its pixels."""
+    whole, filling = encode(noise("RGB"), kind), bytes(size)
+    if kind == "PNG":
+        return whole[:33] + chunk(b"aaAa", filling) * count + whole[33:]
+    if kind == "JPEG":
+        return whole[:2] + (b"\xff\xe1" + (size + 8).to_bytes(2) + b"Exif\0\0" + filling) * count + whole[2:]
+    start = 13 + 3 * 2 ** (1 + (whole[10] & 7))  # after the palette
+    return whole[:start] + b"\x21\xfe" + (bytes([size]) + filling) * count + b"\0" + whole[start:]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF"])
+def test_a_file_of_very_many_pieces_is_refused(kind):
+    assert decode(of_pieces(kind, 200, 200)).shape == (8, 8, 3)
+    with pytest.raises(PictureError, match="far too many pieces"):
+        decode(of_pieces(kind, 1, 10_000))
+
+
+def test_a_file_of_small_pieces_is_read():
+    levels = np.random.default_rng(0).integers(0, 256, (1000, 1000, 3), np.uint8)
+    whole = encode(Image.fromarray(levels))
+    pixels = zlib.compress(b"".join(b"\0" + row.tobytes() for row in levels))
+    pieces = b"".join(chunk(b"IDAT", pixels[i : i + 4096]) for i in range(0, len(pixels), 4096))
+    assert (decode(whole[:33] + pieces + chunk(b"IEND", b"")) == decode(whole)).all()
+
+
 def test_a_bomb_in_a_text_chunk_is_refused():
     text = chunk(b"zTXt", b"comment\0\0" + zlib.compress(b" " * 50_000_000))
     data = encode(noise("RGB"))

@@ -33,7 +33,7 @@ def guard(server: uvicorn.Server, settings: Settings) -> None:
 
 
 class GuardedConnection(HttpToolsProtocol):
-    """Closes itself when a head is too long or too slow, or when no request is in work and none comes.
+    """Closes itself when a head is too long or too slow, no request is in work and none comes, or nobody reads.
 
     It declines every Upgrade: RFC 9110 lets a server go on as if there were none. httptools takes what follows such a
     head for another protocol, though it may be the body, and would parse that as the next request.
@@ -46,12 +46,25 @@ class GuardedConnection(HttpToolsProtocol):
         super().connection_made(transport)
         self._head_bytes: int | None = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._reader_timer: asyncio.TimerHandle | None = None
         self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Waits for nothing more."""
         self._stop_waiting()
+        self._stop_waiting_for_reader()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Begins to wait for the client to read: an answer that nobody takes would be kept for ever."""
+        super().pause_writing()
+        self._stop_waiting_for_reader()
+        self._reader_timer = self.loop.call_later(self.read_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """The client reads."""
+        self._stop_waiting_for_reader()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         """Parses, and counts what belongs to a head that has not come to its end.
@@ -129,6 +142,11 @@ class GuardedConnection(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _stop_waiting_for_reader(self) -> None:
+        if self._reader_timer is not None:
+            self._reader_timer.cancel()
+            self._reader_timer = None
 
     def _give_up(self) -> None:
         self._timer = None

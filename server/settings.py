@@ -78,7 +78,8 @@ class Settings:
     """Largest picture, width times height, checked before it is decoded: a pixel takes up to 24 bytes of memory on
     each thread. At the highest value Pillow itself begins to warn of decompression bombs."""
     read_seconds: int = _number(30, low=1, high=3600)
-    """How long a client may take to send the head of a request, and how long to send its body."""
+    """How long a client may take to send the head of a request, how long to send its body, and how long it may not read
+    on in an answer."""
     deadline_ms: int = _number(10_000, low=1, high=3_600_000)
     """How long an answer may take once the body is there; then it is 504. What is sure to miss it gets 503 at once."""
     drain_seconds: int = _number(1, low=0, high=3600)

@@ -18,6 +18,8 @@ UPGRADES = [
     ("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: AAAA"),
 ]
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"
+WASM = b"GET /onnxruntime-web/ort-wasm-simd-threaded.wasm HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+WASM_BYTES = 40_000_000
 
 
 @contextlib.contextmanager
@@ -188,3 +190,35 @@ def test_a_slow_head_does_not_cut_off_the_answer_before_it(serve, model_builder,
     with serve(**settings, JAXCNN_DEADLINE_MS="60000") as server, connected(server) as connection:
         connection.sendall(request + b"GET / HT")
         assert statuses(until_closed(connection))[0] == 200
+
+
+# Clients that do not read
+
+
+@pytest.fixture(scope="module")
+def generous(serve_module, model_path, tmp_path_factory):
+    """A server that waits for one second, with a file of the demo page that no buffer of the system takes in."""
+    folder = tmp_path_factory.mktemp("web")
+    (folder / "ort.wasm.min.mjs").touch()
+    (folder / "ort-wasm-simd-threaded.wasm").write_bytes(bytes(WASM_BYTES))
+    settings = {"JAXCNN_MODEL": str(model_path), "JAXCNN_ONNXRUNTIME_WEB": str(folder), "JAXCNN_READ_SECONDS": "1"}
+    with serve_module(**settings) as it:
+        yield it
+
+
+def test_an_answer_that_nobody_reads_is_dropped(generous):
+    with connected(generous) as connection:
+        connection.sendall(WASM)
+        time.sleep(3)
+        assert len(until_closed(connection)) < WASM_BYTES
+
+
+def test_who_reads_slowly_gets_the_whole_answer(generous):
+    with connected(generous) as connection:
+        connection.sendall(WASM)
+        parts = []
+        for _ in range(8):
+            parts.append(connection.recv(WASM_BYTES // 10, socket.MSG_WAITALL))
+            time.sleep(0.4)
+        received = b"".join([*parts, until_closed(connection)])
+    assert len(received.partition(b"\r\n\r\n")[2]) == WASM_BYTES

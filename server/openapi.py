@@ -71,6 +71,11 @@ def _schemas(model: Model, settings: Settings) -> Json:
         "Pictures": _object(
             {"images": {"type": "array", "minItems": 1, "maxItems": settings.max_images, "items": picture}}
         ),
+        "Form": _object(
+            {"image": {"type": "string", "format": "picture", "contentMediaType": "image/*"}},
+            description="One picture file; more of them are parts named `images`.",
+            maxProperties=settings.max_images,
+        ),
         "Prediction": {**_object(answer), "properties": {**answer, "heatmap": heatmap}},
         "InferenceRequest": _inference_request(model, settings),
         "InferenceResponse": _inference_response(),
@@ -176,9 +181,7 @@ def _native_paths(model: Model) -> Json:
                 "image/jpeg": raw,
                 "image/png": raw,
                 "application/octet-stream": raw,
-                "multipart/form-data": {
-                    "schema": _object({"image": {"type": "string", "format": "picture", "contentMediaType": "image/*"}})
-                },
+                "multipart/form-data": {"schema": _ref("Form")},
             },
         },
         "responses": {

@@ -161,7 +161,7 @@ def _parse_multipart(boundary: bytes | None, body: bytes, max_images: int) -> Pa
     def collect(part: Field | File) -> None:
         parts.append(part)
         if len(parts) > max_images:
-            raise too_many(max_images)
+            raise HTTPException(413, f"Too many parts in one form: send at most {max_images}, whatever they are.")
 
     try:
         in_memory = {"MAX_MEMORY_FILE_SIZE": float("inf")}

@@ -1,7 +1,6 @@
 """A training run's folder as a file to take away: the only part of `export` that knows jaxcnn."""
 
 import dataclasses
-import importlib.metadata
 import json
 import os
 import tempfile
@@ -15,6 +14,7 @@ import numpy as np
 import onnx
 from jaxtyping import Array, UInt8
 
+import jaxcnn
 from export import explain, quantize, sidecars
 from export.card import write_card
 from export.converter import InputSpec, to_onnx
@@ -151,7 +151,7 @@ def metadata(run: Workdir, trained: TrainedModel) -> dict[str, Any]:
         "license": trained.license,
         "trainings": [dataclasses.asdict(each) for each in provenance.trainings(run, trained)],
         "author": "jaxcnn",
-        "version": _version(),
+        "version": jaxcnn.__version__,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "description": f"{trained.config.model.name} classifier of {classes} classes, trained on {trained.dataset}",
     }
@@ -320,10 +320,3 @@ def _set_metadata(path: Path, facts: dict[str, Any]) -> None:
 
 def _noise(count: int, side: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8)
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("jaxcnn")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"  # run from a checkout

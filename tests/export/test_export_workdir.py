@@ -21,6 +21,7 @@ from scipy.special import softmax
 import export
 import export.quantize
 import export.workdir
+import jaxcnn
 from export import __main__ as program
 from export.card import _classes, _plain
 from export.explain import explain
@@ -132,7 +133,7 @@ def test_the_file_says_what_it_is(run, file):
     }
     assert date[:2] == "20"
     assert "pets" in description
-    assert version
+    assert version == jaxcnn.__version__
 
 
 def test_the_file_computes_what_the_run_does(run, file):

@@ -4,7 +4,9 @@ import contextlib
 import dataclasses
 import io
 import os
+import signal
 import sys
+import types
 from collections.abc import Callable, Sequence
 from unittest import mock
 
@@ -17,8 +19,9 @@ def run(main: Callable[[Sequence[str]], None], prog: str) -> None:
     """Runs a command's `main` on the process's arguments.
 
     A `UserError` is printed as one line and ends the process with status 2, what the system refuses (a full disk, a
-    missing permission) likewise with 1, an interrupt with 130.
+    missing permission) likewise with 1, an interrupt with 130, SIGTERM with 143.
     """
+    signal.signal(signal.SIGTERM, _end)
     try:
         main(sys.argv[1:])
     except UserError as error:
@@ -30,6 +33,11 @@ def run(main: Callable[[Sequence[str]], None], prog: str) -> None:
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _end(number: int, _: types.FrameType | None) -> None:
+    """Ends the process as an exception does: what it has begun to write is removed on the way."""
+    sys.exit(128 + number)
 
 
 def printable(text: str) -> str:

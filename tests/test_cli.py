@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import docstring_parser
@@ -80,6 +81,32 @@ def test_the_process_ends_with_one_line_and_status_2():
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("python -m jaxcnn.train: ")
+
+
+def test_sigterm_removes_what_was_begun(tmp_path):
+    begun = tmp_path / "begun"
+    program = f"""
+import pathlib, time
+from jaxcnn import cli
+
+def main(_):
+    begun = pathlib.Path({str(begun)!r})
+    try:
+        begun.touch()
+        time.sleep(60)
+    finally:
+        begun.unlink()
+
+cli.run(main, "prog")
+"""
+    with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.PIPE) as process:
+        while not begun.exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.terminate()
+        _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (143, b"")
+    assert not begun.exists()
 
 
 def test_what_could_steer_a_terminal_is_not_printed(monkeypatch, capsys):

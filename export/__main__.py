@@ -14,7 +14,7 @@ from export.workdir import Quantization, export_weights, export_workdir
 from jaxcnn import cli, data
 from jaxcnn.config import DataConfig
 from jaxcnn.errors import UserError
-from jaxcnn.evaluate import is_of_run, refuse_other_division
+from jaxcnn.evaluation_data import is_of_run, refuse_other_division
 from jaxcnn.weights import SUFFIX
 from jaxcnn.workdir import Workdir
 

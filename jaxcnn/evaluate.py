@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float32, Int32, UInt8
+from jaxtyping import Float32, UInt8
 from rich import box
 from rich.console import Console
 from rich.progress import track
@@ -23,6 +23,7 @@ from jaxcnn.classifier import Classifier, LogitsFunction, open_classifier
 from jaxcnn.config import DataConfig
 from jaxcnn.data.batches import EvalBatch, eval_batches
 from jaxcnn.errors import UserError
+from jaxcnn.evaluation_data import is_of_run, load_evaluation_data, refuse_other_division
 from jaxcnn.metrics import Evaluation, score, summarize
 from jaxcnn.workdir import Workdir, write_atomically
 
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str]) -> None:
     path = Path(arguments[0])
     classifier = open_classifier(path)
     parsed = parse(Arguments(classifier.config.data, flip=classifier.config.augment.flip), arguments[1:])
-    dataset = load_data(parsed.data, classifier, divided=parsed.split != "all")
+    dataset = load_evaluation_data(parsed.data, classifier, divided=parsed.split != "all")
     if parsed.split != "all" and is_of_run(parsed.data, trained_on=classifier.config.data):
         refuse_other_division(dataset, parsed.data, _run_of(path))
     splits = [getattr(dataset, name) for name in SPLITS[parsed.split]]
@@ -149,45 +150,6 @@ def with_mirror_image(logits: LogitsFunction) -> LogitsFunction:
     return averaged
 
 
-def load_data(config: DataConfig, classifier: Classifier, *, divided: bool) -> data.Dataset:
-    """Loads the data to measure on, `divided` as `data.load` does, with the model's classes in the model's order.
-
-    Raises:
-      UserError: it cannot be loaded, its pictures have another size, or a class of it is not one of the model's.
-    """
-    side = classifier.config.data.image_size
-    if config.image_size != side:
-        raise UserError(f"data.image_size is {config.image_size}, but the model takes {side}; leave it out")
-    dataset = data.load(config, divided=divided)
-    indices = class_indices(dataset, classifier)
-    train, validation = (
-        dataclasses.replace(split, labels=indices[split.labels]) for split in (dataset.train, dataset.validation)
-    )
-    return dataclasses.replace(
-        dataset, names=classifier.names, wnids=classifier.wnids, train=train, validation=validation
-    )
-
-
-def class_indices(dataset: data.Dataset, classifier: Classifier) -> Int32[np.ndarray, " classes"]:
-    """The model's index of each class of the data, which may have fewer, in another order.
-
-    WordNet ids tell them where both have them: names may be of two classes, such as the crane. A folder may be named
-    by either.
-    """
-    found = dataset.wnids if classifier.wnids and dataset.wnids else dataset.names
-    if found in (classifier.wnids, classifier.names):
-        return np.arange(len(found), dtype=np.int32)
-    known = {name: i for names in (classifier.names, classifier.wnids) for i, name in enumerate(names)}
-    for name in found:
-        if name not in known:
-            first = ", ".join(map(repr, classifier.names[:3]))
-            raise UserError(
-                f"the class {name!r} of {dataset.name} is none of the model's {len(classifier.names)}, which begin "
-                f"with {first}; give the data it was trained on, or some with classes of these names"
-            )
-    return np.array([known[name] for name in found], np.int32)
-
-
 def default_output(path: Path, arguments: Arguments, *, trained_on: DataConfig) -> Path:
     """Where the result goes unless told otherwise: a run's record is of its model on its validation pictures."""
     run = _run_of(path)
@@ -199,30 +161,9 @@ def default_output(path: Path, arguments: Arguments, *, trained_on: DataConfig) 
     return run.evaluation.with_name("-".join(["evaluation", *filter(None, kinds)]) + ".json")
 
 
-def refuse_other_division(dataset: data.Dataset, config: DataConfig, run: Workdir) -> None:
-    """Raises a `UserError` if others of a run's pictures would be held out than when it began: it has seen some.
-
-    Those of a source with validation pictures of its own may change.
-    """
-    began = run.read_pictures() if (run.path / "config.json").exists() else None
-    if began is None or began.divides_as(dataset.fingerprint()) or len(data.load(config, divided=False).validation):
-        return
-    raise UserError(
-        f"the pictures of {dataset.name} have changed since the run in {run.path} began, so that some which would be "
-        "held out now are ones that it was trained on; put them back as they were, or give others by --data.source"
-    )
-
-
 def _run_of(path: Path) -> Workdir:
     """The run that a model is of: the folder itself, or the one that a file lies in."""
     return Workdir(path if path.is_dir() else path.parent)
-
-
-def is_of_run(config: DataConfig, *, trained_on: DataConfig) -> bool:
-    """Whether these are the pictures that a run was trained on and measured with."""
-    return all(
-        getattr(config, name) == getattr(trained_on, name) for name in ("source", "validation_fraction", "split_seed")
-    )
 
 
 def describe(classifier: Classifier, *, path: Path, dataset: data.Dataset, split: str) -> dict[str, Any]:

@@ -24,15 +24,14 @@ from jaxcnn.data import Dataset, Split
 from jaxcnn.errors import UserError
 from jaxcnn.evaluate import (
     Arguments,
-    class_indices,
     default_output,
     evaluate,
     main,
     parse,
-    refuse_other_division,
     with_mirror_image,
     write_evaluation,
 )
+from jaxcnn.evaluation_data import class_indices, refuse_other_division
 from jaxcnn.metrics import score, summarize
 from jaxcnn.optim import make_optimizer
 from jaxcnn.state import create_state

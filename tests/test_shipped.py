@@ -14,7 +14,8 @@ import pytest
 from jaxcnn import models, weights
 from jaxcnn.classifier import open_classifier
 from jaxcnn.config import DataConfig
-from jaxcnn.evaluate import evaluate, load_data
+from jaxcnn.evaluate import evaluate
+from jaxcnn.evaluation_data import load_evaluation_data
 from jaxcnn.state import init_variables
 
 ONNX = weights.SHIPPED.with_suffix(".onnx")
@@ -80,7 +81,9 @@ def test_the_weights_to_fine_tune_are_those_of_the_file():
 @pytest.mark.parametrize("path", [ONNX, INT8], ids=lambda path: path.name)
 def test_the_accuracy_is_what_the_file_says(path):
     facts, classifier = metadata(path), open_classifier(path)
-    dataset = load_data(DataConfig(source="tiny_imagenet", archive=ARCHIVE, image_size=64), classifier, divided=True)
+    dataset = load_evaluation_data(
+        DataConfig(source="tiny_imagenet", archive=ARCHIVE, image_size=64), classifier, divided=True
+    )
     found = evaluate(classifier.logits, dataset.validation, classes=200, batch_size=250)
     assert found.top1 == pytest.approx(facts["metrics"]["top1"], abs=0.002)
     assert found.ece <= 0.03

@@ -23,12 +23,16 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-    """Turns the first SIGINT or SIGTERM into a request to save and stop, and says so; a second one acts at once."""
+    """Turns the first SIGINT or SIGTERM into a request to save and stop, and says so; a second one acts at once.
+
+    A signal that is ignored stays so: shells have what they start in the background not heed Ctrl-C.
+    """
     stop = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # only the main thread may handle signals
         return
-    previous = {each: signal.getsignal(each) for each in SIGNALS}
+    handlers = {each: signal.getsignal(each) for each in SIGNALS}
+    previous = {each: handler for each, handler in handlers.items() if handler is not signal.SIG_IGN}
 
     def restore() -> None:
         for each, handler in previous.items():

@@ -1,12 +1,17 @@
 """What every test runs under: strict promotion, and no look at the machine's own settings."""
 
+import signal
+
 import jax
+
+# Shells have what they start in the background ignore it, and so would every process that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 LONGEST = ("test_readme.py", "test_train.py")
-"""Files that start processes that train. In the end one of them would run alone."""
+"""Files of whole runs. In the end one of them would run alone."""
 
 
 def pytest_collection_modifyitems(items):

@@ -73,6 +73,17 @@ def test_a_second_interrupts_python_as_ever(capfd):
     assert capfd.readouterr().err.encode() == NOTICE
 
 
+def test_what_is_ignored_stays_so():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stop_on_signal() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert stop.signal is None
+
+
 def test_nothing_is_left_behind():
     handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     with stop_on_signal() as stop:

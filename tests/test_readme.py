@@ -75,6 +75,7 @@ def test_continuous_integration_runs_the_same_commands():
     script = (ROOT / ".ci" / "run").read_text()
     for line in blocks("Quick start")[1].replace(" && ", "\n").splitlines():
         assert f"\n{line}\n" in script.replace(" --quiet", "")
+    assert "\npython -m pytest -m run\n" in script
 
 
 def test_options_in_the_text_are_options():
@@ -84,6 +85,7 @@ def test_options_in_the_text_are_options():
         train.parse(each.split())
 
 
+@pytest.mark.run
 def test_the_main_job_learns_the_digits(clone):
     said = bash(blocks("Quick start")[0].removeprefix(SETUP), clone)
     top1 = float(re.findall(r"validation top-1 (\d\.\d+)", said)[-1])
@@ -102,6 +104,7 @@ def test_the_main_job_from_nothing_but_python_and_pip(tmp_path):
     assert (folder / "runs" / "digits" / "model.onnx").exists(), said
 
 
+@pytest.mark.run
 def test_tiny_imagenet_from_a_zip(clone):
     write_tiny_imagenet_zip(clone / "tiny-imagenet-200.zip", train=90)
     (command,) = [line for block in blocks("Tiny ImageNet") for line in block.splitlines() if "--data.archive" in line]
@@ -126,6 +129,7 @@ def exported(trained):
     return trained
 
 
+@pytest.mark.run
 def test_fine_tuning(trained):
     if not (trained / SHIPPED).exists():
         (trained / SHIPPED).parent.mkdir(exist_ok=True)
@@ -136,17 +140,20 @@ def test_fine_tuning(trained):
         assert (trained / "runs" / name / "model.onnx").exists()
 
 
+@pytest.mark.run
 def test_evaluation(trained):
     for block in blocks("Evaluate"):
         assert "top-1" in bash(block, trained)
 
 
+@pytest.mark.run
 def test_the_exported_file_runs_elsewhere(exported):
     (program,) = blocks("Export", "python")
     said = subprocess.run([sys.executable, "-c", program], cwd=exported, capture_output=True, text=True, check=True)
     assert re.search(r"^(cat|dog) [01]\.\d+$", said.stdout, re.MULTILINE), said
 
 
+@pytest.mark.run
 def test_the_endpoint_answers(exported):
     serve, *requests = blocks("Serve")
     server = subprocess.Popen(["bash", "-euc", f"exec env {serve}"], cwd=exported, env=environment(exported))

@@ -25,6 +25,8 @@ from jaxcnn.state import TrainState
 from jaxcnn.train import train
 from jaxcnn.workdir import Workdir
 
+pytestmark = pytest.mark.run
+
 ROOT = Path(__file__).parent.parent
 COMMAND = (
     "jaxcnn.train --data.image_size 8 --model.widths 8 16 --model.blocks 0 1 --augment.pad_crop 0.1 "

@@ -327,6 +327,7 @@ def config(pictures, tmp_path, file):
     )
 
 
+@pytest.mark.run
 def test_a_run_begins_with_the_weights_and_its_own_classes(config, tmp_path, file, capsys):
     found = read_weights(str(file))
     run = prepare(config, data.load(config.data))
@@ -347,6 +348,7 @@ def test_a_run_begins_with_the_weights_and_its_own_classes(config, tmp_path, fil
     assert read_weights(str(tmp_path / "run")).trainings[:-1] == (PETS,)
 
 
+@pytest.mark.run
 def test_the_classifier_comes_along_where_the_classes_are_the_same(config, tmp_path, file, capsys):
     rewrite(file, lambda tensors, metadata: metadata.update(names='["ant", "bee", "cow"]'))
     train(dataclasses.replace(config, optim=OptimConfig(learning_rate=1e-30)), tmp_path / "run")
@@ -356,6 +358,7 @@ def test_the_classifier_comes_along_where_the_classes_are_the_same(config, tmp_p
     np.testing.assert_allclose(kernel, expected, rtol=0, atol=1e-20)
 
 
+@pytest.mark.run
 def test_a_run_that_goes_on_needs_the_weights_no_more(config, tmp_path, file):
     options = command(config, tmp_path / "run")
     train(parse(options).config, tmp_path / "run")
@@ -373,6 +376,7 @@ def test_a_run_that_goes_on_needs_the_weights_no_more(config, tmp_path, file):
         parse(command(config, tmp_path / "other"))
 
 
+@pytest.mark.run
 def test_a_run_that_was_begun_otherwise_is_refused(config, tmp_path, file):
     train(dataclasses.replace(config, init_from=None), tmp_path / "run")
     other = dataclasses.replace(config, model=dataclasses.replace(MODEL, stem=1))
@@ -380,6 +384,7 @@ def test_a_run_that_was_begun_otherwise_is_refused(config, tmp_path, file):
         train(other, tmp_path / "run")
 
 
+@pytest.mark.run
 def test_a_run_can_begin_with_the_best_of_another(config, tmp_path):
     train(dataclasses.replace(config, init_from=None, epochs=2), tmp_path / "first")
     best = load_model(tmp_path / "first")

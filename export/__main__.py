@@ -1,6 +1,5 @@
 """python -m export WORKDIR [-o model.onnx | -o weights.safetensors] [--quantize int8] [--features] [--heatmap]."""
 
-import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from export.workdir import Quantization, export_weights, export_workdir
 from jaxcnn import cli, data
 from jaxcnn.config import DataConfig
 from jaxcnn.errors import UserError
-from jaxcnn.evaluation_data import is_of_run, refuse_other_division
+from jaxcnn.evaluation_data import defaults_of_options, refuse_other_division
 from jaxcnn.weights import SUFFIX
 from jaxcnn.workdir import Workdir
 
@@ -70,8 +69,7 @@ def main(arguments: Sequence[str]) -> None:
     quantization = None
     if parsed.quantize is not None:
         dataset = data.load(parsed.data)
-        if is_of_run(parsed.data, trained_on=recorded):
-            refuse_other_division(dataset, parsed.data, Workdir(workdir))
+        refuse_other_division(dataset, parsed.data, Workdir(workdir), trained_on=recorded)
         quantization = Quantization(dataset=dataset, tolerance=parsed.tolerance)
     try:
         path = export_workdir(
@@ -83,10 +81,8 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _parse(defaults: DataConfig, arguments: Sequence[str]) -> Arguments:
-    if any(each.split("=")[0] == "--data.source" for each in arguments):
-        defaults = dataclasses.replace(defaults, archive=None)  # an archive belongs to the source it was given with
     return cli.parse(
-        Arguments(data=defaults),
+        Arguments(data=defaults_of_options(defaults, arguments)),
         arguments,
         prog=f"{PROG} WORKDIR",
         description="Exports a training run to one verified ONNX file, with a model card and a description beside it, "

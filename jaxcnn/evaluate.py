@@ -23,7 +23,12 @@ from jaxcnn.classifier import Classifier, LogitsFunction, open_classifier
 from jaxcnn.config import DataConfig
 from jaxcnn.data.batches import EvalBatch, eval_batches
 from jaxcnn.errors import UserError
-from jaxcnn.evaluation_data import is_of_run, load_evaluation_data, refuse_other_division
+from jaxcnn.evaluation_data import (
+    defaults_of_options,
+    is_of_run,
+    load_evaluation_data,
+    refuse_other_division,
+)
 from jaxcnn.metrics import Evaluation, score, summarize
 from jaxcnn.workdir import Workdir, write_atomically
 
@@ -58,8 +63,8 @@ def main(arguments: Sequence[str]) -> None:
     classifier = open_classifier(path)
     parsed = parse(Arguments(classifier.config.data, flip=classifier.config.augment.flip), arguments[1:])
     dataset = load_evaluation_data(parsed.data, classifier, divided=parsed.split != "all")
-    if parsed.split != "all" and is_of_run(parsed.data, trained_on=classifier.config.data):
-        refuse_other_division(dataset, parsed.data, _run_of(path))
+    if parsed.split != "all":
+        refuse_other_division(dataset, parsed.data, _run_of(path), trained_on=classifier.config.data)
     splits = [getattr(dataset, name) for name in SPLITS[parsed.split]]
     measure = partial(
         evaluate, classes=len(classifier.names), batch_size=classifier.config.batch_size, show_progress=True
@@ -81,11 +86,8 @@ def parse(defaults: Arguments, arguments: Sequence[str]) -> Arguments:
     Raises:
       UserError: an option that does not exist, or a value it cannot have.
     """
-    if any(each.split("=")[0] == "--data.source" for each in arguments):
-        # An archive belongs to the source it was given with.
-        defaults = dataclasses.replace(defaults, data=dataclasses.replace(defaults.data, archive=None))
     return cli.parse(
-        defaults,
+        dataclasses.replace(defaults, data=defaults_of_options(defaults.data, arguments)),
         arguments,
         prog=f"{PROG} WORKDIR_OR_ONNX",
         description="Measures a trained model: the best checkpoint of a run in its workdir, or an .onnx file. "

@@ -1,6 +1,9 @@
 """The pictures that a trained model is measured on, with its classes, and never ones that it was trained on."""
 
+import argparse
 import dataclasses
+import os
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int32
@@ -12,8 +15,19 @@ from jaxcnn.errors import UserError
 from jaxcnn.workdir import Workdir
 
 
+def defaults_of_options(trained_on: DataConfig, arguments: Sequence[str]) -> DataConfig:
+    """What the options of a command are by default: as in the run; but archive and division belong to its source."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    # Without a value, as if it was not given: the parser of all options says what is wrong.
+    parser.add_argument("--data.source", dest="source", nargs="?", default=trained_on.source, const=trained_on.source)
+    source = parser.parse_known_args(arguments)[0].source
+    if _is_same_source(source, trained_on.source):
+        return trained_on
+    return DataConfig(cache_dir=trained_on.cache_dir, image_size=trained_on.image_size)
+
+
 def load_evaluation_data(config: DataConfig, classifier: Classifier, *, divided: bool) -> data.Dataset:
-    """Loads the data to measure on, `divided` as `data.load` does, with the model's classes in the model's order.
+    """Loads the data to measure on, `divided` or all there is, with the model's classes in the model's order.
 
     Raises:
       UserError: it cannot be loaded, its pictures have another size, or a class of it is not one of the model's.
@@ -21,7 +35,7 @@ def load_evaluation_data(config: DataConfig, classifier: Classifier, *, divided:
     side = classifier.config.data.image_size
     if config.image_size != side:
         raise UserError(f"data.image_size is {config.image_size}, but the model takes {side}; leave it out")
-    dataset = data.load(config, divided=divided)
+    dataset = data.load(config) if divided else _load_undivided(config)
     indices = class_indices(dataset, classifier)
     train, validation = (
         dataclasses.replace(split, labels=indices[split.labels]) for split in (dataset.train, dataset.validation)
@@ -53,20 +67,42 @@ def class_indices(dataset: data.Dataset, classifier: Classifier) -> Int32[np.nda
 
 def is_of_run(config: DataConfig, *, trained_on: DataConfig) -> bool:
     """Whether these are the pictures that a run was trained on and measured with."""
-    return all(
-        getattr(config, name) == getattr(trained_on, name) for name in ("source", "validation_fraction", "split_seed")
-    )
+    return _is_same_source(config.source, trained_on.source) and _division(config) == _division(trained_on)
 
 
-def refuse_other_division(dataset: data.Dataset, config: DataConfig, run: Workdir) -> None:
+def refuse_other_division(dataset: data.Dataset, config: DataConfig, run: Workdir, *, trained_on: DataConfig) -> None:
     """Raises a `UserError` if others of a run's pictures would be held out than when it began: it has seen some.
 
-    Those of a source with validation pictures of its own may change.
+    Validation pictures of a source's own may change, and those of other sources are nothing to it.
     """
-    began = run.read_pictures() if (run.path / "config.json").exists() else None
-    if began is None or began.divides_as(dataset.fingerprint()) or len(data.load(config, divided=False).validation):
+    if not _is_same_source(config.source, trained_on.source):
         return
-    raise UserError(
-        f"the pictures of {dataset.name} have changed since the run in {run.path} began, so that some which would be "
-        "held out now are ones that it was trained on; put them back as they were, or give others by --data.source"
-    )
+    if config.validation_fraction is None and len(_load_undivided(config).validation):
+        return
+    if _division(config) != _division(trained_on):
+        raise UserError(
+            f"with data.validation_fraction {config.validation_fraction} and data.split_seed {config.split_seed} some "
+            f"pictures of {dataset.name} would be held out that the model was trained on, with "
+            f"{trained_on.validation_fraction} and {trained_on.split_seed}; leave these options out"
+        )
+    began = run.read_pictures() if (run.path / "config.json").exists() else None
+    if began is not None and not began.divides_as(dataset.fingerprint()):
+        raise UserError(
+            f"the pictures of {dataset.name} have changed since the run in {run.path} began, so that some which would "
+            "be held out now are ones that it was trained on; put them back as they were, or give others by "
+            "--data.source"
+        )
+
+
+def _load_undivided(config: DataConfig) -> data.Dataset:
+    """All pictures of a source, divided only if it is so by itself."""
+    return data.load(dataclasses.replace(config, validation_fraction=None), divided=False)
+
+
+def _is_same_source(one: str, other: str) -> bool:
+    there, here = (os.path.abspath(os.path.expanduser(each)) for each in (one, other))  # pathlib raises for some
+    return there == here
+
+
+def _division(config: DataConfig) -> tuple[float | None, int]:
+    return config.validation_fraction, config.split_seed

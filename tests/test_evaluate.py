@@ -323,7 +323,7 @@ def give_wnids(path):
 
 
 @pytest.mark.parametrize("folders", [NAMES, WNIDS], ids=["names", "WordNet ids"])
-@pytest.mark.parametrize("there", [(0, 1, 2), (0, 2), (1, 2)], ids=str)
+@pytest.mark.parametrize("there", [(0, 1, 2), (0, 2), (1, 2), (2,)], ids=str)
 def test_classes_are_found_by_what_their_folders_are_called(exported, tmp_path, folders, there):
     give_wnids(exported)
     for i in there:
@@ -379,6 +379,14 @@ def held_out_of(path):
     return path
 
 
+def give_config(path, config):
+    """Has a file say that it was trained with other settings."""
+    model = onnx.load(path)
+    kept = {each.key: each.value for each in model.metadata_props}
+    helper.set_model_props(model, kept | {"config": json.dumps(json.loads(settings.to_json(config)))})
+    onnx.save(model, path)
+
+
 def begin_run(config, path):
     """A run with the record of its pictures, and the data set that it began with."""
     dataset = data.load(config.data)
@@ -391,28 +399,53 @@ def test_pictures_that_a_run_was_trained_on_do_not_make_its_record(config, tmp_p
     source = held_out_of(tmp_path / "photos")
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=str(source)))
     run = Workdir(tmp_path / "run")
-    refuse_other_division(begin_run(config, run.path), config.data, run)
+    refuse_other_division(begin_run(config, run.path), config.data, run, trained_on=config.data)
     Image.new("RGB", (SIDE, SIDE), "white").save(source / NAMES[0] / "5.png")
     with pytest.raises(UserError, match=r"the pictures of photos have changed since the run in .* put them back"):
-        refuse_other_division(data.load(config.data), config.data, run)
-    refuse_other_division(data.load(config.data), config.data, Workdir(tmp_path / "elsewhere"))
+        refuse_other_division(data.load(config.data), config.data, run, trained_on=config.data)
+    refuse_other_division(data.load(config.data), config.data, Workdir(tmp_path / "elsewhere"), trained_on=config.data)
 
 
 def test_validation_pictures_of_their_own_may_change(config, pictures, tmp_path):
     run = Workdir(tmp_path / "run")
     begin_run(config, run.path)
     Image.new("RGB", (SIDE, SIDE), "white").save(pictures / "val" / NAMES[0] / "5.png")
-    refuse_other_division(data.load(config.data), config.data, run)
+    refuse_other_division(data.load(config.data), config.data, run, trained_on=config.data)
+
+
+@pytest.mark.parametrize("option", [["--data.validation_fraction", ".5"], ["--data.split_seed", "1"]])
+@pytest.mark.parametrize("spelling", ["{}", "{}/"])
+def test_another_division_of_a_runs_pictures_is_refused(exported, config, tmp_path, option, spelling):
+    source = held_out_of(tmp_path / "photos")
+    give_config(exported, dataclasses.replace(config, data=dataclasses.replace(config.data, source=str(source))))
+    named = ["--data.source", spelling.format(source)]
+    main([str(exported), *named])
+    with pytest.raises(UserError, match=r"photos would be held out that the model was trained on, with None and 0"):
+        main([str(exported), *named, *option])
+    main([str(exported), *named, *option, "--split", "all"])
+    main([str(exported), "--data.source", str(held_out_of(tmp_path / "others")), *option])
+
+
+def test_training_pictures_are_not_held_out_where_there_were_others(exported, pictures):
+    with pytest.raises(UserError, match="would be held out that the model was trained on"):
+        main([str(exported), "--data.validation_fraction", ".5"])
+
+
+@pytest.mark.parametrize("split", ["validation", "all"])
+def test_the_division_of_a_run_is_of_its_own_source(exported, config, pictures, tmp_path, capsys, split):
+    source = held_out_of(tmp_path / "photos")
+    changed = dataclasses.replace(config.data, source=str(source), validation_fraction=0.5, split_seed=3)
+    give_config(exported, dataclasses.replace(config, data=changed))
+    main([str(exported), "--data.source", str(pictures), "--split", split])
+    count = sum(1 for _ in pictures.glob("val/*/*" if split == "validation" else "*/*/*"))
+    assert f"on pictures, {split}: {count} of its" in capsys.readouterr().out
 
 
 def test_a_run_whose_pictures_changed_is_measured_on_others_or_on_all(exported, config, tmp_path):
     source = held_out_of(tmp_path / "photos")
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=str(source)))
     begin_run(config, exported.parent)
-    model = onnx.load(exported)
-    kept = {each.key: each.value for each in model.metadata_props}
-    helper.set_model_props(model, kept | {"config": json.dumps(json.loads(settings.to_json(config)))})
-    onnx.save(model, exported)
+    give_config(exported, config)
     main([str(exported)])
     Image.new("RGB", (SIDE, SIDE), COLOURS[0]).save(source / NAMES[0] / "5.png")
     for split in ("validation", "train"):

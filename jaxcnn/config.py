@@ -184,8 +184,8 @@ class OptimConfig:
 MAX_EPOCHS = 1_000_000
 """More are a slip: steps are counted in 32 bits, and a million passes leave a data set 2,147 steps in each."""
 
-MAX_SEED = 2**63 - 1
-"""The largest that jax makes a key of."""
+MAX_SEED = 2**32 - 1
+"""jax makes the same keys of larger ones again."""
 
 
 @dataclass(frozen=True, kw_only=True)

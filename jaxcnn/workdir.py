@@ -232,7 +232,7 @@ class Workdir:
         pairs += [(name, getattr(saved, name), getattr(asked, name)) for name in ("batch_size", "seed")]
         pairs += [
             (f"data.{name}", getattr(saved.data, name), getattr(asked.data, name))
-            for name in ("validation_fraction", "split_seed")
+            for name in ("image_size", "validation_fraction", "split_seed")
         ]
         for name, was, now in pairs:
             if was != now:

@@ -6,6 +6,7 @@ import re
 import typing
 
 import jax
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -108,7 +109,7 @@ def test_no_number_inside_pairs_is_infinite():
     ("kind", "field", "value", "message"),
     [
         (Config, "epochs", 10**20, r"epochs is 1\d+; it must be at most 1,000,000"),
-        (Config, "seed", 2**63, "seed is 9223372036854775808; it must be from 0 to 9223372036854775807"),
+        (Config, "seed", 2**63, "seed is 9223372036854775808; it must be from 0 to 4294967295"),
         (Config, "seed", -1, "seed is -1"),
         (DataConfig, "split_seed", -1, r"data\.split_seed is -1; it must be 0 or more"),
     ],
@@ -118,8 +119,10 @@ def test_no_number_is_out_of_range(kind, field, value, message):
         kind(**{field: value})
 
 
-def test_the_largest_seed_is_one():
-    jax.random.key(MAX_SEED)
+def test_no_two_seeds_are_one():
+    keys = [jax.random.key_data(jax.random.key(seed)) for seed in (0, 1, MAX_SEED - 1, MAX_SEED)]
+    assert len(np.unique(keys, axis=0)) == 4
+    assert (jax.random.key_data(jax.random.key(MAX_SEED + 1)) == keys[0]).all()
 
 
 def test_a_run_may_be_older_than_a_setting():

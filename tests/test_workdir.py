@@ -65,10 +65,11 @@ def test_other_rates_may_follow_but_no_other_model(tmp_path):
     [
         ({"seed": 7}, "seed 0, not 7"),
         ({"data": dataclasses.replace(digits().data, split_seed=7)}, r"data\.split_seed 0, not 7"),
+        ({"data": dataclasses.replace(digits().data, image_size=64)}, r"data\.image_size 32, not 64"),
         ({"data": dataclasses.replace(digits().data, validation_fraction=None)}, r"validation_fraction 0\.2, not None"),
     ],
 )
-def test_a_run_never_meets_its_validation_pictures_in_training(tmp_path, change, message):
+def test_a_run_is_always_validated_with_the_same_pictures(tmp_path, change, message):
     run = Workdir(tmp_path)
     run.record(digits(), CLASSES)
     with pytest.raises(UserError, match=message):

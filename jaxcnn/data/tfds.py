@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import importlib.util
 import io
 import os
 from collections.abc import Iterator
@@ -56,6 +57,11 @@ def open_builder(builder: Any, *, what: str, image: str, label: str) -> Opened:
     Raises:
       UserError: it cannot be downloaded, prepared or read, or it has no training pictures.
     """
+    if importlib.util.find_spec("array_record") is None:
+        raise UserError(
+            f"{what} cannot be read here: it needs the package array-record, which there is not for Windows; give a "
+            "folder or zip of class folders, or use the Windows Subsystem for Linux"
+        )
     with _user_errors(what, Path(builder.data_dir)):
         with stand_in():
             builder.download_and_prepare(file_format=FILE_FORMAT)

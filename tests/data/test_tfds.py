@@ -255,3 +255,9 @@ def test_nothing_imports_tensorflow(tmp_path):
         [sys.executable, "-c", code, str(path), str(tmp_path)], capture_output=True, text=True, check=False
     )
     assert process.stdout == "12 False\n", process.stderr
+
+
+def test_without_array_record_the_reason_is_told(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "array_record", None)
+    with pytest.raises(UserError, match=r"tfds:pictures_with_test cannot be read here: it needs .* not for Windows"):
+        tfds_source("pictures_with_test", data_dir=tmp_path).open()

@@ -90,11 +90,7 @@ def _terms(equation: Any) -> int:
 
 def pictures_by_side(config: Config, log: RunLog) -> dict[int, int]:
     """How many pictures a run has seen at each resolution, those seen again counted again."""
-    seen: dict[int, int] = {}
-    for epoch, steps in log.steps_by_epoch().items():
-        side = config.resolution(epoch)
-        seen[side] = seen.get(side, 0) + steps * config.batch_size
-    return seen
+    return {side: steps * config.batch_size for side, steps in log.steps_by_resolution(config.resolution).items()}
 
 
 def format_duration(seconds: float) -> str:

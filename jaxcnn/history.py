@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,12 +39,17 @@ class RunLog:
             before = record["step"]
         return total
 
-    def steps_by_epoch(self) -> dict[int, int]:
-        """Steps taken in each epoch, counted from 0."""
+    def steps_by_resolution(self, planned: Callable[[int], int]) -> dict[int, int]:
+        """Steps taken at each resolution.
+
+        Args:
+          planned: the resolution of an epoch, counted from 0, by the settings; older records do not tell theirs.
+        """
         steps, before = dict[int, int](), 0
         for record in self.train:
             epoch, step = max(math.ceil(record["epoch"]) - 1, 0), int(record["step"])
-            steps[epoch] = steps.get(epoch, 0) + step - before
+            side = int(record.get("resolution", planned(epoch)))
+            steps[side] = steps.get(side, 0) + step - before
             before = step
         return steps
 

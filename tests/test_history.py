@@ -54,8 +54,13 @@ def test_time_counts_each_step_once():
 def test_steps_belong_to_the_epoch_they_were_taken_in():
     records = [(3, 0.3), (10, 1.0), (14, 1.4), (20, 2.0), (21, 2.1)]
     log = RunLog([{"step": float(step), "epoch": epoch} for step, epoch in records], [])
-    assert log.steps_by_epoch() == {0: 10, 1: 10, 2: 1}
-    assert RunLog([], []).steps_by_epoch() == {}
+    assert log.steps_by_resolution(lambda epoch: (8, 16, 8)[epoch]) == {8: 11, 16: 10}
+    assert RunLog([], []).steps_by_resolution(lambda epoch: 8) == {}
+
+
+def test_steps_were_taken_at_the_resolution_that_was_recorded():
+    records = [{"step": 3.0, "epoch": 0.3}, {"step": 10.0, "epoch": 1.0, "resolution": 16.0}]
+    assert RunLog(records, []).steps_by_resolution(lambda epoch: 8) == {8: 3, 16: 7}
 
 
 def test_steps_of_an_epoch():

@@ -53,7 +53,13 @@ class Run:
 
 
 def prepare(config: Config, dataset: data.Dataset) -> Run:
-    """Builds model and optimizer for the settings and the data."""
+    """Builds model and optimizer for the settings and the data.
+
+    Raises:
+      UserError: there is nothing to tell apart.
+    """
+    if len(dataset.names) < 2:
+        raise UserError(f"{dataset.name} has only the class {dataset.names[0]!r}; a classifier needs two or more")
     steps_per_epoch = data.steps_per_epoch(dataset.train, batch_size=config.batch_size)
     total_steps = steps_per_epoch * config.epochs
     return Run(
@@ -238,6 +244,7 @@ def _log_window(
         loss=loss / pictures,
         top1=correct / pictures,
         learning_rate=float(run.schedule(step - 1)),
+        resolution=float(run.config.resolution((step - 1) // run.steps_per_epoch)),
         images_per_second=rate,
     )
     progress.update(step=step, epoch=f"{epoch:.2f}/{run.config.epochs}", loss=loss / pictures, images_per_second=rate)

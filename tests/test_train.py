@@ -202,6 +202,12 @@ def test_classes_whose_names_are_not_utf8_are_exported(config, tmp_path):
     assert "caf\ufffd" in json.loads((tmp_path / "run" / "model.json").read_text(encoding="utf-8"))["names"]
 
 
+def test_a_single_class_is_refused(config, tmp_path):
+    source = str(write_class_folders(tmp_path / "pets", ("cat",)))
+    with pytest.raises(UserError, match="pets has only the class 'cat'; a classifier needs two or more"):
+        train(dataclasses.replace(config, data=dataclasses.replace(config.data, source=source)), tmp_path / "run")
+
+
 def test_progressive_resolution_trains_and_evaluates_at_full_size(config, tmp_path):
     config = dataclasses.replace(
         config, data=dataclasses.replace(config.data, image_size=12), resolutions=((0.0, 8), (0.5, 12))

@@ -26,12 +26,10 @@ def load(config: DataConfig, *, divided: bool = True) -> Dataset:
 
     Raises:
       UserError: the source cannot be found or read, a picture of it is damaged, the cache cannot be written, or there
-        are too few classes or pictures.
+        are too few pictures.
     """
     cache_dir = named_path(config.cache_dir, option="data.cache_dir")
     dataset = load_cached(_source(config, cache_dir), size=config.image_size, cache_dir=cache_dir)
-    if len(dataset.names) < 2:
-        raise UserError(f"{dataset.name} has only the class {dataset.names[0]!r}; a classifier needs two or more")
     if config.validation_fraction is not None or len(dataset.validation) == 0:
         fraction = config.validation_fraction or HELD_OUT
         dataset = hold_out(dataset, fraction=fraction, seed=config.split_seed) if divided else hold_out_none(dataset)

@@ -150,6 +150,8 @@ def open_tree(tree: Tree, *, name: str) -> Opened:
     names = sorted(tree.folders[train])
     if not names:
         raise UserError(f"{tree.where} has no class folders; put the pictures of each class in a folder of its own")
+    for file in () if validation else filter(_is_picture, tree.loose_files(train)):
+        raise UserError(f"{tree.where}: {file} lies beside the class folders; move it into one or remove it")
     for unknown in sorted(tree.folders[validation] - set(names)) if validation else ():
         raise UserError(f"{tree.where}: class {unknown!r} is in {validation}/ but not in {train}/; add or remove it")
     classes = tuple(map(readable, names))

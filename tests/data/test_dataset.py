@@ -132,11 +132,6 @@ def test_a_truncated_picture_of_tiny_imagenet_is_named(config, tmp_path):
         load(of(config, "tiny_imagenet", archive=str(path)))
 
 
-def test_a_single_class_is_refused(config, tmp_path):
-    with pytest.raises(UserError, match="pets has only the class 'cat'; a classifier needs two or more"):
-        load(of(config, write_class_folders(tmp_path / "pets", ("cat",))))
-
-
 def test_a_class_of_one_picture_is_refused_where_some_are_held_out(config, tmp_path):
     pets = write_class_folders(tmp_path / "pets", count=2)
     (pets / "dog" / "1.png").unlink()

@@ -97,6 +97,12 @@ def test_what_lies_beside_the_class_folders_of_a_split_is_named(opened, stray, o
         opened(*(f"{outer}{name}" for name in members))
 
 
+@pytest.mark.parametrize("outer", ["", "a/"])
+def test_a_picture_beside_the_class_folders_is_named(opened, outer):
+    with pytest.raises(UserError, match=rf"pets(\.zip)?: {outer}lost.png lies beside the class folders"):
+        opened(*(f"{outer}{name}" for name in ("cat/1.png", "dog/1.png", "list.csv", "lost.png")))
+
+
 def test_a_list_beside_the_validation_classes_is_passed_over(opened):
     pets = opened("train/cat/1.png", "train/dog/1.png", "val/cat/2.png", "val/val_annotations.txt")
     assert (pets.names, len(pets.validation)) == (("cat", "dog"), 1)

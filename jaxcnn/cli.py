@@ -22,6 +22,9 @@ def run(main: Callable[[Sequence[str]], None], prog: str) -> None:
     missing permission) likewise with 1, an interrupt with 130, SIGTERM with 143.
     """
     signal.signal(signal.SIGTERM, _end)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # Windows may know no é, and names of classes come from strangers.
+            stream.reconfigure(errors="replace")
     try:
         main(sys.argv[1:])
     except UserError as error:

@@ -26,6 +26,7 @@ from jaxcnn.log import console, open_log
 from jaxcnn.loop import Run, fit, initial_state, prepare
 from jaxcnn.metrics import Evaluation
 from jaxcnn.ops.allocator import keep_freed_memory
+from jaxcnn.paths import named_path
 from jaxcnn.provenance import record_earlier
 from jaxcnn.recipe import counted
 from jaxcnn.signals import stop_on_signal
@@ -86,7 +87,7 @@ def parse(arguments: Sequence[str]) -> Arguments:
     )
     if weights_model is not None:
         _refuse_other_shape(parsed.config, weights_model)
-    return parsed
+    return dataclasses.replace(parsed, workdir=named_path(str(parsed.workdir), option="workdir"))
 
 
 def _read_early(arguments: Sequence[str], default: Arguments) -> argparse.Namespace:
@@ -106,7 +107,7 @@ def _find_weights_model(early: argparse.Namespace) -> ModelConfig | None:
     """The network of the weights to start from; a run that has begun with them knows it by itself."""
     if early.init_from in (None, "None"):
         return None
-    run = Workdir(Path(early.workdir))
+    run = Workdir(named_path(early.workdir, option="workdir"))
     if (run.path / "config.json").exists():
         recorded = run.read_config()
         if recorded.init_from == early.init_from:

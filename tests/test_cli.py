@@ -1,6 +1,7 @@
 """The command line: presets and options in, one-line errors out."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 import time
@@ -107,6 +108,20 @@ cli.run(main, "prog")
         _, errors = process.communicate(timeout=30)
     assert (process.returncode, errors) == (143, b"")
     assert not begun.exists()
+
+
+def test_what_the_output_cannot_show_is_no_error():
+    program = 'from jaxcnn import cli\ncli.run(lambda _: print("Żubr"), "prog")'
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, env=environment)
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, [b"?ubr"], b"")
+
+
+def test_the_home_directory_is_found_however_the_workdir_is_given(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    for line in (["--workdir=~/runs/a"], ["--workdir", "~/runs/a"]):
+        assert parse(line).workdir == tmp_path / "runs" / "a"
 
 
 def test_what_could_steer_a_terminal_is_not_printed(monkeypatch, capsys):

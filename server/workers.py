@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import math
 import threading
 import time
@@ -101,8 +102,8 @@ class Workers:
             self._metrics.shed.labels("deadline").inc()
             raise errors.busy(wait - seconds)
         job = Job(query)
-        timer = self._loop.call_later(seconds, lambda: self._drop(job, _too_late(seconds)))
-        gone.add_done_callback(lambda _: self._drop(job, ClientDisconnect()))
+        timer = self._loop.call_later(seconds, self._drop, job, _too_late(seconds))
+        gone.add_done_callback(functools.partial(self._drop_gone, job))
         with self._changed:
             self._queue.append(job)
             self._metrics.queue_depth.set(len(self._queue))
@@ -111,6 +112,10 @@ class Workers:
             return await job.future
         finally:
             timer.cancel()
+            del job  # An error has this frame in its traceback: each would keep the other, with body and picture.
+
+    def _drop_gone(self, job: Job, _: asyncio.Future[Any]) -> None:
+        self._drop(job, ClientDisconnect())
 
     def _drop(self, job: Job, error: Exception) -> None:
         """Ends the wait for an answer, and frees the place and the memory if nobody works on it yet."""
@@ -122,18 +127,26 @@ class Workers:
         job.finish(error)
 
     def _work(self) -> None:
-        while batch := self._take():
-            start = time.monotonic()
-            try:
-                results = self._process(batch)
-            except BaseException as error:  # A defect here must not end the thread, nor leave anyone waiting.
-                results = [error if isinstance(error, Exception) else RuntimeError(repr(error))] * len(batch)
-            with self._changed:
-                self._running = [job for job in self._running if job not in batch]
-                seconds = (time.monotonic() - start) / len(batch)
-                self._seconds_per_job += (0.1 if self._seconds_per_job else 1) * (seconds - self._seconds_per_job)
-            with contextlib.suppress(RuntimeError):  # The event loop has ended, and everyone who waited with it.
-                self._loop.call_soon_threadsafe(_finish, batch, results)
+        while self._answer_next():
+            pass
+
+    def _answer_next(self) -> bool:
+        """Takes a batch and answers it; nothing of it is left in the thread that waits for the next."""
+        batch = self._take()
+        if not batch:
+            return False
+        start = time.monotonic()
+        try:
+            results = self._process(batch)
+        except BaseException as error:  # A defect here must not end the thread, nor leave anyone waiting.
+            results = [error if isinstance(error, Exception) else RuntimeError(repr(error))] * len(batch)
+        with self._changed:
+            self._running = [job for job in self._running if job not in batch]
+            seconds = (time.monotonic() - start) / len(batch)
+            self._seconds_per_job += (0.1 if self._seconds_per_job else 1) * (seconds - self._seconds_per_job)
+        with contextlib.suppress(RuntimeError):  # The event loop has ended, and everyone who waited with it.
+            self._loop.call_soon_threadsafe(_finish, batch, results)
+        return True
 
     def _take(self) -> list[Job]:
         """Waits for queries and takes its share of them; nothing once the pool is closed and the queue empty."""
@@ -222,8 +235,13 @@ def _finish(batch: list[Job], results: list[Answer | Exception]) -> None:
 def _decode(job: Job, model: Model) -> Decoded | Exception:
     if not job.is_wanted():  # Others of its batch took long.
         return AbandonedError()
+    # What is expected is told anew: a traceback would keep the body and the picture until there is a large collection.
     try:
         return job.query.decode(model, job.is_wanted)
+    except HTTPException as error:
+        return HTTPException(error.status_code, error.detail, error.headers)
+    except AbandonedError:
+        return AbandonedError()
     except Exception as error:
         return error
 

@@ -7,11 +7,17 @@ import threading
 import httptools
 import uvicorn
 from starlette.responses import JSONResponse
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from server.settings import Settings
 
 _MAX_HEAD_BYTES = 64 * 1024
+
+# Requests that are parsed while one before them is in work. What was read beyond waits as it came: 256 KB may be 10,000
+# requests, which take 25 MB when they are parsed.
+_MAX_WAITING = 16
+_PIECE_BYTES = 4096
 
 
 def uvicorn_server() -> uvicorn.Server | None:
@@ -25,11 +31,24 @@ def guard(server: uvicorn.Server, settings: Settings) -> None:
     """Has a server, which does not listen yet, accept connections of this kind.
 
     uvicorn with httptools keeps the head of a request in memory however long it grows, waits for its end for ever, and
-    for the next one too where anything came after an answer.
+    for the next one too where anything came after an answer. It takes what follows a chunked body for headers as well.
     """
     if server.config.http_protocol_class is HttpToolsProtocol:
         name = GuardedConnection.__name__
         server.config.http_protocol_class = type(name, (GuardedConnection,), {"read_seconds": settings.read_seconds})
+
+
+class _Flow(FlowControl):
+    """Reads from a connection only when all that was read is parsed."""
+
+    def __init__(self, transport: asyncio.Transport, connection: "GuardedConnection") -> None:
+        super().__init__(transport)
+        self._connection = connection
+
+    def resume_reading(self) -> None:
+        """Reads on, unless there is enough."""
+        if not self._connection.has_unread:
+            super().resume_reading()
 
 
 class GuardedConnection(HttpToolsProtocol):
@@ -44,7 +63,11 @@ class GuardedConnection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begins to wait for the first request."""
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # To hear of the first byte that the client does not read.
         self._head_bytes: int | None = 0
+        self._is_in_head = False
+        self._unread = memoryview(b"")
+        self.flow = _Flow(transport, self)
         self._timer: asyncio.TimerHandle | None = None
         self._reader_timer: asyncio.TimerHandle | None = None
         self._wait()
@@ -53,6 +76,7 @@ class GuardedConnection(HttpToolsProtocol):
         """Waits for nothing more."""
         self._stop_waiting()
         self._stop_waiting_for_reader()
+        self._unread = memoryview(b"")
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -67,36 +91,48 @@ class GuardedConnection(HttpToolsProtocol):
         super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
-        """Parses, and counts what belongs to a head that has not come to its end.
+        """Takes what came.
 
         uvicorn's own would end the wait for the next request at any data, be it only an empty line.
         """
-        try:
-            self._parse(data)
-        except httptools.HttpParserError:
-            text = "Invalid HTTP request received."
-            self.logger.warning(text)
-            self._refuse(400, text)
-        if self._head_bytes is not None:
-            self._head_bytes += len(data)
-            if self._head_bytes > _MAX_HEAD_BYTES:
-                self._refuse(400, f"The headers are longer than {_MAX_HEAD_BYTES} bytes.")
+        self._unread = memoryview(bytes(self._unread) + data)
+        self._read_on()
+
+    def on_response_complete(self) -> None:
+        """There is room for another request."""
+        super().on_response_complete()
+        if self._unread:
+            self._read_on()
+            self.flow.resume_reading()
 
     def on_message_begin(self) -> None:
         """Begins to wait for the end of the head."""
         super().on_message_begin()
         self._head_bytes = 0
+        self._is_in_head = True
         self._wait()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Takes a header, but none after the body: a proxy before this one has not looked at those."""
+        if self._is_in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """The head is there, unless it has to be parsed again."""
-        if not self.parser.should_upgrade():
-            self._head_bytes = None
-            self._stop_waiting()
-            super().on_headers_complete()
+        if self.parser.should_upgrade():
+            return
+        self._head_bytes = None
+        self._is_in_head = False
+        self._stop_waiting()
+        super().on_headers_complete()
+
+    def on_chunk_header(self) -> None:
+        """Counts what follows as is done with a head, until there is some of the body: it may be the end."""
+        self._head_bytes = 0
 
     def on_body(self, body: bytes) -> None:
         """Waits for the end of a body that is answered already, as long as for one that is read."""
+        self._head_bytes = None
         super().on_body(body)
         if self.cycle.response_complete and self._timer is None:
             self._wait()
@@ -105,6 +141,7 @@ class GuardedConnection(HttpToolsProtocol):
         """Begins to wait for the next request where the answer was there first; uvicorn does where it was not."""
         if self.parser.should_upgrade():
             return
+        self._head_bytes = None
         super().on_message_complete()
         if self.cycle.response_complete:
             self._stop_waiting()
@@ -112,8 +149,27 @@ class GuardedConnection(HttpToolsProtocol):
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
 
-    def _parse(self, data: bytes) -> None:
-        rest = memoryview(data)
+    @property
+    def has_unread(self) -> bool:
+        """Whether there is something that waits to be parsed."""
+        return len(self._unread) > 0
+
+    def _read_on(self) -> None:
+        """Parses for as long as there is room, and counts what belongs to a head that has not come to its end."""
+        while self._unread and len(self.pipeline) < _MAX_WAITING and not self.transport.is_closing():
+            piece, self._unread = self._unread[:_PIECE_BYTES], self._unread[_PIECE_BYTES:]
+            try:
+                self._parse(piece)
+            except httptools.HttpParserError:
+                text = "Invalid HTTP request received."
+                self.logger.warning(text)
+                self._refuse(400, text)
+            if self._head_bytes is not None:
+                self._head_bytes += len(piece)  # What came before it in its first piece too: that is little.
+                if self._head_bytes > _MAX_HEAD_BYTES:
+                    self._refuse(400, f"The headers are longer than {_MAX_HEAD_BYTES} bytes.")
+
+    def _parse(self, rest: memoryview) -> None:
         while rest:
             try:
                 self.parser.feed_data(rest)
@@ -152,7 +208,7 @@ class GuardedConnection(HttpToolsProtocol):
         self._timer = None
         if self.cycle is not None and not self.cycle.response_complete:
             return  # An answer goes first; uvicorn waits anew after it.
-        if self._head_bytes:
+        if self._is_in_head:
             self._refuse(408, f"The headers did not arrive within {self.read_seconds} seconds: send them faster.")
         else:  # There is no question to answer: browsers connect in advance.
             self.transport.close()

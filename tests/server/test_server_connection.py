@@ -222,3 +222,89 @@ def test_who_reads_slowly_gets_the_whole_answer(generous):
             time.sleep(0.4)
         received = b"".join([*parts, until_closed(connection)])
     assert len(received.partition(b"\r\n\r\n")[2]) == WASM_BYTES
+
+
+# Requests in a row
+
+
+def test_requests_in_a_row_are_answered_in_order(server):
+    request = head(f"Content-Length: {len(PICTURE)}") + PICTURE + HEALTH
+    with connected(server) as connection:
+        for _ in range(2):
+            connection.sendall(request * 100)
+            received = b""
+            while received.count(b"HTTP/1.1 200 ") < 200 or not received.endswith(b"}"):
+                received += connection.recv(65536)
+            assert re.findall(rb'"(predicted_class|status)":', received) == [b"predicted_class", b"status"] * 100
+        connection.sendall(HEALTH)
+        assert read_answer(connection)[0] == 200
+
+
+@pytest.mark.parametrize("cut", [7, len(PICTURE) // 2, len(PICTURE) + 20])
+def test_the_last_in_a_row_may_come_late(server, cut):
+    requests = HEALTH * 300 + head(f"Content-Length: {len(PICTURE)}", "Connection: close") + PICTURE
+    with connected(server) as connection:
+        connection.sendall(requests[:-cut])
+        time.sleep(0.5)
+        connection.sendall(requests[-cut:])
+        assert statuses(until_closed(connection)) == [200] * 301
+
+
+def test_requests_in_a_row_are_not_all_read_at_once(serve, model_path):
+    """Parsed, they take a hundred times the memory."""
+    tiny = b"GET / HTTP/1.1\r\n\r\n" * 10_000
+    with serve(JAXCNN_MODEL=str(model_path)) as server, contextlib.ExitStack() as stack:
+        before = resident(server)
+        for _ in range(5):
+            connection = stack.enter_context(connected(server))
+            connection.settimeout(0.5)
+            with contextlib.suppress(TimeoutError):  # The server reads no further.
+                connection.sendall(tiny * 100)
+        start = time.monotonic()
+        assert server.client.get("/healthz").status_code == 200
+        assert time.monotonic() - start < 5
+        assert resident(server) < before + 20e6
+
+
+def resident(server) -> float:
+    text = server.client.get("/metrics").text
+    return float(re.search(r"^process_resident_memory_bytes (\S+)$", text, re.MULTILINE)[1])
+
+
+def test_a_head_after_a_large_body_is_not_counted_with_it(server):
+    body = PICTURE + bytes(200_000 - len(PICTURE))
+    for _ in range(5):
+        with connected(server) as connection:
+            connection.sendall(head(f"Content-Length: {len(body)}") + body + HEALTH[:10])
+            time.sleep(0.05)
+            connection.sendall(HEALTH[10:-2] + b"Connection: close\r\n\r\n")
+            assert statuses(until_closed(connection)) == [200, 200]
+
+
+# Trailers
+
+
+def test_trailers_are_no_headers(serve, model_path):
+    with serve(JAXCNN_MODEL=str(model_path), JAXCNN_API_KEYS="secretsecret") as server, connected(server) as connection:
+        start = head("Transfer-Encoding: chunked", "Connection: close") + b"%x\r\n" % len(PICTURE) + PICTURE
+        connection.sendall(start + b"\r\n0\r\nX-API-Key: secretsecret\r\n\r\n")
+        assert statuses(until_closed(connection)) == [401]
+
+
+@pytest.mark.parametrize("line", [b"a: b\r\n", b"a"], ids=["lines", "a line"])
+@pytest.mark.parametrize("path", ["/predict", "/healthz"])
+def test_trailers_without_end_are_refused(server, line, path):
+    with connected(server) as connection:
+        connection.sendall(head("Transfer-Encoding: chunked", path=path) + b"1\r\nx\r\n0\r\n")
+        with contextlib.suppress(ConnectionError):
+            for _ in range(1000):
+                connection.sendall(line * (10_000 // len(line)))
+        assert statuses(until_closed(connection)) in ([400], [405, 400], [])
+
+
+def test_chunks_of_all_sizes_are_read(server):
+    with connected(server) as connection:
+        pieces = [PICTURE[:1], PICTURE[1:50], PICTURE[50:], *[bytes(1000)] * 300]
+        body = b"".join(b"%x\r\n%s\r\n" % (len(each), each) for each in pieces)
+        connection.sendall(head("Transfer-Encoding: chunked", "Connection: close") + body + b"0\r\nX-Sum: 1\r\n\r\n")
+        assert statuses(until_closed(connection)) == [200]

@@ -9,11 +9,12 @@ from server.settings import Settings
 
 
 class Place:
-    """One request's place; grows with its body."""
+    """One request's place: memory for its body, as that comes, and then a place among those that wait."""
 
     def __init__(self, admission: "Admission") -> None:
         self._admission = admission
         self._bytes = 0
+        self._is_entered = False
 
     def hold(self, size: int) -> None:
         """Makes sure of room for a body of this size.
@@ -25,9 +26,18 @@ class Place:
             self._admission.hold(size - self._bytes)
             self._bytes = size
 
+    def enter(self, expected_wait: float) -> None:
+        """Takes a place among the requests that wait, now that the body is there: slow clients keep nobody out.
+
+        Raises:
+            HTTPException: 503, all are taken.
+        """
+        self._admission.enter(expected_wait)
+        self._is_entered = True
+
     def release(self) -> None:
         """Gives everything back."""
-        self._admission.release(self._bytes)
+        self._admission.release(self._bytes, requests=int(self._is_entered))
 
 
 class Admission:
@@ -46,24 +56,29 @@ class Admission:
 
     @contextmanager
     def place(self, expected_wait: float) -> Iterator[Place]:
-        """Takes a place for a request until the end of the block.
+        """Gives a request what it takes until the end of the block.
 
         Args:
             expected_wait: seconds until a request would be answered, for the message.
 
         Raises:
-            HTTPException: 503, all are taken.
+            HTTPException: 503, all places are taken, and the body need not be read.
         """
-        if self._requests >= self._settings.max_requests:
-            self._metrics.shed.labels("requests").inc()
-            raise errors.busy(expected_wait)
-        self._requests += 1
+        self._refuse_if_full(expected_wait)
         place = Place(self)
         try:
             yield place
         finally:
-            self._requests -= 1
             place.release()
+
+    def enter(self, expected_wait: float) -> None:
+        """Counts a request in.
+
+        Raises:
+            HTTPException: 503, all places are taken.
+        """
+        self._refuse_if_full(expected_wait)
+        self._requests += 1
 
     def hold(self, size: int) -> None:
         """Takes memory for a part of a body.
@@ -76,6 +91,12 @@ class Admission:
             raise errors.busy(1)
         self._bytes += size
 
-    def release(self, size: int) -> None:
-        """Gives memory back."""
+    def release(self, size: int, *, requests: int) -> None:
+        """Gives memory and places back."""
         self._bytes -= size
+        self._requests -= requests
+
+    def _refuse_if_full(self, expected_wait: float) -> None:
+        if self._requests >= self._settings.max_requests:
+            self._metrics.shed.labels("requests").inc()
+            raise errors.busy(expected_wait)

@@ -8,7 +8,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server import body
-from server.model import Model
 from server.protocols import Query
 from server.protocols.native import NativeQuery
 from server.protocols.open_inference import InferQuery
@@ -20,12 +19,14 @@ async def predict(request: Request) -> Response:
     """`POST /predict` and `POST /invocations`: names what a picture shows."""
     service: Service = request.state.service
     top_k = _top_k(request, classes=len(service.model.names))
-    heatmap = _heatmap(request, service.model)
+    heatmap = _heatmap(request)
 
     with service.admission.place(service.workers.expected_wait()) as place:
+        content = await body.read(request, place, service.settings)
+        place.enter(service.workers.expected_wait())
         query = NativeQuery(
             content_type=request.headers.get("content-type", ""),
-            body=await body.read(request, place, service.settings),
+            body=content,
             top_k=top_k,
             heatmap=heatmap,
             limits=service.settings,
@@ -40,6 +41,7 @@ async def infer(request: Request) -> Response:
     json_size = request.headers.get("inference-header-content-length")
     with service.admission.place(service.workers.expected_wait()) as place:
         content = await body.read(request, place, service.settings)
+        place.enter(service.workers.expected_wait())
         return await _answer(request, InferQuery(body=content, json_size=json_size, limits=service.settings))
 
 
@@ -64,10 +66,8 @@ def _top_k(request: Request, *, classes: int) -> int:
     raise HTTPException(400, f"`top_k` has to be a whole number from 1 to {classes}, the number of classes.")
 
 
-def _heatmap(request: Request, model: Model) -> bool:
+def _heatmap(request: Request) -> bool:
     text = request.query_params.get("heatmap", "false")
     if text not in ("true", "false"):
         raise HTTPException(400, "`heatmap` has to be true or false.")
-    if text == "true" and not model.has_heatmap:
-        raise HTTPException(400, "This model tells no heat map: leave `heatmap` out.")
     return text == "true"

@@ -67,7 +67,7 @@ class Settings:
     max_batch: int = _number(4, low=1, high=64)
     """Most pictures that the model is run on at once. They are those that wait anyway: none waits for a batch."""
     max_requests: int = _number(64, low=1, high=100_000)
-    """Requests admitted at the same time, waiting ones included; the rest get 503."""
+    """Requests whose bodies are there, in work and waiting; the rest get 503."""
     max_body_bytes: int = _number(10 * 2**20, low=1024, high=2**31)
     """Largest request body."""
     max_buffer_bytes: int = _number(64 * 2**20, low=1024, high=2**40)

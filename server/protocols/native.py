@@ -58,9 +58,12 @@ class NativeQuery:
         """Takes the body apart and decodes its pictures.
 
         Raises:
-            HTTPException: the body is not what its content type promises, or holds no pictures.
+            HTTPException: the body is not what its content type promises, or holds no pictures, or the model tells no
+                heat map.
             AbandonedError: nobody waits any more.
         """
+        if self.heatmap and not model.has_heatmap:
+            raise HTTPException(400, "This model tells no heat map: leave `heatmap` out.")
         payload = parse(self.content_type, self.body, max_images=self.limits.max_images)
         places = [f"images[{i}]: " if payload.is_list else "" for i in range(len(payload.pictures))]
         images = decode_pictures(zip(places, payload.pictures, strict=True), model, self.limits, is_wanted)

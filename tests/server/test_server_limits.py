@@ -203,22 +203,57 @@ def test_a_body_that_comes_at_once_is_counted(serve, slow_model):
         assert {each.result().status_code for each in answers} == {200, 503}
 
 
-def test_a_full_server_answers_503_and_stays_healthy(serve, model_path):
-    with serve(JAXCNN_MODEL=str(model_path), JAXCNN_MAX_REQUESTS="1") as server:
-        picture = encode((250, 0, 0))
-        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as slow:
-            slow.sendall(head(f"Content-Length: {len(picture)}", "Expect: 100-continue"))
-            assert slow.recv(100).startswith(b"HTTP/1.1 100")  # It has the only place.
-            response = post(server.client, picture)
-            assert response.status_code == 503
-            assert response.headers["retry-after"] == "1"
-            error(response)
-            assert server.client.get("/healthz").status_code == 200
-            slow.sendall(picture)
-            assert read_answer(slow)[0] == 200
+def test_a_full_server_answers_503_and_stays_healthy(serve_slowly):
+    with serve_slowly(JAXCNN_MAX_REQUESTS="1") as server, ThreadPoolExecutor(1) as threads:
+        slow = threads.submit(timed_post, server.port)
+        wait_until(lambda: metric(server.client, "http_requests_in_progress") == 2)  # That, and this very one.
+        response = post(server.client, PICTURE)
+        assert response.status_code == 503
+        assert int(response.headers["retry-after"]) >= 1
+        error(response)
+        assert server.client.get("/healthz").status_code == 200
+        assert slow.result()[0] == 200
         for broken in (b"", b"no picture", encode(YELLOW)):
             assert post(server.client, broken).status_code in (400, 500)
-        assert post(server.client, picture).status_code == 200  # Every one gave its place back.
+        assert post(server.client, PICTURE).status_code == 200  # Every one gave its place back.
+
+
+def test_bodies_on_their_way_keep_nobody_out(serve, model_path):
+    with (
+        serve(JAXCNN_MODEL=str(model_path), JAXCNN_MAX_REQUESTS="1") as server,
+        socket.create_connection(("127.0.0.1", server.port), timeout=30) as slow,
+    ):
+        slow.sendall(head(f"Content-Length: {len(PICTURE)}", "Expect: 100-continue"))
+        assert slow.recv(100).startswith(b"HTTP/1.1 100")
+        assert post(server.client, PICTURE).status_code == 200
+        slow.sendall(PICTURE)
+        assert read_answer(slow)[0] == 200
+
+
+def test_one_that_comes_when_the_places_are_taken_is_503(serve_slowly):
+    with serve_slowly(JAXCNN_MAX_REQUESTS="1") as server, ThreadPoolExecutor(1) as threads:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as slow:
+            slow.sendall(head(f"Content-Length: {len(PICTURE)}", "Expect: 100-continue"))
+            assert slow.recv(100).startswith(b"HTTP/1.1 100")
+            first = threads.submit(timed_post, server.port)
+            wait_until(lambda: metric(server.client, "http_requests_in_progress") == 3)  # Both, and this very one.
+            slow.sendall(PICTURE)
+            assert read_answer(slow)[0] == 503
+        assert first.result()[0] == 200
+
+
+@pytest.mark.parametrize("is_list", [False, True])
+def test_refused_pictures_leave_no_memory_behind(serve, model_path, is_list):
+    with serve(JAXCNN_MODEL=str(model_path), JAXCNN_THREADS="1") as server:
+        cut = encode((250, 0, 0), "PNG", (3000, 3000))[:-200]
+
+        def refuse() -> float:
+            response = server.client.post("/predict", json={"images": [text(cut)]} if is_list else {"image": text(cut)})
+            assert "damaged or truncated" in error(response)
+            return metric(server.client, "process_resident_memory_bytes")
+
+        before = max(refuse() for _ in range(3))
+        assert max(refuse() for _ in range(8)) < before + 50e6  # Each takes 27 MB while it is decoded.
 
 
 def test_a_slow_body_is_408(serve, model_path):

@@ -41,9 +41,11 @@ def _is_open(scope: Scope) -> bool:
 
 def _has_key(request: Request, keys: tuple[str, ...]) -> bool:
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    given = token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
+    given = [request.headers.get("x-api-key", "")]
+    if scheme.lower() == "bearer":  # May be meant for a proxy before this server.
+        given.append(token.strip())
     # In constant time: how long it takes tells nothing of how much was right.
-    return any(hmac.compare_digest(given.encode(), key.encode()) for key in keys)
+    return any(hmac.compare_digest(each.encode(), key.encode()) for each in given for key in keys)
 
 
 class Cors:

@@ -77,7 +77,7 @@ def create_app() -> Starlette:
     """Builds the application. It reads its settings from the environment when it starts."""
     app = Starlette(
         routes=_routes(),
-        middleware=[Middleware(each) for each in (errors.OneLineStartErrors, Edge, Cors, ApiKeys)],
+        middleware=[Middleware(each) for each in (errors.OneLineStartErrors, Edge, Cors, errors.Defects, ApiKeys)],
         exception_handlers={HTTPException: errors.refused, ClientDisconnect: errors.disconnected},
         lifespan=lifespan,
     )

@@ -1,23 +1,19 @@
-"""What every request passes, whatever it asks: its id, the access log, the counters, and the answer to a defect."""
+"""What every request passes, whatever it asks: its id, the access log and the counters."""
 
-import logging
 import os
 import re
 import time
 from typing import TYPE_CHECKING
 
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server import errors, log
+from server import log
 from server.metrics import NO_ROUTE
 
 if TYPE_CHECKING:
     from server.service import Service
 
 _REQUEST_ID = re.compile(rb"[\w.:+/=-]{1,128}", re.ASCII)
-
-_log = logging.getLogger(__name__)
 
 
 class Edge:
@@ -27,12 +23,12 @@ class Edge:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers a request; nothing that it raises gets further."""
+        """Gives a request its id, for what is inside too, and notes how it ended."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         service: Service = scope["state"]["service"]
-        request_id = _request_id(scope)
+        request_id = scope["state"]["request_id"] = _request_id(scope)
         start = time.monotonic()
         status = 0
 
@@ -48,11 +44,6 @@ class Edge:
         service.metrics.in_progress.inc()
         try:
             await self.app(scope, receive, send_marked)
-        except Exception:
-            _log.exception("the server failed on a request", extra={"request_id": request_id})
-            if not status:
-                response = JSONResponse({"error": errors.GENERIC}, 500)
-                await response(scope, receive, send_marked)
         finally:
             service.metrics.in_progress.dec()
             _note(service, scope, request_id, status, start)

@@ -1,5 +1,6 @@
 """What can go wrong, in words for whoever can mend it: the operator at start-up, the client afterwards."""
 
+import logging
 import sys
 
 from starlette.exceptions import HTTPException
@@ -12,6 +13,8 @@ _ROUTER_ERRORS = {
     "Not Found": "There is nothing at this path: POST a picture to /predict; /docs lists all there is.",
     "Method Not Allowed": "This path does not take this method: see the Allow header, or /docs.",
 }
+
+_log = logging.getLogger(__name__)
 
 GENERIC = "The server failed on this request: try again, or ask its operator."
 """All that a client is told of an unforeseen exception; the log has the rest."""
@@ -45,6 +48,32 @@ class OneLineStartErrors:
             await send(message)
 
         await self.app(scope, receive, send_one_line if scope["type"] == "lifespan" else send)
+
+
+class Defects:
+    """ASGI middleware that answers 500 to what is nobody's fault but the server's, and logs it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers a request; nothing that it raises gets further."""
+        is_answered = False
+
+        async def send_noted(message: Message) -> None:
+            nonlocal is_answered
+            is_answered = True
+            await send(message)
+
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        try:
+            await self.app(scope, receive, send_noted)
+        except Exception:
+            _log.exception("the server failed on a request", extra={"request_id": scope["state"]["request_id"]})
+            if not is_answered:
+                await JSONResponse({"error": GENERIC}, 500)(scope, receive, send)
 
 
 def busy(seconds: float) -> HTTPException:

@@ -214,7 +214,8 @@ def test_keys_guard_all_but_health_and_the_page(serve, model_path):
                 response = client.request(method, path, headers=headers)
                 assert (response.status_code, response.headers["www-authenticate"]) == (401, "Bearer")
                 error(response)
-        for headers in ({"Authorization": "Bearer second-key"}, {"authorization": "bearer  first-key-1"}):
+        of_a_proxy = {"Authorization": "Bearer of-another-system", "X-API-Key": "first-key-1"}
+        for headers in ({"Authorization": "Bearer second-key"}, {"authorization": "bearer  first-key-1"}, of_a_proxy):
             response = client.post("/predict", content=PICTURE, headers={"Content-Type": "image/png", **headers})
             assert response.status_code == 200
         assert client.get("/v2/models/colours", headers={"X-API-Key": "first-key-1"}).status_code == 200
@@ -255,11 +256,14 @@ def test_only_the_web_sites_of_the_setting_may_call(serve, model_path):
         assert response.headers["access-control-allow-origin"] == origin
         assert "X-Request-ID" in response.headers["access-control-expose-headers"]
         assert "access-control-allow-origin" not in post_from(server.client, "https://example.com").headers
+        failed = post_from(server.client, origin, encode(YELLOW))
+        assert (failed.status_code, failed.headers["access-control-allow-origin"]) == (500, origin)
+        assert failed.headers["x-request-id"]
 
 
-def post_from(client: httpx.Client, origin: str) -> httpx.Response:
+def post_from(client: httpx.Client, origin: str, picture: bytes = PICTURE) -> httpx.Response:
     headers = {"Origin": origin, "X-API-Key": "some-key", "Content-Type": "image/png"}
-    return client.post("/predict", content=PICTURE, headers=headers)
+    return client.post("/predict", content=picture, headers=headers)
 
 
 def test_no_web_site_may_call_unless_told(client):

@@ -10,6 +10,7 @@ const TOP = 5;
 let model = null; // What /model.json tells.
 let local = null; // The model in this browser, once it is loaded.
 let latest = 0; // Only the answer to the latest picture is shown.
+let unkept = null; // The key, in a browser that keeps no data of sites.
 
 async function start(key) {
   try {
@@ -23,16 +24,36 @@ async function start(key) {
     return;
   }
   if (key) {
-    sessionStorage.setItem("key", key);
+    keepKey(key);
   }
   element("key-form").hidden = true;
   showModel();
 }
 
 function askForKey(text) {
-  sessionStorage.removeItem("key");
+  keepKey(null);
   element("key-message").textContent = text;
   element("key-form").hidden = false;
+}
+
+function readKey() {
+  try {
+    return sessionStorage.getItem("key");
+  } catch {
+    return unkept;
+  }
+}
+
+function keepKey(key) {
+  try {
+    if (key) {
+      sessionStorage.setItem("key", key);
+    } else {
+      sessionStorage.removeItem("key");
+    }
+  } catch {
+    unkept = key;
+  }
 }
 
 function showModel() {
@@ -91,13 +112,13 @@ function showFailure(text) {
 }
 
 function askRemote(blob) {
-  return askServer(blob, model, sessionStorage.getItem("key"), TOP);
+  return askServer(blob, model, readKey(), TOP);
 }
 
 async function askLocal(blob) {
   if (local === null) {
     showMessage("Loading the model into this browser …");
-    local = await LocalModel.load(model, sessionStorage.getItem("key"));
+    local = await LocalModel.load(model, readKey());
   }
   return local.classify(blob, TOP);
 }
@@ -185,6 +206,9 @@ element("viewfinder").addEventListener("keydown", (event) => {
 });
 element("shoot").addEventListener("click", () => {
   const video = element("video");
+  if (!video.videoWidth) {
+    return; // It has shown nothing yet.
+  }
   const canvas = document.createElement("canvas");
   canvas.width = video.videoWidth;
   canvas.height = video.videoHeight;
@@ -203,4 +227,4 @@ element("show-heatmap").addEventListener("change", (event) => {
   element("heatmap").hidden = !event.target.checked;
 });
 
-start(sessionStorage.getItem("key"));
+start(readKey());

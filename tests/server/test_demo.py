@@ -156,6 +156,16 @@ def wait_for_tracks(page: Page, *states: str) -> None:
     page.wait_for_function(f"wanted => {now} === wanted", arg=",".join(states), timeout=5000)
 
 
+def test_a_camera_that_has_shown_nothing_yet_takes_no_picture(open_page, seeing):
+    page = open_page(seeing, permissions=["camera"])
+    page.evaluate("Object.defineProperty(HTMLVideoElement.prototype, 'videoWidth', { get: () => 0 })")
+    page.click("#camera")
+    page.click("#shoot")
+    expect(page.locator("#viewfinder")).to_be_visible()
+    expect(page.locator("#result")).to_be_hidden()
+    page.keyboard.press("Escape")
+
+
 def test_the_camera_again_stops_the_one_before(open_page, seeing):
     page = open_page(seeing, permissions=["camera"])
     keep_streams(page)
@@ -418,6 +428,18 @@ def test_a_key_that_is_not_accepted_is_not_kept(open_page, guarded, key, text):
     expect(page.locator("#key-form")).to_be_hidden()
     expect(page.locator("#message")).to_have_text("")
     assert stored_key(page) == "the-right-key"
+
+
+def test_a_browser_that_keeps_nothing_is_told_the_key_on_each_visit(open_page, guarded):
+    page = open_page(guarded)
+    page.add_init_script("Object.defineProperty(window, 'sessionStorage', { get() { throw new Error('denied'); } })")
+    page.reload()
+    enter_key(page, "the-right-key")
+    expect(page.locator("#key-form")).to_be_hidden()
+    choose(page, encode(picture()))
+    expect(page.locator("#bars li .name").first).to_have_text("red")
+    page.reload()
+    expect(page.locator("#key-form")).to_be_visible()
 
 
 @pytest.mark.parametrize("key", ["a-former-key", "the\N{EN DASH}right-key"])

@@ -3,7 +3,6 @@
 import contextlib
 import time
 from dataclasses import dataclass
-from functools import partial
 
 import flax.linen as nn
 import jax
@@ -21,6 +20,7 @@ from jaxcnn.evaluate import evaluate
 from jaxcnn.log import MetricsLog, TrainProgress, open_progress
 from jaxcnn.metrics import Evaluation
 from jaxcnn.optim import make_optimizer, make_schedule
+from jaxcnn.parallel import divide, refuse_unfit, replicate
 from jaxcnn.signals import StopRequest
 from jaxcnn.state import TrainState, Variables, create_state, start_from
 from jaxcnn.step import StepMetrics, eval_step, step_keys, train_step
@@ -56,8 +56,9 @@ def prepare(config: Config, dataset: data.Dataset) -> Run:
     """Builds model and optimizer for the settings and the data.
 
     Raises:
-      UserError: there is nothing to tell apart.
+      UserError: there is nothing to tell apart, or the devices do not fit.
     """
+    refuse_unfit(config.batch_size)
     if len(dataset.names) < 2:
         raise UserError(f"{dataset.name} has only the class {dataset.names[0]!r}; a classifier needs two or more")
     steps_per_epoch = data.steps_per_epoch(dataset.train, batch_size=config.batch_size)
@@ -105,6 +106,7 @@ def fit(
     Returns:
       Whether the run is complete; otherwise it was asked to stop, and its state is saved.
     """
+    state = replicate(state)
     first_step, epochs = int(state.step), run.config.epochs
     with open_progress(total_steps=run.total_steps, first_step=first_step) as progress:
         for epoch in range(first_step // run.steps_per_epoch, epochs):
@@ -168,8 +170,8 @@ def take_step(run: Run, state: TrainState, batch: data.Batch, *, epoch: int) -> 
     config = run.config
     taken: tuple[TrainState, StepMetrics] = train_step(
         state,
-        batch.images,
-        batch.labels,
+        divide(batch.images),
+        divide(batch.labels),
         run.key,
         model=run.model,
         optimizer=run.optimizer,
@@ -185,7 +187,7 @@ def take_step(run: Run, state: TrainState, batch: data.Batch, *, epoch: int) -> 
 def evaluate_variables(run: Run, variables: Variables) -> Evaluation:
     """Metrics on every validation picture."""
     return evaluate(
-        partial(eval_step, variables, model=run.model),
+        lambda images: eval_step(variables, divide(images), model=run.model),
         run.dataset.validation,
         classes=len(run.dataset.names),
         batch_size=run.config.batch_size,

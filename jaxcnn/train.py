@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import jax
 import numpy as np
 import tyro
 
@@ -26,6 +25,7 @@ from jaxcnn.log import console, open_log
 from jaxcnn.loop import Run, fit, initial_state, prepare
 from jaxcnn.metrics import Evaluation
 from jaxcnn.ops.allocator import keep_freed_memory
+from jaxcnn.parallel import describe_devices
 from jaxcnn.paths import named_path
 from jaxcnn.provenance import record_earlier
 from jaxcnn.recipe import counted
@@ -212,7 +212,7 @@ def _say_start(run: Run, workdir: Path, *, step: int, weights: Weights | None) -
     dataset = run.dataset
     console.print(
         f"{dataset.name}: {len(dataset.train):,} training and {len(dataset.validation):,} validation pictures, "
-        f"{len(dataset.names)} classes; {run.config.model.name} on {jax.devices()[0].device_kind}; {workdir}",
+        f"{len(dataset.names)} classes; {run.config.model.name} on {describe_devices()}; {workdir}",
         soft_wrap=True,
     )
     if step:

@@ -306,7 +306,7 @@ def environment() -> dict[str, str]:
         "platform": platform.platform(),
         "processor": _processor(),
         "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
-        "devices": ", ".join(device.device_kind for device in jax.devices()),
+        "devices": ", ".join(device.device_kind for device in jax.local_devices()),
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
         **{name: importlib.metadata.version(name) for name in packages},
     }

@@ -47,8 +47,12 @@ def build(config: ModelConfig, *, classes: int, cpu: bool = False) -> nn.Module:
 
 
 def build_here(config: ModelConfig, *, classes: int) -> nn.Module:
-    """`build`, on CPU kernels where the settings and this machine have them."""
-    return build(config, classes=classes, cpu=config.cpu_kernels and has_onednn("float32"))
+    """`build`, on CPU kernels where the settings and this machine have them.
+
+    They turn a whole batch about, which cannot be divided among devices: a CPU is several only if XLA is told so.
+    """
+    cpu = config.cpu_kernels and jax.local_device_count() == 1 and has_onednn("float32")
+    return build(config, classes=classes, cpu=cpu)
 
 
 def resolve_precision(precision: str) -> str:

@@ -42,7 +42,8 @@ def gather(builder: Builder, eqn: Any, value: Value, indices: Value) -> Value:
     mask = inside.reshape(tuple(1 if i in numbers.offset_dims else dim for i, dim in enumerate(aval.shape)))
     filling = _filling(eqn.params["fill_value"], result.dtype)
     if result.dtype == np.bool_:
-        return (mask & Expression(builder, result)).value
+        found = Expression(builder, result)
+        return (~mask | found if filling else mask & found).value
     wide = Expression(builder, result).widen()
     return mask.where(wide, filling).cast(result.dtype).value
 
@@ -87,9 +88,11 @@ def _inside(starts: Expression, room: Sequence[Value]) -> Expression | None:
 
 
 def _filling(value: Any, dtype: np.dtype[Any]) -> Any:
-    """What jax reads outside: not a number, the lowest signed or the highest unsigned integer."""
+    """What jax reads outside: not a number, true, the lowest signed or the highest unsigned integer."""
     if value is not None:
         return value
+    if dtype == np.bool_:
+        return True
     if dtype.kind == "f":
         return np.nan
     return np.iinfo(dtype).min if dtype.kind == "i" else np.iinfo(dtype).max
@@ -224,6 +227,8 @@ def _bounded(builder: Builder, start: Value, room: Value) -> Expression:
 def scatter(builder: Builder, eqn: Any, value: Value, indices: Value, updates: Value) -> Value:
     """ScatterND of points, on an array with one more row for what falls outside."""
     numbers, params = eqn.params["dimension_numbers"], eqn.params
+    applies = eqn.primitive.name == "scatter" and params["update_jaxpr"] is not None
+    require(not applies, builder, eqn, "a function that is applied to elements")  # the updates mean nothing then
     axes = [*numbers.operand_batching_dims, *numbers.scatter_dims_to_operand_dims]
     sizes = _window_sizes(value.shape, updates.shape, numbers)
     starts = _with_batch(builder, Expression(builder, indices).cast(np.int64), numbers, value.shape)

@@ -319,6 +319,7 @@ def test_a_convolution_in_half_precision_with_a_derivative_of_its_own(exported):
         (lambda x: lax.scan(lambda c, row: (c + row, c), x[0], x)[0], "'scan' with a symbolic number of steps"),
         (lambda x: lax.fori_loop(0, 2000, lambda i, y: y + 1, x), "'scan' with more than 1024 steps"),
         (lambda x: x.at[:, np.array([1, 3])].max(0.2), "'scatter-max'"),
+        (lambda x: x.at[:, 1].apply(jnp.sin), "'scatter' with a function that is applied to elements"),
         (lambda x: lax.reduce_precision(x, 5, 7), "'reduce_precision' with a smaller exponent"),
         (lambda x: (x, x), "array or a dict"),
         (lambda x: {"x0": x}, "share names"),

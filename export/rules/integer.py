@@ -9,6 +9,7 @@ from export.expression import Expression, emit
 from export.rules.registry import rule
 
 _LOGIC = {"and": "And", "or": "Or", "xor": "Xor"}
+_REDUCED = {"reduce_and": "ReduceMin", "reduce_or": "ReduceSum", "reduce_xor": "ReduceSum"}
 
 
 @rule("and", "or", "xor")
@@ -56,6 +57,15 @@ def leading_zeros(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     count = np.iinfo(value.dtype).bits
     highest = (_bits(Expression(builder, value)) * np.arange(1, count + 1)).reduce("ReduceMax", len(value.shape))
     return (count - highest).cast(value.dtype).tensor
+
+
+def reduce_bits(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
+    """And, or, xor of the integers along axes, bit by bit."""
+    bits = _bits(Expression(builder, value))
+    for axis in sorted(eqn.params["axes"], reverse=True):
+        bits = bits.reduce(_REDUCED[eqn.primitive.name], axis)
+    one = bits % 2 if eqn.primitive.name == "reduce_xor" else bits.apply("Min", 1)  # over nothing ReduceMin is large
+    return _pack(one, value.dtype)
 
 
 def _bits(x: Expression) -> Expression:

@@ -8,14 +8,15 @@ import numpy as np
 from export.builder import Builder, Tensor, identity, renumber
 from export.expression import Expression, wide_dtype
 from export.rules.elementwise import scale
-from export.rules.registry import require, rule
+from export.rules.integer import reduce_bits
+from export.rules.registry import rule
 
 _REDUCTIONS = {
     "reduce_sum": "ReduceSum",
     "reduce_max": "ReduceMax",
     "reduce_min": "ReduceMin",
     "reduce_prod": "ReduceProd",
-    "reduce_or": "ReduceMax",
+    "reduce_or": "ReduceSum",  # over nothing ReduceMax is not false
     "reduce_and": "ReduceMin",
 }
 
@@ -26,6 +27,8 @@ def reduce(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     axes, aval = eqn.params["axes"], eqn.outvars[0].aval
     if not axes:
         return value
+    if eqn.primitive.name in ("reduce_or", "reduce_and") and value.dtype != np.bool_:
+        return reduce_bits(builder, eqn, value)
     pixels = len(value.layout) > 2 and sorted(value.layout[2:]) == sorted(axes)
     static = all(isinstance(value.shape[axis], int) for axis in axes)
     averages = eqn.primitive.name == "reduce_sum" and pixels and static and value.layout[0] == 0
@@ -53,8 +56,9 @@ def _sum_pixels(builder: Builder, eqn: Any, value: Tensor, count: int) -> Tensor
 
 @rule("reduce_xor")
 def parity(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
-    """Whether an odd number is true."""
-    require(value.dtype == np.bool_, builder, eqn, f"{value.dtype} operands")
+    """Whether an odd number is true, or has the bit."""
+    if value.dtype != np.bool_:
+        return reduce_bits(builder, eqn, value)
     axes = eqn.params["axes"]
     inputs = [builder.cast(value, np.int32).name]
     inputs.append(builder.constant(np.array(sorted(value.layout.index(axis) for axis in axes), np.int64), "axes"))

@@ -46,6 +46,11 @@ def wide_dtype(dtype: Any) -> np.dtype[Any]:
     return wide
 
 
+def number_dtype(dtype: Any) -> np.dtype[Any]:
+    """As `wide_dtype`, with 0 and 1 for booleans."""
+    return np.dtype(np.int32) if np.dtype(dtype) == np.bool_ else wide_dtype(dtype)
+
+
 @dataclass(frozen=True, eq=False)
 class Expression:
     """A value with the operators of Python, which add nodes. Operands broadcast; numbers take its type."""

@@ -10,7 +10,7 @@ import numpy as np
 from export.builder import Builder, Value
 from export.rules.elementwise import select
 from export.rules.registry import require, rule
-from export.rules.shape import concatenate_parts, cut
+from export.rules.shape import concatenate_parts, cut_axis
 
 _MOST_STEPS = 1024
 """Longer loops would make graphs that no runtime loads in reasonable time."""
@@ -55,9 +55,7 @@ def _columns(eqn: Any, carried: int, rows: list[list[Value]]) -> list[tuple[Any,
 def _row(builder: Builder, value: Value, step: int) -> Value:
     if isinstance(value, np.ndarray):
         return np.asarray(value[step])
-    starts, limits = [0] * len(value.shape), list(value.shape)
-    starts[0], limits[0] = step, step + 1
-    return builder.reshape(cut(builder, value, starts, limits), value.shape[1:])
+    return builder.reshape(cut_axis(builder, value, 0, step, step + 1), value.shape[1:])
 
 
 def _stack(builder: Builder, aval: Any, rows: list[Value]) -> Value:

@@ -1,21 +1,20 @@
 """Running sums, products and extrema along an axis."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from export.builder import Builder, Tensor
-from export.expression import Expression, wide_dtype
+from export.expression import Expression, number_dtype, wide_dtype
 from export.rules.registry import require, rule
-from export.rules.shape import cut
+from export.rules.shape import cut_axis
 
 
 @rule("cumsum")
 def running_sum(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     """CumSum."""
-    wide = builder.cast(value, np.int32 if value.dtype == np.bool_ else wide_dtype(value.dtype))
+    wide = builder.cast(value, number_dtype(value.dtype))
     axis = builder.constant(np.array(value.layout.index(eqn.params["axis"]), np.int64), "axis")
     total = builder.emit("CumSum", [wide.name, axis], wide, wide.layout, reverse=int(eqn.params["reverse"]))
     return builder.cast(total, value.dtype)
@@ -38,11 +37,11 @@ def running(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     result, distance = builder.cast(value, wide_dtype(value.dtype)), 1
     while distance < size:
         combined = combine(
-            Expression(builder, _part(builder, result, axis, distance, size)),
-            Expression(builder, _part(builder, result, axis, 0, size - distance)),
+            Expression(builder, cut_axis(builder, result, axis, distance, size)),
+            Expression(builder, cut_axis(builder, result, axis, 0, size - distance)),
         )
         kept = (size - distance, size) if reverse else (0, distance)
-        parts = [_part(builder, result, axis, *kept), combined.tensor]
+        parts = [cut_axis(builder, result, axis, *kept), combined.tensor]
         layout = result.layout
         inputs = [builder.stored(each, layout) for each in (reversed(parts) if reverse else parts)]
         result = builder.emit("Concat", inputs, result, layout, axis=layout.index(axis))
@@ -64,9 +63,3 @@ def running_logsumexp(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     highest = terms.reduce("ReduceMax", axis + 1)
     spread = highest.reshape((*value.shape[: axis + 1], 1, *value.shape[axis + 1 :]))
     return ((terms - spread).apply("Exp").reduce("ReduceSum", axis + 1).apply("Log") + highest).tensor
-
-
-def _part(builder: Builder, value: Tensor, axis: int, start: int, limit: int) -> Tensor:
-    starts, limits = [0] * len(value.shape), list(value.shape)
-    starts[axis], limits[axis] = start, limit
-    return replace(cut(builder, value, starts, limits), dtype=value.dtype)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from export.builder import Builder, Tensor, Value
-from export.expression import Expression, emit, wide_dtype
+from export.expression import Expression, emit, number_dtype, wide_dtype
 from export.graph import exported_dtype
 from export.rules.floats import narrow
 from export.rules.registry import RULES, Rule, require, rule
@@ -77,7 +77,7 @@ def _binary(op: str) -> Rule:
 
 def _comparison(op: str) -> Rule:
     def translate(builder: Builder, eqn: Any, left: Value, right: Value) -> Tensor:
-        dtype = np.dtype(np.int32) if left.dtype == np.bool_ else wide_dtype(left.dtype)
+        dtype = number_dtype(left.dtype)
         return emit(builder, op, eqn.outvars[0].aval, [builder.cast(left, dtype), builder.cast(right, dtype)])
 
     return translate

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from export.builder import Builder, Tensor, Value
-from export.expression import wide_dtype
+from export.expression import number_dtype
 from export.rules.registry import require, rule
 
 
@@ -33,7 +33,7 @@ def top_k(builder: Builder, eqn: Any, value: Tensor) -> list[Tensor]:
 
 def _order(builder: Builder, value: Tensor, axis: int, count: Any, *, largest: bool) -> Tensor:
     """Positions along an axis of the `count` first elements."""
-    value = builder.cast(value, np.int32 if value.dtype == np.bool_ else wide_dtype(value.dtype))
+    value = builder.cast(value, number_dtype(value.dtype))
     shape = (*value.shape[:axis], count, *value.shape[axis + 1 :])
     like = Tensor("", shape, np.dtype(np.int64), ())
     position = value.layout.index(axis)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from export.builder import Builder, Tensor, identity, renumber
-from export.expression import Expression, wide_dtype
+from export.expression import Expression, number_dtype
 from export.rules.elementwise import scale
 from export.rules.integer import reduce_bits
 from export.rules.registry import rule
@@ -34,7 +34,7 @@ def reduce(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     averages = eqn.primitive.name == "reduce_sum" and pixels and static and value.layout[0] == 0
     if averages and value.dtype == np.float32 and value.layout[1] == len(value.shape) - 1:
         return _sum_pixels(builder, eqn, value, math.prod(value.shape[axis] for axis in axes))
-    dtype = np.dtype(np.int32) if value.dtype == np.bool_ else wide_dtype(value.dtype)
+    dtype = number_dtype(value.dtype)
     op = _REDUCTIONS[eqn.primitive.name]
     like = Tensor("", aval.shape, dtype, ())
     name, positions = builder.cast(value, dtype).name, sorted(value.layout.index(axis) for axis in axes)
@@ -72,7 +72,7 @@ def arg_extremum(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     """The first position of the extremum."""
     op = {"argmax": "ArgMax", "argmin": "ArgMin"}[eqn.primitive.name]
     (axis,) = eqn.params["axes"]
-    value = builder.cast(value, np.int32 if value.dtype == np.bool_ else wide_dtype(value.dtype))
+    value = builder.cast(value, number_dtype(value.dtype))
     like = Tensor("", eqn.outvars[0].aval.shape, np.dtype(np.int64), ())
     layout = _remaining(value, (axis,))
     found = builder.emit(op, [value.name], like, layout, axis=value.layout.index(axis), keepdims=0)

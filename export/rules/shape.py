@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from export.builder import Builder, Tensor, Value, renumber
-from export.expression import Expression, common_layout
+from export.expression import Expression, common_layout, number_dtype
 from export.graph import Shape, exported_dtype
 from export.rules.registry import require, rule
 
@@ -115,7 +115,7 @@ def _surround(builder: Builder, value: Tensor, filling: Value, border: Sequence[
     if not any(map(any, border)):
         return value
     dtype = value.dtype
-    wide = builder.cast(value, dtype if dtype == np.float32 else np.int64 if dtype == np.uint32 else np.int32)
+    wide = builder.cast(value, number_dtype(dtype))
     shape = tuple(dim + sum(pads) for dim, pads in zip(value.shape, border, strict=True))
     sizes = [border[axis][side] for side in (0, 1) for axis in value.layout]
     inputs = [wide.name, builder.constant(np.array(sizes, np.int64), "pads")]
@@ -146,9 +146,7 @@ def split(builder: Builder, eqn: Any, value: Tensor) -> list[Tensor]:
     """One Slice for each part."""
     axis, parts, start = eqn.params["axis"], [], 0
     for count in eqn.params["sizes"]:
-        starts, limits = [0] * len(value.shape), list(value.shape)
-        starts[axis], limits[axis] = start, start + count
-        parts.append(cut(builder, value, starts, limits))
+        parts.append(cut_axis(builder, value, axis, start, start + count))
         start += count
     return parts
 
@@ -169,6 +167,13 @@ def cut(
     columns = zip(("starts", "ends", "axes", "steps"), zip(*cuts, strict=True), strict=True)
     inputs = [value.name, *(_column(builder, name, column) for name, column in columns)]
     return builder.emit("Slice", inputs, replace(value, shape=tuple(shape)), value.layout)
+
+
+def cut_axis(builder: Builder, value: Tensor, axis: int, start: Any, limit: Any) -> Tensor:
+    """The elements along one axis."""
+    starts, limits = [0] * len(value.shape), list(value.shape)
+    starts[axis], limits[axis] = start, limit
+    return cut(builder, value, starts, limits)
 
 
 def _plain(size: Any) -> Any:
@@ -209,13 +214,8 @@ def stack(builder: Builder, eqn: Any, *values: Value) -> Tensor:
 @rule("unstack")
 def unstack(builder: Builder, eqn: Any, value: Tensor) -> list[Tensor]:
     """One Slice for each part, without the axis."""
-    axis = eqn.params["axis"]
-    parts = []
-    for number, var in enumerate(eqn.outvars):
-        starts, limits = [0] * len(value.shape), list(value.shape)
-        starts[axis], limits[axis] = number, number + 1
-        parts.append(builder.reshape(cut(builder, value, starts, limits), var.aval.shape))
-    return parts
+    rows = [cut_axis(builder, value, eqn.params["axis"], row, row + 1) for row in range(len(eqn.outvars))]
+    return [builder.reshape(row, var.aval.shape) for row, var in zip(rows, eqn.outvars, strict=True)]
 
 
 @rule("tile")

@@ -370,3 +370,14 @@ def test_an_input_in_half_precision_becomes_float32():
 
 def test_a_cast_of_bytes(exported):
     exported(lambda x: x.astype(jnp.float32) * 2, MATRIX, dtype="uint8")
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda x: jnp.pad(x * 2**40, ((0, 0), (1, 2)), constant_values=-(2**50)),
+    ],
+)
+def test_integers_of_64_bits(exported, fn):
+    with jax.enable_x64(True):
+        exported(fn, MATRIX, dtype="int64", tolerance=0)

@@ -9,7 +9,8 @@ from export.builder import Builder, Tensor, identity, renumber
 from export.expression import Expression, number_dtype
 from export.rules.elementwise import scale
 from export.rules.integer import reduce_bits
-from export.rules.registry import rule
+from export.rules.registry import require, rule
+from export.rules.shape import cut_axis, pad_with
 
 _REDUCTIONS = {
     "reduce_sum": "ReduceSum",
@@ -34,8 +35,11 @@ def reduce(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     averages = eqn.primitive.name == "reduce_sum" and pixels and static and value.layout[0] == 0
     if averages and value.dtype == np.float32 and value.layout[1] == len(value.shape) - 1:
         return _sum_pixels(builder, eqn, value, math.prod(value.shape[axis] for axis in axes))
-    dtype = number_dtype(value.dtype)
     op = _REDUCTIONS[eqn.primitive.name]
+    if op == "ReduceProd" and value.dtype.kind in "iu":
+        return _multiply(builder, eqn, value)
+    # Sums of 32 bits would end at the largest number; those of 64 bits are cast back, which wraps as jax does.
+    dtype = np.dtype(np.int64) if op == "ReduceSum" and value.dtype.kind in "iu" else number_dtype(value.dtype)
     like = Tensor("", aval.shape, dtype, ())
     name, positions = builder.cast(value, dtype).name, sorted(value.layout.index(axis) for axis in axes)
     if op == "ReduceSum":
@@ -44,6 +48,22 @@ def reduce(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     else:
         reduced = builder.emit(op, [name], like, _remaining(value, axes), axes=positions, keepdims=0)
     return builder.cast(reduced, value.dtype)
+
+
+def _multiply(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
+    """Halves times halves, which wrap: runtimes compute ReduceProd of integers in floats."""
+    product = Expression(builder, value).widen()
+    for axis in eqn.params["axes"]:
+        size = product.shape[axis]
+        require(isinstance(size, int), builder, eqn, "integers along a symbolic size")
+        half = 1 << max(size - 1, 0).bit_length()  # a power of two, filled up with ones
+        config = [(0, half - size if each == axis else 0, 0) for each in range(len(product.shape))]
+        product = Expression(builder, pad_with(builder, product.tensor, np.ones((), product.dtype), config))
+        while half > 1:
+            half //= 2
+            parts = [cut_axis(builder, product.tensor, axis, start, start + half) for start in (0, half)]
+            product = Expression(builder, parts[0]) * Expression(builder, parts[1])
+    return product.reshape(eqn.outvars[0].aval.shape).cast(value.dtype).tensor
 
 
 def _sum_pixels(builder: Builder, eqn: Any, value: Tensor, count: int) -> Tensor:

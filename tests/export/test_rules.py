@@ -334,6 +334,8 @@ def test_what_has_no_translation_is_refused(fn, words):
 
 def test_variants_without_translation_are_refused():
     ints = lambda x: x.astype(jnp.int32)  # noqa: E731
+    with pytest.raises(export.UnsupportedError, match="'reduce_prod' with integers along a symbolic size"):
+        export.to_onnx(lambda x: ints(x).prod(0), {"x0": ("float32", MATRIX)})
     w = np.ones((3, 4, 2), np.int32)
     conv = lambda x: lax.conv_general_dilated(ints(x), w, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))  # noqa: E731
     words = "cannot export the primitive 'conv_general_dilated' with int32 operands at the top"

@@ -20,8 +20,11 @@ def _slope(graph: Graph, where: Node) -> float | None:
         return None
     if graph.shapes[kept] != graph.shapes[where.output]:
         return None
-    left, right = product.inputs
-    return graph.scalar(right) if left == kept else graph.scalar(left) if right == kept else None
+    if kept not in product.inputs:
+        return None
+    slope = product.inputs[product.inputs[0] == kept]
+    # There is no LeakyRelu of integers.
+    return graph.scalar(slope) if slope in graph.constants and graph.constants[slope].dtype == np.float32 else None
 
 
 def fuse_softmax(graph: Graph) -> None:

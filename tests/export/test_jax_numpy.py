@@ -133,6 +133,7 @@ INTEGER = {
     "shift_right_logical": lambda x: lax.shift_right_logical(x, jnp.full_like(x, 2)),
     "population_count": lax.population_count,
     "where": lambda x: jnp.where(x > 5, x, 5),
+    "where-leaky": lambda x: jnp.where(x >= 0, x, x * 2),
     "sum": lambda x: x.sum(-1),
     "sum-wraps": lambda x: (x.astype(jnp.int32) + (1 << 30)).sum(-1),
     "sum-unsigned-wraps": lambda x: (x.astype(jnp.uint32) + jnp.uint32(1 << 31)).sum(1),

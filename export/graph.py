@@ -64,6 +64,7 @@ class Graph:
       nodes: by the name of the value they compute.
       constants: arrays by name.
       shapes: of all values, constants included.
+      rough: for values that are exact in relative terms, a cheaper one that is within 1e-7 in absolute terms.
       origins: for values that the traced function has too, which one, as whoever fills in the graph numbers them.
       node_names: of the model that was made last, the node that computes each value.
     """
@@ -74,6 +75,7 @@ class Graph:
         self.nodes: dict[str, Node] = {}
         self.constants: dict[str, np.ndarray] = {}
         self.shapes: dict[str, Shape] = {name: kind.shape for name, kind in inputs.items()}
+        self.rough: dict[str, str] = {}
         self.origins: dict[str, Any] = {}
         self.node_names: dict[str, str] = {}
         self._labels: dict[str, str] = {}

@@ -8,6 +8,7 @@ from export.passes.activations import (
     fuse_hard_sigmoid,
     fuse_leaky_relu,
     fuse_softmax,
+    simplify_gelu,
 )
 from export.passes.broadcast import drop_expansions
 from export.passes.fold import fold_affines, pull_factors
@@ -17,6 +18,7 @@ from export.passes.resize import fuse_resize, multiply_channels_first
 from export.passes.twins import merge_twins
 
 PASSES = (
+    simplify_gelu,
     merge_twins,
     drop_expansions,
     fuse_leaky_relu,

@@ -52,6 +52,33 @@ def _softmax(graph: Graph, division: Node) -> tuple[str, int] | None:
     return (value, axis) if aligned else None
 
 
+def simplify_gelu(graph: Graph) -> None:
+    """Of x erfc(-c x) small values are not to be exact in relative terms: 1 - erf(-c x) will do."""
+    for node in list(graph.nodes.values()):
+        for value, complement in (node.inputs, node.inputs[::-1]) if node.op == "Mul" else ():
+            rough = graph.rough.get(complement)
+            if rough is not None and graph.only_consumer(complement) is node and _is_gelu(graph, value, rough):
+                graph.replace(complement, rough)
+
+
+def _is_gelu(graph: Graph, value: str, rough: str) -> bool:
+    """Whether a value times 1 - erf(y) is that of an x and a y of opposite sign, multiples of one another."""
+    error = graph.nodes[graph.nodes[rough].inputs[1]]
+    (source, factor), (argument, slope) = _linear(graph, value), _linear(graph, error.inputs[0])
+    return source == argument and factor * slope < 0
+
+
+def _linear(graph: Graph, name: str) -> tuple[str, float]:
+    """The value and the number that a chain of Mul and Neg multiplies."""
+    factor = 1.0
+    while (node := graph.producer(name, "Mul", "Neg")) is not None:
+        scaled = (node.inputs[0], -1.0) if node.op == "Neg" else _scaled(graph, node)
+        if scaled is None:
+            break
+        name, factor = scaled[0], factor * scaled[1]
+    return name, factor
+
+
 def fuse_gelu(graph: Graph) -> None:
     """1 - erf(-c x) is 1 + erf(c x), the form that runtimes know a GELU by."""
     for node in list(graph.nodes.values()):

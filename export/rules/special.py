@@ -41,12 +41,27 @@ def log1p(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     return tiny.where(x, u.apply("Log") * exact.where(rounding, 1)).tensor
 
 
+_ERFC_MIDDLE = (
+    0.5638259427386472, -0.2741127028184656, 0.3404879937665872, -0.4944515323274145, 0.6210004621745983,
+    -0.5824733027278666, 0.3687424674597105, -0.1387039388740657, 0.02326819970068386,
+)  # fmt: skip
+_ERFC_TAIL = (
+    0.5641895067754075, -0.2820767439740514, 0.4218463358204948, -1.0152652792027, 2.921019019210786,
+    -7.495518717768503, 12.97719955372516, -10.47766399936249,
+)  # fmt: skip
+
+
 @rule("erfc")
 def erfc(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
-    """Exact to 1e-7 in absolute terms."""
-    return emit(
-        builder, "Sub", value, [np.asarray(1, np.float32), builder.emit("Erf", [value.name], value, value.layout)]
-    )
+    """1 - erf(x) around zero, else exp(-x^2) / |x| times a polynomial of 1 / x^2 (Cephes), the ones of XLA."""
+    x = Expression(builder, value)
+    size, square = x.apply("Abs"), x * x
+    polynomial = (size < 2).where(_horner(1 / square, _ERFC_MIDDLE), _horner(1 / square, _ERFC_TAIL))
+    tail = (-square).apply("Exp") / size * polynomial
+    near = 1 - x.apply("Erf")
+    result = (size < 1).where(near, (x < 0).where(2 - tail, tail)).tensor
+    builder.graph.rough[result.name] = near.tensor.name
+    return result
 
 
 @rule("cbrt")

@@ -65,6 +65,11 @@ def test_activations(exported, fn, op):
         assert model.ops == {op: 1}
 
 
+def test_a_gelu_needs_no_exact_tail(exported):
+    model = exported(lambda x: nn.gelu(x, approximate=False), ("batch", 3, 5))
+    assert model.ops == {"Mul": 3, "Erf": 1, "Sub": 1}
+
+
 def test_a_function_named_like_an_activation_keeps_its_own_meaning(exported):
     @jax.jit
     def leaky_relu(x):

@@ -54,12 +54,13 @@ def running_logsumexp(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     """For each place, over all n of them, of which those after it count as minus infinity."""
     axis, size, rank = eqn.params["axis"], value.shape[eqn.params["axis"]], len(value.shape)
     require(isinstance(size, int), builder, eqn, "a symbolic size")
-    hidden = np.triu(np.full((size, size), -np.inf, np.float32), 1)  # [place, other]
-    hidden = hidden.T if eqn.params["reverse"] else hidden
+    shown = np.tri(size, dtype=bool)  # [place, other]
+    shown = shown.T if eqn.params["reverse"] else shown
     sizes = [1] * (rank + 1)
     sizes[axis], sizes[axis + 1] = size, size
     others = Expression(builder, value).reshape((*value.shape[:axis], 1, *value.shape[axis:]))
-    terms = others + hidden.reshape(sizes)
-    highest = terms.reduce("ReduceMax", axis + 1)
+    terms = Expression(builder, shown.reshape(sizes)).where(others, -np.inf)
+    largest = float(np.finfo(np.float32).max)
+    highest = terms.reduce("ReduceMax", axis + 1).apply("Max", -largest).apply("Min", largest)  # no infinity less one
     spread = highest.reshape((*value.shape[: axis + 1], 1, *value.shape[axis + 1 :]))
     return ((terms - spread).apply("Exp").reduce("ReduceSum", axis + 1).apply("Log") + highest).tensor

@@ -76,8 +76,12 @@ def _to_bits(x: Expression) -> Expression:
     bits = (size < 2.0 ** (1 - _BIAS)).where(tiny, normal)
     bits = (size > float(np.finfo(np.float32).max)).where(np.asarray(_EXPONENTS << _MANTISSA, np.int64), bits)
     bits = x.apply("IsNaN").where(np.asarray(0x7FC00000, np.int64), bits)
-    negative = x.apply("Reciprocal") < 0  # of zero too
-    return bits + negative.cast(np.int64) * (1 << 31)
+    return bits + is_negative(x).cast(np.int64) * (1 << 31)
+
+
+def is_negative(x: Expression) -> Expression:
+    """The sign, of zero too: the reciprocal tells that, but not that of infinity."""
+    return (x < 0) | (x.apply("Reciprocal") < 0)
 
 
 def _from_bits(bits: Expression) -> Expression:

@@ -39,6 +39,8 @@ def shift(builder: Builder, eqn: Any, value: Value, places: Value) -> Tensor:
     x, count = Expression(builder, value).cast(np.int64), Expression(builder, places).cast(np.int64)
     if eqn.primitive.name == "shift_right_logical":
         x = x % (1 << bits)
+    elif value.dtype.kind == "u":
+        x = (x + (1 << bits - 1)) % (1 << bits) - (1 << bits - 1)  # the highest bit is a sign here too
     count = (count < 0).where(np.asarray(bits, np.int64), count.apply("Min", bits))
     factor = Expression(builder, np.asarray(2, np.int64)).apply("Pow", count)
     moved = x * factor if eqn.primitive.name == "shift_left" else (x - x % factor) / factor

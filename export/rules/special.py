@@ -8,6 +8,7 @@ import numpy as np
 
 from export.builder import Builder, Tensor, Value
 from export.expression import Expression, emit
+from export.rules.floats import is_negative
 from export.rules.registry import rule
 
 
@@ -73,12 +74,14 @@ def cbrt(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
 
 @rule("atan2")
 def atan2(builder: Builder, eqn: Any, y: Value, x: Value) -> Tensor:
-    """The arctangent of the quotient, moved to the quadrant."""
+    """The arctangent in the first quadrant, moved to the quadrant that the signs tell, those of zeros too."""
     up, right = Expression(builder, y), Expression(builder, x)
-    angle = (up / right).apply("Atan")
-    turned = angle + (up < 0).where(np.asarray(-math.pi, np.float32), math.pi)
-    vertical = up.apply("Sign") * (math.pi / 2)
-    return right.apply("Equal", 0).where(vertical, (right < 0).where(turned, angle)).tensor
+    height, width = up.apply("Abs"), right.apply("Abs")
+    same = height.apply("Equal", width)  # both may be zero or infinite
+    angle = same.where(height.apply("Sign"), height / width).apply("Atan")
+    turned = is_negative(right).where(math.pi - angle, angle)
+    sign = is_negative(up).where(np.asarray(-1, np.float32), 1)
+    return (turned * sign).tensor  # onnxruntime's Where makes zeros positive
 
 
 _GILES_CENTRAL = (
@@ -118,7 +121,7 @@ def lgamma(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     x = Expression(builder, value)
     reflected = x < 0.5
     z = reflected.where(-x, x - 1)
-    total = z * 0 + _LANCZOS_BASE
+    total = Expression(builder, np.asarray(_LANCZOS_BASE, np.float32))
     for i, coefficient in enumerate(_LANCZOS):
         total = total + coefficient / (z + (i + 1))
     t = z + (_LANCZOS_G + 0.5)
@@ -127,7 +130,8 @@ def lgamma(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     fraction = x.apply("Abs") - x.apply("Abs").apply("Floor")
     nearest = (fraction > 0.5).where(1 - fraction, fraction)
     sine = (nearest * math.pi).apply("Sin").apply("Log")
-    return reflected.where(math.log(math.pi) - sine - log_gamma, log_gamma).tensor
+    finite = reflected.where(math.log(math.pi) - sine - log_gamma, log_gamma)
+    return x.apply("IsInf").where(np.asarray(np.inf, np.float32), finite).tensor
 
 
 @rule("digamma")
@@ -136,7 +140,7 @@ def digamma(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     x = Expression(builder, value)
     reflected = x < 0.5
     z = reflected.where(-x, x - 1)
-    numerator, denominator = z * 0, z * 0 + _LANCZOS_BASE
+    numerator, denominator = (Expression(builder, np.asarray(each, np.float32)) for each in (0, _LANCZOS_BASE))
     for i, coefficient in enumerate(_LANCZOS):
         shifted = z + (i + 1)
         numerator = numerator - coefficient / (shifted * shifted)

@@ -22,6 +22,11 @@ def ints(x):
     return jnp.round(x * 5).astype(jnp.int32)
 
 
+def edges(x):
+    sizes = jnp.where(x < np.inf, np.array([0, 0, np.inf, np.inf, 5.5, 2.5], np.float32), x)
+    return sizes * np.array([1, -1] * 3, np.float32)
+
+
 UNARY = (
     "abs absolute acos acosh arccos arcsin arcsinh arctan arctanh asin asinh atan atanh cbrt ceil cos cosh deg2rad "
     "degrees exp exp2 expm1 fabs floor i0 isfinite isinf isnan isneginf isposinf log log10 log1p log2 logical_not "
@@ -39,6 +44,9 @@ ELEMENTWISE = {
     "copysign": lambda x: jnp.copysign(x, x[..., ::-1]),
     "ldexp": lambda x: jnp.ldexp(x, 3),
     "bitcast": lambda x: lax.bitcast_convert_type(jnp.concatenate([x, x * 0, -x * 0, x * 1e38]), jnp.uint32),
+    "bitcast-edges": lambda x: lax.bitcast_convert_type(edges(x), jnp.uint32),
+    "signbit-edges": lambda x: jnp.signbit(edges(x)),
+    "copysign-edges": lambda x: jnp.copysign(x, edges(x)),
     "bitcast-back": lambda x: lax.bitcast_convert_type(lax.bitcast_convert_type(x, jnp.int32) + (1 << 20), jnp.float32),
     "float8": lambda x: (x * 100).astype(jnp.float8_e4m3fn).astype(jnp.float32),
     "float8-tiny": lambda x: (x / 100).astype(jnp.float8_e4m3fn).astype(jnp.float32),
@@ -54,6 +62,8 @@ ELEMENTWISE = {
     "erfc-product": lambda x: jnp.log(jnp.abs(x) * lax.erfc(jnp.abs(x) * 4)),
     "erf_inv": lambda x: lax.erf_inv(jnp.tanh(x)),
     "lgamma": lambda x: lax.lgamma(jnp.abs(x) + 0.5),
+    "lgamma-edges": lambda x: lax.lgamma(edges(x)),
+    "digamma-edges": lambda x: lax.digamma(edges(x)),
     "digamma": lambda x: lax.digamma(jnp.abs(x) + 0.5),
     "logit": lambda x: special.logit(jax.nn.sigmoid(x)),
     "expit": special.expit,
@@ -63,6 +73,8 @@ ELEMENTWISE = {
     "log_ndtr-tail": lambda x: special.log_ndtr(x - 6),
     "ndtr": lambda x: special.ndtr(x),
     "atan2": lambda x: jnp.arctan2(x, x[..., ::-1]),
+    "atan2-edges": lambda x: jnp.arctan2(edges(x)[:, :, None], edges(x)[:, None, :]),
+    "atan2-signs": lambda x: jnp.signbit(jnp.arctan2(edges(x)[:, :, None], edges(x)[:, None, :])),
     "hypot": lambda x: jnp.hypot(x, x[..., ::-1]),
     "logaddexp": lambda x: jnp.logaddexp(x, x[..., ::-1]),
     "logaddexp2": lambda x: jnp.logaddexp2(x, x[..., ::-1]),
@@ -134,6 +146,9 @@ INTEGER = {
     "shift_left": lambda x: x << 2,
     "shift_right": lambda x: x >> 2,
     "shift_right_logical": lambda x: lax.shift_right_logical(x, jnp.full_like(x, 2)),
+    "shift_right-unsigned": lambda x: lax.shift_right_arithmetic(
+        x.astype(jnp.uint32) * jnp.uint32(3 << 24), (x % 40).astype(jnp.uint32)
+    ),
     "population_count": lax.population_count,
     "where": lambda x: jnp.where(x > 5, x, 5),
     "where-leaky": lambda x: jnp.where(x >= 0, x, x * 2),
@@ -199,6 +214,10 @@ REDUCTIONS = {
     "cummin": lambda x, axis: lax.cummin(x, axis % x.ndim),
     "cumsum-reverse": lambda x, axis: lax.cumsum(x, axis % x.ndim, reverse=True),
     "cumlogsumexp": lambda x, axis: lax.cumlogsumexp(x, axis % x.ndim),
+    "cumlogsumexp-edges": lambda x, axis: lax.cumlogsumexp(
+        jnp.stack([jnp.roll(edges(x), i, -1) for i in range(6)], 1), axis % 3 + 1
+    ),
+    "cumlogsumexp-nothing": lambda x, axis: lax.cumlogsumexp(jnp.where(x < 0.5, -jnp.inf, x), axis % x.ndim),
     "sort": jnp.sort,
     "sort-descending": lambda x, axis: jnp.sort(x, axis=axis, descending=True),
     "argsort": jnp.argsort,

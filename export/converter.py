@@ -52,6 +52,9 @@ def to_onnx(fn: Callable[..., Any], inputs: Mapping[str, InputSpec]) -> onnx.Mod
     computed now. `to_onnx(lambda image: model.apply(variables, image, train=False), {"image": ("uint8",
     ("batch", 64, 64, 3))})` converts a Flax model.
 
+    Runtimes may pass over a NaN among the elements of a max, min, argmax, argmin or max pooling, where jax gives NaN or
+    its place; onnxruntime also makes negative zeros positive where it selects between values.
+
     Args:
       fn: called with one array for each input, in order; returns an array, which the model names `output`, or a dict
         of named arrays.

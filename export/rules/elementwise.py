@@ -34,7 +34,7 @@ _UNARY = {
     "tan": "Tan",
     "tanh": "Tanh",
 }
-_ARITHMETIC = {"add": "Add", "add_any": "Add", "div": "Div", "mul": "Mul", "sub": "Sub"}
+_ARITHMETIC = {"add": "Add", "add_any": "Add", "mul": "Mul", "sub": "Sub"}
 _COMPARISON = {
     "eq": "Equal",
     "eq_to": "Equal",
@@ -105,10 +105,38 @@ def not_equal(builder: Builder, eqn: Any, left: Value, right: Value) -> Tensor:
     return _apply(builder, "Not", equal)
 
 
+@rule("div")
+def quotient(builder: Builder, eqn: Any, left: Value, right: Value) -> Tensor:
+    """Of integers that towards zero; x / 0 is -1."""
+    if left.dtype.kind == "f" or _divides_safely(builder, right):
+        return _calculate(builder, "Div", eqn.outvars[0].aval, left, right)
+    x, divisor = (Expression(builder, each).widen() for each in (left, right))
+    whole = x / _safe(divisor)
+    signed = divisor.apply("Equal", -1).where(-whole, whole)
+    return divisor.apply("Equal", 0).where(np.asarray(-1, x.dtype), signed).cast(left.dtype).tensor
+
+
 @rule("rem")
 def remainder(builder: Builder, eqn: Any, left: Value, right: Value) -> Tensor:
-    """The sign of the dividend, as C's."""
-    return _calculate(builder, "Mod", eqn.outvars[0].aval, left, right, fmod=1)
+    """The sign of the dividend, as C's; of an integer by 0 it is the dividend."""
+    if left.dtype.kind == "f" or _divides_safely(builder, right):
+        return _calculate(builder, "Mod", eqn.outvars[0].aval, left, right, fmod=1)
+    x, divisor = (Expression(builder, each).widen() for each in (left, right))
+    rest = x.apply("Mod", _safe(divisor), fmod=1)
+    return divisor.apply("Equal", 0).where(x, rest).cast(left.dtype).tensor
+
+
+def _divides_safely(builder: Builder, divisor: Value) -> bool:
+    """Whether it is known to be neither 0, which ends the runtime's run, nor -1, which ends its process at -2^31."""
+    if isinstance(divisor, Tensor):
+        expansion = builder.graph.producer(divisor.name, "Expand")
+        divisor = builder.graph.constants.get(divisor.name if expansion is None else expansion.inputs[0], np.zeros(1))
+    return not np.isin(divisor, (0, -1)).any()
+
+
+def _safe(divisor: Expression) -> Expression:
+    """With 1 for 0 and -1."""
+    return (divisor.apply("Equal", 0) | divisor.apply("Equal", -1)).where(np.asarray(1, divisor.dtype), divisor)
 
 
 @rule("max", "min")

@@ -375,6 +375,13 @@ def test_an_input_in_half_precision_becomes_float32():
     assert kinds == {onnx.TensorProto.FLOAT}
 
 
+@pytest.mark.parametrize("divisor", [7, -3, np.array([[1, 2, 3, 4, 5]], np.int32)])
+def test_a_known_divisor_of_integers_needs_no_care(exported, divisor):
+    model = exported(lambda x: lax.div(x, jnp.broadcast_to(jnp.int32(divisor), x.shape)), MATRIX, dtype="int32")
+    assert model.ops["Div"] == 1
+    assert model.ops.keys() <= {"Div", "Expand", "Shape", "Concat"}
+
+
 def test_a_cast_of_bytes(exported):
     exported(lambda x: x.astype(jnp.float32) * 2, MATRIX, dtype="uint8")
 

@@ -229,11 +229,16 @@ class _Translator(_Interpreter):
         """Translates a jaxpr that an equation contains, such as a loop's, where the equation is."""
         path, graph = self.builder.path, self.builder.graph
         known = set(graph.origins)
-        values = self.run(called.jaxpr, called.consts, operands, path.removesuffix("/"))
+        # What is known was widened for the rule, but is computed with in the type that the jaxpr has for it.
+        own = [
+            each.astype(var.aval.dtype) if isinstance(each, np.ndarray) else each
+            for each, var in zip(operands, called.jaxpr.invars, strict=True)
+        ]
+        values = self.run(called.jaxpr, called.consts, own, path.removesuffix("/"))
         for name in set(graph.origins) - known:
             del graph.origins[name]  # the key of a copy of a loop's body says nothing
         self.builder.path = path
-        return values
+        return [in_exported_dtype(each) for each in values]
 
 
 def _path(eqn: Any) -> str:

@@ -10,7 +10,7 @@ from export.builder import Builder, Tensor, Value, identity
 from export.expression import Expression
 from export.graph import Shape
 from export.rules.registry import refusal, require, rule
-from export.rules.shape import concatenate_parts, cut, pad_with, positions
+from export.rules.shape import concatenate_parts, cut, pad_with, permute, positions
 
 _PROMISED = ("PROMISE_IN_BOUNDS", "ONE_HOT")
 _UPDATES = {"scatter": "none", "scatter-add": "add", "scatter-mul": "mul", "scatter-sub": "add"}
@@ -285,7 +285,8 @@ def _scatter_points(
     )
     places = [i for i in range(len(updates.shape)) if i not in numbers.update_window_dims]
     order = [*places, *(windows[axis] for axis in (*axes, *rest) if axis in windows)]
-    moved = Expression(builder, _transposed(builder, updates, order))
+    arranged = updates.transpose(order) if isinstance(updates, np.ndarray) else permute(updates, order)
+    moved = Expression(builder, arranged)
     if eqn.primitive.name == "scatter-sub":
         moved = -moved
     shape = [updates.shape[i] for i in places]
@@ -305,10 +306,3 @@ def _scatter_points(
 
 def _single(numbers: Any) -> tuple[int, ...]:
     return (*numbers.inserted_window_dims, *numbers.operand_batching_dims)
-
-
-def _transposed(builder: Builder, value: Value, order: Sequence[int]) -> Value:
-    if isinstance(value, np.ndarray):
-        return value.transpose(order)
-    layout = tuple(order.index(axis) for axis in value.layout)
-    return Tensor(value.name, tuple(value.shape[axis] for axis in order), value.dtype, layout)

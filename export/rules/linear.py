@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from export.builder import Builder, Tensor, Value, identity
-from export.expression import wide_dtype
+from export.expression import number_dtype
 from export.graph import Shape, exported_dtype
 from export.rules.registry import rule
 
@@ -17,7 +17,7 @@ def dot_general(builder: Builder, eqn: Any, left: Value, right: Value) -> Tensor
     (left_sum, right_sum), (left_batch, right_batch) = eqn.params["dimension_numbers"]
     aval = eqn.outvars[0].aval
     dtype = exported_dtype(aval.dtype)
-    wide = wide_dtype(dtype)
+    wide = number_dtype(dtype)
     left, right = builder.cast(left, wide), builder.cast(right, wide)
     left_free, right_free = _free(left, left_sum, left_batch), _free(right, right_sum, right_batch)
     single = wide == np.float32 and len(left_sum) == 1 and not left_batch

@@ -9,22 +9,27 @@ import numpy as np
 from export.builder import Builder, Tensor, Value, renumber
 from export.expression import Expression, common_layout, number_dtype
 from export.graph import Shape, exported_dtype
-from export.rules.registry import require, rule
+from export.rules.registry import rule
 
 
 @rule("reshape", "squeeze", "expand_dims")
 def reshape(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
-    """All of them by the shape that results."""
-    require(eqn.params.get("dimensions") is None or eqn.primitive.name != "reshape", builder, eqn, "dimensions")
+    """All of them by the shape that results; a reshape may read the axes in another order."""
+    if eqn.primitive.name == "reshape" and eqn.params["dimensions"] is not None:
+        value = permute(value, eqn.params["dimensions"])
     return builder.reshape(value, eqn.outvars[0].aval.shape)
 
 
 @rule("transpose")
 def transpose(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     """Free: only the numbering of the axes changes."""
-    permutation = eqn.params["permutation"]
-    layout = renumber(value.layout, {old: new for new, old in enumerate(permutation)})
-    return Tensor(value.name, eqn.outvars[0].aval.shape, value.dtype, layout)
+    return permute(value, eqn.params["permutation"])
+
+
+def permute(value: Tensor, order: Sequence[int]) -> Tensor:
+    """The value with axis `order[i]` as axis i."""
+    layout = renumber(value.layout, {old: new for new, old in enumerate(order)})
+    return Tensor(value.name, tuple(value.shape[axis] for axis in order), value.dtype, layout)
 
 
 @rule("broadcast_in_dim", "broadcast_to")

@@ -25,6 +25,7 @@ def convolution(builder: Builder, eqn: Any, image: Value, kernel: Value) -> Tens
     """
     params = eqn.params
     require(params["batch_group_count"] == 1, builder, eqn, "batch groups")
+    require(len(params["window_strides"]) > 0, builder, eqn, "no axis to slide along")
     static = all(isinstance(pad, int | np.integer) for pair in params["padding"] for pad in pair)
     require(static, builder, eqn, "symbolic padding")
     require(image.dtype == kernel.dtype == np.float32, builder, eqn, f"{image.dtype} operands")
@@ -91,10 +92,9 @@ def _transposed_convolution(builder: Builder, eqn: Any, image: Value, kernel: np
 @rule("reduce_window_max")
 def max_pool(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     """MaxPool; both pad with minus infinity."""
-    sizes = _sizes(eqn, range(len(value.shape)))
-    reach = [1 + (size - 1) * gap for size, gap in zip(sizes["kernel_shape"], sizes["dilations"], strict=True)]
-    sees = all(pad < each for pair, each in zip(eqn.params["padding"], reach, strict=True) for pad in pair)
-    if not sees or not _is_pool(eqn, value):
+    columns = zip(eqn.params["padding"], eqn.params["window_dimensions"], strict=True)
+    is_padding = all(0 <= pad < size for pads, size in columns for pad in pads)  # onnxruntime takes no other
+    if not is_padding or not _is_pool(eqn, value):
         lowest = -np.inf if value.dtype.kind == "f" else np.iinfo(value.dtype).min
         return _slide(builder, eqn, value, "Max", np.asarray(lowest, value.dtype))
     value, eqn, shape = _with_still_axes(builder, eqn, value)
@@ -139,6 +139,8 @@ def general_pool(builder: Builder, eqn: Any, value: Tensor, start: Value) -> Ten
     inner = eqn.params["jaxpr"]
     steps = [each.primitive.name for each in getattr(inner, "jaxpr", inner).eqns]
     require(len(steps) == 1 and steps[0] in _COMBINE, builder, eqn, f"the function {', '.join(steps)}")
+    bitwise = steps[0] in ("and", "or") and value.dtype != np.bool_
+    require(not bitwise, builder, eqn, f"the bits of {value.dtype}")
     require(isinstance(start, np.ndarray), builder, eqn, "a computed start")
     assert isinstance(start, np.ndarray)
     op = _COMBINE[steps[0]]

@@ -15,6 +15,7 @@ def lenient_promotion():
 
 
 VECTOR, SEQUENCE, MAP = ("batch", 6), ("batch", 5, 6), ("batch", 4, 6, 3)
+HALF = np.array([1.5, -2], jnp.bfloat16)
 W = np.random.default_rng(0).normal(size=(6, 6)).astype(np.float32)
 
 
@@ -250,6 +251,9 @@ SHAPES = {
     "transpose": lambda x: x.transpose(0, 3, 1, 2),
     "transpose-batch": lambda x: x.transpose(3, 0, 2, 1),
     "moveaxis": lambda x: jnp.moveaxis(x, 1, -1),
+    "reshape-columns": lambda x: x.reshape((x.shape[0], 18, 4), order="F"),
+    "ravel-columns": lambda x: jnp.ravel(x, order="F"),
+    "reshape-dimensions": lambda x: lax.reshape(x, (6, x.shape[0] * 12), (2, 0, 3, 1)),
     "expand": lambda x: x[:, None, ..., None],
     "squeeze": lambda x: x[:, :1].squeeze(1),
     "broadcast": lambda x: jnp.broadcast_to(x[:, :1], x.shape) + 1,
@@ -343,6 +347,8 @@ SHAPES = {
     "einsum-ellipsis": lambda x: jnp.einsum("...wc,wd->...cd", x, W),
     "einsum-three": lambda x: jnp.einsum("bhwc,wd,bhdc->bc", x, W, x),
     "matmul": lambda x: x.swapaxes(-1, -2) @ W,
+    "matmul-bool": lambda x: (x > 1) @ (x.swapaxes(-1, -2) > 1),
+    "einsum-bool": lambda x: jnp.einsum("bhwc,wd->bd", x > 1, W > 1.5),
     "matmul-self": lambda x: x @ x.swapaxes(-1, -2),
     "dot": lambda x: jnp.dot(x.swapaxes(-1, -2), W),
     "tensordot": lambda x: jnp.tensordot(x, W, axes=([2], [0])),
@@ -376,6 +382,15 @@ LOOPS = {
     "scan-reverse": lambda x: lax.scan(lambda c, row: (c + row, c), x[:, 0], x.swapaxes(0, 1), reverse=True)[1],
     "scan-carry": lambda x: lax.scan(lambda c, row: (jnp.tanh(c @ W + row), None), x[:, 0], x.swapaxes(0, 1))[0],
     "scan-constants": lambda x: lax.scan(lambda c, w: (jnp.tanh(c @ w), c), x, jnp.stack([W, W.T]))[0],
+    "scan-half-constant": lambda x: lax.scan(
+        lambda c, row: (c * HALF + 1, row * c.sum().astype(row.dtype)), HALF, x.swapaxes(0, 1)
+    )[1],
+    "scan-half-rows": lambda x: lax.scan(
+        lambda c, _: (c * HALF[1] + jnp.round(x[0, 0, 0]).astype(c.dtype), c), HALF[0], length=3
+    )[1].astype(x.dtype),
+    "while-half": lambda x: lax.while_loop(
+        lambda c: c[0] < 3, lambda c: (c[0] + HALF[0], c[1] * c[0].astype(x.dtype)), (HALF[1], x)
+    )[1],
     "fori_loop": lambda x: lax.fori_loop(0, 3, lambda i, c: c * 2 + i, x),
     "while-counted": lambda x: lax.while_loop(lambda c: c[0] < 4, lambda c: (c[0] + 1, c[1] * 1.5), (0, x))[1],
     "cond": lambda x: lax.cond(x.sum() > 0, lambda y: y * 2, lambda y: y - 1, x),
@@ -398,6 +413,15 @@ LAX = {
     ),
     "reduce_window-wide": lambda x: lax.reduce_window(
         x, -jnp.inf, lax.max, (1, 2, 2), (1, 1, 1), ((0, 0), (3, 0), (0, 2))
+    ),
+    "reduce_window-dilated-wide": lambda x: lax.reduce_window(
+        x, -jnp.inf, lax.max, (1, 2, 2), (1, 1, 1), ((0, 0), (2, 0), (0, 1)), window_dilation=(1, 3, 2)
+    ),
+    "reduce_window-crop": lambda x: lax.reduce_window(
+        x, -jnp.inf, lax.max, (1, 2, 2), (1, 1, 1), ((0, 0), (-1, 1), (0, -2))
+    ),
+    "reduce_window-min-crop": lambda x: lax.reduce_window(
+        x, jnp.inf, lax.min, (1, 2, 2), (1, 1, 1), ((0, 0), (-1, 1), (0, -2))
     ),
     "reduce_window-all": lambda x: lax.reduce_window(x, 0.0, lax.add, (1, 2, 3), (1, 2, 2), "SAME"),
     "reduce_window-last": lambda x: lax.reduce_window(x, -jnp.inf, lax.max, (1, 1, 3), (1, 1, 1), "SAME"),

@@ -341,6 +341,11 @@ def test_variants_without_translation_are_refused():
     ints = lambda x: x.astype(jnp.int32)  # noqa: E731
     with pytest.raises(export.UnsupportedError, match="'reduce_prod' with integers along a symbolic size"):
         export.to_onnx(lambda x: ints(x).prod(0), {"x0": ("float32", MATRIX)})
+    pool = lambda x: lax.reduce_window(ints(x), 0, lax.bitwise_or, (1, 2), (1, 1), "SAME")  # noqa: E731
+    with pytest.raises(export.UnsupportedError, match="'reduce_window' with the bits of int32"):
+        export.to_onnx(pool, {"x0": ("float32", MATRIX)})
+    with pytest.raises(export.UnsupportedError, match="'conv_general_dilated' with no axis to slide along"):
+        export.to_onnx(lambda x: lax.conv(x, kernel(4, 5), (), "SAME"), {"x0": ("float32", MATRIX)})
     w = np.ones((3, 4, 2), np.int32)
     conv = lambda x: lax.conv_general_dilated(ints(x), w, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))  # noqa: E731
     words = "cannot export the primitive 'conv_general_dilated' with int32 operands at the top"

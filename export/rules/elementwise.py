@@ -204,9 +204,11 @@ def convert(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     bounded = builder.emit("Clip", [value.name, *bounds], value, value.layout)
     if limits.bits < 32:
         return builder.cast(builder.cast(bounded, np.int32), dtype)
-    # The largest integer is no float: the next larger one is, which 64 bits hold.
-    whole = Expression(builder, builder.cast(bounded, np.int64)).apply("Min", limits.max)
-    return builder.cast(whole.tensor, dtype)
+    # The largest integer is no float: the next larger one is, which 64 bits hold if it is that of 32.
+    whole = Expression(builder, builder.cast(bounded, np.int64))
+    if limits.bits == 64:
+        return (Expression(builder, bounded) >= 2.0**63).where(np.asarray(limits.max), whole).tensor
+    return builder.cast(whole.apply("Min", limits.max).tensor, dtype)
 
 
 @rule("square")

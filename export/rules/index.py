@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from export.builder import Builder, Tensor, Value, identity
-from export.expression import Expression
+from export.expression import Expression, number_dtype
 from export.graph import Shape
 from export.rules.registry import refusal, require, rule
 from export.rules.shape import concatenate_parts, cut, pad_with, permute, positions
@@ -293,7 +293,7 @@ def _scatter_points(
     moved = moved.reshape((*shape, *(sizes[axis] for axis in (*axes, *rest))))
     data = (*axes, *rest)
     reduction = _UPDATES[eqn.primitive.name]
-    dtype = source.dtype if reduction == "none" or source.dtype.kind == "f" else np.dtype(np.int32)
+    dtype = source.dtype if reduction == "none" else number_dtype(source.dtype)
     wide = builder.cast(source, dtype)
     inputs = [
         builder.stored(wide, data),

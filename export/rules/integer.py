@@ -6,7 +6,7 @@ import numpy as np
 
 from export.builder import Builder, Tensor, Value
 from export.expression import Expression, emit
-from export.rules.registry import rule
+from export.rules.registry import require, rule
 
 _LOGIC = {"and": "And", "or": "Or", "xor": "Xor"}
 _REDUCED = {"reduce_and": "ReduceMin", "reduce_or": "ReduceSum", "reduce_xor": "ReduceSum"}
@@ -36,6 +36,9 @@ def complement(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
 def shift(builder: Builder, eqn: Any, value: Value, places: Value) -> Tensor:
     """Multiplication by, or division rounded down by, a power of two; beyond the last bit only the sign is left."""
     bits = np.iinfo(value.dtype).bits
+    if bits == 64:  # the powers of two end before
+        short = isinstance(places, np.ndarray) and bool(np.all((places >= 0) & (places < 63)))
+        require(short and eqn.primitive.name != "shift_right_logical", builder, eqn, f"these {value.dtype} operands")
     x, count = Expression(builder, value).cast(np.int64), Expression(builder, places).cast(np.int64)
     if eqn.primitive.name == "shift_right_logical":
         x = x % (1 << bits)
@@ -73,6 +76,8 @@ def reduce_bits(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
 def _bits(x: Expression) -> Expression:
     """Zeros and ones of int64 along a new last axis, the lowest bit first."""
     count = np.iinfo(x.dtype).bits
+    if count == 64:
+        raise NotImplementedError(f"the bits of {x.dtype}")
     powers = 1 << np.arange(count, dtype=np.int64)
     unsigned = (x.cast(np.int64) % (1 << count)).reshape((*x.shape, 1))
     if isinstance(unsigned.value, np.ndarray):

@@ -395,8 +395,27 @@ def test_a_cast_of_bytes(exported):
     "fn",
     [
         lambda x: jnp.pad(x * 2**40, ((0, 0), (1, 2)), constant_values=-(2**50)),
+        lambda x: x.at[:, np.array([0, 2, 2])].add(2**40), lambda x: x.at[:, 1].multiply(2**40),
+        lambda x: x.at[:, 1].subtract(x[:, 0] * 2**40), lambda x: x << 41, lambda x: -x * 2**40 >> 62,
+        lambda x: ((x.astype(jnp.float32) - 100) * 1e30).astype(jnp.int64),
+        lambda x: ((x.astype(jnp.float32) - 100) * 1e15).astype(jnp.int64),
     ],
-)
+)  # fmt: skip
 def test_integers_of_64_bits(exported, fn):
     with jax.enable_x64(True):
         exported(fn, MATRIX, dtype="int64", tolerance=0)
+
+
+@pytest.mark.parametrize(
+    ("fn", "words"),
+    [
+        (lambda x: x & 7, "'and' .*: the bits of int64"),
+        (lax.clz, "'clz' .*: the bits of int64"),
+        (lambda x: x >> 63, "'shift_right_arithmetic' with these int64 operands"),
+        (lambda x: x << x, "'shift_left' with these int64 operands"),
+        (lambda x: lax.shift_right_logical(x, jnp.full_like(x, 2)), "'shift_right_logical' with these int64 operands"),
+    ],
+)
+def test_bits_that_64_bits_do_not_hold_are_refused(fn, words):
+    with jax.enable_x64(True), pytest.raises(export.UnsupportedError, match=words):
+        export.to_onnx(fn, {"x0": ("int64", MATRIX)})

@@ -4,9 +4,10 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import onnx
@@ -38,9 +39,8 @@ def write_sidecars(
     _write(folder / "config.json", _json(hub_config(metadata)))
     _write(folder / "preprocessor_config.json", _json(hub_preprocessor(metadata)))
     _write(folder / "README.md", card.encode())
-    temporary = folder / f".example.{os.getpid()}.npz"
-    np.savez_compressed(temporary, image=pictures, **open_model(path)(pictures))  # type: ignore[arg-type]
-    temporary.replace(folder / "example.npz")
+    with _written(folder / "example.npz") as file:
+        np.savez_compressed(file, image=pictures, **open_model(path)(pictures))  # type: ignore[arg-type]
 
 
 def foreign_path(model: Path) -> Path | None:
@@ -145,10 +145,17 @@ def _json(value: Any) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Whole, or as it was before."""
+    with _written(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to; in the end it is there whole, or as it was before."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(content)
+        with temporary.open("wb") as file:
+            yield file
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -19,7 +19,8 @@ TOLERANCE = 1e-4
 """Largest difference of an output, relative to its largest absolute value: float32 sums in another order stay
 within 1e-5, a wrong border or weight does not."""
 
-_BATCHES = (1, 7)
+BATCHES = (1, 7)
+"""How many inputs are compared at a time: those many random ones, and the first of the real ones."""
 _LEVELS = {
     "off": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
     "on": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
@@ -141,7 +142,7 @@ def _feeds(
 ) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """What to run, each with a description."""
     random = np.random.default_rng(0)
-    for size in _BATCHES:
+    for size in BATCHES:
         feed = {}
         for name, (dtype, dims) in inputs.items():
             shape = [size if isinstance(dim, str) else dim for dim in dims]

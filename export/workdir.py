@@ -19,7 +19,7 @@ from export import explain, quantize, sidecars
 from export.card import write_card
 from export.converter import InputSpec, to_onnx
 from export.errors import VerificationError
-from export.verify import verify
+from export.verify import BATCHES, verify
 from jaxcnn import models, provenance
 from jaxcnn.checkpoint import TrainedModel, load_model
 from jaxcnn.config import Config, DataConfig
@@ -226,7 +226,9 @@ def _write_verified(
         classify = _outputs(_logits(trained, variables), features=features, heatmap=heatmap)
         file.write_bytes(to_onnx(classify, inputs).SerializeToString())
         largest = verify(file, classify, inputs, samples=samples, tolerances=_TOLERANCES)
-    kinds = "random pictures" if pictures is None else f"random pictures and {len(pictures)} real ones"
+    kinds = "random pictures"
+    if pictures is not None:
+        kinds += f" and {min(len(pictures), max(BATCHES))} real ones"
     return path, [
         "It is valid ONNX with all shapes inferred, after reading it back from disk.",
         f"onnxruntime gives what JAX gives, with its optimizations off and on, for batches of 1 and 7, on {kinds}: the "

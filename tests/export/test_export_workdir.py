@@ -241,6 +241,22 @@ def test_real_pictures_stay_in_the_run_folder(pictured, tmp_path):
     assert "5 real ones" in (tmp_path / "given" / "README.md").read_text()
 
 
+def test_the_card_counts_the_real_pictures_that_were_compared(run, tmp_path):
+    assert "and 7 real ones:" in card_of(run, output=tmp_path / "m.onnx", pictures=np.concatenate([PICTURES] * 2))
+
+
+def test_an_example_that_cannot_be_written_leaves_nothing_behind(run, tmp_path, monkeypatch):
+    def cut_short(file, **arrays):
+        write(file, **arrays)
+        raise OSError("No space left on device")
+
+    write = np.savez_compressed
+    monkeypatch.setattr(np, "savez_compressed", cut_short)
+    with pytest.raises(UserError, match="No space left"):
+        export.export_workdir(run, tmp_path / "m.onnx")
+    assert not [each.name for each in (tmp_path / "m").iterdir() if "example" in each.name]
+
+
 def test_noise_is_not_taken_for_real_pictures_later(run, file):
     card = file.with_suffix("") / "README.md"
     assert "on random pictures:" in card.read_text()

@@ -13,10 +13,10 @@ import pytest
 from jaxcnn.signals import NOTICE, stop_on_signal
 
 PROGRAM = """
-import hashlib
+import hashlib, threading
 from jaxcnn.signals import stop_on_signal
 with stop_on_signal() as stop:
-    print("started", flush=True)
+    threading.Timer(0.5, print, ["started"], {{"flush": True}}).start()  # when it is in there
     hashlib.pbkdf2_hmac("sha256", b"", b"", {rounds})  # like a compilation: long, and not in Python
     print("left", stop.signal.name, flush=True)
 """

@@ -85,10 +85,8 @@ def fuse_gelu(graph: Graph) -> None:
         error = (
             graph.producer(node.inputs[1], "Erf") if node.op == "Sub" and graph.scalar(node.inputs[0]) == 1 else None
         )
-        product = graph.producer(error.inputs[0], "Mul") if error is not None else None
-        found = _scaled(graph, product) if product is not None else None
-        if error is not None and found is not None and found[1] < 0:
-            value, factor = found
+        value, factor = _linear(graph, error.inputs[0]) if error is not None else ("", 1.0)
+        if error is not None and factor < 0:
             shape, path = graph.shapes[error.output], node.path
             divisor = graph.add_constant(np.array(-1 / factor, np.float32), f"{path}divisor")
             quotient = graph.add("Div", [value, divisor], shape=shape, path=path)

@@ -1,4 +1,4 @@
-"""The pictures that a trained model is measured on, with its classes, and never ones that it was trained on."""
+"""The pictures that a trained model is measured on, with its classes; it has learnt nothing from those held out."""
 
 import argparse
 import dataclasses

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,30 +12,33 @@ from jaxcnn import models
 from jaxcnn.config import Config, ModelConfig
 from jaxcnn.history import RunLog
 from jaxcnn.recipe import counted
+from jaxcnn.sittings import Sitting
 from jaxcnn.state import init_variables
 
 
-def describe_time(config: Config, log: RunLog, environment: Mapping[str, str]) -> str:
+def describe_time(log: RunLog, sittings: Sequence[Sitting]) -> str:
     """How long the steps of a run took, in all its sittings, and what that is in core-hours or device-hours.
 
     Args:
-      environment: as `workdir.environment` records it.
+      sittings: of that run, all with their environment.
     """
-    seconds = log.seconds(config.batch_size)
-    devices = environment["devices"].split(", ")
+    total, hours = 0.0, dict[tuple[str, str], float]()
+    for each in sittings:
+        count, unit, name = _billed(each.environment)
+        seconds = log.seconds(each.config.batch_size, start=each.start, end=each.end)
+        total += seconds
+        hours[unit, name] = hours.get((unit, name), 0) + seconds * count / 3600
+    told = {machine: f"{each:.3g}" for machine, each in hours.items() if each}
+    terms = [f"{each} {unit if each == '1' else unit + 's'} on {name}" for (unit, name), each in told.items()]
+    return f"{format_duration(total)} in training steps, {' and '.join(terms)}; evaluation not counted"
+
+
+def _billed(environment: Mapping[str, str]) -> tuple[int, str, str]:
+    """How many hours an hour costs, of what, and on which machine."""
+    devices, cores = environment["devices"].split(", "), int(environment["cores"])
     if set(devices) == {"cpu"}:
-        count, unit, machine = (
-            int(environment["cores"]),
-            "core-hour",
-            f"{counted(int(environment['cores']), 'core')} of {environment['processor']}",
-        )
-    else:
-        count, unit, machine = len(devices), "device-hour", environment["devices"]
-    hours = f"{seconds * count / 3600:.3g}"
-    return (
-        f"{format_duration(seconds)} in training steps, {hours} {unit if hours == '1' else unit + 's'} on "
-        f"{machine}; evaluation not counted"
-    )
+        return cores, "core-hour", f"{counted(cores, 'core')} of {environment['processor']}"
+    return len(devices), "device-hour", environment["devices"]
 
 
 def describe_arithmetic(config: Config, log: RunLog, *, classes: int) -> str:

@@ -31,12 +31,18 @@ class RunLog:
         """Steps of one epoch; None before the first is over."""
         return round(self.validation[-1]["step"] / self.validation[-1]["epoch"]) if self.validation else None
 
-    def seconds(self, batch_size: int) -> float:
-        """Time spent in training steps: without evaluation, pauses, and steps that were lost and repeated."""
-        total, before = 0.0, 0.0
+    def seconds(self, batch_size: int, *, start: int = 0, end: int | None = None) -> float:
+        """Time spent in training steps: without evaluation, pauses, and steps that were lost and repeated.
+
+        Args:
+          start: how many steps come before those that are asked for.
+          end: how many there are after them; all, if None.
+        """
+        total, before = 0.0, float(start)
         for record in self.train:
-            total += (record["step"] - before) * batch_size / record["images_per_second"]
-            before = record["step"]
+            if start < record["step"] <= (math.inf if end is None else end):
+                total += (record["step"] - before) * batch_size / record["images_per_second"]
+                before = record["step"]
         return total
 
     def steps_by_resolution(self, planned: Callable[[int], int]) -> dict[int, int]:

@@ -18,8 +18,10 @@ from jaxcnn.recipe import (
     describe_network,
     describe_optimizer,
     describe_precision,
+    describe_software,
     describe_training,
 )
+from jaxcnn.sittings import read_sittings, tell
 from jaxcnn.workdir import Workdir, write_atomically
 
 
@@ -83,20 +85,20 @@ def _read_earlier(path: Path) -> tuple[Training, ...]:
 
 
 def _recipe(run: Workdir, trained: TrainedModel) -> dict[str, str]:
-    config, log, environment = trained.config, read_log(run.metrics), run.read_environment()
+    config, log, sittings = trained.config, read_log(run.metrics), read_sittings(run)
     rows = {
         "network": describe_network(config.model),
         "parameters": f"{models.count_parameters(trained.variables['params']):,}",
-        "schedule": describe_training(config, steps_per_epoch=log.steps_per_epoch),
+        "schedule": tell(sittings, lambda each: describe_training(each.config, steps_per_epoch=log.steps_per_epoch)),
         "this checkpoint": f"after {counted(trained.step, 'step')}",
-        "optimizer": describe_optimizer(config.optim),
-        "augmentation": describe_augmentation(config.augment),
-        "precision": describe_precision(config.model, environment or {}),
+        "optimizer": tell(sittings, lambda each: describe_optimizer(each.config.optim)),
+        "augmentation": tell(sittings, lambda each: describe_augmentation(each.config.augment)),
+        "precision": tell(sittings, lambda each: describe_precision(each.config.model, each.environment)),
     }
     if log.train:
         rows["arithmetic"] = describe_arithmetic(config, log, classes=len(trained.names))
-    if log.train and environment:
-        rows["time"] = describe_time(config, log, environment)
-    if environment:
-        rows["software"] = "jax {jax}, flax {flax}, optax {optax}, Python {python}".format_map(environment)
+    if all(each.environment for each in sittings):
+        if log.train:
+            rows["time"] = describe_time(log, sittings)
+        rows["software"] = tell(sittings, lambda each: describe_software(each.environment))
     return rows

@@ -88,6 +88,16 @@ def describe_augmentation(config: AugmentConfig) -> str:
     )
 
 
+def describe_hardware(environment: Mapping[str, str]) -> str:
+    """The devices, and the processor beside them."""
+    return "{devices}; {processor}, ".format_map(environment) + counted(int(environment["cores"]), "core")
+
+
+def describe_software(environment: Mapping[str, str]) -> str:
+    """The versions that a result depends on most."""
+    return "jax {jax}, flax {flax}, optax {optax}, Python {python}".format_map(environment)
+
+
 def counted(count: int, noun: str) -> str:
     """Such as `1 step` or `1,390 steps`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -31,11 +31,14 @@ from jaxcnn.metrics import Evaluation
 from jaxcnn.recipe import (
     counted,
     describe_augmentation,
+    describe_hardware,
     describe_network,
     describe_optimizer,
     describe_precision,
+    describe_software,
     describe_training,
 )
+from jaxcnn.sittings import Sitting, read_sittings, tell
 from jaxcnn.state import init_variables
 from jaxcnn.workdir import Workdir, write_atomically
 
@@ -66,13 +69,9 @@ def write_report(workdir: Path, evaluation: Evaluation, dataset: Dataset, *, cal
       UserError: the workdir is none, or cannot be written.
     """
     path = workdir / "report.html"
-    config = Workdir(workdir).read_config()
-    log = read_log(Workdir(workdir).metrics)
-    environment = json.loads((workdir / "environment.json").read_text(encoding="utf-8"))
     page = render(
-        config=config,
-        environment=environment,
-        log=log,
+        sittings=read_sittings(Workdir(workdir)),
+        log=read_log(Workdir(workdir).metrics),
         evaluation=evaluation,
         calibration=calibration,
         dataset=dataset,
@@ -87,8 +86,7 @@ def write_report(workdir: Path, evaluation: Evaluation, dataset: Dataset, *, cal
 
 def render(
     *,
-    config: Config,
-    environment: dict[str, str],
+    sittings: Sequence[Sitting],
     log: RunLog,
     evaluation: Evaluation,
     calibration: Calibration,
@@ -102,7 +100,7 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    classes = describe_classes(evaluation, dataset.names)
+    config, classes = sittings[-1].config, describe_classes(evaluation, dataset.names)
     return templates.get_template(
         "report.html"
     ).render(
@@ -111,7 +109,7 @@ def render(
         calibration=calibration,
         pictures=counted(evaluation.count, "picture"),
         interval=wilson_interval(evaluation.top1, evaluation.count),
-        facts=describe_run(config, environment, log, dataset),
+        facts=describe_run(sittings, log, dataset),
         epochs=config.epochs,
         label_smoothing=config.label_smoothing,
         augmented=config.augment != AugmentConfig(),
@@ -130,28 +128,30 @@ def render(
         examples=show_pictures(dataset.validation, evaluation, spread(evaluation.count)),
         pixelated=dataset.validation.images.shape[1] < 96,
         settings=json.dumps(dataclasses.asdict(config), indent=2),
-        environment=environment,
+        environment=sittings[-1].environment,
     )
 
 
-def describe_run(config: Config, environment: dict[str, str], log: RunLog, dataset: Dataset) -> dict[str, str]:
+def describe_run(sittings: Sequence[Sitting], log: RunLog, dataset: Dataset) -> dict[str, str]:
     """The settings that matter, the time and the hardware, by heading."""
+    config, steps = sittings[-1].config, len(dataset.train) // sittings[-1].config.batch_size
     facts = {
         "Data": f"{dataset.name}: {len(dataset.train):,} training and {len(dataset.validation):,} validation pictures "
         f"in {len(dataset.names)} classes, {config.data.image_size} by {config.data.image_size} pixels",
         "Terms of the data": dataset.license,
         "Model": f"{describe_network(config.model)}, {count_parameters(config, len(dataset.names)):,} parameters, "
-        f"{describe_precision(config.model, environment)}",
-        "Training": describe_training(config, steps_per_epoch=len(dataset.train) // config.batch_size),
-        "Optimizer": describe_optimizer(config.optim),
-        "Augmentation": describe_augmentation(config.augment),
+        + tell(sittings, lambda each: describe_precision(each.config.model, each.environment)),
+        "Training": tell(sittings, lambda each: describe_training(each.config, steps_per_epoch=steps)),
+        "Optimizer": tell(sittings, lambda each: describe_optimizer(each.config.optim)),
+        "Augmentation": tell(sittings, lambda each: describe_augmentation(each.config.augment)),
     }
     if log.train:
         rate = statistics.median(record["images_per_second"] for record in log.train)
         facts["Time"] = f"{format_duration(log.seconds(config.batch_size))} in training steps, {rate:,.0f} pictures/s"
         facts["Finished"] = f"{datetime.fromtimestamp(log.train[-1]['time'], UTC):%d %B %Y, %H:%M} UTC"
-    facts["Hardware"] = "{devices}; {processor}, ".format_map(environment) + counted(int(environment["cores"]), "core")
-    facts["Software"] = "jax {jax}, flax {flax}, optax {optax}, Python {python}".format_map(environment)
+    if all(each.environment for each in sittings):
+        facts["Hardware"] = tell(sittings, lambda each: describe_hardware(each.environment))
+        facts["Software"] = tell(sittings, lambda each: describe_software(each.environment))
     return facts
 
 

@@ -30,6 +30,7 @@ from jaxcnn.paths import named_path
 from jaxcnn.provenance import record_earlier
 from jaxcnn.recipe import counted
 from jaxcnn.signals import stop_on_signal
+from jaxcnn.sittings import record_sitting
 from jaxcnn.step import eval_step
 from jaxcnn.weights import Weights, read_model, read_weights
 from jaxcnn.workdir import Classes, Workdir
@@ -158,7 +159,7 @@ def train(config: Config, workdir: Path) -> Evaluation | None:
                 weights, state = None, checkpoints.restore(initial_state(run))
             refuse_fewer_epochs(run, workdir, step=int(state.step))
             if int(state.step) < run.total_steps:
-                paths.record(config, classes)
+                record_sitting(paths, config, classes, step=int(state.step))
             else:
                 paths.refuse_unused_settings(config)
             if weights is not None:

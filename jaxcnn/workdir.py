@@ -4,10 +4,11 @@ config.json        the settings                      metrics.jsonl     one line 
 classes.json       class names, wnids, data set      events.out.*      the same for TensorBoard
 pictures.json      how the data set was divided      calibration.json  the best checkpoint's temperature
 environment.json   versions, hardware, command       evaluation.json   the best checkpoint, measured
-earlier_trainings.json                               report.html       the run as a page
-                   of weights it started from        model.onnx        the best checkpoint, exported
-checkpoints/STEP/  parameters and training state     model.json        its description, for runtimes
-                                                     model/            its model card and an example
+earlier_sittings.json                                report.html       the run as a page
+                   other settings and hardware       model.onnx        the best checkpoint, exported
+earlier_trainings.json                               model.json        its description, for runtimes
+                   of weights it started from        model/            its model card and an example
+checkpoints/STEP/  parameters and training state
 """
 
 import dataclasses
@@ -73,6 +74,11 @@ class Workdir:
         return self.path / "metrics.jsonl"
 
     @property
+    def earlier_sittings(self) -> Path:
+        """What the run was trained with before its last sitting."""
+        return self.path / "earlier_sittings.json"
+
+    @property
     def earlier_trainings(self) -> Path:
         """What the weights that the run started from have learnt in."""
         return self.path / "earlier_trainings.json"
@@ -129,13 +135,13 @@ class Workdir:
         except (ValueError, TypeError) as error:
             raise UserError(f"{self.path / 'pictures.json'} is damaged ({error}); train in a new workdir") from error
 
-    def read_environment(self) -> dict[str, str] | None:
-        """Versions and hardware of the run's last sitting; None if that was not recorded."""
+    def read_environment(self) -> dict[str, str]:
+        """Versions and hardware of the run's last sitting; empty if that was not recorded."""
         try:
             found: dict[str, str] = json.loads(self._read("environment.json"))
             return found
         except (UserError, ValueError):
-            return None
+            return {}
 
     @contextmanager
     def locked(self) -> Iterator[None]:

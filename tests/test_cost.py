@@ -7,6 +7,7 @@ import pytest
 from jaxcnn.config import Config, DataConfig, ModelConfig
 from jaxcnn.cost import describe_arithmetic, describe_time, format_duration, picture_flops, pictures_by_side
 from jaxcnn.history import RunLog
+from jaxcnn.sittings import Sitting
 
 
 def test_operations_of_a_network_counted_by_hand():
@@ -56,18 +57,32 @@ def test_arithmetic_is_three_times_the_forward_pass():
 LOG = RunLog([{"step": 100.0, "images_per_second": 2.0, "epoch": 1.0}], [])
 
 
+def sitting(environment, *, start=0, end=None):
+    return Sitting(start, end, Config(batch_size=36), environment)
+
+
 def test_time_on_processors_is_in_core_hours():
     environment = {"devices": "cpu", "cores": "2", "processor": "EPYC"}
-    told = describe_time(Config(batch_size=36), LOG, environment)
+    told = describe_time(LOG, [sitting(environment)])
     assert told == "30 min 0 s in training steps, 1 core-hour on 2 cores of EPYC; evaluation not counted"
-    told = describe_time(Config(batch_size=36), LOG, environment | {"cores": "1"})
+    told = describe_time(LOG, [sitting(environment | {"cores": "1"})])
     assert "0.5 core-hours on 1 core of EPYC" in told
 
 
 def test_time_on_other_devices_is_in_device_hours():
     environment = {"devices": "TPU v5e, TPU v5e, TPU v5e", "cores": "96", "processor": "EPYC"}
-    told = describe_time(Config(batch_size=36), LOG, environment)
+    told = describe_time(LOG, [sitting(environment)])
     assert "1.5 device-hours on TPU v5e, TPU v5e, TPU v5e;" in told
+
+
+def test_time_on_each_machine_is_told_apart():
+    records = [{"step": step, "images_per_second": rate} for step, rate in ((50.0, 1.0), (90.0, 4.0), (200.0, 1.0))]
+    small, large = ({"devices": "cpu", "cores": cores, "processor": "EPYC"} for cores in ("2", "4"))
+    sittings = [sitting(small, end=50), sitting(large, start=50, end=90), sitting(small, start=90)]
+    told = describe_time(RunLog(records, []), sittings)
+    assert told.startswith("1 h 42 min in training steps, 3.2 core-hours on 2 cores of EPYC and 0.4 core-hours on 4 ")
+    unused = describe_time(RunLog(records[:2], []), sittings)
+    assert unused.startswith("36 min 0 s in training steps, 1 core-hour on 2 cores of EPYC and 0.4 core-hours on 4 ")
 
 
 @pytest.mark.parametrize(

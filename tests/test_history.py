@@ -49,6 +49,9 @@ def test_the_best_is_the_later_of_equals():
 def test_time_counts_each_step_once():
     log = RunLog([{"step": 10.0, "images_per_second": 20.0}, {"step": 40.0, "images_per_second": 60.0}], [])
     assert log.seconds(batch_size=8) == pytest.approx(10 * 8 / 20 + 30 * 8 / 60)
+    assert log.seconds(batch_size=8, end=10) == pytest.approx(10 * 8 / 20)
+    assert log.seconds(batch_size=8, start=20) == pytest.approx(20 * 8 / 60)
+    assert log.seconds(batch_size=8, start=40) == 0
 
 
 def test_steps_belong_to_the_epoch_they_were_taken_in():

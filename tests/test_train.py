@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -159,7 +160,13 @@ def test_what_takes_no_step_is_not_recorded(config, tmp_path):
 
 def test_a_run_can_be_made_longer_but_not_another(config, tmp_path):
     train(config, tmp_path)
-    train(dataclasses.replace(config, epochs=4), tmp_path)
+    slower = dataclasses.replace(config.optim, learning_rate=0.05)
+    train(dataclasses.replace(config, epochs=4, optim=slower), tmp_path)
+    changed = r"until step (\d+) sgd, learning rate 0\.2, .*; then sgd, learning rate 0\.05"
+    for page in ("model/README.md", "report.html"):
+        found = re.search(changed, (tmp_path / page).read_text())
+        assert found, page
+        assert int(found[1]) == read_log(tmp_path, "validation")[2]["step"]
     assert [line["epoch"] for line in read_log(tmp_path, "validation")] == [1, 2, 3, 4]
     before = steps_saved(tmp_path)
     with pytest.raises(UserError, match=r"model\.widths"):

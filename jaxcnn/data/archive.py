@@ -1,13 +1,16 @@
 """Reading zip files in place: nothing is ever extracted."""
 
+import contextlib
 import zipfile
-import zlib
 from pathlib import Path, PurePosixPath
 
 from jaxcnn.errors import UserError
 
 MAX_BYTES = 2**28
 """Larger members are refused: they are no pictures, and would be read into memory whole."""
+
+UTF_8 = 1 << 11
+"""The flag of members whose names are in UTF-8; macOS writes such names without it."""
 
 
 class Archive:
@@ -34,12 +37,12 @@ class Archive:
             raise UserError(
                 f"{path} is neither a folder nor a whole zip ({error}); copy or download it again"
             ) from error
-        self._members = {self._inside(info.filename): info for info in self._zip.infolist()}
-        self.files = [inside for inside, info in self._members.items() if not info.is_dir()]
-        self.folders = [inside for inside, info in self._members.items() if info.is_dir()]
+        self._members = {self._inside(_name(info)): info for info in self._zip.infolist()}
+        self.files = [inside for inside, info in self._members.items() if not _name(info).endswith("/")]
+        self.folders = [inside for inside, info in self._members.items() if _name(info).endswith("/")]
 
     def _inside(self, name: str) -> PurePosixPath:
-        inside = PurePosixPath(name.replace("\\", "/"))  # some Windows programs write backslashes
+        inside = PurePosixPath(name)
         if inside.is_absolute() or ".." in inside.parts:
             raise UserError(f"{self.path} has a member that points out of the zip, {name!r}; remove it")
         return inside
@@ -50,12 +53,24 @@ class Archive:
         Raises:
           UserError: damaged, encrypted, compressed in a way Python cannot read, or larger than `MAX_BYTES`.
         """
-        info = self._members[inside]
+        info, name = self._members[inside], str(inside)
+        where = f"{name if name.isprintable() else repr(name)} in {self.path}"
         if info.file_size > MAX_BYTES:
-            raise UserError(f"{inside} in {self.path} is too large for a picture: {info.file_size:,} bytes; remove it")
+            raise UserError(f"{where} is too large for a picture: {info.file_size:,} bytes; remove it")
         try:
             return self._zip.read(info)
-        except (RuntimeError, NotImplementedError) as error:
+        except NotImplementedError as error:  # such as Deflate64, which Windows takes for files of more than 2 GB
+            raise UserError(f"{self.path} cannot be read ({error}); make it again with Deflate") from error
+        except RuntimeError as error:
             raise UserError(f"{self.path} cannot be read ({error}); make it again without a password") from error
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-            raise UserError(f"{inside} in {self.path} is damaged ({error}); copy or download it again") from error
+        except Exception as error:  # of each decompressor its own, and of names
+            raise UserError(f"{where} is damaged ({error}); copy or download it again") from error
+
+
+def _name(info: zipfile.ZipInfo) -> str:
+    """The name of a member with a slash between folders, and at the end of a folder."""
+    name = info.filename
+    if not info.flag_bits & UTF_8:
+        with contextlib.suppress(UnicodeError):  # it is of code page 437, as it should be
+            name = name.encode("cp437").decode()
+    return name.replace("\\", "/")  # some Windows programs write backslashes

@@ -11,10 +11,18 @@ from jaxcnn.data import archive
 from jaxcnn.data.archive import Archive
 from jaxcnn.errors import UserError
 
+COMPRESSIONS = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+
 
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "some.zip"
+
+
+def write_compressed(path, members, compression):
+    with zipfile.ZipFile(path, "w", compression) as file:
+        for name, content in members.items():
+            file.writestr(name, content)
 
 
 def test_files_and_folders_are_listed_and_read(path):
@@ -26,8 +34,23 @@ def test_files_and_folders_are_listed_and_read(path):
 
 
 def test_backslashes_part_folders(path):
-    write_zip(path, {"a\\one.png": b"1"})
-    assert Archive(path).read(PurePosixPath("a/one.png")) == b"1"
+    write_zip(path, {"a\\": b"", "a\\one.png": b"1", "a\\b\\": b""})
+    opened = Archive(path)
+    assert opened.files == [PurePosixPath("a/one.png")]
+    assert opened.folders == [PurePosixPath("a"), PurePosixPath("a/b")]
+    assert opened.read(PurePosixPath("a/one.png")) == b"1"
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [("Bär".encode(), "Bär"), ("Ba\u0308r".encode(), "Ba\u0308r"), ("Bär".encode("cp437"), "Bär"), (b"B\xe4r", "BΣr")],
+)
+def test_names_without_the_flag_of_utf8_are_that_or_code_page_437(path, written, expected):
+    name = "x" * len(written)
+    write_zip(path, {f"{name}/one.png": b"1"})
+    path.write_bytes(path.read_bytes().replace(name.encode(), written))
+    assert Archive(path).files == [PurePosixPath(expected, "one.png")]
+    assert Archive(path).read(PurePosixPath(expected, "one.png")) == b"1"
 
 
 @pytest.mark.parametrize("content", [b"", b"no zip at all"])
@@ -50,9 +73,16 @@ def test_members_that_point_out_of_the_zip_are_refused(path, name):
     assert [file.name for file in path.parent.iterdir()] == ["some.zip"]
 
 
-@given(cut=st.integers(0, 300), position=st.integers(0, 300), junk=st.binary(max_size=4))
-def test_damaged_zips_are_read_or_refused_in_one_line(tmp_path_factory, cut, position, junk):
-    path = write_zip(tmp_path_factory.mktemp("zips") / "some.zip", {"a/1.png": b"1" * 40, "b/2.png": b"2" * 40})
+@given(
+    cut=st.integers(0, 300),
+    position=st.integers(0, 300),
+    junk=st.binary(max_size=4),
+    name=st.sampled_from(["a", "ä"]),
+    compression=st.sampled_from(COMPRESSIONS),
+)
+def test_damaged_zips_are_read_or_refused_in_one_line(tmp_path_factory, cut, position, junk, name, compression):
+    path = tmp_path_factory.mktemp("zips") / "some.zip"
+    write_compressed(path, {f"{name}/1.png": b"1" * 40, "b/2.png": b"2" * 40}, compression)
     content = bytearray(path.read_bytes())
     content[position : position + len(junk)] = junk
     path.write_bytes(content[: len(content) - cut])
@@ -74,21 +104,45 @@ def test_a_truncated_zip_is_refused(path):
         Archive(path)
 
 
-def test_a_damaged_member_is_named(path):
-    write_zip(path, {"a/1.png": b"1" * 1000})
-    path.write_bytes(path.read_bytes().replace(b"1111", b"1121", 1))
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_a_damaged_member_is_named(path, compression):
+    write_compressed(path, {"a/1.png": bytes(range(256))}, compression)
+    content = bytearray(path.read_bytes())
+    content[60:200] = bytes(140)
+    path.write_bytes(content)
     with pytest.raises(UserError, match=r"^a/1\.png in .*some\.zip is damaged"):
         Archive(path).read(PurePosixPath("a/1.png"))
 
 
-def test_an_encrypted_zip_is_refused(path):
+def test_a_damaged_member_whose_name_is_of_two_lines_is_named_in_one(path):
+    write_zip(path, {"a\n1.png": b"1111"})
+    path.write_bytes(path.read_bytes().replace(b"1111", b"1121", 1))
+    with pytest.raises(UserError, match=r"^'a\\n1\.png' in .*some\.zip is damaged"):
+        Archive(path).read(PurePosixPath("a\n1.png"))
+
+
+def test_a_member_whose_header_has_a_damaged_name_is_named(path):
+    write_zip(path, {"ä/1.png": b"1"})
+    path.write_bytes(path.read_bytes().replace("ä".encode(), b"\0\xff", 1))
+    with pytest.raises(UserError, match=r"^ä/1\.png in .*some\.zip is damaged \('utf-8' codec"):
+        Archive(path).read(PurePosixPath("ä/1.png"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "method", "wrong"),
+    [
+        (1, 0, r"File .* is encrypted, .*\); make it again without a password$"),
+        (0, 9, r".*compression.*\); make it again with Deflate$"),
+        (64, 0, r"strong encryption.*\); make it again with Deflate$"),
+    ],
+)
+def test_what_python_cannot_decompress_is_told_by_what_it_is(path, flags, method, wrong):
     write_zip(path, {"a/1.png": b"1"})
     content = bytearray(path.read_bytes())
-    for header, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # the flag bits of both copies of the header
-        start = content.index(header) + offset
-        content[start : start + 2] = struct.pack("<H", 1)
+    for header, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # both copies of the header
+        struct.pack_into("<HH", content, content.index(header) + offset, flags, method)
     path.write_bytes(content)
-    with pytest.raises(UserError, match="without a password"):
+    with pytest.raises(UserError, match=rf"some\.zip cannot be read \({wrong}"):
         Archive(path).read(PurePosixPath("a/1.png"))
 
 

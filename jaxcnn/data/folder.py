@@ -20,8 +20,8 @@ TRAIN = ("train", "training")
 VALIDATION = ("val", "valid", "validation", "test", "testing")
 """Names of the folder of validation pictures beside it, likewise."""
 
-JUNK = ("thumbs.db", "desktop.ini", "__macosx", "icon\r")
-"""What Windows and macOS leave behind."""
+JUNK = ("thumbs.db", "desktop.ini", "$recycle.bin", "__macosx", "icon\r", "@eadir", "#recycle")
+"""What Windows, macOS and Synology's disk stations leave behind, in lower case."""
 
 
 def folder_source(source: str) -> Source:

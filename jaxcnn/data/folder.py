@@ -1,5 +1,6 @@
 """A folder or a zip with one folder of pictures per class."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,7 +16,10 @@ from jaxcnn.errors import UserError
 from jaxcnn.paths import named_path, readable
 
 TRAIN = ("train", "training")
-"""Names of the folder of training pictures, in any case; the first that is there is taken."""
+"""Names of the folder of training pictures, in any case; the first that is there is taken.
+
+It may be a word of a longer name, such as `training_set` or `seg_train`, if the other folder's differs in that alone.
+"""
 
 VALIDATION = ("val", "valid", "validation", "test", "testing")
 """Names of the folder of validation pictures beside it, likewise."""
@@ -138,6 +142,11 @@ class Tree:
         """The files that lie directly in a folder."""
         return [path for path in self.files[folder] if path.parent == folder]
 
+    def loose_pictures(self, folder: PurePosixPath) -> list[PurePosixPath]:
+        """Those of them that are pictures by their name; lists of the classes and the like often lie beside."""
+        formats = Image.registered_extensions()
+        return [path for path in self.loose_files(folder) if formats.get(path.suffix.lower()) in FORMATS]
+
 
 def open_tree(tree: Tree, *, name: str) -> Opened:
     """Finds the class folders and the pictures in them.
@@ -150,7 +159,7 @@ def open_tree(tree: Tree, *, name: str) -> Opened:
     names = sorted(tree.folders[train])
     if not names:
         raise UserError(f"{tree.where} has no class folders; put the pictures of each class in a folder of its own")
-    for file in () if validation else filter(_is_picture, tree.loose_files(train)):
+    for file in () if validation else tree.loose_pictures(train):
         raise UserError(f"{tree.where}: {file} lies beside the class folders; move it into one or remove it")
     for unknown in sorted(tree.folders[validation] - set(names)) if validation else ():
         raise UserError(f"{tree.where}: class {unknown!r} is in {validation}/ but not in {train}/; add or remove it")
@@ -172,7 +181,7 @@ def _split_folders(tree: Tree) -> tuple[PurePosixPath, PurePosixPath | None]:
 
     Raises:
       UserError: pictures lie beside the class folders, where they would be of no class, or would make classes of
-        the two folders.
+        the two folders; or it cannot be told whether these are classes.
     """
     root = PurePosixPath()
     while len(tree.folders[root]) == 1 and not tree.loose_files(root):
@@ -180,24 +189,76 @@ def _split_folders(tree: Tree) -> tuple[PurePosixPath, PurePosixPath | None]:
         if not tree.folders[root / only]:
             break  # one class folder, not an outer folder
         root /= only
-    train, validation = (_first_named(tree.folders[root], names) for names in (TRAIN, VALIDATION))
-    if train and validation and tree.folders[root / train] and tree.folders[root / validation]:
-        for file in (*tree.loose_files(root / train), *filter(_is_picture, tree.loose_files(root / validation))):
-            raise UserError(f"{tree.where}: {file} lies beside the class folders; move it into one or remove it")
-    if train is None or not tree.folders[root / train] or tree.loose_files(root / train):
+    splits = _by_split_names(tree.folders[root])
+    train, validation = _first_pair(splits.pop(("",), {}))
+    if train is None:
+        train, validation = _named_alike(tree, root, splits.values())
+    if train is None or not tree.folders[root / train]:
         return root, None  # a class may be called `train`
-    return root / train, root / validation if validation else None
+    train_folder = _unnested(tree, root / train)
+    loose = tree.loose_pictures(train_folder)
+    if validation is None:
+        return (root if loose else train_folder), None
+    validation_folder = _unnested(tree, root / validation)
+    if tree.folders[validation_folder]:  # otherwise pictures to test with, which have no classes
+        loose += tree.loose_pictures(validation_folder)
+    for file in loose:
+        raise UserError(f"{tree.where}: {file} lies beside the class folders; move it into one or remove it")
+    return train_folder, validation_folder
 
 
-def _is_picture(file: PurePosixPath) -> bool:
-    """By its name; lists of the classes and the like often lie beside the class folders of validation pictures."""
-    return Image.registered_extensions().get(file.suffix.lower()) in FORMATS
+def _by_split_names(folders: set[str]) -> dict[tuple[str, ...], dict[str, str]]:
+    """Folders with one name of `TRAIN` or `VALIDATION` among their words, by that name, by the words around it."""
+    found: dict[tuple[str, ...], dict[str, str]] = {}
+    for folder in sorted(folders):
+        words = re.split(r"[^a-z]+", folder.lower())
+        names = [word for word in words if word in TRAIN + VALIDATION]
+        if len(names) == 1:
+            around = tuple("" if word in names else word for word in words)
+            found.setdefault(around, {})[names[0]] = folder
+    return found
 
 
-def _first_named(folders: set[str], names: tuple[str, ...]) -> str | None:
-    """The folder with the first of the names, which are lower case, that one of them has."""
-    found = {folder.lower(): folder for folder in sorted(folders)}
-    return next((found[name] for name in names if name in found), None)
+def _first_pair(folders: dict[str, str]) -> tuple[str | None, str | None]:
+    """The folders with the first names of `TRAIN` and of `VALIDATION` that there are."""
+    train, validation = (
+        next((folders[name] for name in names if name in folders), None) for names in (TRAIN, VALIDATION)
+    )
+    return train, validation
+
+
+def _named_alike(
+    tree: Tree, root: PurePosixPath, splits: Iterable[dict[str, str]]
+) -> tuple[str, str] | tuple[None, None]:
+    """Folders such as `training_set` and `test_set`: named alike but for the split, with the same class folders.
+
+    Others, such as `training shoes` beside `test tube`, are classes.
+
+    Raises:
+      UserError: something else lies beside them, which might be a class.
+    """
+    for folders in splits:
+        train, validation = _first_pair(folders)
+        if train is None or validation is None:
+            continue
+        classes, known = (tree.folders[_unnested(tree, root / split)] for split in (train, validation))
+        if len(classes) < 2 or not classes & known:
+            continue
+        others = sorted(root / name for name in tree.folders[root].difference(folders.values()))
+        for other in (*others, *tree.loose_pictures(root)):
+            raise UserError(
+                f"{tree.where}: {root / train} and {root / validation} look like training and validation pictures of "
+                f"the same classes, but {other} lies beside them; move it elsewhere, or rename them if they are classes"
+            )
+        return train, validation
+    return None, None
+
+
+def _unnested(tree: Tree, folder: PurePosixPath) -> PurePosixPath:
+    """A folder, or that of class folders in it if it has the same name and is all there is, as of zips of zips."""
+    inner = folder / folder.name
+    alone = tree.folders[folder] == {folder.name} and not tree.loose_pictures(folder)
+    return inner if alone and tree.folders[inner] else folder
 
 
 @dataclass(frozen=True)

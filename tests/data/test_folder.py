@@ -73,6 +73,56 @@ def test_test_pictures_without_classes_are_left_alone(opened):
     assert len(pets.validation) == 0
 
 
+def test_a_picture_beside_the_training_classes_is_named_where_test_pictures_have_no_classes(opened):
+    with pytest.raises(UserError, match=r"pets(\.zip)?: train/sample\.png lies beside the class folders"):
+        opened("train/cat/1.png", "train/dog/1.png", "train/sample.png", "test/1.png", "test/2.png")
+
+
+@pytest.mark.parametrize(("train", "validation"), [
+    ("training_set", "test_set"), ("Train Data", "Validation Data"), ("seg_train/seg_train", "seg_test/seg_test"),
+    ("train/train", "valid/valid"), ("train", "val/val"),
+])  # fmt: skip
+@pytest.mark.parametrize("outer", ["", "a/"])
+def test_longer_and_nested_names_of_splits(opened, train, validation, outer):
+    train, validation = outer + train, outer + validation
+    pets = opened(f"{train}/cat/1.png", f"{train}/dog/1.png", f"{validation}/dog/2.png", f"{outer}README.txt")
+    assert pets.names == ("cat", "dog")
+    assert contents(pets.train) == [(f"{train}/cat/1.png", 0), (f"{train}/dog/1.png", 1)]
+    assert contents(pets.validation) == [(f"{validation}/dog/2.png", 1)]
+
+
+def test_of_longer_names_validation_comes_before_test(opened):
+    pets = opened(*(f"{split}_set/{name}/1.png" for split in ("test", "train", "val") for name in ("cat", "dog")))
+    assert contents(pets.validation) == [("val_set/cat/1.png", 0), ("val_set/dog/1.png", 1)]
+
+
+@pytest.mark.parametrize("stray", ["training_set/1.png", "test_set/1.png"])
+def test_a_picture_beside_the_classes_of_longer_names_is_named(opened, stray):
+    members = [f"{split}_set/{name}/1.png" for split in ("test", "training") for name in ("cat", "dog")]
+    with pytest.raises(UserError, match=rf"pets(\.zip)?: {stray} lies beside the class folders"):
+        opened(*members, stray)
+
+
+@pytest.mark.parametrize("other", ["seg_pred/1.png", "1.png"])
+def test_what_lies_beside_longer_names_of_splits_is_named(opened, other):
+    members = [f"seg_{split}/{name}/1.png" for split in ("test", "train") for name in ("forest", "sea")]
+    with pytest.raises(UserError, match=rf"seg_train and seg_test look like .*, but {other.split('/')[0]} lies beside"):
+        opened(*members, other)
+
+
+@pytest.mark.parametrize("members", [
+    ["training shoes/1.png", "test tube/1.png"],
+    ["training shoes/{}/1.png", "test tube/{}/1.png"],
+    ["toy train/1.png", "toy test/1.png"],
+    ["toy train/images/1.png", "toy test/images/1.png"],
+    ["toy train/{}/1.png", "toy test/1.png"],
+    ["train test/{}/1.png", "test train/{}/1.png"],
+])  # fmt: skip
+def test_classes_whose_names_have_a_word_of_splits_in_them(opened, members):
+    pets = opened(*(member.format(colour) for member in members for colour in ("red", "blue")))
+    assert pets.names == tuple(sorted(member.split("/")[0] for member in members))
+
+
 def test_validation_pictures_come_before_test_pictures(opened):
     pets = opened("train/cat/1.png", "train/dog/1.png", "test/cat/2.png", "val/cat/3.png")
     assert contents(pets.validation) == [("val/cat/3.png", 0)]
@@ -89,7 +139,7 @@ def test_train_alone(opened):
     assert len(pets.validation) == 0
 
 
-@pytest.mark.parametrize("stray", ["train/1.png", "val/1.png", "train/list.csv"])
+@pytest.mark.parametrize("stray", ["train/1.png", "val/1.png"])
 @pytest.mark.parametrize("outer", ["", "a/"])
 def test_what_lies_beside_the_class_folders_of_a_split_is_named(opened, stray, outer):
     members = ("train/cat/1.png", "train/dog/1.png", "val/cat/2.png", "val/dog/3.png", stray)
@@ -106,6 +156,12 @@ def test_a_picture_beside_the_class_folders_is_named(opened, outer):
 def test_a_list_beside_the_validation_classes_is_passed_over(opened):
     pets = opened("train/cat/1.png", "train/dog/1.png", "val/cat/2.png", "val/val_annotations.txt")
     assert (pets.names, len(pets.validation)) == (("cat", "dog"), 1)
+
+
+@pytest.mark.parametrize("held_out", ["test/cat/2.png", "test/2.png", "notes.txt"])
+def test_a_list_beside_the_training_classes_is_passed_over(opened, held_out):
+    pets = opened("train/cat/1.png", "train/dog/1.png", "train/classes.txt", held_out)
+    assert (pets.names, len(pets.validation)) == (("cat", "dog"), held_out.count("cat"))
 
 
 def test_names_that_are_not_utf8_become_text(tmp_path):
@@ -276,7 +332,9 @@ def test_the_key_is_a_file_name(tmp_path):
     assert len(folder_source(str(pets)).key) < 80
 
 
-part = st.sampled_from(["cat", "dog", "train", "Train", "val", "test", "images", ".x", "1.png"])
+part = st.sampled_from(
+    ["cat", "dog", "train", "Train", "val", "test", "train_set", "test_set", "images", ".x", "1.png"]
+)
 paths = st.builds(
     lambda parts, index: PurePosixPath(*parts, f"{index}.png"), st.lists(part, max_size=4), st.integers(0, 5)
 )

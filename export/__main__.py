@@ -12,8 +12,9 @@ from export.errors import UnsupportedError, VerificationError
 from export.workdir import Quantization, export_weights, export_workdir
 from jaxcnn import cli, data
 from jaxcnn.config import DataConfig
+from jaxcnn.division import refuse_other_division
 from jaxcnn.errors import UserError
-from jaxcnn.evaluation_data import defaults_of_options, refuse_other_division
+from jaxcnn.evaluation_data import defaults_of_options
 from jaxcnn.weights import SUFFIX
 from jaxcnn.workdir import Workdir
 
@@ -60,7 +61,8 @@ def main(arguments: Sequence[str]) -> None:
         _parse(DataConfig(), arguments)  # prints the help and ends, if that is asked for
         raise UserError(f"give the folder of a run first, such as: {PROG} runs/digits")
     workdir = Path(arguments[0])
-    recorded = Workdir(workdir).read_config().data
+    run = Workdir(workdir)
+    recorded = run.read_data_config()
     parsed = _parse(recorded, arguments[1:])
     if parsed.weights is not None:
         path = export_weights(workdir, parsed.weights)
@@ -69,7 +71,7 @@ def main(arguments: Sequence[str]) -> None:
     quantization = None
     if parsed.quantize is not None:
         dataset = data.load(parsed.data)
-        refuse_other_division(dataset, parsed.data, Workdir(workdir), trained_on=recorded)
+        refuse_other_division(dataset, parsed.data, trained_on=recorded, began=run.read_pictures())
         quantization = Quantization(dataset=dataset, tolerance=parsed.tolerance)
     try:
         path = export_workdir(

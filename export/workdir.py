@@ -139,7 +139,7 @@ def export_weights(workdir: Path, output: Path) -> Path:
 
 def metadata(run: Workdir, trained: TrainedModel) -> dict[str, Any]:
     """What the file says about itself: to `jaxcnn.evaluate`, the server, and whoever loads it elsewhere."""
-    side, classes = trained.config.data.image_size, len(trained.names)
+    side, classes, pictures = trained.config.data.image_size, len(trained.names), run.read_pictures()
     return {
         "names": list(trained.names),
         "wnids": list(trained.wnids),
@@ -148,6 +148,7 @@ def metadata(run: Workdir, trained: TrainedModel) -> dict[str, Any]:
         "dataset": trained.dataset,
         "metrics": trained.metrics,
         "config": dataclasses.asdict(_portable(trained.config)),
+        **({} if pictures is None else {"pictures": dataclasses.asdict(pictures)}),
         "license": trained.license,
         "trainings": [dataclasses.asdict(each) for each in provenance.trainings(run, trained)],
         "author": "jaxcnn",

@@ -12,9 +12,11 @@ from jaxtyping import Float32, UInt8
 
 from jaxcnn.checkpoint import load_model
 from jaxcnn.config import Config
+from jaxcnn.data import Fingerprint
 from jaxcnn.errors import UserError
 from jaxcnn.metadata import Metadata
 from jaxcnn.step import eval_step
+from jaxcnn.workdir import Workdir
 
 LogitsFunction = Callable[
     [UInt8[np.ndarray, "batch side side 3"]],
@@ -30,6 +32,7 @@ class Classifier:
       config: the settings it was trained with.
       wnids: WordNet ids of its classes; empty where its data had none.
       step: training steps taken; None in a file that does not tell.
+      pictures: how the data was divided that it was trained on; None in a file that does not tell.
       temperature: what its logits have been divided by; 1 if they are not calibrated.
       logits: computes the logits of a batch of pictures.
     """
@@ -38,6 +41,7 @@ class Classifier:
     names: tuple[str, ...]
     wnids: tuple[str, ...]
     step: int | None
+    pictures: Fingerprint | None
     temperature: float
     logits: LogitsFunction
 
@@ -59,6 +63,7 @@ def open_classifier(path: Path) -> Classifier:
         names=trained.names,
         wnids=trained.wnids,
         step=trained.step,
+        pictures=Workdir(path).read_pictures(),
         temperature=trained.temperature,
         logits=lambda images: logits(images) / trained.temperature,
     )
@@ -90,6 +95,7 @@ def open_onnx(path: Path) -> Classifier:
         names=names,
         wnids=metadata.texts("wnids"),
         step=metadata.read("step", int) if "step" in metadata.values else None,
+        pictures=metadata.pictures(),
         temperature=_read_temperature(metadata),
         logits=lambda images: session.run(["logits"], {"image": images})[0],
     )

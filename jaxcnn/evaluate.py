@@ -22,13 +22,9 @@ from jaxcnn import cli, data
 from jaxcnn.classifier import Classifier, LogitsFunction, open_classifier
 from jaxcnn.config import DataConfig
 from jaxcnn.data.batches import EvalBatch, eval_batches
+from jaxcnn.division import is_of_run, refuse_other_division
 from jaxcnn.errors import UserError
-from jaxcnn.evaluation_data import (
-    defaults_of_options,
-    is_of_run,
-    load_evaluation_data,
-    refuse_other_division,
-)
+from jaxcnn.evaluation_data import defaults_of_options, load_evaluation_data
 from jaxcnn.metrics import Evaluation, score, summarize
 from jaxcnn.workdir import Workdir, write_atomically
 
@@ -53,6 +49,10 @@ class Arguments:
     None: evaluation.json in the workdir, or beside its model.onnx.
     Other models and other pictures have their own, such as evaluation-model.int8.json and evaluation-all-other.json."""
 
+    def __post_init__(self) -> None:
+        if self.output is not None and self.output.is_dir():
+            raise UserError(f"output is {str(self.output)!r}, which is a folder; give the name of a file in it")
+
 
 def main(arguments: Sequence[str]) -> None:
     """Evaluates as the command line says, prints the result and writes it as JSON."""
@@ -61,17 +61,20 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(f"give a workdir or an .onnx file first, such as: {PROG} runs/digits")
     path = Path(arguments[0])
     classifier = open_classifier(path)
-    parsed = parse(Arguments(classifier.config.data, flip=classifier.config.augment.flip), arguments[1:])
+    trained_on = Workdir(path).read_data_config() if path.is_dir() else classifier.config.data
+    parsed = parse(Arguments(trained_on, flip=classifier.config.augment.flip), arguments[1:])
     dataset = load_evaluation_data(parsed.data, classifier, divided=parsed.split != "all")
     if parsed.split != "all":
-        refuse_other_division(dataset, parsed.data, _run_of(path), trained_on=classifier.config.data)
+        # A file may be older than the record in it, and lie in its run's folder.
+        began = classifier.pictures or _run_of(path).read_pictures()
+        refuse_other_division(dataset, parsed.data, trained_on=trained_on, began=began)
     splits = [getattr(dataset, name) for name in SPLITS[parsed.split]]
     measure = partial(
         evaluate, classes=len(classifier.names), batch_size=classifier.config.batch_size, show_progress=True
     )
     evaluation = measure(classifier.logits, *splits)
     flipped = measure(with_mirror_image(classifier.logits), *splits) if parsed.flip else None
-    output = parsed.output or default_output(path, parsed, trained_on=classifier.config.data)
+    output = parsed.output or default_output(path, parsed, trained_on=trained_on)
     total = len(dataset.train) + len(dataset.validation)
     title = f"{path} on {dataset.name}, {parsed.split}: {evaluation.count:,} of its {total:,} pictures"
     print_evaluation(evaluation, names=classifier.names, title=title, flipped=flipped)

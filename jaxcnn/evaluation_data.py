@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,8 +10,8 @@ from jaxtyping import Int32
 from jaxcnn import data
 from jaxcnn.classifier import Classifier
 from jaxcnn.config import DataConfig
+from jaxcnn.division import is_same_source, load_undivided
 from jaxcnn.errors import UserError
-from jaxcnn.workdir import Workdir
 
 
 def defaults_of_options(trained_on: DataConfig, arguments: Sequence[str]) -> DataConfig:
@@ -21,7 +20,7 @@ def defaults_of_options(trained_on: DataConfig, arguments: Sequence[str]) -> Dat
     # Without a value, as if it was not given: the parser of all options says what is wrong.
     parser.add_argument("--data.source", dest="source", nargs="?", default=trained_on.source, const=trained_on.source)
     source = parser.parse_known_args(arguments)[0].source
-    if _is_same_source(source, trained_on.source):
+    if is_same_source(source, trained_on.source):
         return trained_on
     return DataConfig(cache_dir=trained_on.cache_dir, image_size=trained_on.image_size)
 
@@ -35,7 +34,7 @@ def load_evaluation_data(config: DataConfig, classifier: Classifier, *, divided:
     side = classifier.config.data.image_size
     if config.image_size != side:
         raise UserError(f"data.image_size is {config.image_size}, but the model takes {side}; leave it out")
-    dataset = data.load(config) if divided else _load_undivided(config)
+    dataset = data.load(config) if divided else load_undivided(config)
     indices = class_indices(dataset, classifier)
     train, validation = (
         dataclasses.replace(split, labels=indices[split.labels]) for split in (dataset.train, dataset.validation)
@@ -63,46 +62,3 @@ def class_indices(dataset: data.Dataset, classifier: Classifier) -> Int32[np.nda
                 f"with {first}; give the data it was trained on, or some with classes of these names"
             )
     return np.array([known[name] for name in found], np.int32)
-
-
-def is_of_run(config: DataConfig, *, trained_on: DataConfig) -> bool:
-    """Whether these are the pictures that a run was trained on and measured with."""
-    return _is_same_source(config.source, trained_on.source) and _division(config) == _division(trained_on)
-
-
-def refuse_other_division(dataset: data.Dataset, config: DataConfig, run: Workdir, *, trained_on: DataConfig) -> None:
-    """Raises a `UserError` if others of a run's pictures would be held out than when it began: it has seen some.
-
-    Validation pictures of a source's own may change, and those of other sources are nothing to it.
-    """
-    if not _is_same_source(config.source, trained_on.source):
-        return
-    if config.validation_fraction is None and len(_load_undivided(config).validation):
-        return
-    if _division(config) != _division(trained_on):
-        raise UserError(
-            f"with data.validation_fraction {config.validation_fraction} and data.split_seed {config.split_seed} some "
-            f"pictures of {dataset.name} would be held out that the model was trained on, with "
-            f"{trained_on.validation_fraction} and {trained_on.split_seed}; leave these options out"
-        )
-    began = run.read_pictures() if (run.path / "config.json").exists() else None
-    if began is not None and not began.divides_as(dataset.fingerprint()):
-        raise UserError(
-            f"the pictures of {dataset.name} have changed since the run in {run.path} began, so that some which would "
-            "be held out now are ones that it was trained on; put them back as they were, or give others by "
-            "--data.source"
-        )
-
-
-def _load_undivided(config: DataConfig) -> data.Dataset:
-    """All pictures of a source, divided only if it is so by itself."""
-    return data.load(dataclasses.replace(config, validation_fraction=None), divided=False)
-
-
-def _is_same_source(one: str, other: str) -> bool:
-    there, here = (os.path.abspath(os.path.expanduser(each)) for each in (one, other))  # pathlib raises for some
-    return there == here
-
-
-def _division(config: DataConfig) -> tuple[float | None, int]:
-    return config.validation_fraction, config.split_seed

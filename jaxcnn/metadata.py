@@ -8,7 +8,9 @@ from typing import Any
 
 from jaxcnn import config as settings
 from jaxcnn.config import Config
+from jaxcnn.data import Fingerprint
 from jaxcnn.errors import UserError
+from jaxcnn.workdir import parse_fingerprint
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,15 @@ class Metadata:
             return settings.from_json(json.dumps(value))
         except UserError as error:
             raise self.refusal(str(error)) from None
+
+    def pictures(self) -> Fingerprint | None:
+        """How the data was divided that the file's model was trained on; None if it does not tell."""
+        if "pictures" not in self.values:
+            return None
+        try:
+            return parse_fingerprint(self.read("pictures", dict))
+        except ValueError as error:
+            raise self.refusal(f"its metadata has pictures of which {error}") from None
 
     def refusal(self, what: str) -> UserError:
         """The error that says why the file is not taken."""

@@ -30,7 +30,7 @@ class Sitting:
 
 
 def read_sittings(run: Workdir) -> tuple[Sitting, ...]:
-    """All sittings of a run, those in a row that differ in nothing but their command as one.
+    """All sittings of a run, those in a row that differ in nothing but where and how they were started as one.
 
     Raises:
       UserError: a record is damaged.
@@ -76,7 +76,8 @@ def _merge(sittings: Sequence[Sitting]) -> tuple[Sitting, ...]:
 
 
 def _like(sitting: Sitting) -> tuple[Any, ...]:
-    return sitting.config, {name: value for name, value in sitting.environment.items() if name != "command"}
+    own = ("command", "directory")
+    return sitting.config, {name: value for name, value in sitting.environment.items() if name not in own}
 
 
 def _read_earlier(run: Workdir) -> list[Sitting]:

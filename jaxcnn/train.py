@@ -19,6 +19,7 @@ from jaxcnn.calibration import Calibration, calibrate, write_calibration
 from jaxcnn.checkpoint import load_model, open_checkpoints
 from jaxcnn.classifier import open_classifier
 from jaxcnn.config import PRESETS, SHAPE, Config, ModelConfig, ModelName
+from jaxcnn.division import refuse_other_division
 from jaxcnn.errors import UserError
 from jaxcnn.evaluate import describe, evaluate, predict, with_mirror_image, write_evaluation
 from jaxcnn.log import console, open_log
@@ -88,7 +89,8 @@ def parse(arguments: Sequence[str]) -> Arguments:
     )
     if weights_model is not None:
         _refuse_other_shape(parsed.config, weights_model)
-    return dataclasses.replace(parsed, workdir=named_path(str(parsed.workdir), option="workdir"))
+    given = early.workdir and str(parsed.workdir)  # an empty text has become the working directory
+    return dataclasses.replace(parsed, workdir=named_path(given, option="workdir"))
 
 
 def _read_early(arguments: Sequence[str], default: Arguments) -> argparse.Namespace:
@@ -157,6 +159,8 @@ def train(config: Config, workdir: Path) -> Evaluation | None:
                 state = initial_state(run, weights)
             else:
                 weights, state = None, checkpoints.restore(initial_state(run))
+            if weights is not None:
+                refuse_other_division(dataset, config.data, trained_on=weights.trained_on, began=weights.pictures)
             refuse_fewer_epochs(run, workdir, step=int(state.step))
             if int(state.step) < run.total_steps:
                 record_sitting(paths, config, classes, step=int(state.step))

@@ -14,7 +14,8 @@ import safetensors.numpy
 
 from jaxcnn import models
 from jaxcnn.checkpoint import load_model
-from jaxcnn.config import ModelConfig
+from jaxcnn.config import DataConfig, ModelConfig
+from jaxcnn.data import Fingerprint
 from jaxcnn.errors import UserError
 from jaxcnn.metadata import Metadata
 from jaxcnn.paths import named_path
@@ -35,6 +36,8 @@ class Weights:
     Attributes:
       source: where it was read from.
       model: its shape.
+      trained_on: where its pictures came from.
+      pictures: how they were divided; None in a file that does not tell.
       names: of its classes.
       wnids: WordNet ids in the same order; empty where its data had none.
       dataset: the name of the data it was trained on.
@@ -44,6 +47,8 @@ class Weights:
 
     source: str
     model: ModelConfig
+    trained_on: DataConfig
+    pictures: Fingerprint | None
     names: tuple[str, ...]
     wnids: tuple[str, ...]
     dataset: str
@@ -82,21 +87,26 @@ def read_weights(source: str) -> Weights:
     """
     path = _find(source)
     if path.is_dir():
-        trained = load_model(path)
+        trained, run = load_model(path), Workdir(path)
         return Weights(
             source=source,
             model=trained.config.model,
+            trained_on=run.read_data_config(),
+            pictures=run.read_pictures(),
             names=trained.names,
             wnids=trained.wnids,
             dataset=trained.dataset,
-            trainings=trainings(Workdir(path), trained),
+            trainings=trainings(run, trained),
             tensors={name: np.asarray(leaf) for name, leaf in _by_path(trained.variables).items()},
         )
     with _opened(path) as file:
         facts = _metadata(path, file)
+        config = facts.config()
         return Weights(
             source=source,
-            model=facts.config().model,
+            model=config.model,
+            trained_on=config.data,
+            pictures=facts.pictures(),
             names=facts.texts("names"),
             wnids=facts.texts("wnids"),
             dataset=facts.read("dataset", str),

@@ -28,8 +28,8 @@ from filelock import FileLock, Timeout
 
 from jaxcnn import config as settings
 from jaxcnn import models
-from jaxcnn.config import Config, ModelConfig
-from jaxcnn.data import Fingerprint
+from jaxcnn.config import Config, DataConfig, ModelConfig
+from jaxcnn.data import Fingerprint, is_named
 from jaxcnn.errors import UserError
 from jaxcnn.paths import readable
 
@@ -110,6 +110,13 @@ class Workdir:
         except UserError as error:
             raise UserError(f"{self.path / 'config.json'} is damaged ({error}); train in a new workdir") from error
 
+    def read_data_config(self) -> DataConfig:
+        """Where the run's pictures come from, found from any working directory; as `read_config`."""
+        found, directory = self.read_config().data, self.read_environment().get("directory")
+        if directory is None or is_named(found.source):
+            return found
+        return dataclasses.replace(found, source=os.path.join(directory, os.path.expanduser(found.source)))
+
     def read_classes(self) -> Classes:
         """The classes of the run, as `read_config`."""
         try:
@@ -128,11 +135,8 @@ class Workdir:
         if not (self.path / "pictures.json").exists():
             return None
         try:
-            found = Fingerprint(**json.loads(self._read("pictures.json")))
-            if any(type(getattr(found, each.name)) is not each.type for each in dataclasses.fields(found)):
-                raise TypeError("a value of the wrong kind")
-            return found
-        except (ValueError, TypeError) as error:
+            return parse_fingerprint(json.loads(self._read("pictures.json")))
+        except ValueError as error:
             raise UserError(f"{self.path / 'pictures.json'} is damaged ({error}); train in a new workdir") from error
 
     def read_environment(self) -> dict[str, str]:
@@ -293,6 +297,18 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
+def parse_fingerprint(value: Any) -> Fingerprint:
+    """A fingerprint from JSON.
+
+    Raises:
+      ValueError: it is something else.
+    """
+    kinds = {each.name: each.type for each in dataclasses.fields(Fingerprint)}
+    if not isinstance(value, dict) or {name: type(each) for name, each in value.items()} != kinds:
+        raise ValueError("it does not tell how pictures were divided")
+    return Fingerprint(**value)
+
+
 def _flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every setting by the name of its option."""
     for each in dataclasses.fields(config):
@@ -308,6 +324,7 @@ def environment() -> dict[str, str]:
     packages = ("jax", "jaxlib", "flax", "optax", "numpy", "pillow")
     return {
         "command": " ".join(sys.argv),
+        "directory": os.getcwd(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),

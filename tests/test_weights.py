@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from pictures import write_class_folders
 
+from export.workdir import export_weights
 from jaxcnn import data, models, weights
 from jaxcnn.checkpoint import load_model
 from jaxcnn.config import SHAPE, Config, DataConfig, ModelConfig, OptimConfig, finetune
@@ -371,7 +372,8 @@ def test_a_run_that_goes_on_needs_the_weights_no_more(config, tmp_path, file):
     assert [line["epoch"] for line in lines if line["kind"] == "validation"] == [1, 2]
     earlier, own = read_weights(str(tmp_path / "run")).trainings
     assert (earlier, before[0]) == (PETS, PETS)
-    assert own.recipe["schedule"] == before[1].recipe["schedule"].replace("1 epoch ", "2 epochs ")
+    shorter = before[1].recipe["schedule"]
+    assert own.recipe["schedule"] == f"until step 5 {shorter}; then {shorter.replace('1 epoch ', '2 epochs ')}"
     with pytest.raises(UserError, match="which does not exist"):
         parse(command(config, tmp_path / "other"))
 
@@ -397,6 +399,11 @@ def test_a_run_can_begin_with_the_best_of_another(config, tmp_path):
     assert (learnt.dataset, learnt.license) == (best.dataset, best.license)
     assert learnt.recipe["this checkpoint"] == f"after {best.step} steps"
     assert read_weights(str(tmp_path / "second")).trainings[:-1] == (learnt,)
+    otherwise = dataclasses.replace(config, data=dataclasses.replace(config.data, split_seed=1))
+    for first in (tmp_path / "first", export_weights(tmp_path / "first", tmp_path / "first.safetensors")):
+        with pytest.raises(UserError, match="would be held out that the model was trained on"):
+            train(dataclasses.replace(otherwise, init_from=str(first)), tmp_path / "third")
+    train(dataclasses.replace(otherwise, init_from=None), tmp_path / "third")
 
 
 def command(config: Config, workdir: Path) -> list[str]:

@@ -1,7 +1,7 @@
 """Pictures from any source, decoded once, in an order that only the seed and the epoch decide."""
 
 from jaxcnn.data.batches import Batch, EvalBatch, epoch_order, eval_batches, steps_per_epoch, train_batches
-from jaxcnn.data.dataset import load
+from jaxcnn.data.dataset import is_named, load
 from jaxcnn.data.split import Dataset, Fingerprint, Split
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Split",
     "epoch_order",
     "eval_batches",
+    "is_named",
     "load",
     "steps_per_epoch",
     "train_batches",

@@ -39,6 +39,11 @@ def load(config: DataConfig, *, divided: bool = True) -> Dataset:
     return dataset
 
 
+def is_named(source: str) -> bool:
+    """Whether a source is one with a name of its own, and not a path."""
+    return source in ("digits", "tiny_imagenet") or source.startswith("tfds:")
+
+
 def _source(config: DataConfig, cache_dir: Path) -> Source:
     """The source by its name; the libraries of the others are not imported."""
     kind, _, name = config.source.partition(":")
@@ -47,7 +52,7 @@ def _source(config: DataConfig, cache_dir: Path) -> Source:
     if config.source == "tiny_imagenet":
         from jaxcnn.data.tiny_imagenet import tiny_imagenet_source
 
-        archive = named_path(config.archive, option="data.archive") if config.archive else None
+        archive = named_path(config.archive, option="data.archive") if config.archive is not None else None
         return tiny_imagenet_source(archive, data_dir=cache_dir / "tfds")
     if kind == "tfds":
         from jaxcnn.data.tfds import tfds_source

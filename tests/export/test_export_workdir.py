@@ -136,6 +136,15 @@ def test_the_file_says_what_it_is(run, file):
     assert version == jaxcnn.__version__
 
 
+def test_the_file_tells_how_the_pictures_were_divided(tmp_path):
+    run = make_run(tmp_path / "run")
+    pictures = Fingerprint(train=7, validation=3, labels="ab", pixels="cd", side=8)
+    Workdir(run).record_pictures(pictures)
+    assert open_classifier(export.export_workdir(run)).pictures == pictures
+    weights = export.workdir.export_weights(run, tmp_path / "a.safetensors")
+    assert read_weights(str(weights)).pictures == pictures
+
+
 def test_the_file_computes_what_the_run_does(run, file):
     trained = load_model(run)
     images = np.random.default_rng(5).integers(0, 256, (4, 8, 8, 3), np.uint8)

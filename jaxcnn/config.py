@@ -158,7 +158,7 @@ class OptimConfig:
     learning_rate: float = 0.1
     """The highest rate of the schedule. About .1 suits sgd, .001 the others."""
     schedule: Literal["constant", "linear", "cosine", "onecycle"] = "linear"
-    """How the rate falls to zero after the warm-up; `onecycle` rises and falls along cosines."""
+    """How the rate falls to zero after the warm-up; `onecycle` rises and falls along cosines, `constant` stays."""
     warmup: float = 0.0
     """Share of the steps in which the rate rises from near zero."""
     momentum: float = 0.9

@@ -1,4 +1,4 @@
-"""Where a loss that is no longer a number began."""
+"""Where numbers that are not finite began."""
 
 from typing import Any
 
@@ -17,7 +17,10 @@ class _NotFiniteError(Exception):
 def first_not_finite(
     variables: Variables, inputs: Float[Array, "batch side side 3"], dropout_key: jax.Array, *, model: nn.Module
 ) -> str:
-    """The path of the first parameter, else of the first layer's output, that holds a NaN or an infinity."""
+    """The path of the first parameter, else of the first layer's output, that holds a NaN or an infinity.
+
+    Where the forward pass is finite it is what comes after it: the loss, or the gradient, whose norm may overflow.
+    """
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         if not bool(jnp.isfinite(leaf).all()):
             return jax.tree_util.keystr(path, simple=True, separator="/")
@@ -33,4 +36,4 @@ def first_not_finite(
             model.apply(variables, inputs, train=True, mutable=["batch_stats"], rngs={"dropout": dropout_key})
     except _NotFiniteError as found:
         return f"the output of {found}"
-    return "the loss"
+    return "the loss or the norm of its gradient"

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxcnn.checkpoint import SELECTED_BY
-
 
 @dataclass(frozen=True)
 class RunLog:
@@ -21,10 +19,9 @@ class RunLog:
     train: list[dict[str, float]]
     validation: list[dict[str, float]]
 
-    @property
-    def best(self) -> dict[str, float] | None:
-        """The validation record of the best checkpoint; the later of equals, as the checkpoints are kept."""
-        return max(reversed(self.validation), key=lambda record: record[SELECTED_BY], default=None)
+    def validation_of(self, step: int) -> dict[str, float] | None:
+        """The validation record of the checkpoint of a step; None if that was not measured."""
+        return next((record for record in self.validation if record["step"] == step), None)
 
     @property
     def steps_per_epoch(self) -> int | None:
@@ -63,8 +60,9 @@ class RunLog:
 def read_log(path: Path) -> RunLog:
     """Reads `metrics.jsonl`.
 
-    A resumed run goes on from its checkpoint, so a record overrules those of its kind that came before it with the
-    same or a later step. Half a line, left by a killed process, is skipped.
+    A resumed run goes on from its checkpoint: its start overrules all records of later steps, and a record those of its
+    kind with the same or a later step, as older logs do not tell of starts. Half a line, left by a killed process, is
+    skipped.
     """
     log = RunLog([], [])
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
@@ -73,10 +71,18 @@ def read_log(path: Path) -> RunLog:
             record = json.loads(line)
         except ValueError:
             continue
-        if not isinstance(record, dict) or record.get("kind") not in ("train", "validation"):
+        kind = record.pop("kind", None) if isinstance(record, dict) else None
+        if kind == "start":
+            for records in (log.train, log.validation):
+                _forget(records, after=float(record["step"]))
+        if kind not in ("train", "validation"):
             continue
-        records = log.train if record.pop("kind") == "train" else log.validation
-        while records and records[-1]["step"] >= record["step"]:
-            records.pop()
+        records = log.train if kind == "train" else log.validation
+        _forget(records, after=record["step"] - 1.0)
         records.append({name: float(value) for name, value in record.items()})
     return log
+
+
+def _forget(records: list[dict[str, float]], *, after: float) -> None:
+    while records and records[-1]["step"] > after:
+        records.pop()

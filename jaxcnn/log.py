@@ -30,8 +30,8 @@ class MetricsLog:
         """Records the values of one moment.
 
         Args:
-          kind: `train` or `validation`.
-          step: steps taken so far. A resumed run may repeat steps: the last line of a step counts.
+          kind: `train` or `validation`; `start` where a run begins or goes on, and takes later steps anew.
+          step: steps taken so far.
           epoch: passes over the training pictures so far.
           values: by name, such as loss and top1.
 

@@ -108,6 +108,8 @@ def fit(
     """
     state = replicate(state)
     first_step, epochs = int(state.step), run.config.epochs
+    if first_step < run.total_steps:
+        log.write("start", step=first_step, epoch=first_step / run.steps_per_epoch)
     with open_progress(total_steps=run.total_steps, first_step=first_step) as progress:
         for epoch in range(first_step // run.steps_per_epoch, epochs):
             started, before = time.monotonic(), int(state.step)
@@ -195,7 +197,7 @@ def evaluate_variables(run: Run, variables: Variables) -> Evaluation:
 
 
 def refuse_divergence(run: Run, state: TrainState) -> None:
-    """Raises a `UserError` that says where, if the loss has stopped being a number.
+    """Raises a `UserError` that says where, if a loss or the norm of a gradient was not finite.
 
     The state is still the one before that step, and the step's batch and random numbers are functions of its
     number, so it can be repeated layer by layer.
@@ -218,8 +220,8 @@ def refuse_divergence(run: Run, state: TrainState) -> None:
     )
     place = first_not_finite(state.variables, inputs, dropout_key, model=run.model)
     raise UserError(
-        f"training diverged: the loss of step {step + 1} (epoch {step / run.steps_per_epoch:.2f}, learning rate "
-        f"{float(run.schedule(step)):.3g}) is not finite, and {place} is the first value that is not; earlier "
+        f"training diverged: in step {step + 1} (epoch {step / run.steps_per_epoch:.2f}, learning rate "
+        f"{float(run.schedule(step)):.3g}) {place} is the first value that is not finite; earlier "
         "checkpoints are whole. Lower --optim.learning_rate or set --optim.clip_norm, and give another --workdir"
     )
 

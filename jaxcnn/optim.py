@@ -21,8 +21,8 @@ def make_schedule(config: OptimConfig, *, steps: int) -> optax.Schedule:
     """The learning rate at each step, counted from 0, of a run of `steps` steps.
 
     Of w warm-up steps, step t has the share (t + 1) / (w + 1) of the highest rate, so that not even the first is
-    wasted. From step w on the rate falls and reaches zero at step `steps`, just after the last. `onecycle` takes a
-    half cosine both ways (after Smith and Topin 2017).
+    wasted. From step w on the rate falls and reaches zero at step `steps`, just after the last; `constant` stays.
+    `onecycle` takes a half cosine both ways (after Smith and Topin 2017).
     """
     warmup = round(config.warmup * steps)
     falling = max(steps - warmup, 1)

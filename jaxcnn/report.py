@@ -100,7 +100,8 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    config, classes = sittings[-1].config, describe_classes(evaluation, dataset.names)
+    config, best = sittings[-1].config, log.validation_of(calibration.step)
+    classes = describe_classes(evaluation, dataset.names)
     return templates.get_template(
         "report.html"
     ).render(
@@ -111,10 +112,11 @@ def render(
         interval=wilson_interval(evaluation.top1, evaluation.count),
         facts=describe_run(sittings, log, dataset),
         epochs=config.epochs,
-        label_smoothing=config.label_smoothing,
-        augmented=config.augment != AugmentConfig(),
+        augmented=any(each.config.augment != AugmentConfig() for each in sittings),
+        label_smoothing=any(each.config.label_smoothing for each in sittings),
         log=log,
-        charts=draw_log(log),
+        best=best,
+        charts=draw_log(log, best=best),
         reliability=Markup(draw_reliability(evaluation.reliability)),  # noqa: S704 our own drawing
         mean_confidence=float(evaluation.confidence.mean()),
         classes=classes,
@@ -164,11 +166,15 @@ def count_parameters(config: Config, classes: int) -> int:
     return models.count_parameters(shapes["params"])
 
 
-def draw_log(log: RunLog) -> dict[str, Markup]:
-    """The learning curves by title; none if the log is empty."""
+def draw_log(log: RunLog, *, best: dict[str, float] | None) -> dict[str, Markup]:
+    """The learning curves by title; none if the log is empty.
+
+    Args:
+      best: the validation record of the best checkpoint, to be marked.
+    """
     if not log.train or not log.validation:
         return {}
-    train, best = average_records(log.train), log.best
+    train = average_records(log.train)
     marked = best["epoch"] if best and len(log.validation) > 1 else None
 
     def pair(name: str) -> list[Curve]:

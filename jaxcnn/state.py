@@ -23,7 +23,7 @@ class TrainState(NamedTuple):
       variables: parameters and batch statistics, float32.
       opt_state: Optax's state.
       average: exponential moving average of `variables`; None where the run keeps none.
-      finite: whether every loss and gradient so far was a number. Once false, steps change nothing, so the
+      finite: whether every loss and gradient's norm so far was finite. Once false, steps change nothing, so the
         state stays as it was before the step that failed.
     """
 

@@ -9,7 +9,7 @@ from jaxcnn.history import RunLog, read_log
 
 
 def test_the_log_is_read_by_kind(tmp_path):
-    (tmp_path / "m").write_text("\n".join([*LINES, '{"kind": "start", "step": 0}', "[1]", ""]))
+    (tmp_path / "m").write_text("\n".join(['{"kind": "start", "step": 0}', *LINES, '{"kind": "other"}', "[1]", ""]))
     log = read_log(tmp_path / "m")
     assert [each["step"] for each in log.train] == [10, 20, 30]
     assert [each["top1"] for each in log.validation] == [0.25, 0.5, 0.75]
@@ -35,15 +35,22 @@ def test_half_a_line_is_skipped(tmp_path_factory, cut, resumed):
 
 def test_no_log(tmp_path):
     assert read_log(tmp_path / "gone") == RunLog([], [])
-    assert RunLog([], []).best is None
+    assert RunLog([], []).validation_of(0) is None
     assert RunLog([], []).seconds(4) == 0
 
 
-def test_the_best_is_the_later_of_equals():
-    records = [{"step": float(step), "top1": top1} for step, top1 in ((1, 0.5), (2, 0.7), (3, 0.7), (4, 0.6))]
-    best = RunLog([], records).best
-    assert best is not None
-    assert best["step"] == 3
+def test_the_validation_of_a_checkpoint_is_found_by_its_step():
+    log = RunLog([], [{"step": float(step), "top1": top1} for step, top1 in ((1, 0.5), (2, 0.7), (3, 0.7))])
+    assert log.validation_of(2) == {"step": 2.0, "top1": 0.7}
+    assert log.validation_of(4) is None
+
+
+def test_what_was_lost_is_forgotten_where_the_run_goes_on(tmp_path):
+    lost = [train_line(10), train_line(20), validation_line(20), train_line(30), validation_line(40)]
+    (tmp_path / "m").write_text("\n".join([*lost, '{"kind": "start", "step": 20, "epoch": 2.0, "time": 1e9}']))
+    log = read_log(tmp_path / "m")
+    assert [each["step"] for each in log.train] == [10, 20]
+    assert [each["step"] for each in log.validation] == [20]
 
 
 def test_time_counts_each_step_once():

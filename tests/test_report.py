@@ -22,14 +22,16 @@ from scipy.stats import binomtest
 
 from jaxcnn import charts, models, report, workdir
 from jaxcnn.calibration import Calibration
-from jaxcnn.config import Config, DataConfig, ModelConfig
+from jaxcnn.config import AugmentConfig, Config, DataConfig, ModelConfig
 from jaxcnn.data import Dataset, Split
 from jaxcnn.errors import UserError
 from jaxcnn.metrics import score, summarize
 from jaxcnn.report import wilson_interval, write_report
+from jaxcnn.sittings import record_sitting
 from jaxcnn.workdir import Classes, Workdir, environment
 
 CONFIG = Config(data=DataConfig(image_size=8), model=ModelConfig(widths=(4,), blocks=(1,)), batch_size=4, epochs=3)
+CLASSES = Classes(("a", "b", "c"), (), "my set", "MIT")
 CALIBRATION = Calibration(step=30, temperature=1.375, count=40, ece_before=0.321, ece_after=0.123)
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\" ' & $x$ {{ 7 * 7 }}"
 
@@ -61,13 +63,13 @@ def measure(dataset, *, skill=1.0):
     return summarize([score(logits, labels, np.ones(len(labels), bool))], classes=classes)
 
 
-def write(workdir, names, *, lines=LINES, skill=1.0, config=CONFIG, **options):
+def write(workdir, names, *, lines=LINES, skill=1.0, config=CONFIG, calibration=CALIBRATION, **options):
     """The page of a run on generated pictures, and the evaluation in it."""
     dataset = make_dataset(names, **options)
     Workdir(workdir).record(config, Classes(dataset.names, (), dataset.name, dataset.license))
     (workdir / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
     evaluation = measure(dataset, skill=skill)
-    path = write_report(workdir, evaluation, dataset, calibration=CALIBRATION)
+    path = write_report(workdir, evaluation, dataset, calibration=calibration)
     assert path == workdir / "report.html"
     return path.read_text(encoding="utf-8"), evaluation, dataset
 
@@ -203,6 +205,22 @@ def test_charts_are_well_formed_and_repeatable():
     for draw in (lambda: charts.draw_reliability(reliability), lambda: charts.draw_curves(curves, marked=1.0)):
         assert ET.fromstring(draw()).tag.endswith("svg")
         assert draw() == draw()
+
+
+@pytest.mark.parametrize(("step", "epoch"), [(20, 2), (30, 3)])
+def test_the_page_is_of_the_checkpoint_that_was_measured(tmp_path, step, epoch):
+    calibration = dataclasses.replace(CALIBRATION, step=step)
+    page = Page(write(tmp_path, "abc", calibration=calibration)[0])
+    assert f"from epoch {epoch} of 3, chosen by these" in page.text
+
+
+def test_the_page_tells_what_earlier_sittings_did(tmp_path):
+    mixed = dataclasses.replace(CONFIG, augment=AugmentConfig(mixup=0.2), label_smoothing=0.1)
+    for step, config in ((0, mixed), (20, CONFIG)):
+        record_sitting(Workdir(tmp_path), config, CLASSES, step=step)
+    page = Page(write(tmp_path, "abc", config=CONFIG)[0])
+    assert "until step 20 mixup 0.2; then none" in page.text
+    assert "Training figures are of augmented pictures with label smoothing" in page.text
 
 
 @pytest.mark.parametrize("lines", [[], LINES[:1], LINES[:2]])

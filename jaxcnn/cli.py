@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import os
+import re
 import signal
 import sys
 import types
@@ -87,7 +88,7 @@ def _one_line(box: str) -> str:
     lines = [line.strip(" │╭╰╮╯─-") for line in box.splitlines()]
     lines = [line for line in lines if line][1:]  # the first is the box's title
     end = next((i for i, line in enumerate(lines) if line.startswith(("Argument helptext", "For full helptext"))), None)
-    return " ".join(lines[:end])
+    return re.sub(r"\[/?bold\]", "", " ".join(lines[:end]))  # which tyro forgets to render in a few
 
 
 def _unknown(argument: str, default: object, prog: str) -> str:

@@ -13,8 +13,10 @@ def named_path(text: str, *, option: str) -> Path:
     """The path that the value of an option stands for; `~` is the home directory. Nothing need be there.
 
     Raises:
-      UserError: it begins with the `~` of nobody here, is too long, or cannot be looked at.
+      UserError: it is empty, begins with the `~` of nobody here, is too long, or cannot be looked at.
     """
+    if not text:
+        raise UserError(f"{option} is empty; give a path or leave the option out")
     shown = repr(text if len(text) <= SHOWN else f"{text[:SHOWN]}...")
     try:
         path = Path(text).expanduser()

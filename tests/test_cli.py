@@ -63,6 +63,8 @@ def test_another_network_forgets_the_presets_shape(option):
         ("--init_from=", "init_from is empty; give 'shipped', a .safetensors file or the workdir of a run"),
         ("--init_from ~nosuchuser/x", "init_from is '~nosuchuser/x', but there is no such home directory"),
         (f"--init_from {'x' * 5000}", "init_from is 'x+...', which cannot be read: File name too long"),
+        ("--workdir=", "workdir is empty; give a path or leave the option out"),
+        ("--augment.crop_scale 0.5", "expected argument count 2 of `FLOAT FLOAT`"),
         ("--model.name seed --model.widths 3", "the network 'seed' is fixed"),
     ],
 )

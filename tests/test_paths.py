@@ -17,6 +17,7 @@ def test_the_home_directory_is_written_out(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("", r"^data\.source is empty; give a path or leave the option out$"),
         ("~nosuchuser/x", r"^data\.source is '~nosuchuser/x', but there is no such home directory"),
         ("x" * 5000, r"^data\.source is 'x{200}\.\.\.', which cannot be read: File name too long$"),
     ],

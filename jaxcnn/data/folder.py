@@ -37,8 +37,8 @@ def folder_source(source: str) -> Source:
     Raises:
       UserError: no such path, or neither a folder nor a zip.
     """
-    path = named_path(source, option="data.source")
-    if not source or not path.exists():
+    path = named_path(source, option="data.source") if source else None
+    if path is None or not path.exists():
         missing = f"data.source {source!r} does not exist" if source else "data.source is not set"
         raise UserError(f"{missing}; give a folder, a zip, digits, tiny_imagenet or tfds:NAME")
     path = path.resolve()

@@ -1,6 +1,7 @@
 """A folder or a zip with one folder of pictures per class."""
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -32,7 +33,8 @@ def folder_source(source: str) -> Source:
     """A folder or zip of `CLASS/picture.jpg`, or of `train/CLASS/picture.jpg` with a folder of `VALIDATION` beside.
 
     Pictures may lie deeper inside their class folder, and everything may lie in one outer folder. A class index is the
-    position in the sorted names of the class folders. A folder is known by the names, sizes and times of its files.
+    position in the sorted names of the class folders, whose characters are composed. A folder is known by the names,
+    sizes and times of its files.
 
     Raises:
       UserError: no such path, or neither a folder nor a zip.
@@ -156,12 +158,12 @@ def open_tree(tree: Tree, *, name: str) -> Opened:
         pictures beside the class folders, or two classes whose names cannot be told apart.
     """
     train, validation = _split_folders(tree)
-    names = sorted(tree.folders[train])
+    names = sorted(map(_composed, tree.folders[train]))
     if not names:
         raise UserError(f"{tree.where} has no class folders; put the pictures of each class in a folder of its own")
     for file in () if validation else tree.loose_pictures(train):
         raise UserError(f"{tree.where}: {file} lies beside the class folders; move it into one or remove it")
-    for unknown in sorted(tree.folders[validation] - set(names)) if validation else ():
+    for unknown in sorted(set(map(_composed, tree.folders[validation])) - set(names)) if validation else ():
         raise UserError(f"{tree.where}: class {unknown!r} is in {validation}/ but not in {train}/; add or remove it")
     classes = tuple(map(readable, names))
     for same, count in Counter(classes).items():
@@ -261,6 +263,11 @@ def _unnested(tree: Tree, folder: PurePosixPath) -> PurePosixPath:
     return inner if alone and tree.folders[inner] else folder
 
 
+def _composed(folder: str) -> str:
+    """The name as keyboards type it, with `ä` as one character; macOS writes two in some places."""
+    return unicodedata.normalize("NFC", folder)
+
+
 @dataclass(frozen=True)
 class _Files:
     """The pictures of one split, read as they are asked for."""
@@ -270,11 +277,13 @@ class _Files:
 
     @staticmethod
     def of(tree: Tree, folder: PurePosixPath, names: list[str]) -> "_Files":
-        for name in sorted(tree.folders[folder]):
+        labels = {name: label for label, name in enumerate(names)}
+        paths = []
+        for name in sorted(tree.folders[folder], key=_composed):
             if not tree.files[folder / name]:
                 raise UserError(f"{tree.where}: the folder {folder / name} has no pictures; add some or remove it")
-        present = [(label, name) for label, name in enumerate(names) if name in tree.folders[folder]]
-        return _Files(tree, [(path, label) for label, name in present for path in tree.files[folder / name]])
+            paths += [(path, labels[_composed(name)]) for path in tree.files[folder / name]]
+        return _Files(tree, paths)
 
     def __len__(self) -> int:
         return len(self.paths)

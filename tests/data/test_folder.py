@@ -180,6 +180,15 @@ def test_classes_that_become_one_name_are_refused(tmp_path):
         folder_source(str(root)).open()
 
 
+def test_names_are_composed_however_a_system_writes_them(opened):
+    pets = opened("train/Ba\u0308r/1.png", "train/Bz/1.png", "val/B\u00e4r/2.png", "val/Bz/2.png")
+    assert pets.names == ("Bz", "B\u00e4r")
+    assert contents(pets.train) == [("train/Bz/1.png", 0), ("train/Ba\u0308r/1.png", 1)]
+    assert contents(pets.validation) == [("val/Bz/2.png", 0), ("val/B\u00e4r/2.png", 1)]
+    with pytest.raises(UserError, match="2 class folders are called 'B\u00e4r' in UTF-8; rename them"):
+        opened("train/B\u00e4r/1.png")
+
+
 def test_a_class_may_be_called_train(opened):
     assert opened("train/1.png", "plane/1.png", "test/2.png").names == ("plane", "test", "train")
 

@@ -34,6 +34,10 @@ _MAX_SCANS = 100
 # The markers of a JPEG that a segment follows, and its end.
 _MARKER = re.compile(rb"\xff([\xc0-\xcf\xd8-\xfe])")
 
+# Those of frames in arithmetic coding, which browsers do not show. A scan without data still costs a decision for each
+# coefficient of the picture: 26 KB may take 5 minutes.
+_ARITHMETIC = (b"\xc9", b"\xca", b"\xcb", b"\xcd", b"\xce", b"\xcf")
+
 # What undoes each EXIF orientation; from 5 on the sides change places.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -118,21 +122,28 @@ def _open(data: bytes, max_pixels: int, *, draft: int) -> tuple[Image.Image, tup
         raise PictureError(f"the picture has far too many pixels: {limit}") from error
     if image.width * image.height > max_pixels or max(image.size) > _MAX_SIDE:
         raise PictureError(f"the picture has {image.width} x {image.height} pixels: {limit}")
-    if image.format in ("JPEG", "MPO") and _has_too_many_scans(data):
-        raise PictureError(f"the picture is a JPEG of more than {_MAX_SCANS} scans: save it anew")
+    if image.format in ("JPEG", "MPO"):
+        _check_jpeg(data)
     whole = image.size
     drafted = image.draft(None, (draft, draft))
     image.load()  # Here, where damage to the pixels is not taken for damage to the EXIF data.
     return image, None if drafted is None or image.size == whole else drafted[1]
 
 
-def _has_too_many_scans(jpeg: bytes) -> bool:
-    """Whether a JPEG file goes over its pixels too often; what lies beyond its end, such as a film, is left out."""
+def _check_jpeg(data: bytes) -> None:
+    """Goes over a JPEG file from marker to marker; what lies beyond its end, such as a film, is left out.
+
+    Raises:
+        PictureError: it goes over its pixels too often, or in a way that takes too long.
+    """
     scans, start = 0, 2
-    while scans <= _MAX_SCANS and (marker := _MARKER.search(jpeg, start)) and marker[1] != b"\xd9":
+    while (marker := _MARKER.search(data, start)) and marker[1] != b"\xd9":
+        if marker[1] in _ARITHMETIC:
+            raise PictureError("the picture is an arithmetic-coded JPEG: save it anew")
         scans += marker[1] == b"\xda"
-        start = marker.end() + int.from_bytes(jpeg[marker.end() : marker.end() + 2])
-    return scans > _MAX_SCANS
+        if scans > _MAX_SCANS:
+            raise PictureError(f"the picture is a JPEG of more than {_MAX_SCANS} scans: save it anew")
+        start = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
 
 
 def _orientation(image: Image.Image) -> int:

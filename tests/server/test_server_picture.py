@@ -234,9 +234,17 @@ def test_a_jpeg_of_very_many_scans_is_refused():
         decode(of_many_scans(101))
 
 
-def test_what_only_looks_like_scans_is_none():
-    whole = encode(noise("RGB"), "JPEG", comment=b"\xff\xda\0\2" * 200)
-    assert (decode(whole + b"\xff\xda\0\2" * 200) == decode(whole)).all()
+@pytest.mark.parametrize("marker", [0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF])
+def test_an_arithmetic_coded_jpeg_is_refused(marker):
+    whole = encode(noise("RGB"), "JPEG")
+    with pytest.raises(PictureError, match="an arithmetic-coded JPEG: save it anew"):
+        decode(whole.replace(b"\xff\xc0", bytes([0xFF, marker])))
+
+
+@pytest.mark.parametrize("piece", [b"\xff\xda\0\2", b"\xff\xc9\0\2"])
+def test_what_only_looks_like_scans_is_none(piece):
+    whole = encode(noise("RGB"), "JPEG", comment=piece * 200)
+    assert (decode(whole + piece * 200) == decode(whole)).all()
 
 
 def of_pieces(kind: str, size: int, count: int) -> bytes:

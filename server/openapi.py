@@ -48,7 +48,7 @@ def document(model: Model, settings: Settings) -> Json:
 
 
 _INTRODUCTION = (
-    "Names what pictures show. Pictures are JPEG, PNG, WebP, GIF, BMP or AVIF files of any size within the limits;"
+    "Names what pictures show. Pictures are JPEG, PNG, WebP, GIF or BMP files of any size within the limits;"
     ' whatever is wrong with a request is told as {"error": "..."}. A request may bring an id of its own in the header'
     " X-Request-ID; the answer has it."
 )

@@ -128,7 +128,7 @@ function useFirst(files) {
   if (file) {
     classify(file);
   } else {
-    refuse("This is not a picture file: use JPEG, PNG, WebP, GIF, BMP or AVIF. Save a picture of another page first.");
+    refuse("This is not a picture file: use JPEG, PNG, WebP, GIF or BMP. Save a picture of another page first.");
   }
 }
 

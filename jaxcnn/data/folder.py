@@ -1,5 +1,6 @@
 """A folder or a zip with one folder of pictures per class."""
 
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -10,7 +11,7 @@ from stat import S_ISREG
 
 from PIL import Image
 
-from jaxcnn.data.archive import Archive
+from jaxcnn.data.archive import MAX_BYTES, Archive
 from jaxcnn.data.picture import FORMATS
 from jaxcnn.data.source import Opened, Picture, Source, make_key
 from jaxcnn.errors import UserError
@@ -74,7 +75,11 @@ def _open_zip(path: Path) -> Opened:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_BYTES:
+                raise UserError(f"{path} is too large for a picture: {size:,} bytes; remove it")
+            return file.read()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
 

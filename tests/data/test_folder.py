@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pictures import encode, make_picture, write_class_folders, write_zip, zip_folder
 
+from jaxcnn.data.archive import MAX_BYTES
 from jaxcnn.data.folder import Tree, folder_source, open_tree
 from jaxcnn.errors import UserError
 
@@ -305,6 +306,15 @@ def test_a_picture_that_vanished_is_named(tmp_path):
     opened = folder_source(str(pets)).open()
     (pets / "cat" / "0.png").unlink()
     with pytest.raises(UserError, match=r"cat/0\.png cannot be read: No such file"):
+        opened.train[0]
+
+
+def test_a_film_is_named_and_not_read(tmp_path):
+    pets = write_class_folders(tmp_path / "pets")
+    with (pets / "cat" / "0.mp4").open("wb") as file:
+        file.truncate(MAX_BYTES + 1)
+    opened = folder_source(str(pets)).open()
+    with pytest.raises(UserError, match=r"cat/0\.mp4 is too large for a picture: 268,435,457 bytes; remove it"):
         opened.train[0]
 
 

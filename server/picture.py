@@ -11,8 +11,8 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from server.errors import PictureError
 
 # What browsers show. Every further format is more code that meets hostile bytes (Pillow runs Ghostscript for EPS).
-# AVIF is left out: 400 KB take its parser 3 s before there is a size to look at, as it seeks each item among all, and the
-# size is not that of its frames, of which there may be thousands.
+# AVIF is left out: 400 KB take its parser 3 s before there is a size to look at, as it seeks each item among all, and
+# the size is not that of its frames, of which there may be thousands.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 
 # JPEG's own limit. Resizing keeps 32 bytes of coefficients for each pixel of a side: 800 MB for 25,000,000 x 1.
@@ -26,9 +26,14 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 # times as large as the result the two differ by a sixth of a level on average, and this takes an eighth of the time.
 _DRAFT = 4
 
-# Programs write pieces of kilobytes. For each further one Pillow copies all that it has of a GIF's comment, or of a
-# JPEG's EXIF data: 10 MB in the smallest ones would take it a minute.
+# Programs write pieces of kilobytes, but of a GIF's XMP, which is plain text, a parser takes letters for lengths. For
+# each further piece Pillow copies all that it has of a GIF's comment, or of a JPEG's EXIF data: 10 MB in the smallest
+# ones would take it a minute.
 _PIECE_BYTES = 1000
+_MIN_READS = 10_000
+
+# Pillow expands run lengths in Python: each of these bytes takes .5 microseconds, each of these pixels up to .2.
+_MAX_RUN_LENGTHS = 3_000_000
 
 # Programs write a dozen. Each takes 40 ms for 25 megapixels however short it is: 64 bytes may do.
 _MAX_SCANS = 100
@@ -57,7 +62,9 @@ class _File(BytesIO):
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
-        self._reads = 1000 + len(data) // _PIECE_BYTES
+        # A BMP has no pieces, and Pillow reads its run lengths byte by byte.
+        piece = 1 if data.startswith(b"BM") else _PIECE_BYTES
+        self._reads = max(_MIN_READS, 1000 + len(data) // piece)
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Reads; a format's parser does so a few times for each chunk, segment or block.
@@ -126,6 +133,8 @@ def _open(data: bytes, max_pixels: int, *, draft: int) -> tuple[Image.Image, tup
         raise PictureError(f"the picture has {image.width} x {image.height} pixels: {limit}")
     if image.format in ("JPEG", "MPO"):
         _check_jpeg(data)
+    if image.format == "BMP" and image.tile[0].codec_name == "bmp_rle":
+        _check_run_lengths(len(data), image.width * image.height)
     whole = image.size
     drafted = image.draft(None, (draft, draft))
     image.load()  # Here, where damage to the pixels is not taken for damage to the EXIF data.
@@ -146,6 +155,13 @@ def _check_jpeg(data: bytes) -> None:
         if scans > _MAX_SCANS:
             raise PictureError(f"the picture is a JPEG of more than {_MAX_SCANS} scans: save it anew")
         start = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
+
+
+def _check_run_lengths(size: int, pixels: int) -> None:
+    if max(size, pixels) > _MAX_RUN_LENGTHS:
+        raise PictureError(
+            f"the picture is a BMP of run lengths with more than {_MAX_RUN_LENGTHS} bytes or pixels: save it anew"
+        )
 
 
 def _orientation(image: Image.Image) -> int:

@@ -273,6 +273,38 @@ def test_a_file_of_small_pieces_is_read():
     assert (decode(whole[:33] + pieces + chunk(b"IEND", b"")) == decode(whole)).all()
 
 
+def gif_with_xmp(size: int) -> bytes:
+    """A GIF with XMP of so many bytes: plain text, in which a GIF's parser takes letters for lengths of blocks."""
+    whole, end = encode(noise("RGB"), "GIF"), bytes([1, *range(255, -1, -1), 0])
+    text = b"<rdf:li stEvt:action='saved' stEvt:instanceID='xmp.iid:0180117407206811'/>\n"
+    start = 13 + 3 * 2 ** (1 + (whole[10] & 7))
+    return whole[:start] + b"\x21\xff\x0bXMP DataXMP" + text * (size // len(text)) + end + whole[start:]
+
+
+def test_a_gif_with_much_metadata_is_read():
+    assert (decode(gif_with_xmp(300_000)) == decode(gif_with_xmp(0))).all()
+
+
+def bmp_of_run_lengths(width: int, height: int, runs: bytes) -> bytes:
+    palette = b"".join(bytes([level, level, level, 0]) for level in range(256))
+    start = 54 + len(palette)
+    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(runs), 0, 0, 256, 0)
+    return b"BM" + struct.pack("<IHHI", start + len(runs), 0, 0, start) + header + palette + runs
+
+
+def test_a_bmp_of_run_lengths_is_read():
+    row = b"".join(bytes([2, level]) for level in range(200)) + b"\0\0"
+    expected = decode(encode(Image.frombytes("L", (400, 300), bytes(i // 2 for i in range(400)) * 300)))
+    assert (decode(bmp_of_run_lengths(400, 300, row * 300 + b"\0\1")) == expected).all()
+
+
+@pytest.mark.parametrize(("side", "size"), [(2000, 10), (10, 3_000_000)])
+def test_a_bmp_of_very_many_run_lengths_is_refused(side, size):
+    data = bmp_of_run_lengths(side, side, bytes(size))
+    with pytest.raises(PictureError, match="a BMP of run lengths with more than 3000000 bytes or pixels"):
+        picture.decode(data, height=8, width=8, max_pixels=25_000_000)
+
+
 def test_a_bomb_in_a_text_chunk_is_refused():
     text = chunk(b"zTXt", b"comment\0\0" + zlib.compress(b" " * 50_000_000))
     data = encode(noise("RGB"))

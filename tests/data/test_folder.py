@@ -8,6 +8,7 @@ from pictures import encode, make_picture, write_class_folders, write_zip, zip_f
 
 from jaxcnn.data.archive import MAX_BYTES
 from jaxcnn.data.folder import Tree, folder_source, open_tree
+from jaxcnn.data.source import make_key
 from jaxcnn.errors import UserError
 
 PNG = encode(make_picture(0, seed=0, size=8))
@@ -343,6 +344,20 @@ def test_the_key_of_a_zip_follows_its_time_and_size(tmp_path):
     assert key == folder_source(str(path)).key
     os.utime(path, ns=(1, 1))
     assert folder_source(str(path)).key != key
+
+
+def test_the_key_takes_files_in_the_order_of_paths(tmp_path):
+    """Of others the entries that caches have would be decoded anew."""
+    pets = write(tmp_path / "pets", "a/1.png", "a b/1.png", "a-b/c/1.png", "a/b/1.png")
+    files = sorted(PurePosixPath(file.relative_to(pets).as_posix()) for file in pets.rglob("*.png"))
+    identity = [(str(file), len(PNG), (pets / file).stat().st_mtime_ns) for file in files]
+    assert folder_source(str(pets)).key == make_key(pets, identity, ["a", "a b", "a-b", "a-b/c", "a/b"])
+
+
+def test_nothing_is_arranged_by_class_before_it_is_asked_for(tmp_path, monkeypatch):
+    """A start with pictures that are in the cache needs the key alone."""
+    monkeypatch.setattr(Tree, "of", None)
+    assert folder_source(str(write_class_folders(tmp_path / "pets"))).key.startswith("pets-")
 
 
 def test_the_key_is_a_file_name(tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,9 +125,11 @@ def hold_out(dataset: Dataset, *, fraction: float, seed: int) -> Dataset:
     """
     labels = dataset.train.labels
     order = np.random.default_rng(seed).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]  # class by class, those of each as they were drawn
+    bounds = np.searchsorted(labels[order], np.arange(len(dataset.names) + 1))
     held = np.zeros(len(labels), bool)
-    for index, name in enumerate(dataset.names):
-        members = order[labels[order] == index]
+    for name, (start, end) in zip(dataset.names, itertools.pairwise(bounds), strict=True):
+        members = order[start:end]
         if len(members) < 2:
             there = "1 training picture" if len(members) else "no training pictures"
             raise UserError(

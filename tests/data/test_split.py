@@ -71,6 +71,19 @@ def test_the_seed_alone_chooses():
     assert len(first) == 20
 
 
+@pytest.mark.parametrize("classes", [1, 3, 40])
+def test_which_are_held_out_stays_what_it_was(classes):
+    """Of a run that goes on, others would be some it was trained on. Labels below 0 are pictures without one."""
+    rng = np.random.default_rng(classes)
+    labels = rng.permutation(np.concatenate([np.repeat(np.arange(classes), rng.integers(2, 6, classes)), [-1, -1]]))
+    order = np.random.default_rng(7).permutation(len(labels))
+    expected = []
+    for index in range(classes):
+        members = order[labels[order] == index]
+        expected += members[: max(round(len(members) * 0.3), 1)].tolist()
+    assert numbers(hold_out(dataset(labels, classes=classes), fraction=0.3, seed=7).validation) == sorted(expected)
+
+
 def test_what_was_validation_is_left_out():
     result = hold_out(dataset([0, 0, 1, 1], classes=2, validation=[0, 1, 0]), fraction=0.5, seed=0)
     assert len(result.train) == 2

@@ -18,8 +18,8 @@ from jaxcnn.data.source import NO_ROOM, Opened, Pictures, Source
 from jaxcnn.data.split import Dataset, Split
 from jaxcnn.errors import UserError
 
-VERSION = 1
-"""Raise it when the same source would be decoded to other pixels: older entries are then decoded anew."""
+VERSION = 2
+"""Raise it when the same source would be decoded to other pixels or classes: older entries are then decoded anew."""
 
 CHUNK = 512  # pictures decoded between two writes: 6 MB at 64 pixels
 

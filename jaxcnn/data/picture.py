@@ -2,6 +2,8 @@
 
 import io
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -33,8 +35,8 @@ warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 def decode(encoded: bytes, *, size: int, where: str) -> UInt8[np.ndarray, "{size} {size} 3"]:
     """Decodes a picture to RGB and stretches it to `size` x `size` pixels with a bicubic filter.
 
-    The EXIF orientation is applied; transparent parts become white; 16-bit gray keeps its whole range; of an animation
-    the first frame is taken. Embedded colour profiles are not applied.
+    The EXIF orientation is applied; transparent parts become white; gray of up to 16 bits keeps its whole range; of an
+    animation the first frame is taken. Embedded colour profiles are not applied.
 
     Args:
       encoded: the bytes of the file.
@@ -49,7 +51,7 @@ def decode(encoded: bytes, *, size: int, where: str) -> UInt8[np.ndarray, "{size
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
             image.load()  # here, where damage to the pixels is not taken for damage to the metadata
-            rgb = to_rgb(_upright(image))
+            rgb = _upright(to_rgb(image), image)
         return np.asarray(rgb.resize((size, size), Image.Resampling.BICUBIC))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(f"{where} has more than {MAX_PIXELS:,} pixels; make it smaller or remove it") from error
@@ -60,13 +62,13 @@ def decode(encoded: bytes, *, size: int, where: str) -> UInt8[np.ndarray, "{size
         raise UserError(f"{where} is no picture that can be read ({reason}); mend or remove it") from error
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """The picture turned as its EXIF orientation says; as it is stored where the metadata cannot be read."""
+def _upright(rgb: Image.Image, image: Image.Image) -> Image.Image:
+    """Turned as the EXIF orientation of `image` says; as it is stored where the metadata cannot be read."""
     try:
         method = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # any kind of error, from damage that no viewer minds
-        return image
-    return image if method is None else image.transpose(method)
+        return rgb
+    return rgb if method is None else rgb.transpose(method)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -75,11 +77,27 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
       ValueError: a mode that has no plain RGB form, such as floating point.
     """
-    if image.mode.startswith("I;16"):  # Pillow's own conversion clips everything above 255
-        return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8)).convert("RGB")
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        return _to_8_bits(image).convert("RGB")
     if image.mode in ("I", "F"):
-        raise ValueError("32 bits for each pixel; save it with 8 or 16")
+        (bits,) = _tags(image).get(ExifTags.Base.BitsPerSample, (32,))
+        raise ValueError(f"{bits} bits for each pixel{', signed' * (bits == 16)}; save it with 8 or 16, unsigned")
+    if image.mode == "La":  # Pillow converts it to LA alone
+        image = image.convert("LA")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     return image.convert("RGB")
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Gray of up to 16 bits in mode L; Pillow's own conversion clips everything above 255."""
+    (bits,) = _tags(image).get(ExifTags.Base.BitsPerSample, (16,))
+    levels = (np.asarray(image) / ((2**bits - 1) / 255)).round().astype(np.uint8)
+    white_is_zero = _tags(image).get(ExifTags.Base.PhotometricInterpretation) == 0
+    return Image.fromarray(255 - levels if white_is_zero else levels)
+
+
+def _tags(image: Image.Image) -> Mapping[int, Any]:
+    """What a TIFF says about its pixels; other formats, nothing."""
+    return getattr(image, "tag_v2", {})

@@ -1,5 +1,6 @@
 import struct
 import zlib
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -94,9 +95,54 @@ def test_16_bit_gray_of_either_byte_order_is_the_same():
     assert (decode(little, size=8, where="x") == decode(big, size=8, where="x")).all()
 
 
-def test_32_bit_pixels_are_refused():
-    with pytest.raises(UserError, match=r"^sky\.tif is no picture that can be read \(32 bits"):
-        decode(encode(Image.fromarray(np.ones((8, 8), np.float32)), "TIFF"), size=8, where="sky.tif")
+@pytest.mark.parametrize("levels", [np.float32, np.int32])
+def test_32_bit_pixels_are_refused(levels):
+    with pytest.raises(UserError, match=r"^sky\.tif is no picture that can be read \(32 bits for each pixel; save it"):
+        decode(encode(Image.fromarray(np.ones((8, 8), levels)), "TIFF"), size=8, where="sky.tif")
+
+
+def test_signed_pixels_are_refused():  # whether the lowest level or 0 is black is told by nothing
+    with pytest.raises(UserError, match=r"^sky\.tif is no picture that can be read \(16 bits for each pixel, signed;"):
+        decode(tiff(bytes(128), bits=16, more={339: 2}), size=8, where="sky.tif")
+
+
+def tiff(pixels: bytes, *, bits: int, samples: int = 1, photometric: int = 1, more: Mapping[int, int] | None = None):
+    """A TIFF of 8x8 pixels of kinds that Pillow reads but does not write; `more` are further tags."""
+    start = 256
+    tags = {
+        256: 8, 257: 8, 258: bits, 259: 1, 262: photometric, 273: start, 277: samples, 278: 8, 279: len(pixels),
+    } | (more or {})  # fmt: skip
+    entries = b"".join(
+        struct.pack("<HHIHH", tag, 3, *((samples, value, value) if tag == 258 else (1, value, 0)))
+        for tag, value in sorted(tags.items())
+    )
+    header = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+    return header.ljust(start, b"\0") + pixels
+
+
+@pytest.mark.parametrize(("value", "expected"), [(0, 255), (257 * 40, 215), (65535, 0)])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_16_bit_gray_whose_white_is_zero_is_no_negative(value, expected, orientation):
+    content = tiff(struct.pack("<64H", *[value] * 64), bits=16, photometric=0, more={274: orientation})
+    assert (decode(content, size=8, where="x") == expected).all()
+
+
+@pytest.mark.parametrize(("packed", "expected"), [(b"\0\0\0", 0), (b"\x80\x08\x00", 128), (b"\xff\xff\xff", 255)])
+def test_12_bit_gray_keeps_its_whole_range(packed, expected):
+    assert (decode(tiff(packed * 32, bits=12), size=8, where="x") == expected).all()
+
+
+@pytest.mark.parametrize("largest", [4095, 65535])
+def test_16_bit_gray_of_the_netpbm_format_keeps_its_whole_range(largest):
+    levels = np.linspace(0, largest, 64).round().astype(">u2")
+    pixels = decode(b"P5 8 8 %d\n" % largest + levels.tobytes(), size=8, where="x")
+    assert (pixels == np.linspace(0, 255, 64).round().reshape(8, 8, 1)).all()
+
+
+@pytest.mark.parametrize(("pixel", "expected"), [((20, 255), 20), ((0, 0), 255), ((51, 102), 204)])
+def test_gray_that_is_multiplied_by_its_alpha_shows_white(pixel, expected):
+    content = tiff(bytes(pixel) * 64, bits=8, samples=2, more={338: 1})
+    assert (decode(content, size=8, where="x") == expected).all()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -1,3 +1,4 @@
+import io
 import struct
 import zlib
 from collections.abc import Mapping
@@ -7,11 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import encode, make_picture
-from PIL import Image
+from PIL import Image, ImageOps
+from sklearn.datasets import load_sample_image
 
 from jaxcnn.data import picture
 from jaxcnn.data.picture import decode
 from jaxcnn.errors import UserError
+from server import picture as serving
 
 ORANGE = (240, 120, 30)
 
@@ -164,6 +167,46 @@ def test_exif_orientation_is_applied(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     assert (decode(encode(stored, exif=exif), size=8, where="x") == np.asarray(upright)).all()
+
+
+@pytest.fixture(scope="module")
+def photo() -> Image.Image:
+    """A photograph of 1067x711 pixels, of no whole number of the blocks that JPEGs are made of."""
+    return Image.fromarray(load_sample_image("china.jpg")).resize((1067, 711), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(("format", "mode"), [("JPEG", "RGB"), ("JPEG", "L"), ("JPEG", "CMYK"), ("MPO", "RGB")])
+def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size_with_the_same_result(photo, format, mode, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"save_all": True, "append_images": [Image.new("RGB", photo.size)]} if format == "MPO" else {}
+    content = encode(photo.convert(mode), format, quality=90, exif=exif, **options)
+    whole = Image.open(io.BytesIO(content)).convert("RGB")
+    expected = np.asarray(ImageOps.exif_transpose(whole).resize((16, 16), Image.Resampling.BICUBIC)).astype(int)
+    pixels = decode(content, size=16, where="x")
+    assert 0 < np.abs(pixels - expected).mean() < 0.4
+    assert np.abs(pixels - expected).max() <= 8
+    assert np.array_equal(pixels, serving.decode(content, height=16, width=16, max_pixels=10**6))
+
+
+@pytest.mark.parametrize(
+    ("side", "expected"),
+    [((64, 64), (64, 64)), ((127, 500), (127, 500)), ((128, 500), (64, 250)), ((3000, 256), (750, 64))],
+)
+def test_a_fraction_is_never_less_than_what_the_resize_needs(monkeypatch, side, expected):
+    sizes = []
+    resize = Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize", lambda self, *a, **k: sizes.append(self.size) or resize(self, *a, **k))
+    decode(encode(Image.new("RGB", side), "JPEG"), size=16, where="x")
+    assert sizes[0] == expected
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9, 0.99])
+def test_a_large_jpeg_that_is_cut_short_is_refused(photo, share):
+    content = encode(photo, "JPEG")
+    with pytest.raises(UserError, match="no picture that can be read"):
+        decode(content[: int(len(content) * share)], size=16, where="x")
 
 
 def test_an_animation_gives_its_first_frame():

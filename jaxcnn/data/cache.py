@@ -21,7 +21,14 @@ from jaxcnn.errors import UserError
 VERSION = 2
 """Raise it when the same source would be decoded to other pixels or classes: older entries are then decoded anew."""
 
-CHUNK = 512  # pictures decoded between two writes: 6 MB at 64 pixels
+CHUNK = 2**25
+"""Bytes of decoded pictures between two writes: 2,730 pictures of 64x64 pixels, or 10 of 1024x1024."""
+
+THREADS = 16
+"""Most threads that decode; each has a whole picture in memory."""
+
+NAMED = 10
+"""Most pictures that cannot be read of which a message tells."""
 
 
 def load_cached(source: Source, *, size: int, cache_dir: Path) -> Dataset:
@@ -32,7 +39,7 @@ def load_cached(source: Source, *, size: int, cache_dir: Path) -> Dataset:
     decoded anew.
 
     Raises:
-      UserError: a picture cannot be read, or the entry cannot be written, for want of room for example.
+      UserError: pictures cannot be read, or the entry cannot be written, for want of room for example.
     """
     entry = cache_dir / f"{source.key}-{size}"
     dataset = _read_entry(entry)
@@ -115,10 +122,13 @@ def _write_entry(entry: Path, source: Source, size: int) -> None:
 
 
 def _write_files(folder: Path, opened: Opened, size: int) -> None:
+    """Decodes every picture, even after some that cannot be read, so that all of them are told at once."""
+    unread: list[str] = []
+    step = max(CHUNK // (size * size * 3), 1)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
         Progress(*columns, console=Console(stderr=True)) as progress,
-        ThreadPoolExecutor(os.cpu_count()) as pool,  # threads: Pillow decodes and resizes without the interpreter lock
+        ThreadPoolExecutor(_threads()) as pool,  # threads: Pillow decodes and resizes without the interpreter lock
     ):
         task = progress.add_task(f"decoding {opened.name}", total=len(opened.train) + len(opened.validation))
         for split, pictures in (("train", opened.train), ("validation", opened.validation)):
@@ -127,12 +137,14 @@ def _write_files(folder: Path, opened: Opened, size: int) -> None:
                 shape = (len(pictures), size, size, 3)
                 np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
                 # Written, not mapped: on a full disk a write raises an error, a touched page kills the process.
-                for start in range(0, len(pictures), CHUNK):
-                    rows = range(start, min(start + CHUNK, len(pictures)))
-                    images, labels[rows.start : rows.stop] = _decode_rows(pool, pictures, rows, size)
+                for start in range(0, len(pictures), step):
+                    rows = range(start, min(start + step, len(pictures)))
+                    images, labels[rows.start : rows.stop], errors = _decode_rows(pool, pictures, rows, size)
                     file.write(images.data)
+                    unread += errors
                     progress.advance(task, len(rows))
             np.save(folder / f"{split}_labels.npy", labels)
+    _refuse(unread)
     files = sorted(folder.iterdir())
     meta = {
         "version": VERSION,
@@ -147,13 +159,34 @@ def _write_files(folder: Path, opened: Opened, size: int) -> None:
         _sync(path)
 
 
-def _decode_rows(pool: Executor, pictures: Pictures, rows: range, size: int) -> tuple[np.ndarray, list[int]]:
-    def read(row: int) -> tuple[np.ndarray, int]:
-        picture = pictures[row]
-        return decode(picture.encoded, size=size, where=picture.where), picture.label
+def _threads() -> int:
+    """As many as there are cores that this process may use, but at most `THREADS`."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, THREADS)
 
-    images, labels = zip(*pool.map(read, rows), strict=True)
-    return np.stack(images), list(labels)
+
+def _decode_rows(pool: Executor, pictures: Pictures, rows: range, size: int) -> tuple[np.ndarray, list[int], list[str]]:
+    """Pictures and labels of some rows, and what is wrong with those that cannot be read, which are black."""
+
+    def read(row: int) -> tuple[np.ndarray, int, str]:
+        try:
+            picture = pictures[row]
+            return decode(picture.encoded, size=size, where=picture.where), picture.label, ""
+        except UserError as error:  # its message only: the traceback would keep the file in memory
+            return np.zeros((size, size, 3), np.uint8), -1, str(error)
+
+    images, labels, errors = zip(*pool.map(read, rows), strict=True)
+    return np.stack(images), list(labels), list(filter(None, errors))
+
+
+def _refuse(unread: list[str]) -> None:
+    """Raises a `UserError` that tells what is wrong with pictures, if there are any."""
+    messages = list(dict.fromkeys(unread))  # those of a zip with a password have all the same
+    if len(messages) == 1:
+        raise UserError(messages[0])
+    if messages:
+        dots = ["..."] if len(messages) > NAMED else []
+        raise UserError(f"{len(unread)} pictures cannot be read: {' | '.join(messages[:NAMED] + dots)}")
 
 
 def _sync(path: Path) -> None:

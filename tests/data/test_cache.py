@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -70,8 +71,41 @@ def test_another_size_or_key_is_another_entry(tmp_path):
 
 def test_chunks_meet_without_a_seam(tmp_path, monkeypatch):
     for chunk in (1, 3, 8):
-        monkeypatch.setattr(cache, "CHUNK", chunk)
+        monkeypatch.setattr(cache, "CHUNK", chunk * 8 * 8 * 3)
         check(load_cached(source()[0], size=8, cache_dir=tmp_path / str(chunk)))
+
+
+@pytest.fixture
+def pools(monkeypatch):
+    """The pools that are made: how many threads each has, and how many pictures are decoded between two writes."""
+    made = []
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, threads):
+            super().__init__(threads)
+            made.append((threads, []))
+
+        def map(self, function, rows):
+            made[-1][1].append(len(rows))
+            return super().map(function, rows)
+
+    monkeypatch.setattr(cache, "ThreadPoolExecutor", Pool)
+    return made
+
+
+@pytest.mark.parametrize(("size", "rows"), [(8, [8, 3]), (10, [7, 1, 3]), (80, [1] * 11)])
+def test_a_chunk_has_fewer_pictures_where_they_are_larger(tmp_path, monkeypatch, pools, size, rows):
+    monkeypatch.setattr(cache, "CHUNK", 2100)
+    check(load_cached(source()[0], size=size, cache_dir=tmp_path), size=size)
+    assert [count for _, count in pools] == [rows]
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(1, 1), (3, 3), (64, 16)])
+def test_as_many_threads_decode_as_the_process_may_use_cores(tmp_path, monkeypatch, pools, cores, threads):
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    check(load_cached(source()[0], size=8, cache_dir=tmp_path))
+    assert [count for count, _ in pools] == [threads]
 
 
 def test_no_validation_pictures_is_an_empty_split(tmp_path):
@@ -87,6 +121,35 @@ def test_a_broken_picture_leaves_nothing_behind(tmp_path):
         load_cached(source(train=broken)[0], size=8, cache_dir=tmp_path)
     assert [file.name for file in tmp_path.iterdir() if file.is_dir()] == []
     check(load_cached(source()[0], size=8, cache_dir=tmp_path))
+
+
+def broken(count: int) -> list[Picture]:
+    return [Picture(where=f"cat/{index}.png", encoded=b"?", label=0) for index in range(count)]
+
+
+def test_all_pictures_that_cannot_be_read_are_told_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "CHUNK", 1)
+    some = source(train=[*broken(2), *PICTURES[:8]], validation=[PICTURES[8], *broken(3)[2:]])[0]
+    told = r"cat/{}\.png is no picture that can be read \(none of .*\); mend or remove it"
+    with pytest.raises(UserError, match="^3 pictures cannot be read: " + r" \| ".join(map(told.format, "012")) + "$"):
+        load_cached(some, size=8, cache_dir=tmp_path)
+
+
+def test_of_many_pictures_that_cannot_be_read_ten_are_named(tmp_path):
+    with pytest.raises(
+        UserError, match=r"^12 pictures cannot be read: cat/0\.png .* \| cat/9\.png .* \| \.\.\.$"
+    ) as caught:
+        load_cached(source(train=broken(12))[0], size=8, cache_dir=tmp_path)
+    assert str(caught.value).count(".png") == 10
+
+
+def test_what_is_wrong_with_the_whole_source_is_told_once(tmp_path):
+    class Locked(list):
+        def __getitem__(self, index):
+            raise UserError("some.zip has a password")
+
+    with pytest.raises(UserError, match=r"^some\.zip has a password$"):
+        load_cached(source(train=Locked(PICTURES[:8]))[0], size=8, cache_dir=tmp_path)
 
 
 def cut(path: Path) -> None:
@@ -196,7 +259,7 @@ class Stuck(list):
             print("half", flush=True)
             time.sleep(600)
         return super().__getitem__(index)
-cache.CHUNK = 2
+cache.CHUNK = 2 * 8 * 8 * 3
 load_cached(source(train=Stuck(PICTURES[:8]))[0], size=8, cache_dir=folder)
 """
 

@@ -9,6 +9,9 @@ from jaxcnn.errors import UserError
 MAX_BYTES = 2**28
 """Larger members are refused: they are no pictures, and would be read into memory whole."""
 
+ENCRYPTED = 1
+"""The flag of members that need a password."""
+
 UTF_8 = 1 << 11
 """The flag of members whose names are in UTF-8; macOS writes such names without it."""
 
@@ -57,12 +60,12 @@ class Archive:
         where = f"{name if name.isprintable() else repr(name)} in {self.path}"
         if info.file_size > MAX_BYTES:
             raise UserError(f"{where} is too large for a picture: {info.file_size:,} bytes; remove it")
+        if info.flag_bits & ENCRYPTED:
+            raise UserError(f"{self.path} is encrypted; make it again without a password")
         try:
             return self._zip.read(info)
-        except NotImplementedError as error:  # such as Deflate64, which Windows takes for files of more than 2 GB
+        except RuntimeError as error:  # such as Deflate64, which Windows takes for files of more than 2 GB
             raise UserError(f"{self.path} cannot be read ({error}); make it again with Deflate") from error
-        except RuntimeError as error:
-            raise UserError(f"{self.path} cannot be read ({error}); make it again without a password") from error
         except Exception as error:  # of each decompressor its own, and of names
             raise UserError(f"{where} is damaged ({error}); copy or download it again") from error
 

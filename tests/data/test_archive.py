@@ -131,9 +131,9 @@ def test_a_member_whose_header_has_a_damaged_name_is_named(path):
 @pytest.mark.parametrize(
     ("flags", "method", "wrong"),
     [
-        (1, 0, r"File .* is encrypted, .*\); make it again without a password$"),
-        (0, 9, r".*compression.*\); make it again with Deflate$"),
-        (64, 0, r"strong encryption.*\); make it again with Deflate$"),
+        (1, 0, r"is encrypted; make it again without a password$"),
+        (65, 0, r"is encrypted; make it again without a password$"),
+        (0, 9, r"cannot be read \(.*compression.*\); make it again with Deflate$"),
     ],
 )
 def test_what_python_cannot_decompress_is_told_by_what_it_is(path, flags, method, wrong):
@@ -142,7 +142,7 @@ def test_what_python_cannot_decompress_is_told_by_what_it_is(path, flags, method
     for header, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # both copies of the header
         struct.pack_into("<HH", content, content.index(header) + offset, flags, method)
     path.write_bytes(content)
-    with pytest.raises(UserError, match=rf"some\.zip cannot be read \({wrong}"):
+    with pytest.raises(UserError, match=rf"^\S*some\.zip {wrong}"):
         Archive(path).read(PurePosixPath("a/1.png"))
 
 

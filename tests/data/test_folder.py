@@ -351,7 +351,7 @@ def test_the_key_takes_files_in_the_order_of_paths(tmp_path):
     pets = write(tmp_path / "pets", "a/1.png", "a b/1.png", "a-b/c/1.png", "a/b/1.png")
     files = sorted(PurePosixPath(file.relative_to(pets).as_posix()) for file in pets.rglob("*.png"))
     identity = [(str(file), len(PNG), (pets / file).stat().st_mtime_ns) for file in files]
-    assert folder_source(str(pets)).key == make_key(pets, identity, ["a", "a b", "a-b", "a-b/c", "a/b"])
+    assert folder_source(str(pets)).key == make_key(pets.resolve(), identity, ["a", "a b", "a-b", "a-b/c", "a/b"])
 
 
 def test_nothing_is_arranged_by_class_before_it_is_asked_for(tmp_path, monkeypatch):

@@ -56,6 +56,8 @@ _INTRODUCTION = (
 
 def _schemas(model: Model, settings: Settings) -> Json:
     picture = {"type": "string", "format": "base64-picture", "contentEncoding": "base64"}
+    file = {"type": "string", "format": "picture", "contentMediaType": "image/*"}
+    several = {"type": "array", "minItems": 1, "maxItems": settings.max_images}
     probability = {"type": "number", "minimum": 0, "maximum": 1.000001}
     prediction = _object(
         {"class": {"type": "string"}, "prob": probability}, description="A class and how probable it is."
@@ -68,14 +70,14 @@ def _schemas(model: Model, settings: Settings) -> Json:
     return {
         "Error": _object({"error": {"type": "string"}}),
         "Picture": _object({"image": picture}, description="One picture file."),
-        "Pictures": _object(
-            {"images": {"type": "array", "minItems": 1, "maxItems": settings.max_images, "items": picture}}
-        ),
-        "Form": _object(
-            {"image": {"type": "string", "format": "picture", "contentMediaType": "image/*"}},
-            description="One picture file; more of them are parts named `images`.",
-            maxProperties=settings.max_images,
-        ),
+        "Pictures": _object({"images": {**several, "items": picture}}),
+        "Form": {
+            "description": "One picture file, or parts named `images`.",
+            "oneOf": [
+                _object({"image": file}, maxProperties=settings.max_images),
+                _object({"images": {**several, "items": file}}, maxProperties=settings.max_images),
+            ],
+        },
         "Prediction": {**_object(answer), "properties": {**answer, "heatmap": heatmap}},
         "InferenceRequest": _inference_request(model, settings),
         "InferenceResponse": _inference_response(),
@@ -157,6 +159,7 @@ def _inference_response() -> Json:
 
 def _native_paths(model: Model) -> Json:
     raw: Json = {"schema": {}}
+    top_k = min(3, len(model.names))
     predict = {
         "summary": "Name what pictures show",
         "description": "One picture gets one answer; a list of them in `images` gets a list.",
@@ -165,7 +168,7 @@ def _native_paths(model: Model) -> Json:
                 "name": "top_k",
                 "in": "query",
                 "description": "How many classes to tell.",
-                "schema": {"type": "integer", "minimum": 1, "maximum": len(model.names), "default": 3},
+                "schema": {"type": "integer", "minimum": 1, "maximum": len(model.names), "default": top_k},
             },
             {
                 "name": "heatmap",

@@ -1,5 +1,6 @@
 """What an operator needs: metrics, logs, documentation, keys, other web sites, and new model files."""
 
+import dataclasses
 import os
 import re
 import shutil
@@ -9,8 +10,12 @@ import time
 import httpx
 import openapi_spec_validator
 import pytest
+from jsonschema import Draft202012Validator
 from prometheus_client.parser import text_string_to_metric_families
 
+from server import openapi
+from server.model import load
+from server.settings import Settings
 from tests.server.wire import COLOURS, YELLOW, encode, error, log_lines, post, text
 
 PICTURE = encode(COLOURS["red"])
@@ -150,6 +155,23 @@ def test_the_openapi_document_is_valid_and_complete(client):
             for rest in ("", "/ready", "/infer")
         ),
     }
+
+
+@pytest.mark.parametrize("names", [["image"], ["images"], ["images", "images"], [], ["image", "images"]])
+def test_the_openapi_document_tells_which_forms_are_taken(client, names):
+    schema = client.get("/openapi.json").json()["components"]["schemas"]["Form"]
+    form = {each: ["file"] * names.count(each) if each == "images" else "file" for each in names}
+    response = client.post("/predict", files=[(each, PICTURE) for each in names or ["another"]])
+    assert Draft202012Validator(schema).is_valid(form) == (response.status_code == 200)
+    assert response.status_code in (200, 400)
+
+
+@pytest.mark.parametrize(("count", "expected"), [(2, 2), (3, 3), (5, 3)])
+def test_the_openapi_document_tells_how_many_classes_are_told(model_path, count, expected):
+    model = load(model_path, max_batch=1, threads=1)
+    document = openapi.document(dataclasses.replace(model, names=model.names[:count]), Settings(model=model_path))
+    top_k = document["paths"]["/predict"]["post"]["parameters"][0]
+    assert top_k["schema"] == {"type": "integer", "minimum": 1, "maximum": count, "default": expected}
 
 
 def test_the_documentation_is_a_page_without_scripts_or_other_hosts(client):

@@ -7,13 +7,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Route
+from starlette.types import Receive, Scope, Send
 
 from server.model import signature_of
 from server.service import Service
 
 _FOLDER = Path(__file__).parent / "page"
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".mjs": "text/javascript"}
-_TYPES |= {".wasm": "application/wasm", ".onnx": "application/octet-stream"}
+_TYPES |= {".wasm": "application/wasm"}
 
 # What onnxruntime-web loads for the plain WebAssembly backend.
 _RUNTIME = re.compile(r"ort\.wasm\.min\.mjs|ort-wasm-simd-threaded\.(mjs|wasm)")
@@ -25,6 +26,7 @@ _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:;"
     " script-src 'self' 'wasm-unsafe-eval'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
+    "Accept-Ranges": "none",
 }
 
 
@@ -61,13 +63,14 @@ async def info(request: Request) -> Response:
 
 
 async def model_file(request: Request) -> Response:
-    """`GET /model.onnx`: the file that is served; under `?SHA256` a browser may keep it."""
+    """`GET /model.onnx`: the file that is served; `?SHA256` is that file or none, and a browser may keep it."""
     service = _require_page(request)
     path, served = service.settings.model, service.model
-    if request.url.query != served.digest:
+    digest = request.url.query
+    if not digest:
         return _file(path)
-    if signature_of(path) != served.signature:
-        raise HTTPException(404, "The model file has been replaced since it was loaded: reload the page.")
+    if digest != served.digest or signature_of(path) != served.signature:
+        raise HTTPException(404, "This model file has been replaced: reload the page.")
     return _file(path, cache=_KEEP)
 
 
@@ -94,7 +97,16 @@ def _names() -> set[str]:
 def _file(path: Path, *, cache: str = _ASK) -> Response:
     if not path.is_file():
         raise HTTPException(404, "This file of the demo page is not there any more.")
-    return FileResponse(path, media_type=_TYPES[path.suffix], headers={**_HEADERS, "Cache-Control": cache})
+    media_type = _TYPES.get(path.suffix, "application/octet-stream")
+    return _WholeFile(path, media_type=media_type, headers={**_HEADERS, "Cache-Control": cache})
+
+
+class _WholeFile(FileResponse):
+    """A file that is sent whole, whatever `Range` asks for: Starlette refuses some of those in plain text."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(name, value) for name, value in scope["headers"] if name != b"range"]
+        await super().__call__({**scope, "headers": headers}, receive, send)
 
 
 ROUTES: list[BaseRoute] = [

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageDraw
 from playwright.sync_api import Page, expect, sync_playwright
 
-from tests.server.wire import post
+from tests.server.wire import error, post
 
 CHROMIUM = shutil.which("chromium")
 WEB = os.environ.get("JAXCNN_ONNXRUNTIME_WEB", "")
@@ -530,6 +530,9 @@ def test_the_resize_in_the_browser_is_pillows(open_page, seeing):
         assert bytes(got) == image.resize(result, Image.Resampling.BICUBIC).tobytes()
 
 
+# Its files
+
+
 def test_its_files_are_guarded(client):
     assert "frame-ancestors 'none'" in client.get("/").headers["content-security-policy"]
     for path in ("/page/..%2fapp.py", "/page/app.py", "/page/", "/onnxruntime-web/package.json"):
@@ -541,5 +544,30 @@ def test_the_model_file_is_the_one_served(client, model_path):
     assert client.get("/model.onnx").content == Path(model_path).read_bytes()
     digest = hashlib.sha256(Path(model_path).read_bytes()).hexdigest()
     assert client.get(f"/model.onnx?{digest}").headers["cache-control"].endswith("immutable")
-    assert client.get("/model.onnx?another").headers["cache-control"] == "no-cache"
+    assert client.get("/model.onnx").headers["cache-control"] == "no-cache"
     assert client.get("/model.json").json()["names"] == ["red", "green", "blue", "white", "black"]
+
+
+@pytest.mark.parametrize("query", ["another", "0" * 64, "v=1"])
+def test_another_model_file_than_the_one_asked_for_is_not_sent(client, query):
+    response = client.get(f"/model.onnx?{query}")
+    assert response.status_code == 404
+    assert error(response) == "This model file has been replaced: reload the page."
+
+
+@pytest.mark.parametrize("name", ["colours", "colours.ONNX", "colours.model"])
+def test_a_model_file_of_any_name_is_sent(serve, model_path, tmp_path, name):
+    path = shutil.copy(model_path, tmp_path / name)
+    with serve(JAXCNN_MODEL=str(path)) as server:
+        response = server.client.get("/model.onnx")
+    assert response.content == Path(model_path).read_bytes()
+    assert response.headers["content-type"] == "application/octet-stream"
+
+
+@pytest.mark.parametrize("value", ["bytes=0-3", "bytes=9999999-", "bytes=5-2", "lines=1-2", "nonsense"])
+@pytest.mark.parametrize("path", ["/", "/page/page.js", "/model.onnx"])
+def test_a_range_of_a_file_is_the_whole_of_it(client, path, value):
+    response = client.get(path, headers={"Range": value})
+    assert response.status_code == 200
+    assert response.headers["accept-ranges"] == "none"
+    assert response.content == client.get(path).content

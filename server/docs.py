@@ -9,6 +9,7 @@ _STYLE = """
 body { font: 1rem/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }
 summary { cursor: pointer; padding: .4rem 0; } details { border-bottom: 1px solid #8884; }
 code, pre { font: .9rem/1.4 ui-monospace, monospace; } pre { overflow-x: auto; padding: .6rem; background: #8882; }
+h1, summary, td:last-child { overflow-wrap: anywhere; }
 .method { display: inline-block; width: 3.5rem; font-weight: 700; text-transform: uppercase; }
 td { padding: .1rem .8rem .1rem 0; vertical-align: top; }
 """
@@ -29,6 +30,7 @@ def render(document: dict[str, Any]) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<link rel="icon" href="data:,">'
         f"<title>{html.escape(info['title'])}</title><style>{_STYLE}</style></head><body><main>"
         f"<h1>{html.escape(info['title'])}</h1><p>{html.escape(info['description'])}</p>"
         '<p>For programs: <a href="openapi.json">openapi.json</a>.</p>'

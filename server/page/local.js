@@ -1,20 +1,22 @@
 // The model in this browser: the same file, run by onnxruntime-web.
 
 import { resize } from "./resize.js";
-import { authorization } from "./remote.js";
+import { fetchModelFile } from "./remote.js";
 
 export class LocalModel {
   static async load(model, key) {
-    const ort = await import(new URL("onnxruntime-web/ort.wasm.min.mjs", document.baseURI));
-    ort.env.wasm.wasmPaths = new URL("onnxruntime-web/", document.baseURI).href;
-    ort.env.wasm.numThreads = 1; // More would need the page to be isolated from other origins.
-    const response = await fetch(`model.onnx?${model.sha256}`, { headers: authorization(key) });
-    if (!response.ok) {
-      throw Object.assign(new Error("The model file cannot be fetched."), { status: response.status });
+    const response = await fetchModelFile(model, key);
+    try {
+      const ort = await import(new URL("onnxruntime-web/ort.wasm.min.mjs", document.baseURI));
+      ort.env.wasm.wasmPaths = new URL("onnxruntime-web/", document.baseURI).href;
+      ort.env.wasm.numThreads = 1; // More would need the page to be isolated from other origins.
+      const file = new Uint8Array(await response.arrayBuffer());
+      const session = await ort.InferenceSession.create(file, { logSeverityLevel: 3 });
+      return new LocalModel(ort, session, model);
+    } catch (cause) { // Once a script has not loaded, only a reload makes the browser try again.
+      const text = "The model cannot be loaded into this browser: reload the page, or untick “Run in this browser”.";
+      throw new Error(text, { cause });
     }
-    const file = new Uint8Array(await response.arrayBuffer());
-    const session = await ort.InferenceSession.create(file, { logSeverityLevel: 3 });
-    return new LocalModel(ort, session, model);
   }
 
   constructor(ort, session, model) {

@@ -8,7 +8,7 @@ const element = (id) => document.getElementById(id);
 const TOP = 5;
 
 let model = null; // What /model.json tells.
-let local = null; // The model in this browser, once it is loaded.
+let local = null; // The promise of the model in this browser, once it is asked for.
 let latest = 0; // Only the answer to the latest picture is shown.
 let unkept = null; // The key, in a browser that keeps no data of sites.
 
@@ -26,7 +26,10 @@ async function start(key) {
   if (key) {
     keepKey(key);
   }
-  element("key-form").hidden = true;
+  if (!element("key-form").hidden) {
+    element("key-form").hidden = true;
+    element("file").focus(); // What had the focus is gone.
+  }
   showModel();
 }
 
@@ -72,7 +75,7 @@ async function classify(blob) {
   element("result").hidden = false;
   element("figure").hidden = false;
   document.body.classList.add("busy");
-  showMessage("Looking …");
+  showOnly("Looking …");
   try {
     const result = await (element("local").checked ? askLocal(blob) : askRemote(blob));
     if (turn === latest) {
@@ -83,7 +86,7 @@ async function classify(blob) {
     }
   } catch (error) {
     if (turn === latest) {
-      showFailure(error.message);
+      showOnly(error.message, true);
       if (error.status === 401) {
         askForKey("");
       }
@@ -101,26 +104,50 @@ function refuse(text) {
   document.body.classList.remove("busy");
   element("result").hidden = false;
   element("figure").hidden = true;
-  showFailure(text);
+  showOnly(text, true);
 }
 
-function showFailure(text) {
-  showMessage(text, true);
+// In place of what came out for an earlier picture.
+function showOnly(text, isWrong = false) {
+  showMessage(text, isWrong);
   showPredictions([]);
   showHeatmap(null);
   element("latency").textContent = "";
 }
 
-function askRemote(blob) {
-  return askServer(blob, model, readKey(), TOP);
+async function askRemote(blob) {
+  const ask = () => askServer(blob, model, readKey(), TOP);
+  try {
+    return await ask();
+  } catch (error) {
+    if (error.status === 400 && (await isReplaced())) {
+      return ask(); // Now for what the new model can tell.
+    }
+    throw error;
+  }
+}
+
+// Whether the server has another model than the page knows; from then on the page knows it.
+async function isReplaced() {
+  const served = await fetchModel(readKey()).catch(() => model);
+  if (served?.sha256 === model?.sha256) {
+    return false;
+  }
+  model = served;
+  local = null;
+  showModel();
+  return true;
 }
 
 async function askLocal(blob) {
   if (local === null) {
     showMessage("Loading the model into this browser …");
-    local = await LocalModel.load(model, readKey());
+    local = LocalModel.load(model, readKey());
+    local.catch(() => {
+      local = null; // The next picture may have more luck.
+    });
   }
-  return local.classify(blob, TOP);
+  return (await local).classify(blob, TOP);
 }
 
 function useFirst(files) {
@@ -131,6 +158,10 @@ function useFirst(files) {
     refuse("This is not a picture file: use JPEG, PNG, WebP, GIF or BMP. Save a picture of another page first.");
   }
 }
+
+element("picture").addEventListener("load", ({ target }) => {
+  target.style.setProperty("--ratio", target.naturalWidth / target.naturalHeight);
+});
 
 // Choose, drop, paste
 

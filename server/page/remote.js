@@ -5,12 +5,9 @@ export async function fetchModel(key) {
   return ask("model.json", key, {});
 }
 
-export function authorization(key) {
-  const odd = key?.match(/[^!-~]/u); // `fetch` fails with some of these as if the server could not be reached.
-  if (odd) {
-    throw failure(401, `No key contains “${odd[0]}”: copy it again, or type it with plain letters, digits and signs.`);
-  }
-  return key ? { Authorization: `Bearer ${key}` } : {};
+// The response with the model file that this was told of.
+export async function fetchModelFile(model, key) {
+  return request(`model.onnx?${model.sha256}`, key, {});
 }
 
 // Predictions for a picture file, with how long it took.
@@ -31,6 +28,15 @@ export async function askServer(blob, model, key, count) {
 }
 
 async function ask(path, key, options) {
+  const response = await request(path, key, options);
+  const answer = await read(response);
+  if (answer === null) {
+    throw withoutResult(response.status);
+  }
+  return answer;
+}
+
+async function request(path, key, options) {
   const headers = { ...options.headers, ...authorization(key) };
   const response = await fetch(path, { ...options, headers }).catch(() => {
     throw new Error("The server cannot be reached: is it running?");
@@ -38,12 +44,27 @@ async function ask(path, key, options) {
   if (response.status === 401) {
     throw failure(401, key ? "The server did not accept the key." : "The server asks for an API key.");
   }
-  const answer = await response.json().catch(() => null); // A proxy before the server answers with HTML.
-  if (!response.ok || answer === null) {
-    const text = `The server answered with status ${response.status} and without a result: try again later.`;
-    throw failure(response.status, answer?.error ?? text);
+  if (!response.ok) {
+    const text = (await read(response))?.error;
+    throw text ? failure(response.status, text) : withoutResult(response.status);
   }
-  return answer;
+  return response;
+}
+
+function read(response) {
+  return response.json().catch(() => null); // A proxy before the server answers with HTML.
+}
+
+function authorization(key) {
+  const odd = key?.match(/[^!-~]/u); // `fetch` fails with some of these as if the server could not be reached.
+  if (odd) {
+    throw failure(401, `No key contains “${odd[0]}”: copy it again, or type it with plain letters, digits and signs.`);
+  }
+  return key ? { Authorization: `Bearer ${key}` } : {};
+}
+
+function withoutResult(status) {
+  return failure(status, `The server answered with status ${status} and without a result: try again later.`);
 }
 
 function failure(status, text) {

@@ -4,12 +4,13 @@ import hashlib
 import os
 import re
 import shutil
+import time
 from io import BytesIO
 from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import ConsoleMessage, Page, expect, sync_playwright
 
 from tests.server.wire import error, post
 
@@ -60,7 +61,7 @@ def open_page(browser):
         context = browser.new_context(**options)
         contexts.append(context)
         page = context.new_page()
-        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+        page.on("console", lambda message: complaints.append(told(message)) if message.type == "error" else None)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: hosts.add(re.sub(r"^(blob:)?(\w+://[^/]*|data:).*", r"\2", request.url)))
         page.goto(f"http://127.0.0.1:{server.port}/")
@@ -69,8 +70,13 @@ def open_page(browser):
     yield go
     for each in contexts:
         each.close()
-    assert [each for each in complaints if not re.search("status of (400|401|502)", each)] == []
+    expected = r"status of (400|401|502)|status of 404 .*/model\.onnx\?"
+    assert [each for each in complaints if not re.search(expected, each)] == []
     assert len(hosts - {"data:"}) == 1
+
+
+def told(message: ConsoleMessage) -> str:
+    return f"{message.text} {message.location['url']}"
 
 
 def choose(page: Page, data: bytes, name: str = "picture.png", kind: str = "image/png") -> None:
@@ -308,8 +314,8 @@ def test_what_is_no_picture_file_is_refused(open_page, seeing, way, items):
     expect(page.locator("#message")).to_have_text("")
 
 
-def test_a_late_answer_does_not_replace_what_is_said_of_a_later_file(open_page, seeing):
-    page = open_page(seeing)
+def hold_answers(page: Page) -> None:
+    """Keeps requests back until the script calls `answer`."""
     page.evaluate(
         """() => {
             const ask = window.fetch;
@@ -317,6 +323,26 @@ def test_a_late_answer_does_not_replace_what_is_said_of_a_later_file(open_page, 
             window.fetch = async (...request) => { await told; return ask(...request); };
         }"""
     )
+
+
+def test_nothing_of_an_earlier_picture_is_left_while_the_next_is_looked_at(open_page, seeing):
+    page = open_page(seeing)
+    choose(page, encode(picture()))
+    expect(page.locator("#heatmap")).to_be_visible()
+    hold_answers(page)
+    choose(page, encode(picture("blue")))
+    expect(page.locator("#message")).to_have_text("Looking …")
+    expect(page.locator("#bars li")).to_have_count(0)
+    expect(page.locator("#heatmap")).to_be_hidden()
+    expect(page.locator("#latency")).to_have_text("")
+    page.evaluate("answer()")
+    expect(page.locator("#bars li .name").first).to_have_text("blue")
+    expect(page.locator("#heatmap")).to_be_visible()
+
+
+def test_a_late_answer_does_not_replace_what_is_said_of_a_later_file(open_page, seeing):
+    page = open_page(seeing)
+    hold_answers(page)
     choose(page, encode(picture()))
     expect(page.locator("body")).to_have_class("busy")
     choose(page, b"a note", "note.txt", "text/plain")
@@ -365,6 +391,37 @@ def test_phone_and_desk_light_and_dark(open_page, seeing, scheme, width):
     assert contrast(*button) >= 4.5
 
 
+@pytest.mark.parametrize("viewport", [(740, 300), (320, 640), (1280, 740)])
+def test_a_picture_keeps_its_proportions(open_page, seeing, viewport):
+    page = open_page(seeing, viewport=dict(zip(("width", "height"), viewport, strict=True)))
+    for size in ((900, 1200), (1080, 1920), (1600, 900), (12, 9), (9, 12), (20, 400)):
+        choose(page, encode(picture(size=size)))
+        expect(page.locator("#heatmap")).to_be_visible()
+        box = page.locator("#picture").bounding_box()
+        assert box["width"] / box["height"] == pytest.approx(size[0] / size[1], rel=0.02), size
+        assert page.locator("#heatmap").bounding_box() == pytest.approx(box, abs=0.1)
+
+
+def test_a_small_picture_is_enlarged(open_page, seeing):
+    page = open_page(seeing)
+    choose(page, encode(picture(size=(12, 9))))
+    expect(page.locator("#heatmap")).to_be_visible()
+    assert page.locator("#picture").bounding_box()["width"] == 128
+
+
+@pytest.mark.parametrize("width", [320, 390])
+def test_long_names_do_not_widen_a_page(open_page, serve, model_builder, tmp_path, width):
+    path = model_builder(tmp_path / f"{'a_model_of_quite_a_long_name_' * 3}.onnx")
+    with serve(JAXCNN_MODEL=str(path)) as server:
+        page = open_page(server, viewport={"width": width, "height": 640})
+        expect(page.locator("#model")).to_contain_text("5 classes")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.goto(f"http://127.0.0.1:{server.port}/docs")
+        for is_open in ("false", "true"):
+            page.evaluate(f"document.querySelectorAll('details').forEach(it => {{ it.open = {is_open}; }})")
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
 def luminance(page: Page, selector: str, name: str) -> float:
     """Of a colour of an element, as WCAG defines it."""
     colour = page.locator(selector).first.evaluate(f"it => getComputedStyle(it).{name}")
@@ -398,6 +455,7 @@ def test_it_asks_for_a_key_where_one_is_needed(open_page, guarded):
     expect(page.locator("#key-message")).to_have_text("")
     enter_key(page, " the-right-key ")
     expect(page.locator("#key-form")).to_be_hidden()
+    expect(page.locator("#file")).to_be_focused()
     page.reload()
     expect(page.locator("#model")).to_contain_text("5 classes")
     expect(page.locator("#key-form")).to_be_hidden()
@@ -528,6 +586,108 @@ def test_the_resize_in_the_browser_is_pillows(open_page, seeing):
             [[*image.convert("RGBA").tobytes()], *size, *result],
         )
         assert bytes(got) == image.resize(result, Image.Resampling.BICUBIC).tobytes()
+
+
+@in_browser
+def test_pictures_in_quick_succession_load_the_model_once(open_page, seeing):
+    page = open_page(seeing)
+    loads = []
+    page.on("request", lambda request: loads.append(request.url) if "/model.onnx" in request.url else None)
+    page.check("#local")
+    for colour in ("red", "blue", "white"):
+        choose(page, encode(picture(colour)))
+    expect(page.locator("#latency")).to_have_text(re.compile("in this browser$"), timeout=20_000)
+    assert next(iter(shares(page))) == "white"
+    assert len(loads) == 1
+
+
+@in_browser
+def test_a_model_file_that_did_not_come_is_fetched_again(open_page, seeing):
+    page = open_page(seeing)
+    page.check("#local")
+    page.route("**/model.onnx*", lambda route: route.fulfill(status=502, body="<html>Bad gateway</html>"))
+    choose(page, encode(picture()))
+    expect(page.locator("#message.wrong")).to_contain_text("The server answered with status 502")
+    page.unroute("**/model.onnx*")
+    choose(page, encode(picture()))
+    expect(page.locator("#bars li .name").first).to_have_text("red", timeout=20_000)
+
+
+@in_browser
+def test_a_runtime_that_does_not_load_is_told_with_what_to_do(open_page, seeing):
+    page = open_page(seeing)
+    page.check("#local")
+    page.route("**/ort.wasm.min.mjs", lambda route: route.fulfill(status=502))
+    choose(page, encode(picture()))
+    expect(page.locator("#message.wrong")).to_contain_text("reload the page, or untick “Run in this browser”")
+    page.uncheck("#local")
+    choose(page, encode(picture()))
+    expect(page.locator("#bars li .name").first).to_have_text("red")
+    page.unroute("**/ort.wasm.min.mjs")
+    page.reload()
+    page.check("#local")
+    choose(page, encode(picture()))
+    expect(page.locator("#latency")).to_have_text(re.compile("in this browser$"), timeout=20_000)
+
+
+# Another model in place of the one that the page was told of
+
+
+@pytest.fixture
+def replacing(open_page, serve, model_builder, tmp_path):
+    """A page, and a function that gives its server a model with other names and without a heat map."""
+    path = model_builder(tmp_path / "served.onnx", heatmap=True)
+    settings = {"JAXCNN_ONNXRUNTIME_WEB": WEB} if WEB else {}
+    with serve(JAXCNN_MODEL=str(path), JAXCNN_RELOAD_SECONDS="1", **settings) as server:
+
+        def replace() -> None:
+            names = ["rosso", "verde", "blu", "bianco", "nero"]
+            model_builder(tmp_path / "other.onnx", metadata={"names": names}).replace(path)
+            while server.client.get("/model.json").json()["names"] != names:
+                time.sleep(0.05)
+
+        page = open_page(server)
+        expect(page.locator("#model")).to_contain_text("5 classes")
+        yield page, replace
+
+
+def test_an_open_page_goes_on_with_another_model(replacing):
+    page, replace = replacing
+    replace()
+    choose(page, encode(picture()))
+    expect(page.locator("#bars li .name").first).to_have_text("rosso")
+    expect(page.locator("#heatmap-switch")).to_be_hidden()
+    choose(page, b"no picture")
+    expect(page.locator("#message.wrong")).to_contain_text("this is not a picture that can be read")
+
+
+@in_browser
+def test_another_model_is_not_taken_for_the_one_of_the_names(replacing):
+    page, replace = replacing
+    replace()
+    page.check("#local")
+    choose(page, encode(picture()))
+    expect(page.locator("#message.wrong")).to_have_text("This model file has been replaced: reload the page.")
+    page.reload()
+    page.check("#local")
+    choose(page, encode(picture()))
+    expect(page.locator("#bars li .name").first).to_have_text("rosso", timeout=20_000)
+
+
+@in_browser
+def test_the_model_in_this_browser_is_replaced_with_the_one_on_the_server(replacing):
+    page, replace = replacing
+    page.check("#local")
+    choose(page, encode(picture()))
+    expect(page.locator("#bars li .name").first).to_have_text("red", timeout=20_000)
+    replace()
+    page.uncheck("#local")
+    choose(page, encode(picture()))
+    expect(page.locator("#bars li .name").first).to_have_text("rosso")
+    page.check("#local")
+    choose(page, encode(picture("blue")))
+    expect(page.locator("#bars li .name").first).to_have_text("blu", timeout=20_000)
+    expect(page.locator("#latency")).to_have_text(re.compile("in this browser$"))
 
 
 # Its files

@@ -6,7 +6,7 @@ from io import BytesIO
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from server.errors import PictureError
 
@@ -135,10 +135,24 @@ def _open(data: bytes, max_pixels: int, *, draft: int) -> tuple[Image.Image, tup
         _check_jpeg(data)
     if image.format == "BMP" and image.tile[0].codec_name == "bmp_rle":
         _check_run_lengths(len(data), image.width * image.height)
+    if image.format == "PNG" and "transparency" in image.info:
+        _fit_transparent(image)
     whole = image.size
     drafted = image.draft(None, (draft, draft))
     image.load()  # Here, where damage to the pixels is not taken for damage to the EXIF data.
     return image, None if drafted is None or image.size == whole else drafted[1]
+
+
+def _fit_transparent(png: ImageFile.ImageFile) -> None:
+    """Gives a PNG's transparent level or colour the bits that its pixels will have; Pillow leaves it those of the file.
+
+    Of 16-bit RGB Pillow keeps the upper 8 bits, by which other colours may be the transparent one, too.
+    """
+    raw_mode, transparent = png.tile[0].args, png.info["transparency"]
+    if raw_mode in ("L;2", "L;4"):
+        png.info["transparency"] = transparent * (85 if raw_mode == "L;2" else 17)
+    elif raw_mode == "RGB;16B":
+        png.info["transparency"] = tuple(each >> 8 for each in transparent)
 
 
 def _check_jpeg(data: bytes) -> None:
@@ -173,7 +187,10 @@ def _orientation(image: Image.Image) -> int:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):  # convert() would clip at 255.
-        gray = (np.asarray(image).astype(np.uint32) + 128) // 257
+        levels = np.asarray(image)
+        gray = (levels.astype(np.uint32) + 128) // 257
+        if "transparency" in image.info:
+            gray[levels == image.info["transparency"]] = 255
         return Image.fromarray(gray.astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from jaxcnn.errors import UserError
 
@@ -69,8 +69,10 @@ def decode(encoded: bytes, *, size: int, where: str) -> UInt8[np.ndarray, "{size
         raise UserError(f"{where} is no picture that can be read ({reason}); mend or remove it") from error
 
 
-def _load(image: Image.Image, size: int) -> Image.Image:
+def _load(image: ImageFile.ImageFile, size: int) -> Image.Image:
     """Reads the pixels; those of a JPEG that is decoded at a fraction of its size are brought to `size` x `size`."""
+    if image.format == "PNG" and "transparency" in image.info:
+        _scale_transparent(image)
     whole = image.size
     drafted = image.draft(None, (DRAFT * size, DRAFT * size))
     image.load()  # here, where damage to the pixels is not taken for damage to the metadata
@@ -78,6 +80,18 @@ def _load(image: Image.Image, size: int) -> Image.Image:
         return image
     # Its last row and column may stand for less than a pixel: `drafted` has what the whole picture comes to.
     return image.resize((size, size), Image.Resampling.BICUBIC, box=drafted[1])
+
+
+def _scale_transparent(png: ImageFile.ImageFile) -> None:
+    """Gives the transparent level or colour of a PNG as many bits as its pixels will have; Pillow keeps those it has.
+
+    Of 16-bit RGB it reads the upper 8 bits of the pixels.
+    """
+    kind, transparent = png.tile[0].args, png.info["transparency"]
+    if kind in ("L;2", "L;4"):
+        png.info["transparency"] = transparent * (85 if kind == "L;2" else 17)
+    elif kind == "RGB;16B":
+        png.info["transparency"] = tuple(level >> 8 for level in transparent)
 
 
 def _upright(rgb: Image.Image, image: Image.Image) -> Image.Image:
@@ -109,11 +123,15 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Gray of up to 16 bits in mode L; Pillow's own conversion clips everything above 255."""
+    """Gray of up to 16 bits in mode L, white where it is transparent; Pillow's own conversion clips all above 255."""
     (bits,) = _tags(image).get(ExifTags.Base.BitsPerSample, (16,))
-    levels = (np.asarray(image) / ((2**bits - 1) / 255)).round().astype(np.uint8)
-    white_is_zero = _tags(image).get(ExifTags.Base.PhotometricInterpretation) == 0
-    return Image.fromarray(255 - levels if white_is_zero else levels)
+    levels = np.asarray(image)
+    gray = (levels / ((2**bits - 1) / 255)).round().astype(np.uint8)
+    if _tags(image).get(ExifTags.Base.PhotometricInterpretation) == 0:  # white is zero
+        gray = 255 - gray
+    if "transparency" in image.info:
+        gray[levels == image.info["transparency"]] = 255
+    return Image.fromarray(gray)
 
 
 def _tags(image: Image.Image) -> Mapping[int, Any]:

@@ -85,6 +85,37 @@ def test_a_transparent_colour_without_an_alpha_channel_shows_white():
     assert decoded_colour(one_colour("L", 9), transparency=9) == [255, 255, 255]
 
 
+def png(width: int, height: int, *, bits: int, colour: int, rows: bytes, transparent: bytes = b"") -> bytes:
+    """A PNG of kinds that Pillow reads but does not write; each of `rows` begins with its filter."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
+    more = chunk(b"tRNS", transparent) if transparent else b""
+    return b"\x89PNG\r\n\x1a\n" + header + more + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("bits", "colour", "pixel", "transparent", "other", "expected"),
+    [
+        (1, 0, b"\0", b"\0\0", b"\xff", 255),
+        (2, 0, b"\x55", b"\0\1", b"\xaa", 170),
+        (4, 0, b"\x11", b"\0\1", b"\x22", 34),
+        (8, 0, b"\7", b"\0\7", b"\x22", 34),
+        (16, 0, b"\3\xe8", b"\3\xe8", b"\x22" * 2, 34),
+        (8, 2, b"\7" * 3, b"\0\7" * 3, b"\x22" * 3, 34),
+        (16, 2, b"\3\xe8" * 3, b"\3\xe8" * 3, b"\x22" * 6, 34),
+    ],
+)
+def test_a_transparent_level_of_any_depth_shows_white(bits, colour, pixel, transparent, other, expected):
+    above, below = (b"\0" + each * min(bits, 8) for each in (pixel, other))  # below 8 bits, a byte is of several pixels
+    content = png(8, 8, bits=bits, colour=colour, rows=above * 4 + below * 4, transparent=transparent)
+    pixels = decode(content, size=8, where="x")
+    assert (pixels[:4] == 255).all()
+    assert (pixels[4:] == expected).all()
+
+
 @pytest.mark.parametrize("format", ["PNG", "TIFF"])
 @pytest.mark.parametrize(("value", "expected"), [(0, 0), (257 * 40, 40), (257 * 200, 200), (65535, 255)])
 def test_16_bit_gray_keeps_its_whole_range(format, value, expected):
@@ -247,12 +278,7 @@ def test_postscript_is_refused():  # Pillow would start Ghostscript
 
 def bomb(side: int) -> bytes:
     """A PNG that claims `side` x `side` pixels in some bytes."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return png(side, side, bits=8, colour=0, rows=b"")
 
 
 @pytest.mark.parametrize("side", [8945, 9300, 12000, 60000])  # just above our limit, Pillow warns, warns, raises

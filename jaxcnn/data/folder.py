@@ -209,7 +209,7 @@ def _split_folders(tree: Tree) -> tuple[PurePosixPath, PurePosixPath | None]:
             break  # one class folder, not an outer folder
         root /= only
     splits = _by_split_names(tree.folders[root])
-    train, validation = _first_pair(splits.pop(("",), {}))
+    train, validation = _first_pair(splits.pop(("",), {}))  # nothing around
     if train is None:
         train, validation = _named_alike(tree, root, splits.values())
     if train is None or not tree.folders[root / train]:
@@ -227,7 +227,11 @@ def _split_folders(tree: Tree) -> tuple[PurePosixPath, PurePosixPath | None]:
 
 
 def _by_split_names(folders: set[str]) -> dict[tuple[str, ...], dict[str, str]]:
-    """Folders with one name of `TRAIN` or `VALIDATION` among their words, by that name, by the words around it."""
+    """Folders with one name of `TRAIN` or `VALIDATION` among their words.
+
+    Returns:
+      From the words around it, where that name is empty, to a dict from the name to the folder.
+    """
     found: dict[tuple[str, ...], dict[str, str]] = {}
     for folder in sorted(folders):
         words = re.split(r"[^a-z]+", folder.lower())

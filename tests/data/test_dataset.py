@@ -33,7 +33,7 @@ def of(config, source, **settings):
 
 def test_the_public_names():
     assert sorted(jaxcnn.data.__all__) == [
-        "Batch", "Dataset", "EvalBatch", "Fingerprint", "Split", "epoch_order", "eval_batches", "load",
+        "Batch", "Dataset", "EvalBatch", "Fingerprint", "Split", "epoch_order", "eval_batches", "is_named", "load",
         "steps_per_epoch", "train_batches",
     ]  # fmt: skip
     assert all(hasattr(jaxcnn.data, name) for name in jaxcnn.data.__all__)

@@ -70,7 +70,7 @@ async def model_file(request: Request) -> Response:
     if not digest:
         return _file(path)
     if digest != served.digest or signature_of(path) != served.signature:
-        raise HTTPException(404, "This model file has been replaced: reload the page.")
+        raise HTTPException(404, "The model file has been replaced: reload the page.")
     return _file(path, cache=_KEEP)
 
 

@@ -41,8 +41,8 @@ _MAX_SCANS = 100
 # The markers of a JPEG that a segment follows, and its end.
 _MARKER = re.compile(rb"\xff([\xc0-\xcf\xd8-\xfe])")
 
-# Those of frames in arithmetic coding, which browsers do not show. A scan without data still costs a decision for each
-# coefficient of the picture: 26 KB may take 5 minutes.
+# Those of frames in arithmetic coding, which hardly any program writes. A scan without data still costs a decision for
+# each coefficient of the picture: 26 KB may take 5 minutes.
 _ARITHMETIC = (b"\xc9", b"\xca", b"\xcb", b"\xcd", b"\xce", b"\xcf")
 
 # What undoes each EXIF orientation; from 5 on the sides change places.

@@ -667,7 +667,7 @@ def test_another_model_is_not_taken_for_the_one_of_the_names(replacing):
     replace()
     page.check("#local")
     choose(page, encode(picture()))
-    expect(page.locator("#message.wrong")).to_have_text("This model file has been replaced: reload the page.")
+    expect(page.locator("#message.wrong")).to_have_text("The model file has been replaced: reload the page.")
     page.reload()
     page.check("#local")
     choose(page, encode(picture()))
@@ -712,7 +712,7 @@ def test_the_model_file_is_the_one_served(client, model_path):
 def test_another_model_file_than_the_one_asked_for_is_not_sent(client, query):
     response = client.get(f"/model.onnx?{query}")
     assert response.status_code == 404
-    assert error(response) == "This model file has been replaced: reload the page."
+    assert error(response) == "The model file has been replaced: reload the page."
 
 
 @pytest.mark.parametrize("name", ["colours", "colours.ONNX", "colours.model"])

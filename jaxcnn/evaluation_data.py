@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -53,12 +54,17 @@ def class_indices(dataset: data.Dataset, classifier: Classifier) -> Int32[np.nda
     found = dataset.wnids if classifier.wnids and dataset.wnids else dataset.names
     if found in (classifier.wnids, classifier.names):
         return np.arange(len(found), dtype=np.int32)
-    known = {name: i for names in (classifier.names, classifier.wnids) for i, name in enumerate(names)}
+    known = {_composed(name): i for names in (classifier.names, classifier.wnids) for i, name in enumerate(names)}
     for name in found:
-        if name not in known:
+        if _composed(name) not in known:
             first = ", ".join(map(repr, classifier.names[:3]))
             raise UserError(
                 f"the class {name!r} of {dataset.name} is none of the model's {len(classifier.names)}, which begin "
                 f"with {first}; give the data it was trained on, or some with classes of these names"
             )
-    return np.array([known[name] for name in found], np.int32)
+    return np.array([known[_composed(name)] for name in found], np.int32)
+
+
+def _composed(name: str) -> str:
+    """With `ä` as one character: names of older models, and of data sets, may have two."""
+    return unicodedata.normalize("NFC", name)

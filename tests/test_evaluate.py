@@ -346,6 +346,21 @@ def test_classes_of_one_name_are_told_apart_by_their_wordnet_ids():
     assert indices(names, ()) == [0, 1, 2]
 
 
+def test_classes_are_found_whichever_way_their_characters_are_written():
+    def model(*names):
+        return Classifier(
+            config=Config(), names=names, wnids=(), step=None, pictures=None, temperature=1.0, logits=channel_logits
+        )
+
+    def dataset(*names):
+        split = random_split(3)
+        return Dataset(name="zoo", names=names, wnids=(), license="", train=split, validation=split)
+
+    composed, apart = ("B\u00e4r", "Zebra"), ("Zebra", "Ba\u0308r")
+    assert class_indices(dataset(*composed), model(*apart)).tolist() == [1, 0]
+    assert class_indices(dataset(*apart), model(*composed)).tolist() == [1, 0]
+
+
 def test_a_class_that_the_model_does_not_have_is_refused(exported, pictures):
     for split in ("train", "val"):
         (pictures / split / "b green").rename(pictures / split / "b lime")

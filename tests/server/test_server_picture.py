@@ -186,8 +186,10 @@ def test_becomes_the_colours_a_viewer_shows(image, kind, options, expected):
 )
 def test_the_transparent_colour_of_a_png_becomes_white(depth, colour, row, transparent, other):
     extra = chunk(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent))
-    data = png(4, 2, depth=depth, colour=colour, rows=row * 2, extra=extra)
-    assert decode(data, height=2, width=4)[..., 0].tolist() == [[255, 255, other, other]] * 2
+    data = png(4, 4, depth=depth, colour=colour, rows=row * 4, extra=extra)
+    served = decode(data, height=4, width=4)
+    assert served[..., 0].tolist() == [[255, 255, other, other]] * 4
+    np.testing.assert_array_equal(served, training.decode(data, size=4, where="test"))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # The server ignores them too; pytest resets what it set.

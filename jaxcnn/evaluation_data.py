@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +12,7 @@ from jaxcnn.classifier import Classifier
 from jaxcnn.config import DataConfig
 from jaxcnn.division import is_same_source, load_undivided
 from jaxcnn.errors import UserError
+from jaxcnn.paths import composed
 
 
 def defaults_of_options(trained_on: DataConfig, arguments: Sequence[str]) -> DataConfig:
@@ -54,17 +54,12 @@ def class_indices(dataset: data.Dataset, classifier: Classifier) -> Int32[np.nda
     found = dataset.wnids if classifier.wnids and dataset.wnids else dataset.names
     if found in (classifier.wnids, classifier.names):
         return np.arange(len(found), dtype=np.int32)
-    known = {_composed(name): i for names in (classifier.names, classifier.wnids) for i, name in enumerate(names)}
+    known = {composed(name): i for names in (classifier.names, classifier.wnids) for i, name in enumerate(names)}
     for name in found:
-        if _composed(name) not in known:
+        if composed(name) not in known:
             first = ", ".join(map(repr, classifier.names[:3]))
             raise UserError(
                 f"the class {name!r} of {dataset.name} is none of the model's {len(classifier.names)}, which begin "
                 f"with {first}; give the data it was trained on, or some with classes of these names"
             )
-    return np.array([known[_composed(name)] for name in found], np.int32)
-
-
-def _composed(name: str) -> str:
-    """With `ä` as one character: names of older models, and of data sets, may have two."""
-    return unicodedata.normalize("NFC", name)
+    return np.array([known[composed(name)] for name in found], np.int32)

@@ -1,6 +1,7 @@
 """Paths that options name, and names of files as text."""
 
 import os
+import unicodedata
 from pathlib import Path
 
 from jaxcnn.errors import UserError
@@ -34,3 +35,8 @@ def named_path(text: str, *, option: str) -> Path:
 def readable(name: str) -> str:
     """The name of a file or folder as text: its bytes need not be UTF-8, what is written into a model must be."""
     return os.fsencode(name).decode("utf-8", "replace")
+
+
+def composed(name: str) -> str:
+    """A name as keyboards type it, with `ä` as one character; macOS writes two in some places."""
+    return unicodedata.normalize("NFC", name)

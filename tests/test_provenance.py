@@ -12,7 +12,7 @@ from jaxcnn.provenance import Training, parse_trainings, record_earlier
 TRAININGS = st.builds(Training, st.text(), st.text(), st.dictionaries(st.text(), st.text()))
 SCALARS = st.none() | st.booleans() | st.floats() | st.text() | st.integers()
 KEYS = st.sampled_from([each.name for each in dataclasses.fields(Training)]) | st.text()
-VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(KEYS, inner))
+VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(KEYS, inner), max_leaves=8)
 
 
 @given(st.lists(TRAININGS))

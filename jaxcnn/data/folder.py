@@ -2,7 +2,6 @@
 
 import os
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from jaxcnn.data.archive import MAX_BYTES, Archive
 from jaxcnn.data.picture import FORMATS
 from jaxcnn.data.source import Opened, Picture, Source, make_key
 from jaxcnn.errors import UserError
-from jaxcnn.paths import named_path, readable
+from jaxcnn.paths import composed, named_path, readable
 
 TRAIN = ("train", "training")
 """Names of the folder of training pictures, in any case; the first that is there is taken.
@@ -175,12 +174,12 @@ def open_tree(tree: Tree, *, name: str) -> Opened:
         pictures beside the class folders, or two classes whose names cannot be told apart.
     """
     train, validation = _split_folders(tree)
-    names = sorted(map(_composed, tree.folders[train]))
+    names = sorted(map(composed, tree.folders[train]))
     if not names:
         raise UserError(f"{tree.where} has no class folders; put the pictures of each class in a folder of its own")
     for file in () if validation else tree.loose_pictures(train):
         raise UserError(f"{tree.where}: {file} lies beside the class folders; move it into one or remove it")
-    for unknown in sorted(set(map(_composed, tree.folders[validation])) - set(names)) if validation else ():
+    for unknown in sorted(set(map(composed, tree.folders[validation])) - set(names)) if validation else ():
         raise UserError(f"{tree.where}: class {unknown!r} is in {validation}/ but not in {train}/; add or remove it")
     classes = tuple(map(readable, names))
     for same, count in Counter(classes).items():
@@ -284,11 +283,6 @@ def _unnested(tree: Tree, folder: PurePosixPath) -> PurePosixPath:
     return inner if alone and tree.folders[inner] else folder
 
 
-def _composed(folder: str) -> str:
-    """The name as keyboards type it, with `ä` as one character; macOS writes two in some places."""
-    return unicodedata.normalize("NFC", folder)
-
-
 @dataclass(frozen=True)
 class _Files:
     """The pictures of one split, read as they are asked for."""
@@ -300,10 +294,10 @@ class _Files:
     def of(tree: Tree, folder: PurePosixPath, names: list[str]) -> "_Files":
         labels = {name: label for label, name in enumerate(names)}
         paths = []
-        for name in sorted(tree.folders[folder], key=_composed):
+        for name in sorted(tree.folders[folder], key=composed):
             if not tree.files[folder / name]:
                 raise UserError(f"{tree.where}: the folder {folder / name} has no pictures; add some or remove it")
-            paths += [(path, labels[_composed(name)]) for path in tree.files[folder / name]]
+            paths += [(path, labels[composed(name)]) for path in tree.files[folder / name]]
         return _Files(tree, paths)
 
     def __len__(self) -> int:

@@ -651,7 +651,7 @@ def test_a_run_whose_pictures_changed_is_not_quantized_with_them(tmp_path):
     run = make_run(tmp_path / "run")
     Workdir(run).record_pictures(Fingerprint(train=9, validation=1, labels="", pixels="", side=8))
     arguments = [str(run), "--quantize", "int8", "--data.cache_dir", str(tmp_path / "cache")]
-    with pytest.raises(UserError, match="the pictures of digits have changed since the run in"):
+    with pytest.raises(UserError, match="the pictures of digits have changed since the model was trained"):
         program.main(arguments)
     assert not list(run.glob("*int8*"))
 

@@ -146,6 +146,7 @@ def train(config: Config, workdir: Path) -> Evaluation | None:
     Raises:
       UserError: what the user gave cannot be trained on, or training diverged.
     """
+    refuse_workdir_among_pictures(workdir, config.data.source)
     paths = Workdir(workdir)
     with paths.locked():
         paths.refuse_other_settings(config)
@@ -172,6 +173,17 @@ def train(config: Config, workdir: Path) -> Evaluation | None:
             _say_start(run, workdir, step=int(state.step), weights=weights)
             finished = fit(run, state, checkpoints=checkpoints, log=log, stop=stop)
         return conclude(run, workdir) if finished else None
+
+
+def refuse_workdir_among_pictures(workdir: Path, source: str) -> None:
+    """Raises a `UserError` if the run's folder would lie in that of the pictures, and be taken for a class."""
+    if data.is_named(source):
+        return
+    pictures = named_path(source, option="data.source")
+    if pictures.is_dir() and workdir.resolve().is_relative_to(pictures.resolve()):
+        raise UserError(
+            f"workdir {str(workdir)!r} lies in data.source {source!r}, among the pictures; give a --workdir elsewhere"
+        )
 
 
 def refuse_fewer_epochs(run: Run, workdir: Path, *, step: int) -> None:

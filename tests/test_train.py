@@ -209,6 +209,17 @@ def test_classes_whose_names_are_not_utf8_are_exported(config, tmp_path):
     assert "caf\ufffd" in json.loads((tmp_path / "run" / "model.json").read_text(encoding="utf-8"))["names"]
 
 
+@pytest.mark.parametrize("workdir", ["pictures/runs/folder", "pictures", "link/run"])
+def test_a_workdir_among_the_pictures_is_refused_and_not_made(config, tmp_path, monkeypatch, workdir):
+    write_class_folders(tmp_path / "pictures")
+    (tmp_path / "link").symlink_to("pictures")
+    monkeypatch.chdir(tmp_path / "pictures")
+    local = dataclasses.replace(config, data=dataclasses.replace(config.data, source="."))
+    with pytest.raises(UserError, match=r"workdir '.*' lies in data.source '.', among the pictures; give a --workdir"):
+        train(local, tmp_path / workdir)
+    assert sorted(path.name for path in Path().iterdir()) == ["cat", "dog"]
+
+
 def test_a_single_class_is_refused(config, tmp_path):
     source = str(write_class_folders(tmp_path / "pets", ("cat",)))
     with pytest.raises(UserError, match="pets has only the class 'cat'; a classifier needs two or more"):

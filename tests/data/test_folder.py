@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 from pictures import encode, make_picture, write_class_folders, write_zip, zip_folder
 
 from jaxcnn.data.archive import MAX_BYTES
-from jaxcnn.data.folder import Tree, folder_source, open_tree
+from jaxcnn.data.class_folders import open_tree
+from jaxcnn.data.folder import folder_source
 from jaxcnn.data.source import make_key
+from jaxcnn.data.tree import Tree
 from jaxcnn.errors import UserError
 
 PNG = encode(make_picture(0, seed=0, size=8))
@@ -141,6 +143,19 @@ def test_train_alone(opened):
     assert len(pets.validation) == 0
 
 
+@pytest.mark.parametrize("outer", ["", "a/"])
+def test_classes_beside_one_that_is_called_train_are_not_dropped(opened, outer):
+    members = ("train/steam/1.png", "train/diesel/1.png", "plane/1.png", "bus/city/1.png")
+    with pytest.raises(
+        UserError, match=rf"{outer}train looks like .* all classes, but {outer}bus lies beside it; move"
+    ):
+        opened(*(outer + member for member in members))
+
+
+def test_notes_beside_the_training_pictures_are_passed_over(opened):
+    assert opened("train/cat/1.png", "train/dog/1.png", "notes/sizes.csv", "sample.png").names == ("cat", "dog")
+
+
 @pytest.mark.parametrize("stray", ["train/1.png", "val/1.png"])
 @pytest.mark.parametrize("outer", ["", "a/"])
 def test_what_lies_beside_the_class_folders_of_a_split_is_named(opened, stray, outer):
@@ -195,9 +210,11 @@ def test_a_class_may_be_called_train(opened):
     assert opened("train/1.png", "plane/1.png", "test/2.png").names == ("plane", "test", "train")
 
 
-def test_an_outer_folder_is_passed_through(opened):
-    assert opened("a/b/cat/1.png", "a/b/dog/1.png").names == ("cat", "dog")
-    assert contents(opened("a/b/train/cat/1.png", "a/b/train/dog/1.png").train)[0][1] == 0
+@pytest.mark.parametrize("outer", ["a/b/", "a/b/train/"])
+def test_outer_folders_are_passed_through(opened, outer):
+    pets = opened(f"{outer}cat/1.png", f"{outer}dog/1.png")
+    assert pets.names == ("cat", "dog")
+    assert contents(pets.train) == [(f"{outer}cat/1.png", 0), (f"{outer}dog/1.png", 1)]
 
 
 def test_pictures_may_lie_deeper(opened):

@@ -1,5 +1,6 @@
 """Checkpoints of a run: the last and the best, written atomically by Orbax, restored strictly."""
 
+import dataclasses
 import logging
 import re
 from collections.abc import Iterator
@@ -29,7 +30,8 @@ class TrainedModel:
 
     Attributes:
       model: called with `variables`, uint8 or float32 images [batch, height, width, 3] in [0, 255], and
-        `train=False`, gives float32 logits [batch, classes], not yet divided by the temperature.
+        `train=False`, gives float32 logits [batch, classes], not yet divided by the temperature. Like an exported
+        file it computes in float32, whatever it was trained in.
       variables: parameters and batch statistics; the moving average where the run keeps one.
       step: steps taken when it was saved.
       metrics: validation metrics of that step; empty if the run was stopped before its first evaluation.
@@ -140,7 +142,7 @@ def load_model(workdir: Path) -> TrainedModel:
     config, classes = run.read_config(), run.read_classes()
     if not run.checkpoints.exists():
         raise UserError(f"{workdir} has no checkpoint yet; train first")
-    model = models.build_here(config.model, classes=len(classes.names))
+    model = models.build_here(dataclasses.replace(config.model, precision="float32"), classes=len(classes.names))
     _hush()
     with ocp.training.Checkpointer(run.checkpoints.absolute()) as checkpointer:
         if not checkpointer.checkpoints:

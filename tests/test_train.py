@@ -132,6 +132,16 @@ def test_a_run_is_calibrated_and_measured_alike_as_workdir_and_as_file(config, t
     assert f"divided by {trained.temperature:.3g}, the temperature" in page
 
 
+def test_a_run_in_half_precision_is_measured_in_that_of_its_file(config, tmp_path):
+    half = dataclasses.replace(config, model=dataclasses.replace(config.model, precision="bfloat16"))
+    train(half, tmp_path)
+    record = json.loads((tmp_path / "evaluation.json").read_text())
+    evaluate.main([str(tmp_path / "model.onnx")])
+    exported = json.loads((tmp_path / "evaluation.json").read_text())
+    for name in ("loss", "ece"):
+        assert exported[name] == pytest.approx(record[name], abs=1e-5), name
+
+
 def test_a_complete_run_is_not_trained_further(config, tmp_path):
     train(config, tmp_path)
     steps, log = steps_saved(tmp_path), (tmp_path / "metrics.jsonl").read_text()

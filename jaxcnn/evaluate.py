@@ -40,7 +40,8 @@ class Arguments:
     data: DataConfig = field(default_factory=DataConfig)
     split: Literal["validation", "train", "all"] = "validation"
     """Which pictures of the data to measure on.
-    A source without validation pictures has a tenth of its pictures held out for that; `all` is both parts."""
+    A source without validation pictures has some held out: those that the run held out, or a tenth of another source.
+    `all` is both parts."""
     flip: bool = False
     """Measure as well with the probabilities of each picture and its mirror image averaged.
     Done by default, as at the end of a run, if the model was trained with mirror images."""

@@ -14,13 +14,16 @@ _ERRORS = {
     404: "There is no such model or version.",
     408: "The body came too slowly.",
     413: "The body is too large, or has too many pictures.",
-    415: "The content type is not read here.",
+    415: "The content type is not read here, or the body is compressed.",
     500: "The server failed; the log has more, by the request id.",
-    503: "There is no room now, or the server is about to end.",
+    503: "There is no room now, or the answer would be late.",
     504: "It took too long.",
 }
+_ABOUT_TO_END = "The server is about to end."
 _REQUEST_ID = {"X-Request-ID": {"description": "Finds the request in the log.", "schema": {"type": "string"}}}
 _RETRY = {"Retry-After": {"description": "Seconds.", "schema": {"type": "string", "pattern": "^[0-9]+$"}}}
+_RAW = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "application/octet-stream")
+"""What a picture may be sent as by itself; any other `image/*` will do too."""
 
 
 def document(model: Model, settings: Settings) -> Json:
@@ -114,8 +117,8 @@ def _tensors(model: Model, settings: Settings) -> list[Json]:
     level = {"minimum": 0, "maximum": 255}
     return [
         _tensor("Picture files, in base64 or binary.", "BYTES", [pictures, {"const": 1}], 1, {"anyOf": [text, nested]}),
-        _tensor("Pixels.", "UINT8", pixels, 4, {"anyOf": [{"type": "integer", **level}, nested]}),
-        _tensor("Pixels, rounded.", "FP32", pixels, 4, {"anyOf": [{"type": "number", **level}, nested]}),
+        _tensor("Pixels from 0 to 255.", "UINT8", pixels, 4, {"anyOf": [{"type": "integer", **level}, nested]}),
+        _tensor("Pixels from 0 to 255, rounded.", "FP32", pixels, 4, {"anyOf": [{"type": "number", **level}, nested]}),
     ]
 
 
@@ -158,7 +161,6 @@ def _inference_response() -> Json:
 
 
 def _native_paths(model: Model) -> Json:
-    raw: Json = {"schema": {}}
     top_k = min(3, len(model.names))
     predict = {
         "summary": "Name what pictures show",
@@ -181,9 +183,7 @@ def _native_paths(model: Model) -> Json:
             "required": True,
             "content": {
                 "application/json": {"schema": {"oneOf": [_ref("Picture"), _ref("Pictures")]}},
-                "image/jpeg": raw,
-                "image/png": raw,
-                "application/octet-stream": raw,
+                **{each: {"schema": {}} for each in _RAW},
                 "multipart/form-data": {"schema": _ref("Form")},
             },
         },
@@ -246,7 +246,7 @@ def _operations_paths() -> Json:
     metrics["get"]["responses"]["200"]["content"] = {"text/plain": text}
     ping = _get("SageMaker's health check", "ping", 200)
     del ping["get"]["responses"]["200"]["content"]
-    ping["get"]["responses"]["503"] = {"description": "The server is about to end."}
+    ping["get"]["responses"]["503"] = {"description": _ABOUT_TO_END}
     return {
         "/healthz": _get("Does the process answer?", "healthz", 200),
         "/readyz": _get("May requests be sent?", "readyz", 200, 503),
@@ -258,8 +258,9 @@ def _operations_paths() -> Json:
 def _get(summary: str, operation_id: str, *statuses: int) -> Json:
     responses = _success({"type": "object"})
     for each in statuses[1:]:  # An unready state is told as an object of its own.
-        body = {"type": "object"} if each == 503 else _ref("Error")
-        responses[str(each)] = _response(_ERRORS[each], body)
+        unready = each == 503
+        text = _ABOUT_TO_END if unready else _ERRORS[each]
+        responses[str(each)] = _response(text, {"type": "object"} if unready else _ref("Error"))
     return {"get": {"summary": summary, "operationId": operation_id, "tags": ["Operations"], "responses": responses}}
 
 

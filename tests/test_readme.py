@@ -116,6 +116,7 @@ def test_tiny_imagenet_from_a_zip(clone):
 def trained(clone):
     """A clone in which a model of one's own pictures was trained."""
     write_class_folders(clone / "pictures", count=80, size=48)
+    write_class_folders(clone / "new_pictures", count=4, size=48, seed=80)
     make_picture(1, seed=1234, size=300).save(clone / "photo.jpg")
     for block in blocks("Your own pictures"):
         bash(block.replace("folder", "folder --epochs 4", 1), clone)

@@ -19,5 +19,5 @@ PICTURES = st.builds(encode, SIZES, st.sampled_from(["JPEG", "PNG", "GIF", "BMP"
 
 schemathesis.openapi.format("picture", PICTURES)
 schemathesis.openapi.format("base64-picture", PICTURES.map(lambda data: base64.b64encode(data).decode()))
-for kind in ("image/jpeg", "image/png", "application/octet-stream"):
+for kind in ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "application/octet-stream"):
     schemathesis.openapi.media_type(kind, PICTURES)

@@ -53,8 +53,8 @@ def refuse_other_division(
     if began is not None and not began.divides_as(dataset.fingerprint()):
         raise UserError(
             f"the pictures of {dataset.name} have changed since the model was trained, so that some which would be "
-            "held out now are ones that it was trained on; put them back as they were, or give other pictures to "
-            "measure on"
+            "held out now may be ones that it was trained on; put them back as they were, hold out a val/ folder of "
+            "your own or, if they are not the model's but lie where those did, rename their folder"
         )
 
 
@@ -63,8 +63,15 @@ def _has_pictures_of(config: DataConfig, trained_on: DataConfig, began: Fingerpr
     if began is None:
         return False
     fraction, seed = _division(trained_on)
-    as_then = data.load(dataclasses.replace(config, validation_fraction=fraction, split_seed=seed))
-    return began.divides_as(as_then.fingerprint())
+    # In the model's size only if they may be the same: they may have to be decoded for that.
+    return all(
+        began.divides_as(
+            data.load(
+                dataclasses.replace(config, validation_fraction=fraction, split_seed=seed, image_size=side)
+            ).fingerprint()
+        )
+        for side in dict.fromkeys((config.image_size, began.side))
+    )
 
 
 def _place(path: str) -> str:

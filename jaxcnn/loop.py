@@ -114,7 +114,7 @@ def fit(
         for epoch in range(first_step // run.steps_per_epoch, epochs):
             started, before = time.monotonic(), int(state.step)
             state = train_epoch(run, state, epoch=epoch, checkpoints=checkpoints, log=log, progress=progress, stop=stop)
-            step, seconds = int(state.step), time.monotonic() - started
+            step, seconds = int(state.step), _since(started)
             if step == (epoch + 1) * run.steps_per_epoch:
                 scores = evaluate_variables(run, state.evaluated).scalars()
                 log.write("validation", step=step, epoch=float(epoch + 1), **scores)
@@ -237,10 +237,10 @@ def _log_window(
 ) -> float:
     """Waits for the last steps, tells their metrics, and returns the time at which they were done."""
     loss, correct, pictures = (float(sum(each)) for each in zip(*jax.device_get(window), strict=True))
-    done = time.monotonic()
+    done, seconds = time.monotonic(), _since(since)
     refuse_divergence(run, state)
     step = int(state.step)
-    epoch, rate = step / run.steps_per_epoch, pictures / (done - since)
+    epoch, rate = step / run.steps_per_epoch, pictures / seconds
     log.write(
         "train",
         step=step,
@@ -253,3 +253,8 @@ def _log_window(
     )
     progress.update(step=step, epoch=f"{epoch:.2f}/{run.config.epochs}", loss=loss / pictures, images_per_second=rate)
     return done
+
+
+def _since(start: float) -> float:
+    """Seconds since then, never 0: clocks may tick but 64 times a second."""
+    return max(time.monotonic() - start, 1e-9)

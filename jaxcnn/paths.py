@@ -32,6 +32,15 @@ def named_path(text: str, *, option: str) -> Path:
     return path
 
 
+def refuse_among_pictures(path: Path, *, option: str, source: str) -> None:
+    """Raises a `UserError` if a folder to write into lies in that of the pictures, and would be taken for a class."""
+    pictures = named_path(source, option="data.source") if source else None
+    if pictures is not None and pictures.is_dir() and path.resolve().is_relative_to(pictures.resolve()):
+        raise UserError(
+            f"{option} {str(path)!r} lies in data.source {source!r}, among the pictures; give another --{option}"
+        )
+
+
 def readable(name: str) -> str:
     """The name of a file or folder as text: its bytes need not be UTF-8, what is written into a model must be."""
     return os.fsencode(name).decode("utf-8", "replace")

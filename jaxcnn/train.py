@@ -27,7 +27,7 @@ from jaxcnn.loop import Run, fit, initial_state, prepare
 from jaxcnn.metrics import Evaluation
 from jaxcnn.ops.allocator import keep_freed_memory
 from jaxcnn.parallel import describe_devices
-from jaxcnn.paths import named_path
+from jaxcnn.paths import named_path, refuse_among_pictures
 from jaxcnn.provenance import record_earlier
 from jaxcnn.recipe import counted
 from jaxcnn.signals import stop_on_signal
@@ -146,7 +146,8 @@ def train(config: Config, workdir: Path) -> Evaluation | None:
     Raises:
       UserError: what the user gave cannot be trained on, or training diverged.
     """
-    refuse_workdir_among_pictures(workdir, config.data.source)
+    if not data.is_named(config.data.source):
+        refuse_among_pictures(workdir, option="workdir", source=config.data.source)
     paths = Workdir(workdir)
     with paths.locked():
         paths.refuse_other_settings(config)
@@ -173,17 +174,6 @@ def train(config: Config, workdir: Path) -> Evaluation | None:
             _say_start(run, workdir, step=int(state.step), weights=weights)
             finished = fit(run, state, checkpoints=checkpoints, log=log, stop=stop)
         return conclude(run, workdir) if finished else None
-
-
-def refuse_workdir_among_pictures(workdir: Path, source: str) -> None:
-    """Raises a `UserError` if the run's folder would lie in that of the pictures, and be taken for a class."""
-    if data.is_named(source):
-        return
-    pictures = named_path(source, option="data.source")
-    if pictures.is_dir() and workdir.resolve().is_relative_to(pictures.resolve()):
-        raise UserError(
-            f"workdir {str(workdir)!r} lies in data.source {source!r}, among the pictures; give a --workdir elsewhere"
-        )
 
 
 def refuse_fewer_epochs(run: Run, workdir: Path, *, step: int) -> None:

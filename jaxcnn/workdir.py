@@ -113,9 +113,18 @@ class Workdir:
     def read_data_config(self) -> DataConfig:
         """Where the run's pictures come from, found from any working directory; as `read_config`."""
         found, directory = self.read_config().data, self.read_environment().get("directory")
-        if directory is None or is_named(found.source):
+        if directory is None:
             return found
-        return dataclasses.replace(found, source=os.path.join(directory, os.path.expanduser(found.source)))
+
+        def there(path: str) -> str:
+            return os.path.join(directory, os.path.expanduser(path))
+
+        return dataclasses.replace(
+            found,
+            source=found.source if is_named(found.source) else there(found.source),
+            archive=None if found.archive is None else there(found.archive),
+            cache_dir=there(found.cache_dir),
+        )
 
     def read_classes(self) -> Classes:
         """The classes of the run, as `read_config`."""
@@ -142,10 +151,10 @@ class Workdir:
     def read_environment(self) -> dict[str, str]:
         """Versions and hardware of the run's last sitting; empty if that was not recorded."""
         try:
-            found: dict[str, str] = json.loads(self._read("environment.json"))
-            return found
+            found = json.loads(self._read("environment.json"))
         except (UserError, ValueError):
             return {}
+        return found if isinstance(found, dict) and all(isinstance(each, str) for each in found.values()) else {}
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -304,9 +313,10 @@ def parse_fingerprint(value: Any) -> Fingerprint:
       ValueError: it is something else.
     """
     kinds = {each.name: each.type for each in dataclasses.fields(Fingerprint)}
-    if not isinstance(value, dict) or {name: type(each) for name, each in value.items()} != kinds:
+    known: dict[str, Any] = {"decoder": 0} | value if isinstance(value, dict) else {}
+    if {name: type(each) for name, each in known.items()} != kinds:
         raise ValueError("it does not tell how pictures were divided")
-    return Fingerprint(**value)
+    return Fingerprint(**known)
 
 
 def _flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -73,10 +73,31 @@ def test_a_picture_more_changes_what_is_held_out(tmp_path, trained_on, began, pl
     measure(config, trained_on=trained_on, began=None)  # it cannot be told
 
 
-def test_other_pictures_are_divided_as_one_likes(tmp_path, trained_on, began):
+@pytest.mark.parametrize("size", [16, 24])
+def test_other_pictures_are_divided_as_one_likes(tmp_path, trained_on, began, size):
     others = write_class_folders(tmp_path / "others", count=8, seed=50)
-    config = dataclasses.replace(trained_on, source=str(others), validation_fraction=None, split_seed=5)
+    config = dataclasses.replace(
+        trained_on, source=str(others), validation_fraction=None, split_seed=5, image_size=size
+    )
     measure(config, trained_on=trained_on, began=began)
+
+
+def test_a_copy_is_known_in_another_size(tmp_path, trained_on, began):
+    copy = shutil.copytree(tmp_path / "photos", tmp_path / "copy")
+    config = dataclasses.replace(trained_on, source=str(copy), image_size=24)
+    measure(config, trained_on=trained_on, began=began)
+    with pytest.raises(UserError, match=r"give --data\.validation_fraction 0\.5 --data\.split_seed 3, as then"):
+        measure(dataclasses.replace(config, split_seed=0), trained_on=trained_on, began=began)
+
+
+@pytest.mark.parametrize("decoder", [0, 1])
+def test_pixels_of_another_decoder_are_not_held_against_a_model(trained_on, began, decoder):
+    before = dataclasses.replace(began, decoder=decoder, pixels="others")
+    measure(trained_on, trained_on=trained_on, began=before)
+    with pytest.raises(UserError, match="have changed since the model was trained"):
+        measure(trained_on, trained_on=trained_on, began=dataclasses.replace(before, labels="others"))
+    with pytest.raises(UserError, match="have changed since the model was trained"):
+        measure(trained_on, trained_on=trained_on, began=dataclasses.replace(began, pixels="others"))
 
 
 def test_validation_pictures_of_their_own_may_change(tmp_path):

@@ -225,7 +225,9 @@ def test_a_workdir_among_the_pictures_is_refused_and_not_made(config, tmp_path, 
     (tmp_path / "link").symlink_to("pictures")
     monkeypatch.chdir(tmp_path / "pictures")
     local = dataclasses.replace(config, data=dataclasses.replace(config.data, source="."))
-    with pytest.raises(UserError, match=r"workdir '.*' lies in data.source '.', among the pictures; give a --workdir"):
+    with pytest.raises(
+        UserError, match=r"workdir '.*' lies in data.source '.', among the pictures; give another --workdir"
+    ):
         train(local, tmp_path / workdir)
     assert sorted(path.name for path in Path().iterdir()) == ["cat", "dog"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from jaxcnn import models
-from jaxcnn.config import digits
+from jaxcnn.config import DataConfig, digits
 from jaxcnn.data import Fingerprint
 from jaxcnn.errors import UserError
 from jaxcnn.workdir import Classes, Workdir, environment, write_atomically
@@ -108,6 +108,32 @@ def test_a_data_set_that_is_divided_otherwise_is_refused(tmp_path, change, messa
     run.refuse_other_data(CLASSES, dataclasses.replace(PICTURES, side=64, pixels="ef"))  # the same in another size
     with pytest.raises(UserError, match=message):
         run.refuse_other_data(CLASSES, dataclasses.replace(PICTURES, **change))
+
+
+def test_a_record_that_tells_no_decoder_is_read(tmp_path):
+    old = {name: value for name, value in dataclasses.asdict(PICTURES).items() if name != "decoder"}
+    (tmp_path / "pictures.json").write_text(json.dumps(old))
+    assert Workdir(tmp_path).read_pictures() == dataclasses.replace(PICTURES, decoder=0)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "1", '{"python": 3}'])
+def test_a_damaged_record_of_the_environment_is_as_none(tmp_path, text):
+    (tmp_path / "environment.json").write_text(text)
+    assert Workdir(tmp_path).read_environment() == {}
+
+
+def test_paths_of_a_run_are_found_from_any_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run, config = Workdir(tmp_path / "run"), digits()
+    for source, archive in (("pets", None), ("tiny_imagenet", "tiny.zip")):
+        of = DataConfig(source=source, archive=archive, cache_dir="cache")
+        run.record(dataclasses.replace(config, data=of), CLASSES)
+        monkeypatch.chdir("/")
+        found = run.read_data_config()
+        monkeypatch.chdir(tmp_path)
+        assert found.source == (source if archive else str(tmp_path / source))
+        assert found.archive == (archive and str(tmp_path / archive))
+        assert found.cache_dir == str(tmp_path / "cache")
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"train": 1}', json.dumps(dataclasses.asdict(PICTURES) | {"train": "1"})])

@@ -13,13 +13,13 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxcnn.data.picture import decode
+from jaxcnn.data.picture import DECODER, decode
 from jaxcnn.data.source import NO_ROOM, Opened, Pictures, Source
 from jaxcnn.data.split import Dataset, Split
 from jaxcnn.errors import UserError
 
 VERSION = 2
-"""Raise it when the same source would be decoded to other pixels or classes: older entries are then decoded anew."""
+"""Raise it when the same source would be read as other classes, or as `DECODER`: older entries are then made anew."""
 
 CHUNK = 2**25
 """Bytes of decoded pictures between two writes: 2,730 pictures of 64x64 pixels, or 10 of 1024x1024."""
@@ -63,7 +63,9 @@ def _read_entry(entry: Path) -> Dataset | None:
     """Maps an entry; None if there is none, or its files have not the sizes that were written."""
     try:
         meta = json.loads((entry / "entry.json").read_text())
-        if meta["version"] != VERSION or any((entry / name).stat().st_size != n for name, n in meta["bytes"].items()):
+        if (meta["version"], meta["decoder"]) != (VERSION, DECODER):
+            return None
+        if any((entry / name).stat().st_size != n for name, n in meta["bytes"].items()):
             return None
         "".join((meta["name"], *meta["names"])).encode()  # raises for names of before they were made `readable`
         return Dataset(
@@ -148,6 +150,7 @@ def _write_files(folder: Path, opened: Opened, size: int) -> None:
     files = sorted(folder.iterdir())
     meta = {
         "version": VERSION,
+        "decoder": DECODER,
         "name": opened.name,
         "names": opened.names,
         "wnids": opened.wnids,

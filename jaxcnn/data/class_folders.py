@@ -57,7 +57,7 @@ def _split_folders(tree: Tree) -> tuple[PurePosixPath, PurePosixPath | None]:
         the two folders; or it cannot be told whether these are classes.
     """
     root = PurePosixPath()
-    while len(tree.folders[root]) == 1 and not tree.loose_files(root):
+    while len(tree.folders[root]) == 1 and not tree.loose_pictures(root):
         (only,) = tree.folders[root]
         if not tree.folders[root / only]:
             break  # one class folder, not an outer folder

@@ -11,7 +11,7 @@ from jaxcnn.data.folder import folder_source
 from jaxcnn.data.source import Source
 from jaxcnn.data.split import Dataset, hold_out, hold_out_none
 from jaxcnn.errors import UserError
-from jaxcnn.paths import named_path
+from jaxcnn.paths import named_path, refuse_among_pictures
 
 HELD_OUT = 0.1
 """Share of the training pictures held out where a source has no validation pictures of its own."""
@@ -29,6 +29,8 @@ def load(config: DataConfig, *, divided: bool = True) -> Dataset:
         are too few pictures.
     """
     cache_dir = named_path(config.cache_dir, option="data.cache_dir")
+    if not is_named(config.source):
+        refuse_among_pictures(cache_dir, option="data.cache_dir", source=config.source)
     dataset = load_cached(_source(config, cache_dir), size=config.image_size, cache_dir=cache_dir)
     if config.validation_fraction is not None or len(dataset.validation) == 0:
         fraction = config.validation_fraction or HELD_OUT

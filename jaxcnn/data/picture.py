@@ -14,6 +14,10 @@ from jaxcnn.errors import UserError
 MAX_PIXELS = 80_000_000
 """Larger pictures are refused: 240 MB decoded. Below the 89 million at which Pillow warns of a decompression bomb."""
 
+DECODER = 3
+"""Raise it when the same file would become other pixels: those in the cache are then decoded anew, and those that older
+runs have recorded are no longer compared."""
+
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """Still pictures only: some other formats of Pillow start programs (EPS) or draw with the machine's own fonts (WMF)."""
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, Int64, UInt8
 
+from jaxcnn.data.picture import DECODER
 from jaxcnn.errors import UserError
 
 CHUNK = 512
@@ -67,7 +68,9 @@ class Fingerprint:
       labels: SHA-256 of the labels of both, in their order.
       pixels: SHA-256 of the validation pictures. Files that were exchanged or renamed leave the labels as they are, but
         not which pictures are held out.
-      side: of the pictures; those of another are not comparable by their pixels.
+      side: of the pictures.
+      decoder: version of what decoded them; 0 in records that do not tell. Pictures of another side or decoder are not
+        comparable by their pixels.
     """
 
     train: int
@@ -75,12 +78,16 @@ class Fingerprint:
     labels: str
     pixels: str
     side: int
+    decoder: int = 0
 
     def divides_as(self, other: "Fingerprint") -> bool:
         """Whether the same pictures are held out, as far as it can be told."""
-        return dataclasses.replace(self, pixels="", side=0) == dataclasses.replace(other, pixels="", side=0) and (
-            self.pixels == other.pixels or self.side != other.side
-        )
+        mine, others = ((each.train, each.validation, each.labels) for each in (self, other))
+        return mine == others and (self.pixels == other.pixels or not self.is_comparable(other))
+
+    def is_comparable(self, other: "Fingerprint") -> bool:
+        """Whether the same pictures have the same pixels in both."""
+        return (self.side, self.decoder) == (other.side, other.decoder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +116,7 @@ class Dataset:
             labels=labels.hexdigest(),
             pixels=pixels.hexdigest(),
             side=images.shape[1],
+            decoder=DECODER,
         )
 
 

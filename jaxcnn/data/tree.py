@@ -74,14 +74,12 @@ class Tree:
         return tree
 
     def _add_folder(self, path: PurePosixPath) -> None:
-        if path not in self.folders and not any(map(is_junk, path.parts)):
-            self._add_folder(path.parent)
-            self.folders[path.parent].add(path.name)
-            self.folders[path], self.files[path] = set(), []
-
-    def loose_files(self, folder: PurePosixPath) -> list[PurePosixPath]:
-        """The files that lie directly in a folder."""
-        return [path for path in self.files[folder] if path.parent == folder]
+        if path in self.folders or any(map(is_junk, path.parts)):
+            return
+        for folder in (*reversed(path.parents), path):
+            if folder not in self.folders:
+                self.folders[folder.parent].add(folder.name)
+                self.folders[folder], self.files[folder] = set(), []
 
     def pictures(self, folder: PurePosixPath) -> list[PurePosixPath]:
         """The files below a folder that are pictures by their name; lists of classes often lie beside."""

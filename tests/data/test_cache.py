@@ -190,9 +190,11 @@ def test_an_entry_of_an_older_version_is_decoded_anew(tmp_path):
     some, calls = source()
     load_cached(some, size=8, cache_dir=tmp_path)
     path = tmp_path / "some-8" / "entry.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": cache.VERSION - 1}))
-    check(load_cached(some, size=8, cache_dir=tmp_path))
-    assert len(calls) == 2
+    entry = json.loads(path.read_text())
+    for number, older in enumerate(({"version": cache.VERSION - 1}, {"decoder": cache.DECODER - 1})):
+        path.write_text(json.dumps(entry | older))
+        check(load_cached(some, size=8, cache_dir=tmp_path))
+        assert len(calls) == 2 + number
 
 
 def test_an_entry_whose_names_are_no_text_is_decoded_anew(tmp_path):

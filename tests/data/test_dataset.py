@@ -164,6 +164,15 @@ def test_the_home_directory_is_understood(tmp_path, monkeypatch):
     assert (tmp_path / "cache" / "digits-8").is_dir()
 
 
+def test_a_cache_among_the_pictures_is_refused_and_not_made(tmp_path):
+    source = write_class_folders(tmp_path / "pictures")
+    config = DataConfig(source=str(source), cache_dir=str(source / "cache"), image_size=8)
+    with pytest.raises(UserError, match=r"data\.cache_dir '.*' lies in data.source .*; give another --data.cache_dir"):
+        load(config)
+    assert not (source / "cache").exists()
+    assert len(load(dataclasses.replace(config, cache_dir=str(tmp_path / "cache"))).names) == 2
+
+
 @pytest.mark.parametrize("name", ["source", "cache_dir", "archive"])
 def test_a_home_directory_of_nobody_is_told_in_one_line(config, name):
     with pytest.raises(UserError, match=rf"^data\.{name} is '~nosuchuser/x', but there is no such home directory"):

@@ -211,10 +211,17 @@ def test_a_class_may_be_called_train(opened):
 
 
 @pytest.mark.parametrize("outer", ["a/b/", "a/b/train/"])
-def test_outer_folders_are_passed_through(opened, outer):
-    pets = opened(f"{outer}cat/1.png", f"{outer}dog/1.png")
+@pytest.mark.parametrize("beside", [(), ("README.txt", "a/LICENSE")])
+def test_outer_folders_are_passed_through(opened, outer, beside):
+    pets = opened(f"{outer}cat/1.png", f"{outer}dog/1.png", *beside)
     assert pets.names == ("cat", "dog")
     assert contents(pets.train) == [(f"{outer}cat/1.png", 0), (f"{outer}dog/1.png", 1)]
+
+
+def test_folders_may_be_nested_as_deep_as_an_archive_goes():
+    path = PurePosixPath("cat", *["x"] * 3000, "1.png")
+    pets = open_tree(Tree.of([path, PurePosixPath("dog/1.png")], (), where="pets", read=lambda _: PNG), name="pets")
+    assert contents(pets.train) == [(str(path), 0), ("dog/1.png", 1)]
 
 
 def test_pictures_may_lie_deeper(opened):

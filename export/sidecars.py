@@ -1,13 +1,12 @@
 """The files beside an exported one: for runtimes that hide metadata, for the Hugging Face Hub, for a first test."""
 
 import hashlib
+import io
 import json
-import os
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,35 +22,48 @@ def folder_of(model: Path) -> Path:
     return model.with_suffix("")
 
 
-def write_sidecars(
+def make_sidecars(
     path: Path, metadata: Mapping[str, Any], *, card: str, pictures: np.ndarray, real: bool = True
-) -> None:
-    """Writes MODEL.json beside a model, and into the folder MODEL/ what else goes with it.
+) -> dict[str, bytes]:
+    """The files that go beside a model, by their paths there: MODEL.json, and what else goes into the folder MODEL/.
 
     MODEL/README.md is the model card, MODEL/config.json and MODEL/preprocessor_config.json tell classes and
     preparation by Hugging Face's names for them, MODEL/example.npz holds pictures and what the model says of them, by
     name of input and output. Whether those pictures are real or noise is told in MODEL.json.
+
+    They are to be put there in this order: `foreign_path` knows the folder by its config.json, and MODEL.json must
+    not tell of an example that is not there yet.
     """
-    folder = folder_of(path)
-    folder.mkdir(exist_ok=True)
-    example = {"example": f"{folder.name}/example.npz", "example_pictures": "real" if real else "noise"}
-    _write(path.with_suffix(".json"), _json(describe(path) | example | dict(metadata)))
-    _write(folder / "config.json", _json(hub_config(metadata)))
-    _write(folder / "preprocessor_config.json", _json(hub_preprocessor(metadata)))
-    _write(folder / "README.md", card.encode())
-    with _written(folder / "example.npz") as file:
-        np.savez_compressed(file, image=pictures, **open_model(path)(pictures))  # type: ignore[arg-type]
+    name = folder_of(path).name
+    arrays = io.BytesIO()
+    np.savez_compressed(arrays, image=pictures, **open_model(path)(pictures))  # type: ignore[arg-type]
+    example = {"example": f"{name}/example.npz", "example_pictures": "real" if real else "noise"}
+    return {
+        f"{name}/config.json": _json(hub_config(metadata)),
+        f"{name}/preprocessor_config.json": _json(hub_preprocessor(metadata)),
+        f"{name}/README.md": card.encode(),
+        f"{name}/example.npz": arrays.getvalue(),
+        f"{name}.json": _json(describe(path) | example | dict(metadata)),
+    }
 
 
 def foreign_path(model: Path) -> Path | None:
-    """What is there under the name of a sidecar but was not written as one; None if all may be replaced."""
+    """What is there under the name of a sidecar but was not written as one; None if all may be replaced.
+
+    What an export leaves that was cut short is its own: hidden files if it was killed, empty ones if the power failed.
+    """
     folder, description = folder_of(model), model.with_suffix(".json")
-    if description.exists() and _read_value(description, "opset") is None:
+    if description.exists() and not _is_empty(description) and _read_value(description, "opset") is None:
         return description
     if not folder.is_dir():
         return folder if folder.exists() else None
-    ours = not any(folder.iterdir()) or _read_value(folder / "config.json", "model_type") == _MODEL_TYPE
-    return None if ours else folder
+    config = folder / "config.json"
+    ours = all(each.name.startswith(".") for each in folder.iterdir()) or _is_empty(config)
+    return None if ours or _read_value(config, "model_type") == _MODEL_TYPE else folder
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size == 0
 
 
 def _read_value(path: Path, key: str) -> Any:
@@ -142,20 +154,3 @@ def _value(value: onnx.ValueInfoProto) -> dict[str, Any]:
 
 def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def _write(path: Path, content: bytes) -> None:
-    with _written(path) as file:
-        file.write(content)
-
-
-@contextmanager
-def _written(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write to; in the end it is there whole, or as it was before."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,10 +1,14 @@
 """A training run's folder as a file to take away: the only part of `export` that knows jaxcnn."""
 
 import dataclasses
+import glob
 import json
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,11 +33,15 @@ from jaxcnn.evaluate import evaluate, record
 from jaxcnn.metrics import Evaluation
 from jaxcnn.paths import readable
 from jaxcnn.weights import write_weights
-from jaxcnn.workdir import Workdir, environment
+from jaxcnn.workdir import Workdir, environment, write_atomically
 
 _INPUT = "image"
 _TOLERANCES = {"heatmap": 1e-2}
 """A heatmap is divided by its largest value, which may be small beside what it is the sum of."""
+_ABANDONED = 24 * 60 * 60
+"""Seconds without a new file after which an export was killed: the longest takes some hours."""
+_ROUNDING = 1e-9
+"""More than the difference of two shares is off by in binary, and less than one picture of any data set."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,12 +70,12 @@ def export_workdir(
 
     Input `image`: uint8 RGB [batch, height, width, 3]. Outputs `logits` and `probabilities`: float32
     [batch, classes]. Class names and how to prepare pictures are in the metadata, each value in JSON. For what goes
-    with it see `sidecars.write_sidecars`.
+    with it see `sidecars.make_sidecars`.
 
     Args:
       workdir: the run's folder.
       output: the file; by default `model.onnx` (`model.int8.onnx` if quantized) in the folder. It appears, or is
-        replaced, only once verified.
+        replaced, only once verified and once all that goes with it is on the disk too.
       pictures: real ones to verify with, besides random ones; by default those of the example of an earlier export.
       features: adds the output `features`, see `explain`.
       heatmap: adds the output `heatmap`, see `explain`.
@@ -89,36 +97,87 @@ def export_workdir(
     trained = load_model(workdir)
     if quantization is not None:
         _require_same_pictures(quantization.dataset, trained)
-    if foreign := sidecars.foreign_path(target):
-        raise UserError(
-            f"{foreign} would be written with {target}, but is something else already; give another name with -o"
-        )
-    evaluation = _evaluation(run, trained)
-    facts, side = metadata(run, trained) | _measured(trained, evaluation), trained.config.data.image_size
+    _refuse_taken(target)
     if pictures is None:
-        pictures = sidecars.read_pictures(run.onnx, side)
+        pictures = sidecars.read_pictures(run.onnx, trained.config.data.image_size)
+    # A file that is taken elsewhere is given to others, who may not be meant to have the pictures.
+    shown = pictures if target.resolve().parent == run.path.resolve() else None
     try:
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as folder:
-            file, checks = _write_verified(
-                trained, Path(folder) / target.name, pictures, features=features, heatmap=heatmap
+        _remove_abandoned(target)
+        with tempfile.TemporaryDirectory(prefix=_prefix(target), dir=target.parent) as folder:
+            path = Path(folder) / target.name
+            facts, evaluation, checks = _write_model(
+                run, trained, path, pictures, features=features, heatmap=heatmap, quantization=quantization
             )
-            if quantization is not None:
-                file, facts["quantization"], evaluation = _quantize(file, trained, quantization)
-                facts |= _measured(trained, evaluation)
-                checks = [f"Before it was quantized: {each}" for each in checks]
-                checks += [
-                    f"In eight bits it is valid ONNX too, and its accuracy falls by at most {quantization.tolerance}."
-                ]
-            _set_metadata(file, facts)
-            os.replace(file, target)
-        card = write_card(facts, sidecars.describe(target), evaluation=evaluation, checks=checks)
-        # A file that is taken elsewhere is given to others, who may not be meant to have the pictures.
-        real = pictures is not None and target.resolve().parent == run.path.resolve()
-        example = pictures if pictures is not None and real else _noise(4, side)
-        sidecars.write_sidecars(target, facts, card=card, pictures=example, real=real)
+            card = write_card(facts, sidecars.describe(path), evaluation=evaluation, checks=checks)
+            example = _noise(4, trained.config.data.image_size) if shown is None else shown
+            beside = sidecars.make_sidecars(path, facts, card=card, pictures=example, real=shown is not None)
+            _publish(path, beside, target)
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error.strerror or error}; give another path with -o") from error
     return target
+
+
+def _refuse_taken(target: Path) -> None:
+    """Raises a `UserError` if something else has the name of the file, or of what comes beside it."""
+    if target.is_dir():
+        raise UserError(f"{target} cannot be written: Is a directory; give another path with -o")
+    if foreign := sidecars.foreign_path(target):
+        raise UserError(
+            f"{foreign} would be written with {target}, but is something else already; move it away, or give another "
+            "name with -o"
+        )
+
+
+def _prefix(target: Path) -> str:
+    """What the folders begin with in which exports of this file work: by it they are ours to remove."""
+    return f".export-{target.name}-"
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Removes the folders of exports that were killed, but none that another may be working in at this time."""
+    for folder in target.parent.glob(f"{glob.escape(_prefix(target))}*"):
+        with suppress(OSError):  # another export may be removing it too
+            if time.time() - folder.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(folder)
+
+
+def _write_model(
+    run: Workdir,
+    trained: TrainedModel,
+    path: Path,
+    pictures: np.ndarray | None,
+    *,
+    features: bool,
+    heatmap: bool,
+    quantization: Quantization | None,
+) -> tuple[dict[str, Any], dict[str, Any] | None, list[str]]:
+    """Writes the verified model; returns its metadata, its evaluation, and what was checked, a sentence each."""
+    facts, evaluation = metadata(run, trained), _evaluation(run, trained)
+    file, checks = _write_verified(trained, path, pictures, features=features, heatmap=heatmap)
+    if quantization is not None:
+        file, facts["quantization"], evaluation = _quantize(file, trained, quantization)
+        checks = [f"Before it was quantized: {each}" for each in checks]
+        checks += [f"In eight bits it is valid ONNX too, and its accuracy falls by at most {quantization.tolerance}."]
+    facts |= _measured(trained, evaluation)
+    model = onnx.load(file)
+    onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in facts.items()})
+    write_atomically(path, model.SerializeToString())
+    return facts, evaluation, checks
+
+
+def _publish(path: Path, beside: dict[str, bytes], target: Path) -> None:
+    """Moves a model to its place, and what goes beside it, by its path there.
+
+    All is on the disk before anything is replaced, so a full one changes nothing. The model comes last: if something
+    cannot be replaced, the older model is still there.
+    """
+    for name, content in beside.items():
+        (path.parent / name).parent.mkdir(exist_ok=True)
+        write_atomically(path.parent / name, content)
+    for name in (*beside, target.name):
+        (target.parent / name).parent.mkdir(exist_ok=True)
+        os.replace(path.parent / name, target.parent / name)
 
 
 def export_weights(workdir: Path, output: Path) -> Path:
@@ -169,12 +228,17 @@ def _measured(trained: TrainedModel, evaluation: dict[str, Any] | None) -> dict[
 
 
 def _evaluation(run: Workdir, trained: TrainedModel) -> dict[str, Any] | None:
-    """The record of this checkpoint; None if there is none, or only that of another."""
-    found = _read_json(run.evaluation)
-    if not isinstance(found, dict):
-        return None
-    fits = (found.get("step"), found.get("temperature")) == (trained.step, trained.temperature)
-    return found if fits else None
+    """The record of this checkpoint on the run's validation pictures; None if there is none, or only another."""
+    found, pictures = _read_json(run.evaluation), run.read_pictures()
+    expected = {
+        "step": trained.step,
+        "temperature": trained.temperature,
+        "dataset": trained.dataset,
+        "split": "validation",
+        # Other data may have the same name.
+        **({} if pictures is None else {"count": pictures.validation}),
+    }
+    return found if isinstance(found, dict) and expected.items() <= found.items() else None
 
 
 def _portable(config: Config) -> Config:
@@ -286,7 +350,7 @@ def _quantize(
         figures |= {f"bytes_{kind}": path.stat().st_size}
         figures |= {f"ms_{kind}": times.latency, f"rate_{kind}": times.throughput}
     top1 = [each.top1 for each in measured]
-    if top1[0] - top1[1] > quantization.tolerance:
+    if top1[0] - top1[1] > quantization.tolerance + _ROUNDING:
         raise VerificationError(
             f"in int8 top-1 accuracy falls from {top1[0]:.4f} to {top1[1]:.4f}, by more than the "
             f"{quantization.tolerance:g} that --tolerance allows (one picture takes {speed[1].latency:.3f} ms instead "
@@ -310,15 +374,6 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-
-
-def _set_metadata(path: Path, facts: dict[str, Any]) -> None:
-    model = onnx.load(path)
-    onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in facts.items()})
-    with path.open("wb") as file:
-        file.write(model.SerializeToString())
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _noise(count: int, side: int) -> np.ndarray:

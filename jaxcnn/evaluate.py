@@ -64,6 +64,8 @@ def main(arguments: Sequence[str]) -> None:
     classifier = open_classifier(path)
     trained_on = Workdir(path).read_data_config() if path.is_dir() else classifier.config.data
     parsed = parse(Arguments(trained_on, flip=classifier.config.augment.flip), arguments[1:])
+    output = parsed.output or default_output(path, parsed, trained_on=trained_on)
+    refuse_other_file(output)
     dataset = load_evaluation_data(parsed.data, classifier, divided=parsed.split != "all")
     if parsed.split != "all":
         # A file may be older than the record in it, and lie in its run's folder.
@@ -75,7 +77,6 @@ def main(arguments: Sequence[str]) -> None:
     )
     evaluation = measure(classifier.logits, *splits)
     flipped = measure(with_mirror_image(classifier.logits), *splits) if parsed.flip else None
-    output = parsed.output or default_output(path, parsed, trained_on=trained_on)
     total = len(dataset.train) + len(dataset.validation)
     title = f"{path} on {dataset.name}, {parsed.split}: {evaluation.count:,} of its {total:,} pictures"
     print_evaluation(evaluation, names=classifier.names, title=title, flipped=flipped)
@@ -165,6 +166,27 @@ def default_output(path: Path, arguments: Arguments, *, trained_on: DataConfig) 
         "other" if not is_of_run(arguments.data, trained_on=trained_on) else "",
     ]
     return run.evaluation.with_name("-".join(["evaluation", *filter(None, kinds)]) + ".json")
+
+
+def refuse_other_file(output: Path) -> None:
+    """Raises a `UserError` if an evaluation would replace a file that is none, such as a model or a run's settings."""
+    if output.exists() and not _is_evaluation(output):
+        raise UserError(
+            f"the evaluation would overwrite {output}, which is something else; give the name of a new file, or of an "
+            "earlier evaluation, with --output"
+        )
+
+
+def _is_evaluation(path: Path) -> bool:
+    """Whether a file is an evaluation, or empty."""
+    if not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            start = file.read(1)  # models and archives are large: only what may be a JSON object is read on
+            return not start or (start == b"{" and "per_class" in json.loads(start + file.read()))
+    except (OSError, ValueError):
+        return False
 
 
 def _run_of(path: Path) -> Workdir:

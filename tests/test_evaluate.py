@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -457,6 +458,35 @@ def test_a_folder_to_write_to_is_refused_before_anything_is_measured(exported, t
     for folder in (str(tmp_path), ".", ""):
         with pytest.raises(UserError, match=r"output is '.*', which is a folder; give the name of a file in it"):
             main([str(exported), "--output", folder])
+
+
+def test_only_an_earlier_evaluation_is_replaced(exported, workdir, tmp_path, monkeypatch):
+    earlier, empty, array = (tmp_path / name for name in ("earlier.json", "empty.json", "array.json"))
+    empty.touch()
+    array.write_text('["per_class"]')
+    for output in (earlier, earlier, empty):
+        main([str(exported), "--output", str(output)])
+        assert json.loads(output.read_text())["count"] == 9
+    monkeypatch.setattr(data, "load", lambda *_: pytest.fail("loaded"))
+    for other in (exported, workdir / "config.json", array):
+        before = other.read_bytes()
+        told = rf"the evaluation would overwrite {other}, which is something else; give the name of a new file"
+        with pytest.raises(UserError, match=told):
+            main([str(exported), "--output", str(other)])
+        assert other.read_bytes() == before
+
+
+def test_what_is_no_regular_file_is_not_replaced(exported, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=r"would overwrite .*pipe, which is something else"):
+        main([str(exported), "--output", str(tmp_path / "pipe")])
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_file_that_happens_to_have_the_name_of_the_record_is_not_replaced(exported):
+    (exported.parent / "evaluation.json").write_text('{"accuracy": 0.5}')
+    with pytest.raises(UserError, match=r"would overwrite .*evaluation.json, which is something else"):
+        main([str(exported)])
 
 
 @pytest.mark.parametrize("split", ["validation", "all"])

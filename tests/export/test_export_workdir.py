@@ -3,10 +3,12 @@
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -20,6 +22,7 @@ from scipy.special import softmax
 
 import export
 import export.quantize
+import export.sidecars
 import export.workdir
 import jaxcnn
 from export import __main__ as program
@@ -263,7 +266,58 @@ def test_an_example_that_cannot_be_written_leaves_nothing_behind(run, tmp_path, 
     monkeypatch.setattr(np, "savez_compressed", cut_short)
     with pytest.raises(UserError, match="No space left"):
         export.export_workdir(run, tmp_path / "m.onnx")
-    assert not [each.name for each in (tmp_path / "m").iterdir() if "example" in each.name]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_with_the_last_file_leaves_all_as_it_was(pictured, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    shutil.copytree(pictured, run)
+    before = {each: each.read_bytes() for each in run.rglob("*") if each.is_file()}
+    synced = []
+
+    def fill_up(descriptor):
+        synced.append(descriptor)
+        if len(synced) == 6:  # the model, and five files beside it
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fill_up)
+    with pytest.raises(UserError, match=r"model.onnx cannot be written: No space left on device; give another path"):
+        export.export_workdir(run, features=True)
+    assert {each: each.read_bytes() for each in run.rglob("*") if each.is_file()} == before
+
+
+def test_the_model_is_replaced_last(run, tmp_path, monkeypatch):
+    path = export.export_workdir(run, tmp_path / "m.onnx")
+    older, moved, move = path.read_bytes(), [], export.workdir.os.replace
+
+    def refuse_the_model(source, target):
+        if target == path:
+            raise PermissionError(13, "Permission denied")
+        move(source, target)
+        if Path(target).is_relative_to(tmp_path / "m") or target == tmp_path / "m.json":
+            moved.append(Path(target).name)
+
+    monkeypatch.setattr("os.replace", refuse_the_model)
+    with pytest.raises(UserError, match=r"m.onnx cannot be written: Permission denied"):
+        export.export_workdir(run, path, features=True)
+    assert path.read_bytes() == older
+    assert (moved[0], moved[-1], len(moved)) == ("config.json", "m.json", 5)
+
+
+def test_what_killed_exports_have_left_is_removed_a_day_later(run, tmp_path):
+    target = tmp_path / "m[1].onnx"
+    names = (".export-m[1].onnx-killed", ".export-m[1].onnx-running", ".export-settings", ".export-m1.onnx-other")
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "m.onnx").write_bytes(b"half")
+        if not name.endswith("running"):
+            os.utime(tmp_path / name, (time.time() - 25 * 3600,) * 2)
+    begun = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export.workdir, "verify", lambda path, *_, **__: begun.append(path.parent.name) or 0.0)
+        export.export_workdir(run, target)
+    assert begun[0].startswith(".export-m[1].onnx-")
+    assert {each.name for each in tmp_path.glob(".*")} == set(names[1:])
 
 
 def test_noise_is_not_taken_for_real_pictures_later(run, file):
@@ -397,10 +451,23 @@ def test_a_card_before_the_end_of_a_run_has_the_figures_of_the_checkpoint(file):
     assert "From the worst class" not in card
 
 
-@pytest.mark.parametrize("change", [{"step": 6}, {"temperature": 2.0}, {"step": None}])
-def test_an_evaluation_of_another_checkpoint_is_left_alone(run, tmp_path, change):
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": 6},
+        {"temperature": 2.0},
+        {"step": None},
+        {"split": "all"},
+        {"split": "train"},
+        {"dataset": "other pets"},
+        {"count": 4},
+    ],
+)
+def test_an_evaluation_of_another_checkpoint_or_other_pictures_is_left_alone(run, tmp_path, change):
     workdir, trained = Workdir(tmp_path), load_model(run)
-    record = {"step": trained.step, "temperature": trained.temperature, "top1": 0.75}
+    workdir.record_pictures(Fingerprint(train=7, validation=3, labels="ab", pixels="cd", side=8))
+    about = {"step": trained.step, "temperature": trained.temperature, "dataset": "pets", "split": "validation"}
+    record = about | {"count": 3, "top1": 0.75}
     workdir.evaluation.write_text(json.dumps(record))
     assert export.workdir._evaluation(workdir, trained) == record
     workdir.evaluation.write_text(json.dumps(record | change))
@@ -675,6 +742,22 @@ def test_a_quantized_file_that_is_too_inaccurate_never_appears(tmp_path, monkeyp
     assert not list(run.glob(".export*"))
 
 
+@pytest.mark.parametrize(("fell", "tolerance"), [(1, 0.01), (7, 0.07), (29, 0.29), (0, 0.0)])
+def test_accuracy_may_fall_by_exactly_the_tolerance(run, file, tmp_path, monkeypatch, fell, tolerance):
+    dataset, trained = dataset_of(run, validation=100), load_model(run)
+    measured = export.workdir._evaluate(file, dataset, trained)
+    path = Path(shutil.copy(file, tmp_path / "m.onnx"))
+
+    def quantize_to(right):
+        falls = iter([dataclasses.replace(measured, top1=each / 100) for each in (95, right)])
+        monkeypatch.setattr(export.workdir, "_evaluate", lambda *_: next(falls))
+        return export.workdir._quantize(path, trained, Quantization(dataset=dataset, tolerance=tolerance))
+
+    assert quantize_to(95 - fell)[1]["top1_int8"] == (95 - fell) / 100
+    with pytest.raises(export.VerificationError, match=f"falls from 0.9500 to 0.{94 - fell}00, by more than the "):
+        quantize_to(94 - fell)
+
+
 def command(*arguments):
     return subprocess.run(
         [sys.executable, "-m", "export", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
@@ -748,6 +831,7 @@ def test_the_weights_say_what_they_are(run, tmp_path):
         ("pets/README.md", "my notes"),
         ("pets/config.json", "[1]"),
         ("pets/cat/1.png", ""),
+        ("pets/config.json", "{"),
         ("pets", ""),
         ("pets.json", '{"opse": 17}'),
     ],
@@ -764,6 +848,16 @@ def test_what_is_no_sidecar_is_never_replaced(run, tmp_path, theirs, text):
         export.export_workdir(run, tmp_path / "pets.onnx")
     assert sorted(tmp_path.rglob("*")) == there
     assert file.read_text() == text
+
+
+@pytest.mark.parametrize("left", ["pets/.config.json.123.tmp", "pets/config.json", "pets.json"])
+def test_what_an_export_leaves_that_was_cut_short_is_no_obstacle(tmp_path, left):
+    file = tmp_path / left
+    file.parent.mkdir(exist_ok=True)
+    file.touch()
+    if left == "pets/config.json":
+        (tmp_path / "pets" / "README.md").touch()
+    assert export.sidecars.foreign_path(tmp_path / "pets.onnx") is None
 
 
 def test_a_file_is_exported_again_also_after_it_was_interrupted(run, tmp_path):

@@ -5,6 +5,7 @@ import re
 import time
 from typing import TYPE_CHECKING
 
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import log
@@ -13,6 +14,9 @@ from server.metrics import NO_ROUTE
 if TYPE_CHECKING:
     from server.service import Service
 
+_NOT_STARTED = (
+    "The server has no model, for it was started with `--lifespan off` or the like: its operator has to leave that out."
+)
 _REQUEST_ID = re.compile(rb"[\w.:+/=-]{1,128}", re.ASCII)
 
 
@@ -26,6 +30,9 @@ class Edge:
         """Gives a request its id, for what is inside too, and notes how it ended."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
+            return
+        if "service" not in scope.get("state", {}):
+            await JSONResponse({"error": _NOT_STARTED}, 503)(scope, receive, send)
             return
         service: Service = scope["state"]["service"]
         request_id = scope["state"]["request_id"] = _request_id(scope)

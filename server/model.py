@@ -1,8 +1,6 @@
 """The model file: opened, checked against the contract, tried out, run."""
 
-import hashlib
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from server import memory
+from server import files, memory
 from server.errors import StartError
-
-type Signature = tuple[int, int, int]
-"""When a file was written, how long it is, and where it lies: another file in its place has another."""
+from server.files import Signature
 
 # The one way `server.picture` makes a picture into the input.
 _RESIZE = {"mode": "stretch", "filter": "bicubic"}
@@ -74,6 +70,7 @@ def load(path: Path, *, max_batch: int, threads: int) -> Model:
     Raises:
         StartError: the file is missing, is no ONNX model, does not keep the contract, or does not run.
     """
+    _check_path(path)
     session, signature, digest = _read(path, threads)
     try:
         metadata = session.get_modelmeta().custom_metadata_map
@@ -102,16 +99,14 @@ def load(path: Path, *, max_batch: int, threads: int) -> Model:
     return model
 
 
-def signature_of(path: Path) -> Signature | None:
-    """Tells a file from another that takes its place, without reading it; nothing where there is none."""
+def _check_path(path: Path) -> None:
+    """Neither onnxruntime nor an answer takes a name that is not UTF-8."""
     try:
-        return _signature(path.stat())
-    except OSError:
-        return None
-
-
-def _signature(status: os.stat_result) -> Signature:
-    return status.st_mtime_ns, status.st_size, status.st_ino
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise StartError(
+            f"The model {path} cannot be served: its path is not valid UTF-8. Rename it, and set JAXCNN_MODEL anew."
+        ) from None
 
 
 def _read(path: Path, threads: int) -> tuple[ort.InferenceSession, Signature, str]:
@@ -129,15 +124,18 @@ def _read(path: Path, threads: int) -> tuple[ort.InferenceSession, Signature, st
 
 
 def _identify(path: Path) -> tuple[Signature, str]:
-    if not path.is_file():
+    try:
+        with files.open_file(path) as file:
+            return files.signature(file), files.digest(file)
+    except FileNotFoundError:
         raise StartError(
             f"The model {path} is not a file: set JAXCNN_MODEL to a file made by `python -m export WORKDIR`."
-        )
-    try:
-        with path.open("rb") as file:
-            return _signature(os.fstat(file.fileno())), hashlib.file_digest(file, "sha256").hexdigest()
+        ) from None
     except OSError as error:
-        raise _wrong(path, f"it cannot be read ({_one_line(error)})") from error
+        raise StartError(
+            f"The model {path} cannot be served: it cannot be read ({error.strerror}). Set JAXCNN_MODEL to a file that"
+            " the server's user may read, in folders that it may enter."
+        ) from error
 
 
 def _open(path: Path, threads: int) -> ort.InferenceSession:
@@ -217,10 +215,10 @@ def _check_unicode(path: Path, key: str, text: str) -> None:
 
 def _try_out(path: Path, model: Model, max_batch: int) -> None:
     """Runs black pictures: requests find the session warm, and a fixed batch is found out."""
-    black = np.zeros((max(2, max_batch), model.height, model.width, 3), np.uint8)
-    for count in range(len(black), 0, -1):
+    for count in range(max(2, max_batch), 0, -1):
         try:
-            found = model.run(black[:count], model.outputs)
+            black = np.zeros((count, model.height, model.width, 3), np.uint8)
+            found = model.run(black, model.outputs)
         except Exception as error:
             raise _wrong(path, f"it fails on a batch of {count} black pictures ({_one_line(error)})") from error
         for name, shape in model.outputs.items():

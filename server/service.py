@@ -1,6 +1,7 @@
 """What a running server holds."""
 
 from server.admission import Admission
+from server.files import Signature
 from server.log import LogWriter
 from server.metrics import Metrics
 from server.model import Model
@@ -9,7 +10,13 @@ from server.workers import Workers
 
 
 class Service:
-    """The model, the threads it runs on, who is let in to it, and what is told about it."""
+    """The model, the threads it runs on, who is let in to it, and what is told about it.
+
+    Attributes:
+        seen: the model file as somebody last found it, by its signature and its digest.
+    """
+
+    seen: tuple[Signature, str]
 
     def __init__(self, settings: Settings, model: Model, log: LogWriter) -> None:
         self.settings = settings
@@ -27,4 +34,5 @@ class Service:
     def serve(self, model: Model) -> None:
         """Has everything after this moment done by another model; what runs is finished by the old one."""
         self.workers.model = model
+        self.seen = model.signature, model.digest
         self.metrics.tell_model(model)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from server import cpus
+from server import cpus, files
 from server.errors import StartError
 
 _SHIPPED_MODEL = Path(__file__).parent / "models" / "tiny_imagenet.onnx"
@@ -112,9 +112,20 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
             raise StartError(f"There is no setting {variable}: unset it, or use one of {', '.join(fields)}.")
         values[fields[variable].name] = _parse(variable, text, fields[variable].metadata["parse"])
     chosen = Settings(**values)
-    if "model" not in values and not _SHIPPED_MODEL.exists():
-        raise StartError("There is no model to serve: set JAXCNN_MODEL to a file made by `python -m export WORKDIR`.")
+    if "model" not in values:
+        _check_shipped()
     return _consistent(chosen)
+
+
+def _check_shipped() -> None:
+    try:
+        files.open_file(_SHIPPED_MODEL).close()
+    except FileNotFoundError:
+        raise StartError(
+            "There is no model to serve: set JAXCNN_MODEL to a file made by `python -m export WORKDIR`."
+        ) from None
+    except OSError:
+        pass  # Whoever loads it tells why it cannot be read.
 
 
 def _parse(variable: str, text: str, parse: Callable[[str], Any]) -> Any:
@@ -131,10 +142,17 @@ def _consistent(chosen: Settings) -> Settings:
             f"JAXCNN_MAX_BUFFER_BYTES ({chosen.max_buffer_bytes}) does not hold one body of JAXCNN_MAX_BODY_BYTES"
             f" ({chosen.max_body_bytes}): raise the first or lower the second."
         )
-    web = chosen.onnxruntime_web
-    if web is not None and not (web / "ort.wasm.min.mjs").is_file():
-        raise StartError(
-            f"JAXCNN_ONNXRUNTIME_WEB is {str(web)!r}, where there is no ort.wasm.min.mjs: set it to the folder `dist`"
-            " of the npm package onnxruntime-web, or unset it."
-        )
+    if chosen.onnxruntime_web is not None:
+        _check_web(chosen.onnxruntime_web)
     return chosen
+
+
+def _check_web(folder: Path) -> None:
+    try:
+        files.open_file(folder / "ort.wasm.min.mjs").close()
+    except OSError as error:
+        raise StartError(
+            f"JAXCNN_ONNXRUNTIME_WEB is {str(folder)!r}, where there is no ort.wasm.min.mjs that can be read"
+            f" ({error.strerror}): set it to the folder `dist` of the npm package onnxruntime-web, which the server's"
+            " user has to be able to read, or unset it."
+        ) from None

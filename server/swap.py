@@ -3,7 +3,7 @@
 import asyncio
 import logging
 
-from server import model
+from server import files, model
 from server.errors import StartError
 from server.service import Service
 
@@ -15,7 +15,7 @@ async def watch(service: Service) -> None:
     seen = service.model.signature  # As it was read: it may have been replaced since.
     while True:
         await asyncio.sleep(service.settings.reload_seconds)
-        found = model.signature_of(service.settings.model)
+        found = files.signature_of(service.settings.model)
         if found is None or found == seen:  # It is being replaced, or is gone: that is no new model.
             continue
         seen = found  # Also if it turns out to be bad: once is enough to say so.

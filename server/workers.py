@@ -67,7 +67,14 @@ class Workers:
         self._seconds_per_job = 0.0
         for i in range(settings.threads):
             # Daemons: the process does not wait at its end for a picture that nobody waits for.
-            threading.Thread(target=self._work, name=f"worker_{i}", daemon=True).start()
+            thread = threading.Thread(target=self._work, name=f"worker_{i}", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                raise errors.StartError(
+                    f"Of the {settings.threads} threads of JAXCNN_THREADS the system lets no more than {i} start:"
+                    " lower it, or raise the limit of processes (that of the container, or `ulimit -u`)."
+                ) from None
 
     def close(self) -> None:
         """Finishes what anyone waits for, then has the threads end, each after the picture that it is at."""

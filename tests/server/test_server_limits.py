@@ -275,6 +275,14 @@ def test_a_slow_body_is_408(serve, model_path):
             r"The model /absent/model\.onnx is not a file: set JAXCNN_MODEL to .*",
         ),
         (
+            {"JAXCNN_MODEL": f"/{'x' * 300}"},
+            r"The model /x{300} cannot be served: it cannot be read \(File name too long\)\. Set JAXCNN_MODEL to .*",
+        ),
+        (
+            {"JAXCNN_ONNXRUNTIME_WEB": f"/{'x' * 300}"},
+            r"JAXCNN_ONNXRUNTIME_WEB is '/x{300}', .* \(File name too long\): set it to the folder `dist` of .*",
+        ),
+        (
             {"JAXCNN_MODEL": "pyproject.toml"},
             r"The model pyproject\.toml cannot be served: onnxruntime cannot open it .*",
         ),

@@ -1,12 +1,14 @@
 import hashlib
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from onnx import TensorProto
 
-from server import model
+from server import files, model
 from server.errors import StartError
 
 
@@ -135,6 +137,29 @@ def test_a_file_that_cannot_be_read_is_refused(model_path, monkeypatch):
         load(model_path)
 
 
+def test_a_file_that_may_not_be_looked_at_is_refused(locked):
+    with pytest.raises(StartError, match=r"it cannot be read \(Permission denied\)\. Set JAXCNN_MODEL to a file that"):
+        load(locked / "model.onnx")
+
+
+def test_a_name_that_is_too_long_is_refused(tmp_path):
+    with pytest.raises(StartError, match=r"it cannot be read \(File name too long\)\. Set JAXCNN_MODEL to a file that"):
+        load(tmp_path / f"{'x' * 300}.onnx")
+
+
+def test_a_name_that_no_answer_could_hold_is_refused(model_path, tmp_path):
+    path = Path(shutil.copy(model_path, tmp_path / os.fsdecode(b"mod\xff.onnx")))
+    with pytest.raises(StartError, match=r"its path is not valid UTF-8\. Rename it"):
+        load(path)
+
+
+@pytest.mark.parametrize("side", [2**20, 2**40])
+def test_a_model_of_pictures_that_no_memory_holds_is_refused(model_builder, tmp_path, side):
+    path = model_builder(tmp_path / "model.onnx", side=side, metadata={"image_size": [side, side]})
+    with pytest.raises(StartError, match="it fails on a batch of 4 black pictures"):
+        load(path)
+
+
 def test_a_file_replaced_while_it_is_read_is_the_one_that_is_told(model_builder, model_path, tmp_path, monkeypatch):
     path = tmp_path / "model.onnx"
     new = model_builder(tmp_path / "new.onnx", metadata={"names": ["a", "b", "c", "d", "e"]})
@@ -151,7 +176,7 @@ def test_a_file_replaced_while_it_is_read_is_the_one_that_is_told(model_builder,
     loaded = load(path)
     assert loaded.names == ("a", "b", "c", "d", "e")
     assert loaded.digest == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert loaded.signature == model.signature_of(path)
+    assert loaded.signature == files.signature_of(path)
 
 
 def test_a_file_that_never_rests_is_refused(model_path, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """What an operator needs: metrics, logs, documentation, keys, other web sites, and new model files."""
 
 import dataclasses
+import hashlib
 import os
 import re
 import shutil
@@ -385,6 +386,19 @@ def test_a_browser_keeps_no_other_file_than_the_one_served(serve, models, tmp_pa
         assert server.client.get("/model.onnx").headers["cache-control"] == "no-cache"
         path.unlink()
         assert server.client.get(f"/model.onnx?{digest}").status_code == 404
+
+
+def test_a_file_of_the_same_content_is_the_one_served(serve, models, tmp_path):
+    path = tmp_path / "served.onnx"
+    shutil.copy(models["plain"], path)
+    with serve(JAXCNN_MODEL=str(path)) as server:
+        digest = server.client.get("/model.json").json()["sha256"]
+        for change in (path.touch, lambda: replace(path, models["plain"])):
+            change()
+            response = server.client.get(f"/model.onnx?{digest}")
+            assert response.status_code == 200
+            assert hashlib.sha256(response.content).hexdigest() == digest
+            assert response.headers["cache-control"].endswith("immutable")
 
 
 def test_the_page_can_be_left_out(serve, model_path):

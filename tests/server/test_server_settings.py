@@ -79,6 +79,7 @@ def test_other_settings(variable, text, field, expected):
         ("JAXCNN_CORS_ORIGINS", "example.org", "set it to origins such as https://example.org, or *"),
         ("JAXCNN_CORS_ORIGINS", "https://example.org/", "JAXCNN_CORS_ORIGINS is 'https://example.org/'"),
         ("JAXCNN_ONNXRUNTIME_WEB", "/absent", "where there is no ort.wasm.min.mjs"),
+        ("JAXCNN_ONNXRUNTIME_WEB", "/" + "x" * 300, "(File name too long): set it to the folder `dist`"),
         ("JAXCNN_MAX_BUFFER_BYTES", "1024", "does not hold one body of JAXCNN_MAX_BODY_BYTES (10485760)"),
         ("JAXCNN_THREDS", "2", "There is no setting JAXCNN_THREDS: unset it, or use one of JAXCNN_MODEL, "),
     ],
@@ -113,6 +114,16 @@ def test_an_origin_that_no_browser_sends_is_refused(text):
 def test_a_wrong_key_is_not_repeated(text):
     with pytest.raises(StartError, match=r"^JAXCNN_API_KEYS is not right: set it to keys of 8 or more visible"):
         settings.from_environment({**MODEL, "JAXCNN_API_KEYS": text})
+
+
+def test_a_folder_that_may_not_be_looked_at_is_refused(locked):
+    with pytest.raises(StartError, match=r"no ort\.wasm\.min\.mjs that can be read \(Permission denied\): set it to"):
+        settings.from_environment({**MODEL, "JAXCNN_ONNXRUNTIME_WEB": str(locked)})
+
+
+def test_whoever_loads_the_shipped_model_tells_why_it_cannot_be_read(monkeypatch, locked):
+    monkeypatch.setattr(settings, "_SHIPPED_MODEL", locked / "model.onnx")
+    settings.from_environment({})
 
 
 def test_every_setting_is_in_the_readme_with_its_default():

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from server import model, settings
+from server.errors import StartError
 from server.metrics import Metrics
 from server.protocols import Answer, Decoded
 from server.workers import Workers
@@ -51,6 +52,22 @@ def run(test: Callable, model_path, **changes: object) -> None:
             await asyncio.to_thread(workers.close)
 
     asyncio.run(main())
+
+
+def test_threads_that_the_system_does_not_let_start_are_a_mistake_of_the_operator(model_path, monkeypatch):
+    def refuse(self):
+        raise RuntimeError("can't start new thread")
+
+    async def main():
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        try:
+            Workers(loaded, settings.Settings(threads=64), Metrics())
+        finally:
+            monkeypatch.undo()
+
+    loaded = model.load(model_path, max_batch=4, threads=1)
+    with pytest.raises(StartError, match=r"^Of the 64 threads of JAXCNN_THREADS .* no more than 0 start: lower it"):
+        asyncio.run(main())
 
 
 def start(workers: Workers, query: Ask) -> tuple[asyncio.Task, asyncio.Future]:

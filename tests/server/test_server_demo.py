@@ -1,0 +1,163 @@
+"""The files of the demo page, and what happens to them while they are asked for."""
+
+import asyncio
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from server import demo, files, model
+
+
+class Site:
+    """What the page's endpoints need of a service, and a client."""
+
+    def __init__(self, path, reload_seconds=0):
+        self.path = path
+        self.settings = SimpleNamespace(
+            model=path, page=True, onnxruntime_web=path.parent, reload_seconds=reload_seconds
+        )
+        self.model = model.load(path, max_batch=2, threads=1)
+        self.seen = self.model.signature, self.model.digest
+
+    def ask(self, endpoint=demo.model_file, *, query=None, method="GET", between=lambda: None, **parameters):
+        """Gets the status, the bytes, and whether they are all; `between` is done when the answer is decided on."""
+
+        async def send(message):
+            sent.append(message)
+
+        async def main():
+            scope = {
+                "type": "http",
+                "method": method,
+                "query_string": (self.model.digest if query is None else query).encode(),
+                "headers": [],
+                "path_params": parameters,
+                "state": {"service": self},
+            }
+            response = await endpoint(Request(scope))
+            between()
+            await response(scope, None, send)
+
+        sent = []
+        asyncio.run(main())
+        start, *parts = sent
+        return start["status"], b"".join(each["body"] for each in parts), bool(parts) and not parts[-1]["more_body"]
+
+    def refusal(self, *arguments, **options):
+        with pytest.raises(HTTPException) as caught:
+            self.ask(*arguments, **options)
+        assert caught.value.status_code == 404
+        return caught.value.detail
+
+
+@pytest.fixture
+def path(model_path, tmp_path):
+    return shutil.copy(model_path, tmp_path / "served.onnx")
+
+
+@pytest.fixture
+def site(path):
+    return Site(path)
+
+
+@pytest.fixture
+def other(model_builder, tmp_path):
+    return model_builder(tmp_path / "other.onnx", metadata={"names": ["a", "b", "c", "d", "e"]})
+
+
+@pytest.fixture
+def digests(monkeypatch):
+    """Notes each digest that is computed."""
+    found, compute = [], files.digest
+    monkeypatch.setattr(files, "digest", lambda file: found.append(compute(file)) or found[-1])
+    return found
+
+
+@pytest.mark.parametrize("change", ["touched", "copied"])
+def test_the_file_of_the_model_is_sent_whatever_its_time_and_is_read_for_that_once(site, digests, change, tmp_path):
+    content = site.path.read_bytes()
+    assert site.ask() == (200, content, True)
+    assert digests == []
+    if change == "touched":
+        os.utime(site.path, ns=(0, 0))
+    else:
+        shutil.copy(site.path, tmp_path / "copy").replace(site.path)
+    for _ in range(3):
+        assert site.ask() == (200, content, True)
+    assert digests == [site.model.digest]
+
+
+def test_of_another_file_it_is_said_what_helps_and_it_is_read_for_that_once(site, other, digests):
+    content = site.path.read_bytes()
+    other.replace(site.path)
+    for _ in range(3):
+        text = site.refusal()
+        assert text.startswith("The model file has been replaced, and the server goes on with the old one: ")
+        assert text.endswith("has to restart it, or to set JAXCNN_RELOAD_SECONDS.")
+    assert len(digests) == 1
+    site.path.write_bytes(content)
+    assert site.ask() == (200, content, True)
+
+
+def test_where_the_server_looks_for_another_file_it_is_waited_for(path, other):
+    site = Site(path, reload_seconds=7)
+    other.replace(path)
+    assert "looks every 7 seconds, does not have the new one yet: reload the page later" in site.refusal()
+
+
+def test_a_page_with_another_model_is_told_to_reload(site):
+    assert site.refusal(query="0" * 64) == "The model file has been replaced: reload the page."
+
+
+def test_a_file_replaced_before_it_is_sent_is_still_sent(site, other):
+    content = site.path.read_bytes()
+    assert site.ask(between=lambda: other.replace(site.path)) == (200, content, True)
+    content = site.path.read_bytes()
+    assert site.ask(query="", between=site.path.unlink) == (200, content, True)
+
+
+@pytest.mark.parametrize("length", [0, 1000, None, 2000])
+def test_a_file_written_to_before_it_is_sent_is_not_sent_to_its_end(site, length, caplog):
+    size = site.path.stat().st_size if length is None else length
+    status, content, is_whole = site.ask(between=lambda: site.path.write_bytes(bytes(size)))
+    assert (status, content, is_whole) == (200, b"", False)
+    assert "was written to while it was sent" in caplog.text
+
+
+def test_a_file_written_to_while_it_is_looked_at_is_not_sent_to_its_end(site, monkeypatch):
+    def digest_and_write(file):
+        found = compute(file)
+        site.path.write_bytes(bytes(site.path.stat().st_size))
+        return found
+
+    compute = files.digest
+    monkeypatch.setattr(files, "digest", digest_and_write)
+    site.path.touch()
+    assert site.ask() == (200, b"", False)
+
+
+def test_a_file_of_many_pieces_is_sent_whole(site, monkeypatch):
+    monkeypatch.setattr(demo, "_CHUNK_BYTES", 100)
+    assert site.ask() == (200, site.path.read_bytes(), True)
+    assert site.ask(method="HEAD") == (200, b"", True)
+
+
+def test_an_empty_file_is_sent_too(site):
+    name = "ort.wasm.min.mjs"
+    (site.path.parent / name).touch()
+    assert site.ask(demo.runtime, name=name) == (200, b"", True)
+
+
+def test_a_file_that_cannot_be_read_is_told_of(site, locked):
+    site.settings.onnxruntime_web = locked
+    text = site.refusal(demo.runtime, name="ort.wasm.min.mjs")
+    assert text == "The server cannot read this file of the demo page (Permission denied): ask its operator."
+    site.settings.onnxruntime_web = Path("/", "x" * 300)
+    assert "File name too long" in site.refusal(demo.runtime, name="ort.wasm.min.mjs")
+    site.settings.model = locked / "model.onnx"
+    assert "Permission denied" in site.refusal(query="")

@@ -1,9 +1,13 @@
 """Checkpoints of a run: the last and the best, written atomically by Orbax, restored strictly."""
 
 import dataclasses
+import errno
+import json
 import logging
+import os
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +26,9 @@ from jaxcnn.workdir import Workdir
 
 SELECTED_BY = "top1"
 """The validation metric that makes a checkpoint the best."""
+
+UNFINISHED = ".orbax-checkpoint-tmp"
+"""Ends the name of a folder that Orbax still writes, and removes when it next opens the checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +83,12 @@ class Checkpoints:
         step = int(state.step)
         try:
             self._checkpointer.save_checkpointables(step, _to_items(state), metrics=metrics)
+            _sync(self._folder(step))  # now for its name: a power cut must not find both gone
+            self._remove_outdated()
         except (OSError, ValueError) as error:
-            # TensorStore, below Orbax, tells what the system refused in the words of a ValueError.
-            told = re.search(r"([^:]+) \[os_error_code", str(error))
-            if isinstance(error, ValueError) and told is None:
+            reason = _refusal(error)
+            if reason is None:
                 raise
-            reason = told[1].strip() if told else getattr(error, "strerror", None) or error
             raise UserError(
                 f"the checkpoint of step {step} could not be written to {self._checkpointer.directory}: {reason}; "
                 "earlier ones are whole. Make room and run again to go on"
@@ -106,20 +113,35 @@ class Checkpoints:
             finite=training["finite"],
         )
 
+    def _remove_outdated(self) -> None:
+        """Removes all but the last and the best. Orbax by itself would do so before the new one is on the disk."""
+        self._checkpointer.reload()
+        saved = self._checkpointer.checkpoints
+        for step in {each.step for each in saved} - {saved[-1].step, _best(saved).step}:
+            folder = self._folder(step)
+            # Under the name of an unfinished one it is gone at once, for who reads it and for the next run.
+            shutil.rmtree(folder.rename(folder.with_name(f"{step}{UNFINISHED}")))
+
+    def _folder(self, step: int) -> Path:
+        return Path(self._checkpointer.directory) / str(step)
+
 
 @contextmanager
 def open_checkpoints(directory: Path) -> Iterator[Checkpoints]:
-    """Opens, and creates if need be, a folder of checkpoints."""
-    _hush()
-    policies = ocp.training.preservation_policies
-    best = policies.BestN(
-        get_metric_fn=lambda metrics: metrics[SELECTED_BY], n=1, keep_checkpoints_without_metrics=False
-    )
-    checkpointer = ocp.training.Checkpointer(
-        directory.absolute(),
-        preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(1), best]),
-        cleanup_tmp_directories=True,
-    )
+    """Opens, and creates if need be, a folder of checkpoints.
+
+    Raises:
+      UserError: the metrics of a checkpoint are damaged or cannot be read.
+    """
+
+    def sync_unfinished() -> None:
+        for folder in directory.glob(f"*{UNFINISHED}"):
+            _sync(folder)
+
+    context = ocp.Context()
+    # Called when all files are written, before they get the name of a checkpoint: what has the name is whole.
+    context.asynchronous.post_finalization_callback = sync_unfinished
+    checkpointer = _open(directory, context=context, cleanup_tmp_directories=True)
     closing: AbstractContextManager[None] = nullcontext()
     try:
         yield Checkpoints(checkpointer)
@@ -135,23 +157,15 @@ def load_model(workdir: Path) -> TrainedModel:
     """Reads the best checkpoint of a run, or the last of a run that was not evaluated yet.
 
     Raises:
-      UserError: not a workdir, no checkpoint in it yet, one that does not fit the recorded settings, or a damaged
-        record of its calibration.
+      UserError: not a workdir, no checkpoint in it yet, one that is damaged, cannot be read or does not fit the
+        recorded settings, or a damaged record of its calibration.
     """
     run = Workdir(workdir)
     config, classes = run.read_config(), run.read_classes()
     if not run.checkpoints.exists():
         raise UserError(f"{workdir} has no checkpoint yet; train first")
     model = models.build_here(dataclasses.replace(config.model, precision="float32"), classes=len(classes.names))
-    _hush()
-    with ocp.training.Checkpointer(run.checkpoints.absolute()) as checkpointer:
-        if not checkpointer.checkpoints:
-            raise UserError(f"{workdir} has no checkpoint yet; train first")
-        measured = [each for each in checkpointer.checkpoints if each.metrics]
-        best = max(measured, key=lambda each: each.metrics[SELECTED_BY]) if measured else checkpointer.latest
-        kept = checkpointer.checkpointables_metadata(best).metadata
-        item = "average" if "average" in kept else "model"
-        variables = _load(checkpointer, best, {item: _shapes(model, config.data.image_size)})[item]
+    best, variables = _load_best(run, _shapes(model, config.data.image_size))
     return TrainedModel(
         config=config,
         names=classes.names,
@@ -186,17 +200,94 @@ def _shapes(model: nn.Module, image_size: int) -> Variables:
     return shapes
 
 
+def _open(directory: Path, **options: Any) -> ocp.training.Checkpointer:
+    """Opens a folder of checkpoints, whose metrics Orbax reads at once.
+
+    Raises:
+      UserError: the metrics of a checkpoint are damaged or cannot be read.
+    """
+    _hush()
+    for folder in sorted(directory.absolute().glob("*/metrics")):
+        if folder.parent.name.isdigit():  # not one that is being written
+            file, advice = folder / "metrics", f"remove the folder {folder} to go on without them"
+            with _damage_told(str(file), advice=advice), suppress(FileNotFoundError):
+                float(json.loads(file.read_bytes())[SELECTED_BY])
+    try:
+        return ocp.training.Checkpointer(directory.absolute(), **options)
+    except FileNotFoundError:  # training has removed one while they were listed
+        return ocp.training.Checkpointer(directory.absolute(), **options)
+
+
+def _best(saved: Sequence[Any]) -> Any:
+    """The best of some checkpoints, of equals the later; the last, if none was measured."""
+    measured = [each for each in saved if each.metrics]
+    return max(measured, key=lambda each: (each.metrics[SELECTED_BY], each.step)) if measured else saved[-1]
+
+
+def _load_best(run: Workdir, like: Variables) -> tuple[Any, Variables]:
+    """The best checkpoint and its variables, the moving average where it has one.
+
+    Raises:
+      UserError: there is none yet, or it is damaged, cannot be read or does not fit.
+    """
+    failures: dict[int, UserError] = {}
+    while True:
+        with _open(run.checkpoints) as checkpointer:
+            if not checkpointer.checkpoints:
+                raise UserError(f"{run.path} has no checkpoint yet; train first")
+            best = _best(checkpointer.checkpoints)
+            if best.step in failures:
+                raise failures[best.step]
+            try:
+                item = "average" if "average" in _metadata(checkpointer, best) else "model"
+                return best, _load(checkpointer, best, {item: like})[item]
+            except UserError as error:  # perhaps of one that training has replaced meanwhile: choose anew
+                failures[best.step] = error
+
+
 def _load(checkpointer: ocp.training.Checkpointer, saved: Any, items: dict[str, Any]) -> dict[str, Any]:
     where = f"checkpoint {saved.step} of {checkpointer.directory}"
-    with _damage_told(where):
-        metadata = checkpointer.checkpointables_metadata(saved).metadata
+    metadata = _metadata(checkpointer, saved)
     for name, like in items.items():
         if name not in metadata:
             raise UserError(f"{where} has no {name!r}; give the settings it was trained with, or another --workdir")
-        _refuse_other_tree(metadata[name], like, where=where, name=name)
-    with _damage_told(where):
+        if metadata[name] is not None:  # Orbax could not read it and does not say why; it will when it loads it
+            _refuse_other_tree(metadata[name], like, where=where, name=name)
+    with _reading(checkpointer, saved):
         loaded: dict[str, Any] = checkpointer.load_checkpointables(saved, items)
     return loaded
+
+
+def _metadata(checkpointer: ocp.training.Checkpointer, saved: Any) -> dict[str, Any]:
+    """Shapes and types of what a checkpoint holds, by the name of the part."""
+    with _reading(checkpointer, saved):
+        _open_all(Path(checkpointer.directory) / str(saved.step))
+        metadata: dict[str, Any] = checkpointer.checkpointables_metadata(saved).metadata
+    return metadata
+
+
+def _open_all(folder: Path) -> None:
+    """Raises an `OSError` if something cannot be opened. Orbax takes that for absent."""
+    for path in (folder, *folder.rglob("*")):
+        if path.is_dir():
+            next(path.iterdir(), None)
+        else:
+            path.open("rb").close()
+
+
+def _sync(folder: Path) -> None:
+    """Waits until a folder, all that is in it and its name have reached the disk. Orbax leaves that to the system."""
+    for path in (*folder.rglob("*"), folder, folder.parent):
+        if path.is_dir() and os.name == "nt":
+            continue  # Windows opens no folders, and flushes only what was opened for writing
+        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # of file systems that do not know it, such as VirtualBox's of folders
+                raise
+        finally:
+            os.close(descriptor)
 
 
 def _hush() -> None:
@@ -205,16 +296,44 @@ def _hush() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
+def _reading(checkpointer: ocp.training.Checkpointer, saved: Any) -> AbstractContextManager[None]:
+    """Says that a checkpoint cannot be read, and which one there is instead."""
+    others = [each.step for each in checkpointer.checkpoints if each.step != saved.step]
+    instead = f"to go on from checkpoint {max(others)}" if others else "to begin anew, for there is no other"
+    return _damage_told(
+        f"checkpoint {saved.step} of {checkpointer.directory}",
+        advice=f"remove its folder {instead}, or train in another --workdir",
+    )
+
+
 @contextmanager
-def _damage_told(where: str) -> Iterator[None]:
-    """Says which checkpoint cannot be read. Orbax's own messages take pages."""
+def _damage_told(where: str, *, advice: str) -> Iterator[None]:
+    """Tells damage, for which there is the advice, from what the system refuses. Orbax's own messages take pages.
+
+    Raises:
+      UserError: what is read within cannot be read.
+      MemoryError, JaxRuntimeError: there is no room for it.
+    """
     try:
         yield
     except Exception as error:  # of Orbax, TensorStore, JSON, ...: any kind
-        raise UserError(
-            f"{where} is damaged ({type(error).__name__}); remove its folder to go on from an earlier one, or train in "
-            "another --workdir"
-        ) from error
+        cause: BaseException = error
+        while cause.__cause__:
+            cause = cause.__cause__
+        if isinstance(cause, MemoryError | jax.errors.JaxRuntimeError):
+            raise cause from None
+        reason = None if isinstance(cause, FileNotFoundError) else _refusal(cause)
+        if reason is None:
+            raise UserError(f"{where} is damaged ({type(error).__name__}); {advice}") from error
+        raise UserError(f"{where} cannot be read: {reason}. It may be whole: mend that and run again") from error
+
+
+def _refusal(error: BaseException) -> str | None:
+    """What the system refused, in its words; None of an error that is no refusal."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    told = re.search(r"([^:]+) \[os_error_code", str(error))  # TensorStore, below Orbax, tells it by a ValueError
+    return told[1].strip() if told else None
 
 
 def _refuse_other_tree(saved: Any, like: Any, *, where: str, name: str) -> None:

@@ -1,8 +1,10 @@
 """Checkpoints: what is kept, what is refused, and that a save cut short is never taken for whole."""
 
 import dataclasses
+import errno
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp
 
 from jaxcnn import checkpoint, models
 from jaxcnn.checkpoint import load_model, open_checkpoints
@@ -22,6 +25,7 @@ from jaxcnn.optim import make_optimizer
 from jaxcnn.state import create_state
 from jaxcnn.workdir import Classes, Workdir
 
+Checkpointer = ocp.training.Checkpointer
 CONFIG = Config(data=DataConfig(image_size=8), model=ModelConfig(widths=(4,), blocks=(1,)))
 CLASSES = Classes(("cat", "dog", "eel"), (), "pets", "MIT")
 
@@ -88,6 +92,183 @@ def test_the_model_loaded_is_the_average_where_there_is_one(tmp_path):
     with open_checkpoints(run.checkpoints) as checkpoints:
         checkpoints.save(state)
     assert_same(load_model(tmp_path).variables, state.average)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with one checkpoint, of step 1."""
+    run = Workdir(tmp_path)
+    run.record(CONFIG, CLASSES)
+    with open_checkpoints(run.checkpoints) as checkpoints:
+        checkpoints.save(at(make_state(seed=1), 1), metrics={"top1": 0.5})
+    return run
+
+
+def resume(directory):
+    with open_checkpoints(directory) as checkpoints:
+        return checkpoints.restore(make_state())
+
+
+def before_first(monkeypatch, method, act):
+    """Lets something happen just before the first call of a method of Orbax's checkpointer."""
+    original = getattr(Checkpointer, method)
+
+    def called(*args, **kwargs):
+        monkeypatch.setattr(Checkpointer, method, original)
+        act()
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(Checkpointer, method, called)
+
+
+@pytest.mark.parametrize("moment", ["__init__", "checkpointables_metadata", "load_checkpointables"])
+def test_a_checkpoint_replaced_while_it_is_read_is_chosen_anew(run, monkeypatch, moment):
+    better = at(make_state(seed=2), 2)
+
+    def save_better():
+        with open_checkpoints(run.checkpoints) as checkpoints:
+            checkpoints.save(better, metrics={"top1": 0.6})
+        if moment == "__init__":
+            raise FileNotFoundError("1")  # which had been listed
+
+    before_first(monkeypatch, moment, save_better)
+    model = load_model(run.path)
+    assert (model.step, model.metrics) == (2, {"top1": 0.6})
+    assert_same(model.variables, better.variables)
+
+
+@pytest.mark.parametrize("method", ["checkpointables_metadata", "load_checkpointables"])
+def test_damage_is_told_with_what_there_is_instead(run, monkeypatch, method):
+    def fail(*_):
+        raise KeyError("damage")
+
+    def told(read):
+        with monkeypatch.context() as patch:
+            patch.setattr(Checkpointer, method, fail)
+            with pytest.raises(UserError) as caught:
+                read()
+        return str(caught.value).replace(f" of {run.checkpoints} is damaged (KeyError); remove its folder ", ": ")
+
+    others = ", or train in another --workdir"
+    assert told(lambda: load_model(run.path)) == f"checkpoint 1: to begin anew, for there is no other{others}"
+    with open_checkpoints(run.checkpoints) as checkpoints:
+        checkpoints.save(at(make_state(), 4), metrics={"top1": 0.1})
+        assert told(lambda: load_model(run.path)) == f"checkpoint 1: to go on from checkpoint 4{others}"
+        assert told(lambda: checkpoints.restore(make_state())) == f"checkpoint 4: to go on from checkpoint 1{others}"
+
+
+@pytest.mark.parametrize("name", ["metrics/metrics", "model", "model/_METADATA", "model/manifest.ocdbt"])
+def test_what_the_system_does_not_let_us_read_is_not_called_damaged(run, name):
+    path = run.checkpoints / "1" / name
+    path.rename(run.path / "moved")
+    path.symlink_to(path.name)  # to itself: as with a file that one may not read, but for root too
+    for read in (load_model, lambda path: resume(path / "checkpoints")):
+        with pytest.raises(UserError, match=rf" cannot be read: {os.strerror(errno.ELOOP)}\. ") as caught:
+            read(run.path)
+        assert str(run.checkpoints) in str(caught.value)
+        assert "remove" not in str(caught.value)
+    path.unlink()
+    (run.path / "moved").rename(path)
+    assert load_model(run.path).step == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.EIO, "Input/output error"), "Input/output error"),
+        (ValueError("INTERNAL: Error reading file: Stale handle [os_error_code='116']"), "Stale handle"),
+    ],
+)
+def test_why_a_part_cannot_be_read_is_told(run, monkeypatch, error, reason):
+    def fail(*_):
+        raise KeyError("Failed to load") from error  # as Orbax wraps it
+
+    monkeypatch.setattr(Checkpointer, "load_checkpointables", fail)
+    with pytest.raises(UserError, match=rf"checkpoint 1 of .* cannot be read: {reason}\. It may be whole"):
+        load_model(run.path)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")])
+def test_a_lack_of_memory_is_not_called_damage(run, monkeypatch, error):
+    def fail(*_):
+        raise KeyError("Failed to load") from error
+
+    monkeypatch.setattr(Checkpointer, "load_checkpointables", fail)
+    with pytest.raises(type(error)):
+        load_model(run.path)
+
+
+def test_a_part_whose_description_is_lost_is_read_all_the_same(run):
+    (run.checkpoints / "1" / "model" / "_sharding").write_bytes(b"")
+    assert_same(load_model(run.path).variables, make_state(seed=1).variables)
+
+
+@pytest.mark.parametrize("content", [b"", b'{"to', b"\xff\x00", b"null", b"{}"])
+def test_damaged_metrics_are_named_and_can_be_removed(run, content):
+    folder = run.checkpoints / "1" / "metrics"
+    (folder / "metrics").write_bytes(content)
+    for read in (load_model, lambda path: resume(path / "checkpoints")):
+        with pytest.raises(UserError) as caught:
+            read(run.path)
+        told = str(caught.value)
+        assert told.startswith(f"{folder / 'metrics'} is damaged (")
+        assert told.endswith(f"; remove the folder {folder} to go on without them")
+    shutil.rmtree(folder)
+    assert (load_model(run.path).step, load_model(run.path).metrics) == (1, {})
+    assert resume(run.checkpoints).step == 1
+
+
+def test_no_checkpoint_goes_before_a_later_one_is_on_the_disk(run, monkeypatch):
+    earlier, later = run.checkpoints / "1", run.checkpoints / "2"
+    whole, sync = len(list(earlier.rglob("*"))), os.fsync
+    named, unnamed = set(), set()  # what was synchronised after, and before, it got its name
+
+    def recorded(descriptor):
+        sync(descriptor)
+        assert len(list(earlier.rglob("*"))) == whole
+        (named if later.exists() else unnamed).add(os.fstat(descriptor).st_ino)
+
+    with open_checkpoints(run.checkpoints) as checkpoints:
+        monkeypatch.setattr(os, "fsync", recorded)
+        checkpoints.save(at(make_state(), 2), metrics={"top1": 0.9})
+    assert not earlier.exists()
+    saved = {str(path.relative_to(later)): path.stat().st_ino for path in (later, *later.rglob("*"))}
+    assert named >= {run.checkpoints.stat().st_ino, *saved.values()}
+    stamps = {saved.pop(name) for name in ("_CHECKPOINT_METADATA", "commit_success.txt")}  # all the same if lost
+    assert unnamed >= set(saved.values()) - stamps
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_checkpoint_that_does_not_reach_the_disk_costs_no_earlier_one(run, monkeypatch, named):
+    def full(_):
+        if (run.checkpoints / "2").exists() == named:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    refused = pytest.raises(UserError, match=r"step 2 could not be .*: No space left on device; earlier")
+    with refused, open_checkpoints(run.checkpoints) as checkpoints:
+        checkpoints.save(at(make_state(), 2), metrics={"top1": 0.9})
+    monkeypatch.undo()
+    assert (run.checkpoints / "2").exists() == named
+    shutil.rmtree(run.checkpoints / "2", ignore_errors=True)
+    assert_same(resume(run.checkpoints).variables, make_state(seed=1).variables)
+
+
+def test_a_file_system_that_cannot_synchronise_folders_will_do(run, monkeypatch):
+    def refuse(_):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with open_checkpoints(run.checkpoints) as checkpoints:
+        checkpoints.save(at(make_state(), 2))
+        assert checkpoints.last_step == 2
+
+
+def test_what_a_removal_cut_short_left_is_swept(run):
+    shutil.copytree(run.checkpoints / "1" / "training", run.checkpoints / f"0{checkpoint.UNFINISHED}" / "training")
+    assert load_model(run.path).step == 1
+    assert resume(run.checkpoints).step == 1
+    assert [each.name for each in run.checkpoints.iterdir()] == ["1"]
 
 
 @pytest.mark.parametrize(

@@ -28,12 +28,13 @@ from jaxcnn import models, provenance
 from jaxcnn.checkpoint import TrainedModel, load_model
 from jaxcnn.config import Config, DataConfig
 from jaxcnn.data import Dataset
+from jaxcnn.disk import write_atomically
 from jaxcnn.errors import UserError
 from jaxcnn.evaluate import evaluate, record
 from jaxcnn.metrics import Evaluation
 from jaxcnn.paths import readable
 from jaxcnn.weights import write_weights
-from jaxcnn.workdir import Workdir, environment, write_atomically
+from jaxcnn.workdir import Workdir, environment
 
 _INPUT = "image"
 _TOLERANCES = {"heatmap": 1e-2}

@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Float32, Int32
 from scipy.optimize import minimize_scalar
 
+from jaxcnn.disk import write_atomically
 from jaxcnn.errors import UserError
 from jaxcnn.metrics import measure_reliability, score
-from jaxcnn.workdir import write_atomically
 
 LOWEST, HIGHEST = 0.05, 20.0
 """Between these temperatures one is looked for."""

@@ -1,10 +1,8 @@
 """Checkpoints of a run: the last and the best, written atomically by Orbax, restored strictly."""
 
 import dataclasses
-import errno
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -20,6 +18,7 @@ from orbax.checkpoint import v1 as ocp
 from jaxcnn import models
 from jaxcnn.calibration import Calibration, read_calibration
 from jaxcnn.config import Config
+from jaxcnn.disk import sync
 from jaxcnn.errors import UserError
 from jaxcnn.state import TrainState, Variables, init_variables
 from jaxcnn.workdir import Workdir
@@ -278,16 +277,7 @@ def _open_all(folder: Path) -> None:
 def _sync(folder: Path) -> None:
     """Waits until a folder, all that is in it and its name have reached the disk. Orbax leaves that to the system."""
     for path in (*folder.rglob("*"), folder, folder.parent):
-        if path.is_dir() and os.name == "nt":
-            continue  # Windows opens no folders, and flushes only what was opened for writing
-        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-        try:
-            os.fsync(descriptor)
-        except OSError as error:
-            if error.errno != errno.EINVAL:  # of file systems that do not know it, such as VirtualBox's of folders
-                raise
-        finally:
-            os.close(descriptor)
+        sync(path)
 
 
 def _hush() -> None:

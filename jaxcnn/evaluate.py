@@ -22,11 +22,12 @@ from jaxcnn import cli, data
 from jaxcnn.classifier import Classifier, LogitsFunction, open_classifier
 from jaxcnn.config import DataConfig
 from jaxcnn.data.batches import EvalBatch, eval_batches
+from jaxcnn.disk import write_atomically
 from jaxcnn.division import is_of_run, refuse_other_division
 from jaxcnn.errors import UserError
 from jaxcnn.evaluation_data import defaults_of_options, load_evaluation_data
 from jaxcnn.metrics import Evaluation, score, summarize
-from jaxcnn.workdir import Workdir, write_atomically
+from jaxcnn.workdir import Workdir
 
 PROG = "python -m jaxcnn.evaluate"
 SPLITS = {"validation": ("validation",), "train": ("train",), "all": ("train", "validation")}

@@ -10,6 +10,7 @@ from typing import Any
 from jaxcnn import models
 from jaxcnn.checkpoint import TrainedModel
 from jaxcnn.cost import describe_arithmetic, describe_time
+from jaxcnn.disk import write_atomically
 from jaxcnn.errors import UserError
 from jaxcnn.history import read_log
 from jaxcnn.recipe import (
@@ -22,7 +23,7 @@ from jaxcnn.recipe import (
     describe_training,
 )
 from jaxcnn.sittings import read_sittings, tell
-from jaxcnn.workdir import Workdir, write_atomically
+from jaxcnn.workdir import Workdir
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from jaxcnn.charts import INK, TRAIN, VALIDATION, Curve, draw_curves, draw_relia
 from jaxcnn.config import AugmentConfig, Config
 from jaxcnn.cost import format_duration
 from jaxcnn.data import Dataset, Split
+from jaxcnn.disk import write_atomically
 from jaxcnn.errors import UserError
 from jaxcnn.history import RunLog, read_log
 from jaxcnn.metrics import Evaluation
@@ -40,7 +41,7 @@ from jaxcnn.recipe import (
 )
 from jaxcnn.sittings import Sitting, read_sittings, tell
 from jaxcnn.state import init_variables
-from jaxcnn.workdir import Workdir, write_atomically
+from jaxcnn.workdir import Workdir
 
 TABLE_LIMIT = 25
 """Classes up to which a confusion matrix is a table of numbers; above it is a map of colours."""

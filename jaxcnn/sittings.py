@@ -9,8 +9,9 @@ from typing import Any
 
 from jaxcnn import config as settings
 from jaxcnn.config import Config
+from jaxcnn.disk import write_atomically
 from jaxcnn.errors import UserError
-from jaxcnn.workdir import Classes, Workdir, write_atomically
+from jaxcnn.workdir import Classes, Workdir
 
 
 @dataclass(frozen=True)

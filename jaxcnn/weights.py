@@ -16,12 +16,13 @@ from jaxcnn import models
 from jaxcnn.checkpoint import load_model
 from jaxcnn.config import DataConfig, ModelConfig
 from jaxcnn.data import Fingerprint
+from jaxcnn.disk import write_atomically
 from jaxcnn.errors import UserError
 from jaxcnn.metadata import Metadata
 from jaxcnn.paths import named_path
 from jaxcnn.provenance import Training, parse_trainings, trainings
 from jaxcnn.state import Variables
-from jaxcnn.workdir import Workdir, write_atomically
+from jaxcnn.workdir import Workdir
 
 SUFFIX = ".safetensors"
 SHIPPED = Path(__file__).parents[1] / "server" / "models" / f"tiny_imagenet{SUFFIX}"

@@ -30,6 +30,7 @@ from jaxcnn import config as settings
 from jaxcnn import models
 from jaxcnn.config import Config, DataConfig, ModelConfig
 from jaxcnn.data import Fingerprint, is_named
+from jaxcnn.disk import write_atomically
 from jaxcnn.errors import UserError
 from jaxcnn.paths import readable
 
@@ -291,19 +292,6 @@ class Workdir:
             raise UserError(f"{self.path} is not the workdir of a training run: it has no {name}") from None
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{self.path / name} cannot be read: {error}") from error
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file that is either whole or as it was before; text in UTF-8."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def parse_fingerprint(value: Any) -> Fingerprint:

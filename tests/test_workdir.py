@@ -13,7 +13,7 @@ from jaxcnn import models
 from jaxcnn.config import DataConfig, digits
 from jaxcnn.data import Fingerprint
 from jaxcnn.errors import UserError
-from jaxcnn.workdir import Classes, Workdir, environment, write_atomically
+from jaxcnn.workdir import Classes, Workdir, environment
 
 CLASSES = Classes(("cat", "dog", "eel"), ("n1", "n2", "n3"), "pets", "MIT")
 PICTURES = Fingerprint(train=1618, validation=179, labels="ab", pixels="cd", side=32)
@@ -215,12 +215,3 @@ def test_only_one_process_trains_in_a_folder(tmp_path):
         done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
     assert "another process is training in" in done.stderr
     subprocess.run(command, cwd=Path(__file__).parent.parent, check=True)
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "a.json"
-    write_atomically(path, "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_atomically(path, "\ud800")
-    assert path.read_text() == "old"
-    assert [each.name for each in tmp_path.iterdir()] == ["a.json"]

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from jaxcnn.data.picture import DECODER, decode
 from jaxcnn.data.source import NO_ROOM, Opened, Pictures, Source
 from jaxcnn.data.split import Dataset, Split
+from jaxcnn.disk import sync
 from jaxcnn.errors import UserError
 
 VERSION = 2
@@ -114,7 +115,7 @@ def _write_entry(entry: Path, source: Source, size: int) -> None:
         _write_files(partial, opened, size)
         shutil.rmtree(entry, ignore_errors=True)
         partial.rename(entry)
-        _sync(entry.parent)
+        sync(entry.parent)
     except OSError as error:
         if error.errno in NO_ROOM:
             raise UserError(f"the disk is full: {room}; make room or choose another --data.cache_dir") from error
@@ -159,7 +160,7 @@ def _write_files(folder: Path, opened: Opened, size: int) -> None:
     }
     (folder / "entry.json").write_text(json.dumps(meta, indent=2) + "\n")
     for path in (*files, folder / "entry.json", folder):
-        _sync(path)
+        sync(path)
 
 
 def _threads() -> int:
@@ -190,17 +191,3 @@ def _refuse(unread: list[str]) -> None:
     if messages:
         dots = ["..."] if len(messages) > NAMED else []
         raise UserError(f"{len(unread)} pictures cannot be read: {' | '.join(messages[:NAMED] + dots)}")
-
-
-def _sync(path: Path) -> None:
-    """Waits until a file or a folder's list of names has reached the disk.
-
-    Windows opens no folders, and flushes only what was opened for writing.
-    """
-    if path.is_dir() and os.name == "nt":
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

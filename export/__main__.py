@@ -36,6 +36,9 @@ class Arguments:
     """Calculate in eight-bit integers, calibrated on the run's training pictures."""
     tolerance: float = 0.01
     """How much top-1 accuracy may fall when quantized, from 0 to 1."""
+    average: tuple[str, ...] = ()
+    """Other weights, workdirs or .safetensors files: the mean of them and the run's is written to a .safetensors file.
+    They are to be of the same network and pictures, and of trainings that began with the same weights."""
     data: DataConfig = field(default_factory=DataConfig)
     """The pictures to quantize with; by default the run's."""
 
@@ -48,6 +51,8 @@ class Arguments:
             for option in ("quantize", "features", "heatmap"):
                 if getattr(self, option):
                     raise UserError(f"--{option} is for a model, not for the weights in {self.weights}; leave it out")
+        elif self.average:
+            raise UserError(f"--average is for weights; give a name that ends with {SUFFIX} with -o")
 
     @property
     def weights(self) -> Path | None:
@@ -65,7 +70,7 @@ def main(arguments: Sequence[str]) -> None:
     recorded = run.read_data_config()
     parsed = _parse(recorded, arguments[1:])
     if parsed.weights is not None:
-        path = export_weights(workdir, parsed.weights)
+        path = export_weights(workdir, parsed.weights, average=parsed.average)
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, to train from with --init_from {path}")
         return
     quantization = None

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,7 +33,7 @@ from jaxcnn.errors import UserError
 from jaxcnn.evaluate import evaluate, record
 from jaxcnn.metrics import Evaluation
 from jaxcnn.paths import readable
-from jaxcnn.weights import write_weights
+from jaxcnn.weights import mean_of, read_weights, write_weights
 from jaxcnn.workdir import Workdir, environment
 
 _INPUT = "image"
@@ -181,17 +181,28 @@ def _publish(path: Path, beside: dict[str, bytes], target: Path) -> None:
         os.replace(path.parent / name, target.parent / name)
 
 
-def export_weights(workdir: Path, output: Path) -> Path:
+def export_weights(workdir: Path, output: Path, *, average: Sequence[str] = ()) -> Path:
     """Writes the best checkpoint of a run as a safetensors file, for other runs to start from; see `jaxcnn.weights`.
 
     The metadata is that of the ONNX file, and `step`, the steps taken.
 
+    Args:
+      workdir: the run's folder.
+      output: the file.
+      average: workdirs and safetensors files; the mean with their weights is written, whose metrics are not known.
+
     Raises:
-      UserError: not a run's folder, no checkpoint in it, or the file cannot be written.
+      UserError: not a run's folder, no checkpoint in it, weights that do not go together, or the file cannot be
+        written.
     """
     run, trained = Workdir(workdir), load_model(workdir)
+    facts, variables = metadata(run, trained) | {"step": trained.step}, trained.variables
+    if average:
+        mean = mean_of([read_weights(str(workdir)), *map(read_weights, average)])
+        facts |= {"metrics": {}, "trainings": [dataclasses.asdict(each) for each in mean.trainings]}
+        variables = mean.fill(variables, with_head=True)
     try:
-        write_weights(output, trained.variables, metadata(run, trained) | {"step": trained.step})
+        write_weights(output, variables, facts)
     except OSError as error:
         raise UserError(f"{output} cannot be written: {error.strerror or error}; give another path with -o") from error
     return output

@@ -1,9 +1,9 @@
 """Trained weights to start another run from: one safetensors file, written by `python -m export`, or a run's folder."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ import safetensors.numpy
 
 from jaxcnn import models
 from jaxcnn.checkpoint import load_model
-from jaxcnn.config import DataConfig, ModelConfig
+from jaxcnn.config import SHAPE, DataConfig, ModelConfig
 from jaxcnn.data import Fingerprint
 from jaxcnn.disk import write_atomically
+from jaxcnn.division import is_of_run
 from jaxcnn.errors import UserError
 from jaxcnn.metadata import Metadata
 from jaxcnn.paths import named_path
@@ -114,6 +115,43 @@ def read_weights(source: str) -> Weights:
             trainings=_trainings(facts),
             tensors={name: _read_tensor(path, file, name) for name in file.keys()},  # noqa: SIM118
         )
+
+
+def mean_of(weights: Sequence[Weights]) -> Weights:
+    """The mean of the weights of several trainings of one network (Wortsman et al. 2022).
+
+    It is often better than each of them, if one began with another's weights, or all with the same.
+
+    Args:
+      weights: at least two; all but the tensors and trainings are those of the first.
+
+    Raises:
+      UserError: they are of other networks or classes, or other pictures were held out.
+    """
+    first, *others = weights
+    for each in others:
+        for what, same in (
+            ("of another network", all(getattr(each.model, name) == getattr(first.model, name) for name in SHAPE)),
+            ("for other classes", each.has_classes(first.names, first.wnids)),
+            ("trained on pictures that were held out of its training", _holds_out_the_same(first, each)),
+        ):
+            if not same:
+                raise UserError(f"the weights of {each.source} are {what} than those of {first.source}; leave them out")
+    trainings = [training for each in weights for training in each.trainings]
+    merged = [training for index, training in enumerate(trainings) if training not in trainings[:index]]
+    ends = [str(1 + merged.index(each.trainings[-1])) for each in weights]
+    told = {"weights": f"the mean of those at the end of the trainings {', '.join(ends[:-1])} and {ends[-1]}"}
+    mean = Training(first.dataset, first.trainings[-1].license, told)
+    tensors = {
+        name: np.mean([each.tensors[name] for each in weights], axis=0, dtype=np.float32) for name in first.tensors
+    }
+    return replace(first, trainings=(*merged, mean), tensors=tensors)
+
+
+def _holds_out_the_same(one: Weights, other: Weights) -> bool:
+    if one.pictures is None or other.pictures is None:  # of older files
+        return is_of_run(one.trained_on, trained_on=other.trained_on)
+    return one.pictures.divides_as(other.pictures)
 
 
 def read_model(source: str) -> ModelConfig:

@@ -28,7 +28,7 @@ from jaxcnn.optim import make_optimizer
 from jaxcnn.provenance import Training
 from jaxcnn.state import create_state, init_variables, start_from
 from jaxcnn.train import parse, train
-from jaxcnn.weights import read_model, read_weights, write_weights
+from jaxcnn.weights import mean_of, read_model, read_weights, write_weights
 from jaxcnn.workdir import Workdir
 
 MODEL = ModelConfig(widths=(4, 6), blocks=(1, 0))
@@ -95,6 +95,57 @@ def test_half_precision_is_taken_where_it_loses_nothing(values):
     largest = np.abs(values).max()
     if values.ndim > 1 and 2**-14 <= largest <= 65504:
         assert kept.dtype == np.float16
+
+
+def several(tmp_path, *changes):
+    """Weights of trainings that each began with those before, with other metadata."""
+    found = []
+    for seed, change in enumerate(({}, *changes)):
+        path = tmp_path / f"{seed}.safetensors"
+        before = [dataclasses.asdict(each) for each in found[-1].trainings] if found else []
+        own = dataclasses.asdict(Training("pets", "ask us", {"schedule": f"{seed} epochs"}))
+        write_weights(path, variables_of(seed=seed), facts_of(**({"trainings": [*before, own]} | change)))
+        found.append(read_weights(str(path)))
+    return found
+
+
+def test_the_mean_of_weights(tmp_path):
+    first, second, third = several(tmp_path, {}, {})
+    mean = mean_of([third, first, second])
+    for name, values in mean.tensors.items():
+        assert values.dtype == np.float32
+        expected = (first.tensors[name] + second.tensors[name] + third.tensors[name]) / 3
+        np.testing.assert_allclose(values, expected, rtol=1e-6)
+    *learnt, last = mean.trainings
+    assert learnt == list(third.trainings)
+    assert last.recipe == {"weights": "the mean of those at the end of the trainings 3, 1 and 2"}
+    assert (last.dataset, last.license) == ("pets", "ask us")
+    assert dataclasses.replace(mean, tensors=third.tensors, trainings=third.trainings) == third
+
+
+def test_a_mean_of_trainings_beside_each_other_lists_what_they_share_once(tmp_path):
+    shared, one = several(tmp_path, {})
+    other = dataclasses.replace(one, trainings=(*shared.trainings, dataclasses.replace(PETS, license="free")))
+    *learnt, last = mean_of([one, other]).trainings
+    assert learnt == [*one.trainings, other.trainings[-1]]
+    assert last.recipe == {"weights": "the mean of those at the end of the trainings 2 and 3"}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"model": ModelConfig(widths=(4, 8), blocks=(1, 0))}, "of another network"),
+        ({"names": ("cat", "dög", "fly")}, "for other classes"),
+        ({"pictures": data.Fingerprint(train=1, validation=2, labels="a", pixels="c", side=8)}, "held out of its"),
+        ({"pictures": None, "trained_on": DataConfig(source="digits", split_seed=1)}, "held out of its training"),
+    ],
+)
+def test_weights_that_do_not_go_together_have_no_mean(tmp_path, change, told):
+    first, second = several(tmp_path, {})
+    first = dataclasses.replace(first, pictures=data.Fingerprint(train=1, validation=2, labels="a", pixels="b", side=8))
+    mean_of([first, second])  # in the second there is no record to compare, but the settings
+    with pytest.raises(UserError, match=rf"the weights of .*1\.safetensors are .*{told}.* than those of .*0\.saf"):
+        mean_of([first, dataclasses.replace(second, **change)])
 
 
 @pytest.mark.parametrize("value", [65536.0, 1e38, 300.5 * 2**-24, 1e-7, 3e-8, 1e-30])

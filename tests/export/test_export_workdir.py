@@ -18,6 +18,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import safetensors
+import safetensors.numpy
 from scipy.special import softmax
 
 import export
@@ -823,6 +824,24 @@ def test_the_weights_say_what_they_are(run, tmp_path):
     assert metadata == same | {"date": metadata["date"]}
     assert "/home" not in json.dumps(metadata)
     assert (metadata["metrics"], metadata["license"]) == ({"top1": 0.5, "loss": 1.25}, "CC-BY-4.0")
+
+
+def test_the_mean_with_other_weights(run, tmp_path):
+    trained = load_model(run)
+    other = export.workdir.export_weights(run, tmp_path / "a.safetensors")
+    with safetensors.safe_open(other, framework="np") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    safetensors.numpy.save_file({name: 3 * values for name, values in tensors.items()}, other, metadata)
+    program.main([str(run), "-o", str(tmp_path / "mean.safetensors"), "--average", str(other)])
+    mean = read_weights(str(tmp_path / "mean.safetensors"))
+    expected = jax.tree.map(lambda values: 2 * np.asarray(values), trained.variables)
+    found = mean.fill(trained.variables, with_head=True)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-4), found, expected)
+    assert [each.recipe.get("weights") for each in mean.trainings][-1] is not None
+    with safetensors.safe_open(tmp_path / "mean.safetensors", framework="np") as file:
+        assert json.loads(file.metadata()["metrics"]) == {}
+    with pytest.raises(UserError, match=r"--average is for weights; give a name that ends with .safetensors with -o"):
+        program.main([str(run), "-o", str(tmp_path / "m.onnx"), "--average", str(other)])
 
 
 @pytest.mark.parametrize(

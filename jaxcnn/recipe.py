@@ -48,6 +48,7 @@ def describe_training(config: Config, *, steps_per_epoch: int | None) -> str:
         else f"{sizes[0][0]} pixels",
         f"{config.batch_size} pictures in each step",
         f"label smoothing {config.label_smoothing:g}" if config.label_smoothing else "",
+        f"seed {config.seed}",
         f"starting from the weights of an earlier training, {readable(Path(config.init_from).name)}"
         if config.init_from
         else "",

@@ -1,5 +1,6 @@
 """Trained weights to start another run from: one safetensors file, written by `python -m export`, or a run's folder."""
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -126,7 +127,7 @@ def mean_of(weights: Sequence[Weights]) -> Weights:
       weights: at least two; all but the tensors and trainings are those of the first.
 
     Raises:
-      UserError: they are of other networks or classes, or other pictures were held out.
+      UserError: they are of other networks or classes, other pictures were held out, or two are of one training.
     """
     first, *others = weights
     for each in others:
@@ -137,6 +138,9 @@ def mean_of(weights: Sequence[Weights]) -> Weights:
         ):
             if not same:
                 raise UserError(f"the weights of {each.source} are {what} than those of {first.source}; leave them out")
+    for before, each in itertools.combinations(weights, 2):
+        if each.trainings == before.trainings:
+            raise UserError(f"{each.source} has weights of the same training as {before.source}; leave it out")
     trainings = [training for each in weights for training in each.trainings]
     merged = [training for index, training in enumerate(trainings) if training not in trainings[:index]]
     ends = [str(1 + merged.index(each.trainings[-1])) for each in weights]

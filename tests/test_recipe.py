@@ -92,12 +92,13 @@ def test_precision():
 
 
 def test_sizes_one_after_the_other():
-    config = Config(epochs=10, batch_size=256, resolutions=((0.0, 48), (0.8, 64)), label_smoothing=0.1)
+    config = Config(epochs=10, batch_size=256, resolutions=((0.0, 48), (0.8, 64)), label_smoothing=0.1, seed=7)
     assert describe_training(config, steps_per_epoch=1390) == (
-        "10 epochs of 1,390 steps, 8 at 48 pixels, then 2 at 64 pixels, 256 pictures in each step, label smoothing 0.1"
+        "10 epochs of 1,390 steps, 8 at 48 pixels, then 2 at 64 pixels, 256 pictures in each step, label smoothing "
+        "0.1, seed 7"
     )
     start = Config(init_from="runs/first/model.safetensors")
     assert describe_training(start, steps_per_epoch=None).endswith(
-        ", starting from the weights of an earlier training, model.safetensors"
+        ", seed 0, starting from the weights of an earlier training, model.safetensors"
     )
-    assert describe_training(Config(), steps_per_epoch=None) == "30 epochs, 32 pixels, 64 pictures in each step"
+    assert describe_training(Config(), steps_per_epoch=None) == "30 epochs, 32 pixels, 64 pictures in each step, seed 0"

@@ -148,6 +148,12 @@ def test_weights_that_do_not_go_together_have_no_mean(tmp_path, change, told):
         mean_of([first, dataclasses.replace(second, **change)])
 
 
+def test_weights_of_one_training_have_no_mean(tmp_path):
+    first, second = several(tmp_path, {})
+    with pytest.raises(UserError, match=r"1\.safetensors has weights of the same training as .*1\.safetensors; leave"):
+        mean_of([first, second, second])
+
+
 @pytest.mark.parametrize("value", [65536.0, 1e38, 300.5 * 2**-24, 1e-7, 3e-8, 1e-30])
 def test_what_float16_cannot_hold_stays_in_float32(value):
     kernel = np.full((3, 3, 2, 2), value, np.float32)

@@ -831,6 +831,10 @@ def test_the_mean_with_other_weights(run, tmp_path):
     other = export.workdir.export_weights(run, tmp_path / "a.safetensors")
     with safetensors.safe_open(other, framework="np") as file:
         tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    with pytest.raises(UserError, match=r"a\.safetensors has weights of the same training as .*; leave it out"):
+        program.main([str(run), "-o", str(tmp_path / "mean.safetensors"), "--average", str(other)])
+    trainings = json.loads(metadata["trainings"])
+    metadata["trainings"] = json.dumps([*trainings, trainings[0] | {"recipe": {"schedule": "another"}}])
     safetensors.numpy.save_file({name: 3 * values for name, values in tensors.items()}, other, metadata)
     program.main([str(run), "-o", str(tmp_path / "mean.safetensors"), "--average", str(other)])
     mean = read_weights(str(tmp_path / "mean.safetensors"))

@@ -225,13 +225,12 @@ def _limits(metadata: Mapping[str, Any], file: Mapping[str, Any], evaluation: Ma
 
 
 def _trainings(trainings: Sequence[Mapping[str, Any]]) -> str:
-    """How it was trained, then how the weights that it started from were, back to random ones."""
-    last, *earlier = reversed(trainings)
-    sections = [_table(("", ""), list(last["recipe"].items()))]
-    for each in earlier:
-        sections.append(f"The weights that this started from were learnt from {_plain(each['dataset'])} before:")
-        sections.append(_table(("", ""), list(each["recipe"].items())))
-    return "\n\n".join(sections)
+    """How it was trained; if it has learnt in several trainings each by its number, the last one first."""
+    tables = [_table(("", ""), list(each["recipe"].items())) for each in trainings]
+    if len(tables) == 1:
+        return tables[0]
+    names = [f"### Training {number}, on {_plain(each['dataset'])}" for number, each in enumerate(trainings, start=1)]
+    return "\n\n".join(f"{name}\n\n{table}" for name, table in reversed([*zip(names, tables, strict=True)]))
 
 
 def _terms(trainings: Sequence[Mapping[str, Any]]) -> str:

@@ -71,6 +71,7 @@ def describe_optimizer(config: OptimConfig) -> str:
 def describe_augmentation(config: AugmentConfig) -> str:
     """What is done to the training pictures; `none` if nothing is."""
     crop = config.crop_scale
+    mixed = config.mix_until > 0
     changes = {name: getattr(config, name) for name in ("brightness", "contrast", "saturation")}
     return (
         _joined(
@@ -78,10 +79,10 @@ def describe_augmentation(config: AugmentConfig) -> str:
             f"shifted by up to {_percent(config.pad_crop)} of the side" if config.pad_crop else "",
             f"cropped to {_percent(crop[0])} to {_percent(crop[1])} of the area" if crop else "",
             f"a rectangle erased in {_percent(config.erase)} of them" if config.erase else "",
-            f"mixup {config.mixup:g}" if config.mixup else "",
-            f"cutmix {config.cutmix:g}" if config.cutmix else "",
+            f"mixup {config.mixup:g}" if mixed and config.mixup else "",
+            f"cutmix {config.cutmix:g}" if mixed and config.cutmix else "",
             f"mixed only in the first {_percent(config.mix_until)} of the epochs"
-            if (config.mixup or config.cutmix) and config.mix_until < 1
+            if (config.mixup or config.cutmix) and 0 < config.mix_until < 1
             else "",
             *(f"{name} changed by up to {_percent(value)}" for name, value in changes.items() if value),
         )

@@ -143,7 +143,7 @@ def mean_of(weights: Sequence[Weights]) -> Weights:
             raise UserError(f"{each.source} has weights of the same training as {before.source}; leave it out")
     trainings = [training for each in weights for training in each.trainings]
     merged = [training for index, training in enumerate(trainings) if training not in trainings[:index]]
-    ends = [str(1 + merged.index(each.trainings[-1])) for each in weights]
+    ends = [str(end) for end in sorted(1 + merged.index(each.trainings[-1]) for each in weights)]
     told = {"weights": f"the mean of those at the end of the trainings {', '.join(ends[:-1])} and {ends[-1]}"}
     mean = Training(first.dataset, first.trainings[-1].license, told)
     tensors = {

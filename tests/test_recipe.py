@@ -25,6 +25,7 @@ from jaxcnn.recipe import (
         ({"mixup": 0.2}, "mixup 0.2"),
         ({"cutmix": 1.0}, "cutmix 1"),
         ({"cutmix": 1.0, "mix_until": 0.9}, "cutmix 1, mixed only in the first 90% of the epochs"),
+        ({"flip": True, "mixup": 0.2, "cutmix": 1.0, "mix_until": 0.0}, "mirrored half of the time"),
         ({"brightness": 0.2}, "brightness changed by up to 20%"),
         ({"contrast": 0.3}, "contrast changed by up to 30%"),
         ({"saturation": 0.4}, "saturation changed by up to 40%"),

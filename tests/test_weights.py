@@ -118,7 +118,7 @@ def test_the_mean_of_weights(tmp_path):
         np.testing.assert_allclose(values, expected, rtol=1e-6)
     *learnt, last = mean.trainings
     assert learnt == list(third.trainings)
-    assert last.recipe == {"weights": "the mean of those at the end of the trainings 3, 1 and 2"}
+    assert last.recipe == {"weights": "the mean of those at the end of the trainings 1, 2 and 3"}
     assert (last.dataset, last.license) == ("pets", "ask us")
     assert dataclasses.replace(mean, tensors=third.tensors, trainings=third.trainings) == third
 

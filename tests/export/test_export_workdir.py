@@ -410,12 +410,13 @@ def test_a_card_tells_what_the_weights_learnt_before(tmp_path):
     card = card_of(run)
     assert "All it knows is from pets \\| photos and birds and pets. Collections" in card
     section = card.split("## Training\n\n")[1].split("\n\n## ")[0]
-    own, *earlier = re.split(r"\n\nThe weights that this started from were learnt from (.+) before:\n\n", section)
+    start, own_name, own, *earlier = re.split(r"\n*### (.+)\n\n", section)
+    assert (start, own_name) == ("", "Training 3, on pets")
     assert "| schedule | 30 epochs" in own
     assert earlier == [
-        "birds",
+        "Training 2, on birds",
         "|  |  |\n| --- | --- |\n| schedule | 2 epochs |\n| arithmetic | 3e9 floating point operations |",
-        "pets \\| photos",
+        "Training 1, on pets \\| photos",
         "|  |  |\n| --- | --- |\n| schedule | 9 epochs |\n| time | 8 h |",
     ]
     terms = card.split("## Terms\n\n")[1].split("\n")[0]

@@ -1,5 +1,6 @@
 """Command lines from dataclasses (by tyro), with every mistake of the user's told in one line."""
 
+import argparse
 import contextlib
 import dataclasses
 import io
@@ -73,6 +74,18 @@ def parse[T](default: T, arguments: Sequence[str], *, prog: str, description: st
             raise UserError(_one_line(messages.getvalue())) from None
     if unknown:
         raise UserError(_unknown(unknown[0], default, prog))
+    return value
+
+
+def peek[T](arguments: Sequence[str], option: str, default: T) -> str | T:
+    """The value of an option that the defaults of others depend on, before all are parsed.
+
+    One without a value is taken as not given: `parse` says what is wrong with it.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    spellings = {f"--{option}", f"--{option.replace('_', '-')}"}
+    parser.add_argument(*spellings, dest="value", nargs="?", default=default, const=default)
+    value: str | T = parser.parse_known_args(arguments)[0].value
     return value
 
 

@@ -1,13 +1,12 @@
 """The pictures that a trained model is measured on, with its classes; it has learnt nothing from those held out."""
 
-import argparse
 import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int32
 
-from jaxcnn import data
+from jaxcnn import cli, data
 from jaxcnn.classifier import Classifier
 from jaxcnn.config import DataConfig
 from jaxcnn.division import is_same_source, load_undivided
@@ -17,11 +16,7 @@ from jaxcnn.paths import composed
 
 def defaults_of_options(trained_on: DataConfig, arguments: Sequence[str]) -> DataConfig:
     """What the options of a command are by default: as in the run; but archive and division belong to its source."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    # Without a value, as if it was not given: the parser of all options says what is wrong.
-    parser.add_argument("--data.source", dest="source", nargs="?", default=trained_on.source, const=trained_on.source)
-    source = parser.parse_known_args(arguments)[0].source
-    if is_same_source(source, trained_on.source):
+    if is_same_source(cli.peek(arguments, "data.source", trained_on.source), trained_on.source):
         return trained_on
     return DataConfig(cache_dir=trained_on.cache_dir, image_size=trained_on.image_size)
 

@@ -1,6 +1,5 @@
 """Training from start to end: `python -m jaxcnn.train [PRESET] [--field.name VALUE ...] [--workdir DIR]`."""
 
-import argparse
 import dataclasses
 import math
 import typing
@@ -75,47 +74,35 @@ def parse(arguments: Sequence[str]) -> Arguments:
     if preset not in PRESETS:
         raise UserError(f"there is no preset {preset!r}; there are: {', '.join(PRESETS)}")
     default = Arguments(PRESETS[preset](), Path("runs") / preset)
-    early = _read_early(arguments, default)
-    weights_model = None if {"-h", "--help"} & set(arguments) else _find_weights_model(early)
     config = default.config
+    init_from = cli.peek(arguments, "init_from", config.init_from)
+    workdir = cli.peek(arguments, "workdir", str(default.workdir))
+    weights_model = None if {"-h", "--help"} & set(arguments) else _find_weights_model(init_from, workdir)
     if weights_model is not None:
         config = dataclasses.replace(config, model=config.model.with_shape_of(weights_model))
     summaries = "\n".join(f"  {name}: {(make.__doc__ or '').splitlines()[0]}" for name, make in PRESETS.items())
     parsed = cli.parse(
-        dataclasses.replace(default, config=_with_model(config, early.name)),
+        dataclasses.replace(default, config=_with_model(config, cli.peek(arguments, "model.name", None))),
         arguments,
         prog=f"{PROG} [PRESET]",
         description=f"Trains an image classifier. Options change the settings of a preset.\n\n{summaries}",
     )
     if weights_model is not None:
         _refuse_other_shape(parsed.config, weights_model)
-    given = early.workdir and str(parsed.workdir)  # an empty text has become the working directory
+    given = workdir and str(parsed.workdir)  # an empty text has become the working directory
     return dataclasses.replace(parsed, workdir=named_path(given, option="workdir"))
 
 
-def _read_early(arguments: Sequence[str], default: Arguments) -> argparse.Namespace:
-    """The options that other options' defaults depend on: `name` of the model, `init_from` and `workdir`."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for option, name, value in (
-        ("--model.name", "name", None),
-        ("--init_from", "init_from", default.config.init_from),
-        ("--workdir", "workdir", str(default.workdir)),
-    ):
-        # Without a value, as if it was not given: the parser of all options says what is wrong.
-        parser.add_argument(*{option, option.replace("_", "-")}, dest=name, nargs="?", default=value, const=value)
-    return parser.parse_known_args(arguments)[0]
-
-
-def _find_weights_model(early: argparse.Namespace) -> ModelConfig | None:
+def _find_weights_model(init_from: str | None, workdir: str) -> ModelConfig | None:
     """The network of the weights to start from; a run that has begun with them knows it by itself."""
-    if early.init_from in (None, "None"):
+    if init_from is None or init_from == "None":
         return None
-    run = Workdir(named_path(early.workdir, option="workdir"))
+    run = Workdir(named_path(workdir, option="workdir"))
     if (run.path / "config.json").exists():
         recorded = run.read_config()
-        if recorded.init_from == early.init_from:
+        if recorded.init_from == init_from:
             return recorded.model
-    return read_model(early.init_from)
+    return read_model(init_from)
 
 
 def _refuse_other_shape(config: Config, weights_model: ModelConfig) -> None:

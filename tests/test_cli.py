@@ -40,6 +40,23 @@ def test_options_change_a_preset():
     assert parsed.config.data.source == "tiny_imagenet"
 
 
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        ("--epochs 3 --init_from a.safetensors --flip", "a.safetensors"),
+        ("--init_from=a.safetensors", "a.safetensors"),
+        ("--init-from a.safetensors", "a.safetensors"),
+        ("--init_from a --init_from b", "b"),
+        ("--init_from", "shipped"),
+        ("--init_from --epochs 3", "shipped"),
+        ("--init_fro a --init_from_ a --epochs 3", "shipped"),
+        ("", "shipped"),
+    ],
+)
+def test_an_option_is_known_before_all_are_parsed(line, value):
+    assert cli.peek(line.split(), "init_from", "shipped") == value
+
+
 @pytest.mark.parametrize("option", [["--model.name", "seed"], ["--model.name=seed"]])
 def test_another_network_forgets_the_presets_shape(option):
     assert parse(option).config.model == config.ModelConfig(name="seed")

@@ -1,5 +1,6 @@
 """From a jax function to an ONNX model: trace it, translate each equation of its jaxpr, tidy the graph."""
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -53,7 +54,8 @@ def to_onnx(fn: Callable[..., Any], inputs: Mapping[str, InputSpec]) -> onnx.Mod
     ("batch", 64, 64, 3))})` converts a Flax model.
 
     Runtimes may pass over a NaN among the elements of a max, min, argmax, argmin or max pooling, where jax gives NaN or
-    its place; onnxruntime also makes negative zeros positive where it selects between values.
+    its place; onnxruntime also makes negative zeros positive where it selects between values, and takes them for equal
+    to positive ones in a top-k.
 
     Args:
       fn: called with one array for each input, in order; returns an array, which the model names `output`, or a dict
@@ -101,9 +103,26 @@ def evaluate(fn: Callable[..., Any], inputs: Mapping[str, InputSpec], feed: Sequ
 def _trace(fn: Callable[..., Any], types: Mapping[str, ValueType]) -> tuple[Any, dict[str, Any]]:
     try:
         return jax.make_jaxpr(lambda *arrays: name_outputs(fn(*arrays)), return_shape=True)(*abstract(types))
-    except jex.InconclusiveDimensionOperation as error:
+    except Exception as error:
+        if not (isinstance(error, jex.InconclusiveDimensionOperation) or _works_with_numbers(fn, types)):
+            raise
         reason = str(error).partition("\n")[0]
-        raise UnsupportedError(f"the function needs the number that a symbolic size stands for: {reason}") from error
+        raise UnsupportedError(
+            f"the function needs the number that a symbolic size stands for: {reason}; give the size as a number"
+        ) from error
+
+
+def _works_with_numbers(fn: Callable[..., Any], types: Mapping[str, ValueType]) -> bool:
+    """Whether a function that fails with symbolic sizes is one of arrays whose sizes are numbers."""
+    for number in (4, 3):  # some divide it
+        sizes = {
+            name: tuple(dim if isinstance(dim, int) else number for dim in kind.shape) for name, kind in types.items()
+        }
+        numbers = {name: ValueType(kind.dtype, sizes[name]) for name, kind in types.items()}
+        with contextlib.suppress(Exception):
+            jax.eval_shape(lambda *arrays: name_outputs(fn(*arrays)), *abstract(numbers))
+            return numbers != types
+    return False
 
 
 def input_types(inputs: Mapping[str, InputSpec]) -> dict[str, ValueType]:
@@ -149,7 +168,7 @@ class _Interpreter:
     ) -> list[Value]:
         """Returns the values of the outputs; `place` is where in the module tree the jaxpr is called."""
         values: dict[Any, Value] = dict(zip(jaxpr.invars, operands, strict=True))
-        values |= {var: np.asarray(each) for var, each in zip(jaxpr.constvars, constants, strict=True)}
+        values |= {var: _known(each) for var, each in zip(jaxpr.constvars, constants, strict=True)}
 
         def read(atom: Any) -> Value:
             return values[atom] if isinstance(atom, jex.Var) else np.asarray(atom.val, atom.aval.dtype)
@@ -206,7 +225,13 @@ class _Translator(_Interpreter):
 
     def _translate(self, eqn: Any, operands: list[Value]) -> Sequence[Value]:
         primitive, builder = eqn.primitive.name, self.builder
-        dtypes = {exported_dtype(each.dtype) for each in (*operands, *(var.aval for var in eqn.outvars))}
+        arrays = (*operands, *(var.aval for var in eqn.outvars))
+        if any(map(_is_key, arrays)):
+            raise UnsupportedError(
+                f"cannot export random numbers of a symbolic size or from a computed key (the primitive {primitive!r} "
+                f"at {builder.where()}); draw none, as a deterministic Dropout does, or give the size as a number"
+            )
+        dtypes = {exported_dtype(each.dtype) for each in arrays}
         for dtype in dtypes.difference(_DTYPES):
             raise UnsupportedError(
                 f"cannot export {dtype} (the primitive {primitive!r} at {builder.where()}); build the module in float32"
@@ -272,7 +297,16 @@ def _is_known(eqn: Any, operands: Sequence[Any]) -> bool:
 
 
 def _bind(eqn: Any, operands: Sequence[Any]) -> list[Any]:
-    """The values of an equation whose operands are all known; random keys stay jax's."""
+    """The values of an equation whose operands are all known."""
     results = eqn.primitive.bind(*operands, **eqn.params)
     results = results if eqn.primitive.multiple_results else [results]
-    return [each if jnp.issubdtype(each.dtype, jax.dtypes.extended) else np.asarray(each) for each in results]
+    return [_known(each) for each in results]
+
+
+def _known(array: Any) -> Any:
+    """A known array as NumPy's, but for random keys, which NumPy has no type for."""
+    return array if _is_key(array) else np.asarray(array)
+
+
+def _is_key(array: Any) -> bool:
+    return jnp.issubdtype(array.dtype, jax.dtypes.extended)

@@ -7,6 +7,8 @@ import numpy as np
 from export.graph import Graph, Node
 
 _LAYERS = ("Conv", "Gemm")
+_FAR = 512
+"""Larger shifts come first: x - mean is nearly exact where x is near a large mean, scale * x - scale * mean is not."""
 
 
 @dataclass(frozen=True)
@@ -140,23 +142,23 @@ def _fold_up(graph: Graph, affine: _Affine, end: str) -> bool:
 def _fold_down(graph: Graph, affine: _Affine, end: str) -> bool:
     """Into the layer that alone reads the chain's end, or the chain's end resized: the weights of a Resize sum to one.
 
-    A convolution pads its input with zeros, so a shift cannot move past its padding; then only the scale goes, and
-    x * scale + shift becomes x + shift / scale.
+    A convolution pads its input with zeros, so a shift cannot move past its padding, and a far one would cost
+    precision: then only the scale goes, and x * scale + shift becomes x + shift / scale.
     """
     reader = graph.only_consumer(end)
     resize = reader if reader is not None and reader.op == "Resize" else None
     layer = reader if resize is None else graph.only_consumer(resize.output)
     if reader is None or layer is None or not _layer(graph, layer):
         return False
-    padded = any(layer.attributes.get("pads", ())) and bool(np.any(affine.shift))
-    if padded and (np.all(affine.scale == 1) or not np.all(affine.scale)):
+    stays = _is_far(affine.shift) or (any(layer.attributes.get("pads", ())) and bool(np.any(affine.shift)))
+    if stays and (np.all(affine.scale == 1) or not np.all(affine.scale)):
         return False
     kernel, bias = _weights(graph, layer)
     scaled, response = _apply_to_inputs(layer, kernel, affine)
-    if not _set_weights(graph, layer, scaled, bias if padded else bias + response):
+    if not _set_weights(graph, layer, scaled, bias if stays else bias + response):
         return False
     source = affine.source
-    if padded:
+    if stays:
         source = _emit(graph, "Add", source, affine.shift / affine.scale, end)
     reader.inputs[0] = source
     if resize is not None:
@@ -201,13 +203,21 @@ def _set_weights(graph: Graph, layer: Node, kernel: np.ndarray, bias: np.ndarray
 
 
 def _shorten(graph: Graph, affine: _Affine, end: str) -> None:
-    """One Mul and one Add, where the chain is longer than that."""
-    multiplies, adds = not np.all(affine.scale == 1), bool(np.any(affine.shift))
-    if affine.length > multiplies + adds and _is_float32(affine.scale) and _is_float32(affine.shift):
+    """One Mul and one Add, where the chain is longer than that; a far shift comes first."""
+    scale, shift, first = affine.scale, affine.shift, np.zeros(1)
+    if _is_far(shift) and np.all(scale):
+        shift, first = first, shift / scale
+    steps = [("Add", first), ("Mul", scale), ("Add", shift)]
+    steps = [(op, vector) for op, vector in steps if np.any(vector != (op == "Mul"))]
+    if affine.length > len(steps) and all(_is_float32(vector) for _, vector in steps):
         name = affine.source
-        name = _emit(graph, "Mul", name, affine.scale, end) if multiplies else name
-        name = _emit(graph, "Add", name, affine.shift, end) if adds else name
+        for op, vector in steps:
+            name = _emit(graph, op, name, vector, end)
         graph.replace(end, name)
+
+
+def _is_far(shift: np.ndarray) -> bool:
+    return bool(np.any(np.abs(shift) > _FAR))
 
 
 def _is_float32(vector: np.ndarray) -> bool:

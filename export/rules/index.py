@@ -12,7 +12,10 @@ from export.graph import Shape
 from export.rules.registry import refusal, require, rule
 from export.rules.shape import concatenate_parts, cut, pad_with, permute, positions
 
+_CLAMPED = ("CLIP", "PROMISE_IN_BOUNDS")
+"""Modes that read the nearest slice inside the array: `x[i]` promises to be inside, and jax clamps what is not."""
 _PROMISED = ("PROMISE_IN_BOUNDS", "ONE_HOT")
+"""Modes that write only inside the array."""
 _UPDATES = {"scatter": "none", "scatter-add": "add", "scatter-mul": "mul", "scatter-sub": "add"}
 
 
@@ -25,11 +28,14 @@ def gather(builder: Builder, eqn: Any, value: Value, indices: Value) -> Value:
     numbers, aval = eqn.params["dimension_numbers"], eqn.outvars[0].aval
     sizes = eqn.params["slice_sizes"]
     axes, batching = list(numbers.start_index_map), list(numbers.operand_batching_dims)
+    known = all(isinstance(sizes[axis], int) for axis in axes)
+    require(known, builder, eqn, "slices of a symbolic size at computed places")
     limits = [dim if axis in (*axes, *batching) else sizes[axis] for axis, dim in enumerate(value.shape)]
     source = cut(builder, builder.as_tensor(value), [0] * len(limits), limits)
     starts = Expression(builder, indices).cast(np.int64)
     room = [_room(builder, source.shape[axis], sizes[axis]) for axis in axes]
-    inside = None if eqn.params["mode"].name in _PROMISED else _inside(starts, room)
+    mode = eqn.params["mode"].name
+    inside = None if mode == "ONE_HOT" else _inside(starts, room)
     if inside is not None:
         starts = starts.apply("Max", 0).apply("Min", _vector(builder, room))
     if len(axes) == 1 and not batching and axes[0] in numbers.collapsed_slice_dims:
@@ -37,7 +43,7 @@ def gather(builder: Builder, eqn: Any, value: Value, indices: Value) -> Value:
     else:
         picked = _gather_points(builder, source, starts, numbers, sizes)
     result = _arrange(builder, picked, eqn)
-    if inside is None or eqn.params["mode"].name == "CLIP":
+    if inside is None or mode in _CLAMPED:
         return result
     mask = inside.reshape(tuple(1 if i in numbers.offset_dims else dim for i, dim in enumerate(aval.shape)))
     filling = _filling(eqn.params["fill_value"], result.dtype)
@@ -55,10 +61,8 @@ def _known_block(builder: Builder, eqn: Any, value: Value, indices: Value) -> Va
         return None
     place = dict(zip(numbers.start_index_map, indices.tolist(), strict=True))
     room = {axis: value.shape[axis] - sizes[axis] for axis in place}
-    symbolic = {axis for axis in place if not isinstance(room[axis], int)}
-    if symbolic and eqn.params["mode"].name not in _PROMISED:
-        return None
-    if not all(start >= 0 and (axis in symbolic or start <= room[axis]) for axis, start in place.items()):
+    # Of a symbolic axis only the first slice is known to be inside.
+    if not all(0 <= start <= (room[axis] if isinstance(room[axis], int) else 0) for axis, start in place.items()):
         return None
     starts = [place.get(axis, 0) for axis in range(len(sizes))]
     limits = [start + size for start, size in zip(starts, sizes, strict=True)]

@@ -224,11 +224,11 @@ def unstack(builder: Builder, eqn: Any, value: Tensor) -> list[Tensor]:
 
 
 @rule("tile")
-def tile(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
+def tile(builder: Builder, eqn: Any, value: Value) -> Tensor:
     """Tile; the axes that are added in front repeat the whole."""
     shape: Shape = eqn.outvars[0].aval.shape
-    value = builder.reshape(value, (1,) * (len(shape) - len(value.shape)) + value.shape)
+    tensor = builder.reshape(builder.as_tensor(value), (1,) * (len(shape) - len(value.shape)) + value.shape)
     counts = eqn.params["reps"]
     counts = (1,) * (len(shape) - len(counts)) + tuple(counts)
-    inputs = [value.name, builder.sizes([counts[axis] for axis in value.layout])]
-    return builder.emit("Tile", inputs, replace(value, shape=shape), value.layout)
+    inputs = [tensor.name, builder.sizes([counts[axis] for axis in tensor.layout])]
+    return builder.emit("Tile", inputs, replace(tensor, shape=shape), tensor.layout)

@@ -149,7 +149,9 @@ def digamma(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     log_t = (z / (_LANCZOS_G + 0.5)).apply("Add", 1).apply("Log") + math.log(_LANCZOS_G + 0.5)
     direct = log_t + numerator / denominator - _LANCZOS_G / t
     angle = (x + (x + 0.5).apply("Abs").apply("Floor")) * math.pi
-    return reflected.where(direct - math.pi / angle.apply("Tan"), direct).tensor
+    finite = reflected.where(direct - math.pi / angle.apply("Tan"), direct)
+    pole = (x < 0) & x.apply("Equal", x.apply("Floor"))
+    return pole.where(np.asarray(np.nan, np.float32), finite).tensor
 
 
 @rule("polynomial")

@@ -28,6 +28,9 @@ def convolution(builder: Builder, eqn: Any, image: Value, kernel: Value) -> Tens
     require(len(params["window_strides"]) > 0, builder, eqn, "no axis to slide along")
     static = all(isinstance(pad, int | np.integer) for pair in params["padding"] for pad in pair)
     require(static, builder, eqn, "symbolic padding")
+    require(isinstance(params["feature_group_count"], int), builder, eqn, "a symbolic number of groups")
+    window = [kernel.shape[axis] for axis in params["dimension_numbers"].rhs_spec[2:]]
+    require(all(isinstance(size, int) for size in window), builder, eqn, "a symbolic window")
     require(image.dtype == kernel.dtype == np.float32, builder, eqn, f"{image.dtype} operands")
     if isinstance(kernel, np.ndarray) and _is_transposed(params, kernel):
         return _transposed_convolution(builder, eqn, image, kernel)
@@ -46,7 +49,7 @@ def convolution(builder: Builder, eqn: Any, image: Value, kernel: Value) -> Tens
         [builder.stored(image, spec.lhs_spec), builder.stored(kernel, spec.rhs_spec, "kernel")],
         eqn.outvars[0].aval,
         spec.out_spec,
-        kernel_shape=[kernel.shape[axis] for axis in spec.rhs_spec[2:]],
+        kernel_shape=window,
         strides=list(params["window_strides"]),
         pads=[*lows, *highs],
         dilations=list(params["rhs_dilation"]),

@@ -116,6 +116,16 @@ def test_shifts_that_round_are_left_alone(exported):
     assert (model.ops["Add"], model.ops["Sub"]) == (1, 1)
 
 
+def test_a_value_near_a_large_mean_keeps_its_digits(exported):
+    def scaled(x):
+        far = nn.relu(x + 1e5)  # to 1/128
+        return (far - 1e5) * 0.02
+
+    assert exported(lambda x: conv(scaled(x), padding="VALID"), PICTURE).ops["Mul"] == 0
+    exported(lambda x: scaled(x)[:, 0, 0] @ np.ones((3, 2), np.float32), PICTURE)
+    exported(lambda x: nn.relu(scaled(x) / 3), PICTURE)
+
+
 def test_factors_whose_product_overflows_are_left_alone(exported):
     assert exported(lambda x: nn.relu(x * 1e-30) * 1e20 * 1e25, PICTURE).ops["Mul"] >= 2
 

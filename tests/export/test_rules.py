@@ -329,12 +329,35 @@ def test_a_convolution_in_half_precision_with_a_derivative_of_its_own(exported):
         (lambda x: (x, x), "array or a dict"),
         (lambda x: {"x0": x}, "share names"),
         (lambda x: x if x.shape[0] > 3 else -x, "symbolic size"),
+        (lambda x: x[x.shape[0] // 2 :], "'gather' with slices of a symbolic size at computed places"),
+        (lambda x: x / np.sqrt(x.shape[0]), "needs the number that a symbolic size stands for: .*; give the size as a"),
+        (lambda x: x + np.zeros(x.shape, np.float32), "needs the number"),
+        (lambda x: x.sum(0) / len(x), "needs the number"),
+        (lambda x: jnp.split(x, 3)[0], "needs the number"),
+        (lambda x: x + jax.random.normal(jax.random.key(0), x.shape), "random numbers of a symbolic size"),
+        (
+            lambda x: nn.Dropout(0.5, deterministic=False).apply({}, x, rngs={"dropout": jax.random.key(0)}),
+            r"random numbers of a symbolic size .*at Dropout_?0?\); draw none, as a deterministic Dropout",
+        ),
     ],
 )
 def test_what_has_no_translation_is_refused(fn, words):
     with pytest.raises(export.UnsupportedError, match=words) as caught:
         export.to_onnx(fn, {"x0": ("float32", MATRIX)})
     assert "\n" not in str(caught.value)
+
+
+def test_an_error_of_the_function_itself_is_its_own():
+    def refuse(x):
+        raise ValueError("not my picture")
+
+    with pytest.raises(ValueError, match="not my picture"):
+        export.to_onnx(refuse, {"x0": ("float32", MATRIX)})
+
+
+def test_random_numbers_of_known_size_are_constants(exported):
+    key = jax.random.key(0)
+    exported(lambda x: x + jax.random.normal(key, (5,))[None], MATRIX)
 
 
 def test_variants_without_translation_are_refused():
@@ -346,6 +369,13 @@ def test_variants_without_translation_are_refused():
         export.to_onnx(pool, {"x0": ("float32", MATRIX)})
     with pytest.raises(export.UnsupportedError, match="'conv_general_dilated' with no axis to slide along"):
         export.to_onnx(lambda x: lax.conv(x, kernel(4, 5), (), "SAME"), {"x0": ("float32", MATRIX)})
+    dims = ("NHWC", "HWIO", "NHWC")
+    own = lambda x: lax.conv_general_dilated(x[None], x[:2, :2, :, None], (1, 1), "SAME", dimension_numbers=dims)  # noqa: E731
+    with pytest.raises(export.UnsupportedError, match="'conv_general_dilated' with a symbolic number of groups"):
+        export.to_onnx(jax.vmap(own), {"x0": ("float32", IMAGE)})
+    sought = lambda x: lax.conv(jnp.ones((1, 5, 64)), x.T[None], (1,), "VALID")  # noqa: E731
+    with pytest.raises(export.UnsupportedError, match="'conv_general_dilated' with a symbolic window"):
+        export.to_onnx(sought, {"x0": ("float32", MATRIX)})
     w = np.ones((3, 4, 2), np.int32)
     conv = lambda x: lax.conv_general_dilated(ints(x), w, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))  # noqa: E731
     words = "cannot export the primitive 'conv_general_dilated' with int32 operands at the top"

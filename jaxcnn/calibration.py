@@ -87,7 +87,7 @@ def cross_fit(
     order = order[np.argsort(labels[order], kind="stable")]
     scaled = logits.copy()
     for half, other in ((order[::2], order[1::2]), (order[1::2], order[::2])):
-        scaled[half] /= np.float32(fit_temperature(logits[other], labels[other]))
+        scaled[half] /= fit_temperature(logits[other], labels[other])
     return scaled
 
 

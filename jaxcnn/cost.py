@@ -76,7 +76,7 @@ def _flops(jaxpr: Any) -> int:
         if equation.primitive.name in ("conv_general_dilated", "dot_general"):
             total += 2 * equation.outvars[0].aval.size * _terms(equation)
         for inner in equation.params.values():
-            total += _flops(getattr(inner, "jaxpr", inner)) if hasattr(inner, "eqns") else 0
+            total += _flops(inner) if hasattr(inner, "eqns") else 0
     return total
 
 

@@ -87,16 +87,12 @@ def _with_standard_promotion(optimizer: optax.GradientTransformation) -> optax.G
     """Lets a program that asks for strict promotion use it: Optax raises floats to whole numbers of steps."""
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:
-        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        with jax.numpy_dtype_promotion("standard"):
             return optimizer.update(updates, state, params)
 
     return optax.GradientTransformation(optimizer.init, update)
 
 
-def _is_kernel(path: tuple[Any, ...]) -> bool:
-    return isinstance(path[-1], jax.tree_util.DictKey) and path[-1].key == "kernel"
-
-
 def _kernels(params: optax.Params) -> Any:
     """True for the kernels of convolutions and dense layers, false for biases and normalisations."""
-    return jax.tree.map_with_path(lambda path, _: _is_kernel(path), params)
+    return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)

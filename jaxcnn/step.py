@@ -79,7 +79,7 @@ def train_step(
             rngs={"dropout": dropout_key},
         )
         loss = optax.softmax_cross_entropy(logits, smooth).mean()
-        return loss, (logits, updates.get("batch_stats", {}))
+        return loss, (logits, updates["batch_stats"])
 
     (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.variables["params"])
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.variables["params"])

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import ndimage, stats
 
 from jaxcnn.augment import augment
 from jaxcnn.config import AugmentConfig
@@ -113,7 +113,7 @@ def test_flip_mirrors_half_of_the_pictures() -> None:
 
 def test_pad_crop_copies_every_window_of_the_reflected_picture() -> None:
     images = repeated(2000, 8)
-    found, targets = run(images, pad_crop=0.25)
+    found, targets = run(images, pad_crop=0.2)  # 1.6 pixels, rounded
     padded = np.pad(images[0], ((2, 2), (2, 2), (0, 0)), mode="reflect")
     counts = [
         (found == padded[row : row + 8, column : column + 8]).all((1, 2, 3)).sum()
@@ -122,6 +122,22 @@ def test_pad_crop_copies_every_window_of_the_reflected_picture() -> None:
     assert sum(counts) == 2000
     assert stats.chisquare(counts).pvalue > 1e-4
     assert_one_hot(targets)
+
+
+def test_a_shifted_picture_is_interpolated_with_its_reflection() -> None:
+    images = repeated(200, 8)
+    found, _ = run(images, pad_crop=0.25, resolution=12)
+    line = (np.arange(12) + 0.5) * 8 / 12 - 0.5
+    windows = [
+        ndimage.map_coordinates(
+            images[0].astype(float),
+            np.meshgrid(line + row, line + column, range(3), indexing="ij"),
+            order=1,
+            mode="mirror",
+        )
+        for row, column in itertools.product(range(-2, 3), repeat=2)
+    ]
+    assert np.abs(found[:, None] - np.stack(windows)).max((2, 3, 4)).min(1).max() < 1e-2
 
 
 def test_pad_crop_of_almost_the_whole_side_stays_finite() -> None:
@@ -136,6 +152,11 @@ def test_resizing_is_antialiased_bilinear(resolution: int) -> None:
     found, _ = run(images, resolution=resolution)
     expected = jax.image.resize(images.astype(np.float32), (2, resolution, resolution, 3), "linear", antialias=True)
     np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_resizing_keeps_the_range() -> None:
+    found, _ = run(constant(4, 64, 255), resolution=48)
+    assert found.max() <= 255
 
 
 def test_flip_and_resizing_go_together() -> None:
@@ -175,6 +196,14 @@ def test_resized_crops_are_uniform_in_area_and_place() -> None:
     assert np.abs(np.corrcoef(*places)[0, 1]) < 0.1
 
 
+def test_a_crop_is_shifted_whatever_its_place() -> None:
+    """The variances of the two add up."""
+    top, left, height, width = crops(2000, crop_scale=(0.25, 0.25), pad_crop=0.1)  # up to 3 of 32 pixels
+    for start, size in ((top, height), (left, width)):
+        expected = ((1 - size) ** 2).mean() / 12 + 4 / 32**2
+        assert (start - (1 - size) / 2).var() == pytest.approx(expected, rel=0.1)
+
+
 def test_resized_crops_of_the_whole_area_change_nothing() -> None:
     images = pictures(4, 8)
     found, _ = run(images, crop_scale=(1.0, 1.0))
@@ -207,6 +236,15 @@ def test_erasing_fills_a_rectangle_of_some_pictures() -> None:
     centre = np.argwhere(erased).mean(0)[1:]
     np.testing.assert_allclose(centre, (side - 1) / 2, atol=1)
     assert_one_hot(targets)
+
+
+def test_which_are_erased_does_not_depend_on_which_are_mirrored() -> None:
+    images = repeated(1000, 8)
+    found, _ = run(images, flip=True, erase=0.5)
+    same, mirrored = ((found == each).mean((1, 2, 3)) for each in (images, images[:, :, ::-1]))
+    erased = np.maximum(same, mirrored) < 1
+    assert 0.4 < erased[mirrored > same].mean() < 0.6
+    assert 0.4 < erased[mirrored < same].mean() < 0.6
 
 
 def test_erased_pixels_are_uniform_noise() -> None:

@@ -144,7 +144,8 @@ def test_a_record_is_read_for_its_step_alone(tmp_path):
     assert read_calibration(path, step=7) is None
     write_calibration(RECORD, path)
     assert read_calibration(path, step=7) == RECORD
-    assert read_calibration(path, step=8) is None
+    for step in (6, 8):
+        assert read_calibration(path, step=step) is None
 
 
 @pytest.mark.parametrize(
@@ -166,6 +167,11 @@ def test_a_damaged_record_is_told(tmp_path, text, message):
         read_calibration(path, step=7)
     assert "remove it and run the training again" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_record_that_cannot_be_read_is_told(tmp_path):
+    with pytest.raises(UserError, match=r"is damaged \(.*Is a directory"):
+        read_calibration(tmp_path, step=7)
 
 
 def test_a_record_that_cannot_be_written_is_told(tmp_path):

@@ -83,6 +83,8 @@ def test_time_on_each_machine_is_told_apart():
     assert told.startswith("1 h 42 min in training steps, 3.2 core-hours on 2 cores of EPYC and 0.4 core-hours on 4 ")
     unused = describe_time(RunLog(records[:2], []), sittings)
     assert unused.startswith("36 min 0 s in training steps, 1 core-hour on 2 cores of EPYC and 0.4 core-hours on 4 ")
+    alone = describe_time(RunLog(records[:1], []), sittings)
+    assert alone == "30 min 0 s in training steps, 1 core-hour on 2 cores of EPYC; evaluation not counted"
 
 
 @pytest.mark.parametrize(

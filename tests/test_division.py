@@ -9,7 +9,7 @@ from pictures import make_picture, write_class_folders, zip_folder
 
 from jaxcnn import data
 from jaxcnn.config import DataConfig
-from jaxcnn.division import is_same_source, refuse_other_division
+from jaxcnn.division import is_of_run, is_same_source, refuse_other_division
 from jaxcnn.errors import UserError
 
 
@@ -111,10 +111,18 @@ def test_validation_pictures_of_their_own_may_change(tmp_path):
         measure(dataclasses.replace(config, validation_fraction=0.5), trained_on=config, began=began)
 
 
+def test_pictures_are_those_of_a_run_by_their_place_and_their_division():
+    run = DataConfig(source="digits", validation_fraction=0.5, split_seed=3)
+    assert is_of_run(dataclasses.replace(run, image_size=99), trained_on=run)
+    for change in ({"source": "photos"}, {"validation_fraction": None}, {"split_seed": 4}):
+        assert not is_of_run(dataclasses.replace(run, **change), trained_on=run)
+
+
 def test_a_name_is_no_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert is_same_source("digits", "digits")
     assert not is_same_source("digits", "./digits")
+    assert not is_same_source("./digits", "digits")
     assert not is_same_source("tfds:mnist", os.path.abspath("tfds:mnist"))
     assert is_same_source("./photos", str(tmp_path / "photos"))
     assert is_same_source("~/photos", os.path.expanduser("~/photos"))

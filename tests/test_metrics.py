@@ -114,6 +114,13 @@ def test_confusion_is_true_by_predicted():
     measured = evaluate(np.eye(3)[[1, 1, 2, 0]], [0, 0, 1, 0])
     np.testing.assert_array_equal(measured.confusion, [[1, 2, 0], [0, 0, 1], [0, 0, 0]])
     assert measured.confusions() == [Confusion(true=0, predicted=1, count=2), Confusion(true=1, predicted=2, count=1)]
+    assert measured.confusion[0, 0] == 1  # it is still whole
+
+
+def test_classes_as_bad_as_each_other_stay_in_order():
+    labels = np.arange(60)
+    measured = evaluate(np.eye(60)[np.where(labels % 3, labels, 0)], labels)
+    assert measured.worst_classes() == [*range(3, 60, 3), 0, *(each for each in range(60) if each % 3)]
 
 
 def test_calibration_error_of_a_case_worked_by_hand():

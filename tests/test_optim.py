@@ -1,5 +1,6 @@
 """Schedules at their ends, and each optimizer against its rule worked out by hand."""
 
+import dataclasses
 import itertools
 import typing
 
@@ -53,9 +54,10 @@ def test_linear_rises_and_falls_on_lines() -> None:
     )
 
 
-def test_cosine_falls_on_a_cosine() -> None:
-    found = rates(8, learning_rate=2.0, schedule="cosine", warmup=0.0)
-    np.testing.assert_allclose(found, 1 + np.cos(np.pi * np.arange(9) / 8), atol=1e-6)
+def test_cosine_rises_on_a_line_and_falls_on_a_cosine() -> None:
+    found = rates(11, learning_rate=2.0, schedule="cosine", warmup=0.27)
+    np.testing.assert_allclose(found[:3], [0.5, 1, 1.5], atol=1e-6)
+    np.testing.assert_allclose(found[3:], 1 + np.cos(np.pi * np.arange(9) / 8), atol=1e-6)
 
 
 def test_constant_stays() -> None:
@@ -150,9 +152,8 @@ def test_only_kernels_decay(name: str) -> None:
 def test_gradients_are_clipped_together() -> None:
     gradient = params()
     norm = float(optax.tree.norm(gradient))
-    plain = OptimConfig(name="sgd", schedule="constant", learning_rate=1.0, momentum=0.0)
-    loose = OptimConfig(name="sgd", schedule="constant", learning_rate=1.0, momentum=0.0, clip_norm=norm * 2)
-    tight = OptimConfig(name="sgd", schedule="constant", learning_rate=1.0, momentum=0.0, clip_norm=norm / 2)
+    plain = OptimConfig(name="sgd", schedule="constant", learning_rate=0.1, momentum=0.0)
+    loose, tight = (dataclasses.replace(plain, clip_norm=each) for each in (norm * 2, norm / 2))
     whole, same, half = (updates(config, gradient)[0] for config in (plain, loose, tight))
     jax.tree.map(np.testing.assert_array_equal, whole, same)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a / 2, b, rtol=1e-5), whole, half)
@@ -174,11 +175,22 @@ def test_muon_makes_kernels_orthogonal() -> None:
 
 
 def test_muon_leaves_biases_and_norms_to_adam() -> None:
-    config = OptimConfig(name="muon", schedule="constant", learning_rate=0.1)
-    (found,) = updates(config, params())
-    sizes = [np.abs(found[layer][part]) for layer, part in (("conv", "bias"), ("norm", "scale"), ("dense", "bias"))]
-    spread = np.concatenate(sizes)
-    assert spread.max() - spread.min() < 1e-5  # Adam's first step has the same size everywhere
+    gradient = jax.tree.map(lambda leaf: leaf * 1e-6, params())  # so small that epsilon shows
+    config = OptimConfig(name="muon", schedule="constant", learning_rate=0.1, momentum=0.8)
+    again = jax.tree.map(lambda leaf: 3 * leaf, gradient)
+    found, expected = (updates(each, gradient, again)[1] for each in (config, dataclasses.replace(config, name="adam")))
+    for layer, part in (("conv", "bias"), ("norm", "scale"), ("norm", "bias"), ("dense", "bias")):
+        np.testing.assert_allclose(found[layer][part], expected[layer][part], rtol=1e-5)
+
+
+def test_muon_has_the_momentum_that_is_set() -> None:
+    gradient, other = params(), jax.tree.map(lambda leaf: leaf[::-1], params())
+    for momentum in (0.0, 0.8):
+        config = OptimConfig(name="muon", schedule="constant", learning_rate=0.1, momentum=momentum)
+        seen = jax.tree.map(lambda a, b, m=momentum: m * (m * a + b) + b, gradient, other)
+        found, expected = updates(config, gradient, other)[1], updates(config, seen)[0]
+        for layer in ("conv", "dense"):
+            np.testing.assert_allclose(found[layer]["kernel"], expected[layer]["kernel"], atol=1e-5)
 
 
 def test_the_rate_follows_the_schedule() -> None:

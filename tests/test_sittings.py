@@ -98,7 +98,17 @@ def test_a_damaged_record_is_told(tmp_path, damage):
         read_sittings(run)
 
 
-@pytest.mark.parametrize(("name", "value"), [("end", "5"), ("end", 5.0), ("end", None), ("environment", None)])
+def test_a_record_that_cannot_be_read_is_told(tmp_path):
+    run = Workdir(tmp_path)
+    sit(run, (0, 0.1))
+    run.earlier_sittings.mkdir()
+    with pytest.raises(UserError, match=r"earlier_sittings\.json is damaged \(.*Is a directory.*\)"):
+        read_sittings(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("end", "5"), ("end", 5.0), ("end", True), ("end", None), ("environment", None)]
+)
 def test_a_value_of_the_wrong_kind_is_told(tmp_path, name, value):
     run = Workdir(tmp_path)
     sit(run, (0, 0.1), (5, 0.2))

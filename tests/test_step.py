@@ -1,7 +1,9 @@
 """The training and evaluation steps: pure, donated, traced once, and right."""
 
+from collections.abc import Callable
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,11 +64,13 @@ def test_steps_learn_an_easy_problem():
 def test_the_first_loss_is_the_cross_entropy_of_the_model():
     model, state, take = setup()
     images, labels = make_batch()
-    logits, _ = model.apply(state.variables, jnp.asarray(images), train=True, mutable=["batch_stats"])
+    logits, updates = model.apply(state.variables, jnp.asarray(images), train=True, mutable=["batch_stats"])
     expected = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(labels))
     before = jax.tree.map(np.asarray, state.variables["params"])
     state, metrics = take(state, images, labels, KEY)
     np.testing.assert_allclose(float(metrics.loss), float(expected.sum()), rtol=1e-5)
+    same = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    jax.tree.map(same, state.variables["batch_stats"], updates["batch_stats"])
     moved = jax.tree.map(lambda a, b: bool((np.asarray(a) != b).any()), state.variables["params"], before)
     assert all(jax.tree.leaves(moved["head" if "head" in moved else next(iter(moved))]))
 
@@ -91,6 +95,17 @@ def test_a_step_is_a_pure_function_of_state_batch_and_key():
     jax.tree.map(np.testing.assert_array_equal, first, again)
     differ = jax.tree.map(lambda a, b: bool((a != b).any()), first.variables, other.variables)
     assert any(jax.tree.leaves(differ))
+
+
+@pytest.mark.parametrize(("mixup", "dropout"), [(1.0, 0.0), (0.0, 0.5)])
+def test_each_step_draws_its_own_random_numbers(mixup, dropout):
+    _, state, take = setup(model_config=ModelConfig(widths=(4,), blocks=(1,), dropout=dropout))
+    take = partial(take, augment_config=AugmentConfig(mixup=mixup))
+    first, again, later = (
+        float(take(jax.tree.map(jnp.copy, state._replace(step=jnp.int32(number))), *make_batch(), KEY)[1].loss)
+        for number in (0, 0, 1)
+    )
+    assert first == again != later
 
 
 def test_the_state_is_donated():
@@ -152,6 +167,34 @@ def test_a_loss_that_is_no_number_changes_nothing_and_is_placed():
     assert leaf.size
     variables = {**state.variables, "params": poisoned}
     assert first_not_finite(variables, inputs, KEY, model=model) == f"params/{name}"
+
+
+class Bias(nn.Module):
+    """Logits from one parameter alone, which starts at zero; no batch statistics."""
+
+    logits: Callable
+
+    @nn.compact
+    def __call__(self, images, train):
+        bias = self.param("bias", nn.initializers.zeros, (CLASSES,))
+        return jnp.broadcast_to(self.logits(bias), (len(images), CLASSES))
+
+
+@pytest.mark.parametrize(
+    ("logits", "is_finite"),
+    [
+        (lambda bias: bias, True),
+        (lambda bias: bias + jnp.array([2e38, -2e38, 0.0]), False),  # the loss, not its gradient
+        (jnp.sqrt, False),  # the gradient, not the loss
+    ],
+)
+def test_neither_the_loss_nor_its_gradient_may_be_infinite(logits, is_finite):
+    optimizer = make_optimizer(OptimConfig(learning_rate=0.05, schedule="constant"), steps=100)
+    model = Bias(logits)
+    state = create_state(jax.random.key(0), model=model, optimizer=optimizer, image_size=8, averaged=False)
+    _, _, take = setup()
+    state, _ = take(state, *make_batch(), KEY, model=model, optimizer=optimizer)
+    assert (bool(state.finite), int(state.step)) == (is_finite, int(is_finite))
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -32,7 +32,7 @@ def open_tree(tree: Tree, *, name: str) -> Opened:
     names = sorted(map(composed, tree.folders[train]))
     if not names:
         raise UserError(f"{tree.where} has no class folders; put the pictures of each class in a folder of its own")
-    for file in () if validation else tree.loose_pictures(train):
+    for file in tree.loose_pictures(train):
         raise UserError(f"{tree.where}: {file} lies beside the class folders; move it into one or remove it")
     for unknown in sorted(set(map(composed, tree.folders[validation])) - set(names)) if validation else ():
         raise UserError(f"{tree.where}: class {unknown!r} is in {validation}/ but not in {train}/; add or remove it")

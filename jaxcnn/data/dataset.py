@@ -35,9 +35,9 @@ def load(config: DataConfig, *, divided: bool = True) -> Dataset:
     if config.validation_fraction is not None or len(dataset.validation) == 0:
         fraction = config.validation_fraction or HELD_OUT
         dataset = hold_out(dataset, fraction=fraction, seed=config.split_seed) if divided else hold_out_none(dataset)
-    for split in ("train", "validation"):
+    for split, advice in (("train", "choose another --data.source"), ("validation", "set --data.validation_fraction")):
         if np.any(getattr(dataset, split).labels < 0):
-            raise UserError(f"some {split} pictures of {dataset.name} have no label; set --data.validation_fraction")
+            raise UserError(f"some {split} pictures of {dataset.name} have no label; {advice}")
     return dataset
 
 

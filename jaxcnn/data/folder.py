@@ -43,7 +43,7 @@ def _folder_source(path: Path) -> Source:
         if not S_ISREG(stat.st_mode):
             raise UserError(f"{name} in {path} is no file (a pipe or a device); remove it")
     identity = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-    return Source(key=make_key(path, identity, sorted(folders)), open=lambda: _open_folder(path, files, folders))
+    return Source(key=make_key(path, identity, folders), open=lambda: _open_folder(path, files, folders))
 
 
 def _open_folder(path: Path, files: list[str], folders: list[str]) -> Opened:

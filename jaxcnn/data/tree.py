@@ -32,7 +32,7 @@ def list_folder(path: Path) -> tuple[list[str], list[str]]:
         inside = "" if here == path else f"{here.relative_to(path).as_posix()}/"
         folders += [inside + name for name in subfolders]
         files += [inside + name for name in members if not is_junk(name)]
-    return sorted(files, key=_parts), sorted(folders, key=_parts)
+    return sorted(files, key=_parts), sorted(folders)
 
 
 def _parts(inside: str) -> list[str]:
@@ -64,7 +64,7 @@ class Tree:
     ) -> "Tree":
         """Builds the tree from paths; folders may be left out where files lie in them."""
         tree = Tree(where=where, read=read, folders={PurePosixPath(): set()}, files={PurePosixPath(): []})
-        for path in sorted(folders):
+        for path in folders:
             tree._add_folder(path)
         for path in sorted(files):
             if not any(map(is_junk, path.parts)):

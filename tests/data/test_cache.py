@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -60,6 +61,20 @@ def test_decodes_once_and_maps_from_then_on(tmp_path):
         assert (dataset.name, dataset.names, dataset.license) == ("set", ("a", "b", "c"), "free")
         assert dataset.wnids == ("n1", "n2", "n3")
     assert calls == ["some"]
+
+
+def test_an_entry_gets_its_name_when_it_is_on_the_disk(tmp_path, monkeypatch):
+    entry, sync = tmp_path / "some-8", os.fsync
+    named, unnamed = set(), set()  # what was synchronised after, and before, it got its name
+
+    def recorded(descriptor):
+        sync(descriptor)
+        (named if entry.exists() else unnamed).add(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    load_cached(source()[0], size=8, cache_dir=tmp_path)
+    assert unnamed == {path.stat().st_ino for path in (entry, *entry.iterdir())}
+    assert named == {tmp_path.stat().st_ino}
 
 
 def test_another_size_or_key_is_another_entry(tmp_path):
@@ -135,11 +150,12 @@ def test_all_pictures_that_cannot_be_read_are_told_at_once(tmp_path, monkeypatch
         load_cached(some, size=8, cache_dir=tmp_path)
 
 
-def test_of_many_pictures_that_cannot_be_read_ten_are_named(tmp_path):
+@pytest.mark.parametrize(("count", "dots"), [(10, ""), (11, r" \| \.\.\.")])
+def test_of_many_pictures_that_cannot_be_read_ten_are_named(tmp_path, count, dots):
     with pytest.raises(
-        UserError, match=r"^12 pictures cannot be read: cat/0\.png .* \| cat/9\.png .* \| \.\.\.$"
+        UserError, match=rf"^{count} pictures cannot be read: cat/0\.png .* \| cat/9\.png [^|]* remove it{dots}$"
     ) as caught:
-        load_cached(source(train=broken(12))[0], size=8, cache_dir=tmp_path)
+        load_cached(source(train=broken(count))[0], size=8, cache_dir=tmp_path)
     assert str(caught.value).count(".png") == 10
 
 
@@ -176,7 +192,14 @@ def test_a_damaged_entry_is_decoded_anew(tmp_path, name, damage):
     assert len(calls) == 2
 
 
-@pytest.mark.parametrize("damage", [cut, garble, Path.unlink, lambda path: path.write_text("[]")])
+def unlist(path: Path) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"bytes": []}))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [cut, garble, Path.unlink, unlist, *(lambda path, text=text: path.write_text(text) for text in ("[]", "{}"))],
+)
 def test_a_damaged_description_is_decoded_anew(tmp_path, damage):
     some, calls = source()
     load_cached(some, size=8, cache_dir=tmp_path)
@@ -197,12 +220,13 @@ def test_an_entry_of_an_older_version_is_decoded_anew(tmp_path):
         assert len(calls) == 2 + number
 
 
-def test_an_entry_whose_names_are_no_text_is_decoded_anew(tmp_path):
+@pytest.mark.parametrize("text", [{"name": "caf\udce9"}, {"names": ["a", "caf\udce9", "c"]}])
+def test_an_entry_whose_names_are_no_text_is_decoded_anew(tmp_path, text):
     """As entries were written of folders whose names are not UTF-8."""
     some, calls = source()
     load_cached(some, size=8, cache_dir=tmp_path)
     path = tmp_path / "some-8" / "entry.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"name": "caf\udce9"}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | text))
     check(load_cached(some, size=8, cache_dir=tmp_path))
     assert len(calls) == 2
 

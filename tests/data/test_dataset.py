@@ -158,6 +158,15 @@ def test_unlabelled_pictures_are_refused_unless_others_are_held_out(config, tmp_
     assert len(load(dataclasses.replace(config, validation_fraction=0.5)).validation) == 2
 
 
+def test_unlabelled_training_pictures_are_refused(config, monkeypatch):
+    pictures = [Picture(where="x", encoded=encode(make_picture(0, seed=i)), label=i // 2 - 1) for i in range(6)]
+    opened = Opened(name="set", names=("a", "b"), license="free", train=pictures, validation=pictures[2:])
+    monkeypatch.setattr("jaxcnn.data.dataset._source", lambda *_: Source(key="set", open=lambda: opened))
+    for fraction in (None, 0.5):
+        with pytest.raises(UserError, match=r"some train pictures of set have no label; choose another --data\.source"):
+            load(dataclasses.replace(config, validation_fraction=fraction))
+
+
 def test_the_home_directory_is_understood(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     load(DataConfig(cache_dir="~/cache", image_size=8))
@@ -171,6 +180,11 @@ def test_a_cache_among_the_pictures_is_refused_and_not_made(tmp_path):
         load(config)
     assert not (source / "cache").exists()
     assert len(load(dataclasses.replace(config, cache_dir=str(tmp_path / "cache"))).names) == 2
+
+
+def test_a_cache_in_a_folder_that_is_called_as_a_named_source_is_none_among_pictures(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load(DataConfig(source="digits", cache_dir="digits/cache", image_size=8)).name == "digits"
 
 
 @pytest.mark.parametrize("name", ["source", "cache_dir", "archive"])

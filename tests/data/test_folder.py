@@ -84,7 +84,7 @@ def test_a_picture_beside_the_training_classes_is_named_where_test_pictures_have
 
 @pytest.mark.parametrize(("train", "validation"), [
     ("training_set", "test_set"), ("Train Data", "Validation Data"), ("seg_train/seg_train", "seg_test/seg_test"),
-    ("train/train", "valid/valid"), ("train", "val/val"),
+    ("train/train", "valid/valid"), ("train", "val/val"), ("train2017", "val2017"),
 ])  # fmt: skip
 @pytest.mark.parametrize("outer", ["", "a/"])
 def test_longer_and_nested_names_of_splits(opened, train, validation, outer):
@@ -93,6 +93,15 @@ def test_longer_and_nested_names_of_splits(opened, train, validation, outer):
     assert pets.names == ("cat", "dog")
     assert contents(pets.train) == [(f"{train}/cat/1.png", 0), (f"{train}/dog/1.png", 1)]
     assert contents(pets.validation) == [(f"{validation}/dog/2.png", 1)]
+
+
+def test_a_picture_beside_a_nested_split_is_named(opened):
+    with pytest.raises(UserError, match=r"pets(\.zip)?: train/1\.png lies beside the class folders"):
+        opened("train/train/cat/1.png", "train/train/dog/1.png", "train/1.png", "val/val/cat/2.png")
+
+
+def test_the_only_class_may_be_called_as_its_split(opened):
+    assert opened("train/train/1.png", "val/train/2.png").names == ("train",)
 
 
 def test_of_longer_names_validation_comes_before_test(opened):
@@ -127,9 +136,10 @@ def test_classes_whose_names_have_a_word_of_splits_in_them(opened, members):
     assert pets.names == tuple(sorted(member.split("/")[0] for member in members))
 
 
-def test_validation_pictures_come_before_test_pictures(opened):
-    pets = opened("train/cat/1.png", "train/dog/1.png", "test/cat/2.png", "val/cat/3.png")
-    assert contents(pets.validation) == [("val/cat/3.png", 0)]
+def test_of_several_names_of_a_split_the_first_is_taken(opened):
+    pets = opened("train/cat/1.png", "training/cat/2.png", "test/cat/3.png", "val/cat/4.png")
+    assert contents(pets.train) == [("train/cat/1.png", 0)]
+    assert contents(pets.validation) == [("val/cat/4.png", 0)]
 
 
 def test_labels_are_right_where_validation_lacks_a_class(opened):
@@ -153,7 +163,10 @@ def test_classes_beside_one_that_is_called_train_are_not_dropped(opened, outer):
 
 
 def test_notes_beside_the_training_pictures_are_passed_over(opened):
-    assert opened("train/cat/1.png", "train/dog/1.png", "notes/sizes.csv", "sample.png").names == ("cat", "dog")
+    assert opened("train/cat/1.png", "train/dog/1.png", "notes/sizes.csv", "notes/a.pdf", "sample.png").names == (
+        "cat",
+        "dog",
+    )
 
 
 @pytest.mark.parametrize("stray", ["train/1.png", "val/1.png"])
@@ -166,8 +179,13 @@ def test_what_lies_beside_the_class_folders_of_a_split_is_named(opened, stray, o
 
 @pytest.mark.parametrize("outer", ["", "a/"])
 def test_a_picture_beside_the_class_folders_is_named(opened, outer):
-    with pytest.raises(UserError, match=rf"pets(\.zip)?: {outer}lost.png lies beside the class folders"):
-        opened(*(f"{outer}{name}" for name in ("cat/1.png", "dog/1.png", "list.csv", "lost.png")))
+    with pytest.raises(UserError, match=rf"pets(\.zip)?: {outer}lost.PNG lies beside the class folders"):
+        opened(*(f"{outer}{name}" for name in ("cat/1.png", "dog/1.png", "list.csv", "lost.PNG")))
+
+
+def test_a_picture_beside_the_outer_folder_is_named(opened):
+    with pytest.raises(UserError, match=r"pets(\.zip)?: lost.png lies beside the class folders"):
+        opened("a/cat/1.png", "a/dog/1.png", "lost.png")
 
 
 def test_a_list_beside_the_validation_classes_is_passed_over(opened):
@@ -198,16 +216,23 @@ def test_classes_that_become_one_name_are_refused(tmp_path):
 
 
 def test_names_are_composed_however_a_system_writes_them(opened):
-    pets = opened("train/Ba\u0308r/1.png", "train/Bz/1.png", "val/B\u00e4r/2.png", "val/Bz/2.png")
-    assert pets.names == ("Bz", "B\u00e4r")
-    assert contents(pets.train) == [("train/Bz/1.png", 0), ("train/Ba\u0308r/1.png", 1)]
-    assert contents(pets.validation) == [("val/Bz/2.png", 0), ("val/B\u00e4r/2.png", 1)]
+    trained = ["train/Bz/1.png", "train/Ba\u0308r/1.png", "train/\u00e9/1.png"]
+    held_out = ["val/Bz/2.png", "val/B\u00e4r/2.png", "val/e\u0301/2.png"]
+    pets = opened(*trained, *held_out)
+    assert pets.names == ("Bz", "B\u00e4r", "\u00e9")
+    assert contents(pets.train) == [(name, label) for label, name in enumerate(trained)]
+    assert contents(pets.validation) == [(name, label) for label, name in enumerate(held_out)]
     with pytest.raises(UserError, match="2 class folders are called 'B\u00e4r' in UTF-8; rename them"):
         opened("train/B\u00e4r/1.png")
 
 
 def test_a_class_may_be_called_train(opened):
     assert opened("train/1.png", "plane/1.png", "test/2.png").names == ("plane", "test", "train")
+
+
+def test_a_class_that_is_called_train_may_have_folders_in_it(opened):
+    pets = opened("train/1.png", "train/old/1.png", "plane/1.png")
+    assert contents(pets.train) == [("plane/1.png", 0), ("train/1.png", 1), ("train/old/1.png", 1)]
 
 
 @pytest.mark.parametrize("outer", ["a/b/", "a/b/train/"])
@@ -229,6 +254,10 @@ def test_pictures_may_lie_deeper(opened):
     assert contents(pets.train) == [("cat/2.png", 0), ("cat/images/old/1.png", 0), ("dog/images/1.png", 1)]
 
 
+def test_pictures_need_no_ending(opened):
+    assert contents(opened("cat/1", "dog/2.jpg_").train) == [("cat/1", 0), ("dog/2.jpg_", 1)]
+
+
 def test_what_systems_leave_behind_is_passed_over(opened):
     pets = opened(
         "cat/1.png", "cat/.DS_Store", "cat/Thumbs.db", "cat/desktop.ini", "cat/cat_boxes.txt", "cat/.hidden/1.png",
@@ -236,6 +265,11 @@ def test_what_systems_leave_behind_is_passed_over(opened):
         "dog/1.png", ".git/1.png", "__MACOSX/cat/._1.png", "README.txt",
     )  # fmt: skip
     assert contents(pets.train) == [("cat/1.png", 0), ("dog/1.png", 1)]
+
+
+def test_what_a_mac_adds_to_a_zip_is_passed_over(tmp_path):
+    members = {"cat/1.png": PNG, "dog/1.png": PNG, "__MACOSX/": b"", "__MACOSX/cat/": b"", "__MACOSX/cat/._1.png": b""}
+    assert folder_source(str(write_zip(tmp_path / "pets.zip", members))).open().names == ("cat", "dog")
 
 
 @pytest.mark.parametrize("names", [[], ["1.png", "2.png"], [".hidden/1.png"]])
@@ -319,6 +353,18 @@ def test_a_link_to_nothing_is_named(tmp_path):
         folder_source(str(pets))
 
 
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    def refuse(path):
+        if str(path).endswith("cat"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match="pets/cat cannot be read: Permission denied"):
+        folder_source(str(write_class_folders(tmp_path / "pets")))
+
+
 def test_a_pipe_is_named_and_not_waited_for(tmp_path):
     pets = write_class_folders(tmp_path / "pets")
     os.mkfifo(pets / "cat" / "pipe.png")
@@ -362,12 +408,29 @@ def test_the_key_follows_every_change(tmp_path):
     assert len(set(keys)) == len(keys)
 
 
+def test_the_key_does_not_follow_what_is_passed_over(tmp_path):
+    pets = write_class_folders(tmp_path / "pets")
+    key = folder_source(str(pets)).key
+    write(pets, ".git/1.png", "cat/Thumbs.db")
+    assert folder_source(str(pets)).key == key
+
+
 def test_the_key_of_a_zip_follows_its_time_and_size(tmp_path):
     path = zip_folder(write_class_folders(tmp_path / "pets"), tmp_path / "pets.zip")
     key = folder_source(str(path)).key
     assert key == folder_source(str(path)).key
     os.utime(path, ns=(1, 1))
-    assert folder_source(str(path)).key != key
+    later = folder_source(str(path)).key
+    path.write_bytes(path.read_bytes() + b"more")
+    os.utime(path, ns=(1, 1))
+    assert len({key, later, folder_source(str(path)).key}) == 3
+
+
+def test_the_key_follows_the_place_however_it_is_written(tmp_path, monkeypatch):
+    pets = write_class_folders(tmp_path / "pets")
+    monkeypatch.chdir(tmp_path)
+    assert folder_source("pets").key == folder_source(str(pets)).key
+    assert make_key(pets, 1) != make_key(tmp_path / "other" / "pets", 1)
 
 
 def test_the_key_takes_files_in_the_order_of_paths(tmp_path):

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -108,6 +110,11 @@ def test_a_fingerprint_tells_what_is_held_out_and_in_which_order():
     moved = Dataset(**vars(divided) | {"train": divided.train.select(np.array([1, 0, 2, 3]))})
     assert moved.train.labels.tolist() != divided.train.labels.tolist()
     assert not moved.fingerprint().divides_as(found)
+
+
+def test_a_fingerprint_tells_where_training_ends():
+    first, other = (dataset([0] * count, classes=1, validation=[0] * (4 - count)).fingerprint() for count in (2, 3))
+    assert not dataclasses.replace(other, side=first.side + 1).divides_as(first)
 
 
 def test_a_fingerprint_tells_pictures_of_the_same_labels_apart():

@@ -31,6 +31,7 @@ def build_model(
     input_type: int = TensorProto.UINT8,
     batch: str | int = "batch",
     side: int | str = SIDE,
+    width: int | None = None,
     outputs: tuple[str, str] = ("logits", "probabilities"),
     poison: float = 509.5,
     rows: int = -1,
@@ -84,7 +85,7 @@ def build_model(
     graph = helper.make_graph(
         nodes,
         "average_colour",
-        [helper.make_tensor_value_info(input_name, input_type, [batch, side, side, 3])],
+        [helper.make_tensor_value_info(input_name, input_type, [batch, side, width or side, 3])],
         types,
         constants,
     )

@@ -40,6 +40,27 @@ def test_tells_what_it_is(model_path):
     assert not loaded.has_heatmap
 
 
+def test_pictures_need_not_be_square(model_builder, tmp_path):
+    loaded = load(model_builder(tmp_path / "model.onnx", width=6, metadata={"image_size": [8, 6]}))
+    assert (loaded.height, loaded.width) == (8, 6)
+
+
+def test_a_file_need_not_tell_its_version(model_builder, tmp_path):
+    assert load(model_builder(tmp_path / "model.onnx", metadata={"version": None})).version == ""
+
+
+@pytest.mark.parametrize(("max_batch", "counts"), [(4, [4, 3, 2, 1]), (1, [2, 1])])
+def test_every_number_of_pictures_is_tried(model_path, monkeypatch, max_batch, counts):
+    def counted(loaded, images, outputs):
+        tried.append(len(images))
+        return run(loaded, images, outputs)
+
+    tried, run = [], model.Model.run
+    monkeypatch.setattr(model.Model, "run", counted)
+    model.load(model_path, max_batch=max_batch, threads=1)
+    assert tried == counts
+
+
 def test_a_heat_map_is_one_more_output(model_builder, tmp_path):
     loaded = load(model_builder(tmp_path / "model.onnx", heatmap=True))
     assert loaded.outputs["heatmap"] == (4, 2)

@@ -61,6 +61,36 @@ def test_a_file_replaced_before_the_watch_begins_is_loaded(service, other):
     assert (service.reloads("succeeded"), service.reloads("failed")) == (1, 0)
 
 
+def test_a_file_that_is_away_for_a_while_is_no_failure(service, other):
+    service.settings.model.unlink()
+    watch_until(service, lambda: True)
+    assert (service.reloads("succeeded"), service.reloads("failed")) == (0, 0)
+    other.replace(service.settings.model)
+    watch_until(service, lambda: service.model.names[0] == "a")
+
+
+def test_a_file_replaced_just_before_it_is_loaded_is_loaded_once(service, other, monkeypatch):
+    load = model.load
+
+    def replace_and_load(path, **options):
+        if other.exists():
+            other.replace(path)
+        return load(path, **options)
+
+    monkeypatch.setattr(model, "load", replace_and_load)
+    service.settings.model.touch()
+    watch_until(service, lambda: service.model.names[0] == "a")
+    assert service.reloads("succeeded") == 1
+
+
+def test_what_is_wrong_with_a_file_is_told_in_one_line(service, caplog):
+    service.settings.model.write_bytes(b"no model")
+    watch_until(service, lambda: service.reloads("failed") > 0)
+    (record,) = caplog.records
+    assert "onnxruntime cannot open it" in record.message
+    assert not record.exc_info
+
+
 @pytest.mark.parametrize("failure", [MemoryError(), OSError(24, "Too many open files"), RuntimeError("a defect")])
 def test_any_failure_is_told_and_the_next_file_has_its_turn(service, other, monkeypatch, caplog, failure):
     load = model.load

@@ -15,15 +15,17 @@ from server import model, settings
 from server.errors import StartError
 from server.metrics import Metrics
 from server.protocols import Answer, Decoded
-from server.workers import Workers
+from server.workers import Job, Workers
 
 
 @dataclass
 class Ask:
-    """A picture of one colour; `go` holds it up while it is decoded."""
+    """Pictures of one colour; `go` holds them up while they are decoded."""
 
     colour: tuple[int, int, int] = (250, 0, 0)
     size: int = 100
+    count: int = 1
+    outputs: frozenset[str] = frozenset({"probabilities"})
     go: threading.Event | None = None
     seen: list[str] = field(default_factory=list)
     begun: threading.Event = field(default_factory=threading.Event)
@@ -33,11 +35,25 @@ class Ask:
         self.begun.set()
         if self.go is not None:
             assert self.go.wait(20)
-        image = np.full((1, 8, 8, 3), self.colour, np.uint8)
-        return Decoded(image, frozenset({"probabilities"}), lambda outputs: self.write(model, outputs))
+        images = np.full((self.count, 8, 8, 3), self.colour, np.uint8)
+        return Decoded(images, self.outputs, lambda outputs: self.write(model, outputs))
 
     def write(self, model, outputs) -> Answer:
-        return Answer(model.names[outputs["probabilities"][0].argmax()].encode())
+        assert outputs.keys() == self.outputs
+        return Answer(" ".join(model.names[each] for each in outputs["probabilities"].argmax(axis=1)).encode())
+
+
+@dataclass
+class HeldUp:
+    """A session whose runs wait, and to which all pictures are red."""
+
+    begun: threading.Event = field(default_factory=threading.Event)
+    go: threading.Event = field(default_factory=threading.Event)
+
+    def run(self, names, inputs):
+        self.begun.set()
+        assert self.go.wait(20)
+        return [np.ones((len(inputs["image"]), 5), np.float32)]
 
 
 def run(test: Callable, model_path, **changes: object) -> None:
@@ -104,6 +120,41 @@ def test_what_waits_goes_together_and_each_gets_its_own(model_path):
     run(test, model_path)
 
 
+def test_queries_of_several_pictures_go_together_but_not_all_at_once(model_path):
+    async def test(workers):
+        go, first = await hold_up(workers)
+        more = frozenset({"probabilities", "logits"})
+        tasks = [
+            start(workers, each)[0] for each in (Ask((0, 0, 250), count=3), Ask((0, 250, 0), count=3, outputs=more))
+        ]
+        await asyncio.sleep(0)
+        go.set()
+        assert [each.body for each in await asyncio.gather(*tasks)] == [b"blue blue blue", b"green green green"]
+        await first
+        text = workers._metrics.render().decode()
+        for line in ('bucket{le="1.0"} 1.0', 'bucket{le="2.0"} 2.0', 'bucket{le="4.0"} 3.0', "sum 7.0"):
+            assert f"jaxcnn_batch_size_{line}" in text
+
+    run(test, model_path)
+
+
+def test_a_batch_is_a_share_of_what_waits(model_path):
+    async def test(workers):
+        def pick(*sizes):
+            workers._queue.extend(Job(Ask(size=each)) for each in sizes)
+            picked = [job.query.size for job in workers._pick()]
+            workers._queue.clear()
+            return picked
+
+        large = 10**6
+        assert pick(1, 2, 3, 4, 5) == [1, 2]
+        assert pick(*range(20)) == [0, 1, 2, 3]
+        assert pick(large, 1, 2, 3) == [large]
+        assert pick(1, large, 2, 3) == [1]
+
+    run(test, model_path, threads=3)
+
+
 def test_a_failure_is_the_failure_of_one(model_path):
     async def test(workers):
         go, first = await hold_up(workers)
@@ -118,6 +169,20 @@ def test_a_failure_is_the_failure_of_one(model_path):
         assert isinstance(answers[1], FloatingPointError)
         assert isinstance(answers[2], ZeroDivisionError)
         await first
+
+    run(test, model_path)
+
+
+def test_no_error_ends_a_thread(model_path):
+    def leave(*_):
+        raise SystemExit(3)
+
+    async def test(workers):
+        broken = Ask()
+        broken.decode = leave
+        with pytest.raises(RuntimeError, match=r"SystemExit\(3\)"):
+            await start(workers, broken)[0]
+        assert (await start(workers, Ask())[0]).body == b"red"
 
     run(test, model_path)
 
@@ -188,6 +253,25 @@ def test_a_passed_deadline_frees_the_place_in_the_queue(model_path):
     run(test, model_path, deadline_ms=200)
 
 
+def test_who_goes_while_the_model_runs_keeps_no_answer_back(model_path):
+    async def test(workers):
+        go, first = await hold_up(workers)
+        session = HeldUp()
+        workers.model = dataclasses.replace(workers.model, session=session)
+        (task, gone), (other, _) = (start(workers, Ask()) for _ in range(2))
+        await asyncio.sleep(0)
+        go.set()
+        await first
+        await until(session.begun)
+        gone.set_result(None)
+        with pytest.raises(ClientDisconnect):
+            await task
+        session.go.set()
+        assert (await other).body == b"red"
+
+    run(test, model_path)
+
+
 def test_the_end_finishes_what_is_queued(model_path):
     async def test(workers):
         go, first = await hold_up(workers)
@@ -250,14 +334,6 @@ def test_the_end_does_not_wait_for_what_nobody_waits_for(model_path):
 
 
 def test_the_end_waits_for_the_model(model_path):
-    class HeldUp:
-        begun, go = threading.Event(), threading.Event()
-
-        def run(self, names, inputs):
-            self.begun.set()
-            assert self.go.wait(20)
-            return [np.ones((1, 5), np.float32)]
-
     async def test(workers):
         session = HeldUp()
         workers.model = dataclasses.replace(workers.model, session=session)
@@ -271,6 +347,69 @@ def test_the_end_waits_for_the_model(model_path):
         assert not closing.done()
         session.go.set()
         await closing
+
+    run(test, model_path)
+
+
+def test_the_end_ends_all_threads(model_path):
+    async def test(workers):
+        started.update({*threading.enumerate()} - before)
+        await start(workers, Ask())[0]
+
+    before, started = {*threading.enumerate()}, set()
+    run(test, model_path, threads=3)
+    pool = [each for each in started if each.name.startswith("worker_")]
+    for each in pool:
+        each.join(10)
+    assert [each.is_alive() for each in pool] == [False] * 3
+
+
+def test_the_expected_wait_is_that_of_all_before_and_its_own(model_path):
+    async def test(workers):
+        assert workers.expected_wait() == 0
+        workers._seconds_per_job = 2.0
+        held = [await hold_up(workers) for _ in range(2)]
+        assert workers.expected_wait() == 3  # three on two threads
+        queued, _ = start(workers, Ask())
+        await asyncio.sleep(0)
+        assert workers.expected_wait() == 4
+        for go, _ in held:
+            go.set()
+        await asyncio.gather(queued, *(first for _, first in held))
+
+    run(test, model_path, threads=2)
+
+
+def test_the_speed_is_a_moving_average_of_all_threads(model_path):
+    async def test(workers):
+        (go, first), (later, second) = [await hold_up(workers) for _ in range(2)]
+        await asyncio.sleep(0.3)
+        go.set()
+        await first
+        seconds = workers._seconds_per_job
+        assert seconds > 0.29
+        assert workers.expected_wait() == seconds  # two on two threads, for one of them is still at work
+        await start(workers, Ask())[0]
+        assert 0.9 * seconds <= workers._seconds_per_job != seconds
+        later.set()
+        await second
+
+    run(test, model_path, threads=2)
+
+
+def test_what_is_sure_to_miss_its_deadline_is_refused(model_path):
+    async def test(workers):
+        go, first = await hold_up(workers)
+        workers._seconds_per_job = 15.0
+        with pytest.raises(HTTPException) as caught:
+            await start(workers, Ask())[0]
+        assert (caught.value.status_code, caught.value.headers["Retry-After"]) == (503, "10")
+        workers._seconds_per_job = 10.0
+        second, _ = start(workers, Ask())
+        await asyncio.sleep(0)
+        go.set()
+        await asyncio.gather(first, second)
+        assert 'jaxcnn_shed_total{reason="deadline"} 1.0' in workers._metrics.render().decode()
 
     run(test, model_path)
 

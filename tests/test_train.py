@@ -1,5 +1,6 @@
 """The main job in small: trained, logged, saved, stopped, killed, resumed, refused."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -17,7 +18,7 @@ import pytest
 from pictures import write_class_folders
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from jaxcnn import data, evaluate
+from jaxcnn import data, evaluate, loop
 from jaxcnn.checkpoint import load_model, open_checkpoints
 from jaxcnn.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig
 from jaxcnn.errors import UserError
@@ -266,6 +267,39 @@ def test_divergence_stops_with_the_place_and_saves_nothing_of_it(config, tmp_pat
         train(wild, tmp_path)
     assert "\n" not in str(caught.value)
     assert steps_saved(tmp_path) == []
+
+
+def test_divergence_within_an_epoch_is_told_before_it_is_saved(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "LOG_SECONDS", 3600.0)
+    wild = OptimConfig(learning_rate=1e30, schedule="constant")
+    with pytest.raises(UserError, match="training diverged"):
+        train(dataclasses.replace(config, optim=wild, checkpoint_minutes=1e-9), tmp_path)
+    assert load_last(tmp_path).finite
+
+
+def test_every_line_of_the_log_is_of_the_steps_since_the_last(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "LOG_SECONDS", 0.0)
+    pictures = dataclasses.replace(config.data, image_size=12)
+    config = dataclasses.replace(config, data=pictures, epochs=2, resolutions=((0.0, 8), (0.5, 12)))
+    train(config, tmp_path)
+    run = prepare(config, data.load(config.data))
+    state, expected = initial_state(run), []
+    with contextlib.closing(
+        data.train_batches(run.dataset.train, seed=config.seed, batch_size=config.batch_size, start_step=0)
+    ) as batches:
+        for step, batch in zip(range(run.total_steps), batches, strict=False):
+            epoch = step // run.steps_per_epoch
+            state, metrics = take_step(run, state, batch, epoch=epoch)
+            loss, top1 = (float(each) / config.batch_size for each in (metrics.loss, metrics.correct))
+            told = {
+                "loss": loss,
+                "top1": top1,
+                "learning_rate": float(run.schedule(step)),
+                "resolution": (8, 12)[epoch],
+            }
+            expected.append(told | {"step": step + 1, "epoch": (step + 1) / run.steps_per_epoch})
+    logged = read_log(tmp_path, "train")
+    assert [{key: line[key] for key in expected[0]} for line in logged] == [pytest.approx(each) for each in expected]
 
 
 def test_killed_and_resumed_is_the_same_as_never_killed(tmp_path, cache_dir):

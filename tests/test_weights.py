@@ -129,6 +129,7 @@ def test_a_mean_of_trainings_beside_each_other_lists_what_they_share_once(tmp_pa
     *learnt, last = mean_of([one, other]).trainings
     assert learnt == [*one.trainings, other.trainings[-1]]
     assert last.recipe == {"weights": "the mean of those at the end of the trainings 2 and 3"}
+    assert last.license == "ask us"
 
 
 @pytest.mark.parametrize(
@@ -152,6 +153,8 @@ def test_weights_of_one_training_have_no_mean(tmp_path):
     first, second = several(tmp_path, {})
     with pytest.raises(UserError, match=r"1\.safetensors has weights of the same training as .*1\.safetensors; leave"):
         mean_of([first, second, second])
+    with pytest.raises(UserError, match=r"1\.safetensors has weights of the same training as .*1\.safetensors; leave"):
+        mean_of([second, first, second])
 
 
 @pytest.mark.parametrize("value", [65536.0, 1e38, 300.5 * 2**-24, 1e-7, 3e-8, 1e-30])
@@ -189,6 +192,22 @@ def test_what_is_written_comes_back(tmp_path, model):
     for name, values in by_path(filled).items():
         np.testing.assert_array_equal(values, found.tensors[name])
     assert [each.name for each in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_arrays_of_any_memory_layout_are_written(tmp_path, file):
+    path = tmp_path / "b.safetensors"
+    write_weights(path, jax.tree.map(np.asfortranarray, variables_of()), facts_of())
+    assert_same(read_weights(str(path)).tensors, read_weights(str(file)).tensors)
+
+
+def test_how_a_file_tells_what_it_was_trained_on(tmp_path):
+    trained_on = DataConfig(source="pets", split_seed=3)
+    pictures = data.Fingerprint(train=1, validation=2, labels="a", pixels="b", side=8)
+    config = dataclasses.asdict(Config(data=trained_on, model=MODEL))
+    path = tmp_path / "a.safetensors"
+    write_weights(path, variables_of(), facts_of(config=config, pictures=dataclasses.asdict(pictures)))
+    found = read_weights(str(path))
+    assert (found.trained_on, found.pictures) == (trained_on, pictures)
 
 
 def test_kernels_take_half_and_the_metadata_is_json(tmp_path, file):
@@ -319,6 +338,7 @@ def set_tensor(name, values):
             set_tensor("params/classifier/bias", np.float32([0, np.nan, 0])),
             "is damaged: params/classifier/bias has values that are not finite",
         ),
+        (set_tensor("step", np.float32([np.inf])), "is damaged: step has values that are not finite"),
         (set_tensor("params/stage_0", np.zeros(1, np.float32)), None),
     ],
 )
@@ -337,6 +357,9 @@ def test_what_is_no_such_file_is_told(tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"")
     refuse(tmp_path / "model.onnx", r"does not end with .safetensors; `python -m export WORKDIR -o NAME.safetensors`")
     refuse(tmp_path, "is not the workdir of a training run")
+    refuse("", "init_from is empty; give 'shipped', a .safetensors file or the workdir of a run")
+    safetensors.numpy.save_file({"a": np.zeros(1, np.float32)}, tmp_path / "bare.safetensors")
+    refuse(tmp_path / "bare.safetensors", "was not made by .*: its metadata has no config")
 
 
 def test_the_home_directory_is_understood(file, monkeypatch):

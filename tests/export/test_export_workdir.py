@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -707,6 +708,23 @@ def test_resizing_the_picture_stays_in_float(method, side):
     model = export.to_onnx(classify, {"image": ("uint8", ("batch", 8, 8, 3))})
     kept = export.quantize.kept_in_float(model)
     assert [node.name for node in model.graph.node if node.name not in kept] == ["GlobalAveragePool", "Flatten"]
+
+
+@pytest.mark.parametrize(("count", "used"), [(40, 40), (512, 512), (2000, 512)])
+def test_the_pictures_that_ranges_are_measured_on_are_spread_over_all(count, used):
+    reader = export.quantize._Pictures(np.arange(count))
+    rows = np.concatenate([each["image"] for each in iter(reader.get_next, None)])
+    assert (len(rows), rows[0], rows[-1]) == (used, 0, count - 1)
+    assert set(np.diff(rows)) <= {(count - 1) // (used - 1), (count - 1) // (used - 1) + 1}
+
+
+def test_a_speed_is_the_best_of_the_rounds(monkeypatch):
+    delays = itertools.cycle(range(5))  # of the four measured in each round
+    seconds = {("fast", 1): 0.5, ("fast", 64): 4.0, ("slow", 1): 1.0, ("slow", 64): 8.0}
+    monkeypatch.setattr(export.quantize, "_open", lambda path: path)
+    monkeypatch.setattr(export.quantize, "_time", lambda name, images, _: seconds[name, len(images)] + next(delays))
+    fast, slow = export.quantize.compare_speed(["fast", "slow"], 8)
+    assert (fast.latency, fast.throughput, slow.latency, slow.throughput) == (500, 16, 1000, 8)
 
 
 def test_a_file_is_not_quantized_with_pictures_of_other_classes(tmp_path):

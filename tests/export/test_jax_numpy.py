@@ -319,6 +319,7 @@ SHAPES = {
     "index-outside": lambda x: jnp.asarray(W)[ints(x[..., 0]) * 3],
     "index-outside-known": lambda x: x[:, 9] + x[:, -9, 5:],
     "index-outside-batch": lambda x: x[7],
+    "index-outside-one": lambda x: x.at[:, np.array([9, 0]), np.array([0, 1])].get(mode="fill"),
     "index-outside-both": lambda x: x[:, ints(x[0, :3, 0, 0]) * 5, ints(x[0, 0, 0]) * 9],
     "map_coordinates": lambda x: jax.vmap(
         lambda r: jax.scipy.ndimage.map_coordinates(r[..., 0], [r[..., 1] * 4, r[..., 2] * 9], 1, mode="constant")
@@ -327,12 +328,15 @@ SHAPES = {
     "dynamic_slice": lambda x: lax.dynamic_slice_in_dim(x, ints(x[0, 0, 0, 0]), 2, axis=2),
     "dynamic_index": lambda x: lax.dynamic_index_in_dim(x, jnp.abs(ints(x[0, 0, 0, 0])), axis=2, keepdims=False),
     "dynamic_update_slice": lambda x: lax.dynamic_update_slice_in_dim(x, x[:, :, :2] * 9, ints(x[0, 0, 0, 0]), axis=2),
+    "dynamic_update_slice-whole": lambda x: lax.dynamic_update_slice_in_dim(x, x * 9, ints(x[0, 0, 0, 0]), axis=2),
     "at-set": lambda x: x.at[:, 0].set(1.0),
     "at-set-block": lambda x: x.at[:, 1:3, ::2].set(x[:, 1:3, :3]),
     "at-add": lambda x: x.at[:, np.array([0, 2, 2])].add(2.0),
     "at-multiply": lambda x: x.at[:, :, 1].multiply(3.0),
     "at-computed": lambda x: jnp.zeros((6, 3)).at[ints(x[..., 0]) % 6].add(x),
     "at-computed-set": lambda x: jnp.zeros((9, 3)).at[jnp.abs(ints(x[0, :, 0, 0]))].set(1.0, mode="drop"),
+    "at-outside": lambda x: x.at[:, ints(x[0, :3, 0, 0]) * 5, ints(x[0, 0, 0]) * 9].add(2.0),
+    "at-vmap-twice": lambda x: jax.vmap(jax.vmap(lambda r: r.at[jnp.argmax(r[:, 0])].set(9.0)))(x),
     "segment_sum": lambda x: jax.ops.segment_sum(x[0, 0], np.array([0, 1, 0, 2, 2, 1]), num_segments=3),
     "tril": lambda x: jnp.tril(x),
     "triu": lambda x: jnp.triu(x, 1),

@@ -43,6 +43,7 @@ def test_normalisation_goes_into_an_unpadded_convolution(exported):
 def test_a_scale_goes_into_a_padded_convolution(exported):
     model = exported(lambda x: pooled(conv(x.astype(jnp.float32) / 255)), PICTURE, dtype="uint8")
     assert model.ops["Mul"] == model.ops["Div"] == model.ops["Add"] == 0
+    assert len(model.nodes("Conv")[0].input) == 2  # it got no bias
 
 
 def test_of_a_normalisation_only_the_shift_stays_before_padding(exported):
@@ -106,9 +107,11 @@ def test_constant_minus_value_and_negation(exported):
     assert model.ops == {"Transpose": 2, "Conv": 1}
 
 
-def test_weights_that_would_overflow_are_left_alone(exported):
+def test_weights_that_would_overflow_are_left_alone(exported, by_definition):
     model = exported(lambda x: conv(x * 1e-30) * 1e35 * 1e5, PICTURE)
     assert model.ops["Conv"] == 1
+    model = exported(lambda x: conv(nn.relu(x * 1e-30)) * 1e20 * 1e20, PICTURE, runners=by_definition)
+    assert model.ops["Mul"] == 3  # that onnxruntime folds into the kernel, to infinity
 
 
 def test_shifts_that_round_are_left_alone(exported):
@@ -128,6 +131,54 @@ def test_a_value_near_a_large_mean_keeps_its_digits(exported):
 
 def test_factors_whose_product_overflows_are_left_alone(exported):
     assert exported(lambda x: nn.relu(x * 1e-30) * 1e20 * 1e25, PICTURE).ops["Mul"] >= 2
+    assert exported(lambda x: nn.relu(x * 1e-30 * 1e-10), PICTURE).ops["Mul"] == 2
+
+
+FACTOR = np.array([2, 0.5, -3], np.float32).reshape(1, 3, 1, 1)
+CHANNELS_FIRST = ("batch", 3, 8, 8)
+KERNEL = np.random.default_rng(0).normal(size=(3, 3, 3, 3)).astype(np.float32)
+
+
+def conv_channels_first(x, padding="VALID"):
+    return lax.conv(x, KERNEL, (1, 1), padding)
+
+
+def mean(x):
+    return x.mean((1, 2, 3), keepdims=True)
+
+
+@pytest.mark.parametrize("product", [lambda x: x * (mean(x) * FACTOR), lambda x: (FACTOR * mean(x)) * x])
+def test_a_factor_of_channels_beside_one_of_pictures_is_folded(exported, product):
+    assert exported(lambda x: nn.relu(conv_channels_first(product(x))), CHANNELS_FIRST).ops["Mul"] == 1
+
+
+def test_a_factor_of_channels_stays_where_it_is_needed(exported):
+    def read_twice(x):
+        factor = mean(x) * FACTOR
+        return {"product": x * factor, "factor": factor}
+
+    assert exported(read_twice, CHANNELS_FIRST).ops["Mul"] == 2
+    product = lambda x: x * (conv_channels_first(x, "SAME") * FACTOR)  # noqa: E731
+    assert exported(product, CHANNELS_FIRST).ops["Mul"] == 1
+
+
+def test_a_factor_that_makes_channels_of_one_stays(exported):
+    one = ("batch", 1, 8, 8)
+    assert exported(lambda x: conv_channels_first(nn.relu(x) * FACTOR), one).ops["Mul"] == 1
+    assert exported(lambda x: conv_channels_first(x * (mean(x) * FACTOR)), one).ops["Mul"] == 2
+
+
+def test_channels_without_a_scale_or_a_shift(exported):
+    exported(lambda x: nn.relu(x * (FACTOR - 0.5) + 1000.0), CHANNELS_FIRST)
+    assert exported(lambda x: nn.relu(x + FACTOR + 3.0), CHANNELS_FIRST).ops == {"Add": 1, "Relu": 1}
+
+
+def test_a_division_by_zero_is_left_alone(exported):
+    assert exported(lambda x: nn.relu(x / (FACTOR - 0.5)), CHANNELS_FIRST).ops["Div"] == 1
+
+
+def test_a_factor_and_its_inverse_are_nothing(exported):
+    assert exported(lambda x: nn.relu(x * 3.0 * np.float32(1 / 3)), PICTURE).ops == {"Relu": 1}
 
 
 @pytest.mark.parametrize("side", [2, 4])

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper
 
@@ -51,7 +52,7 @@ def check(fn, tmp_path):
     def write_and_verify(model, **options):
         path = tmp_path / "m.onnx"
         path.write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
-        verify(path, options.pop("fn", fn), INPUTS, **options)
+        return verify(path, options.pop("fn", fn), options.pop("inputs", INPUTS), **options)
 
     return write_and_verify
 
@@ -72,6 +73,29 @@ def change(model, suffix, function):
 def test_a_faithful_file_passes(check, model):
     check(model)
     check(model, samples={"image": np.full((9, 8, 8, 3), 200, np.uint8)})
+
+
+def test_the_largest_difference_is_told_and_may_be_allowed(check, model, fn):
+    def other(image):
+        outputs = fn(image)
+        return outputs | {"logits": outputs["logits"] * 1.002}
+
+    assert check(model, fn=other, tolerances={"logits": 0.01}) == pytest.approx(0.002, rel=0.01)
+    with pytest.raises(export.VerificationError, match=r"logits of .* differs by"):
+        check(model, fn=other, tolerances={"probabilities": 0.01})
+
+
+def test_every_level_of_optimization_is_compared(check, model, monkeypatch):
+    levels, opened = ort.GraphOptimizationLevel, []
+    session = ort.InferenceSession
+
+    def record(path, options, **others):
+        opened.append(options.graph_optimization_level)
+        return session(path, options, **others)
+
+    monkeypatch.setattr(ort, "InferenceSession", record)
+    check(model)
+    assert opened == [levels.ORT_DISABLE_ALL, levels.ORT_ENABLE_ALL]
 
 
 def one_weight(array):
@@ -102,6 +126,31 @@ def test_weights_that_are_not_numbers(check, model):
     change(model, "Dense_0/bias", lambda array: array * np.nan)
     with pytest.raises(export.VerificationError, match="not finite"):
         check(model)
+
+
+def test_a_function_whose_values_are_not_numbers(check, model, fn):
+    with pytest.raises(export.VerificationError, match="not finite"):
+        check(model, fn=lambda image: {name: value * jnp.nan for name, value in fn(image).items()})
+
+
+def test_floats_of_both_signs_are_compared(check):
+    inputs = {"x": ("float32", ("batch", 3))}
+    with pytest.raises(export.VerificationError, match="differs by"):
+        check(export.to_onnx(lambda x: x, inputs), fn=jnp.abs, inputs=inputs)
+
+
+def test_integers_must_be_equal(check):
+    count = lambda image: image[:, 0, 0].astype(jnp.int32) + 100_000  # noqa: E731
+    model = export.to_onnx(count, INPUTS)
+    assert check(model, fn=count) == 0
+    with pytest.raises(export.VerificationError, match="differs by 1, more than 0"):
+        check(model, fn=lambda image: count(image) + 1)
+
+
+@pytest.mark.parametrize("width", [0, 1])
+def test_an_output_of_one_column_or_none_has_no_top_class(check, width):
+    fn = lambda image: image[:, 0, 0, :width].astype(jnp.float32)  # noqa: E731
+    assert check(export.to_onnx(fn, INPUTS), fn=fn) == 0
 
 
 def test_a_pad_on_the_wrong_side(check, model):
@@ -155,6 +204,7 @@ def test_a_file_cut_short(check, model):
             "auto_pad at Net/Conv_0",
         ),
         (lambda m: node(m, "MaxPool").attribute.remove(attribute(m, "MaxPool", "pads")), "implicit pads"),
+        (lambda m: node(m, "Conv").attribute.remove(attribute(m, "Conv", "kernel_shape")), "kernel_shape at Net/Conv"),
         (lambda m: insert(m, "Transpose", perm=[0, 1]), "2 Transposes"),
         (lambda m: insert(m, "NoSuchOperator"), "not valid ONNX"),
     ],
@@ -194,6 +244,20 @@ def test_a_batch_normalization_left_over(check, filled):
         check(model)
 
 
+@pytest.mark.parametrize(("other", "words"), [("x", "the file has the inputs"), ("s", "2 Transposes")])
+def test_products_of_computed_matrices_may_be_transposed(check, other, words):
+    square = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2, 2]) for name in "xy"]
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"]),
+        helper.make_node("MatMul", ["t", other], ["product"]),
+        helper.make_node("Transpose", ["product"], ["y"]),
+    ]
+    initializers = [numpy_helper.from_array(np.ones((2, 2), np.float32), "s")]
+    graph = helper.make_graph(nodes, "g", square[:1], square[1:], initializers)
+    with pytest.raises(export.VerificationError, match=words):
+        check(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+
+
 def test_a_wrong_batch_size_fixed_in_the_graph(check, model):
     """A Reshape to a fixed batch of one passes for one picture; seven tell."""
     gemm = node(model, "Gemm")
@@ -217,23 +281,21 @@ def test_real_inputs_are_compared_too(check, model, fn):
     check(model, fn=other)
     with pytest.raises(export.VerificationError, match="batch of 1 real inputs"):
         check(model, fn=other, samples={"image": np.zeros((2, 8, 8, 3), np.uint8)})
+    with pytest.raises(export.VerificationError, match="batch of 1 real inputs"):  # the first of them
+        check(model, fn=other, samples={"image": np.stack([np.full((8, 8, 3), each, np.uint8) for each in (0, 200)])})
 
 
-def test_another_top_class_within_the_tolerance_of_values(check, model):
-    """Logits so large that the tolerance hides a small difference, but not who is first."""
+@pytest.mark.parametrize(("margin", "off"), [(1.5, 0.8), (0.7, 0.4)])
+def test_another_top_class_within_the_tolerance_of_values(check, margin, off):
+    """Logits so large that the tolerance of 1 hides a small difference, but not who is first by more than that."""
 
     def close(image):
         tall = jnp.ones_like(image[:, 0, 0, 0], jnp.float32)[:, None]
-        return {
-            "logits": tall * np.array([[1e4, 1e4 - 1.5, -1e4]], np.float32),
-            "probabilities": tall * np.ones((1, 3), np.float32),
-        }
+        return tall * np.array([[1e4, 1e4 - margin, -1e4]], np.float32)
 
-    proto = export.to_onnx(
-        lambda x: {
-            k: (v - np.array([[0.8, -0.8, 0]], np.float32) if k == "logits" else v) for k, v in close(x).items()
-        },
-        INPUTS,
-    )
-    with pytest.raises(export.VerificationError, match="another top class in 1 of 1 rows"):
+    proto = export.to_onnx(lambda image: close(image) - np.array([[off, -off, 0]], np.float32), INPUTS)
+    if margin < 1:
         check(proto, fn=close)
+    else:
+        with pytest.raises(export.VerificationError, match="another top class in 1 of 1 rows"):
+            check(proto, fn=close)

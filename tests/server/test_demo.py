@@ -252,6 +252,8 @@ def test_what_is_wrong_is_said(open_page, seeing):
 
 def test_by_keyboard_alone(open_page, seeing):
     page = open_page(seeing)
+    if WEB:
+        expect(page.locator("#local")).to_be_enabled()  # as it is once the page knows the model
     seen = []
     for _ in range(4):
         page.keyboard.press("Tab")

@@ -12,11 +12,11 @@ from export.errors import UnsupportedError, VerificationError
 from export.workdir import Quantization, export_weights, export_workdir
 from jaxcnn import cli, data
 from jaxcnn.config import DataConfig
-from jaxcnn.division import refuse_other_division
 from jaxcnn.errors import UserError
 from jaxcnn.evaluation_data import defaults_of_options
+from jaxcnn.leakage import check_no_leakage
+from jaxcnn.run.workdir import Workdir
 from jaxcnn.weights import SUFFIX
-from jaxcnn.workdir import Workdir
 
 PROG = "python -m export"
 
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str]) -> None:
     quantization = None
     if parsed.quantize is not None:
         dataset = data.load(parsed.data)
-        refuse_other_division(dataset, parsed.data, trained_on=recorded, began=run.read_pictures())
+        check_no_leakage(dataset, parsed.data, trained_on=recorded, began=run.read_pictures())
         quantization = Quantization(dataset=dataset, tolerance=parsed.tolerance)
     try:
         path = export_workdir(

@@ -9,7 +9,7 @@ from onnx import helper
 
 from export.errors import UnsupportedError
 from export.graph import Graph, Shape, exported_dtype
-from export.sizes import Sizes
+from export.symbolic_dims import SymbolicDims
 
 Layout = tuple[int, ...]
 
@@ -50,7 +50,7 @@ class Builder:
         self.path = ""
         self.call = call
         self._arranged: dict[tuple[str, Layout], str] = {}
-        self._symbols = Sizes(graph)
+        self._symbols = SymbolicDims(graph)
 
     def emit(
         self, op: str, inputs: Sequence[str], like: Any, layout: Layout | None = None, **attributes: Any

@@ -12,8 +12,8 @@ from onnx import helper
 
 from export.converter import InputSpec, abstract, input_types, name_outputs
 from export.errors import VerificationError
+from export.first_difference import first_difference
 from export.graph import IR_VERSION, OPSET, exported_dtype
-from export.locate import first_difference
 
 TOLERANCE = 1e-4
 """Largest difference of an output, relative to its largest absolute value: float32 sums in another order stay

@@ -24,8 +24,7 @@ from export.card import write_card
 from export.converter import InputSpec, to_onnx
 from export.errors import VerificationError
 from export.verify import BATCHES, verify
-from jaxcnn import models, provenance
-from jaxcnn.checkpoint import TrainedModel, load_model
+from jaxcnn import models
 from jaxcnn.config import Config, DataConfig
 from jaxcnn.data import Dataset
 from jaxcnn.disk import write_atomically
@@ -33,8 +32,10 @@ from jaxcnn.errors import UserError
 from jaxcnn.evaluate import evaluate, record
 from jaxcnn.metrics import Evaluation
 from jaxcnn.paths import readable
+from jaxcnn.run import lineage
+from jaxcnn.run.checkpoint import TrainedModel, load_model
+from jaxcnn.run.workdir import Workdir, environment
 from jaxcnn.weights import mean_of, read_weights, write_weights
-from jaxcnn.workdir import Workdir, environment
 
 _INPUT = "image"
 _TOLERANCES = {"heatmap": 1e-2}
@@ -97,8 +98,8 @@ def export_workdir(
     target = output or (run.onnx if quantization is None else run.onnx.with_suffix(".int8.onnx"))
     trained = load_model(workdir)
     if quantization is not None:
-        _require_same_pictures(quantization.dataset, trained)
-    _refuse_taken(target)
+        _check_same_pictures(quantization.dataset, trained)
+    _check_free(target)
     if pictures is None:
         pictures = sidecars.read_pictures(run.onnx, trained.config.data.image_size)
     # A file that is taken elsewhere is given to others, who may not be meant to have the pictures.
@@ -119,7 +120,7 @@ def export_workdir(
     return target
 
 
-def _refuse_taken(target: Path) -> None:
+def _check_free(target: Path) -> None:
     """Raises a `UserError` if something else has the name of the file, or of what comes beside it."""
     if target.is_dir():
         raise UserError(f"{target} cannot be written: Is a directory; give another path with -o")
@@ -221,7 +222,7 @@ def metadata(run: Workdir, trained: TrainedModel) -> dict[str, Any]:
         "config": dataclasses.asdict(_portable(trained.config)),
         **({} if pictures is None else {"pictures": dataclasses.asdict(pictures)}),
         "license": trained.license,
-        "trainings": [dataclasses.asdict(each) for each in provenance.trainings(run, trained)],
+        "trainings": [dataclasses.asdict(each) for each in lineage.trainings(run, trained)],
         "author": "jaxcnn",
         "version": jaxcnn.__version__,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -328,7 +329,7 @@ def _perturbed(variables: Any) -> Any:
     return jax.tree_util.tree_map_with_path(move, variables)
 
 
-def _require_same_pictures(dataset: Dataset, trained: TrainedModel) -> None:
+def _check_same_pictures(dataset: Dataset, trained: TrainedModel) -> None:
     side = trained.config.data.image_size
     if dataset.names != trained.names or dataset.train.images.shape[1:] != (side, side, 3):
         raise UserError(

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 from scipy.special import betaincinv
 
 from jaxcnn.config import AugmentConfig
-from jaxcnn.ops.barrier import once
+from jaxcnn.ops.barrier import materialize
 
 CROP_ASPECT = 4 / 3
 """Largest ratio of the sides of a random resized crop (Szegedy et al. 2015)."""
@@ -50,13 +50,13 @@ def augment(
     With everything off and the resolution that of the pictures, the pictures are unchanged.
     """
     geometry_key, colour_key, erase_key, mix_key = jax.random.split(key, 4)
-    x = once(images.transpose(0, 3, 1, 2).astype(jnp.float32))
+    x = materialize(images.transpose(0, 3, 1, 2).astype(jnp.float32))
     if config.flip or config.pad_crop > 0 or config.crop_scale is not None or resolution != x.shape[2]:
-        x = once(_resample(geometry_key, x, config=config, resolution=resolution))
+        x = materialize(_resample(geometry_key, x, config=config, resolution=resolution))
     if config.brightness > 0 or config.contrast > 0 or config.saturation > 0:
-        x = once(_jitter_colour(colour_key, x, config=config))
+        x = materialize(_jitter_colour(colour_key, x, config=config))
     if config.erase > 0:
-        x = once(_erase(erase_key, x, chance=config.erase))
+        x = materialize(_erase(erase_key, x, chance=config.erase))
     targets = jax.nn.one_hot(labels, classes, dtype=jnp.float32)
     if config.mixup > 0 or config.cutmix > 0:
         x, targets = _mix(mix_key, x, targets, mixup=config.mixup, cutmix=config.cutmix)

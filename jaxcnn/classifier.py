@@ -10,13 +10,13 @@ import numpy as np
 import onnxruntime
 from jaxtyping import Float32, UInt8
 
-from jaxcnn.checkpoint import load_model
 from jaxcnn.config import Config
 from jaxcnn.data import Fingerprint
 from jaxcnn.errors import UserError
 from jaxcnn.metadata import Metadata
+from jaxcnn.run.checkpoint import load_model
+from jaxcnn.run.workdir import Workdir
 from jaxcnn.step import eval_step
-from jaxcnn.workdir import Workdir
 
 LogitsFunction = Callable[
     [UInt8[np.ndarray, "batch side side 3"]],

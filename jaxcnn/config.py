@@ -9,7 +9,6 @@ import json
 import math
 import types
 import typing
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -39,19 +38,19 @@ class DataConfig:
     """Chooses which pictures are held out."""
 
     def __post_init__(self) -> None:
-        _require_finite(self, "data.")
-        _require(self.image_size >= 8, "data.image_size", self.image_size, "at least 8")
+        _check_finite(self, "data.")
+        _check(self.image_size >= 8, "data.image_size", self.image_size, "at least 8")
         fraction = self.validation_fraction
-        _require(
+        _check(
             fraction is None or 0 < fraction < 1, "data.validation_fraction", fraction, "between 0 and 1, both excluded"
         )
-        _require(
+        _check(
             self.archive is None or self.source == "tiny_imagenet",
             "data.archive",
             self.archive,
             "left out unless data.source is tiny_imagenet (a zip of class folders goes in data.source itself)",
         )
-        _require(self.split_seed >= 0, "data.split_seed", self.split_seed, "0 or more")
+        _check(self.split_seed >= 0, "data.split_seed", self.split_seed, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,23 +80,23 @@ class ModelConfig:
     No effect elsewhere, nor with several devices."""
 
     def __post_init__(self) -> None:
-        _require_finite(self, "model.")
+        _check_finite(self, "model.")
         if self.name != "resnet":
             for each in ("widths", "blocks", "stem", "preactivation", "dropout", "inference_side"):
                 default = ModelConfig.__dataclass_fields__[each].default
                 value = getattr(self, each)
-                _require(value == default, f"model.{each}", value, f"left out: the network {self.name!r} is fixed")
-        _require(len(self.widths) > 0 and min(self.widths) > 0, "model.widths", self.widths, "positive numbers")
-        _require(
+                _check(value == default, f"model.{each}", value, f"left out: the network {self.name!r} is fixed")
+        _check(len(self.widths) > 0 and min(self.widths) > 0, "model.widths", self.widths, "positive numbers")
+        _check(
             len(self.blocks) == len(self.widths) and min(self.blocks) >= 0,
             "model.blocks",
             self.blocks,
             f"one number for each of the {len(self.widths)} widths",
         )
-        _require(self.stem >= 1, "model.stem", self.stem, "at least 1")
-        _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "from 0 to below 1")
+        _check(self.stem >= 1, "model.stem", self.stem, "at least 1")
+        _check(0 <= self.dropout < 1, "model.dropout", self.dropout, "from 0 to below 1")
         side = self.inference_side
-        _require(side is None or side >= 8, "model.inference_side", side, "at least 8, or None")
+        _check(side is None or side >= 8, "model.inference_side", side, "at least 8, or None")
 
     def with_shape_of(self, other: "ModelConfig") -> "ModelConfig":
         """The network of other settings, as far as its parameters go; how it is trained and computed stays."""
@@ -137,17 +136,17 @@ class AugmentConfig:
     """Largest relative change of saturation."""
 
     def __post_init__(self) -> None:
-        _require_finite(self, "augment.")
-        _require(0 <= self.pad_crop < 1, "augment.pad_crop", self.pad_crop, "from 0 to below 1")
+        _check_finite(self, "augment.")
+        _check(0 <= self.pad_crop < 1, "augment.pad_crop", self.pad_crop, "from 0 to below 1")
         if self.crop_scale is not None:
             low, high = self.crop_scale
-            _require(0 < low <= high <= 1, "augment.crop_scale", self.crop_scale, "two shares, 0 < low <= high <= 1")
-        _require(0 <= self.erase <= 1, "augment.erase", self.erase, "from 0 to 1")
+            _check(0 < low <= high <= 1, "augment.crop_scale", self.crop_scale, "two shares, 0 < low <= high <= 1")
+        _check(0 <= self.erase <= 1, "augment.erase", self.erase, "from 0 to 1")
         for each in ("mixup", "cutmix"):
-            _require(getattr(self, each) >= 0, f"augment.{each}", getattr(self, each), "0 or more")
-        _require(0 <= self.mix_until <= 1, "augment.mix_until", self.mix_until, "from 0 to 1")
+            _check(getattr(self, each) >= 0, f"augment.{each}", getattr(self, each), "0 or more")
+        _check(0 <= self.mix_until <= 1, "augment.mix_until", self.mix_until, "from 0 to 1")
         for each in ("brightness", "contrast", "saturation"):
-            _require(0 <= getattr(self, each) <= 1, f"augment.{each}", getattr(self, each), "from 0 to 1")
+            _check(0 <= getattr(self, each) <= 1, f"augment.{each}", getattr(self, each), "from 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,13 +172,13 @@ class OptimConfig:
     """Decay, per step, of the average of parameters and batch statistics that is evaluated and exported; 0: none."""
 
     def __post_init__(self) -> None:
-        _require_finite(self, "optim.")
-        _require(self.learning_rate > 0, "optim.learning_rate", self.learning_rate, "above 0")
-        _require(0 <= self.warmup <= 1, "optim.warmup", self.warmup, "from 0 to 1")
-        _require(0 <= self.momentum < 1, "optim.momentum", self.momentum, "from 0 to below 1")
-        _require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "0 or more")
-        _require(self.clip_norm is None or self.clip_norm > 0, "optim.clip_norm", self.clip_norm, "above 0")
-        _require(0 <= self.ema_decay < 1, "optim.ema_decay", self.ema_decay, "from 0 to below 1")
+        _check_finite(self, "optim.")
+        _check(self.learning_rate > 0, "optim.learning_rate", self.learning_rate, "above 0")
+        _check(0 <= self.warmup <= 1, "optim.warmup", self.warmup, "from 0 to 1")
+        _check(0 <= self.momentum < 1, "optim.momentum", self.momentum, "from 0 to below 1")
+        _check(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "0 or more")
+        _check(self.clip_norm is None or self.clip_norm > 0, "optim.clip_norm", self.clip_norm, "above 0")
+        _check(0 <= self.ema_decay < 1, "optim.ema_decay", self.ema_decay, "from 0 to below 1")
 
 
 MAX_EPOCHS = 1_000_000
@@ -215,22 +214,22 @@ class Config:
     """Longest time between checkpoints; one is also written after every epoch."""
 
     def __post_init__(self) -> None:
-        _require_finite(self)
-        _require(self.init_from != "", "init_from", self.init_from, "`shipped`, a .safetensors file or a workdir")
-        _require(self.epochs >= 1, "epochs", self.epochs, "at least 1")
-        _require(self.epochs <= MAX_EPOCHS, "epochs", self.epochs, f"at most {MAX_EPOCHS:,}")
-        _require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2")
+        _check_finite(self)
+        _check(self.init_from != "", "init_from", self.init_from, "`shipped`, a .safetensors file or a workdir")
+        _check(self.epochs >= 1, "epochs", self.epochs, "at least 1")
+        _check(self.epochs <= MAX_EPOCHS, "epochs", self.epochs, f"at most {MAX_EPOCHS:,}")
+        _check(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2")
         starts = [start for start, _ in self.resolutions]
-        _require(
+        _check(
             not starts or (starts[0] == 0 and starts == sorted(set(starts)) and starts[-1] < 1),
             "resolutions",
             self.resolutions,
             "pairs (share, side) whose shares rise from 0 to below 1",
         )
-        _require(all(side >= 8 for _, side in self.resolutions), "resolutions", self.resolutions, "sides of at least 8")
-        _require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "from 0 to below 1")
-        _require(0 <= self.seed <= MAX_SEED, "seed", self.seed, f"from 0 to {MAX_SEED}")
-        _require(self.checkpoint_minutes > 0, "checkpoint_minutes", self.checkpoint_minutes, "above 0")
+        _check(all(side >= 8 for _, side in self.resolutions), "resolutions", self.resolutions, "sides of at least 8")
+        _check(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "from 0 to below 1")
+        _check(0 <= self.seed <= MAX_SEED, "seed", self.seed, f"from 0 to {MAX_SEED}")
+        _check(self.checkpoint_minutes > 0, "checkpoint_minutes", self.checkpoint_minutes, "above 0")
 
     def resolution(self, epoch: int) -> int:
         """Side in pixels of the training pictures in this epoch, counted from 0."""
@@ -245,172 +244,6 @@ class Config:
         if epoch < round(self.augment.mix_until * self.epochs):
             return self.augment
         return dataclasses.replace(self.augment, mixup=0.0, cutmix=0.0)
-
-
-def digits() -> Config:
-    """The embedded default: 1,797 handwritten digits from scikit-learn; nothing is downloaded.
-
-    python -m jaxcnn.train
-    """
-    return Config(
-        data=DataConfig(validation_fraction=0.2),
-        model=ModelConfig(widths=(32, 64, 128), blocks=(1, 1, 1)),
-        augment=AugmentConfig(pad_crop=0.125),
-        optim=OptimConfig(learning_rate=0.1, warmup=0.2, weight_decay=5e-4, ema_decay=0.97),
-        epochs=15,
-    )
-
-
-def folder() -> Config:
-    """Your own pictures: a starting point for some hundreds or thousands of photographs on a laptop.
-
-    python -m jaxcnn.train folder --data.source PATH
-    """
-    return Config(
-        data=DataConfig(source="", image_size=64),
-        model=ModelConfig(widths=(32, 64, 128, 256), precision="auto"),
-        augment=AugmentConfig(flip=True, crop_scale=(0.5, 1.0), erase=0.1, brightness=0.2, contrast=0.2),
-        optim=OptimConfig(learning_rate=0.1, schedule="cosine", warmup=0.1, weight_decay=5e-4, ema_decay=0.99),
-        label_smoothing=0.1,
-        epochs=40,
-    )
-
-
-def finetune() -> Config:
-    """Your own pictures, from the shipped weights: a starting point for some dozens of photographs of each class.
-
-    python -m jaxcnn.train finetune --data.source PATH
-    """
-    return Config(
-        data=DataConfig(source="", image_size=64),
-        model=ModelConfig(precision="auto"),
-        augment=AugmentConfig(flip=True, crop_scale=(0.5, 1.0), erase=0.1, brightness=0.2, contrast=0.2),
-        optim=OptimConfig(learning_rate=0.03, schedule="cosine", warmup=0.1, weight_decay=5e-4, ema_decay=0.9),
-        init_from="shipped",
-        label_smoothing=0.1,
-        epochs=20,
-        batch_size=32,
-    )
-
-
-def tiny_imagenet() -> Config:
-    """Tiny ImageNet on two CPU cores: a residual network that sees larger pictures as it learns.
-
-    python -m jaxcnn.train tiny_imagenet
-
-    6 h 19 min of steps on two cores of an AMD EPYC (Zen 5) with other jobs beside it, by its fastest steps 3 h 36 min:
-    .639 top-1 on half of the validation pictures, seed 0. The model that ships has seen sixteen passes more, at 80
-    pixels, as the README tells: .653.
-    """
-    return Config(
-        data=DataConfig(source="tiny_imagenet", image_size=64),
-        model=ModelConfig(
-            widths=(64, 128, 256, 320),
-            blocks=(1, 1, 2, 1),
-            inference_side=80,
-            precision="auto",
-        ),
-        augment=AugmentConfig(
-            flip=True,
-            crop_scale=(0.3, 1.0),
-            erase=0.1,
-            mixup=0.2,
-            cutmix=1.0,
-            mix_until=0.98,
-            brightness=0.2,
-            contrast=0.2,
-            saturation=0.2,
-        ),
-        optim=OptimConfig(name="muon", learning_rate=0.008, warmup=0.1, weight_decay=0.05),
-        resolutions=((0.0, 32), (0.3, 48), (0.86, 64)),
-        label_smoothing=0.1,
-        epochs=100,
-        batch_size=256,
-    )
-
-
-def tiny_imagenet_fast() -> Config:
-    """Tiny ImageNet in five minutes on two CPU cores: three short passes, .43 top-1.
-
-    python -m jaxcnn.train tiny_imagenet_fast
-
-    About 4 minutes of steps on two cores of an AMD EPYC (Zen 5): .430 to .441 top-1 on half of the validation pictures,
-    with five seeds.
-    """
-    return Config(
-        data=DataConfig(source="tiny_imagenet", image_size=64),
-        model=ModelConfig(widths=(64, 128, 256, 256), inference_side=48, precision="auto"),
-        augment=AugmentConfig(flip=True, crop_scale=(0.75, 1.0)),
-        optim=OptimConfig(name="muon", learning_rate=0.025, warmup=0.2, weight_decay=0.05),
-        resolutions=((0.0, 32), (0.6, 48)),
-        label_smoothing=0.1,
-        epochs=3,
-        batch_size=256,
-    )
-
-
-def tiny_imagenet_seed() -> Config:
-    """Tiny ImageNet with the original network and recipe: Adam at a constant rate, no augmentation.
-
-    python -m jaxcnn.train tiny_imagenet_seed
-    """
-    return Config(
-        data=DataConfig(source="tiny_imagenet", image_size=64),
-        model=ModelConfig(name="seed", precision="auto"),
-        optim=OptimConfig(name="adam", learning_rate=1e-3, schedule="constant"),
-        epochs=100,
-        batch_size=128,
-    )
-
-
-def tiny_imagenet_gpu() -> Config:
-    """Tiny ImageNet on one GPU: a deep pre-activation network at full resolution.
-
-    python -m jaxcnn.train tiny_imagenet_gpu
-
-    Not run on a GPU yet: .67 to .70 top-1 is an estimate, from what such networks and recipes reach elsewhere. On two
-    CPU cores, with `--epochs 1 --batch_size 32 --optim.learning_rate .05`, 331 steps take the loss of mixed pairs from
-    5.43 to 5.25.
-    """
-    return Config(
-        data=DataConfig(source="tiny_imagenet", image_size=64),
-        model=ModelConfig(
-            widths=(64, 128, 256, 512, 1024),
-            blocks=(3, 3, 2, 2, 1),
-            stem=1,
-            preactivation=True,
-            precision="bfloat16",
-        ),
-        augment=AugmentConfig(
-            flip=True,
-            crop_scale=(0.35, 1.0),
-            erase=0.1,
-            mixup=0.2,
-            cutmix=1.0,
-            mix_until=0.9,
-            brightness=0.2,
-            contrast=0.2,
-            saturation=0.2,
-        ),
-        optim=OptimConfig(learning_rate=0.2, schedule="cosine", warmup=0.05, weight_decay=5e-4, ema_decay=0.9998),
-        label_smoothing=0.1,
-        epochs=150,
-        batch_size=256,
-    )
-
-
-PRESETS: dict[str, Callable[[], Config]] = {
-    preset.__name__: preset
-    for preset in (
-        digits,
-        folder,
-        finetune,
-        tiny_imagenet,
-        tiny_imagenet_fast,
-        tiny_imagenet_seed,
-        tiny_imagenet_gpu,
-    )
-}
 
 
 def to_json(config: Config) -> str:
@@ -471,11 +304,11 @@ def _checked(value: Any, valid: bool, path: str, expected: str) -> Any:
     return value
 
 
-def _require_finite(config: Any, prefix: str = "") -> None:
+def _check_finite(config: Any, prefix: str = "") -> None:
     """Refuses infinity and NaN in every field: no such number can be trained with, and JSON has none."""
     for each in dataclasses.fields(config):
         value = getattr(config, each.name)
-        _require(_is_finite(value), f"{prefix}{each.name}", value, "finite")
+        _check(_is_finite(value), f"{prefix}{each.name}", value, "finite")
 
 
 def _is_finite(value: object) -> bool:
@@ -484,6 +317,6 @@ def _is_finite(value: object) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
-def _require(valid: bool, name: str, value: object, rule: str) -> None:
+def _check(valid: bool, name: str, value: object, rule: str) -> None:
     if not valid:
         raise UserError(f"{name} is {value!r}; it must be {rule}")

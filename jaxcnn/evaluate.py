@@ -23,11 +23,11 @@ from jaxcnn.classifier import Classifier, LogitsFunction, open_classifier
 from jaxcnn.config import DataConfig
 from jaxcnn.data.batches import EvalBatch, eval_batches
 from jaxcnn.disk import write_atomically
-from jaxcnn.division import is_of_run, refuse_other_division
 from jaxcnn.errors import UserError
 from jaxcnn.evaluation_data import defaults_of_options, load_evaluation_data
+from jaxcnn.leakage import check_no_leakage, is_of_run
 from jaxcnn.metrics import Evaluation, score, summarize
-from jaxcnn.workdir import Workdir
+from jaxcnn.run.workdir import Workdir
 
 PROG = "python -m jaxcnn.evaluate"
 SPLITS = {"validation": ("validation",), "train": ("train",), "all": ("train", "validation")}
@@ -66,12 +66,12 @@ def main(arguments: Sequence[str]) -> None:
     trained_on = Workdir(path).read_data_config() if path.is_dir() else classifier.config.data
     parsed = parse(Arguments(trained_on, flip=classifier.config.augment.flip), arguments[1:])
     output = parsed.output or default_output(path, parsed, trained_on=trained_on)
-    refuse_other_file(output)
+    check_output(output)
     dataset = load_evaluation_data(parsed.data, classifier, divided=parsed.split != "all")
     if parsed.split != "all":
         # A file may be older than the record in it, and lie in its run's folder.
         began = classifier.pictures or _run_of(path).read_pictures()
-        refuse_other_division(dataset, parsed.data, trained_on=trained_on, began=began)
+        check_no_leakage(dataset, parsed.data, trained_on=trained_on, began=began)
     splits = [getattr(dataset, name) for name in SPLITS[parsed.split]]
     measure = partial(
         evaluate, classes=len(classifier.names), batch_size=classifier.config.batch_size, show_progress=True
@@ -139,7 +139,7 @@ def predict(
     """
     for number, batch in enumerate(eval_batches(split, batch_size=batch_size)):
         values = np.asarray(logits(batch.images))
-        _refuse_not_finite(values[batch.mask], first_picture=number * batch_size)
+        _check_finite(values[batch.mask], first_picture=number * batch_size)
         yield values, batch
 
 
@@ -169,7 +169,7 @@ def default_output(path: Path, arguments: Arguments, *, trained_on: DataConfig) 
     return run.evaluation.with_name("-".join(["evaluation", *filter(None, kinds)]) + ".json")
 
 
-def refuse_other_file(output: Path) -> None:
+def check_output(output: Path) -> None:
     """Raises a `UserError` if an evaluation would replace a file that is none, such as a model or a run's settings."""
     if output.exists() and not _is_evaluation(output):
         raise UserError(
@@ -284,7 +284,7 @@ def _table(*headers: str) -> Table:
     return table
 
 
-def _refuse_not_finite(values: np.ndarray, *, first_picture: int) -> None:
+def _check_finite(values: np.ndarray, *, first_picture: int) -> None:
     bad = ~np.isfinite(values).all(axis=1)
     if bad.any():
         raise UserError(

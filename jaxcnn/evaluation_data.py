@@ -9,8 +9,8 @@ from jaxtyping import Int32
 from jaxcnn import cli, data
 from jaxcnn.classifier import Classifier
 from jaxcnn.config import DataConfig
-from jaxcnn.division import is_same_source, load_undivided
 from jaxcnn.errors import UserError
+from jaxcnn.leakage import is_same_source, load_undivided
 from jaxcnn.paths import composed
 
 

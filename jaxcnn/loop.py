@@ -12,15 +12,16 @@ from jaxtyping import Array, Key
 
 from jaxcnn import data, models
 from jaxcnn.augment import augment
-from jaxcnn.checkpoint import Checkpoints
 from jaxcnn.config import Config
+from jaxcnn.distributed import check_devices, replicate, shard_batch
 from jaxcnn.divergence import first_not_finite
 from jaxcnn.errors import UserError
 from jaxcnn.evaluate import evaluate
-from jaxcnn.log import MetricsLog, TrainProgress, open_progress
 from jaxcnn.metrics import Evaluation
 from jaxcnn.optim import make_optimizer, make_schedule
-from jaxcnn.parallel import divide, refuse_unfit, replicate
+from jaxcnn.run.checkpoint import Checkpoints
+from jaxcnn.run.metrics_log import MetricsLog
+from jaxcnn.run.progress import TrainProgress, open_progress
 from jaxcnn.signals import StopRequest
 from jaxcnn.state import TrainState, Variables, create_state, start_from
 from jaxcnn.step import StepMetrics, eval_step, step_keys, train_step
@@ -58,7 +59,7 @@ def prepare(config: Config, dataset: data.Dataset) -> Run:
     Raises:
       UserError: there is nothing to tell apart, or the devices do not fit.
     """
-    refuse_unfit(config.batch_size)
+    check_devices(config.batch_size)
     if len(dataset.names) < 2:
         raise UserError(f"{dataset.name} has only the class {dataset.names[0]!r}; a classifier needs two or more")
     steps_per_epoch = data.steps_per_epoch(dataset.train, batch_size=config.batch_size)
@@ -159,7 +160,7 @@ def train_epoch(
                 logged = _log_window(run, state, window, since=logged, log=log, progress=progress)
                 window = []
             if step < end and (stop.signal or now - saved >= 60 * config.checkpoint_minutes):
-                refuse_divergence(run, state)
+                check_finite(run, state)
                 checkpoints.save(state)
                 saved = time.monotonic()
                 if stop.signal:
@@ -172,8 +173,8 @@ def take_step(run: Run, state: TrainState, batch: data.Batch, *, epoch: int) -> 
     config = run.config
     taken: tuple[TrainState, StepMetrics] = train_step(
         state,
-        divide(batch.images),
-        divide(batch.labels),
+        shard_batch(batch.images),
+        shard_batch(batch.labels),
         run.key,
         model=run.model,
         optimizer=run.optimizer,
@@ -189,14 +190,14 @@ def take_step(run: Run, state: TrainState, batch: data.Batch, *, epoch: int) -> 
 def evaluate_variables(run: Run, variables: Variables) -> Evaluation:
     """Metrics on every validation picture."""
     return evaluate(
-        lambda images: eval_step(variables, divide(images), model=run.model),
+        lambda images: eval_step(variables, shard_batch(images), model=run.model),
         run.dataset.validation,
         classes=len(run.dataset.names),
         batch_size=run.config.batch_size,
     )
 
 
-def refuse_divergence(run: Run, state: TrainState) -> None:
+def check_finite(run: Run, state: TrainState) -> None:
     """Raises a `UserError` that says where, if a loss or the norm of a gradient was not finite.
 
     The state is still the one before that step, and the step's batch and random numbers are functions of its
@@ -238,7 +239,7 @@ def _log_window(
     """Waits for the last steps, tells their metrics, and returns the time at which they were done."""
     loss, correct, pictures = (float(sum(each)) for each in zip(*jax.device_get(window), strict=True))
     done, seconds = time.monotonic(), _since(since)
-    refuse_divergence(run, state)
+    check_finite(run, state)
     step = int(state.step)
     epoch, rate = step / run.steps_per_epoch, pictures / seconds
     log.write(

@@ -10,7 +10,7 @@ from jaxcnn import config as settings
 from jaxcnn.config import Config
 from jaxcnn.data import Fingerprint
 from jaxcnn.errors import UserError
-from jaxcnn.workdir import parse_fingerprint
+from jaxcnn.run.workdir import parse_fingerprint
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def named_path(text: str, *, option: str) -> Path:
     return path
 
 
-def refuse_among_pictures(path: Path, *, option: str, source: str) -> None:
+def check_outside_pictures(path: Path, *, option: str, source: str) -> None:
     """Raises a `UserError` if a folder to write into lies in that of the pictures, and would be taken for a class."""
     pictures = named_path(source, option="data.source") if source else None
     if pictures is not None and pictures.is_dir() and path.resolve().is_relative_to(pictures.resolve()):

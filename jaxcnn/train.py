@@ -13,27 +13,30 @@ import numpy as np
 import tyro
 
 import export
-from jaxcnn import cli, data, report
+from jaxcnn import cli, data
 from jaxcnn.calibration import Calibration, calibrate, write_calibration
-from jaxcnn.checkpoint import load_model, open_checkpoints
 from jaxcnn.classifier import open_classifier
-from jaxcnn.config import PRESETS, SHAPE, Config, ModelConfig, ModelName
-from jaxcnn.division import refuse_other_division
+from jaxcnn.config import SHAPE, Config, ModelConfig, ModelName
+from jaxcnn.distributed import describe_devices
 from jaxcnn.errors import UserError
 from jaxcnn.evaluate import describe, evaluate, predict, with_mirror_image, write_evaluation
-from jaxcnn.log import console, open_log
+from jaxcnn.leakage import check_no_leakage
 from jaxcnn.loop import Run, fit, initial_state, prepare
 from jaxcnn.metrics import Evaluation
 from jaxcnn.ops.allocator import keep_freed_memory
-from jaxcnn.parallel import describe_devices
-from jaxcnn.paths import named_path, refuse_among_pictures
-from jaxcnn.provenance import record_earlier
-from jaxcnn.recipe import counted
+from jaxcnn.paths import check_outside_pictures, named_path
+from jaxcnn.presets import PRESETS
+from jaxcnn.run import report
+from jaxcnn.run.checkpoint import load_model, open_checkpoints
+from jaxcnn.run.describe import counted
+from jaxcnn.run.lineage import record_earlier
+from jaxcnn.run.metrics_log import open_log
+from jaxcnn.run.progress import console
+from jaxcnn.run.sessions import record_session
+from jaxcnn.run.workdir import Classes, Workdir
 from jaxcnn.signals import stop_on_signal
-from jaxcnn.sittings import record_sitting
 from jaxcnn.step import eval_step
 from jaxcnn.weights import Weights, read_model, read_weights
-from jaxcnn.workdir import Classes, Workdir
 
 PROG = "python -m jaxcnn.train"
 
@@ -88,7 +91,7 @@ def parse(arguments: Sequence[str]) -> Arguments:
         description=f"Trains an image classifier. Options change the settings of a preset.\n\n{summaries}",
     )
     if weights_model is not None:
-        _refuse_other_shape(parsed.config, weights_model)
+        _check_shape(parsed.config, weights_model)
     given = workdir and str(parsed.workdir)  # an empty text has become the working directory
     return dataclasses.replace(parsed, workdir=named_path(given, option="workdir"))
 
@@ -105,7 +108,7 @@ def _find_weights_model(init_from: str | None, workdir: str) -> ModelConfig | No
     return read_model(init_from)
 
 
-def _refuse_other_shape(config: Config, weights_model: ModelConfig) -> None:
+def _check_shape(config: Config, weights_model: ModelConfig) -> None:
     """Raises a `UserError` that names the first option that asks for another network than the weights are of."""
     for name in SHAPE:
         asked, there = getattr(config.model, name), getattr(weights_model, name)
@@ -134,14 +137,14 @@ def train(config: Config, workdir: Path) -> Evaluation | None:
       UserError: what the user gave cannot be trained on, or training diverged.
     """
     if not data.is_named(config.data.source):
-        refuse_among_pictures(workdir, option="workdir", source=config.data.source)
+        check_outside_pictures(workdir, option="workdir", source=config.data.source)
     paths = Workdir(workdir)
     with paths.locked():
-        paths.refuse_other_settings(config)
+        paths.check_settings(config)
         run = prepare(config, data.load(config.data))
         dataset, pictures = run.dataset, run.dataset.fingerprint()
         classes = Classes(dataset.names, dataset.wnids, dataset.name, dataset.license)
-        paths.refuse_other_data(classes, pictures)
+        paths.check_data(classes, pictures)
         with open_checkpoints(paths.checkpoints) as checkpoints, open_log(workdir) as log, stop_on_signal() as stop:
             if checkpoints.last_step is None:
                 weights = None if config.init_from is None else read_weights(config.init_from)
@@ -149,12 +152,12 @@ def train(config: Config, workdir: Path) -> Evaluation | None:
             else:
                 weights, state = None, checkpoints.restore(initial_state(run))
             if weights is not None:
-                refuse_other_division(dataset, config.data, trained_on=weights.trained_on, began=weights.pictures)
-            refuse_fewer_epochs(run, workdir, step=int(state.step))
+                check_no_leakage(dataset, config.data, trained_on=weights.trained_on, began=weights.pictures)
+            check_epochs(run, workdir, step=int(state.step))
             if int(state.step) < run.total_steps:
-                record_sitting(paths, config, classes, step=int(state.step))
+                record_session(paths, config, classes, step=int(state.step))
             else:
-                paths.refuse_unused_settings(config)
+                paths.check_finished_settings(config)
             if weights is not None:
                 record_earlier(weights.trainings, paths.earlier_trainings)
             paths.record_pictures(pictures)
@@ -163,7 +166,7 @@ def train(config: Config, workdir: Path) -> Evaluation | None:
         return conclude(run, workdir) if finished else None
 
 
-def refuse_fewer_epochs(run: Run, workdir: Path, *, step: int) -> None:
+def check_epochs(run: Run, workdir: Path, *, step: int) -> None:
     """Raises a `UserError` if a run has taken more steps than the settings ask for."""
     if step > run.total_steps:
         taken = step / run.steps_per_epoch

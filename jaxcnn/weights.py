@@ -14,17 +14,17 @@ import safetensors
 import safetensors.numpy
 
 from jaxcnn import models
-from jaxcnn.checkpoint import load_model
 from jaxcnn.config import SHAPE, DataConfig, ModelConfig
 from jaxcnn.data import Fingerprint
 from jaxcnn.disk import write_atomically
-from jaxcnn.division import is_of_run
 from jaxcnn.errors import UserError
+from jaxcnn.leakage import is_of_run
 from jaxcnn.metadata import Metadata
 from jaxcnn.paths import named_path
-from jaxcnn.provenance import Training, parse_trainings, trainings
+from jaxcnn.run.checkpoint import load_model
+from jaxcnn.run.lineage import Training, parse_trainings, trainings
+from jaxcnn.run.workdir import Workdir
 from jaxcnn.state import Variables
-from jaxcnn.workdir import Workdir
 
 SUFFIX = ".safetensors"
 SHIPPED = Path(__file__).parents[1] / "server" / "models" / f"tiny_imagenet{SUFFIX}"

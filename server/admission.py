@@ -64,7 +64,7 @@ class Admission:
         Raises:
             HTTPException: 503, all places are taken, and the body need not be read.
         """
-        self._refuse_if_full(expected_wait)
+        self._check_room(expected_wait)
         place = Place(self)
         try:
             yield place
@@ -77,7 +77,7 @@ class Admission:
         Raises:
             HTTPException: 503, all places are taken.
         """
-        self._refuse_if_full(expected_wait)
+        self._check_room(expected_wait)
         self._requests += 1
 
     def hold(self, size: int) -> None:
@@ -96,7 +96,7 @@ class Admission:
         self._bytes -= size
         self._requests -= requests
 
-    def _refuse_if_full(self, expected_wait: float) -> None:
+    def _check_room(self, expected_wait: float) -> None:
         if self._requests >= self._settings.max_requests:
             self._metrics.shed.labels("requests").inc()
             raise errors.busy(expected_wait)

@@ -11,9 +11,11 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Route
 
-from server import connection, demo, drain, errors, log, memory, model, predictions, settings, status, swap
-from server.access import ApiKeys, Cors
-from server.edge import Edge
+from server import connection, demo, drain, errors, info, log, memory, model, predictions, reload, settings
+from server.middleware.auth import ApiKeys
+from server.middleware.cors import Cors
+from server.middleware.errors import OneLineStartErrors, ServerErrors
+from server.middleware.request_log import RequestLog
 from server.service import Service
 
 
@@ -24,7 +26,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Service]]:
     chosen = settings.from_environment(os.environ)
     loaded = model.load(chosen.model, max_batch=chosen.max_batch, threads=chosen.threads)
     service = Service(chosen, loaded, log.start())
-    watcher = asyncio.create_task(swap.watch(service)) if chosen.reload_seconds else None
+    watcher = asyncio.create_task(reload.watch(service)) if chosen.reload_seconds else None
     try:
         with _hosted(service):
             yield {"service": service}
@@ -51,24 +53,24 @@ def _routes() -> list[BaseRoute]:
     routes: list[BaseRoute] = [
         Route("/predict", predictions.predict, methods=["POST"]),
         Route("/invocations", predictions.predict, methods=["POST"]),
-        Route("/healthz", status.healthz),
-        Route("/readyz", status.readyz),
-        Route("/ping", status.ping),
-        Route("/metrics", status.prometheus),
-        Route("/v2", status.v2_server),
-        Route("/v2/health/live", status.v2_live),
-        Route("/v2/health/ready", status.v2_ready),
+        Route("/healthz", info.healthz),
+        Route("/readyz", info.readyz),
+        Route("/ping", info.ping),
+        Route("/metrics", info.prometheus),
+        Route("/v2", info.v2_server),
+        Route("/v2/health/live", info.v2_live),
+        Route("/v2/health/ready", info.v2_ready),
     ]
     for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
         routes += [
             Route(f"{path}/infer", predictions.infer, methods=["POST"]),
-            Route(f"{path}/ready", status.v2_model_ready),
-            Route(path, status.v2_model),
+            Route(f"{path}/ready", info.v2_model_ready),
+            Route(path, info.v2_model),
         ]
     return [
         *routes,
-        Route("/openapi.json", status.openapi_document),
-        Route("/docs", status.documentation),
+        Route("/openapi.json", info.openapi_document),
+        Route("/docs", info.documentation),
         *demo.ROUTES,
     ]
 
@@ -77,7 +79,7 @@ def create_app() -> Starlette:
     """Builds the application. It reads its settings from the environment when it starts."""
     app = Starlette(
         routes=_routes(),
-        middleware=[Middleware(each) for each in (errors.OneLineStartErrors, Edge, Cors, errors.Defects, ApiKeys)],
+        middleware=[Middleware(each) for each in (OneLineStartErrors, RequestLog, Cors, ServerErrors, ApiKeys)],
         exception_handlers={HTTPException: errors.refused, ClientDisconnect: errors.disconnected},
         lifespan=lifespan,
     )

@@ -83,7 +83,7 @@ class _Handler(logging.Handler):
 def start() -> LogWriter:
     """Has the server's and uvicorn's loggers write JSON from now on, to the last line of the process.
 
-    uvicorn's access log is left out: `server.edge` writes a better one.
+    uvicorn's access log is left out: `server.middleware.request_log` writes a better one.
     """
     writer = LogWriter(sys.stdout.fileno())
     for name in ("server", "uvicorn"):

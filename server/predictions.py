@@ -8,11 +8,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server import body
+from server.info import require_model
 from server.protocols import Query
 from server.protocols.native import NativeQuery
 from server.protocols.open_inference import InferQuery
 from server.service import Service
-from server.status import require_model
 
 
 async def predict(request: Request) -> Response:

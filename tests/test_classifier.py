@@ -12,13 +12,13 @@ from onnx import TensorProto, helper
 from jaxcnn import config as settings
 from jaxcnn import models
 from jaxcnn.calibration import Calibration, write_calibration
-from jaxcnn.checkpoint import open_checkpoints
 from jaxcnn.classifier import open_classifier
 from jaxcnn.config import Config, DataConfig, ModelConfig
 from jaxcnn.errors import UserError
 from jaxcnn.optim import make_optimizer
+from jaxcnn.run.checkpoint import open_checkpoints
+from jaxcnn.run.workdir import Classes, Workdir
 from jaxcnn.state import create_state
-from jaxcnn.workdir import Classes, Workdir
 
 CONFIG = Config(data=DataConfig(image_size=8), model=ModelConfig(widths=(4,), blocks=(1,)), batch_size=4)
 NAMES = ("red", "green", "blue")

@@ -10,7 +10,7 @@ from pathlib import Path
 import docstring_parser
 import pytest
 
-from jaxcnn import cli, config, evaluate, train
+from jaxcnn import cli, config, evaluate, presets, train
 from jaxcnn.errors import UserError
 from jaxcnn.train import parse
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 
 def test_no_preset_is_the_embedded_default():
     parsed = parse([])
-    assert parsed.config == config.digits()
+    assert parsed.config == presets.digits()
     assert parsed.workdir == Path("runs/digits")
 
 
@@ -31,7 +31,7 @@ def test_options_change_a_preset():
     assert parsed.workdir == Path("x/y")
     assert parsed.config.epochs == 3
     assert parsed.config.resolutions == ((0.0, 24), (0.5, 32))
-    preset = config.tiny_imagenet()
+    preset = presets.tiny_imagenet()
     assert parsed.config.model == dataclasses.replace(preset.model, widths=(8, 16), blocks=(1, 2))
     assert parsed.config.augment == dataclasses.replace(preset.augment, flip=False)
     assert parsed.config.optim.clip_norm == 1
@@ -175,5 +175,5 @@ def test_help_breaks_its_lines_where_a_sentence_ends(kind):
 def test_help_lists_presets_and_every_option():
     done = run("jaxcnn.train", "--help")
     assert done.returncode == 0
-    for word in [*config.PRESETS, "--data.source", "--optim.learning_rate", "--workdir", "--augment.cutmix"]:
+    for word in [*presets.PRESETS, "--data.source", "--optim.learning_rate", "--workdir", "--augment.cutmix"]:
         assert word in done.stdout

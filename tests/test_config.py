@@ -11,18 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxcnn.config import (
-    MAX_SEED,
-    PRESETS,
-    AugmentConfig,
-    Config,
-    DataConfig,
-    ModelConfig,
-    OptimConfig,
-    from_json,
-    to_json,
-)
+from jaxcnn.config import MAX_SEED, AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, from_json, to_json
 from jaxcnn.errors import UserError
+from jaxcnn.presets import PRESETS
 
 
 @pytest.mark.parametrize("name", PRESETS)

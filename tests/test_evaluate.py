@@ -19,7 +19,6 @@ from scipy.special import softmax
 from jaxcnn import config as settings
 from jaxcnn import data, models
 from jaxcnn.calibration import Calibration, write_calibration
-from jaxcnn.checkpoint import open_checkpoints
 from jaxcnn.classifier import Classifier
 from jaxcnn.config import Config, DataConfig, ModelConfig
 from jaxcnn.data import Dataset, Split
@@ -36,8 +35,9 @@ from jaxcnn.evaluate import (
 from jaxcnn.evaluation_data import class_indices
 from jaxcnn.metrics import score, summarize
 from jaxcnn.optim import make_optimizer
+from jaxcnn.run.checkpoint import open_checkpoints
+from jaxcnn.run.workdir import Classes, Workdir
 from jaxcnn.state import create_state
-from jaxcnn.workdir import Classes, Workdir
 
 ROOT = Path(__file__).parent.parent
 SIDE = 8

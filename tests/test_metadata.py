@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxcnn.config import digits, to_json
+from jaxcnn.config import to_json
 from jaxcnn.errors import UserError
 from jaxcnn.metadata import Metadata
+from jaxcnn.presets import digits
 
 
 def of(**values):

@@ -181,7 +181,7 @@ def wait_until_ready(server: subprocess.Popen[bytes]) -> None:
 
 
 def test_every_preset_is_in_the_readme():
-    from jaxcnn.config import PRESETS
+    from jaxcnn.presets import PRESETS
 
     assert all(f"`{name}`" in README for name in PRESETS)
     assert np.all([f"--{word}" in README for word in ("data.source", "data.archive", "workdir")])

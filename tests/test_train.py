@@ -19,13 +19,13 @@ from pictures import write_class_folders
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jaxcnn import data, evaluate, loop
-from jaxcnn.checkpoint import load_model, open_checkpoints
 from jaxcnn.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig
 from jaxcnn.errors import UserError
 from jaxcnn.loop import initial_state, prepare, take_step
+from jaxcnn.run.checkpoint import load_model, open_checkpoints
+from jaxcnn.run.workdir import Workdir
 from jaxcnn.state import TrainState
 from jaxcnn.train import train
-from jaxcnn.workdir import Workdir
 
 pytestmark = pytest.mark.run
 

@@ -20,16 +20,17 @@ from pictures import write_class_folders
 
 from export.workdir import export_weights
 from jaxcnn import data, models, weights
-from jaxcnn.checkpoint import load_model
-from jaxcnn.config import SHAPE, Config, DataConfig, ModelConfig, OptimConfig, finetune
+from jaxcnn.config import SHAPE, Config, DataConfig, ModelConfig, OptimConfig
 from jaxcnn.errors import UserError
 from jaxcnn.loop import initial_state, prepare
 from jaxcnn.optim import make_optimizer
-from jaxcnn.provenance import Training
+from jaxcnn.presets import finetune
+from jaxcnn.run.checkpoint import load_model
+from jaxcnn.run.lineage import Training
+from jaxcnn.run.workdir import Workdir
 from jaxcnn.state import create_state, init_variables, start_from
 from jaxcnn.train import parse, train
 from jaxcnn.weights import mean_of, read_model, read_weights, write_weights
-from jaxcnn.workdir import Workdir
 
 MODEL = ModelConfig(widths=(4, 6), blocks=(1, 0))
 NAMES = ("cat", "dög", "eel")

@@ -11,15 +11,15 @@ from export.passes.activations import (
     simplify_gelu,
 )
 from export.passes.broadcast import drop_expansions
+from export.passes.cse import merge_common_subexpressions
 from export.passes.fold import fold_affines, pull_factors
 from export.passes.layout import absorb_flatten, convolve_patches, hoist_transposes, join_reshapes, sink_reshapes
 from export.passes.moments import fuse_group_norm, fuse_layer_norm, fuse_mean, keep_reduced_axes
 from export.passes.resize import fuse_resize, multiply_channels_first
-from export.passes.twins import merge_twins
 
 PASSES = (
     simplify_gelu,
-    merge_twins,
+    merge_common_subexpressions,
     drop_expansions,
     fuse_leaky_relu,
     fuse_elu,
@@ -43,7 +43,7 @@ PASSES = (
     absorb_flatten,
     fuse_gelu,
     fold_affines,
-    merge_twins,  # what has become the same
+    merge_common_subexpressions,  # what has become the same
 )
 
 

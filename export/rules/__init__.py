@@ -8,9 +8,9 @@ from export.rules import (
     index,
     integer,
     linear,
-    order,
     reduction,
     shape,
+    sort,
     special,
     window,
 )
@@ -26,9 +26,9 @@ __all__ = [
     "index",
     "integer",
     "linear",
-    "order",
     "reduction",
     "shape",
+    "sort",
     "special",
     "window",
 ]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int32, Int64, UInt8
 
-from jaxcnn.data.split import Split
+from jaxcnn.data.dataset import Split
 from jaxcnn.errors import UserError
 
 AHEAD = 3  # batches kept ready: one being copied to the device, one waiting, one being gathered

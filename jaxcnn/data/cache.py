@@ -13,9 +13,9 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from jaxcnn.data.dataset import Dataset, Split
 from jaxcnn.data.picture import DECODER, decode
 from jaxcnn.data.source import NO_ROOM, Opened, Pictures, Source
-from jaxcnn.data.split import Dataset, Split
 from jaxcnn.disk import sync
 from jaxcnn.errors import UserError
 

@@ -73,7 +73,7 @@ def _split_folders(tree: Tree) -> tuple[PurePosixPath, PurePosixPath | None]:
     if validation is None:
         if loose:
             return root, None
-        _refuse_pictures_beside(tree, root, train)
+        _check_no_stray_pictures(tree, root, train)
         return train_folder, None
     validation_folder = _unnested(tree, root / validation)
     if tree.folders[validation_folder]:  # otherwise pictures to test with, which have no classes
@@ -83,7 +83,7 @@ def _split_folders(tree: Tree) -> tuple[PurePosixPath, PurePosixPath | None]:
     return train_folder, validation_folder
 
 
-def _refuse_pictures_beside(tree: Tree, root: PurePosixPath, train: str) -> None:
+def _check_no_stray_pictures(tree: Tree, root: PurePosixPath, train: str) -> None:
     """Raises a `UserError` if folders with pictures lie beside `train/`, the only one that is named as a split."""
     for other in sorted(tree.folders[root] - {train}):
         if tree.pictures(root / other):

@@ -1,63 +1,158 @@
-"""From the settings to pictures in arrays."""
+"""A data set in memory-mapped arrays, and how some of its pictures are held out."""
 
-from pathlib import Path
+import dataclasses
+import hashlib
+import itertools
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from jaxtyping import Int32, Int64, UInt8
 
-from jaxcnn.config import DataConfig
-from jaxcnn.data.cache import load_cached
-from jaxcnn.data.digits import open_digits
-from jaxcnn.data.folder import folder_source
-from jaxcnn.data.source import Source
-from jaxcnn.data.split import Dataset, hold_out, hold_out_none
+from jaxcnn.data.picture import DECODER
 from jaxcnn.errors import UserError
-from jaxcnn.paths import named_path, refuse_among_pictures
 
-HELD_OUT = 0.1
-"""Share of the training pictures held out where a source has no validation pictures of its own."""
+CHUNK = 512
+"""Pictures read at once where all of a split are read."""
 
 
-def load(config: DataConfig, *, divided: bool = True) -> Dataset:
-    """The pictures that the settings ask for, decoded into the cache if they are not there yet.
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of an array in an order of their own; indexing reads only the rows asked for."""
+
+    array: UInt8[np.ndarray, "m height width 3"]
+    rows: Int64[np.ndarray, " n"]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the whole selection."""
+        return (len(self.rows), *self.array.shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the array."""
+        return self.array.dtype
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        """The pictures at an index, a slice, or an array of indices along the first axis."""
+        return self.array[self.rows[index]]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Decoded pictures with their class indices; `images` is read from disk as it is indexed."""
+
+    images: UInt8[np.ndarray, "n size size 3"] | UInt8[Rows, "n size size 3"]
+    labels: Int32[np.ndarray, " n"]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, rows: Int64[np.ndarray, " k"]) -> "Split":
+        """The pictures at these positions; nothing is copied but their labels."""
+        if isinstance(self.images, Rows):
+            return Split(Rows(self.images.array, self.images.rows[rows]), self.labels[rows])
+        return Split(Rows(self.images, rows), self.labels[rows])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fingerprint:
+    """What tells whether a data set is divided as it was before.
+
+    Attributes:
+      train: number of training pictures.
+      validation: number of validation pictures.
+      labels: SHA-256 of the labels of both, in their order.
+      pixels: SHA-256 of the validation pictures. Files that were exchanged or renamed leave the labels as they are, but
+        not which pictures are held out.
+      side: of the pictures.
+      decoder: version of what decoded them; 0 in records that do not tell. Pictures of another side or decoder are not
+        comparable by their pixels.
+    """
+
+    train: int
+    validation: int
+    labels: str
+    pixels: str
+    side: int
+    decoder: int = 0
+
+    def divides_as(self, other: "Fingerprint") -> bool:
+        """Whether the same pictures are held out, as far as it can be told."""
+        mine, others = ((each.train, each.validation, each.labels) for each in (self, other))
+        return mine == others and (self.pixels == other.pixels or not self.is_comparable(other))
+
+    def is_comparable(self, other: "Fingerprint") -> bool:
+        """Whether the same pictures have the same pixels in both."""
+        return (self.side, self.decoder) == (other.side, other.decoder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """Pictures to train on and pictures to validate with, and what their classes are called."""
+
+    name: str
+    names: tuple[str, ...]
+    """Readable class names; the position is the class index."""
+    wnids: tuple[str, ...]
+    """WordNet identifiers in the order of `names`; empty if the classes have none."""
+    license: str
+    train: Split
+    validation: Split
+
+    def fingerprint(self) -> Fingerprint:
+        """Reads the validation pictures, not those of training, which may be many times as many."""
+        labels, pixels, images = hashlib.sha256(), hashlib.sha256(), self.validation.images
+        for split in (self.train, self.validation):
+            labels.update(f"{len(split)}:".encode() + split.labels.astype("<i4").tobytes())
+        for start in range(0, len(images), CHUNK):
+            pixels.update(np.ascontiguousarray(images[start : start + CHUNK]))
+        return Fingerprint(
+            train=len(self.train),
+            validation=len(self.validation),
+            labels=labels.hexdigest(),
+            pixels=pixels.hexdigest(),
+            side=images.shape[1],
+            decoder=DECODER,
+        )
+
+
+def hold_out(dataset: Dataset, *, fraction: float, seed: int) -> Dataset:
+    """Makes some of the training pictures the validation pictures, in place of those the data set had.
 
     Args:
-      divided: if validation pictures are to be held out of the training pictures, do so; otherwise none are, and a
-        class may have a single picture.
+      dataset: is not changed.
+      fraction: share held out of every class, rounded; at least one picture of a class is on either side.
+      seed: chooses which.
 
     Raises:
-      UserError: the source cannot be found or read, a picture of it is damaged, the cache cannot be written, or there
-        are too few pictures.
+      UserError: a class has fewer than two training pictures.
     """
-    cache_dir = named_path(config.cache_dir, option="data.cache_dir")
-    if not is_named(config.source):
-        refuse_among_pictures(cache_dir, option="data.cache_dir", source=config.source)
-    dataset = load_cached(_source(config, cache_dir), size=config.image_size, cache_dir=cache_dir)
-    if config.validation_fraction is not None or len(dataset.validation) == 0:
-        fraction = config.validation_fraction or HELD_OUT
-        dataset = hold_out(dataset, fraction=fraction, seed=config.split_seed) if divided else hold_out_none(dataset)
-    for split, advice in (("train", "choose another --data.source"), ("validation", "set --data.validation_fraction")):
-        if np.any(getattr(dataset, split).labels < 0):
-            raise UserError(f"some {split} pictures of {dataset.name} have no label; {advice}")
-    return dataset
+    labels = dataset.train.labels
+    order = np.random.default_rng(seed).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]  # class by class, those of each as they were drawn
+    bounds = np.searchsorted(labels[order], np.arange(len(dataset.names) + 1))
+    held = np.zeros(len(labels), bool)
+    for name, (start, end) in zip(dataset.names, itertools.pairwise(bounds), strict=True):
+        members = order[start:end]
+        if len(members) < 2:
+            there = "1 training picture" if len(members) else "no training pictures"
+            raise UserError(
+                f"class {name!r} of {dataset.name} has {there}; "
+                "one for training and one held out for validation are the least: add some or remove the class"
+            )
+        count = min(max(round(len(members) * fraction), 1), len(members) - 1)
+        held[members[:count]] = True
+    return dataclasses.replace(
+        dataset,
+        train=dataset.train.select(np.flatnonzero(~held)),
+        validation=dataset.train.select(np.flatnonzero(held)),
+    )
 
 
-def is_named(source: str) -> bool:
-    """Whether a source is one with a name of its own, and not a path."""
-    return source in ("digits", "tiny_imagenet") or source.startswith("tfds:")
-
-
-def _source(config: DataConfig, cache_dir: Path) -> Source:
-    """The source by its name; the libraries of the others are not imported."""
-    kind, _, name = config.source.partition(":")
-    if config.source == "digits":
-        return Source(key="digits", open=open_digits)
-    if config.source == "tiny_imagenet":
-        from jaxcnn.data.tiny_imagenet import tiny_imagenet_source
-
-        archive = named_path(config.archive, option="data.archive") if config.archive is not None else None
-        return tiny_imagenet_source(archive, data_dir=cache_dir / "tfds")
-    if kind == "tfds":
-        from jaxcnn.data.tfds import tfds_source
-
-        return tfds_source(name, data_dir=cache_dir / "tfds")
-    return folder_source(config.source)
+def hold_out_none(dataset: Dataset) -> Dataset:
+    """The data set with its training pictures alone, none of them held out; it is not changed."""
+    return dataclasses.replace(dataset, validation=dataset.train.select(np.arange(0)))

@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import downloader
 
 from jaxcnn.data.source import NO_ROOM, Opened, Picture, Source
-from jaxcnn.data.tensorflow_stand_in import stand_in
+from jaxcnn.data.tensorflow_shim import stand_in
 from jaxcnn.errors import UserError
 
 FILE_FORMAT = "array_record"  # the one format that TFDS reads without TensorFlow

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, UInt8
 from jaxcnn.ops import pool
 from jaxcnn.ops.bias import add_bias
 from jaxcnn.ops.conv import conv
-from jaxcnn.ops.layout import images_inside, images_outside, inside
+from jaxcnn.ops.layout import in_hwnc, to_hwnc, to_nhwc
 from jaxcnn.ops.norm import batch_norm_act
 
 type Images = UInt8[Array, "batch height width 3"] | Float[Array, "batch height width 3"]
@@ -55,7 +55,7 @@ class Conv(nn.Module):
         if self.before_norm:
             return y
         if self.cpu:
-            return inside(lambda y: add_bias(y, bias), y, cpu=True)
+            return in_hwnc(lambda y: add_bias(y, bias), y, cpu=True)
         return y + bias.astype(y.dtype).reshape(1, 1, 1, -1)
 
 
@@ -96,7 +96,7 @@ class BatchNormAct(nn.Module):
         if self.use_running_average:
             factor = scale * lax.rsqrt(running_var.value + self.epsilon)
             affine = partial(self._affine_act, factor=factor, offset=bias - running_mean.value * factor)
-            return inside(affine, *maps, cpu=self.cpu and x.ndim == 4)
+            return in_hwnc(affine, *maps, cpu=self.cpu and x.ndim == 4)
         normalise = self._normalise_on_cpu if self.cpu else self._normalise
         y, mean, var = normalise(scale, bias, *maps)
         if not self.is_initializing():
@@ -113,11 +113,11 @@ class BatchNormAct(nn.Module):
         return self._affine_act(*maps, factor=factor, offset=bias - mean * factor), mean, var
 
     def _normalise_on_cpu(self, scale: Array, bias: Array, *maps: Normalisable) -> tuple[Normalisable, Array, Array]:
-        turned = [images_inside(each) if each.ndim == 4 else each for each in maps]
+        turned = [to_hwnc(each) if each.ndim == 4 else each for each in maps]
         y, mean, var = batch_norm_act(
             turned[0], scale, bias, *turned[1:], epsilon=self.epsilon, negative_slope=self.negative_slope
         )
-        return (images_outside(y) if y.ndim == 4 else y).astype(self.dtype), mean, var
+        return (to_nhwc(y) if y.ndim == 4 else y).astype(self.dtype), mean, var
 
     def _affine_act(self, x: Normalisable, *residual: Normalisable, factor: Array, offset: Array) -> Normalisable:
         shape = (1,) * (x.ndim - 1) + (x.shape[-1],)
@@ -144,7 +144,7 @@ class SpatialDropout(nn.Module):
     def __call__(self, x: Features) -> Features:
         """Drops with the random stream `dropout`."""
         drop = nn.Dropout(self.rate, broadcast_dims=(0, 1) if self.cpu else (1, 2), deterministic=self.deterministic)
-        return inside(drop, x, cpu=self.cpu)
+        return in_hwnc(drop, x, cpu=self.cpu)
 
 
 def activate(x: Array, *, negative_slope: float) -> Array:
@@ -157,7 +157,7 @@ def activate(x: Array, *, negative_slope: float) -> Array:
 def max_pool(x: Features, *, cpu: bool = False) -> Float[Array, "batch _height _width channels"]:
     """The maximum of each 2x2 patch. An odd last row or column is dropped; a side of 1 stays."""
     if cpu:
-        return inside(pool.max_pool, x, cpu=True)
+        return in_hwnc(pool.max_pool, x, cpu=True)
     window = _halving_window(x)
     largest: Array = lax.reduce_window(x, -jnp.inf, lax.max, window, window, "VALID")
     return largest
@@ -166,7 +166,7 @@ def max_pool(x: Features, *, cpu: bool = False) -> Float[Array, "batch _height _
 def avg_pool(x: Features, *, cpu: bool = False) -> Float[Array, "batch _height _width channels"]:
     """The mean of each 2x2 patch. An odd last row or column is dropped, as in Keras; a side of 1 stays."""
     if cpu:
-        return inside(pool.avg_pool, x, cpu=True)
+        return in_hwnc(pool.avg_pool, x, cpu=True)
     window = _halving_window(x)
     total: Array = lax.reduce_window(x, 0.0, lax.add, window, window, "VALID")
     return total / (window[1] * window[2])

@@ -32,7 +32,7 @@ from jaxcnn.models.layers import (
     avg_pool,
     global_avg_pool,
 )
-from jaxcnn.ops.layout import inside
+from jaxcnn.ops.layout import in_hwnc
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Block(nn.Module):
             if each.norm:
                 x = norm(negative_slope=slope, name=f"norm_{i}")(x)
             elif each.activation:
-                x = inside(partial(activate, negative_slope=slope), x, cpu=self.cpu)
+                x = in_hwnc(partial(activate, negative_slope=slope), x, cpu=self.cpu)
         return avg_pool(x, cpu=self.cpu) if self.spec.pool else x
 
 

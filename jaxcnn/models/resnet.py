@@ -10,7 +10,7 @@ from flax.typing import Dtype
 from jaxtyping import Array, Float
 
 from jaxcnn.models.layers import BatchNormAct, Conv, Features, Images, global_avg_pool, max_pool, space_to_depth
-from jaxcnn.ops.layout import inside
+from jaxcnn.ops.layout import in_hwnc
 
 type Layer = Callable[..., Callable[..., Array]]
 """A layer with its settings bound: called with what is left, such as its name, it gives a module."""
@@ -44,7 +44,7 @@ class PreactivationBlock(nn.Module):
         channels = x.shape[-1]
         y = self.conv(channels, name="conv_0")(self.norm(name="norm_0")(x))
         y = self.conv(channels, name="conv_1", kernel_init=nn.initializers.zeros)(self.norm(name="norm_1")(y))
-        return inside(lambda x, y: x + y, x, y, cpu=self.cpu)
+        return in_hwnc(lambda x, y: x + y, x, y, cpu=self.cpu)
 
 
 class Stage(nn.Module):

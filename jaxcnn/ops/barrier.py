@@ -3,7 +3,7 @@
 from jax import Array, lax
 
 
-def once(x: Array) -> Array:
+def materialize(x: Array) -> Array:
     """Computes x once and for all: XLA would compute it again for each use, or do it inside of a slower loop.
 
     Augmentation with everything on takes ten times as long without.

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from jaxcnn.ops.dense_conv import dense_conv
 from jaxcnn.ops.depthwise_conv import depthwise_conv
-from jaxcnn.ops.layout import inside
+from jaxcnn.ops.layout import in_hwnc
 from jaxcnn.ops.window import Pairs, Window
 from jaxcnn.ops.winograd_conv import has_fewer_products, winograd_conv
 
@@ -52,7 +52,7 @@ def conv(
         )
         return plain
     window = Window(strides, padding, dilation)
-    return inside(partial(_cpu_conv, kernel=kernel, window=window, groups=groups), x, cpu=True)
+    return in_hwnc(partial(_cpu_conv, kernel=kernel, window=window, groups=groups), x, cpu=True)
 
 
 def _cpu_conv(

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Float32
 
-from jaxcnn.ops.barrier import once
-from jaxcnn.ops.layout import Inside
+from jaxcnn.ops.barrier import materialize
+from jaxcnn.ops.layout import Hwnc
 from jaxcnn.ops.window import Sides, Window
 
 LINES_FROM = 16
@@ -28,18 +28,18 @@ _TURNED = ("NDHWC", "DHWOI", "NDHWC")  # the kernel's channels change places
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
-def dense_conv(x: Inside, kernel: Kernel, window: Window) -> Inside:
+def dense_conv(x: Hwnc, kernel: Kernel, window: Window) -> Hwnc:
     """Convolves in the type of x; the kernel's gradient is summed in float32."""
     return _convolve(x, kernel.astype(x.dtype), window)
 
 
-def _forward(x: Inside, kernel: Kernel, window: Window) -> tuple[Inside, tuple[Inside, Kernel]]:
+def _forward(x: Hwnc, kernel: Kernel, window: Window) -> tuple[Hwnc, tuple[Hwnc, Kernel]]:
     return dense_conv(x, kernel, window), (x, kernel)
 
 
-def _backward(window: Window, saved: tuple[Inside, Kernel], dy: Inside) -> tuple[Inside, Kernel]:
+def _backward(window: Window, saved: tuple[Hwnc, Kernel], dy: Hwnc) -> tuple[Hwnc, Kernel]:
     x, kernel = saved
-    dy = once(dy)
+    dy = materialize(dy)
     dx = _input_gradient(dy, kernel.astype(dy.dtype), window, sides=x.shape[:2])
     return dx, _kernel_gradient(x, dy, window, taps=kernel.shape[:2]).astype(kernel.dtype)
 
@@ -47,8 +47,8 @@ def _backward(window: Window, saved: tuple[Inside, Kernel], dy: Inside) -> tuple
 dense_conv.defvjp(_forward, _backward)
 
 
-def _convolve(x: Inside, kernel: Kernel, window: Window, *, dimensions: tuple[str, str, str] = _FORWARD) -> Inside:
-    found: Inside = lax.conv_general_dilated(
+def _convolve(x: Hwnc, kernel: Kernel, window: Window, *, dimensions: tuple[str, str, str] = _FORWARD) -> Hwnc:
+    found: Hwnc = lax.conv_general_dilated(
         x[None],
         kernel[:, :, None],
         (*window.strides, 1),
@@ -59,17 +59,17 @@ def _convolve(x: Inside, kernel: Kernel, window: Window, *, dimensions: tuple[st
     return found
 
 
-def _input_gradient(dy: Inside, kernel: Kernel, window: Window, *, sides: Sides) -> Inside:
+def _input_gradient(dy: Hwnc, kernel: Kernel, window: Window, *, sides: Sides) -> Hwnc:
     """Convolves the gradient with the flipped kernel.
 
     It is flipped beforehand: XLA would reverse the window instead, which keeps oneDNN out and is ten times slower.
     """
-    flipped = once(kernel[::-1, ::-1])
+    flipped = materialize(kernel[::-1, ::-1])
     back = window.transposed(sides, dy.shape[:2], kernel.shape[:2])
     return _convolve(window.spread(dy), flipped, back, dimensions=_TURNED)
 
 
-def _kernel_gradient(x: Inside, dy: Inside, window: Window, *, taps: Sides) -> Kernel:
+def _kernel_gradient(x: Hwnc, dy: Hwnc, window: Window, *, taps: Sides) -> Kernel:
     """The sum, over images and positions, of what each tap saw times the gradient.
 
     That is a convolution with the gradient for a kernel as large as the map: the images are the channels that are
@@ -92,15 +92,15 @@ def _kernel_gradient(x: Inside, dy: Inside, window: Window, *, taps: Sides) -> K
     return found.astype(jnp.float32)
 
 
-def _convolve_turned(x: Inside, kernel: Kernel, window: Window) -> Inside:
+def _convolve_turned(x: Hwnc, kernel: Kernel, window: Window) -> Hwnc:
     """`_convolve` with a kernel as large as the map, in which images and channels change places.
 
     XLA does that well in an operation of its own only, so the barrier keeps what comes before out of it.
     """
-    return _convolve(once(x).transpose(0, 1, 3, 2), kernel, window)
+    return _convolve(materialize(x).transpose(0, 1, 3, 2), kernel, window)
 
 
-def _convolve_lines(x: Inside, kernel: Kernel, window: Window) -> Inside:
+def _convolve_lines(x: Hwnc, kernel: Kernel, window: Window) -> Hwnc:
     """The same for a map of many columns.
 
     A row is laid out as one line of columns and channels, in which the kernel's columns are as far apart as there are
@@ -108,7 +108,9 @@ def _convolve_lines(x: Inside, kernel: Kernel, window: Window) -> Inside:
     row of taps (128 maps of 64x64 with 32 channels, 2x2: 11 instead of 14 ms). Padding is computed with rather than
     skipped, which costs too much on small maps.
     """
-    padded = once(lax.pad(x, jnp.zeros((), x.dtype), (*((*edge, 0) for edge in window.padding), (0, 0, 0), (0, 0, 0))))
+    padded = materialize(
+        lax.pad(x, jnp.zeros((), x.dtype), (*((*edge, 0) for edge in window.padding), (0, 0, 0), (0, 0, 0)))
+    )
     rows, columns, images, channels = padded.shape
     found = lax.conv_general_dilated(
         padded.transpose(0, 1, 3, 2).reshape(1, rows, 1, columns * channels, images),
@@ -118,11 +120,11 @@ def _convolve_lines(x: Inside, kernel: Kernel, window: Window) -> Inside:
         rhs_dilation=(window.dilation[0], 1, window.dilation[1] * channels),
         dimension_numbers=_FORWARD,
     )
-    places: Inside = found.reshape(found.shape[1], -1, channels, kernel.shape[-1])
+    places: Hwnc = found.reshape(found.shape[1], -1, channels, kernel.shape[-1])
     return places[:, :: window.strides[1]]
 
 
-def _dense_gradient(x: Inside, dy: Inside) -> Float32[Array, "_channels _features"]:
+def _dense_gradient(x: Hwnc, dy: Hwnc) -> Float32[Array, "_channels _features"]:
     """The gradient of a 1x1 kernel: a product over all positions."""
     positions = x.shape[0] * x.shape[1] * x.shape[2]
     pieces = PIECES if positions % PIECES == 0 else 1

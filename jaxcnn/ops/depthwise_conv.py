@@ -11,26 +11,26 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxcnn.ops.barrier import once
-from jaxcnn.ops.layout import Inside
+from jaxcnn.ops.barrier import materialize
+from jaxcnn.ops.layout import Hwnc
 from jaxcnn.ops.window import Sides, Window
 
 type DepthwiseKernel = Float[Array, "rows columns channels"]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def depthwise_conv(x: Inside, kernel: DepthwiseKernel, window: Window) -> Inside:
+def depthwise_conv(x: Hwnc, kernel: DepthwiseKernel, window: Window) -> Hwnc:
     """Convolves each channel with a kernel of its own; sums are in float32, the result in the type of x."""
     return _weighted_sum(x, kernel, window)
 
 
-def _forward(x: Inside, kernel: DepthwiseKernel, window: Window) -> tuple[Inside, tuple[Inside, DepthwiseKernel]]:
+def _forward(x: Hwnc, kernel: DepthwiseKernel, window: Window) -> tuple[Hwnc, tuple[Hwnc, DepthwiseKernel]]:
     return depthwise_conv(x, kernel, window), (x, kernel)
 
 
-def _backward(window: Window, saved: tuple[Inside, DepthwiseKernel], dy: Inside) -> tuple[Inside, DepthwiseKernel]:
+def _backward(window: Window, saved: tuple[Hwnc, DepthwiseKernel], dy: Hwnc) -> tuple[Hwnc, DepthwiseKernel]:
     x, kernel = saved
-    dy = once(dy)
+    dy = materialize(dy)
     back = window.transposed(x.shape[:2], dy.shape[:2], kernel.shape[:2])
     dx = _weighted_sum(window.spread(dy), kernel[::-1, ::-1], back)
     wide = dy.astype(jnp.float32)
@@ -42,14 +42,14 @@ def _backward(window: Window, saved: tuple[Inside, DepthwiseKernel], dy: Inside)
 depthwise_conv.defvjp(_forward, _backward)
 
 
-def _weighted_sum(x: Inside, kernel: DepthwiseKernel, window: Window) -> Inside:
+def _weighted_sum(x: Hwnc, kernel: DepthwiseKernel, window: Window) -> Hwnc:
     weights = kernel.astype(x.dtype).astype(jnp.float32).reshape(-1, 1, 1, 1, kernel.shape[-1])
     seen = _seen_by_taps(x, kernel.shape[:2], window)
     products = [each.astype(jnp.float32) * weight for each, weight in zip(seen, weights, strict=True)]
     return functools.reduce(operator.add, products).astype(x.dtype)
 
 
-def _seen_by_taps(x: Inside, taps: Sides, window: Window) -> list[Inside]:
+def _seen_by_taps(x: Hwnc, taps: Sides, window: Window) -> list[Hwnc]:
     """For each tap, row by row, the pixels that it sees, one for each position of the kernel."""
     padded = lax.pad(x, jnp.zeros((), x.dtype), (*((*pair, 0) for pair in window.padding), (0, 0, 0), (0, 0, 0)))
     ends = [

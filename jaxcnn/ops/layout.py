@@ -6,19 +6,19 @@ as the batch on every map; the padding around a map falls to outer loops, which 
 a sum over images, finds the images beside each other. (A 3x3 convolution, 512 channels, 4x4, batch 128, bfloat16 on
 AVX-512: 1,416 instead of 785 GFLOP/s for its value, 1,395 instead of 554 for the gradient of its kernel.)
 
-Whatever the networks do to a map goes through `inside`, which turns it there and back. Between two such steps the turns
-are each other's inverse, and XLA removes both; the networks see ordinary [batch, height, width, channels].
+Whatever the networks do to a map goes through `in_hwnc`, which turns it there and back. Between two such steps the
+turns are inverse to each other, and XLA removes both; the networks see ordinary [batch, height, width, channels].
 """
 
 from collections.abc import Callable
 
 from jaxtyping import Array, Float, Shaped
 
-type Inside = Float[Array, "_height _width _batch _channels"]
+type Hwnc = Float[Array, "_height _width _batch _channels"]
 """A map with the images inside: [height, width, batch, channels]."""
 
 
-def inside(function: Callable[..., Array], *maps: Array, cpu: bool) -> Array:
+def in_hwnc(function: Callable[..., Array], *maps: Array, cpu: bool) -> Array:
     """Applies a function of maps to them as they are, or with the images inside if `cpu`.
 
     Args:
@@ -28,17 +28,17 @@ def inside(function: Callable[..., Array], *maps: Array, cpu: bool) -> Array:
     """
     if not cpu:
         return function(*maps)
-    return images_outside(function(*map(images_inside, maps)))
+    return to_nhwc(function(*map(to_hwnc, maps)))
 
 
-def images_inside(
+def to_hwnc(
     x: Shaped[Array, "batch height width channels"],
 ) -> Shaped[Array, "height width batch channels"]:
     """Turns a map for the CPU kernels."""
     return x.transpose(1, 2, 0, 3)
 
 
-def images_outside(
+def to_nhwc(
     x: Shaped[Array, "height width batch channels"],
 ) -> Shaped[Array, "batch height width channels"]:
     """Turns a map back."""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Complex64, Float
 
-from jaxcnn.ops.barrier import once
+from jaxcnn.ops.barrier import materialize
 
 PIECES = 16
 """Parts of a map that are added to each other before the sum over positions; see `_two_sums`."""
@@ -79,12 +79,12 @@ def _forward(
 ) -> tuple[Normalised, _Saved]:
     mean, var = _statistics(z)
     inverse_std = lax.rsqrt(var + epsilon)
-    factor = once(scale * inverse_std)
-    offset = once(bias - mean * factor)
+    factor = materialize(scale * inverse_std)
+    offset = materialize(bias - mean * factor)
     total = z.astype(jnp.float32) * factor[None] + offset[None]
     if residual is not None:
         total = total + residual.astype(jnp.float32)
-    y = once(jnp.maximum(total, negative_slope * total).astype(z.dtype))
+    y = materialize(jnp.maximum(total, negative_slope * total).astype(z.dtype))
     kept = None if residual is None else y
     return Normalised(y, mean, var), _Saved(z, kept, mean, inverse_std, factor, offset)
 
@@ -98,11 +98,11 @@ def _backward(
     dtotal = partial(_activation_gradient, saved.factor, saved.offset, negative_slope)
     dbias, dproduct = _two_sums(lambda dy, z, *y: (dtotal(dy, z, *y), z.astype(jnp.float32)), dy, z, *y)
     dscale = saved.inverse_std * (dproduct - saved.mean * dbias)
-    slope = once(-saved.factor * saved.inverse_std * dscale / z.shape[0])
-    constant = once(-saved.factor * dbias / z.shape[0] - slope * saved.mean)
+    slope = materialize(-saved.factor * saved.inverse_std * dscale / z.shape[0])
+    constant = materialize(-saved.factor * dbias / z.shape[0] - slope * saved.mean)
     wide = dtotal(dy, z, *y)
     dz = wide * saved.factor[None] + z.astype(jnp.float32) * slope[None] + constant[None]
-    return once(dz.astype(z.dtype)), dscale, dbias, None if saved.y is None else wide.astype(dy.dtype)
+    return materialize(dz.astype(z.dtype)), dscale, dbias, None if saved.y is None else wide.astype(dy.dtype)
 
 
 _norm_act.defvjp(_forward, _backward)
@@ -138,5 +138,5 @@ def _two_sums(factors: Callable[..., tuple[Rows, Rows]], *maps: Rows) -> tuple[P
         first, second = factors(*(each[piece] for each in parts))
         return lax.complex(first, first * second)
 
-    total = once(reduce(operator.add, map(both, range(pieces)))).sum(0)
+    total = materialize(reduce(operator.add, map(both, range(pieces)))).sum(0)
     return total.real, total.imag

@@ -23,9 +23,9 @@ from jax import lax
 from jaxtyping import Array, Float, Float64
 from numpy.polynomial.polynomial import polyfromroots
 
-from jaxcnn.ops.barrier import once
+from jaxcnn.ops.barrier import materialize
 from jaxcnn.ops.dense_conv import Kernel, dense_conv
-from jaxcnn.ops.layout import Inside
+from jaxcnn.ops.layout import Hwnc
 from jaxcnn.ops.window import Window
 
 MIN_CHANNELS = {"float32": 16, "bfloat16": 64}
@@ -71,7 +71,7 @@ class _Sums(NamedTuple):
     height: int
 
 
-def has_fewer_products(x: Inside, kernel: Kernel, window: Window) -> bool:
+def has_fewer_products(x: Hwnc, kernel: Kernel, window: Window) -> bool:
     """Whether `winograd_conv` takes this convolution, and is the faster one for it."""
     height, dtype = x.shape[0], x.dtype.name
     if kernel.shape[0] != _TAPS or (window.strides[0], window.padding[0], window.dilation[0]) != (1, (1, 1), 1):
@@ -84,7 +84,7 @@ def has_fewer_products(x: Inside, kernel: Kernel, window: Window) -> bool:
     return _products(height, _rows_at_a_time(height, dtype)) <= MAX_PRODUCTS * ordinary
 
 
-def winograd_conv(x: Inside, kernel: Kernel, window: Window) -> Inside:
+def winograd_conv(x: Hwnc, kernel: Kernel, window: Window) -> Hwnc:
     """Does what `dense_conv` does, where `has_fewer_products`; the kernel's gradient is summed in float32."""
     height = x.shape[0]
     step = _rows_at_a_time(height, x.dtype.name)
@@ -123,20 +123,20 @@ def _matrix(weights: Float64[np.ndarray, "products rows"]) -> Matrix:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _sums(x: Inside, sums: _Sums) -> list[Inside]:
+def _sums(x: Hwnc, sums: _Sums) -> list[Hwnc]:
     """Each of the sums, of all tiles."""
     reach = len(sums.weights[0])
     last = (sums.tiles - 1) * sums.step
     below = last + reach - sums.above - sums.height
     padded = lax.pad(x, jnp.zeros((), x.dtype), ((sums.above, below, 0), *((0, 0, 0),) * 3))
     seen = [padded[i : i + last + 1 : sums.step] for i in range(reach)]
-    return [once(_weighted_sum(weights, seen)) for weights in sums.weights]
+    return [materialize(_weighted_sum(weights, seen)) for weights in sums.weights]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _transposed_sums(parts: list[Inside], sums: _Sums) -> Inside:
+def _transposed_sums(parts: list[Hwnc], sums: _Sums) -> Hwnc:
     """Adds to each row of a map what it weighed in each of the sums."""
-    parts = [once(part) for part in parts]  # oneDNN would add them, in bfloat16 and half as fast
+    parts = [materialize(part) for part in parts]  # oneDNN would add them, in bfloat16 and half as fast
     rows = []
     for k in range(sums.step):
         found = []
@@ -156,7 +156,7 @@ _transposed_sums.defvjp(
 )
 
 
-def _shifted(x: Inside, by: int) -> Inside:
+def _shifted(x: Hwnc, by: int) -> Hwnc:
     """Brings tile `t + by` to the place of tile `t`."""
     return lax.pad(x, jnp.zeros((), x.dtype), ((-by, by, 0), *((0, 0, 0),) * 3)) if by else x
 

@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcnn.config import PRESETS
 from jaxcnn.models import build
 from jaxcnn.ops.allocator import keep_freed_memory
 from jaxcnn.ops.compiler import compiler_options
 from jaxcnn.ops.conv import conv
-from jaxcnn.ops.layout import images_inside, images_outside
+from jaxcnn.ops.layout import to_hwnc, to_nhwc
+from jaxcnn.presets import PRESETS
 
 PARTS = ("value", "input", "kernel")
 
@@ -77,7 +77,7 @@ def by_lax(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def by_cpu_kernels(inside: jax.Array, kernel: jax.Array) -> jax.Array:
-    return images_inside(conv(images_outside(inside), kernel, cpu=True))
+    return to_hwnc(conv(to_nhwc(inside), kernel, cpu=True))
 
 
 WAYS = {"lax": (by_lax, False), "oneDNN": (by_lax, True), "CPU kernels": (by_cpu_kernels, True)}
@@ -88,7 +88,7 @@ def measure(x: jax.Array, kernel: jax.Array, *, runs: int) -> dict[str, dict[str
     flops = 2 * x.shape[0] * x.shape[1] * x.shape[2] * kernel.size
     calls = {}
     for way, (function, onednn) in WAYS.items():
-        map_ = jnp.copy(images_inside(x)) if way == "CPU kernels" else x
+        map_ = jnp.copy(to_hwnc(x)) if way == "CPU kernels" else x
         for part, call in parts(function, compiler_options() if onednn else {}).items():
             dy = jax.eval_shape(function, map_, kernel)
             calls[way, part] = functools.partial(call, map_, kernel, random(dy.shape, str(dy.dtype)))

@@ -20,9 +20,10 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from jaxcnn import data
-from jaxcnn.config import Config, finetune, folder
+from jaxcnn.config import Config
 from jaxcnn.loop import Run, evaluate_variables, initial_state, prepare, take_step
 from jaxcnn.ops.allocator import keep_freed_memory
+from jaxcnn.presets import finetune, folder
 from jaxcnn.weights import read_model, read_weights
 
 SIDE = 96
@@ -122,14 +123,14 @@ def place(scene, name: str, x, y, random: np.random.Generator, *, size: float, r
     angle, (left, top) = random.uniform(0, 2 * np.pi), random.uniform(-reach, reach, 2)
     lean = random.uniform(0.75, 1)  # seen from the side, it is narrower one way
 
-    def inside(x, y) -> np.ndarray:
+    def in_hwnc(x, y) -> np.ndarray:
         u, v = (x - left) / size, (y - top) / size / lean
         distance = SHAPES[name](u * np.cos(angle) + v * np.sin(angle), v * np.cos(angle) - u * np.sin(angle))
         return (distance * size * SIDE / 2 + 0.5).clip(0, 1)[..., None]
 
-    scene *= 1 - 0.5 * inside(x - 0.08, y - 0.08)
+    scene *= 1 - 0.5 * in_hwnc(x - 0.08, y - 0.08)
     light = 1 - 0.4 * ((x - left) + (y - top)) / size
-    cover = inside(x, y)
+    cover = in_hwnc(x, y)
     scene *= 1 - cover
     scene += cover * (colours(random, spread=30) * light[..., None].clip(0.3, 1.7))
 

@@ -14,10 +14,10 @@ import optax
 import optax.contrib
 
 from jaxcnn import models
-from jaxcnn.config import PRESETS
 from jaxcnn.muon import scale_by_muon
 from jaxcnn.ops.allocator import keep_freed_memory
 from jaxcnn.ops.compiler import jit
+from jaxcnn.presets import PRESETS
 from jaxcnn.state import init_variables
 from tests.bench.train_step import CLASSES
 

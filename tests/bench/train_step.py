@@ -23,7 +23,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from jaxcnn.config import PRESETS, ModelConfig
+from jaxcnn.config import ModelConfig
+from jaxcnn.presets import PRESETS
 
 CONTESTANTS = ("jaxcnn", "jaxcnn_plain", "torch_float32", "torch_bf16", "keras")
 CLASSES = 200

@@ -7,9 +7,10 @@ import jax
 import numpy as np
 
 from jaxcnn import models
-from jaxcnn.config import PRESETS, ModelConfig, OptimConfig
+from jaxcnn.config import ModelConfig, OptimConfig
 from jaxcnn.ops.allocator import keep_freed_memory
 from jaxcnn.optim import make_optimizer
+from jaxcnn.presets import PRESETS
 from jaxcnn.state import create_state
 from jaxcnn.step import train_step
 from tests.bench.train_step import CLASSES

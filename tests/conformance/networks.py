@@ -13,7 +13,8 @@ import numpy as np
 import export
 from export.explain import explain
 from jaxcnn import models
-from jaxcnn.config import PRESETS, ModelConfig
+from jaxcnn.config import ModelConfig
+from jaxcnn.presets import PRESETS
 
 SIDE, CLASSES, PICTURES = 64, 200, 4
 EXPLAINED = "resnet with features and heatmap"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxcnn.data.batches import epoch_order, eval_batches, steps_per_epoch, train_batches
-from jaxcnn.data.split import Rows, Split
+from jaxcnn.data.dataset import Rows, Split
 from jaxcnn.errors import UserError
 
 

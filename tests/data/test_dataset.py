@@ -1,205 +1,134 @@
 import dataclasses
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from pictures import (
-    encode,
-    make_picture,
-    tiny_imagenet_members,
-    write_class_folders,
-    write_tiny_imagenet_zip,
-    write_zip,
-    zip_folder,
-)
-from PIL import Image
+from hypothesis import given
+from hypothesis import strategies as st
 
-import jaxcnn.data
-from jaxcnn.config import DataConfig
-from jaxcnn.data import load
-from jaxcnn.data.source import Opened, Picture, Source
+from jaxcnn.data.dataset import Dataset, Rows, Split, hold_out
 from jaxcnn.errors import UserError
 
 
-@pytest.fixture
-def config(tmp_path):
-    return DataConfig(cache_dir=str(tmp_path / "cache"), image_size=8)
+def numbered(labels) -> Split:
+    """A split whose picture `i` is filled with `i`."""
+    count = len(labels)
+    images = np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 2, 2, 3))
+    return Split(np.ascontiguousarray(images), np.asarray(labels, np.int32))
 
 
-def of(config, source, **settings):
-    return dataclasses.replace(config, source=str(source), **settings)
-
-
-def test_the_public_names():
-    assert sorted(jaxcnn.data.__all__) == [
-        "Batch", "Dataset", "EvalBatch", "Fingerprint", "Split", "epoch_order", "eval_batches", "is_named", "load",
-        "steps_per_epoch", "train_batches",
-    ]  # fmt: skip
-    assert all(hasattr(jaxcnn.data, name) for name in jaxcnn.data.__all__)
-
-
-def test_the_digits_hold_out_a_tenth_of_every_class(config):
-    digits = load(config)
-    assert digits.name == "digits"
-    assert digits.train.images.shape == (1797 - len(digits.validation), 8, 8, 3)
-    whole = np.bincount(np.concatenate([digits.train.labels, digits.validation.labels]))
-    assert np.bincount(digits.validation.labels).tolist() == [round(count * 0.1) for count in whole.tolist()]
-    assert digits.train.images[0].max() > 200
-
-
-def test_pictures_and_labels_of_a_folder_belong_together(config, tmp_path):
-    pets = write_class_folders(tmp_path / "pets", ("cat", "cow", "dog"), count=5, size=8)
-    dataset = load(of(config, pets, validation_fraction=0.4))
-    assert dataset.names == ("cat", "cow", "dog")
-    known = {
-        np.asarray(Image.open(pets / name / f"{index}.png")).tobytes(): label
-        for label, name in enumerate(dataset.names)
-        for index in range(5)
-    }
-    seen = []
-    for split, count in ((dataset.train, 9), (dataset.validation, 6)):
-        assert len(split) == count
-        for index in range(count):
-            content = split.images[index].tobytes()
-            assert known[content] == split.labels[index]
-            seen.append(content)
-    assert sorted(seen) == sorted(known)
-
-
-def test_a_folder_and_its_zip_are_the_same(config, tmp_path):
-    pets = write_class_folders(tmp_path / "pets")
-    folder, archive = load(of(config, pets)), load(of(config, zip_folder(pets, tmp_path / "pets.zip")))
-    assert folder.names == archive.names
-    for split in ("train", "validation"):
-        assert np.array_equal(getattr(folder, split).images[:], getattr(archive, split).images[:])
-        assert np.array_equal(getattr(folder, split).labels, getattr(archive, split).labels)
-
-
-def test_a_changed_folder_is_decoded_anew(config, tmp_path):
-    pets = write_class_folders(tmp_path / "pets", size=8)
-    before = load(of(config, pets))
-    (pets / "dog" / "new.png").write_bytes(encode(make_picture(1, seed=99, size=8)))
-    after = load(of(config, pets))
-    assert len(after.train) + len(after.validation) == len(before.train) + len(before.validation) + 1
-
-
-def test_split_settings_do_not_decode_again(config, tmp_path, monkeypatch):
-    pets = write_class_folders(tmp_path / "pets", count=20)
-    first = load(of(config, pets))
-    monkeypatch.setattr("jaxcnn.data.cache.decode", None)
-    for settings in ({"split_seed": 1}, {"validation_fraction": 0.5}):
-        other = load(of(config, pets, **settings))
-        assert not np.array_equal(first.validation.images[:], other.validation.images[:])
-    assert np.array_equal(load(of(config, pets)).validation.images[:], first.validation.images[:])
-
-
-def test_tiny_imagenet_keeps_its_own_validation_pictures(config, tmp_path):
-    archive = write_tiny_imagenet_zip(tmp_path / "tiny.zip")
-    tiny = load(of(config, "tiny_imagenet", archive=str(archive)))
-    assert tiny.name == "tiny_imagenet"
-    assert len(tiny.train) == 12
-    assert len(tiny.validation) == 6
-    assert len(tiny.wnids) == len(tiny.names) == 3
-
-
-def test_a_fraction_is_held_out_of_train_even_so(config, tmp_path):
-    archive = write_tiny_imagenet_zip(tmp_path / "tiny.zip")
-    own = load(of(config, "tiny_imagenet", archive=str(archive)))
-    tuned = load(of(config, "tiny_imagenet", archive=str(archive), validation_fraction=0.25))
-    assert np.bincount(tuned.train.labels).tolist() == [3, 3, 3]
-    parts = [load(of(config, "tiny_imagenet", archive=str(archive)), divided=False)]
-    parts += [load(of(config, "tiny_imagenet", archive=str(archive), validation_fraction=0.25), divided=False)]
-    assert [(len(each.train), len(each.validation)) for each in parts] == [(12, 6), (12, 0)]
-    assert np.bincount(tuned.validation.labels).tolist() == [1, 1, 1]
-    trained = {image.tobytes() for image in own.train.images}
-    assert {image.tobytes() for image in tuned.validation.images[:]} < trained
-
-
-def test_a_picture_that_is_none_is_named(config, tmp_path):
-    pets = write_class_folders(tmp_path / "pets")
-    (pets / "dog" / "notes.txt").write_text("not a picture")
-    with pytest.raises(UserError, match=rf"^dog/notes\.txt in {pets} is no picture that can be read"):
-        load(of(config, pets))
-
-
-def test_a_truncated_picture_of_tiny_imagenet_is_named(config, tmp_path):
-    name = "tiny-imagenet-200/train/n00000002/images/n00000002_1.JPEG"
-    members = tiny_imagenet_members()
-    members[name] = members[name][:400]
-    path = write_zip(tmp_path / "tiny.zip", members)
-    with pytest.raises(UserError, match=rf"{name} is no picture that can be read"):
-        load(of(config, "tiny_imagenet", archive=str(path)))
-
-
-def test_a_class_of_one_picture_is_refused_where_some_are_held_out(config, tmp_path):
-    pets = write_class_folders(tmp_path / "pets", count=2)
-    (pets / "dog" / "1.png").unlink()
-    with pytest.raises(UserError, match="class 'dog' of pets has 1 training picture;"):
-        load(of(config, pets))
-    everything = load(of(config, pets), divided=False)
-    assert (len(everything.train), len(everything.validation)) == (sum(1 for _ in pets.rglob("*.png")), 0)
-
-
-@pytest.mark.parametrize("source", ["", "nowhere", "tfds:no_such_set"])
-def test_unknown_sources_are_told_in_one_line(config, source):
-    with pytest.raises(UserError) as caught:
-        load(of(config, source))
-    assert "\n" not in str(caught.value)
-
-
-def test_unlabelled_pictures_are_refused_unless_others_are_held_out(config, tmp_path, monkeypatch):
-    pictures = [Picture(where="x", encoded=encode(make_picture(0, seed=i)), label=i % 2) for i in range(4)]
-    unlabelled = [dataclasses.replace(picture, label=-1) for picture in pictures]
-    opened = Opened(name="set", names=("a", "b"), license="free", train=pictures, validation=unlabelled)
-    monkeypatch.setattr("jaxcnn.data.dataset._source", lambda *_: Source(key="set", open=lambda: opened))
-    with pytest.raises(UserError, match=r"validation pictures of set have no label; set --data\.validation_fraction"):
-        load(config)
-    assert len(load(dataclasses.replace(config, validation_fraction=0.5)).validation) == 2
-
-
-def test_unlabelled_training_pictures_are_refused(config, monkeypatch):
-    pictures = [Picture(where="x", encoded=encode(make_picture(0, seed=i)), label=i // 2 - 1) for i in range(6)]
-    opened = Opened(name="set", names=("a", "b"), license="free", train=pictures, validation=pictures[2:])
-    monkeypatch.setattr("jaxcnn.data.dataset._source", lambda *_: Source(key="set", open=lambda: opened))
-    for fraction in (None, 0.5):
-        with pytest.raises(UserError, match=r"some train pictures of set have no label; choose another --data\.source"):
-            load(dataclasses.replace(config, validation_fraction=fraction))
-
-
-def test_the_home_directory_is_understood(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    load(DataConfig(cache_dir="~/cache", image_size=8))
-    assert (tmp_path / "cache" / "digits-8").is_dir()
-
-
-def test_a_cache_among_the_pictures_is_refused_and_not_made(tmp_path):
-    source = write_class_folders(tmp_path / "pictures")
-    config = DataConfig(source=str(source), cache_dir=str(source / "cache"), image_size=8)
-    with pytest.raises(UserError, match=r"data\.cache_dir '.*' lies in data.source .*; give another --data.cache_dir"):
-        load(config)
-    assert not (source / "cache").exists()
-    assert len(load(dataclasses.replace(config, cache_dir=str(tmp_path / "cache"))).names) == 2
-
-
-def test_a_cache_in_a_folder_that_is_called_as_a_named_source_is_none_among_pictures(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert load(DataConfig(source="digits", cache_dir="digits/cache", image_size=8)).name == "digits"
-
-
-@pytest.mark.parametrize("name", ["source", "cache_dir", "archive"])
-def test_a_home_directory_of_nobody_is_told_in_one_line(config, name):
-    with pytest.raises(UserError, match=rf"^data\.{name} is '~nosuchuser/x', but there is no such home directory"):
-        load(of(config, **{"source": "tiny_imagenet" if name == "archive" else "digits", name: "~nosuchuser/x"}))
-
-
-def test_digits_need_no_other_library(config):
-    load(config)  # decoded now
-    code = (
-        "import sys\n"
-        "for name in ('tensorflow', 'tensorflow_datasets', 'sklearn', 'jax'): sys.modules[name] = None\n"
-        "from jaxcnn.config import DataConfig; from jaxcnn.data import load\n"
-        f"print(len(load(DataConfig(cache_dir={config.cache_dir!r}, image_size=8)).names))\n"
+def dataset(labels, *, classes: int, validation=()) -> Dataset:
+    names = tuple(f"class {index}" for index in range(classes))
+    return Dataset(
+        name="set", names=names, wnids=(), license="unknown", train=numbered(labels), validation=numbered(validation)
     )
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert process.stdout == "10\n", process.stderr
+
+
+def numbers(split: Split) -> list[int]:
+    return split.images[:][:, 0, 0, 0].tolist()
+
+
+def test_rows_are_indexed_as_an_array_would_be():
+    array = numbered(range(6)).images
+    rows = Rows(array, np.array([4, 0, 2]))
+    assert len(rows) == 3
+    assert rows.shape == (3, 2, 2, 3)
+    assert rows.dtype == np.uint8
+    for index in (0, -1, slice(1, 3), np.array([2, 2, 0]), [1]):
+        assert np.array_equal(rows[index], array[[4, 0, 2]][index])
+
+
+def test_selecting_twice_still_shares_the_array():
+    split = numbered([0, 1, 2, 3, 4])
+    chosen = split.select(np.array([4, 3, 1])).select(np.array([2, 0]))
+    assert numbers(chosen) == [1, 4]
+    assert chosen.labels.tolist() == [1, 4]
+    assert len(chosen) == 2
+    assert chosen.images.array is split.images
+
+
+@given(
+    counts=st.lists(st.integers(2, 30), min_size=1, max_size=5),
+    fraction=st.floats(0.001, 0.999),
+    seed=st.integers(0, 2**32),
+)
+def test_every_class_is_divided_alike_and_nothing_is_lost(counts, fraction, seed):
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
+    result = hold_out(dataset(labels, classes=len(counts)), fraction=fraction, seed=seed)
+    assert sorted(numbers(result.train) + numbers(result.validation)) == list(range(len(labels)))
+    for split in (result.train, result.validation):
+        assert split.labels.tolist() == labels[numbers(split)].tolist()
+    held = np.bincount(result.validation.labels, minlength=len(counts))
+    for count, actual in zip(counts, held, strict=True):
+        assert 1 <= actual <= count - 1
+        assert abs(actual - count * fraction) <= 1
+
+
+def test_the_seed_alone_chooses():
+    labels = np.arange(100) % 4
+    first, again, other = (
+        numbers(hold_out(dataset(labels, classes=4), fraction=0.2, seed=seed).validation) for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert first != other
+    assert len(first) == 20
+
+
+@pytest.mark.parametrize("classes", [1, 3, 40])
+def test_which_are_held_out_stays_what_it_was(classes):
+    """Of a run that goes on, others would be some it was trained on. Labels below 0 are pictures without one."""
+    rng = np.random.default_rng(classes)
+    labels = rng.permutation(np.concatenate([np.repeat(np.arange(classes), rng.integers(2, 6, classes)), [-1, -1]]))
+    order = np.random.default_rng(7).permutation(len(labels))
+    expected = []
+    for index in range(classes):
+        members = order[labels[order] == index]
+        expected += members[: max(round(len(members) * 0.3), 1)].tolist()
+    assert numbers(hold_out(dataset(labels, classes=classes), fraction=0.3, seed=7).validation) == sorted(expected)
+
+
+def test_what_was_validation_is_left_out():
+    result = hold_out(dataset([0, 0, 1, 1], classes=2, validation=[0, 1, 0]), fraction=0.5, seed=0)
+    assert len(result.train) == 2
+    assert len(result.validation) == 2
+
+
+@pytest.mark.parametrize(("labels", "count"), [([0, 0, 1], "1 training picture"), ([0, 0], "no training pictures")])
+def test_a_class_of_fewer_than_two_is_named(labels, count):
+    with pytest.raises(UserError, match=rf"^class 'class 1' of set has {count};"):
+        hold_out(dataset(labels, classes=2), fraction=0.5, seed=0)
+
+
+def test_a_fingerprint_tells_what_is_held_out_and_in_which_order():
+    labels = [0, 1, 0, 1, 1, 0]
+    whole = dataset(labels, classes=2)
+    divided = hold_out(whole, fraction=0.4, seed=0)
+    found = divided.fingerprint()
+    assert (found.train, found.validation, found.side) == (4, 2, 2)
+    assert found == hold_out(whole, fraction=0.4, seed=0).fingerprint()
+    more = hold_out(dataset([*labels, 1], classes=2), fraction=0.4, seed=0)
+    assert not more.fingerprint().divides_as(found)
+    moved = Dataset(**vars(divided) | {"train": divided.train.select(np.array([1, 0, 2, 3]))})
+    assert moved.train.labels.tolist() != divided.train.labels.tolist()
+    assert not moved.fingerprint().divides_as(found)
+
+
+def test_a_fingerprint_tells_where_training_ends():
+    first, other = (dataset([0] * count, classes=1, validation=[0] * (4 - count)).fingerprint() for count in (2, 3))
+    assert not dataclasses.replace(other, side=first.side + 1).divides_as(first)
+
+
+def test_a_fingerprint_tells_pictures_of_the_same_labels_apart():
+    first, others = dataset([0, 1], classes=2, validation=[0] * 1000), dataset([0, 1], classes=2, validation=[0] * 1000)
+    assert others.fingerprint().divides_as(first.fingerprint())
+    others.validation.images[999, 1, 1, 2] += 1
+    assert not others.fingerprint().divides_as(first.fingerprint())
+
+
+def test_a_fingerprint_holds_for_any_size_of_the_pictures():
+    small, large = (
+        Dataset(
+            **vars(dataset([0, 1], classes=2)) | {"validation": Split(np.zeros((1, side, side, 3), np.uint8), label)}
+        )
+        for side, label in ((2, np.zeros(1, np.int32)), (4, np.zeros(1, np.int32)))
+    )
+    assert large.fingerprint().divides_as(small.fingerprint())

@@ -34,17 +34,17 @@ from export.workdir import Quantization
 from jaxcnn import cli, models
 from jaxcnn import config as settings
 from jaxcnn.calibration import Calibration, write_calibration
-from jaxcnn.checkpoint import load_model, open_checkpoints
 from jaxcnn.classifier import open_classifier
 from jaxcnn.config import AugmentConfig, Config, DataConfig, ModelConfig
 from jaxcnn.data import Dataset, Fingerprint, Split
 from jaxcnn.errors import UserError
 from jaxcnn.evaluate import describe, evaluate, with_mirror_image, write_evaluation
 from jaxcnn.optim import make_optimizer
-from jaxcnn.provenance import Training, record_earlier, trainings
+from jaxcnn.run.checkpoint import load_model, open_checkpoints
+from jaxcnn.run.lineage import Training, record_earlier, trainings
+from jaxcnn.run.workdir import Classes, Workdir
 from jaxcnn.state import create_state
 from jaxcnn.weights import read_weights
-from jaxcnn.workdir import Classes, Workdir
 
 ROOT = Path(__file__).parents[2]
 CLASSES = Classes(("cat", "dög", "eel"), ("n01", "n02", "n03"), "pets", "CC-BY-4.0")

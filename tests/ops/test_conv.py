@@ -10,11 +10,12 @@ from arrays import normal
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from jaxcnn.config import PRESETS, ModelConfig
+from jaxcnn.config import ModelConfig
 from jaxcnn.models import NAMES, build
 from jaxcnn.ops import dense_conv
 from jaxcnn.ops.compiler import compiler_options, has_onednn
 from jaxcnn.ops.conv import conv
+from jaxcnn.presets import PRESETS
 
 
 def with_gradients(x, kernel, *, cpu, **options):

@@ -7,15 +7,15 @@ import pytest
 
 from jaxcnn.config import ModelConfig
 from jaxcnn.models import build
-from jaxcnn.ops.layout import images_inside, images_outside, inside
+from jaxcnn.ops.layout import in_hwnc, to_hwnc, to_nhwc
 
 
 def test_there_and_back():
     x = jnp.arange(120).reshape(2, 3, 4, 5)
-    assert images_inside(x).shape == (3, 4, 2, 5)
-    np.testing.assert_array_equal(images_outside(images_inside(x)), x)
-    np.testing.assert_array_equal(inside(lambda x: x[:1], x, cpu=True), x[:, :1])
-    np.testing.assert_array_equal(inside(lambda x: x[:1], x, cpu=False), x[:1])
+    assert to_hwnc(x).shape == (3, 4, 2, 5)
+    np.testing.assert_array_equal(to_nhwc(to_hwnc(x)), x)
+    np.testing.assert_array_equal(in_hwnc(lambda x: x[:1], x, cpu=True), x[:, :1])
+    np.testing.assert_array_equal(in_hwnc(lambda x: x[:1], x, cpu=False), x[:1])
 
 
 @pytest.mark.parametrize("name", ["resnet", "seed", "prototype6"])

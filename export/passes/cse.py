@@ -1,0 +1,25 @@
+"""The same value is computed once."""
+
+from export.graph import Graph, Node
+
+_SMALL = 64
+"""Elements of a constant up to which it is compared; larger ones are the same only if they have one name."""
+
+
+def merge_common_subexpressions(graph: Graph) -> None:
+    """Of nodes with the same operator, operands and attributes the first stays."""
+    first: dict[object, str] = {}
+    for node in graph.sorted_nodes():
+        kept = first.setdefault(_key(graph, node), node.output)
+        if kept != node.output:
+            graph.replace(node.output, kept)
+
+
+def _key(graph: Graph, node: Node) -> object:
+    operands = tuple(_content(graph, name) for name in node.inputs)
+    return node.op, operands, node.position, repr(sorted(node.attributes.items()))
+
+
+def _content(graph: Graph, name: str) -> object:
+    array = graph.constants.get(name)
+    return name if array is None or array.size > _SMALL else (array.dtype.str, array.shape, array.tobytes())

@@ -1,0 +1,63 @@
+"""From the settings to pictures in arrays."""
+
+from pathlib import Path
+
+import numpy as np
+
+from jaxcnn.config import DataConfig
+from jaxcnn.data.cache import load_cached
+from jaxcnn.data.dataset import Dataset, hold_out, hold_out_none
+from jaxcnn.data.digits import open_digits
+from jaxcnn.data.folder import folder_source
+from jaxcnn.data.source import Source
+from jaxcnn.errors import UserError
+from jaxcnn.paths import check_outside_pictures, named_path
+
+HELD_OUT = 0.1
+"""Share of the training pictures held out where a source has no validation pictures of its own."""
+
+
+def load(config: DataConfig, *, divided: bool = True) -> Dataset:
+    """The pictures that the settings ask for, decoded into the cache if they are not there yet.
+
+    Args:
+      divided: if validation pictures are to be held out of the training pictures, do so; otherwise none are, and a
+        class may have a single picture.
+
+    Raises:
+      UserError: the source cannot be found or read, a picture of it is damaged, the cache cannot be written, or there
+        are too few pictures.
+    """
+    cache_dir = named_path(config.cache_dir, option="data.cache_dir")
+    if not is_named(config.source):
+        check_outside_pictures(cache_dir, option="data.cache_dir", source=config.source)
+    dataset = load_cached(_source(config, cache_dir), size=config.image_size, cache_dir=cache_dir)
+    if config.validation_fraction is not None or len(dataset.validation) == 0:
+        fraction = config.validation_fraction or HELD_OUT
+        dataset = hold_out(dataset, fraction=fraction, seed=config.split_seed) if divided else hold_out_none(dataset)
+    for split, advice in (("train", "choose another --data.source"), ("validation", "set --data.validation_fraction")):
+        if np.any(getattr(dataset, split).labels < 0):
+            raise UserError(f"some {split} pictures of {dataset.name} have no label; {advice}")
+    return dataset
+
+
+def is_named(source: str) -> bool:
+    """Whether a source is one with a name of its own, and not a path."""
+    return source in ("digits", "tiny_imagenet") or source.startswith("tfds:")
+
+
+def _source(config: DataConfig, cache_dir: Path) -> Source:
+    """The source by its name; the libraries of the others are not imported."""
+    kind, _, name = config.source.partition(":")
+    if config.source == "digits":
+        return Source(key="digits", open=open_digits)
+    if config.source == "tiny_imagenet":
+        from jaxcnn.data.tiny_imagenet import tiny_imagenet_source
+
+        archive = named_path(config.archive, option="data.archive") if config.archive is not None else None
+        return tiny_imagenet_source(archive, data_dir=cache_dir / "tfds")
+    if kind == "tfds":
+        from jaxcnn.data.tfds import tfds_source
+
+        return tfds_source(name, data_dir=cache_dir / "tfds")
+    return folder_source(config.source)

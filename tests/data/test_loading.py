@@ -1,0 +1,205 @@
+import dataclasses
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from pictures import (
+    encode,
+    make_picture,
+    tiny_imagenet_members,
+    write_class_folders,
+    write_tiny_imagenet_zip,
+    write_zip,
+    zip_folder,
+)
+from PIL import Image
+
+import jaxcnn.data
+from jaxcnn.config import DataConfig
+from jaxcnn.data import load
+from jaxcnn.data.source import Opened, Picture, Source
+from jaxcnn.errors import UserError
+
+
+@pytest.fixture
+def config(tmp_path):
+    return DataConfig(cache_dir=str(tmp_path / "cache"), image_size=8)
+
+
+def of(config, source, **settings):
+    return dataclasses.replace(config, source=str(source), **settings)
+
+
+def test_the_public_names():
+    assert sorted(jaxcnn.data.__all__) == [
+        "Batch", "Dataset", "EvalBatch", "Fingerprint", "Split", "epoch_order", "eval_batches", "is_named", "load",
+        "steps_per_epoch", "train_batches",
+    ]  # fmt: skip
+    assert all(hasattr(jaxcnn.data, name) for name in jaxcnn.data.__all__)
+
+
+def test_the_digits_hold_out_a_tenth_of_every_class(config):
+    digits = load(config)
+    assert digits.name == "digits"
+    assert digits.train.images.shape == (1797 - len(digits.validation), 8, 8, 3)
+    whole = np.bincount(np.concatenate([digits.train.labels, digits.validation.labels]))
+    assert np.bincount(digits.validation.labels).tolist() == [round(count * 0.1) for count in whole.tolist()]
+    assert digits.train.images[0].max() > 200
+
+
+def test_pictures_and_labels_of_a_folder_belong_together(config, tmp_path):
+    pets = write_class_folders(tmp_path / "pets", ("cat", "cow", "dog"), count=5, size=8)
+    dataset = load(of(config, pets, validation_fraction=0.4))
+    assert dataset.names == ("cat", "cow", "dog")
+    known = {
+        np.asarray(Image.open(pets / name / f"{index}.png")).tobytes(): label
+        for label, name in enumerate(dataset.names)
+        for index in range(5)
+    }
+    seen = []
+    for split, count in ((dataset.train, 9), (dataset.validation, 6)):
+        assert len(split) == count
+        for index in range(count):
+            content = split.images[index].tobytes()
+            assert known[content] == split.labels[index]
+            seen.append(content)
+    assert sorted(seen) == sorted(known)
+
+
+def test_a_folder_and_its_zip_are_the_same(config, tmp_path):
+    pets = write_class_folders(tmp_path / "pets")
+    folder, archive = load(of(config, pets)), load(of(config, zip_folder(pets, tmp_path / "pets.zip")))
+    assert folder.names == archive.names
+    for split in ("train", "validation"):
+        assert np.array_equal(getattr(folder, split).images[:], getattr(archive, split).images[:])
+        assert np.array_equal(getattr(folder, split).labels, getattr(archive, split).labels)
+
+
+def test_a_changed_folder_is_decoded_anew(config, tmp_path):
+    pets = write_class_folders(tmp_path / "pets", size=8)
+    before = load(of(config, pets))
+    (pets / "dog" / "new.png").write_bytes(encode(make_picture(1, seed=99, size=8)))
+    after = load(of(config, pets))
+    assert len(after.train) + len(after.validation) == len(before.train) + len(before.validation) + 1
+
+
+def test_split_settings_do_not_decode_again(config, tmp_path, monkeypatch):
+    pets = write_class_folders(tmp_path / "pets", count=20)
+    first = load(of(config, pets))
+    monkeypatch.setattr("jaxcnn.data.cache.decode", None)
+    for settings in ({"split_seed": 1}, {"validation_fraction": 0.5}):
+        other = load(of(config, pets, **settings))
+        assert not np.array_equal(first.validation.images[:], other.validation.images[:])
+    assert np.array_equal(load(of(config, pets)).validation.images[:], first.validation.images[:])
+
+
+def test_tiny_imagenet_keeps_its_own_validation_pictures(config, tmp_path):
+    archive = write_tiny_imagenet_zip(tmp_path / "tiny.zip")
+    tiny = load(of(config, "tiny_imagenet", archive=str(archive)))
+    assert tiny.name == "tiny_imagenet"
+    assert len(tiny.train) == 12
+    assert len(tiny.validation) == 6
+    assert len(tiny.wnids) == len(tiny.names) == 3
+
+
+def test_a_fraction_is_held_out_of_train_even_so(config, tmp_path):
+    archive = write_tiny_imagenet_zip(tmp_path / "tiny.zip")
+    own = load(of(config, "tiny_imagenet", archive=str(archive)))
+    tuned = load(of(config, "tiny_imagenet", archive=str(archive), validation_fraction=0.25))
+    assert np.bincount(tuned.train.labels).tolist() == [3, 3, 3]
+    parts = [load(of(config, "tiny_imagenet", archive=str(archive)), divided=False)]
+    parts += [load(of(config, "tiny_imagenet", archive=str(archive), validation_fraction=0.25), divided=False)]
+    assert [(len(each.train), len(each.validation)) for each in parts] == [(12, 6), (12, 0)]
+    assert np.bincount(tuned.validation.labels).tolist() == [1, 1, 1]
+    trained = {image.tobytes() for image in own.train.images}
+    assert {image.tobytes() for image in tuned.validation.images[:]} < trained
+
+
+def test_a_picture_that_is_none_is_named(config, tmp_path):
+    pets = write_class_folders(tmp_path / "pets")
+    (pets / "dog" / "notes.txt").write_text("not a picture")
+    with pytest.raises(UserError, match=rf"^dog/notes\.txt in {pets} is no picture that can be read"):
+        load(of(config, pets))
+
+
+def test_a_truncated_picture_of_tiny_imagenet_is_named(config, tmp_path):
+    name = "tiny-imagenet-200/train/n00000002/images/n00000002_1.JPEG"
+    members = tiny_imagenet_members()
+    members[name] = members[name][:400]
+    path = write_zip(tmp_path / "tiny.zip", members)
+    with pytest.raises(UserError, match=rf"{name} is no picture that can be read"):
+        load(of(config, "tiny_imagenet", archive=str(path)))
+
+
+def test_a_class_of_one_picture_is_refused_where_some_are_held_out(config, tmp_path):
+    pets = write_class_folders(tmp_path / "pets", count=2)
+    (pets / "dog" / "1.png").unlink()
+    with pytest.raises(UserError, match="class 'dog' of pets has 1 training picture;"):
+        load(of(config, pets))
+    everything = load(of(config, pets), divided=False)
+    assert (len(everything.train), len(everything.validation)) == (sum(1 for _ in pets.rglob("*.png")), 0)
+
+
+@pytest.mark.parametrize("source", ["", "nowhere", "tfds:no_such_set"])
+def test_unknown_sources_are_told_in_one_line(config, source):
+    with pytest.raises(UserError) as caught:
+        load(of(config, source))
+    assert "\n" not in str(caught.value)
+
+
+def test_unlabelled_pictures_are_refused_unless_others_are_held_out(config, tmp_path, monkeypatch):
+    pictures = [Picture(where="x", encoded=encode(make_picture(0, seed=i)), label=i % 2) for i in range(4)]
+    unlabelled = [dataclasses.replace(picture, label=-1) for picture in pictures]
+    opened = Opened(name="set", names=("a", "b"), license="free", train=pictures, validation=unlabelled)
+    monkeypatch.setattr("jaxcnn.data.loading._source", lambda *_: Source(key="set", open=lambda: opened))
+    with pytest.raises(UserError, match=r"validation pictures of set have no label; set --data\.validation_fraction"):
+        load(config)
+    assert len(load(dataclasses.replace(config, validation_fraction=0.5)).validation) == 2
+
+
+def test_unlabelled_training_pictures_are_refused(config, monkeypatch):
+    pictures = [Picture(where="x", encoded=encode(make_picture(0, seed=i)), label=i // 2 - 1) for i in range(6)]
+    opened = Opened(name="set", names=("a", "b"), license="free", train=pictures, validation=pictures[2:])
+    monkeypatch.setattr("jaxcnn.data.loading._source", lambda *_: Source(key="set", open=lambda: opened))
+    for fraction in (None, 0.5):
+        with pytest.raises(UserError, match=r"some train pictures of set have no label; choose another --data\.source"):
+            load(dataclasses.replace(config, validation_fraction=fraction))
+
+
+def test_the_home_directory_is_understood(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    load(DataConfig(cache_dir="~/cache", image_size=8))
+    assert (tmp_path / "cache" / "digits-8").is_dir()
+
+
+def test_a_cache_among_the_pictures_is_refused_and_not_made(tmp_path):
+    source = write_class_folders(tmp_path / "pictures")
+    config = DataConfig(source=str(source), cache_dir=str(source / "cache"), image_size=8)
+    with pytest.raises(UserError, match=r"data\.cache_dir '.*' lies in data.source .*; give another --data.cache_dir"):
+        load(config)
+    assert not (source / "cache").exists()
+    assert len(load(dataclasses.replace(config, cache_dir=str(tmp_path / "cache"))).names) == 2
+
+
+def test_a_cache_in_a_folder_that_is_called_as_a_named_source_is_none_among_pictures(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load(DataConfig(source="digits", cache_dir="digits/cache", image_size=8)).name == "digits"
+
+
+@pytest.mark.parametrize("name", ["source", "cache_dir", "archive"])
+def test_a_home_directory_of_nobody_is_told_in_one_line(config, name):
+    with pytest.raises(UserError, match=rf"^data\.{name} is '~nosuchuser/x', but there is no such home directory"):
+        load(of(config, **{"source": "tiny_imagenet" if name == "archive" else "digits", name: "~nosuchuser/x"}))
+
+
+def test_digits_need_no_other_library(config):
+    load(config)  # decoded now
+    code = (
+        "import sys\n"
+        "for name in ('tensorflow', 'tensorflow_datasets', 'sklearn', 'jax'): sys.modules[name] = None\n"
+        "from jaxcnn.config import DataConfig; from jaxcnn.data import load\n"
+        f"print(len(load(DataConfig(cache_dir={config.cache_dir!r}, image_size=8)).names))\n"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert process.stdout == "10\n", process.stderr

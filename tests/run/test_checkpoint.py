@@ -1,0 +1,383 @@
+"""Checkpoints: what is kept, what is refused, and that a save cut short is never taken for whole."""
+
+import dataclasses
+import errno
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from orbax.checkpoint import v1 as ocp
+
+from jaxcnn import models
+from jaxcnn.config import Config, DataConfig, ModelConfig, OptimConfig
+from jaxcnn.errors import UserError
+from jaxcnn.optim import make_optimizer
+from jaxcnn.run import checkpoint
+from jaxcnn.run.checkpoint import load_model, open_checkpoints
+from jaxcnn.run.workdir import Classes, Workdir
+from jaxcnn.state import create_state
+
+Checkpointer = ocp.training.Checkpointer
+CONFIG = Config(data=DataConfig(image_size=8), model=ModelConfig(widths=(4,), blocks=(1,)))
+CLASSES = Classes(("cat", "dog", "eel"), (), "pets", "MIT")
+
+
+def make_state(config=CONFIG, *, classes=3, seed=0):
+    return create_state(
+        jax.random.key(seed),
+        model=models.build(config.model, classes=classes),
+        optimizer=make_optimizer(config.optim, steps=100),
+        image_size=config.data.image_size,
+        averaged=config.optim.ema_decay > 0,
+    )
+
+
+def at(state, step):
+    return state._replace(step=jnp.int32(step))
+
+
+def assert_same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "muon"])
+def test_every_optimizers_state_comes_back(tmp_path, name):
+    config = dataclasses.replace(CONFIG, optim=OptimConfig(name=name, learning_rate=0.1, clip_norm=1.0, ema_decay=0.9))
+    state = at(make_state(config), 7)
+    with open_checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.last_step is None
+        checkpoints.save(state)
+    with open_checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.last_step == 7
+        assert_same(checkpoints.restore(make_state(config, seed=1)), state)
+
+
+def test_the_last_and_the_best_are_kept(tmp_path):
+    state = make_state()
+    with open_checkpoints(tmp_path) as checkpoints:
+        for step, top1 in ((1, 0.5), (2, None), (3, 0.7), (4, 0.7), (5, 0.6), (6, None)):
+            checkpoints.save(at(state, step), metrics=None if top1 is None else {"top1": top1})
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["4", "6"]
+
+
+def test_the_model_loaded_is_the_best(tmp_path):
+    run = Workdir(tmp_path)
+    run.record(CONFIG, CLASSES)
+    with pytest.raises(UserError, match="has no checkpoint yet"):
+        load_model(tmp_path)
+    best, last = at(make_state(seed=1), 3), at(make_state(seed=2), 5)
+    with open_checkpoints(run.checkpoints) as checkpoints:
+        checkpoints.save(best, metrics={"top1": 0.9})
+        checkpoints.save(last, metrics={"top1": 0.1})
+    model = load_model(tmp_path)
+    assert (model.step, model.metrics, model.names) == (3, {"top1": 0.9}, CLASSES.names)
+    assert_same(model.variables, best.variables)
+
+
+def test_the_model_loaded_is_the_average_where_there_is_one(tmp_path):
+    config = dataclasses.replace(CONFIG, optim=OptimConfig(ema_decay=0.9))
+    run = Workdir(tmp_path)
+    run.record(config, CLASSES)
+    state = make_state(config)
+    state = at(state._replace(average=jax.tree.map(lambda leaf: leaf + 1, state.average)), 1)
+    with open_checkpoints(run.checkpoints) as checkpoints:
+        checkpoints.save(state)
+    assert_same(load_model(tmp_path).variables, state.average)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with one checkpoint, of step 1."""
+    run = Workdir(tmp_path)
+    run.record(CONFIG, CLASSES)
+    with open_checkpoints(run.checkpoints) as checkpoints:
+        checkpoints.save(at(make_state(seed=1), 1), metrics={"top1": 0.5})
+    return run
+
+
+def resume(directory):
+    with open_checkpoints(directory) as checkpoints:
+        return checkpoints.restore(make_state())
+
+
+def before_first(monkeypatch, method, act):
+    """Lets something happen just before the first call of a method of Orbax's checkpointer."""
+    original = getattr(Checkpointer, method)
+
+    def called(*args, **kwargs):
+        monkeypatch.setattr(Checkpointer, method, original)
+        act()
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(Checkpointer, method, called)
+
+
+@pytest.mark.parametrize("moment", ["__init__", "checkpointables_metadata", "load_checkpointables"])
+def test_a_checkpoint_replaced_while_it_is_read_is_chosen_anew(run, monkeypatch, moment):
+    better = at(make_state(seed=2), 2)
+
+    def save_better():
+        with open_checkpoints(run.checkpoints) as checkpoints:
+            checkpoints.save(better, metrics={"top1": 0.6})
+        if moment == "__init__":
+            raise FileNotFoundError("1")  # which had been listed
+
+    before_first(monkeypatch, moment, save_better)
+    model = load_model(run.path)
+    assert (model.step, model.metrics) == (2, {"top1": 0.6})
+    assert_same(model.variables, better.variables)
+
+
+@pytest.mark.parametrize("method", ["checkpointables_metadata", "load_checkpointables"])
+def test_damage_is_told_with_what_there_is_instead(run, monkeypatch, method):
+    def fail(*_):
+        raise KeyError("damage")
+
+    def told(read):
+        with monkeypatch.context() as patch:
+            patch.setattr(Checkpointer, method, fail)
+            with pytest.raises(UserError) as caught:
+                read()
+        return str(caught.value).replace(f" of {run.checkpoints} is damaged (KeyError); remove its folder ", ": ")
+
+    others = ", or train in another --workdir"
+    assert told(lambda: load_model(run.path)) == f"checkpoint 1: to begin anew, for there is no other{others}"
+    with open_checkpoints(run.checkpoints) as checkpoints:
+        checkpoints.save(at(make_state(), 4), metrics={"top1": 0.1})
+        assert told(lambda: load_model(run.path)) == f"checkpoint 1: to go on from checkpoint 4{others}"
+        assert told(lambda: checkpoints.restore(make_state())) == f"checkpoint 4: to go on from checkpoint 1{others}"
+
+
+@pytest.mark.parametrize("name", ["metrics/metrics", "model", "model/_METADATA", "model/manifest.ocdbt"])
+def test_what_the_system_does_not_let_us_read_is_not_called_damaged(run, name):
+    path = run.checkpoints / "1" / name
+    path.rename(run.path / "moved")
+    path.symlink_to(path.name)  # to itself: as with a file that one may not read, but for root too
+    for read in (load_model, lambda path: resume(path / "checkpoints")):
+        with pytest.raises(UserError, match=rf" cannot be read: {os.strerror(errno.ELOOP)}\. ") as caught:
+            read(run.path)
+        assert str(run.checkpoints) in str(caught.value)
+        assert "remove" not in str(caught.value)
+    path.unlink()
+    (run.path / "moved").rename(path)
+    assert load_model(run.path).step == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.EIO, "Input/output error"), "Input/output error"),
+        (ValueError("INTERNAL: Error reading file: Stale handle [os_error_code='116']"), "Stale handle"),
+    ],
+)
+def test_why_a_part_cannot_be_read_is_told(run, monkeypatch, error, reason):
+    def fail(*_):
+        raise KeyError("Failed to load") from error  # as Orbax wraps it
+
+    monkeypatch.setattr(Checkpointer, "load_checkpointables", fail)
+    with pytest.raises(UserError, match=rf"checkpoint 1 of .* cannot be read: {reason}\. It may be whole"):
+        load_model(run.path)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")])
+def test_a_lack_of_memory_is_not_called_damage(run, monkeypatch, error):
+    def fail(*_):
+        raise KeyError("Failed to load") from error
+
+    monkeypatch.setattr(Checkpointer, "load_checkpointables", fail)
+    with pytest.raises(type(error)):
+        load_model(run.path)
+
+
+def test_a_part_whose_description_is_lost_is_read_all_the_same(run):
+    (run.checkpoints / "1" / "model" / "_sharding").write_bytes(b"")
+    assert_same(load_model(run.path).variables, make_state(seed=1).variables)
+
+
+@pytest.mark.parametrize("content", [b"", b'{"to', b"\xff\x00", b"null", b"{}"])
+def test_damaged_metrics_are_named_and_can_be_removed(run, content):
+    folder = run.checkpoints / "1" / "metrics"
+    (folder / "metrics").write_bytes(content)
+    for read in (load_model, lambda path: resume(path / "checkpoints")):
+        with pytest.raises(UserError) as caught:
+            read(run.path)
+        told = str(caught.value)
+        assert told.startswith(f"{folder / 'metrics'} is damaged (")
+        assert told.endswith(f"; remove the folder {folder} to go on without them")
+    shutil.rmtree(folder)
+    assert (load_model(run.path).step, load_model(run.path).metrics) == (1, {})
+    assert resume(run.checkpoints).step == 1
+
+
+def test_no_checkpoint_goes_before_a_later_one_is_on_the_disk(run, monkeypatch):
+    earlier, later = run.checkpoints / "1", run.checkpoints / "2"
+    whole, sync = len(list(earlier.rglob("*"))), os.fsync
+    named, unnamed = set(), set()  # what was synchronised after, and before, it got its name
+
+    def recorded(descriptor):
+        sync(descriptor)
+        assert len(list(earlier.rglob("*"))) == whole
+        (named if later.exists() else unnamed).add(os.fstat(descriptor).st_ino)
+
+    with open_checkpoints(run.checkpoints) as checkpoints:
+        monkeypatch.setattr(os, "fsync", recorded)
+        checkpoints.save(at(make_state(), 2), metrics={"top1": 0.9})
+    assert not earlier.exists()
+    saved = {str(path.relative_to(later)): path.stat().st_ino for path in (later, *later.rglob("*"))}
+    assert named >= {run.checkpoints.stat().st_ino, *saved.values()}
+    stamps = {saved.pop(name) for name in ("_CHECKPOINT_METADATA", "commit_success.txt")}  # all the same if lost
+    assert unnamed >= set(saved.values()) - stamps
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_checkpoint_that_does_not_reach_the_disk_costs_no_earlier_one(run, monkeypatch, named):
+    def full(_):
+        if (run.checkpoints / "2").exists() == named:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    refused = pytest.raises(UserError, match=r"step 2 could not be .*: No space left on device; earlier")
+    with refused, open_checkpoints(run.checkpoints) as checkpoints:
+        checkpoints.save(at(make_state(), 2), metrics={"top1": 0.9})
+    monkeypatch.undo()
+    assert (run.checkpoints / "2").exists() == named
+    shutil.rmtree(run.checkpoints / "2", ignore_errors=True)
+    assert_same(resume(run.checkpoints).variables, make_state(seed=1).variables)
+
+
+def test_a_file_system_that_cannot_synchronise_folders_will_do(run, monkeypatch):
+    def refuse(_):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with open_checkpoints(run.checkpoints) as checkpoints:
+        checkpoints.save(at(make_state(), 2))
+        assert checkpoints.last_step == 2
+
+
+def test_what_a_removal_cut_short_left_is_swept(run):
+    shutil.copytree(run.checkpoints / "1" / "training", run.checkpoints / f"0{checkpoint.UNFINISHED}" / "training")
+    assert load_model(run.path).step == 1
+    assert resume(run.checkpoints).step == 1
+    assert [each.name for each in run.checkpoints.iterdir()] == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("config", "classes", "message"),
+    [
+        (CONFIG, 5, r"model/params/\S+ is float32\[.*3\] there, float32\[.*5\] here"),
+        (dataclasses.replace(CONFIG, model=ModelConfig(widths=(4,), blocks=(2,))), 3, r"is absent there, float32"),
+        (dataclasses.replace(CONFIG, optim=OptimConfig(name="adam")), 3, r"training/opt_state/\S+ is absent there"),
+        (dataclasses.replace(CONFIG, optim=OptimConfig(ema_decay=0.5)), 3, "has no 'average'"),
+    ],
+)
+def test_another_model_is_refused_by_its_first_path(tmp_path, config, classes, message):
+    with open_checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(at(make_state(), 1))
+        with pytest.raises(UserError, match=message) as caught:
+            checkpoints.restore(make_state(config, classes=classes))
+    assert "\n" not in str(caught.value)
+
+
+CANNOT_WRITE = """
+import resource, sys, jax.numpy as jnp
+from pathlib import Path
+from jaxcnn.run.checkpoint import open_checkpoints
+sys.path[:0] = ["tests", "tests/run"]
+from test_checkpoint import make_state
+state = make_state()
+with open_checkpoints(Path(sys.argv[1])) as checkpoints:
+    checkpoints.save(state._replace(step=jnp.int32(1)))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    checkpoints.save(state._replace(step=jnp.int32(2)))
+"""
+
+
+def test_what_cannot_be_written_is_told_and_loses_nothing(tmp_path):
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", CANNOT_WRITE, str(tmp_path)], cwd=root, capture_output=True, text=True, timeout=120
+    )
+    *_, last = done.stderr.strip().splitlines()
+    assert re.search(r"UserError: the checkpoint of step 2 could not be written to .*: File too large; ", last)
+    assert "ERROR" not in done.stderr
+    with open_checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.last_step == 1
+        assert_same(checkpoints.restore(make_state(seed=1)).variables, make_state().variables)
+
+
+RESTORE = """
+import sys
+from pathlib import Path
+from jaxcnn.run.checkpoint import open_checkpoints
+sys.path[:0] = ["tests", "tests/run"]
+from test_checkpoint import make_state
+with open_checkpoints(Path(sys.argv[1])) as checkpoints:
+    checkpoints.restore(make_state())
+"""
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    with open_checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(at(make_state(), 1))
+    for path in tmp_path.rglob("ocdbt.process_0/d/*"):
+        path.write_bytes(path.read_bytes()[:100])
+    root = Path(__file__).parents[2]  # in another process: Orbax leaves what it had begun to read for the collector
+    command = [sys.executable, "-W", "ignore", "-c", RESTORE, str(tmp_path)]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
+    assert re.search(r"UserError: checkpoint 1 of .* is damaged \(\w+\); remove its folder", done.stderr)
+
+
+SAVES_FOREVER = """
+import sys, itertools, jax.numpy as jnp
+from pathlib import Path
+from jaxcnn.run.checkpoint import open_checkpoints
+sys.path[:0] = ["tests", "tests/run"]
+from test_checkpoint import make_state
+state = make_state()
+with open_checkpoints(Path(sys.argv[1])) as checkpoints:
+    for step in itertools.count(1):
+        checkpoints.save(state._replace(step=jnp.int32(step)))
+        print(step, flush=True)
+"""
+
+
+def test_a_save_cut_short_is_not_taken_for_whole(tmp_path):
+    root = Path(__file__).parents[2]
+    for delay in (0.003, 0.011, 0.023):
+        process = subprocess.Popen(
+            [sys.executable, "-c", SAVES_FOREVER, str(tmp_path / str(delay))],
+            cwd=root,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        for _ in range(2):
+            said = process.stdout.readline()
+        time.sleep(delay)
+        os.kill(process.pid, signal.SIGKILL)
+        said = (process.stdout.read() or said).split()[-1]
+        process.wait()
+        process.stdout.close()
+        with open_checkpoints(tmp_path / str(delay)) as checkpoints:
+            assert checkpoints.last_step is not None
+            assert checkpoints.last_step >= int(said)
+            restored = checkpoints.restore(make_state(seed=1))
+        assert_same(restored.variables, make_state().variables)
+        assert not [each for each in (tmp_path / str(delay)).iterdir() if not each.name.isdigit()]
+
+
+def test_selection_is_by_a_metric_that_evaluation_gives():
+    from jaxcnn.metrics import Evaluation
+
+    assert checkpoint.SELECTED_BY in Evaluation.__annotations__

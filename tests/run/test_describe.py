@@ -1,0 +1,105 @@
+"""The recipe in words: every setting that changes training changes what is said of it."""
+
+import dataclasses
+
+import pytest
+
+from jaxcnn.config import AugmentConfig, Config, ModelConfig, OptimConfig
+from jaxcnn.run.describe import (
+    counted,
+    describe_augmentation,
+    describe_network,
+    describe_optimizer,
+    describe_precision,
+    describe_training,
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "phrase"),
+    [
+        ({"flip": True}, "mirrored half of the time"),
+        ({"pad_crop": 0.0625}, "shifted by up to 6.25% of the side"),
+        ({"crop_scale": (0.35, 1.0)}, "cropped to 35% to 100% of the area"),
+        ({"erase": 0.1}, "a rectangle erased in 10% of them"),
+        ({"mixup": 0.2}, "mixup 0.2"),
+        ({"cutmix": 1.0}, "cutmix 1"),
+        ({"cutmix": 1.0, "mix_until": 0.9}, "cutmix 1, mixed only in the first 90% of the epochs"),
+        ({"flip": True, "mixup": 0.2, "cutmix": 1.0, "mix_until": 0.0}, "mirrored half of the time"),
+        ({"brightness": 0.2}, "brightness changed by up to 20%"),
+        ({"contrast": 0.3}, "contrast changed by up to 30%"),
+        ({"saturation": 0.4}, "saturation changed by up to 40%"),
+    ],
+)
+def test_augmentation(changes, phrase):
+    assert describe_augmentation(AugmentConfig(**changes)) == phrase
+
+
+def test_no_augmentation():
+    assert describe_augmentation(AugmentConfig()) == "none"
+
+
+@pytest.mark.parametrize(
+    ("kind", "describe", "others"),
+    [
+        (AugmentConfig, describe_augmentation, {"flip": True, "crop_scale": (0.5, 0.9)}),
+        (OptimConfig, describe_optimizer, {"name": "adam", "schedule": "cosine", "clip_norm": 1.0}),
+        (
+            ModelConfig,
+            describe_network,
+            {
+                "name": "seed",
+                "widths": (8, 8, 8, 8),
+                "blocks": (1, 2, 3, 4),
+                "stem": 1,
+                "preactivation": True,
+                "inference_side": 80,
+            },
+        ),
+    ],
+)
+def test_no_setting_is_left_out(kind, describe, others):
+    for field in dataclasses.fields(kind):
+        if field.name not in ("precision", "cpu_kernels", "mix_until"):  # where it is computed; nothing alone
+            changed = kind(**{field.name: others.get(field.name, 0.125)})
+            assert describe(changed) != describe(kind()), field.name
+
+
+def test_a_network():
+    config = ModelConfig(widths=(64, 128, 256), blocks=(1, 0, 2), dropout=0.2)
+    assert describe_network(config) == (
+        "resnet, stages of 64, 128 and 256 channels with 1, 0 and 2 residual blocks, patches of 2x2 pixels folded into "
+        "channels first, dropout 0.2 before the last layer"
+    )
+    assert describe_network(ModelConfig(widths=(8,), blocks=(1,), stem=1)).startswith("resnet, stages of 8 channels")
+    resizing = ModelConfig(inference_side=80)
+    assert describe_network(resizing).endswith("first, pictures resized to 80 pixels inside it, but in training")
+    assert describe_network(ModelConfig(name="seed")) == "seed"
+
+
+def test_one_is_not_many():
+    one = describe_network(ModelConfig(widths=(1,), blocks=(1,), stem=1))
+    assert one == "resnet, stages of 1 channel with 1 residual block"
+    assert describe_network(ModelConfig(widths=(8,), blocks=(2,), stem=1)).endswith("8 channels with 2 residual blocks")
+    assert describe_training(Config(epochs=1), steps_per_epoch=1).startswith("1 epoch of 1 step, ")
+    assert [counted(count, "step") for count in (0, 1, 2, 1390)] == ["0 steps", "1 step", "2 steps", "1,390 steps"]
+
+
+def test_precision():
+    auto = ModelConfig(precision="auto")
+    assert describe_precision(ModelConfig(precision="bfloat16"), {}) == "bfloat16"
+    assert describe_precision(auto, {"precision": "float32"}) == "float32"
+    assert "if the machine" in describe_precision(auto, {"jax": "0.7"})
+
+
+def test_sizes_one_after_the_other():
+    config = Config(epochs=10, batch_size=256, resolutions=((0.0, 48), (0.8, 64)), label_smoothing=0.1, seed=7)
+    assert describe_training(config, steps_per_epoch=1390) == (
+        "10 epochs of 1,390 steps, 8 at 48 pixels, then 2 at 64 pixels, 256 pictures in each step, label smoothing "
+        "0.1, seed 7"
+    )
+    start = Config(init_from="runs/first/model.safetensors")
+    assert describe_training(start, steps_per_epoch=None).endswith(
+        ", seed 0, starting from the weights of an earlier training, model.safetensors"
+    )
+    assert describe_training(Config(), steps_per_epoch=None) == "30 epochs, 32 pixels, 64 pictures in each step, seed 0"

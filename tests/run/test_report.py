@@ -1,0 +1,354 @@
+"""The report: what it reads, what it shows, and that nothing from outside gets into it unescaped."""
+
+import base64
+import dataclasses
+import functools
+import io
+import json
+import math
+import re
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from log_lines import LINES
+from PIL import Image
+from scipy.stats import binomtest
+
+from jaxcnn import models
+from jaxcnn.calibration import Calibration
+from jaxcnn.config import AugmentConfig, Config, DataConfig, ModelConfig
+from jaxcnn.data import Dataset, Split
+from jaxcnn.errors import UserError
+from jaxcnn.metrics import score, summarize
+from jaxcnn.run import charts, report, workdir
+from jaxcnn.run.report import wilson_interval, write_report
+from jaxcnn.run.sessions import record_session
+from jaxcnn.run.workdir import Classes, Workdir, environment
+
+CONFIG = Config(data=DataConfig(image_size=8), model=ModelConfig(widths=(4,), blocks=(1,)), batch_size=4, epochs=3)
+CLASSES = Classes(("a", "b", "c"), (), "my set", "MIT")
+CALIBRATION = Calibration(step=30, temperature=1.375, count=40, ece_before=0.321, ece_after=0.123)
+EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\" ' & $x$ {{ 7 * 7 }}"
+
+
+count_parameters = functools.cache(report.count_parameters)
+
+
+@pytest.fixture(autouse=True)
+def traced_once(monkeypatch):
+    """Tracing the model takes most of the time of a page, and the tests share a few models."""
+    monkeypatch.setattr(report, "count_parameters", count_parameters)
+
+
+def make_dataset(names, *, count=40, side=8):
+    rng = np.random.default_rng(0)
+
+    def split(count):
+        images = rng.integers(0, 256, (count, side, side, 3), np.uint8)
+        return Split(images, rng.integers(0, len(names), count, np.int32))
+
+    return Dataset(name="my set", names=tuple(names), wnids=(), license="MIT", train=split(50), validation=split(count))
+
+
+def measure(dataset, *, skill=1.0):
+    """An evaluation of random logits; the larger the skill, the more are right."""
+    labels, classes = dataset.validation.labels, len(dataset.names)
+    logits = np.random.default_rng(1).normal(size=(len(labels), classes)).astype(np.float32)
+    logits[np.arange(len(labels)), labels] += np.float32(skill)
+    return summarize([score(logits, labels, np.ones(len(labels), bool))], classes=classes)
+
+
+def write(workdir, names, *, lines=LINES, skill=1.0, config=CONFIG, calibration=CALIBRATION, **options):
+    """The page of a run on generated pictures, and the evaluation in it."""
+    dataset = make_dataset(names, **options)
+    Workdir(workdir).record(config, Classes(dataset.names, (), dataset.name, dataset.license))
+    (workdir / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
+    evaluation = measure(dataset, skill=skill)
+    path = write_report(workdir, evaluation, dataset, calibration=calibration)
+    assert path == workdir / "report.html"
+    return path.read_text(encoding="utf-8"), evaluation, dataset
+
+
+class Page(HTMLParser):
+    """The tags of a page with their attributes, its text, and the text of each cell of the confusion matrix."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.words, self.scripts, self.matrix = [], [], [], []
+        self._open = []
+        self.feed(html)
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self._open.append((tag, dict(attributes)))
+        if self._in_matrix() and tag == "tr":
+            self.matrix.append([])
+        if self._in_matrix() and tag == "td":
+            self.matrix[-1].append("")
+
+    def handle_endtag(self, tag):
+        while self._open and self._open.pop()[0] != tag:
+            pass
+
+    def handle_data(self, text):
+        tag = self._open[-1][0] if self._open else ""
+        if tag == "script":
+            self.scripts.append(text)
+        elif tag != "style":
+            self.words.append(text)
+        if self._in_matrix() and tag == "td":
+            self.matrix[-1][-1] += text.strip()
+
+    def _in_matrix(self):
+        return any(attributes.get("class") == "matrix" for _, attributes in self._open)
+
+    def attributes(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def decode(source):
+    return Image.open(io.BytesIO(base64.b64decode(source.removeprefix("data:image/png;base64,"))))
+
+
+@given(count=st.integers(1, 10_000), right=st.floats(0, 1))
+def test_interval_is_wilsons(count, right):
+    correct = round(right * count)
+    expected = binomtest(correct, count).proportion_ci(method="wilson")
+    assert wilson_interval(correct / count, count) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+@pytest.mark.parametrize("count", [1, 200, 201, 1999])
+def test_long_curves_are_averaged(count):
+    values = np.random.default_rng(0).normal(size=count)
+    records = [{"epoch": float(i), "loss": float(values[i]), "top1": 0.0, "learning_rate": 1.0} for i in range(count)]
+    averaged = report.average_records(records)
+    assert math.ceil(min(count, 200) / 2) <= len(averaged) <= 200
+    assert averaged[0]["loss"] == pytest.approx(values[: math.ceil(count / 200)].mean())
+
+
+def test_the_page_tells_what_was_measured(tmp_path):
+    html, evaluation, _ = write(tmp_path, "abcdefg")
+    page = Page(html)
+    assert f"Of 40 pictures that it was not trained on, the model names {100 * evaluation.top1:.1f}% right" in page.text
+    assert "from epoch 3 of 3" in page.text
+    for figure in (f"{100 * evaluation.top5:.1f}%", f"{evaluation.loss:.3f}", f"{100 * evaluation.ece:.1f}%"):
+        assert figure in page.text
+    for fact in (
+        "50 training and 40 validation pictures in 7 classes",
+        "3 epochs of 12 steps",
+        "sgd, learning rate 0.1",
+    ):
+        assert fact in page.text
+    assert "6 s in training steps, 20 pictures/s" in page.text
+    model = models.build(CONFIG.model, classes=7)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False))["params"]
+    assert "resnet, stages of 4 channels" in page.text
+    assert f", {sum(leaf.size for leaf in jax.tree.leaves(shapes)):,} parameters" in page.text
+    assert '"weight_decay"' in page.text
+    assert "The logits are divided by 1.38" in page.text
+    assert "Without it the error would be 32.1%" in page.text
+    assert "it is about 12.3%" in page.text
+
+
+def test_the_page_tells_the_precision_that_was_used(tmp_path, monkeypatch):
+    auto = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, precision="auto"))
+    monkeypatch.setattr(models, "resolve_precision", lambda precision: "bfloat16")
+    page = Page(write(tmp_path, "abc", config=auto)[0])
+    assert re.search(r"[\d,]+ parameters, bfloat16 Training", page.text)
+
+
+def test_one_is_not_many(tmp_path, monkeypatch):
+    monkeypatch.setattr(workdir, "environment", lambda: environment() | {"cores": "1"})
+    page = Page(write(tmp_path, "ab", config=dataclasses.replace(CONFIG, epochs=1), count=1)[0])
+    assert "Of 1 picture that it was not trained on" in page.text
+    assert "1 epoch of 12 steps" in page.text
+    assert ", 1 core Software" in page.text
+    assert not re.search(r"\b1 (epoch|picture|step|core|class)e?s\b", page.text.replace("1 validation pictures", ""))
+
+
+def test_few_classes_have_no_top5(tmp_path):
+    assert "Top-5" not in write(tmp_path, "abcde")[0]
+
+
+@pytest.mark.parametrize("count", [3, 30])
+def test_nothing_is_fetched(tmp_path, count):
+    html, *_ = write(tmp_path, [f"class {i}" for i in range(count)])
+    page = Page(html)
+    for _, attributes in page.tags:
+        assert attributes.get("src", "data:").startswith("data:")
+        for name in ("href", "xlink:href"):
+            assert attributes.get(name, "#").startswith("#")
+    assert not page.attributes("link")
+    assert "@import" not in html
+    assert html.count("url(") == html.count("url(#")
+
+
+def test_charts_take_their_colours_from_the_page(tmp_path):
+    html, *_ = write(tmp_path, "abc")
+    for variable in charts.VARIABLES.values():
+        assert f"var({variable})" in html
+        assert html.count(f"{variable}: #") == 2  # a light value and a dark one
+    for color in charts.VARIABLES:
+        assert color not in html
+    assert html.count("<svg") == 4
+
+
+def test_charts_are_well_formed_and_repeatable():
+    reliability = measure(make_dataset("abc")).reliability
+    curves = [charts.Curve("training", charts.TRAIN, [1.0, 2.0], [0.5, float("nan")])]
+    for draw in (lambda: charts.draw_reliability(reliability), lambda: charts.draw_curves(curves, marked=1.0)):
+        assert ET.fromstring(draw()).tag.endswith("svg")
+        assert draw() == draw()
+
+
+@pytest.mark.parametrize(("step", "epoch"), [(20, 2), (30, 3)])
+def test_the_page_is_of_the_checkpoint_that_was_measured(tmp_path, step, epoch):
+    calibration = dataclasses.replace(CALIBRATION, step=step)
+    page = Page(write(tmp_path, "abc", calibration=calibration)[0])
+    assert f"from epoch {epoch} of 3, chosen by these" in page.text
+
+
+def test_the_page_tells_what_earlier_sittings_did(tmp_path):
+    mixed = dataclasses.replace(CONFIG, augment=AugmentConfig(mixup=0.2), label_smoothing=0.1)
+    for step, config in ((0, mixed), (20, CONFIG)):
+        record_session(Workdir(tmp_path), config, CLASSES, step=step)
+    page = Page(write(tmp_path, "abc", config=CONFIG)[0])
+    assert "until step 20 mixup 0.2; then none" in page.text
+    assert "Training figures are of augmented pictures with label smoothing" in page.text
+
+
+@pytest.mark.parametrize("lines", [[], LINES[:1], LINES[:2]])
+def test_a_short_log(tmp_path, lines):
+    html, *_ = write(tmp_path, "abc", lines=lines)
+    assert ("Learning curves" in html) == (len(lines) == 2)
+    assert "dotted line" not in html
+
+
+@pytest.mark.parametrize("count", [2, 25])
+def test_few_classes_have_a_table(tmp_path, count):
+    html, evaluation, _ = write(tmp_path, [f"class {i}" for i in range(count)])
+    page = Page(html)
+    shown = [[int(cell or 0) for cell in row] for row in page.matrix if row]
+    assert shown == evaluation.confusion.tolist()
+    assert not page.scripts
+
+
+@pytest.mark.parametrize("count", [26, 60])
+def test_many_classes_have_a_map(tmp_path, count):
+    html, evaluation, dataset = write(tmp_path, [f"class {i}" for i in range(count)], count=200)
+    page = Page(html)
+    assert not page.matrix
+    source = next(each["src"] for each in page.attributes("img") if each["alt"].startswith("Confusion"))
+    pixels = np.asarray(decode(source))
+    shown = json.loads(page.scripts[0].split(" = ", 1)[1].split(";\n", 1)[0])
+    order = [dataset.names.index(name) for name in shown["names"]]
+    assert sorted(order) == list(range(count))
+    counts = evaluation.confusion[np.ix_(order, order)]
+    for row, column, number in shown["cells"]:
+        assert counts[row, column] == number
+    assert sum(number for *_, number in shown["cells"]) == 200
+    assert shown["totals"] == counts.sum(axis=1).tolist()
+    np.testing.assert_array_equal(pixels[..., 3] > 0, counts > 0)
+    blue = pixels[..., 2] > pixels[..., 0]
+    np.testing.assert_array_equal(blue, np.eye(count, dtype=bool))
+
+
+def test_very_many_classes_have_a_list_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "MAP_LIMIT", 29)
+    page = Page(write(tmp_path, [f"class {i}" for i in range(30)])[0])
+    assert not page.matrix
+    assert not page.scripts
+    assert "Most frequent confusions" in page.text
+
+
+def test_classes_that_are_confused_stand_together():
+    confusion = 10 * np.eye(8, dtype=np.int64)
+    for i, j in ((0, 5), (3, 7), (1, 6)):
+        confusion[i, j] = 4
+    order = report.order_by_confusion(confusion)
+    for i, j in ((0, 5), (3, 7), (1, 6)):
+        assert abs(order.index(i) - order.index(j)) == 1
+
+
+def test_a_class_without_pictures_is_left_out_of_the_ranking(tmp_path):
+    html, evaluation, dataset = write(tmp_path, [f"class {i}" for i in range(60)], count=30)
+    assert "nan" not in Page(html).text
+    rows = report.describe_classes(evaluation, dataset.names)
+    assert any(row["top1"] is None for row in rows)
+    assert all((row["top1"] is None) == (row["count"] == 0) for row in rows)
+
+
+@pytest.mark.parametrize("count", [3, 30])
+def test_class_names_are_escaped(tmp_path, count):
+    names = [EVIL, *(f"class {i}" for i in range(count - 1))]
+    page = Page(write(tmp_path, names, skill=-1)[0])
+    assert len(page.scripts) == (count > report.TABLE_LIMIT)
+    assert not any("onerror" in attributes for _, attributes in page.tags)
+    assert EVIL in " ".join(page.words)
+    assert EVIL in [attributes.get("title") for _, attributes in page.tags]
+    if page.scripts:
+        assert EVIL in json.loads(page.scripts[0].split(" = ", 1)[1].split(";\n", 1)[0])["names"]
+
+
+@pytest.mark.parametrize("count", [3, 30])
+def test_a_name_that_is_no_text_is_still_written(tmp_path, count):
+    html, *_ = write(tmp_path, ["caf\udce9", *(f"class {i}" for i in range(count - 1))], skill=-1)
+    assert "caf?" in html
+
+
+def test_mistakes_are_the_most_confident_first():
+    dataset = make_dataset("abc", count=100)
+    evaluation = measure(dataset, skill=0)
+    chosen = report.confident_mistakes(evaluation, dataset.validation)
+    assert len(chosen) == report.PICTURES
+    wrong = evaluation.predicted != dataset.validation.labels
+    assert all(wrong[i] for i in chosen)
+    expected = np.sort(evaluation.confidence[wrong])[::-1][: len(chosen)]
+    np.testing.assert_array_equal(evaluation.confidence[chosen], expected)
+
+
+def test_a_perfect_model_has_no_mistakes(tmp_path):
+    html, *_ = write(tmp_path, "abc", skill=100)
+    assert "It made none." in html
+
+
+@pytest.mark.parametrize(("count", "shown"), [(1, 1), (5, 5), (24, 24), (1000, 24)])
+def test_examples_are_spread_and_never_repeated(count, shown):
+    positions = report.spread(count)
+    assert len(positions) == len(set(positions)) == shown
+    assert (positions[0], positions[-1]) == (0, count - 1)
+
+
+def test_pictures_are_those_of_the_split():
+    dataset = make_dataset("abc")
+    (shown,) = report.show_pictures(dataset.validation, measure(dataset), [7])
+    np.testing.assert_array_equal(np.asarray(decode(shown["png"])), dataset.validation.images[7])
+    assert shown["true"] == dataset.validation.labels[7]
+
+
+def test_large_pictures_are_shrunk():
+    dataset = make_dataset("ab", count=2, side=300)
+    (shown,) = report.show_pictures(dataset.validation, measure(dataset), [0])
+    assert decode(shown["png"]).size == (report.THUMBNAIL, report.THUMBNAIL)
+
+
+def test_a_full_disk_is_told(tmp_path, monkeypatch):
+    def full(path, text):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(report, "write_atomically", full)
+    with pytest.raises(UserError, match=r"the report cannot be written to .*: No space left on device"):
+        write(tmp_path, "abc")
+
+
+def test_no_workdir(tmp_path):
+    dataset = make_dataset("abc")
+    with pytest.raises(UserError, match="is not the workdir of a training run"):
+        write_report(tmp_path, measure(dataset), dataset, calibration=CALIBRATION)

@@ -1,0 +1,218 @@
+"""The records of a run, and what may not change between two starts."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxcnn import models
+from jaxcnn.config import DataConfig
+from jaxcnn.data import Fingerprint
+from jaxcnn.errors import UserError
+from jaxcnn.presets import digits
+from jaxcnn.run.workdir import Classes, Workdir, environment
+
+CLASSES = Classes(("cat", "dog", "eel"), ("n1", "n2", "n3"), "pets", "MIT")
+PICTURES = Fingerprint(train=1618, validation=179, labels="ab", pixels="cd", side=32)
+
+
+def test_what_begins_can_be_read(tmp_path):
+    run = Workdir(tmp_path / "new" / "run")
+    with run.locked():
+        run.record(digits(), CLASSES)
+    assert run.read_config() == digits()
+    assert run.read_classes() == CLASSES
+    recorded = json.loads((run.path / "environment.json").read_text())
+    assert recorded["jax"] == environment()["jax"]
+    assert int(recorded["cores"]) >= 1
+
+
+@pytest.mark.parametrize(("fast", "used"), [(True, "bfloat16"), (False, "float32")])
+def test_the_precision_is_recorded_that_auto_became_here(tmp_path, monkeypatch, fast, used):
+    monkeypatch.setattr(models, "has_onednn", lambda dtype: fast)
+    monkeypatch.setattr(models.jax, "default_backend", lambda: "cpu")
+    model = dataclasses.replace(digits().model, precision="auto")
+    Workdir(tmp_path).record(dataclasses.replace(digits(), model=model), CLASSES)
+    assert json.loads((tmp_path / "environment.json").read_text())["precision"] == used
+    assert Workdir(tmp_path).read_config().model.precision == "auto"  # may be another elsewhere
+
+
+def test_names_that_an_older_run_recorded_as_bytes_are_read_as_text(tmp_path):
+    bytes_in_them = dataclasses.replace(CLASSES, names=("caf\udce9", "dog", "eel"), dataset="p\udce9ts")
+    Workdir(tmp_path).record(digits(), bytes_in_them)
+    read = Workdir(tmp_path).read_classes()
+    assert (read.names, read.dataset) == (("caf\ufffd", "dog", "eel"), "p\ufffdts")
+
+
+def test_other_rates_may_follow_but_no_other_model(tmp_path):
+    run = Workdir(tmp_path)
+    run.check_settings(digits())
+    run.record(digits(), CLASSES)
+    precise = dataclasses.replace(digits().model, precision="bfloat16")
+    run.check_settings(dataclasses.replace(digits(), epochs=99, model=precise))
+    wider = dataclasses.replace(digits(), model=dataclasses.replace(digits().model, widths=(1, 2, 3)))
+    with pytest.raises(UserError, match=r"model.widths \(32, 64, 128\), not \(1, 2, 3\)"):
+        run.check_settings(wider)
+    with pytest.raises(UserError, match="batch_size 64, not 32"):
+        run.check_settings(dataclasses.replace(digits(), batch_size=32))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 7}, "seed 0, not 7"),
+        ({"data": dataclasses.replace(digits().data, split_seed=7)}, r"data\.split_seed 0, not 7"),
+        ({"data": dataclasses.replace(digits().data, image_size=64)}, r"data\.image_size 32, not 64"),
+        ({"data": dataclasses.replace(digits().data, validation_fraction=None)}, r"validation_fraction 0\.2, not None"),
+    ],
+)
+def test_a_run_is_always_validated_with_the_same_pictures(tmp_path, change, message):
+    run = Workdir(tmp_path)
+    run.record(digits(), CLASSES)
+    with pytest.raises(UserError, match=message):
+        run.check_settings(dataclasses.replace(digits(), **change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"names": ("cat", "dog", "elk")}, r"names\[2\] was 'eel', the data has 'elk'"),
+        ({"names": ("cat", "dog")}, r"names\[2\] was 'eel', the data has nothing"),
+        ({"wnids": ()}, r"wnids\[0\] was 'n1', the data has nothing"),
+    ],
+)
+def test_other_classes_are_refused(tmp_path, change, message):
+    run = Workdir(tmp_path)
+    run.record(digits(), CLASSES)
+    with pytest.raises(UserError, match=message):
+        run.check_data(dataclasses.replace(CLASSES, **change), PICTURES)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train": 1619, "labels": "ac"}, "were 1,618 for training and 179 for validation, now there are 1,619 for"),
+        ({"labels": "ac", "pixels": "ce"}, "as many, but others or in another order"),
+        ({"pixels": "ce"}, "Put the pictures back as they were, or give another --workdir"),
+    ],
+)
+def test_a_data_set_that_is_divided_otherwise_is_refused(tmp_path, change, message):
+    run = Workdir(tmp_path)
+    run.record(digits(), CLASSES)
+    run.check_data(CLASSES, PICTURES)  # a run that is older than the record
+    run.record_pictures(PICTURES)
+    run.check_data(CLASSES, PICTURES)
+    run.check_data(CLASSES, dataclasses.replace(PICTURES, side=64, pixels="ef"))  # the same in another size
+    with pytest.raises(UserError, match=message):
+        run.check_data(CLASSES, dataclasses.replace(PICTURES, **change))
+
+
+def test_a_record_that_tells_no_decoder_is_read(tmp_path):
+    old = {name: value for name, value in dataclasses.asdict(PICTURES).items() if name != "decoder"}
+    (tmp_path / "pictures.json").write_text(json.dumps(old))
+    assert Workdir(tmp_path).read_pictures() == dataclasses.replace(PICTURES, decoder=0)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "1", '{"python": 3}'])
+def test_a_damaged_record_of_the_environment_is_as_none(tmp_path, text):
+    (tmp_path / "environment.json").write_text(text)
+    assert Workdir(tmp_path).read_environment() == {}
+
+
+def test_paths_of_a_run_are_found_from_any_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run, config = Workdir(tmp_path / "run"), digits()
+    for source, archive in (("pets", None), ("tiny_imagenet", "tiny.zip")):
+        of = DataConfig(source=source, archive=archive, cache_dir="cache")
+        run.record(dataclasses.replace(config, data=of), CLASSES)
+        monkeypatch.chdir("/")
+        found = run.read_data_config()
+        monkeypatch.chdir(tmp_path)
+        assert found.source == (source if archive else str(tmp_path / source))
+        assert found.archive == (archive and str(tmp_path / archive))
+        assert found.cache_dir == str(tmp_path / "cache")
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"train": 1}', json.dumps(dataclasses.asdict(PICTURES) | {"train": "1"})])
+def test_a_damaged_record_of_the_pictures_is_told(tmp_path, text):
+    (tmp_path / "pictures.json").write_text(text)
+    with pytest.raises(UserError, match=r"pictures\.json is damaged"):
+        Workdir(tmp_path).read_pictures()
+
+
+@pytest.mark.parametrize("name", ["config.json", "classes.json", "pictures.json"])
+def test_a_damaged_record_is_told_before_the_pictures_are_read(tmp_path, name):
+    Workdir(tmp_path).record(digits(), CLASSES)
+    (tmp_path / name).write_text("{")
+    with pytest.raises(UserError, match=f"{name} is damaged"):
+        Workdir(tmp_path).check_settings(digits())
+
+
+def test_what_is_no_workdir_is_told(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        Workdir(tmp_path / "absent").read_config()
+    with pytest.raises(UserError, match=r"it has no config.json"):
+        Workdir(tmp_path).read_config()
+    (tmp_path / "config.json").write_text('{"mode": 3}')
+    with pytest.raises(UserError, match=r"config.json is damaged \(config.mode is not a setting"):
+        Workdir(tmp_path).read_config()
+    (tmp_path / "classes.json").write_text("{}")
+    with pytest.raises(UserError, match=r"classes.json is damaged"):
+        Workdir(tmp_path).read_classes()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"), Workdir(tmp_path / "file" / "run").locked():
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a[b]c", r"has a \[ in it"),
+        ("a*", r"has a \* in it"),
+        ("a?", r"has a \? in it"),
+        ("a\\b", r"has a \\ in it"),
+        (os.fsdecode(b"caf\xe9"), "has bytes in it that are not UTF-8"),
+    ],
+)
+def test_a_path_whose_checkpoints_could_not_be_read_is_refused(tmp_path, monkeypatch, name, message):
+    with pytest.raises(UserError, match=message) as caught, Workdir(tmp_path / name / "run").locked():
+        pass
+    assert "rename that folder or give another --workdir" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    with pytest.raises(UserError, match=message), Workdir(Path("run")).locked():
+        pass
+
+
+def test_other_signs_in_a_path_are_fine(tmp_path):
+    with Workdir(tmp_path / "é a]'{b}#%41:").locked():
+        pass
+
+
+def test_a_complete_run_takes_no_other_settings_but_places(tmp_path):
+    run, config = Workdir(tmp_path), digits()
+    run.record(config, CLASSES)
+    moved = dataclasses.replace(config.data, source="elsewhere", cache_dir="there")
+    run.check_finished_settings(dataclasses.replace(config, data=moved, checkpoint_minutes=1.0))
+    for change, message in (
+        ({"optim": dataclasses.replace(config.optim, learning_rate=5.0)}, r"with optim\.learning_rate 0\.1, not 5\.0"),
+        ({"data": dataclasses.replace(config.data, image_size=64)}, r"with data\.image_size 32, not 64"),
+        ({"label_smoothing": 0.5}, r"with label_smoothing 0\.0, not 0\.5; give the same settings, more --epochs or"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run.check_finished_settings(dataclasses.replace(config, **change))
+
+
+def test_only_one_process_trains_in_a_folder(tmp_path):
+    lines = ("import sys", "from pathlib import Path", "from jaxcnn.run.workdir import Workdir")
+    program = "\n".join([*lines, "Workdir(Path(sys.argv[1])).locked().__enter__()"])
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with Workdir(tmp_path).locked():
+        done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert "another process is training in" in done.stderr
+    subprocess.run(command, cwd=Path(__file__).parents[2], check=True)

@@ -6,7 +6,8 @@ import pytest
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
-from server.errors import OneLineStartErrors, StartError
+from server.errors import StartError
+from server.middleware.errors import OneLineStartErrors
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ class Classifier:
       config: the settings it was trained with.
       wnids: WordNet ids of its classes; empty where its data had none.
       step: training steps taken; None in a file that does not tell.
-      pictures: how the data was divided that it was trained on; None in a file that does not tell.
+      pictures: fingerprint of the split it was trained on; None in a file that does not record it.
       temperature: what its logits have been divided by; 1 if they are not calibrated.
       logits: computes the logits of a batch of pictures.
     """

@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> None:
     parsed = parse(Arguments(trained_on, flip=classifier.config.augment.flip), arguments[1:])
     output = parsed.output or default_output(path, parsed, trained_on=trained_on)
     check_output(output)
-    dataset = load_evaluation_data(parsed.data, classifier, divided=parsed.split != "all")
+    dataset = load_evaluation_data(parsed.data, classifier, hold_out=parsed.split != "all")
     if parsed.split != "all":
         # A file may be older than the record in it, and lie in its run's folder.
         began = classifier.pictures or _run_of(path).read_pictures()

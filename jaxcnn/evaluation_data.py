@@ -10,19 +10,24 @@ from jaxcnn import cli, data
 from jaxcnn.classifier import Classifier
 from jaxcnn.config import DataConfig
 from jaxcnn.errors import UserError
-from jaxcnn.leakage import is_same_source, load_undivided
+from jaxcnn.leakage import is_same_source, load_without_hold_out
 from jaxcnn.paths import composed
 
 
 def defaults_of_options(trained_on: DataConfig, arguments: Sequence[str]) -> DataConfig:
-    """What the options of a command are by default: as in the run; but archive and division belong to its source."""
+    """Default data options of a command: those of the run; another source does not inherit its archive and split."""
     if is_same_source(cli.peek(arguments, "data.source", trained_on.source), trained_on.source):
         return trained_on
     return DataConfig(cache_dir=trained_on.cache_dir, image_size=trained_on.image_size)
 
 
-def load_evaluation_data(config: DataConfig, classifier: Classifier, *, divided: bool) -> data.Dataset:
-    """Loads the data to measure on, `divided` or all there is, with the model's classes in the model's order.
+def load_evaluation_data(config: DataConfig, classifier: Classifier, *, hold_out: bool) -> data.Dataset:
+    """Loads the data to measure on, with the labels mapped to the model's class indices.
+
+    Args:
+      config: which pictures.
+      classifier: the model.
+      hold_out: as in `data.load`; False to measure on all pictures of the source.
 
     Raises:
       UserError: it cannot be loaded, its pictures have another size, or a class of it is not one of the model's.
@@ -30,7 +35,7 @@ def load_evaluation_data(config: DataConfig, classifier: Classifier, *, divided:
     side = classifier.config.data.image_size
     if config.image_size != side:
         raise UserError(f"data.image_size is {config.image_size}, but the model takes {side}; leave it out")
-    dataset = data.load(config) if divided else load_undivided(config)
+    dataset = data.load(config) if hold_out else load_without_hold_out(config)
     indices = class_indices(dataset, classifier)
     train, validation = (
         dataclasses.replace(split, labels=indices[split.labels]) for split in (dataset.train, dataset.validation)

@@ -18,12 +18,12 @@ def is_same_source(one: str, other: str) -> bool:
 
 def is_of_run(config: DataConfig, *, trained_on: DataConfig) -> bool:
     """Whether these are the pictures that a run was trained on and measured with."""
-    return is_same_source(config.source, trained_on.source) and _division(config) == _division(trained_on)
+    return is_same_source(config.source, trained_on.source) and _split_settings(config) == _split_settings(trained_on)
 
 
-def load_undivided(config: DataConfig) -> Dataset:
-    """All pictures of a source, divided only if it is so by itself."""
-    return data.load(dataclasses.replace(config, validation_fraction=None), divided=False)
+def load_without_hold_out(config: DataConfig) -> Dataset:
+    """Loads a source with its own validation split if it has one; otherwise all pictures are training pictures."""
+    return data.load(dataclasses.replace(config, validation_fraction=None), hold_out=False)
 
 
 def check_no_leakage(
@@ -35,22 +35,22 @@ def check_no_leakage(
     known by their place, or by what they are.
 
     Args:
-      dataset: as `config` divides it.
+      dataset: the pictures, split as `config` says.
       trained_on: what the model was trained on.
-      began: how that was divided; None of a model that does not tell.
+      began: fingerprint of the split the model was trained on; None if the model does not record it.
     """
-    if config.validation_fraction is None and len(load_undivided(config).validation):
+    if config.validation_fraction is None and len(load_without_hold_out(config).validation):
         return
     if not (is_same_source(config.source, trained_on.source) or _has_pictures_of(config, trained_on, began)):
         return
-    if _division(config) != _division(trained_on):
-        fraction, seed = _division(trained_on)
+    if _split_settings(config) != _split_settings(trained_on):
+        fraction, seed = _split_settings(trained_on)
         raise UserError(
             f"with data.validation_fraction {config.validation_fraction} and data.split_seed {config.split_seed} some "
             f"pictures of {dataset.name} would be held out that the model was trained on; give "
             f"--data.validation_fraction {fraction} --data.split_seed {seed}, as then"
         )
-    if began is not None and not began.divides_as(dataset.fingerprint()):
+    if began is not None and not began.has_same_split(dataset.fingerprint()):
         raise UserError(
             f"the pictures of {dataset.name} have changed since the model was trained, so that some which would be "
             "held out now may be ones that it was trained on; put them back as they were, hold out a val/ folder of "
@@ -62,10 +62,10 @@ def _has_pictures_of(config: DataConfig, trained_on: DataConfig, began: Fingerpr
     """Whether a source in another place has the very pictures: a copy, or a zip of the folder."""
     if began is None:
         return False
-    fraction, seed = _division(trained_on)
+    fraction, seed = _split_settings(trained_on)
     # In the model's size only if they may be the same: they may have to be decoded for that.
     return all(
-        began.divides_as(
+        began.has_same_split(
             data.load(
                 dataclasses.replace(config, validation_fraction=fraction, split_seed=seed, image_size=side)
             ).fingerprint()
@@ -81,5 +81,5 @@ def _place(path: str) -> str:
         return path
 
 
-def _division(config: DataConfig) -> tuple[float | None, int]:
+def _split_settings(config: DataConfig) -> tuple[float | None, int]:
     return config.validation_fraction, config.split_seed

@@ -56,7 +56,7 @@ class Metadata:
             raise self.refusal(str(error)) from None
 
     def pictures(self) -> Fingerprint | None:
-        """How the data was divided that the file's model was trained on; None if it does not tell."""
+        """Fingerprint of the split that the model was trained on; None if the file does not record it."""
         if "pictures" not in self.values:
             return None
         try:

@@ -40,7 +40,7 @@ class Weights:
       source: where it was read from.
       model: its shape.
       trained_on: where its pictures came from.
-      pictures: how they were divided; None in a file that does not tell.
+      pictures: fingerprint of their split; None in a file that does not record it.
       names: of its classes.
       wnids: WordNet ids in the same order; empty where its data had none.
       dataset: the name of the data it was trained on.
@@ -155,7 +155,7 @@ def mean_of(weights: Sequence[Weights]) -> Weights:
 def _holds_out_the_same(one: Weights, other: Weights) -> bool:
     if one.pictures is None or other.pictures is None:  # of older files
         return is_of_run(one.trained_on, trained_on=other.trained_on)
-    return one.pictures.divides_as(other.pictures)
+    return one.pictures.has_same_split(other.pictures)
 
 
 def read_model(source: str) -> ModelConfig:

@@ -414,7 +414,7 @@ def begin_run(config, path):
 
 @pytest.mark.parametrize("option", [["--data.validation_fraction", ".5"], ["--data.split_seed", "1"]])
 @pytest.mark.parametrize("spelling", ["{}", "{}/"])
-def test_another_division_of_a_runs_pictures_is_refused(exported, config, tmp_path, option, spelling):
+def test_another_split_of_a_runs_pictures_is_refused(exported, config, tmp_path, option, spelling):
     source = held_out_of(tmp_path / "photos")
     give_config(exported, dataclasses.replace(config, data=dataclasses.replace(config.data, source=str(source))))
     named = ["--data.source", spelling.format(source)]
@@ -439,7 +439,9 @@ def test_a_file_away_from_its_run_knows_the_pictures_it_was_trained_on(exported,
     with pytest.raises(UserError, match="copied would be held out that the model was trained on"):
         main([str(exported), "--data.source", str(copied), "--data.split_seed", "1"])
     give(exported, pictures={"train": 6})
-    with pytest.raises(UserError, match=r"was not made by .*: its metadata has pictures of which it does not tell how"):
+    with pytest.raises(
+        UserError, match=r"was not made by .*: its metadata has pictures of which it does not record how"
+    ):
         main([str(exported), "--data.source", str(copied)])
 
 
@@ -490,7 +492,7 @@ def test_a_file_that_happens_to_have_the_name_of_the_record_is_not_replaced(expo
 
 
 @pytest.mark.parametrize("split", ["validation", "all"])
-def test_the_division_of_a_run_is_of_its_own_source(exported, config, pictures, tmp_path, capsys, split):
+def test_the_split_of_a_run_applies_to_its_own_source(exported, config, pictures, tmp_path, capsys, split):
     source = held_out_of(tmp_path / "photos")
     changed = dataclasses.replace(config.data, source=str(source), validation_fraction=0.5, split_seed=3)
     give_config(exported, dataclasses.replace(config, data=changed))

@@ -35,14 +35,14 @@ def add_picture(folder):
     make_picture(0, seed=99).save(folder / "cat" / "99.png")
 
 
-def test_the_division_it_was_trained_with_is_fine(trained_on, began):
+def test_the_split_it_was_trained_with_is_accepted(trained_on, began):
     measure(trained_on, trained_on=trained_on, began=began)
     measure(trained_on, trained_on=trained_on, began=None)
 
 
 @pytest.mark.parametrize("change", [{"validation_fraction": None}, {"split_seed": 0}])
 @pytest.mark.parametrize("place", ["same", "symlink", "relative", "copy", "zip"])
-def test_another_division_is_refused_wherever_the_pictures_lie(tmp_path, monkeypatch, trained_on, began, change, place):
+def test_another_split_is_refused_wherever_the_pictures_lie(tmp_path, monkeypatch, trained_on, began, change, place):
     photos = tmp_path / "photos"
     match place:
         case "symlink":
@@ -74,7 +74,7 @@ def test_a_picture_more_changes_what_is_held_out(tmp_path, trained_on, began, pl
 
 
 @pytest.mark.parametrize("size", [16, 24])
-def test_other_pictures_are_divided_as_one_likes(tmp_path, trained_on, began, size):
+def test_other_pictures_may_be_split_in_any_way(tmp_path, trained_on, began, size):
     others = write_class_folders(tmp_path / "others", count=8, seed=50)
     config = dataclasses.replace(
         trained_on, source=str(others), validation_fraction=None, split_seed=5, image_size=size
@@ -111,7 +111,7 @@ def test_validation_pictures_of_their_own_may_change(tmp_path):
         measure(dataclasses.replace(config, validation_fraction=0.5), trained_on=config, began=began)
 
 
-def test_pictures_are_those_of_a_run_by_their_place_and_their_division():
+def test_pictures_are_those_of_a_run_by_their_place_and_their_split():
     run = DataConfig(source="digits", validation_fraction=0.5, split_seed=3)
     assert is_of_run(dataclasses.replace(run, image_size=99), trained_on=run)
     for change in ({"source": "photos"}, {"validation_fraction": None}, {"split_seed": 4}):

@@ -82,7 +82,7 @@ def test_the_weights_to_fine_tune_are_those_of_the_file():
 def test_the_accuracy_is_what_the_file_says(path):
     facts, classifier = metadata(path), open_classifier(path)
     dataset = load_evaluation_data(
-        DataConfig(source="tiny_imagenet", archive=ARCHIVE, image_size=64), classifier, divided=True
+        DataConfig(source="tiny_imagenet", archive=ARCHIVE, image_size=64), classifier, hold_out=True
     )
     found = evaluate(classifier.logits, dataset.validation, classes=200, batch_size=250)
     assert found.top1 == pytest.approx(facts["metrics"]["top1"], abs=0.002)

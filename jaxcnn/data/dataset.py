@@ -60,7 +60,7 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class Fingerprint:
-    """What tells whether a data set is divided as it was before.
+    """Identifies the split of a data set, to detect later that other pictures are held out.
 
     Attributes:
       train: number of training pictures.
@@ -80,7 +80,7 @@ class Fingerprint:
     side: int
     decoder: int = 0
 
-    def divides_as(self, other: "Fingerprint") -> bool:
+    def has_same_split(self, other: "Fingerprint") -> bool:
         """Whether the same pictures are held out, as far as it can be told."""
         mine, others = ((each.train, each.validation, each.labels) for each in (self, other))
         return mine == others and (self.pixels == other.pixels or not self.is_comparable(other))
@@ -119,40 +119,37 @@ class Dataset:
             decoder=DECODER,
         )
 
+    def hold_out(self, *, fraction: float, seed: int) -> "Dataset":
+        """Returns a data set with some of the training pictures as its validation pictures, in place of its own.
 
-def hold_out(dataset: Dataset, *, fraction: float, seed: int) -> Dataset:
-    """Makes some of the training pictures the validation pictures, in place of those the data set had.
+        Args:
+          fraction: share held out of every class, rounded; each side keeps at least one picture of each class.
+          seed: chooses which.
 
-    Args:
-      dataset: is not changed.
-      fraction: share held out of every class, rounded; at least one picture of a class is on either side.
-      seed: chooses which.
+        Raises:
+          UserError: a class has fewer than two training pictures.
+        """
+        labels = self.train.labels
+        order = np.random.default_rng(seed).permutation(len(labels))
+        order = order[np.argsort(labels[order], kind="stable")]  # class by class, shuffled within each
+        bounds = np.searchsorted(labels[order], np.arange(len(self.names) + 1))
+        held_out = np.zeros(len(labels), bool)
+        for name, (start, end) in zip(self.names, itertools.pairwise(bounds), strict=True):
+            members = order[start:end]
+            if len(members) < 2:
+                found = "1 training picture" if len(members) else "no training pictures"
+                raise UserError(
+                    f"class {name!r} of {self.name} has {found}; "
+                    "one for training and one held out for validation are the least: add some or remove the class"
+                )
+            count = min(max(round(len(members) * fraction), 1), len(members) - 1)
+            held_out[members[:count]] = True
+        return dataclasses.replace(
+            self,
+            train=self.train.select(np.flatnonzero(~held_out)),
+            validation=self.train.select(np.flatnonzero(held_out)),
+        )
 
-    Raises:
-      UserError: a class has fewer than two training pictures.
-    """
-    labels = dataset.train.labels
-    order = np.random.default_rng(seed).permutation(len(labels))
-    order = order[np.argsort(labels[order], kind="stable")]  # class by class, those of each as they were drawn
-    bounds = np.searchsorted(labels[order], np.arange(len(dataset.names) + 1))
-    held = np.zeros(len(labels), bool)
-    for name, (start, end) in zip(dataset.names, itertools.pairwise(bounds), strict=True):
-        members = order[start:end]
-        if len(members) < 2:
-            there = "1 training picture" if len(members) else "no training pictures"
-            raise UserError(
-                f"class {name!r} of {dataset.name} has {there}; "
-                "one for training and one held out for validation are the least: add some or remove the class"
-            )
-        count = min(max(round(len(members) * fraction), 1), len(members) - 1)
-        held[members[:count]] = True
-    return dataclasses.replace(
-        dataset,
-        train=dataset.train.select(np.flatnonzero(~held)),
-        validation=dataset.train.select(np.flatnonzero(held)),
-    )
-
-
-def hold_out_none(dataset: Dataset) -> Dataset:
-    """The data set with its training pictures alone, none of them held out; it is not changed."""
-    return dataclasses.replace(dataset, validation=dataset.train.select(np.arange(0)))
+    def without_validation(self) -> "Dataset":
+        """Returns a data set with the training pictures alone."""
+        return dataclasses.replace(self, validation=self.train.select(np.arange(0)))

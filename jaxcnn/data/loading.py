@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxcnn.config import DataConfig
 from jaxcnn.data.cache import load_cached
-from jaxcnn.data.dataset import Dataset, hold_out, hold_out_none
+from jaxcnn.data.dataset import Dataset
 from jaxcnn.data.digits import open_digits
 from jaxcnn.data.folder import folder_source
 from jaxcnn.data.source import Source
@@ -17,12 +17,13 @@ HELD_OUT = 0.1
 """Share of the training pictures held out where a source has no validation pictures of its own."""
 
 
-def load(config: DataConfig, *, divided: bool = True) -> Dataset:
+def load(config: DataConfig, *, hold_out: bool = True) -> Dataset:
     """The pictures that the settings ask for, decoded into the cache if they are not there yet.
 
     Args:
-      divided: if validation pictures are to be held out of the training pictures, do so; otherwise none are, and a
-        class may have a single picture.
+      config: the source, the size of the pictures, and which of them are held out.
+      hold_out: False leaves all training pictures in `train`, so that a class may have a single picture; the source's
+        own validation pictures remain if `validation_fraction` is None.
 
     Raises:
       UserError: the source cannot be found or read, a picture of it is damaged, the cache cannot be written, or there
@@ -33,8 +34,10 @@ def load(config: DataConfig, *, divided: bool = True) -> Dataset:
         check_outside_pictures(cache_dir, option="data.cache_dir", source=config.source)
     dataset = load_cached(_source(config, cache_dir), size=config.image_size, cache_dir=cache_dir)
     if config.validation_fraction is not None or len(dataset.validation) == 0:
-        fraction = config.validation_fraction or HELD_OUT
-        dataset = hold_out(dataset, fraction=fraction, seed=config.split_seed) if divided else hold_out_none(dataset)
+        if hold_out:
+            dataset = dataset.hold_out(fraction=config.validation_fraction or HELD_OUT, seed=config.split_seed)
+        else:
+            dataset = dataset.without_validation()
     for split, advice in (("train", "choose another --data.source"), ("validation", "set --data.validation_fraction")):
         if np.any(getattr(dataset, split).labels < 0):
             raise UserError(f"some {split} pictures of {dataset.name} have no label; {advice}")

@@ -2,7 +2,7 @@
 
 config.json        the settings                      metrics.jsonl     one line per event of the run
 classes.json       class names, wnids, data set      events.out.*      the same for TensorBoard
-pictures.json      how the data set was divided      calibration.json  the best checkpoint's temperature
+pictures.json      fingerprint of the split          calibration.json  the best checkpoint's temperature
 environment.json   versions, hardware, command       evaluation.json   the best checkpoint, measured
 earlier_sessions.json                                report.html       the run as a page
                    other settings and hardware       model.onnx        the best checkpoint, exported
@@ -141,7 +141,7 @@ class Workdir:
             raise UserError(f"{self.path / 'classes.json'} is damaged ({error}); train in a new workdir") from error
 
     def read_pictures(self) -> Fingerprint | None:
-        """How the data set was divided when the run began; None in a run that is older than this record."""
+        """Fingerprint of the split when the run began; None in a run that is older than this record."""
         if not (self.path / "pictures.json").exists():
             return None
         try:
@@ -222,7 +222,7 @@ class Workdir:
         write_atomically(self.path / "config.json", settings.to_json(config))
 
     def record_pictures(self, pictures: Fingerprint) -> None:
-        """Writes down how the data set is divided."""
+        """Writes the fingerprint of the split."""
         write_atomically(self.path / "pictures.json", json.dumps(dataclasses.asdict(pictures), indent=2) + "\n")
 
     def _check_path(self) -> None:
@@ -274,7 +274,7 @@ class Workdir:
 
     def _check_pictures(self, pictures: Fingerprint) -> None:
         saved = self.read_pictures()
-        if saved is None or saved.divides_as(pictures):
+        if saved is None or saved.has_same_split(pictures):
             return
         was, now = (f"{each.train:,} for training and {each.validation:,} for validation" for each in (saved, pictures))
         raise UserError(
@@ -303,7 +303,7 @@ def parse_fingerprint(value: Any) -> Fingerprint:
     kinds = {each.name: each.type for each in dataclasses.fields(Fingerprint)}
     known: dict[str, Any] = {"decoder": 0} | value if isinstance(value, dict) else {}
     if {name: type(each) for name, each in known.items()} != kinds:
-        raise ValueError("it does not tell how pictures were divided")
+        raise ValueError("it does not record how the pictures were split")
     return Fingerprint(**known)
 
 

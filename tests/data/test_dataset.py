@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxcnn.data.dataset import Dataset, Rows, Split, hold_out
+from jaxcnn.data.dataset import Dataset, Rows, Split
 from jaxcnn.errors import UserError
 
 
@@ -51,9 +51,9 @@ def test_selecting_twice_still_shares_the_array():
     fraction=st.floats(0.001, 0.999),
     seed=st.integers(0, 2**32),
 )
-def test_every_class_is_divided_alike_and_nothing_is_lost(counts, fraction, seed):
+def test_every_class_is_split_alike_and_nothing_is_lost(counts, fraction, seed):
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
-    result = hold_out(dataset(labels, classes=len(counts)), fraction=fraction, seed=seed)
+    result = dataset(labels, classes=len(counts)).hold_out(fraction=fraction, seed=seed)
     assert sorted(numbers(result.train) + numbers(result.validation)) == list(range(len(labels)))
     for split in (result.train, result.validation):
         assert split.labels.tolist() == labels[numbers(split)].tolist()
@@ -66,7 +66,7 @@ def test_every_class_is_divided_alike_and_nothing_is_lost(counts, fraction, seed
 def test_the_seed_alone_chooses():
     labels = np.arange(100) % 4
     first, again, other = (
-        numbers(hold_out(dataset(labels, classes=4), fraction=0.2, seed=seed).validation) for seed in (1, 1, 2)
+        numbers(dataset(labels, classes=4).hold_out(fraction=0.2, seed=seed).validation) for seed in (1, 1, 2)
     )
     assert first == again
     assert first != other
@@ -83,11 +83,11 @@ def test_which_are_held_out_stays_what_it_was(classes):
     for index in range(classes):
         members = order[labels[order] == index]
         expected += members[: max(round(len(members) * 0.3), 1)].tolist()
-    assert numbers(hold_out(dataset(labels, classes=classes), fraction=0.3, seed=7).validation) == sorted(expected)
+    assert numbers(dataset(labels, classes=classes).hold_out(fraction=0.3, seed=7).validation) == sorted(expected)
 
 
 def test_what_was_validation_is_left_out():
-    result = hold_out(dataset([0, 0, 1, 1], classes=2, validation=[0, 1, 0]), fraction=0.5, seed=0)
+    result = dataset([0, 0, 1, 1], classes=2, validation=[0, 1, 0]).hold_out(fraction=0.5, seed=0)
     assert len(result.train) == 2
     assert len(result.validation) == 2
 
@@ -95,33 +95,33 @@ def test_what_was_validation_is_left_out():
 @pytest.mark.parametrize(("labels", "count"), [([0, 0, 1], "1 training picture"), ([0, 0], "no training pictures")])
 def test_a_class_of_fewer_than_two_is_named(labels, count):
     with pytest.raises(UserError, match=rf"^class 'class 1' of set has {count};"):
-        hold_out(dataset(labels, classes=2), fraction=0.5, seed=0)
+        dataset(labels, classes=2).hold_out(fraction=0.5, seed=0)
 
 
 def test_a_fingerprint_tells_what_is_held_out_and_in_which_order():
     labels = [0, 1, 0, 1, 1, 0]
     whole = dataset(labels, classes=2)
-    divided = hold_out(whole, fraction=0.4, seed=0)
-    found = divided.fingerprint()
+    split = whole.hold_out(fraction=0.4, seed=0)
+    found = split.fingerprint()
     assert (found.train, found.validation, found.side) == (4, 2, 2)
-    assert found == hold_out(whole, fraction=0.4, seed=0).fingerprint()
-    more = hold_out(dataset([*labels, 1], classes=2), fraction=0.4, seed=0)
-    assert not more.fingerprint().divides_as(found)
-    moved = Dataset(**vars(divided) | {"train": divided.train.select(np.array([1, 0, 2, 3]))})
-    assert moved.train.labels.tolist() != divided.train.labels.tolist()
-    assert not moved.fingerprint().divides_as(found)
+    assert found == whole.hold_out(fraction=0.4, seed=0).fingerprint()
+    more = dataset([*labels, 1], classes=2).hold_out(fraction=0.4, seed=0)
+    assert not more.fingerprint().has_same_split(found)
+    moved = Dataset(**vars(split) | {"train": split.train.select(np.array([1, 0, 2, 3]))})
+    assert moved.train.labels.tolist() != split.train.labels.tolist()
+    assert not moved.fingerprint().has_same_split(found)
 
 
 def test_a_fingerprint_tells_where_training_ends():
     first, other = (dataset([0] * count, classes=1, validation=[0] * (4 - count)).fingerprint() for count in (2, 3))
-    assert not dataclasses.replace(other, side=first.side + 1).divides_as(first)
+    assert not dataclasses.replace(other, side=first.side + 1).has_same_split(first)
 
 
 def test_a_fingerprint_tells_pictures_of_the_same_labels_apart():
     first, others = dataset([0, 1], classes=2, validation=[0] * 1000), dataset([0, 1], classes=2, validation=[0] * 1000)
-    assert others.fingerprint().divides_as(first.fingerprint())
+    assert others.fingerprint().has_same_split(first.fingerprint())
     others.validation.images[999, 1, 1, 2] += 1
-    assert not others.fingerprint().divides_as(first.fingerprint())
+    assert not others.fingerprint().has_same_split(first.fingerprint())
 
 
 def test_a_fingerprint_holds_for_any_size_of_the_pictures():
@@ -131,4 +131,4 @@ def test_a_fingerprint_holds_for_any_size_of_the_pictures():
         )
         for side, label in ((2, np.zeros(1, np.int32)), (4, np.zeros(1, np.int32)))
     )
-    assert large.fingerprint().divides_as(small.fingerprint())
+    assert large.fingerprint().has_same_split(small.fingerprint())

@@ -108,8 +108,8 @@ def test_a_fraction_is_held_out_of_train_even_so(config, tmp_path):
     own = load(of(config, "tiny_imagenet", archive=str(archive)))
     tuned = load(of(config, "tiny_imagenet", archive=str(archive), validation_fraction=0.25))
     assert np.bincount(tuned.train.labels).tolist() == [3, 3, 3]
-    parts = [load(of(config, "tiny_imagenet", archive=str(archive)), divided=False)]
-    parts += [load(of(config, "tiny_imagenet", archive=str(archive), validation_fraction=0.25), divided=False)]
+    parts = [load(of(config, "tiny_imagenet", archive=str(archive)), hold_out=False)]
+    parts += [load(of(config, "tiny_imagenet", archive=str(archive), validation_fraction=0.25), hold_out=False)]
     assert [(len(each.train), len(each.validation)) for each in parts] == [(12, 6), (12, 0)]
     assert np.bincount(tuned.validation.labels).tolist() == [1, 1, 1]
     trained = {image.tobytes() for image in own.train.images}
@@ -137,7 +137,7 @@ def test_a_class_of_one_picture_is_refused_where_some_are_held_out(config, tmp_p
     (pets / "dog" / "1.png").unlink()
     with pytest.raises(UserError, match="class 'dog' of pets has 1 training picture;"):
         load(of(config, pets))
-    everything = load(of(config, pets), divided=False)
+    everything = load(of(config, pets), hold_out=False)
     assert (len(everything.train), len(everything.validation)) == (sum(1 for _ in pets.rglob("*.png")), 0)
 
 

@@ -141,7 +141,7 @@ def test_the_file_says_what_it_is(run, file):
     assert version == jaxcnn.__version__
 
 
-def test_the_file_tells_how_the_pictures_were_divided(tmp_path):
+def test_the_file_records_how_the_pictures_were_split(tmp_path):
     run = make_run(tmp_path / "run")
     pictures = Fingerprint(train=7, validation=3, labels="ab", pixels="cd", side=8)
     Workdir(run).record_pictures(pictures)

@@ -100,7 +100,7 @@ def test_other_classes_are_refused(tmp_path, change, message):
         ({"pixels": "ce"}, "Put the pictures back as they were, or give another --workdir"),
     ],
 )
-def test_a_data_set_that_is_divided_otherwise_is_refused(tmp_path, change, message):
+def test_a_data_set_with_another_split_is_refused(tmp_path, change, message):
     run = Workdir(tmp_path)
     run.record(digits(), CLASSES)
     run.check_data(CLASSES, PICTURES)  # a run that is older than the record

@@ -1,4 +1,4 @@
-"""The model card: what a file is, how good it is and how to use it, as Markdown with Hugging Face's front matter."""
+"""The model card: what a model is, how good it is and how to use it, as Markdown with Hugging Face's front matter."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ _OUTPUTS = {
 }
 _FIGURES = {"top1": "top-1 accuracy", "top5": "top-5 accuracy", "loss": "cross-entropy", "ece": "calibration error"}
 _RANKED = 10
-"""Classes, and confusions, that are told from either end."""
+"""How many of the worst classes, the best classes and the confusions are listed."""
 
 _USE = """\
 import json
@@ -38,13 +38,16 @@ def write_card(
     evaluation: Mapping[str, Any] | None,
     checks: Sequence[str],
 ) -> str:
-    """The card.
+    """Writes the card of an exported model.
 
     Args:
-      metadata: of the file.
-      file: what the file is, as `sidecars.describe` tells.
-      evaluation: this checkpoint's evaluation on the run's validation pictures, if it was made.
-      checks: what was verified, a sentence each.
+      metadata: the model's metadata, by key.
+      file: name, size, checksum, inputs and outputs of the file, as `sidecars.describe` returns them.
+      evaluation: the evaluation of this checkpoint on the run's validation pictures; None if there is none.
+      checks: what was verified, one sentence each.
+
+    Returns:
+      The card as Markdown. Class names, which may be untrusted, are escaped.
     """
     classes = len(metadata["names"])
     sections = [
@@ -52,16 +55,16 @@ def write_card(
         f"# {metadata['config']['model']['name']}, {classes} classes of {metadata['dataset']}",
         f"{metadata['description']}. One ONNX file, from raw pixels to probabilities: `{file['file']}`, "
         f"{file['bytes'] / 1e6:.1f} MB, operator set {file['opset']}, IR version {file['ir_version']}.",
-        "## Figures\n\n" + _figures(metadata, evaluation),
+        "## Evaluation\n\n" + _figures(metadata, evaluation),
         *([_quantization(metadata["quantization"], classes)] if "quantization" in metadata else []),
         *([] if evaluation is None else [_classes(evaluation)]),
         "## Inputs and outputs\n\n" + _signature(file),
-        "## Use\n\n```python\n" + _USE.format(file=file["file"]) + "```",
-        "## Limits\n\n" + _list(_limits(metadata, file, evaluation)),
+        "## Usage\n\n```python\n" + _USE.format(file=file["file"]) + "```",
+        "## Limitations\n\n" + _list(_limits(metadata, file, evaluation)),
         "## Training\n\n" + _trainings(metadata["trainings"]),
-        "## Checked before this file got its name\n\n" + _list(checks),
+        "## Verification\n\n" + _list(checks),
         "## Classes\n\n" + ", ".join(map(_plain, metadata["names"])),
-        f"## Terms\n\n{_terms(metadata['trainings'])}\n\nSHA-256 of the file: `{file['sha256']}`.",
+        f"## Terms of use\n\n{_terms(metadata['trainings'])}\n\nSHA-256 of the file: `{file['sha256']}`.",
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -72,8 +75,8 @@ def _front_matter(metadata: Mapping[str, Any], evaluation: Mapping[str, Any] | N
         "library_name: onnx",
         "pipeline_tag: image-classification",
         "tags: [image-classification, onnx, jax, flax]",
-        # The Hub's word for terms that its list of licenses does not have: they are in the card's last section.
-        *(["license: other"] if any(each["license"] for each in metadata["trainings"]) else []),
+        # The Hub's keyword for terms outside its list of licenses. The card's last section has the terms.
+        *(["license: other"] if any(training["license"] for training in metadata["trainings"]) else []),
     ]
     if evaluation is not None:
         lines += [
@@ -89,19 +92,24 @@ def _front_matter(metadata: Mapping[str, Any], evaluation: Mapping[str, Any] | N
 
 
 def _figures(metadata: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> str:
-    found = metadata["metrics"]
-    columns = [found] + ([evaluation["with_flip"]] if evaluation is not None and "with_flip" in evaluation else [])
-    rows = [(_FIGURES[key], *(f"{each[key]:.4f}" for each in columns)) for key in _told(metadata) if key in found]
+    """Writes the table of metrics, and how far they can be relied on."""
+    metrics = metadata["metrics"]
+    columns = [metrics] + ([evaluation["with_flip"]] if evaluation is not None and "with_flip" in evaluation else [])
+    rows = [
+        (_FIGURES[key], *(f"{column[key]:.4f}" for column in columns))
+        for key in _figure_keys(len(metadata["names"]))
+        if key in metrics
+    ]
     if not rows:
         return "The run was stopped before its first evaluation."
     count = f"{evaluation['count']:,} " if evaluation is not None else ""
-    header = ("", f"{count}validation pictures", "averaged with the mirror images")[: len(columns) + 1]
+    header = ("", f"{count}validation pictures", "averaged with mirror images")[: len(columns) + 1]
     notes = [
-        *([_uncertainty(found["top1"], evaluation["count"])] if evaluation is not None else []),
-        "The epoch of this checkpoint was chosen by these same pictures: on others expect a little less.",
+        *([_uncertainty(metrics["top1"], evaluation["count"])] if evaluation is not None else []),
+        "The checkpoint was selected by its accuracy on these same pictures: expect slightly less on new ones.",
         *([_calibration(metadata["calibration"])] if "calibration" in metadata else []),
         *(
-            ["That was measured before the file was quantized."]
+            ["This calibration was measured before quantization."]
             if {"calibration", "quantization"} <= metadata.keys()
             else []
         ),
@@ -115,65 +123,66 @@ def _uncertainty(top1: float, count: int) -> str:
 
 def _calibration(calibration: Mapping[str, Any]) -> str:
     return (
-        f"The probabilities are calibrated: the logits are divided by {calibration['temperature']:.3g}, a temperature "
-        "(Guo et al. 2017) that is in the weights of the file. Without it the calibration error would be "
-        f"{calibration['ece_before']:.4f}. Fitted on half of the pictures and measured on the other half, both ways, "
-        f"it is {calibration['ece_after']:.4f}; for the table it was fitted on all of them."
+        "The probabilities are calibrated by temperature scaling (Guo et al. 2017): the last layer's weights are "
+        f"divided by {calibration['temperature']:.3g}. Without it, the calibration error would be "
+        f"{calibration['ece_before']:.4f}. With the temperature fitted on one half of the pictures and the error "
+        f"measured on the other, both ways, it is {calibration['ece_after']:.4f}; the file's temperature is fitted on "
+        "all of them."
     )
 
 
-def _told(metadata: Mapping[str, Any]) -> list[str]:
-    """The figures that mean something: the right one is always among the first five of five classes."""
-    return [key for key in _FIGURES if key != "top5" or len(metadata["names"]) > 5]
+def _figure_keys(classes: int) -> list[str]:
+    """Returns the metrics to show. With five classes or fewer, top-5 accuracy is always 1."""
+    return [key for key in _FIGURES if key != "top5" or classes > 5]
 
 
 def _quantization(figures: Mapping[str, Any], classes: int) -> str:
+    """Writes the section that compares the quantized model with the float32 model it was made from."""
     rows = [
         *(
-            (title, f"{figures[f'{key}_float32']:.4f}", f"{figures[f'{key}_int8']:.4f}")
-            for key, title in _FIGURES.items()
-            if key != "top5" or classes > 5
+            (_FIGURES[key], f"{figures[f'{key}_float32']:.4f}", f"{figures[f'{key}_int8']:.4f}")
+            for key in _figure_keys(classes)
         ),
-        ("one picture, ms", f"{figures['ms_float32']:.3g}", f"{figures['ms_int8']:.3g}"),
-        ("pictures a second, batches of 64", f"{figures['rate_float32']:.0f}", f"{figures['rate_int8']:.0f}"),
+        ("latency of one picture, ms", f"{figures['ms_float32']:.3g}", f"{figures['ms_int8']:.3g}"),
+        ("pictures/s in batches of 64", f"{figures['rate_float32']:.0f}", f"{figures['rate_int8']:.0f}"),
         ("size, MB", f"{figures['bytes_float32'] / 1e6:.3g}", f"{figures['bytes_int8'] / 1e6:.3g}"),
     ]
-    told = (
-        "Weights are int8 per channel and activations uint8, with ranges taken from "
-        f"{figures['calibration_pictures']} training pictures. Weights are within 64 of zero: processors without VNNI "
-        "instructions add two products in 16 bits, and larger ones would overflow. The picture's preparation, the "
-        "first layer, the last one and the softmax are float32. Measured on "
-        f"{figures['pictures']:,} validation pictures, and in onnxruntime with one "
-        f"thread of {figures['processor']}, the fastest of some rounds."
+    explanation = (
+        "Weights are int8 per channel, activations are uint8, and ranges come from "
+        f"{figures['calibration_pictures']} training pictures. Weights are limited to ±64: processors without VNNI "
+        "instructions add two products in 16 bits, which larger weights would overflow. Preprocessing, the first "
+        "layer, the last layer and the softmax stay in float32. Accuracy was measured on "
+        f"{figures['pictures']:,} validation pictures, speed in onnxruntime with one thread on "
+        f"{figures['processor']} (the fastest of several rounds)."
     )
-    return f"## In eight bits\n\n{told}\n\n" + _table(("", "float32", "int8"), rows)
+    return f"## Quantization to int8\n\n{explanation}\n\n" + _table(("", "float32", "int8"), rows)
 
 
 def _classes(evaluation: Mapping[str, Any]) -> str:
-    """The classes from both ends, or all of them if they are few, and what is taken for what."""
-    ranked = _ranked(evaluation)
+    """Writes the accuracy of the worst and best classes, or of all if they are few, and the confusions."""
+    ranked = [
+        (record["name"], f"{record['top1']:.4f}", f"{record['count']:,}") for record in _ranked_classes(evaluation)
+    ]
     if len(ranked) <= 2 * _RANKED:
-        rows = [(each["name"], f"{each['top1']:.4f}", f"{each['count']:,}") for each in ranked]
-        section = "## From the worst class to the best\n\n" + _table(("class", "top-1", "pictures"), rows)
+        section = "## Classes from worst to best\n\n" + _table(("class", "top-1", "pictures"), ranked)
     else:
         pairs = zip(ranked[:_RANKED], ranked[: -_RANKED - 1 : -1], strict=True)
-        sides = [[(each["name"], f"{each['top1']:.4f}", f"{each['count']:,}") for each in pair] for pair in pairs]
-        section = "## Worst and best classes\n\n"
-        section += _table(
-            ("worst", "top-1", "pictures", "best", "top-1", "pictures"), [(*worst, *best) for worst, best in sides]
-        )
+        header = ("worst", "top-1", "pictures", "best", "top-1", "pictures")
+        section = "## Worst and best classes\n\n" + _table(header, [(*worst, *best) for worst, best in pairs])
     confused = _confusions(evaluation)
     if not confused:
         return section
-    return section + "\n\n## Most frequent confusions\n\n" + _table(("class", "taken for", "times", "of"), confused)
+    header = ("true class", "predicted class", "pictures", "of")
+    return f"{section}\n\n## Most frequent confusions\n\n{_table(header, confused)}"
 
 
-def _ranked(evaluation: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Classes that have pictures, the worst first."""
-    return sorted((each for each in evaluation["per_class"] if each["count"]), key=lambda each: each["top1"])
+def _ranked_classes(evaluation: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Returns the records of classes that have pictures, the worst first."""
+    return sorted((record for record in evaluation["per_class"] if record["count"]), key=lambda record: record["top1"])
 
 
 def _confusions(evaluation: Mapping[str, Any]) -> list[tuple[str, str, int, int]]:
+    """Returns the most frequent confusions: true class, predicted class, how often, and pictures of the true class."""
     per_class = evaluation["per_class"]
     pairs = [
         (per_class[i]["name"], per_class[j]["name"], times, per_class[i]["count"])
@@ -185,64 +194,69 @@ def _confusions(evaluation: Mapping[str, Any]) -> list[tuple[str, str, int, int]
 
 
 def _signature(file: Mapping[str, Any]) -> str:
-    rows = [(each, "uint8 RGB, a picture as it is decoded") for each in file["inputs"]]
-    rows += [(each, _OUTPUTS.get(each["name"], "")) for each in file["outputs"]]
+    rows = [(value, "RGB from 0 to 255, not normalised") for value in file["inputs"]]
+    rows += [(value, _OUTPUTS.get(value["name"], "")) for value in file["outputs"]]
     return _table(
-        ("name", "type", "shape", ""),
-        [(f"`{each['name']}`", each["type"], ", ".join(map(str, each["shape"])), told) for each, told in rows],
+        ("name", "type", "shape", "meaning"),
+        [(f"`{value['name']}`", value["type"], ", ".join(map(str, value["shape"])), text) for value, text in rows],
     )
 
 
 def _limits(metadata: Mapping[str, Any], file: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> list[str]:
-    """What nobody should expect of it, a paragraph each."""
+    """Returns the limitations of the model, one paragraph each."""
     height, width = metadata["image_size"]
-    datasets = dict.fromkeys(_plain(each["dataset"]) for each in metadata["trainings"])
+    datasets = dict.fromkeys(_plain(training["dataset"]) for training in metadata["trainings"])
     limits = [
-        f"It knows these {len(metadata['names'])} classes and no others. Whatever a picture shows, the probabilities "
-        "add up to 1 over them: something else gets one of these classes too, often with a high probability, and "
-        "nothing in the file notices.",
-        f"It sees {width}x{height} pixels. A picture of another size is stretched to that: what is small in it is "
-        "lost, and what is long is distorted. It names one class for the whole picture, not where something is, nor "
-        "how many.",
-        f"All it knows is from {' and '.join(datasets)}. Collections of pictures, those gathered from the web above "
-        "all, show some places, people, things and points of view far more than others, and some of their labels are "
-        "wrong; it has learnt that with the rest. Expect lower accuracy, and probabilities that are too high, on "
-        "pictures from other cameras, places or times.",
-        "Measure it on pictures of your own before you rely on it, one folder per class: `python -m jaxcnn.evaluate "
+        f"It knows these {len(metadata['names'])} classes and no others. The probabilities always add up to 1, so a "
+        "picture of something else also gets one of these classes, often with a high probability. Nothing in the file "
+        "detects this.",
+        f"It sees {width}x{height} pixels. A picture of another size is stretched to that, which loses small details "
+        "and distorts pictures that are not square. It predicts one class for the whole picture, not where an object "
+        "is or how many there are.",
+        f"It was trained only on {' and '.join(datasets)}. Image collections, above all from the web, show some "
+        "places, people, objects and viewpoints far more often than others, and some of their labels are wrong; the "
+        "model has learned these biases. Expect lower accuracy and overconfident probabilities on pictures from "
+        "other cameras, places or times.",
+        "Before you rely on it, evaluate it on your own pictures, in one folder per class: `python -m jaxcnn.evaluate "
         f"{file['file']} --data.source FOLDER --split all`. Where a mistake can harm somebody, let a person decide.",
     ]
     if metadata["config"]["augment"]["flip"]:
-        limits.insert(2, "It was trained on mirror images too, so it cannot tell left from right.")
-    ranked = _ranked(evaluation) if evaluation is not None else []
+        limits.insert(2, "It was trained with horizontal flips, so it cannot tell left from right.")
+    ranked = _ranked_classes(evaluation) if evaluation is not None else []
     if ranked:
         worst, best = ranked[0], ranked[-1]
         limits.insert(
             1,
-            f"It is not equally good at all of them: it names {worst['top1']:.0%} of “{_plain(worst['name'])}” right, "
-            f"and {best['top1']:.0%} of “{_plain(best['name'])}”.",
+            f"Its accuracy differs between classes: from {worst['top1']:.0%} for “{_plain(worst['name'])}” to "
+            f"{best['top1']:.0%} for “{_plain(best['name'])}”.",
         )
     return limits
 
 
 def _trainings(trainings: Sequence[Mapping[str, Any]]) -> str:
-    """How it was trained; if it has learnt in several trainings each by its number, the last one first."""
-    tables = [_table(("", ""), list(each["recipe"].items())) for each in trainings]
+    """Writes the recipe of each training. Several are numbered in their order, and the last one comes first."""
+    tables = [_table(("", ""), list(training["recipe"].items())) for training in trainings]
     if len(tables) == 1:
         return tables[0]
-    names = [f"### Training {number}, on {_plain(each['dataset'])}" for number, each in enumerate(trainings, start=1)]
-    return "\n\n".join(f"{name}\n\n{table}" for name, table in reversed([*zip(names, tables, strict=True)]))
+    sections = [
+        f"### Training {number}, on {_plain(training['dataset'])}\n\n{table}"
+        for number, (training, table) in enumerate(zip(trainings, tables, strict=True), start=1)
+    ]
+    return "\n\n".join(reversed(sections))
 
 
 def _terms(trainings: Sequence[Mapping[str, Any]]) -> str:
-    """The terms of all data that the weights have learnt from, also of what they learnt first."""
-    terms = {each["dataset"]: each["license"] for each in reversed(trainings)}
-    told = [f"{_plain(name)}, whose terms are: {_plain(license) or 'not told'}" for name, license in terms.items()]
-    learnt = "; and before that from ".join(told)
-    return f"The weights were learnt from {learnt}. They may be used only as the pictures may."
+    """Writes the terms of every data set behind the weights, the latest first."""
+    terms = {training["dataset"]: training["license"] for training in reversed(trainings)}
+    datasets = [f"{_plain(name)} (terms: {_plain(license) or 'not recorded'})" for name, license in terms.items()]
+    return (
+        f"The weights were trained on {', and before that on '.join(datasets)}. Use them only as the terms of the "
+        "pictures allow."
+    )
 
 
 def _list(paragraphs: Sequence[str]) -> str:
-    return "\n".join(f"- {each}" for each in paragraphs)
+    return "\n".join(f"- {paragraph}" for paragraph in paragraphs)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -251,7 +265,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def _plain(text: Any) -> str:
-    """Without what would end a cell or a line, or begin a tag: class names come from strangers' folders."""
+    """Escapes what would end a cell or a line, or start a tag: class names may be untrusted."""
     return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")
 
 

@@ -331,7 +331,7 @@ def set_tensor(name, values):
         (put("trainings", "3"), "a trainings that is int, not list"),
         (
             put("trainings", '[{"dataset": "pets", "license": "", "recipe": {"time": 3}}]'),
-            "was not made by .*: its metadata has a training without dataset, license and recipe in words$",
+            "was not made by .*: its metadata has a training whose dataset, license or recipe is missing or not text$",
         ),
         (set_tensor("step", np.int32([3])), "step is of type I32, not F16 or F32"),
         (set_tensor("step", np.zeros((), np.float64)), "step is of type F64, not F16 or F32"),

@@ -1,4 +1,4 @@
-"""What a training cost: time on its machine, and arithmetic, which is the same on any."""
+"""The cost of a training: time, which depends on the machine, and arithmetic, which does not."""
 
 import dataclasses
 import math
@@ -17,24 +17,27 @@ from jaxcnn.state import init_variables
 
 
 def describe_time(log: RunLog, sessions: Sequence[Session]) -> str:
-    """How long the steps of a run took, in all its sessions, and what that is in core-hours or device-hours.
+    """Describes the time of a run's training steps, also in core-hours or device-hours on each machine.
 
     Args:
-      sessions: of that run, all with their environment.
+      log: the log of the run.
+      sessions: the sessions of the run; each has a recorded environment.
     """
     total, hours = 0.0, dict[tuple[str, str], float]()
-    for each in sessions:
-        count, unit, name = _billed(each.environment)
-        seconds = log.seconds(each.config.batch_size, start=each.start, end=each.end)
+    for session in sessions:
+        count, unit, machine = _billing(session.environment)
+        seconds = log.seconds(session.config.batch_size, start=session.start, end=session.end)
         total += seconds
-        hours[unit, name] = hours.get((unit, name), 0) + seconds * count / 3600
-    told = {machine: f"{each:.3g}" for machine, each in hours.items() if each}
-    terms = [f"{each} {unit if each == '1' else unit + 's'} on {name}" for (unit, name), each in told.items()]
+        hours[unit, machine] = hours.get((unit, machine), 0) + seconds * count / 3600
+    rounded = {key: f"{value:.3g}" for key, value in hours.items() if value}
+    terms = [
+        f"{number} {unit if number == '1' else unit + 's'} on {machine}" for (unit, machine), number in rounded.items()
+    ]
     return f"{format_duration(total)} in training steps, {' and '.join(terms)}; evaluation not counted"
 
 
-def _billed(environment: Mapping[str, str]) -> tuple[int, str, str]:
-    """How many hours an hour costs, of what, and on which machine."""
+def _billing(environment: Mapping[str, str]) -> tuple[int, str, str]:
+    """Returns how many units an hour on a machine costs, the unit, and the machine's name."""
     devices, cores = environment["devices"].split(", "), int(environment["cores"])
     if set(devices) == {"cpu"}:
         return cores, "core-hour", f"{counted(cores, 'core')} of {environment['processor']}"
@@ -42,8 +45,8 @@ def _billed(environment: Mapping[str, str]) -> tuple[int, str, str]:
 
 
 def describe_arithmetic(config: Config, log: RunLog, *, classes: int) -> str:
-    """The floating point operations of a run, and how they were counted."""
-    model = dataclasses.replace(config.model, inference_side=None)
+    """Describes the floating-point operations of a run, and how they were counted."""
+    model = dataclasses.replace(config.model, inference_side=None)  # Training does not resize.
     total, terms = 0, []
     for side, pictures in pictures_by_side(config, log).items():
         flops = picture_flops(model, classes=classes, side=side)
@@ -51,16 +54,16 @@ def describe_arithmetic(config: Config, log: RunLog, *, classes: int) -> str:
         terms.append(f"{pictures:,} pictures of {side}x{side} pixels at {flops / 1e6:,.2f} million each")
     mantissa, exponent = f"{total:.2e}".split("e")
     return (
-        f"{mantissa}e{int(exponent)} floating point operations: {' and '.join(terms)} forward (convolutions "
-        "and dense layers), times 3 for the gradients"
+        f"{mantissa}e{int(exponent)} floating-point operations: {' and '.join(terms)}, times 3 for forward and "
+        "backward; convolutions and dense layers only"
     )
 
 
 def picture_flops(config: ModelConfig, *, classes: int, side: int) -> int:
-    """Floating point operations of the network's convolutions and dense layers for one picture, forward.
+    """Counts the floating-point operations of the forward pass on one picture, in convolutions and dense layers.
 
-    A multiplication and an addition are two; those with the padding's zeros are counted. It is the plain network that
-    is counted, whatever kernels it is run on.
+    A multiplication and an addition are two operations; products with zero padding are counted. The count is that of
+    the network's definition, whatever kernels compute it.
     """
     model = models.build(config, classes=classes)
     variables = jax.eval_shape(lambda key: init_variables(key, model=model, image_size=side), jax.random.key(0))
@@ -70,7 +73,7 @@ def picture_flops(config: ModelConfig, *, classes: int, side: int) -> int:
 
 
 def _flops(jaxpr: Any) -> int:
-    """Operations of the convolutions and matrix products in a jaxpr and those that it calls."""
+    """Counts the operations of convolutions and matrix products in a jaxpr and in the jaxprs that it calls."""
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name in ("conv_general_dilated", "dot_general"):
@@ -81,7 +84,7 @@ def _flops(jaxpr: Any) -> int:
 
 
 def _terms(equation: Any) -> int:
-    """How many products are summed up in each number of a convolution's or a matrix product's result."""
+    """Returns how many products are summed for each element of a convolution's or a matrix product's result."""
     shape: tuple[int, ...] = equation.invars[1].aval.shape
     numbers = equation.params["dimension_numbers"]
     if equation.primitive.name == "dot_general":
@@ -92,12 +95,12 @@ def _terms(equation: Any) -> int:
 
 
 def pictures_by_side(config: Config, log: RunLog) -> dict[int, int]:
-    """How many pictures a run has seen at each resolution, those seen again counted again."""
+    """Counts the pictures that a run has seen at each resolution; in every epoch, each picture counts again."""
     return {side: steps * config.batch_size for side, steps in log.steps_by_resolution(config.resolution).items()}
 
 
 def format_duration(seconds: float) -> str:
-    """Such as `41 s`, `3 min 12 s` or `2 h 5 min`."""
+    """Formats a duration, such as `41 s`, `3 min 12 s` or `2 h 5 min`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

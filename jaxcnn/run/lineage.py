@@ -1,4 +1,4 @@
-"""Where weights come from: the training that made them, and those that made the weights that it started from."""
+"""The lineage of weights: the training that made them, and the earlier ones that made its initial weights."""
 
 import dataclasses
 import json
@@ -28,12 +28,12 @@ from jaxcnn.run.workdir import Workdir
 
 @dataclass(frozen=True)
 class Training:
-    """A training, in words.
+    """A description of one training.
 
     Attributes:
       dataset: the name of the data set.
-      license: the data set's terms.
-      recipe: how it was done and what it cost, by what each is called, as far as it was recorded.
+      license: the terms of the data set.
+      recipe: settings and cost, as text by heading; what was not recorded is left out.
     """
 
     dataset: str
@@ -42,25 +42,25 @@ class Training:
 
 
 def trainings(run: Workdir, trained: TrainedModel) -> tuple[Training, ...]:
-    """All that the weights of a run have learnt in, the first training first and its own last.
+    """Returns every training behind the weights of a run, from the first to the run itself.
 
     Raises:
-      UserError: the record of those before its own is damaged.
+      UserError: the record of the earlier trainings is damaged.
     """
     own = Training(trained.dataset, trained.license, _recipe(run, trained))
     return (*_read_earlier(run.earlier_trainings), own)
 
 
 def record_earlier(earlier: Sequence[Training], path: Path) -> None:
-    """Writes down, at the start of a run, what the weights that it starts from have learnt in."""
-    write_atomically(path, json.dumps([dataclasses.asdict(each) for each in earlier], indent=2) + "\n")
+    """Records the trainings behind the initial weights, when a run starts from some."""
+    write_atomically(path, json.dumps([dataclasses.asdict(training) for training in earlier], indent=2) + "\n")
 
 
 def parse_trainings(value: Any) -> tuple[Training, ...]:
-    """Trainings from JSON.
+    """Reads trainings from parsed JSON, which may come from an untrusted file.
 
     Raises:
-      ValueError: it is something else.
+      ValueError: the value is not a list of trainings.
     """
     if not isinstance(value, list):
         raise ValueError("no list of trainings")
@@ -68,15 +68,16 @@ def parse_trainings(value: Any) -> tuple[Training, ...]:
 
 
 def _parse_training(value: Any) -> Training:
+    """Reads one training from parsed JSON, as `parse_trainings`."""
     match value:
         case {"dataset": str(dataset), "license": str(license), "recipe": dict(recipe)}:
             if all(isinstance(text, str) for text in recipe.values()):
                 return Training(dataset, license, recipe)
-    raise ValueError("a training without dataset, license and recipe in words")
+    raise ValueError("a training whose dataset, license or recipe is missing or not text")
 
 
 def _read_earlier(path: Path) -> tuple[Training, ...]:
-    """The record; none if the run began with random weights."""
+    """Reads the record of earlier trainings. A run that started from random weights has none."""
     try:
         return parse_trainings(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -86,20 +87,23 @@ def _read_earlier(path: Path) -> tuple[Training, ...]:
 
 
 def _recipe(run: Workdir, trained: TrainedModel) -> dict[str, str]:
+    """Describes a run's settings and cost, by heading."""
     config, log, sessions = trained.config, read_log(run.metrics), read_sessions(run)
     rows = {
         "network": describe_network(config.model),
         "parameters": f"{models.count_parameters(trained.variables['params']):,}",
-        "schedule": tell(sessions, lambda each: describe_training(each.config, steps_per_epoch=log.steps_per_epoch)),
+        "schedule": tell(
+            sessions, lambda session: describe_training(session.config, steps_per_epoch=log.steps_per_epoch)
+        ),
         "this checkpoint": f"after {counted(trained.step, 'step')}",
-        "optimizer": tell(sessions, lambda each: describe_optimizer(each.config.optim)),
-        "augmentation": tell(sessions, lambda each: describe_augmentation(each.config.augment)),
-        "precision": tell(sessions, lambda each: describe_precision(each.config.model, each.environment)),
+        "optimizer": tell(sessions, lambda session: describe_optimizer(session.config.optim)),
+        "augmentation": tell(sessions, lambda session: describe_augmentation(session.config.augment)),
+        "precision": tell(sessions, lambda session: describe_precision(session.config.model, session.environment)),
     }
     if log.train:
         rows["arithmetic"] = describe_arithmetic(config, log, classes=len(trained.names))
-    if all(each.environment for each in sessions):
+    if all(session.environment for session in sessions):
         if log.train:
             rows["time"] = describe_time(log, sessions)
-        rows["software"] = tell(sessions, lambda each: describe_software(each.environment))
+        rows["software"] = tell(sessions, lambda session: describe_software(session.environment))
     return rows

@@ -383,19 +383,19 @@ def test_the_model_card_tells_the_runs_figures(tmp_path):
         "CC-BY-4.0",
         "| this checkpoint | after 7 steps |",
         "| network | resnet, stages of 4 and 6 channels",
-        "| schedule | 30 epochs of 10 steps, 8 pixels, 64 pictures in each step",
-        "floating point operations: 640 pictures of 8x8 pixels",
+        "| schedule | 30 epochs of 10 steps, batch size 64, 8x8 pixels, seed 0",
+        "floating-point operations: 640 pictures of 8x8 pixels",
         "| time | 40 s in training steps",
         "| precision | bfloat16 |",
         "It knows these 3 classes and no others.",
         "It sees 8x8 pixels.",
-        "All it knows is from pets.",
+        "It was trained only on pets.",
         "--data.source FOLDER --split all",
     ):
         assert expected in card
     assert "largest difference is" in card
     for absent in ("top-5", "mirror", "calibrated", "{"):
-        assert absent not in card.split("---", 2)[2].split("## Use")[0]
+        assert absent not in card.split("---", 2)[2].split("## Usage")[0]
     assert "left from right" not in card
 
 
@@ -409,7 +409,7 @@ def test_a_card_tells_what_the_weights_learnt_before(tmp_path):
     run = make_run(tmp_path / "run")
     record_earlier(EARLIER, Workdir(run).earlier_trainings)
     card = card_of(run)
-    assert "All it knows is from pets \\| photos and birds and pets. Collections" in card
+    assert "It was trained only on pets \\| photos and birds and pets. Image collections" in card
     section = card.split("## Training\n\n")[1].split("\n\n## ")[0]
     start, own_name, own, *earlier = re.split(r"\n*### (.+)\n\n", section)
     assert (start, own_name) == ("", "Training 3, on pets")
@@ -420,11 +420,10 @@ def test_a_card_tells_what_the_weights_learnt_before(tmp_path):
         "Training 1, on pets \\| photos",
         "|  |  |\n| --- | --- |\n| schedule | 9 epochs |\n| time | 8 h |",
     ]
-    terms = card.split("## Terms\n\n")[1].split("\n")[0]
+    terms = card.split("## Terms of use\n\n")[1].split("\n")[0]
     assert terms == (
-        "The weights were learnt from pets, whose terms are: CC-BY-4.0; and before that from birds, whose terms are: "
-        "not told; and before that from pets \\| photos, whose terms are: ask &lt;us>. They may be used only as the "
-        "pictures may."
+        "The weights were trained on pets (terms: CC-BY-4.0), and before that on birds (terms: not recorded), and "
+        "before that on pets \\| photos (terms: ask &lt;us>). Use them only as the terms of the pictures allow."
     )
 
 
@@ -441,8 +440,8 @@ def test_data_that_was_learnt_twice_is_told_once(tmp_path):
     run = make_run(tmp_path / "run")
     record_earlier([Training("pets", "CC-BY-4.0", {})], Workdir(run).earlier_trainings)
     card = card_of(run)
-    assert "The weights were learnt from pets, whose terms are: CC-BY-4.0. They may" in card
-    assert "All it knows is from pets. Collections" in card
+    assert "The weights were trained on pets (terms: CC-BY-4.0). Use them" in card
+    assert "It was trained only on pets. Image collections" in card
 
 
 def test_a_card_before_the_end_of_a_run_has_the_figures_of_the_checkpoint(file):
@@ -451,7 +450,7 @@ def test_a_card_before_the_end_of_a_run_has_the_figures_of_the_checkpoint(file):
     assert "model-index" not in card
     assert "| time |" not in card
     assert "## Classes\n\ncat, dög, eel" in card
-    assert "From the worst class" not in card
+    assert "from worst to best" not in card
 
 
 @pytest.mark.parametrize(
@@ -485,7 +484,7 @@ def test_a_card_with_mirror_images(tmp_path):
     card = card_of(run)
     assert f"| cross-entropy | {found['loss']:.4f} | {flipped['loss']:.4f} |" in card
     assert "it cannot tell left from right" in card
-    assert "| augmentation | mirrored half of the time |" in card
+    assert "| augmentation | horizontal flips |" in card
 
 
 def test_a_calibrated_run_is_calibrated_in_its_weights(file, tmp_path):
@@ -506,9 +505,9 @@ def test_a_calibrated_run_is_calibrated_in_its_weights(file, tmp_path):
     assert facts["calibration"] == dataclasses.asdict(CALIBRATION)
     assert facts["metrics"] == {key: found[key] for key in ("loss", "top1", "top5", "ece")}
     card = (run / "model" / "README.md").read_text()
-    assert "the logits are divided by 1.62, a temperature" in card
-    assert "Without it the calibration error would be 0.3750." in card
-    assert "it is 0.1875; for the table" in card
+    assert "the last layer's weights are divided by 1.62." in card
+    assert "Without it, the calibration error would be 0.3750." in card
+    assert "it is 0.1875; the file's temperature" in card
     opened = open_classifier(path)
     assert (opened.temperature, opened.step) == (1.625, 7)
     again = evaluate(opened.logits, dataset_of(run).validation, classes=3, batch_size=32)
@@ -641,13 +640,13 @@ def test_a_quantized_file_keeps_the_contract_and_tells_its_figures(tmp_path):
     assert 0.5 <= figures["top1_int8"] <= 1
     assert figures["rate_int8"] > 0
     card = (path.with_suffix("") / "README.md").read_text()
-    assert "## In eight bits" in card
+    assert "## Quantization to int8" in card
     assert f"| top-1 accuracy | 1.0000 | {figures['top1_int8']:.4f} |" in card
     assert f"| calibration error | {figures['ece_float32']:.4f} | {figures['ece_int8']:.4f} |" in card
     assert f"{{type: ece, value: {figures['ece_int8']:.6g}}}" in card
     said = metadata_of(path)["metrics"]
     assert said == {key: figures[f"{key}_int8"] for key in said}
-    assert f"| top-1 accuracy | {said['top1']:.4f} |" in card.split("## In eight bits")[0]
+    assert f"| top-1 accuracy | {said['top1']:.4f} |" in card.split("## Quantization to int8")[0]
     found = evaluate(open_classifier(path).logits, dataset_of(run).validation, classes=3, batch_size=32)
     for name, top1 in zip(CLASSES.names, found.per_class, strict=True):
         assert f"| {name} | {top1:.4f} | " in card
@@ -662,7 +661,7 @@ def test_a_quantized_file_stays_calibrated(tmp_path):
     path = export.export_workdir(run, quantization=Quantization(dataset=dataset, tolerance=0.5))
     figures, opened = metadata_of(path)["quantization"], open_classifier(path)
     assert opened.temperature == 1.625
-    assert "That was measured before the file was quantized." in (path.with_suffix("") / "README.md").read_text()
+    assert "This calibration was measured before quantization." in (path.with_suffix("") / "README.md").read_text()
     evaluation = evaluate(opened.logits, dataset.validation, classes=3, batch_size=32)
     assert evaluation.scalars() == pytest.approx({key: figures[f"{key}_int8"] for key in evaluation.scalars()})
     exact = open_classifier(run).logits(dataset.validation.images)
@@ -837,9 +836,7 @@ def test_the_weights_say_what_they_are(run, tmp_path):
     same["config"]["init_from"] = "other.safetensors"
     same["config"]["model"] |= {"widths": [4, 6], "blocks": [1, 0]}
     same["config"]["resolutions"] = []
-    same["trainings"][0]["recipe"]["schedule"] += (
-        ", starting from the weights of an earlier training, other.safetensors"
-    )
+    same["trainings"][0]["recipe"]["schedule"] += ", initial weights from other.safetensors"
     assert metadata == same | {"date": metadata["date"]}
     assert "/home" not in json.dumps(metadata)
     assert (metadata["metrics"], metadata["license"]) == ({"top1": 0.5, "loss": 1.25}, "CC-BY-4.0")

@@ -1,4 +1,4 @@
-"""The cost of a training: its time, and the operations of the layers, counted as they would be by hand."""
+"""The cost of a training: its time, and the operations of its layers, compared with counts by hand."""
 
 import dataclasses
 
@@ -11,14 +11,14 @@ from jaxcnn.run.sessions import Session
 
 
 def test_operations_of_a_network_counted_by_hand():
-    # Patches of 2x2 make 16x16x12 of a picture; one convolution 3x3 to 32 channels, a pooled map, one linear layer.
+    # The stem folds the picture into 16x16x12; one 3x3 convolution to 32 channels, global pooling, one dense layer.
     found = picture_flops(ModelConfig(widths=(32,), blocks=(0,)), classes=100, side=32)
     assert found == 2 * 16 * 16 * 32 * 3 * 3 * 12 + 2 * 32 * 100
 
 
 def test_operations_of_a_residual_network_counted_by_hand():
     shape = ModelConfig(widths=(8, 16), blocks=(1, 2), stem=1)
-    first = 9 * (3 * 8 + 2 * 8 * 8)  # for each place of a map: the stage's first convolution, and two in each block
+    first = 9 * (3 * 8 + 2 * 8 * 8)  # Per position: the stage's first convolution, then two for each block.
     second = 9 * (8 * 16 + 4 * 16 * 16)
     expected = 2 * (16 * 16 * first + 8 * 8 * second + 16 * 5)
     assert picture_flops(shape, classes=5, side=16) == expected

@@ -1,4 +1,4 @@
-"""The recipe in words: every setting that changes training changes what is said of it."""
+"""The description of a run: every setting that changes training changes its description."""
 
 import dataclasses
 
@@ -8,6 +8,7 @@ from jaxcnn.config import AugmentConfig, Config, ModelConfig, OptimConfig
 from jaxcnn.run.describe import (
     counted,
     describe_augmentation,
+    describe_hardware,
     describe_network,
     describe_optimizer,
     describe_precision,
@@ -18,17 +19,17 @@ from jaxcnn.run.describe import (
 @pytest.mark.parametrize(
     ("changes", "phrase"),
     [
-        ({"flip": True}, "mirrored half of the time"),
-        ({"pad_crop": 0.0625}, "shifted by up to 6.25% of the side"),
-        ({"crop_scale": (0.35, 1.0)}, "cropped to 35% to 100% of the area"),
-        ({"erase": 0.1}, "a rectangle erased in 10% of them"),
+        ({"flip": True}, "horizontal flips"),
+        ({"pad_crop": 0.0625}, "shifts by up to 6.25% of the side"),
+        ({"crop_scale": (0.35, 1.0)}, "random resized crops of 35% to 100% of the area"),
+        ({"erase": 0.1}, "random erasing with probability 0.1"),
         ({"mixup": 0.2}, "mixup 0.2"),
         ({"cutmix": 1.0}, "cutmix 1"),
-        ({"cutmix": 1.0, "mix_until": 0.9}, "cutmix 1, mixed only in the first 90% of the epochs"),
-        ({"flip": True, "mixup": 0.2, "cutmix": 1.0, "mix_until": 0.0}, "mirrored half of the time"),
-        ({"brightness": 0.2}, "brightness changed by up to 20%"),
-        ({"contrast": 0.3}, "contrast changed by up to 30%"),
-        ({"saturation": 0.4}, "saturation changed by up to 40%"),
+        ({"cutmix": 1.0, "mix_until": 0.9}, "cutmix 1, mixing only in the first 90% of the epochs"),
+        ({"flip": True, "mixup": 0.2, "cutmix": 1.0, "mix_until": 0.0}, "horizontal flips"),
+        ({"brightness": 0.2}, "brightness ±20%"),
+        ({"contrast": 0.3}, "contrast ±30%"),
+        ({"saturation": 0.4}, "saturation ±40%"),
     ],
 )
 def test_augmentation(changes, phrase):
@@ -68,12 +69,12 @@ def test_no_setting_is_left_out(kind, describe, others):
 def test_a_network():
     config = ModelConfig(widths=(64, 128, 256), blocks=(1, 0, 2), dropout=0.2)
     assert describe_network(config) == (
-        "resnet, stages of 64, 128 and 256 channels with 1, 0 and 2 residual blocks, patches of 2x2 pixels folded into "
-        "channels first, dropout 0.2 before the last layer"
+        "resnet, stages of 64, 128 and 256 channels with 1, 0 and 2 residual blocks, stem folds 2x2 pixels into "
+        "channels, dropout 0.2 before the last layer"
     )
     assert describe_network(ModelConfig(widths=(8,), blocks=(1,), stem=1)).startswith("resnet, stages of 8 channels")
     resizing = ModelConfig(inference_side=80)
-    assert describe_network(resizing).endswith("first, pictures resized to 80 pixels inside it, but in training")
+    assert describe_network(resizing).endswith("channels, resizes its input to 80x80 pixels at inference")
     assert describe_network(ModelConfig(name="seed")) == "seed"
 
 
@@ -95,11 +96,15 @@ def test_precision():
 def test_sizes_one_after_the_other():
     config = Config(epochs=10, batch_size=256, resolutions=((0.0, 48), (0.8, 64)), label_smoothing=0.1, seed=7)
     assert describe_training(config, steps_per_epoch=1390) == (
-        "10 epochs of 1,390 steps, 8 at 48 pixels, then 2 at 64 pixels, 256 pictures in each step, label smoothing "
-        "0.1, seed 7"
+        "10 epochs of 1,390 steps, batch size 256, 8 at 48x48 pixels, then 2 at 64x64 pixels, label smoothing 0.1, "
+        "seed 7"
     )
     start = Config(init_from="runs/first/model.safetensors")
-    assert describe_training(start, steps_per_epoch=None).endswith(
-        ", seed 0, starting from the weights of an earlier training, model.safetensors"
-    )
-    assert describe_training(Config(), steps_per_epoch=None) == "30 epochs, 32 pixels, 64 pictures in each step, seed 0"
+    assert describe_training(start, steps_per_epoch=None).endswith(", seed 0, initial weights from model.safetensors")
+    assert describe_training(Config(), steps_per_epoch=None) == "30 epochs, batch size 64, 32x32 pixels, seed 0"
+
+
+def test_hardware():
+    environment = {"devices": "cpu", "processor": "EPYC", "cores": "2"}
+    assert describe_hardware(environment) == "EPYC, 2 cores"
+    assert describe_hardware(environment | {"devices": "H200, H200"}) == "H200, H200; EPYC, 2 cores"

@@ -172,8 +172,8 @@ def _classes(evaluation: Mapping[str, Any]) -> str:
     confused = _confusions(evaluation)
     if not confused:
         return section
-    header = ("true class", "predicted class", "pictures", "of")
-    return f"{section}\n\n## Most frequent confusions\n\n{_table(header, confused)}"
+    table = _table(("true class", "predicted class", "pictures", "of"), confused)
+    return f"{section}\n\n## Most frequent confusions\n\n{table}"
 
 
 def _ranked_classes(evaluation: Mapping[str, Any]) -> list[Mapping[str, Any]]:

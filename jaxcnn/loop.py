@@ -1,8 +1,11 @@
 """The training loop: epochs of steps, each epoch evaluated and saved."""
 
 import contextlib
+import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -22,7 +25,7 @@ from jaxcnn.optim import make_optimizer, make_schedule
 from jaxcnn.run.checkpoint import Checkpoints
 from jaxcnn.run.metrics_log import MetricsLog
 from jaxcnn.run.progress import TrainProgress, open_progress
-from jaxcnn.signals import StopRequest
+from jaxcnn.signals import StopRequest, stop_on_signal
 from jaxcnn.state import TrainState, Variables, create_state, start_from
 from jaxcnn.step import StepMetrics, eval_step, step_keys, train_step
 from jaxcnn.weights import Weights
@@ -94,41 +97,61 @@ def initial_state(run: Run, weights: Weights | None = None) -> TrainState:
     return start_from(state, weights.fill(state.variables, with_head=same_classes))
 
 
-def fit(
-    run: Run,
-    state: TrainState,
-    *,
-    checkpoints: Checkpoints,
-    log: MetricsLog,
-    stop: StopRequest,
-) -> bool:
-    """Takes the remaining steps, epoch by epoch, with an evaluation and a checkpoint after each.
+def fit(run: Run, state: TrainState, *, checkpoints: Checkpoints, log: MetricsLog) -> bool:
+    """Takes the remaining steps, epoch by epoch, and evaluates and saves the state after each epoch.
+
+    The first SIGINT or SIGTERM ends it early, with the state saved; see `stop_on_signal`.
+
+    Args:
+      run: the run.
+      state: consumed. Training continues after its last step.
+      checkpoints: where states are saved.
+      log: where metrics are written.
 
     Returns:
-      Whether the run is complete; otherwise it was asked to stop, and its state is saved.
+      Whether the run is complete; false if a signal ended it early.
+
+    Raises:
+      UserError: training diverged, or the disk is full.
     """
     state = replicate(state)
     first_step, epochs = int(state.step), run.config.epochs
     if first_step < run.total_steps:
         log.write("start", step=first_step, epoch=first_step / run.steps_per_epoch)
-    with open_progress(total_steps=run.total_steps, first_step=first_step) as progress:
+    with stop_on_signal() as stop, open_progress(total_steps=run.total_steps, first_step=first_step) as progress:
         for epoch in range(first_step // run.steps_per_epoch, epochs):
-            started, before = time.monotonic(), int(state.step)
-            state = train_epoch(run, state, epoch=epoch, checkpoints=checkpoints, log=log, progress=progress, stop=stop)
-            step, seconds = int(state.step), _since(started)
-            if step == (epoch + 1) * run.steps_per_epoch:
+            result = train_epoch(
+                run, state, epoch=epoch, checkpoints=checkpoints, log=log, progress=progress, stop=stop
+            )
+            state, stopped_by = result.state, result.stopped_by
+            if stopped_by is None:
                 scores = evaluate_variables(run, state.evaluated).scalars()
-                log.write("validation", step=step, epoch=float(epoch + 1), **scores)
+                log.write("validation", step=int(state.step), epoch=float(epoch + 1), **scores)
                 checkpoints.save(state, metrics=scores)
-                rate = (step - before) * run.config.batch_size / seconds
                 progress.say(
                     f"epoch {epoch + 1}/{epochs}: validation top-1 {scores['top1']:.4f}, loss {scores['loss']:.4f}; "
-                    f"{rate:,.0f} images/s"
+                    f"{result.images_per_second:,.0f} images/s"
                 )
-            if stop.signal and step < run.total_steps:
-                progress.say(f"stopped by {stop.signal.name} and saved at step {step:,}; run again to go on")
+                if epoch + 1 < epochs:  # After the last epoch there is nothing left to stop.
+                    stopped_by = stop.signal
+            if stopped_by is not None:
+                progress.say(f"stopped by {stopped_by.name} and saved at step {int(state.step):,}; run again to resume")
                 return False
     return True
+
+
+class EpochResult(NamedTuple):
+    """What an epoch of training came to.
+
+    Attributes:
+      state: after its last step.
+      stopped_by: the signal that ended it before its last step, with the state saved; None if it is complete.
+      images_per_second: training pictures over time.
+    """
+
+    state: TrainState
+    stopped_by: signal.Signals | None
+    images_per_second: float
 
 
 def train_epoch(
@@ -140,20 +163,22 @@ def train_epoch(
     log: MetricsLog,
     progress: TrainProgress,
     stop: StopRequest,
-) -> TrainState:
-    """Takes the steps that are left of an epoch, or saves and returns early when asked to stop."""
+) -> EpochResult:
+    """Takes the remaining steps of an epoch; when asked to stop before the last, saves the state and returns early.
+
+    Raises:
+      UserError: training diverged, or the disk is full.
+    """
     config, end = run.config, (epoch + 1) * run.steps_per_epoch
     first = int(state.step)
     batches = data.train_batches(run.dataset.train, seed=config.seed, batch_size=config.batch_size, start_step=first)
     window: list[StepMetrics] = []
-    logged = saved = time.monotonic()
+    stopped_by: signal.Signals | None = None
+    started = logged = saved = time.monotonic()
     with contextlib.closing(batches):
         for step, batch in zip(range(first + 1, end + 1), batches, strict=False):
             state, metrics = take_step(run, state, batch, epoch=epoch)
-            # At most one step ahead of the device: a longer queue would only hold batches in memory. On a CPU that one
-            # would already hold the maps of a second step, gigabytes.
-            for awaited in [metrics] if jax.default_backend() == "cpu" else window[-1:]:
-                awaited.loss.block_until_ready()
+            _wait(metrics, window)
             window.append(metrics)
             now = time.monotonic()
             if now - logged >= LOG_SECONDS or step == end:
@@ -162,10 +187,22 @@ def train_epoch(
             if step < end and (stop.signal or now - saved >= 60 * config.checkpoint_minutes):
                 check_finite(run, state)
                 checkpoints.save(state)
-                saved = time.monotonic()
-                if stop.signal:
+                saved, stopped_by = time.monotonic(), stop.signal
+                if stopped_by is not None:
                     break
-    return state
+    pictures = (int(state.step) - first) * config.batch_size
+    return EpochResult(state, stopped_by, images_per_second=pictures / _since(started))
+
+
+def _wait(metrics: StepMetrics, earlier: Sequence[StepMetrics]) -> None:
+    """Keeps the host at most one step ahead of the device: a longer queue would only hold batches in memory.
+
+    On a CPU even one queued step would hold the feature maps of a second step, which are gigabytes.
+    """
+    if jax.default_backend() == "cpu":
+        metrics.loss.block_until_ready()
+    elif earlier:
+        earlier[-1].loss.block_until_ready()
 
 
 def take_step(run: Run, state: TrainState, batch: data.Batch, *, epoch: int) -> tuple[TrainState, StepMetrics]:

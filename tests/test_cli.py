@@ -10,8 +10,9 @@ from pathlib import Path
 import docstring_parser
 import pytest
 
-from jaxcnn import cli, config, evaluate, presets, train
+from jaxcnn import cli, config, evaluate, presets
 from jaxcnn.errors import UserError
+from jaxcnn.train import Arguments as TrainArguments
 from jaxcnn.train import parse
 
 ROOT = Path(__file__).parent.parent
@@ -161,7 +162,7 @@ def test_what_could_steer_a_terminal_is_not_printed(monkeypatch, capsys):
         config.AugmentConfig,
         config.OptimConfig,
         evaluate.Arguments,
-        train.Arguments,
+        TrainArguments,
     ],
 )
 def test_help_breaks_its_lines_where_a_sentence_ends(kind):

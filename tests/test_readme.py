@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from pictures import make_picture, write_class_folders, write_tiny_imagenet_zip
 
-from jaxcnn import train, weights
+from jaxcnn import weights
+from jaxcnn.train import parse
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -82,7 +83,7 @@ def test_options_in_the_text_are_options():
     written = re.findall(r"`(--[a-z_]+\.no_[a-z_]+|--[a-z_]+\.[a-z_]+ [^`]+)`", README)
     assert "--model.no_cpu_kernels" in written
     for each in written:
-        train.parse(each.split())
+        parse(each.split())
 
 
 @pytest.mark.run

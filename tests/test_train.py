@@ -25,7 +25,7 @@ from jaxcnn.loop import initial_state, prepare, take_step
 from jaxcnn.run.checkpoint import load_model, open_checkpoints
 from jaxcnn.run.workdir import Workdir
 from jaxcnn.state import TrainState
-from jaxcnn.train import train
+from jaxcnn.training import train
 
 pytestmark = pytest.mark.run
 
@@ -318,7 +318,7 @@ def test_killed_and_resumed_is_the_same_as_never_killed(tmp_path, cache_dir):
     resumed = start(tmp_path / "killed", cache_dir, *options)
     output = finish(resumed)
     assert resumed.returncode == 0, output
-    assert f"going on from step {reached}" in output
+    assert f"resuming at step {reached}" in output
     a, b = (load_last(tmp_path / name) for name in ("whole", "killed"))
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
@@ -337,7 +337,7 @@ def test_a_signal_saves_and_ends_cleanly(tmp_path, cache_dir, number):
     output = finish(process)
     assert process.returncode == 0, output
     reached = steps_saved(tmp_path)[-1]
-    assert f"stopped by {number.name} and saved at step {reached:,}; run again to go on" in output
+    assert f"stopped by {number.name} and saved at step {reached:,}; run again to resume" in output
     assert output.count("stopping after this step; again to stop at once\n") == 1
     assert "Traceback" not in output
     assert not (tmp_path / "model.onnx").exists()

@@ -48,8 +48,8 @@ def test_server_imports_no_training_and_no_jax():
     assert not modules_loaded_by("server.app") & {"jaxcnn", "export", "jax", "flax"}
 
 
-def test_of_jaxcnn_only_train_imports_export():
-    assert modules_importing("jaxcnn", {"export", "server"}) == {"jaxcnn/train.py": {"export"}}
+def test_in_jaxcnn_only_training_imports_export():
+    assert modules_importing("jaxcnn", {"export", "server"}) == {"jaxcnn/training.py": {"export"}}
 
 
 def test_the_converter_knows_no_jaxcnn():

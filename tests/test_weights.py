@@ -29,7 +29,8 @@ from jaxcnn.run.checkpoint import load_model
 from jaxcnn.run.lineage import Training
 from jaxcnn.run.workdir import Workdir
 from jaxcnn.state import create_state, init_variables, start_from
-from jaxcnn.train import parse, train
+from jaxcnn.train import parse
+from jaxcnn.training import train
 from jaxcnn.weights import mean_of, read_model, read_weights, write_weights
 
 MODEL = ModelConfig(widths=(4, 6), blocks=(1, 0))

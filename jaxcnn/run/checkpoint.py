@@ -90,7 +90,7 @@ class Checkpoints:
                 raise
             raise UserError(
                 f"the checkpoint of step {step} could not be written to {self._checkpointer.directory}: {reason}; "
-                "earlier ones are whole. Make room and run again to go on"
+                "earlier ones are whole. Make room and run again to resume"
             ) from error
 
     def restore(self, like: TrainState) -> TrainState:

@@ -75,7 +75,7 @@ def _user_errors(workdir: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"the log cannot be written to {workdir}: {error.strerror}; make room and run again to go on"
+            f"the log cannot be written to {workdir}: {error.strerror}; make room and run again to resume"
         ) from error
 
 

@@ -75,7 +75,7 @@ def test_a_full_disk_is_told_and_not_waited_for(tmp_path, values, fullest):
         check=False,
     )
     assert done.stdout == (
-        f"the log cannot be written to {tmp_path}: File too large; make room and run again to go on\n"
+        f"the log cannot be written to {tmp_path}: File too large; make room and run again to resume\n"
     ), done.stderr
     assert done.returncode == 0
     assert max(tmp_path.iterdir(), key=lambda file: file.stat().st_size).match(fullest)

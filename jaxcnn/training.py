@@ -1,0 +1,186 @@
+"""A whole training run in three calls: `begin` opens it, `fit` takes its steps, `conclude` measures and exports it."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+import export
+from jaxcnn import data
+from jaxcnn.calibration import Calibration, calibrate, write_calibration
+from jaxcnn.classifier import open_classifier
+from jaxcnn.config import Config
+from jaxcnn.distributed import describe_devices
+from jaxcnn.errors import UserError
+from jaxcnn.evaluate import describe, evaluate, predict, with_mirror_image, write_evaluation
+from jaxcnn.leakage import check_no_leakage
+from jaxcnn.loop import Run, fit, initial_state, prepare
+from jaxcnn.metrics import Evaluation
+from jaxcnn.paths import check_outside_pictures
+from jaxcnn.run import report
+from jaxcnn.run.checkpoint import Checkpoints, load_model, open_checkpoints
+from jaxcnn.run.lineage import record_earlier
+from jaxcnn.run.metrics_log import MetricsLog, open_log
+from jaxcnn.run.progress import console
+from jaxcnn.run.sessions import record_session
+from jaxcnn.run.workdir import Classes, Workdir
+from jaxcnn.state import TrainState
+from jaxcnn.step import eval_step
+from jaxcnn.weights import Weights, read_weights
+
+
+class Start(NamedTuple):
+    """Where a session of a run starts, and what it writes to.
+
+    Attributes:
+      run: settings, data, network and optimizer.
+      state: before the first step of this session: initial, or restored from the last checkpoint.
+      checkpoints: the run's checkpoints.
+      log: the run's `metrics.jsonl` and TensorBoard events.
+    """
+
+    run: Run
+    state: TrainState
+    checkpoints: Checkpoints
+    log: MetricsLog
+
+
+def train(config: Config, workdir: str | Path) -> Evaluation | None:
+    """Trains a classifier, or resumes the run in `workdir`, and exports its best checkpoint.
+
+    SIGINT and SIGTERM stop the run after the step in progress, with its state saved. The same call resumes it.
+
+    Args:
+      config: the settings.
+      workdir: the run's folder; created if it does not exist.
+
+    Returns:
+      The evaluation of the best checkpoint on the validation pictures; None if a signal stopped the run before its end.
+
+    Raises:
+      UserError: the settings, the data or the workdir cannot be trained with, or training diverged.
+    """
+    with begin(config, workdir) as (run, state, checkpoints, log):
+        finished = fit(run, state, checkpoints=checkpoints, log=log)
+        return conclude(run, workdir) if finished else None
+
+
+@contextmanager
+def begin(config: Config, workdir: str | Path) -> Iterator[Start]:
+    """Opens a run for training: loads its data, locks its folder, and restores or initialises its state.
+
+    Everything that the run depends on is checked before, and recorded in the workdir. The folder stays locked until
+    the context ends.
+
+    Args:
+      config: the settings.
+      workdir: the run's folder; created if it does not exist. A run in it is resumed.
+
+    Raises:
+      UserError: the settings or the data do not fit the run in the workdir, leak training pictures of the initial
+        weights into validation, or cannot be trained with; or another process trains in the workdir.
+    """
+    folder = Workdir(Path(workdir))
+    if not data.is_named(config.data.source):
+        check_outside_pictures(folder.path, option="workdir", source=config.data.source)
+    with folder.locked():
+        # Before the pictures are decoded, which may take long.
+        folder.check_settings(config)
+        run = prepare(config, data.load(config.data))
+        classes = Classes(run.dataset.names, run.dataset.wnids, run.dataset.name, run.dataset.license)
+        pictures = run.dataset.fingerprint()
+        folder.check_data(classes, pictures)
+        with open_checkpoints(folder.checkpoints) as checkpoints, open_log(folder.path) as log:
+            weights = _read_initial_weights(run) if checkpoints.last_step is None else None
+            state = initial_state(run, weights)
+            if checkpoints.last_step is not None:
+                state = checkpoints.restore(state)
+            step = int(state.step)
+            check_epochs(run, folder.path, step=step)
+            # Settings that no step is taken with are not recorded.
+            if step < run.total_steps:
+                record_session(folder, config, classes, step=step)
+            else:
+                folder.check_finished_settings(config)
+            if weights is not None:
+                record_earlier(weights.trainings, folder.earlier_trainings)
+            folder.record_pictures(pictures)
+            _print_start(run, folder.path, step=step, weights=weights)
+            yield Start(run, state, checkpoints, log)
+
+
+def check_epochs(run: Run, workdir: Path, *, step: int) -> None:
+    """Raises a `UserError` if a run has taken more steps than the settings ask for."""
+    if step > run.total_steps:
+        taken = step / run.steps_per_epoch
+        raise UserError(
+            f"epochs is {run.config.epochs}, but the run in {workdir} has taken {taken:.4g} already; give at least "
+            f"{math.ceil(taken)}, or another --workdir"
+        )
+
+
+def conclude(run: Run, workdir: str | Path) -> Evaluation:
+    """Calibrates, evaluates and exports the best checkpoint, and writes the evaluation, the report and `model.onnx`.
+
+    Raises:
+      UserError: the workdir has no checkpoint yet, or the model cannot be exported.
+    """
+    folder = Workdir(Path(workdir))
+    calibration = _calibrate(run, folder)
+    # As a user of the workdir measures it: computed in float32, with calibrated logits.
+    classifier, held_out = open_classifier(folder.path), run.dataset.validation
+    measure = partial(evaluate, classes=len(classifier.names), batch_size=run.config.batch_size)
+    evaluation = measure(classifier.logits, held_out)
+    # Mirroring may change the class of a picture, such as a digit's; the settings then leave it out of training.
+    flipped = measure(with_mirror_image(classifier.logits), held_out) if run.config.augment.flip else None
+    about = describe(classifier, path=folder.path, dataset=run.dataset, split="validation")
+    write_evaluation(evaluation, folder.evaluation, names=classifier.names, about=about, flipped=flipped)
+    report.write_report(folder.path, evaluation, run.dataset, calibration=calibration)
+    try:
+        export.export_workdir(folder.path, pictures=held_out.images[:7])
+    except (export.UnsupportedError, export.VerificationError) as error:
+        raise UserError(f"{workdir} is trained and saved, but not exported: {error}") from error
+    return evaluation
+
+
+def _read_initial_weights(run: Run) -> Weights | None:
+    """Reads the weights of `init_from`, if it is set.
+
+    Raises:
+      UserError: they cannot be read, or they were trained on pictures that this run would hold out.
+    """
+    if run.config.init_from is None:
+        return None
+    weights = read_weights(run.config.init_from)
+    check_no_leakage(run.dataset, run.config.data, trained_on=weights.trained_on, began=weights.pictures)
+    return weights
+
+
+def _calibrate(run: Run, workdir: Workdir) -> Calibration:
+    """Fits the temperature of the best checkpoint to the validation pictures, and records it."""
+    best, held_out = load_model(workdir.path), run.dataset.validation
+    logits = partial(eval_step, best.variables, model=best.model)
+    found = [values[batch.mask] for values, batch in predict(logits, held_out, batch_size=run.config.batch_size)]
+    calibration = calibrate(np.concatenate(found), held_out.labels, step=best.step)
+    write_calibration(calibration, workdir.calibration)
+    return calibration
+
+
+def _print_start(run: Run, workdir: Path, *, step: int, weights: Weights | None) -> None:
+    """Prints what is trained on which data, and what it starts from."""
+    dataset = run.dataset
+    console.print(
+        f"{dataset.name}: {len(dataset.train):,} training and {len(dataset.validation):,} validation pictures, "
+        f"{len(dataset.names)} classes; {run.config.model.name} on {describe_devices()}; {workdir}",
+        soft_wrap=True,
+    )
+    if step:
+        console.print(f"resuming at step {step:,} of {run.total_steps:,}")
+    if weights is not None:
+        same_classes = weights.has_classes(dataset.names, dataset.wnids)
+        head = "the classifier too, for the same classes" if same_classes else "with a new classifier"
+        console.print(f"initial weights: {weights.source}, trained on {weights.dataset}, {head}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Charts of a run as SVG that takes its colours from the page around it, light or dark."""
+"""Charts of a run, as SVG that follows the colours of the page around it, light or dark."""
 
 import io
 import re
@@ -14,13 +14,13 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from jaxcnn.metrics import CALIBRATION_BINS, Reliability
 
-# matplotlib draws with these stand-ins; the page's CSS gives the variables their values.
+# matplotlib draws in these placeholder colours. `_to_svg` replaces them by variables that the page's CSS defines.
 INK, MUTED, GRID, TRAIN, VALIDATION = "#010101", "#020202", "#030303", "#040404", "#050505"
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line", TRAIN: "--train", VALIDATION: "--accent"}
 
 STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",  # real text, in the page's own font
-    "svg.hashsalt": "jaxcnn",  # the same chart gives the same bytes
+    "svg.fonttype": "none",  # Text stays text, in the page's font.
+    "svg.hashsalt": "jaxcnn",  # Identifiers are the same each time.
     "axes.edgecolor": GRID,
     "axes.grid": True,
     "axes.labelcolor": MUTED,
@@ -40,7 +40,14 @@ STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Curve:
-    """A quantity over the epochs."""
+    """A quantity over the epochs.
+
+    Attributes:
+      label: the quantity's name in the legend.
+      color: a placeholder colour of this module.
+      epochs: positions on the horizontal axis; may be fractions.
+      values: one for each position.
+    """
 
     label: str
     color: str
@@ -49,11 +56,15 @@ class Curve:
 
 
 def draw_curves(curves: Sequence[Curve], *, percent: bool = False, marked: float | None = None) -> str:
-    """Curves over the epochs; of one with a single point, the point.
+    """Draws curves over the epochs; short curves show their points.
 
     Args:
-      percent: the values are shares.
+      curves: at least one, each with at least one point.
+      percent: whether the values are shares, to be labelled in percent.
       marked: an epoch to mark with a vertical line.
+
+    Returns:
+      An `svg` element.
     """
     with matplotlib.style.context(["default", STYLE]):
         figure, axes = _figure(4.6, 3.1)
@@ -63,7 +74,7 @@ def draw_curves(curves: Sequence[Curve], *, percent: bool = False, marked: float
         if marked is not None:
             axes.axvline(marked, color=MUTED, linewidth=1, linestyle=(0, (2, 3)))
         axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(7, integer=max(max(each.epochs) for each in curves) >= 4))
+        axes.xaxis.set_major_locator(MaxNLocator(7, integer=max(max(curve.epochs) for curve in curves) >= 4))
         if percent:
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
         if len(curves) > 1:
@@ -72,7 +83,7 @@ def draw_curves(curves: Sequence[Curve], *, percent: bool = False, marked: float
 
 
 def draw_reliability(reliability: Reliability) -> str:
-    """Accuracy against confidence, with the share of the pictures in each bin below."""
+    """Draws a reliability diagram: accuracy against confidence, and below it the share of the pictures in each bin."""
     width = 1 / CALIBRATION_BINS
     centers = (np.arange(CALIBRATION_BINS) + 0.5) * width
     with matplotlib.style.context(["default", STYLE]):
@@ -80,7 +91,7 @@ def draw_reliability(reliability: Reliability) -> str:
         upper, lower = figure.subplots(2, sharex=True, height_ratios=(4, 1))
         upper.bar(centers, np.nan_to_num(reliability.accuracy), width=0.88 * width, color=VALIDATION, alpha=0.8)
         upper.plot([0, 1], [0, 1], color=INK, linewidth=1.2, linestyle=(0, (4, 3)))
-        upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="predicted right")
+        upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
         lower.bar(centers, reliability.count / reliability.count.sum(), width=0.88 * width, color=TRAIN)
         lower.set(xlabel="confidence", ylabel="pictures")
         lower.yaxis.set_major_locator(MaxNLocator(2))
@@ -95,13 +106,13 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def _to_svg(figure: Figure) -> str:
-    """An `svg` element with a transparent ground and CSS variables for colours."""
+    """Returns the figure as an `svg` element with a transparent background and CSS variables for colours."""
     buffer = io.StringIO()
     no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)  # several charts share a page, and ids must not repeat
+    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)  # Charts share a page, where ids must not repeat.
     for color, variable in VARIABLES.items():
         svg = svg.replace(color, f"var({variable})")
     return svg

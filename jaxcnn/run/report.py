@@ -1,4 +1,4 @@
-"""The report of a run: one HTML page that needs no network, for people to read."""
+"""The report of a run: one self-contained HTML page that needs no network."""
 
 import base64
 import dataclasses
@@ -44,30 +44,31 @@ from jaxcnn.run.workdir import Workdir
 from jaxcnn.state import init_variables
 
 TABLE_LIMIT = 25
-"""Classes up to which a confusion matrix is a table of numbers; above it is a map of colours."""
+"""Largest number of classes whose confusion matrix is a table of numbers; with more it is an image."""
 MAP_LIMIT = 1000
-"""Classes up to which that map is worth its bytes."""
+"""Largest number of classes with such an image; with more, only the most frequent confusions are listed."""
 PICTURES = 24
-"""Pictures in each of the two grids."""
+"""Pictures in each of the two galleries."""
 THUMBNAIL = 128
-"""Largest side in pixels of a picture on the page."""
+"""Largest side of a picture on the page, in pixels."""
 CURVE_POINTS = 200
-"""Points of a training curve; more would only show noise."""
+"""Largest number of points of a training curve; more would only show noise."""
 
 
 def write_report(workdir: Path, evaluation: Evaluation, dataset: Dataset, *, calibration: Calibration) -> Path:
     """Writes `report.html` into the workdir of a run.
 
     Args:
-      workdir: with the settings, the environment and the log of the run.
+      workdir: holds the settings, the environment and the log of the run.
       evaluation: of the best checkpoint, calibrated, on `dataset.validation`.
-      calibration: of that checkpoint.
+      dataset: the run's pictures.
+      calibration: of the best checkpoint.
 
     Returns:
       The path of the page.
 
     Raises:
-      UserError: the workdir is none, or cannot be written.
+      UserError: `workdir` is not a workdir, or cannot be written.
     """
     path = workdir / "report.html"
     page = render(
@@ -78,7 +79,7 @@ def write_report(workdir: Path, evaluation: Evaluation, dataset: Dataset, *, cal
         dataset=dataset,
     )
     try:
-        # A folder's name may hold bytes that are no text, which UTF-8 cannot write.
+        # A folder's name, and so a class name, may hold bytes that UTF-8 cannot encode.
         write_atomically(path, page.encode("utf-8", "replace").decode("utf-8"))
     except OSError as error:
         raise UserError(f"the report cannot be written to {path}: {error.strerror}") from error
@@ -93,7 +94,7 @@ def render(
     calibration: Calibration,
     dataset: Dataset,
 ) -> str:
-    """The page as HTML. Whatever comes from outside, such as a class name, is escaped."""
+    """Returns the page as HTML. Class names and other untrusted text are escaped."""
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("jaxcnn.run"),
         autoescape=True,
@@ -103,63 +104,66 @@ def render(
     )
     config, best = sessions[-1].config, log.validation_of(calibration.step)
     classes = describe_classes(evaluation, dataset.names)
-    return templates.get_template(
-        "report.html"
-    ).render(
+    return templates.get_template("report.html").render(
+        # The header and the run.
         dataset=dataset,
         evaluation=evaluation,
         calibration=calibration,
-        pictures=counted(evaluation.count, "picture"),
+        pictures=counted(evaluation.count, "held-out picture"),
         interval=wilson_interval(evaluation.top1, evaluation.count),
         facts=describe_run(sessions, log, dataset),
         epochs=config.epochs,
-        augmented=any(each.config.augment != AugmentConfig() for each in sessions),
-        label_smoothing=any(each.config.label_smoothing for each in sessions),
-        log=log,
         best=best,
+        settings=json.dumps(dataclasses.asdict(config), indent=2),
+        environment=sessions[-1].environment,
+        # Learning curves.
+        log=log,
         charts=draw_log(log, best=best),
-        reliability=Markup(draw_reliability(evaluation.reliability)),  # noqa: S704 our own drawing
-        mean_confidence=float(evaluation.confidence.mean()),
+        augmented=any(session.config.augment != AugmentConfig() for session in sessions),
+        label_smoothing=any(session.config.label_smoothing for session in sessions),
+        # Classes and their confusions.
         classes=classes,
-        ranked=[classes[i] for i in evaluation.worst_classes()],
+        ranked=[classes[label] for label in evaluation.worst_classes()],
         confusions=evaluation.confusions()[:15],
         table=len(dataset.names) <= TABLE_LIMIT,
         map=confusion_map(evaluation.confusion, dataset.names)
         if TABLE_LIMIT < len(dataset.names) <= MAP_LIMIT
         else None,
+        # Calibration.
+        reliability=Markup(draw_reliability(evaluation.reliability)),  # noqa: S704 drawn here
+        mean_confidence=float(evaluation.confidence.mean()),
+        # Galleries.
         mistakes=show_pictures(dataset.validation, evaluation, confident_mistakes(evaluation, dataset.validation)),
-        examples=show_pictures(dataset.validation, evaluation, spread(evaluation.count)),
+        examples=show_pictures(dataset.validation, evaluation, evenly_spaced(evaluation.count)),
         pixelated=dataset.validation.images.shape[1] < 96,
-        settings=json.dumps(dataclasses.asdict(config), indent=2),
-        environment=sessions[-1].environment,
     )
 
 
 def describe_run(sessions: Sequence[Session], log: RunLog, dataset: Dataset) -> dict[str, str]:
-    """The settings that matter, the time and the hardware, by heading."""
+    """Describes data, settings, time and hardware of a run, by heading."""
     config, steps = sessions[-1].config, len(dataset.train) // sessions[-1].config.batch_size
     facts = {
         "Data": f"{dataset.name}: {len(dataset.train):,} training and {len(dataset.validation):,} validation pictures "
-        f"in {len(dataset.names)} classes, {config.data.image_size} by {config.data.image_size} pixels",
-        "Terms of the data": dataset.license,
+        f"in {len(dataset.names)} classes, {config.data.image_size}x{config.data.image_size} pixels",
+        "License": dataset.license,
         "Model": f"{describe_network(config.model)}, {count_parameters(config, len(dataset.names)):,} parameters, "
-        + tell(sessions, lambda each: describe_precision(each.config.model, each.environment)),
-        "Training": tell(sessions, lambda each: describe_training(each.config, steps_per_epoch=steps)),
-        "Optimizer": tell(sessions, lambda each: describe_optimizer(each.config.optim)),
-        "Augmentation": tell(sessions, lambda each: describe_augmentation(each.config.augment)),
+        + tell(sessions, lambda session: describe_precision(session.config.model, session.environment)),
+        "Training": tell(sessions, lambda session: describe_training(session.config, steps_per_epoch=steps)),
+        "Optimizer": tell(sessions, lambda session: describe_optimizer(session.config.optim)),
+        "Augmentation": tell(sessions, lambda session: describe_augmentation(session.config.augment)),
     }
     if log.train:
         rate = statistics.median(record["images_per_second"] for record in log.train)
         facts["Time"] = f"{format_duration(log.seconds(config.batch_size))} in training steps, {rate:,.0f} pictures/s"
         facts["Finished"] = f"{datetime.fromtimestamp(log.train[-1]['time'], UTC):%d %B %Y, %H:%M} UTC"
-    if all(each.environment for each in sessions):
-        facts["Hardware"] = tell(sessions, lambda each: describe_hardware(each.environment))
-        facts["Software"] = tell(sessions, lambda each: describe_software(each.environment))
+    if all(session.environment for session in sessions):
+        facts["Hardware"] = tell(sessions, lambda session: describe_hardware(session.environment))
+        facts["Software"] = tell(sessions, lambda session: describe_software(session.environment))
     return facts
 
 
 def count_parameters(config: Config, classes: int) -> int:
-    """Trainable parameters of the model, from its shapes alone."""
+    """Counts the trainable parameters of a network from its shapes, without computing it."""
     model = models.build(config.model, classes=classes)
     shapes = jax.eval_shape(
         lambda key: init_variables(key, model=model, image_size=config.data.image_size), jax.random.key(0)
@@ -168,10 +172,14 @@ def count_parameters(config: Config, classes: int) -> int:
 
 
 def draw_log(log: RunLog, *, best: dict[str, float] | None) -> dict[str, Markup]:
-    """The learning curves by title; none if the log is empty.
+    """Draws the learning curves.
 
     Args:
-      best: the validation record of the best checkpoint, to be marked.
+      log: the log of the run.
+      best: the validation record of the best checkpoint, which is marked.
+
+    Returns:
+      SVG by title; empty if the log has no training or no validation records.
     """
     if not log.train or not log.validation:
         return {}
@@ -180,59 +188,68 @@ def draw_log(log: RunLog, *, best: dict[str, float] | None) -> dict[str, Markup]
 
     def pair(name: str) -> list[Curve]:
         return [
-            Curve(label, color, [each["epoch"] for each in records], [each[name] for each in records])
+            Curve(label, color, [record["epoch"] for record in records], [record[name] for record in records])
             for label, color, records in (("training", TRAIN, train), ("validation", VALIDATION, log.validation))
         ]
 
-    rate = Curve("learning rate", INK, [each["epoch"] for each in train], [each["learning_rate"] for each in train])
+    epochs, rates = [record["epoch"] for record in train], [record["learning_rate"] for record in train]
     charts = {
         "Loss": draw_curves(pair("loss"), marked=marked),
         "Top-1 accuracy": draw_curves(pair("top1"), percent=True, marked=marked),
-        "Learning rate": draw_curves([rate], marked=marked),
+        "Learning rate": draw_curves([Curve("learning rate", INK, epochs, rates)], marked=marked),
     }
-    return {title: Markup(svg) for title, svg in charts.items()}  # noqa: S704 our own drawings
+    return {title: Markup(svg) for title, svg in charts.items()}  # noqa: S704 drawn here
 
 
 def average_records(records: Sequence[dict[str, float]]) -> list[dict[str, float]]:
-    """At most `CURVE_POINTS` records, each the mean of as many neighbours."""
+    """Averages neighbouring records, so that at most `CURVE_POINTS` are left."""
     size = math.ceil(len(records) / CURVE_POINTS)
     return [
         {
-            name: statistics.fmean(each[name] for each in records[i : i + size])
+            name: statistics.fmean(record[name] for record in records[start : start + size])
             for name in ("epoch", "loss", "top1", "learning_rate")
         }
-        for i in range(0, len(records), size)
+        for start in range(0, len(records), size)
     ]
 
 
 def describe_classes(evaluation: Evaluation, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Each class with its accuracy and what it is most often taken for."""
-    rows = []
-    for i, name in enumerate(names):
-        row = evaluation.confusion[i].copy()
-        count, row[i] = int(row.sum()), 0
-        taken = [int(j) for j in np.argsort(-row, kind="stable")[:3] if row[j]]
-        rows.append(
+    """Returns a record for each class.
+
+    Its keys are `name`, `count`, `top1` (None without pictures), `row` (of the confusion matrix) and `mistaken_for`:
+    the three classes that are most often predicted instead, with their counts.
+    """
+    records = []
+    for label, name in enumerate(names):
+        mistakes = evaluation.confusion[label].copy()
+        count, mistakes[label] = int(mistakes.sum()), 0
+        frequent = [int(other) for other in np.argsort(-mistakes, kind="stable")[:3] if mistakes[other]]
+        records.append(
             {
                 "name": name,
                 "count": count,
-                "top1": float(evaluation.per_class[i]) if count else None,
-                "row": evaluation.confusion[i].tolist(),
-                "taken": [(names[j], int(row[j])) for j in taken],
+                "top1": float(evaluation.per_class[label]) if count else None,
+                "row": evaluation.confusion[label].tolist(),
+                "mistaken_for": [(names[other], int(mistakes[other])) for other in frequent],
             }
         )
-    return rows
+    return records
 
 
 def confusion_map(confusion: Int64[np.ndarray, "n n"], names: Sequence[str]) -> dict[str, Any]:
-    """The confusion matrix as a picture of one pixel for each cell, and the numbers behind it.
+    """Returns the confusion matrix as an image of one pixel per cell, and the numbers behind it.
 
-    Classes that are confused with one another stand together. A pixel's opacity is the cube root of the cell's
-    share of its class: one mistake in fifty is still 27% opaque.
+    Classes that are confused with each other are adjacent. The opacity of a pixel is the cube root of the cell's share
+    of its true class, so that one mistake in fifty is still 27% opaque.
+
+    Returns:
+      `png`, a data URL; `names` of the classes in the order of the rows; `totals`, pictures in each row; `cells`,
+      [row, column, count] for each count above zero.
     """
     order = order_by_confusion(confusion)
     counts = confusion[np.ix_(order, order)]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    # Red for mistakes, blue for the diagonal.
     pixels = np.empty((*counts.shape, 4), np.uint8)
     pixels[...] = (224, 68, 52, 0)
     pixels[np.diag_indices(len(order))] = (72, 128, 232, 0)
@@ -240,60 +257,60 @@ def confusion_map(confusion: Int64[np.ndarray, "n n"], names: Sequence[str]) -> 
     rows, columns = counts.nonzero()
     return {
         "png": encode_png(Image.fromarray(pixels, "RGBA")),
-        "names": [names[i] for i in order],
+        "names": [names[label] for label in order],
         "totals": counts.sum(axis=1).tolist(),
-        "cells": [[int(i), int(j), int(counts[i, j])] for i, j in zip(rows, columns, strict=True)],
+        "cells": [[int(row), int(column), int(counts[row, column])] for row, column in zip(rows, columns, strict=True)],
     }
 
 
 def order_by_confusion(confusion: Int64[np.ndarray, "n n"]) -> list[int]:
-    """The classes in the order of a hierarchical clustering by how often they are confused."""
+    """Orders classes by hierarchical clustering, where classes are near if they are often confused with each other."""
     mistakes = (confusion + confusion.T).astype(np.float64)
     np.fill_diagonal(mistakes, 0)
     distance = 1 / (1 + mistakes[np.triu_indices(len(confusion), 1)])
-    return [int(each) for each in hierarchy.leaves_list(hierarchy.average(distance))]
+    return [int(label) for label in hierarchy.leaves_list(hierarchy.average(distance))]
 
 
 def confident_mistakes(evaluation: Evaluation, split: Split) -> list[int]:
-    """The pictures that were predicted wrong with the highest confidence."""
+    """Returns the positions of the wrong predictions with the highest confidence, the most confident first."""
     wrong = np.flatnonzero(evaluation.predicted != split.labels)
-    return [int(i) for i in wrong[np.argsort(-evaluation.confidence[wrong], kind="stable")][:PICTURES]]
+    return [int(position) for position in wrong[np.argsort(-evaluation.confidence[wrong], kind="stable")][:PICTURES]]
 
 
-def spread(count: int) -> list[int]:
-    """Positions spread evenly over a split: the same on every day, and of many classes where it is sorted by class."""
-    return [int(i) for i in np.unique(np.linspace(0, count - 1, PICTURES).round())]
+def evenly_spaced(count: int) -> list[int]:
+    """Returns evenly spaced positions of a split: the same every time, and of many classes if it is sorted by class."""
+    return [int(position) for position in np.unique(np.linspace(0, count - 1, PICTURES).round())]
 
 
 def show_pictures(split: Split, evaluation: Evaluation, positions: Sequence[int]) -> list[dict[str, Any]]:
-    """Pictures of a split, each with its true class, the predicted one and the confidence in that."""
+    """Returns pictures of a split as data URLs, with their true and predicted classes and the confidence."""
     return [
         {
-            "png": encode_png(shrink(np.asarray(split.images[i]))),
-            "true": int(split.labels[i]),
-            "predicted": int(evaluation.predicted[i]),
-            "confidence": float(evaluation.confidence[i]),
+            "png": encode_png(make_thumbnail(np.asarray(split.images[position]))),
+            "true": int(split.labels[position]),
+            "predicted": int(evaluation.predicted[position]),
+            "confidence": float(evaluation.confidence[position]),
         }
-        for i in positions
+        for position in positions
     ]
 
 
-def shrink(pixels: UInt8[np.ndarray, "height width 3"]) -> Image.Image:
-    """A picture no larger than a thumbnail."""
+def make_thumbnail(pixels: UInt8[np.ndarray, "height width 3"]) -> Image.Image:
+    """Returns a picture, made smaller if it is larger than a thumbnail."""
     picture = Image.fromarray(pixels)
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
     return picture
 
 
 def encode_png(picture: Image.Image) -> str:
-    """A picture as the value of a `src` attribute."""
+    """Returns a picture as a data URL, for a `src` attribute."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """The 95% confidence interval of a share (Wilson 1927), which holds near 0 and 1 too."""
+    """Returns the 95% confidence interval of a share (Wilson 1927), which is also valid near 0 and 1."""
     z = statistics.NormalDist().inv_cdf(0.975)
     center = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     margin = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)

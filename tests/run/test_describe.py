@@ -66,7 +66,7 @@ def test_no_setting_is_left_out(kind, describe, others):
             assert describe(changed) != describe(kind()), field.name
 
 
-def test_a_network():
+def test_network():
     config = ModelConfig(widths=(64, 128, 256), blocks=(1, 0, 2), dropout=0.2)
     assert describe_network(config) == (
         "resnet, stages of 64, 128 and 256 channels with 1, 0 and 2 residual blocks, stem folds 2x2 pixels into "
@@ -78,7 +78,7 @@ def test_a_network():
     assert describe_network(ModelConfig(name="seed")) == "seed"
 
 
-def test_one_is_not_many():
+def test_counts_of_one_are_singular():
     one = describe_network(ModelConfig(widths=(1,), blocks=(1,), stem=1))
     assert one == "resnet, stages of 1 channel with 1 residual block"
     assert describe_network(ModelConfig(widths=(8,), blocks=(2,), stem=1)).endswith("8 channels with 2 residual blocks")
@@ -93,7 +93,7 @@ def test_precision():
     assert "if the machine" in describe_precision(auto, {"jax": "0.7"})
 
 
-def test_sizes_one_after_the_other():
+def test_training_at_several_resolutions():
     config = Config(epochs=10, batch_size=256, resolutions=((0.0, 48), (0.8, 64)), label_smoothing=0.1, seed=7)
     assert describe_training(config, steps_per_epoch=1390) == (
         "10 epochs of 1,390 steps, batch size 256, 8 at 48x48 pixels, then 2 at 64x64 pixels, label smoothing 0.1, "

@@ -1,4 +1,4 @@
-"""The report: what it reads, what it shows, and that nothing from outside gets into it unescaped."""
+"""The report: what it reads, what it shows, and that untrusted text is escaped in it."""
 
 import base64
 import dataclasses
@@ -133,10 +133,10 @@ def test_long_curves_are_averaged(count):
     assert averaged[0]["loss"] == pytest.approx(values[: math.ceil(count / 200)].mean())
 
 
-def test_the_page_tells_what_was_measured(tmp_path):
+def test_the_page_shows_what_was_measured(tmp_path):
     html, evaluation, _ = write(tmp_path, "abcdefg")
     page = Page(html)
-    assert f"Of 40 pictures that it was not trained on, the model names {100 * evaluation.top1:.1f}% right" in page.text
+    assert f"The model classifies {100 * evaluation.top1:.1f}% of 40 held-out pictures correctly" in page.text
     assert "from epoch 3 of 3" in page.text
     for figure in (f"{100 * evaluation.top5:.1f}%", f"{evaluation.loss:.3f}", f"{100 * evaluation.ece:.1f}%"):
         assert figure in page.text
@@ -152,22 +152,22 @@ def test_the_page_tells_what_was_measured(tmp_path):
     assert "resnet, stages of 4 channels" in page.text
     assert f", {sum(leaf.size for leaf in jax.tree.leaves(shapes)):,} parameters" in page.text
     assert '"weight_decay"' in page.text
-    assert "The logits are divided by 1.38" in page.text
-    assert "Without it the error would be 32.1%" in page.text
-    assert "it is about 12.3%" in page.text
+    assert "The logits are divided by a temperature of 1.38" in page.text
+    assert "Without it, the calibration error would be 32.1%" in page.text
+    assert "both ways, it is 12.3%" in page.text
 
 
-def test_the_page_tells_the_precision_that_was_used(tmp_path, monkeypatch):
+def test_the_page_shows_the_precision_that_was_used(tmp_path, monkeypatch):
     auto = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, precision="auto"))
     monkeypatch.setattr(models, "resolve_precision", lambda precision: "bfloat16")
     page = Page(write(tmp_path, "abc", config=auto)[0])
     assert re.search(r"[\d,]+ parameters, bfloat16 Training", page.text)
 
 
-def test_one_is_not_many(tmp_path, monkeypatch):
+def test_counts_of_one_are_singular(tmp_path, monkeypatch):
     monkeypatch.setattr(workdir, "environment", lambda: environment() | {"cores": "1"})
     page = Page(write(tmp_path, "ab", config=dataclasses.replace(CONFIG, epochs=1), count=1)[0])
-    assert "Of 1 picture that it was not trained on" in page.text
+    assert "% of 1 held-out picture correctly" in page.text
     assert "1 epoch of 12 steps" in page.text
     assert ", 1 core Software" in page.text
     assert not re.search(r"\b1 (epoch|picture|step|core|class)e?s\b", page.text.replace("1 validation pictures", ""))
@@ -212,16 +212,16 @@ def test_charts_are_well_formed_and_repeatable():
 def test_the_page_is_of_the_checkpoint_that_was_measured(tmp_path, step, epoch):
     calibration = dataclasses.replace(CALIBRATION, step=step)
     page = Page(write(tmp_path, "abc", calibration=calibration)[0])
-    assert f"from epoch {epoch} of 3, chosen by these" in page.text
+    assert f"from epoch {epoch} of 3, selected by its accuracy on these" in page.text
 
 
-def test_the_page_tells_what_earlier_sittings_did(tmp_path):
+def test_the_page_describes_earlier_sessions(tmp_path):
     mixed = dataclasses.replace(CONFIG, augment=AugmentConfig(mixup=0.2), label_smoothing=0.1)
     for step, config in ((0, mixed), (20, CONFIG)):
         record_session(Workdir(tmp_path), config, CLASSES, step=step)
     page = Page(write(tmp_path, "abc", config=CONFIG)[0])
     assert "until step 20 mixup 0.2; then none" in page.text
-    assert "Training figures are of augmented pictures with label smoothing" in page.text
+    assert "measured during the epoch, on augmented pictures with label smoothing" in page.text
 
 
 @pytest.mark.parametrize("lines", [[], LINES[:1], LINES[:2]])
@@ -245,7 +245,7 @@ def test_many_classes_have_a_map(tmp_path, count):
     html, evaluation, dataset = write(tmp_path, [f"class {i}" for i in range(count)], count=200)
     page = Page(html)
     assert not page.matrix
-    source = next(each["src"] for each in page.attributes("img") if each["alt"].startswith("Confusion"))
+    source = next(image["src"] for image in page.attributes("img") if image["alt"].startswith("Confusion"))
     pixels = np.asarray(decode(source))
     shown = json.loads(page.scripts[0].split(" = ", 1)[1].split(";\n", 1)[0])
     order = [dataset.names.index(name) for name in shown["names"]]
@@ -268,7 +268,7 @@ def test_very_many_classes_have_a_list_only(tmp_path, monkeypatch):
     assert "Most frequent confusions" in page.text
 
 
-def test_classes_that_are_confused_stand_together():
+def test_classes_that_are_confused_are_adjacent():
     confusion = 10 * np.eye(8, dtype=np.int64)
     for i, j in ((0, 5), (3, 7), (1, 6)):
         confusion[i, j] = 4
@@ -298,7 +298,7 @@ def test_class_names_are_escaped(tmp_path, count):
 
 
 @pytest.mark.parametrize("count", [3, 30])
-def test_a_name_that_is_no_text_is_still_written(tmp_path, count):
+def test_a_name_that_utf8_cannot_encode_is_still_written(tmp_path, count):
     html, *_ = write(tmp_path, ["caf\udce9", *(f"class {i}" for i in range(count - 1))], skill=-1)
     assert "caf?" in html
 
@@ -316,12 +316,12 @@ def test_mistakes_are_the_most_confident_first():
 
 def test_a_perfect_model_has_no_mistakes(tmp_path):
     html, *_ = write(tmp_path, "abc", skill=100)
-    assert "It made none." in html
+    assert "There are none." in html
 
 
 @pytest.mark.parametrize(("count", "shown"), [(1, 1), (5, 5), (24, 24), (1000, 24)])
 def test_examples_are_spread_and_never_repeated(count, shown):
-    positions = report.spread(count)
+    positions = report.evenly_spaced(count)
     assert len(positions) == len(set(positions)) == shown
     assert (positions[0], positions[-1]) == (0, count - 1)
 
@@ -339,7 +339,7 @@ def test_large_pictures_are_shrunk():
     assert decode(shown["png"]).size == (report.THUMBNAIL, report.THUMBNAIL)
 
 
-def test_a_full_disk_is_told(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported(tmp_path, monkeypatch):
     def full(path, text):
         raise OSError(28, "No space left on device")
 
@@ -348,7 +348,7 @@ def test_a_full_disk_is_told(tmp_path, monkeypatch):
         write(tmp_path, "abc")
 
 
-def test_no_workdir(tmp_path):
+def test_a_folder_that_is_not_a_workdir(tmp_path):
     dataset = make_dataset("abc")
     with pytest.raises(UserError, match="is not the workdir of a training run"):
         write_report(tmp_path, measure(dataset), dataset, calibration=CALIBRATION)

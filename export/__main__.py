@@ -13,7 +13,7 @@ from export.workdir import Quantization, export_weights, export_workdir
 from jaxcnn import cli, data
 from jaxcnn.config import DataConfig
 from jaxcnn.errors import UserError
-from jaxcnn.evaluation_data import defaults_of_options
+from jaxcnn.evaluation_data import data_config_of
 from jaxcnn.leakage import check_no_leakage
 from jaxcnn.run.workdir import Workdir
 from jaxcnn.weights import SUFFIX
@@ -88,8 +88,9 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _parse(defaults: DataConfig, arguments: Sequence[str]) -> Arguments:
+    source = cli.peek(arguments, "data.source", None)
     return cli.parse(
-        Arguments(data=defaults_of_options(defaults, arguments)),
+        Arguments(data=data_config_of(source, trained_on=defaults)),
         arguments,
         prog=f"{PROG} WORKDIR",
         description="Exports a training run to one verified ONNX file, with a model card and a description beside it, "

@@ -29,7 +29,8 @@ from jaxcnn.config import Config, DataConfig
 from jaxcnn.data import Dataset
 from jaxcnn.disk import write_atomically
 from jaxcnn.errors import UserError
-from jaxcnn.evaluate import evaluate, record
+from jaxcnn.evaluation import measure
+from jaxcnn.evaluation_record import to_record
 from jaxcnn.metrics import Evaluation
 from jaxcnn.paths import readable
 from jaxcnn.run import lineage
@@ -369,12 +370,12 @@ def _quantize(
             f"{quantization.tolerance:g} that --tolerance allows (one picture takes {speed[1].latency:.3f} ms instead "
             f"of {speed[0].latency:.3f} ms); no file was written"
         )
-    return small, figures, record(measured[1], names=trained.names)
+    return small, figures, to_record(measured[1], names=trained.names)
 
 
 def _evaluate(path: Path, dataset: Dataset, trained: TrainedModel) -> Evaluation:
     run = sidecars.open_model(path)
-    return evaluate(
+    return measure(
         lambda images: run(images)["logits"],
         dataset.validation,
         classes=len(trained.names),

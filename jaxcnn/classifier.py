@@ -1,5 +1,7 @@
 """A trained model that computes logits, from a workdir or from the ONNX file made of it."""
 
+import dataclasses
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +31,9 @@ class Classifier:
     """A trained model from a workdir or an ONNX file.
 
     Attributes:
-      config: the settings it was trained with.
+      path: the workdir or the file.
+      config: the settings it was trained with; those of a workdir's data are valid in any working directory.
+      names: of its classes.
       wnids: WordNet ids of its classes; empty where its data had none.
       step: training steps taken; None in a file that does not tell.
       pictures: fingerprint of the split it was trained on; None in a file that does not record it.
@@ -37,6 +41,7 @@ class Classifier:
       logits: computes the logits of a batch of pictures.
     """
 
+    path: Path
     config: Config
     names: tuple[str, ...]
     wnids: tuple[str, ...]
@@ -46,24 +51,26 @@ class Classifier:
     logits: LogitsFunction
 
 
-def open_classifier(path: Path) -> Classifier:
+def load(path: str | os.PathLike[str]) -> Classifier:
     """Opens the best checkpoint of a workdir, or an ONNX file that `python -m export` made.
 
     Raises:
       UserError: the path is missing or neither of the two.
     """
+    path = Path(path)
     if not path.exists():
         raise UserError(f"{path} does not exist; give a workdir or an .onnx file")
     if path.is_file():
         return open_onnx(path)
-    trained = load_model(path)
+    trained, run = load_model(path), Workdir(path)
     logits = partial(eval_step, trained.variables, model=trained.model)
     return Classifier(
-        config=trained.config,
+        path=path,
+        config=dataclasses.replace(trained.config, data=run.read_data_config()),
         names=trained.names,
         wnids=trained.wnids,
         step=trained.step,
-        pictures=Workdir(path).read_pictures(),
+        pictures=run.read_pictures(),
         temperature=trained.temperature,
         logits=lambda images: logits(images) / trained.temperature,
     )
@@ -91,11 +98,13 @@ def open_onnx(path: Path) -> Classifier:
         if shapes.get(name) != kind:
             raise metadata.refusal(f"{name} is {shapes.get(name, 'absent')}, not {kind}")
     return Classifier(
+        path=path,
         config=config,
         names=names,
         wnids=metadata.texts("wnids"),
         step=metadata.read("step", int) if "step" in metadata.values else None,
-        pictures=metadata.pictures(),
+        # A file may be older than this record, and lie in its run's folder.
+        pictures=metadata.pictures() or Workdir(path.parent).read_pictures(),
         temperature=_read_temperature(metadata),
         logits=lambda images: session.run(["logits"], {"image": images})[0],
     )

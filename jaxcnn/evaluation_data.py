@@ -1,55 +1,72 @@
-"""The pictures that a trained model is measured on, with its classes; it has learnt nothing from those held out."""
+"""Loads the pictures that a trained model is measured on, with the model's class indices as labels."""
 
 import dataclasses
-from collections.abc import Sequence
+import os
 
 import numpy as np
 from jaxtyping import Int32
 
-from jaxcnn import cli, data
+from jaxcnn import data
 from jaxcnn.classifier import Classifier
 from jaxcnn.config import DataConfig
 from jaxcnn.errors import UserError
-from jaxcnn.leakage import is_same_source, load_without_hold_out
+from jaxcnn.leakage import check_no_leakage, is_same_source, load_without_hold_out
 from jaxcnn.paths import composed
 
 
-def defaults_of_options(trained_on: DataConfig, arguments: Sequence[str]) -> DataConfig:
-    """Default data options of a command: those of the run; another source does not inherit its archive and split."""
-    if is_same_source(cli.peek(arguments, "data.source", trained_on.source), trained_on.source):
+def data_config_of(source: str | os.PathLike[str] | None, *, trained_on: DataConfig) -> DataConfig:
+    """Returns the data settings for a source.
+
+    Args:
+      source: as `--data.source` takes it; None is the training data.
+      trained_on: the data settings of the model. Another source has the same cache and picture size, but neither the
+        archive nor the held-out pictures.
+    """
+    if source is None or is_same_source(os.fspath(source), trained_on.source):
         return trained_on
-    return DataConfig(cache_dir=trained_on.cache_dir, image_size=trained_on.image_size)
+    return DataConfig(source=os.fspath(source), cache_dir=trained_on.cache_dir, image_size=trained_on.image_size)
 
 
 def load_evaluation_data(config: DataConfig, classifier: Classifier, *, hold_out: bool) -> data.Dataset:
-    """Loads the data to measure on, with the labels mapped to the model's class indices.
+    """Loads pictures, with the classes of the model in its order.
 
     Args:
       config: which pictures.
-      classifier: the model.
-      hold_out: as in `data.load`; False to measure on all pictures of the source.
+      classifier: the model to measure.
+      hold_out: hold out validation pictures if the source has none, those that the model was not trained on. False:
+        all pictures are to be measured, so it does not matter which were trained on.
 
     Raises:
-      UserError: it cannot be loaded, its pictures have another size, or a class of it is not one of the model's.
+      UserError: the pictures cannot be loaded or have another size, a class is not one of the model's, or pictures that
+        the model was trained on would be validation pictures.
     """
     side = classifier.config.data.image_size
     if config.image_size != side:
-        raise UserError(f"data.image_size is {config.image_size}, but the model takes {side}; leave it out")
+        raise UserError(
+            f"data.image_size is {config.image_size}, but the model takes {side}; give {side} or leave it out"
+        )
     dataset = data.load(config) if hold_out else load_without_hold_out(config)
+    # The model's classes may be more, and in another order.
     indices = class_indices(dataset, classifier)
     train, validation = (
         dataclasses.replace(split, labels=indices[split.labels]) for split in (dataset.train, dataset.validation)
     )
-    return dataclasses.replace(
+    dataset = dataclasses.replace(
         dataset, names=classifier.names, wnids=classifier.wnids, train=train, validation=validation
     )
+    if hold_out:
+        check_no_leakage(dataset, config, trained_on=classifier.config.data, began=classifier.pictures)
+    return dataset
 
 
 def class_indices(dataset: data.Dataset, classifier: Classifier) -> Int32[np.ndarray, " classes"]:
-    """The model's index of each class of the data, which may have fewer, in another order.
+    """Returns the model's index of each class of the data, which may have fewer, in another order.
 
-    WordNet ids tell them where both have them: names may be of two classes, such as the crane. A folder may be named
+    Classes are matched by WordNet id where both have them: two classes may share a name ("crane"). Folders may be named
     by either.
+
+    Raises:
+      UserError: a class of the data is not one of the model's.
     """
     found = dataset.wnids if classifier.wnids and dataset.wnids else dataset.names
     if found in (classifier.wnids, classifier.names):
@@ -59,7 +76,7 @@ def class_indices(dataset: data.Dataset, classifier: Classifier) -> Int32[np.nda
         if composed(name) not in known:
             first = ", ".join(map(repr, classifier.names[:3]))
             raise UserError(
-                f"the class {name!r} of {dataset.name} is none of the model's {len(classifier.names)}, which begin "
+                f"the class {name!r} of {dataset.name} is not one of the model's {len(classifier.names)}, which begin "
                 f"with {first}; give the data it was trained on, or some with classes of these names"
             )
     return np.array([known[composed(name)] for name in found], np.int32)

@@ -19,7 +19,7 @@ from jaxcnn.config import Config
 from jaxcnn.distributed import check_devices, replicate, shard_batch
 from jaxcnn.divergence import first_not_finite
 from jaxcnn.errors import UserError
-from jaxcnn.evaluate import evaluate
+from jaxcnn.evaluation import measure
 from jaxcnn.metrics import Evaluation
 from jaxcnn.optim import make_optimizer, make_schedule
 from jaxcnn.run.checkpoint import Checkpoints
@@ -226,7 +226,7 @@ def take_step(run: Run, state: TrainState, batch: data.Batch, *, epoch: int) -> 
 
 def evaluate_variables(run: Run, variables: Variables) -> Evaluation:
     """Metrics on every validation picture."""
-    return evaluate(
+    return measure(
         lambda images: eval_step(variables, shard_batch(images), model=run.model),
         run.dataset.validation,
         classes=len(run.dataset.names),

@@ -12,11 +12,12 @@ import numpy as np
 import export
 from jaxcnn import data
 from jaxcnn.calibration import Calibration, calibrate, write_calibration
-from jaxcnn.classifier import open_classifier
+from jaxcnn.classifier import load
 from jaxcnn.config import Config
 from jaxcnn.distributed import describe_devices
 from jaxcnn.errors import UserError
-from jaxcnn.evaluate import describe, evaluate, predict, with_mirror_image, write_evaluation
+from jaxcnn.evaluation import compute_logits, measure, with_mirror_image
+from jaxcnn.evaluation_record import describe_measured, write_evaluation
 from jaxcnn.leakage import check_no_leakage
 from jaxcnn.loop import Run, fit, initial_state, prepare
 from jaxcnn.metrics import Evaluation
@@ -132,12 +133,12 @@ def conclude(run: Run, workdir: str | Path) -> Evaluation:
     folder = Workdir(Path(workdir))
     calibration = _calibrate(run, folder)
     # As a user of the workdir measures it: computed in float32, with calibrated logits.
-    classifier, held_out = open_classifier(folder.path), run.dataset.validation
-    measure = partial(evaluate, classes=len(classifier.names), batch_size=run.config.batch_size)
-    evaluation = measure(classifier.logits, held_out)
+    classifier, held_out = load(folder.path), run.dataset.validation
+    measure_split = partial(measure, classes=len(classifier.names), batch_size=run.config.batch_size)
+    evaluation = measure_split(classifier.logits, held_out)
     # Mirroring may change the class of a picture, such as a digit's; the settings then leave it out of training.
-    flipped = measure(with_mirror_image(classifier.logits), held_out) if run.config.augment.flip else None
-    about = describe(classifier, path=folder.path, dataset=run.dataset, split="validation")
+    flipped = measure_split(with_mirror_image(classifier.logits), held_out) if run.config.augment.flip else None
+    about = describe_measured(classifier, dataset=run.dataset, split="validation")
     write_evaluation(evaluation, folder.evaluation, names=classifier.names, about=about, flipped=flipped)
     report.write_report(folder.path, evaluation, run.dataset, calibration=calibration)
     try:
@@ -164,7 +165,7 @@ def _calibrate(run: Run, workdir: Workdir) -> Calibration:
     """Fits the temperature of the best checkpoint to the validation pictures, and records it."""
     best, held_out = load_model(workdir.path), run.dataset.validation
     logits = partial(eval_step, best.variables, model=best.model)
-    found = [values[batch.mask] for values, batch in predict(logits, held_out, batch_size=run.config.batch_size)]
+    found = [values[batch.mask] for values, batch in compute_logits(logits, held_out, batch_size=run.config.batch_size)]
     calibration = calibrate(np.concatenate(found), held_out.labels, step=best.step)
     write_calibration(calibration, workdir.calibration)
     return calibration

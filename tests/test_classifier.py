@@ -1,5 +1,6 @@
 """Opening a trained model: a workdir's best checkpoint, or an ONNX file that keeps the contract."""
 
+import dataclasses
 import json
 
 import jax
@@ -12,7 +13,7 @@ from onnx import TensorProto, helper
 from jaxcnn import config as settings
 from jaxcnn import models
 from jaxcnn.calibration import Calibration, write_calibration
-from jaxcnn.classifier import open_classifier
+from jaxcnn.classifier import load
 from jaxcnn.config import Config, DataConfig, ModelConfig
 from jaxcnn.errors import UserError
 from jaxcnn.optim import make_optimizer
@@ -44,7 +45,7 @@ def write_onnx(path, *, side=8, output="logits", **metadata):
 
 
 def test_an_onnx_file(tmp_path):
-    classifier = open_classifier(write_onnx(tmp_path / "model.onnx", wnids=["n1", "n2", "n3"]))
+    classifier = load(write_onnx(tmp_path / "model.onnx", wnids=["n1", "n2", "n3"]))
     assert classifier.names == NAMES
     assert classifier.wnids == ("n1", "n2", "n3")
     assert classifier.config == CONFIG
@@ -55,7 +56,7 @@ def test_an_onnx_file(tmp_path):
 
 def test_the_temperature_of_a_file_is_in_its_logits_already(tmp_path):
     path = write_onnx(tmp_path / "model.onnx", step=7, calibration={"temperature": 2.0})
-    classifier = open_classifier(path)
+    classifier = load(path)
     assert (classifier.step, classifier.temperature) == (7, 2)
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
     np.testing.assert_allclose(classifier.logits(images), images.mean(axis=(1, 2)), rtol=1e-5)
@@ -68,28 +69,28 @@ def test_a_workdir(tmp_path):
     state = create_state(jax.random.key(0), model=model, optimizer=optimizer, image_size=8, averaged=False)
     with open_checkpoints(Workdir(tmp_path).checkpoints) as checkpoints:
         checkpoints.save(state, metrics={"top1": 0.5})
-    classifier = open_classifier(tmp_path)
+    classifier = load(tmp_path)
     assert classifier.names == NAMES
-    assert classifier.config == CONFIG
+    assert classifier.config == dataclasses.replace(CONFIG, data=Workdir(tmp_path).read_data_config())
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
     expected = model.apply(state.variables, jnp.asarray(images), train=False)
     np.testing.assert_allclose(classifier.logits(images), expected, rtol=1e-5, atol=1e-5)
     assert (classifier.step, classifier.temperature) == (0, 1)
     calibration = Calibration(step=0, temperature=1.6, count=3, ece_before=0.2, ece_after=0.1)
     write_calibration(calibration, tmp_path / "calibration.json")
-    calibrated = open_classifier(tmp_path)
+    calibrated = load(tmp_path)
     assert calibrated.temperature == 1.6
     np.testing.assert_allclose(calibrated.logits(images), expected / 1.6, rtol=1e-5, atol=1e-5)
 
 
 def test_a_path_that_is_missing(tmp_path):
     with pytest.raises(UserError, match=r"gone does not exist; give a workdir or an \.onnx file"):
-        open_classifier(tmp_path / "gone")
+        load(tmp_path / "gone")
 
 
 def test_a_folder_that_is_no_workdir(tmp_path):
     with pytest.raises(UserError, match="is not the workdir of a training run"):
-        open_classifier(tmp_path)
+        load(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model", b"\x08\x08" * 50])
@@ -97,7 +98,7 @@ def test_a_file_that_is_no_model(tmp_path, content):
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"neither a workdir nor a readable \.onnx file") as caught:
-        open_classifier(path)
+        load(path)
     assert "\n" not in str(caught.value)
 
 
@@ -120,7 +121,7 @@ def test_a_file_that_is_no_model(tmp_path, content):
 )
 def test_a_model_that_breaks_the_contract(tmp_path, changes, message):
     with pytest.raises(UserError, match=message) as caught:
-        open_classifier(write_onnx(tmp_path / "model.onnx", **changes))
+        load(write_onnx(tmp_path / "model.onnx", **changes))
     assert "\n" not in str(caught.value)
 
 
@@ -130,4 +131,4 @@ def test_metadata_that_is_not_json(tmp_path):
     model.metadata_props.add(key="names", value="red, green")
     onnx.save(model, path)
     with pytest.raises(UserError, match="has a names that is not JSON"):
-        open_classifier(path)
+        load(path)

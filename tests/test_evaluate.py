@@ -19,20 +19,14 @@ from scipy.special import softmax
 from jaxcnn import config as settings
 from jaxcnn import data, models
 from jaxcnn.calibration import Calibration, write_calibration
-from jaxcnn.classifier import Classifier
+from jaxcnn.classifier import Classifier, load
 from jaxcnn.config import Config, DataConfig, ModelConfig
 from jaxcnn.data import Dataset, Split
 from jaxcnn.errors import UserError
-from jaxcnn.evaluate import (
-    Arguments,
-    default_output,
-    evaluate,
-    main,
-    parse,
-    with_mirror_image,
-    write_evaluation,
-)
+from jaxcnn.evaluate import Arguments, default_output, main, parse, print_evaluation
+from jaxcnn.evaluation import evaluate, measure, with_mirror_image
 from jaxcnn.evaluation_data import class_indices
+from jaxcnn.evaluation_record import write_evaluation
 from jaxcnn.metrics import score, summarize
 from jaxcnn.optim import make_optimizer
 from jaxcnn.run.checkpoint import open_checkpoints
@@ -121,7 +115,7 @@ def channel_logits(images):
 def test_every_picture_counts_once_whatever_the_batch(batch_size):
     split = random_split(23)
     whole = summarize([score(channel_logits(split.images), split.labels, np.ones(23, bool))], classes=5)
-    measured = evaluate(channel_logits, split, classes=5, batch_size=batch_size)
+    measured = measure(channel_logits, split, classes=5, batch_size=batch_size)
     assert measured.scalars() == whole.scalars()
     assert measured.count == 23
     np.testing.assert_array_equal(measured.predicted, whole.predicted)
@@ -136,13 +130,13 @@ def test_logits_that_are_not_finite_name_the_picture(value):
 
     split = random_split(11)
     with pytest.raises(UserError, match="outputs for picture 9 of the split are not finite"):
-        evaluate(logits, split, classes=5, batch_size=4)
+        measure(logits, split, classes=5, batch_size=4)
 
 
 def test_several_splits_are_measured_together():
     one, other = random_split(9), dataclasses.replace(random_split(6), labels=np.full(6, 2, np.int32))
-    together = evaluate(channel_logits, one, other, classes=5, batch_size=4)
-    apart = [evaluate(channel_logits, each, classes=5, batch_size=4) for each in (one, other)]
+    together = measure(channel_logits, one, other, classes=5, batch_size=4)
+    apart = [measure(channel_logits, each, classes=5, batch_size=4) for each in (one, other)]
     np.testing.assert_array_equal(together.confusion, apart[0].confusion + apart[1].confusion)
     assert together.loss == pytest.approx((9 * apart[0].loss + 6 * apart[1].loss) / 15)
 
@@ -151,12 +145,12 @@ def test_padding_may_give_anything():
     def logits(images):
         return np.where((images == 0).all(axis=(1, 2, 3))[:, None], np.float32(np.nan), channel_logits(images))
 
-    assert evaluate(logits, random_split(5), classes=5, batch_size=4).count == 5
+    assert measure(logits, random_split(5), classes=5, batch_size=4).count == 5
 
 
 def test_no_pictures():
     with pytest.raises(UserError, match="no pictures to evaluate"):
-        evaluate(channel_logits, random_split(0), classes=5, batch_size=4)
+        measure(channel_logits, random_split(0), classes=5, batch_size=4)
 
 
 def test_an_onnx_file(exported, capsys):
@@ -295,7 +289,7 @@ def test_averages_of_tiny_probabilities_keep_their_precision():
 
 
 def test_padding_may_be_infinite_with_mirror_images():
-    measured = evaluate(
+    measured = measure(
         with_mirror_image(
             lambda images: np.where((images == 0).all(axis=(1, 2, 3))[:, None], np.inf, channel_logits(images))
         ),
@@ -340,7 +334,14 @@ def test_classes_of_one_name_are_told_apart_by_their_wordnet_ids():
 
     names, wnids = ("crane", "crane", "heron"), ("n3", "n1", "n2")
     model = Classifier(
-        config=Config(), names=names, wnids=wnids, step=None, pictures=None, temperature=1.0, logits=channel_logits
+        path=Path(),
+        config=Config(),
+        names=names,
+        wnids=wnids,
+        step=None,
+        pictures=None,
+        temperature=1.0,
+        logits=channel_logits,
     )
     assert indices(("crane", "heron", "crane"), ("n1", "n2", "n3")) == [1, 2, 0]
     assert indices(names, wnids) == [0, 1, 2]
@@ -350,7 +351,14 @@ def test_classes_of_one_name_are_told_apart_by_their_wordnet_ids():
 def test_classes_are_found_whichever_way_their_characters_are_written():
     def model(*names):
         return Classifier(
-            config=Config(), names=names, wnids=(), step=None, pictures=None, temperature=1.0, logits=channel_logits
+            path=Path(),
+            config=Config(),
+            names=names,
+            wnids=(),
+            step=None,
+            pictures=None,
+            temperature=1.0,
+            logits=channel_logits,
         )
 
     def dataset(*names):
@@ -365,9 +373,7 @@ def test_classes_are_found_whichever_way_their_characters_are_written():
 def test_a_class_that_the_model_does_not_have_is_refused(exported, pictures):
     for split in ("train", "val"):
         (pictures / split / "b green").rename(pictures / split / "b lime")
-    message = (
-        "the class 'b lime' of pictures is none of the model's 3, which begin with 'a red', 'b green', 'c blue'; give"
-    )
+    message = "'b lime' of pictures is not one of the model's 3, which begin with 'a red', 'b green', 'c blue'; give"
     with pytest.raises(UserError, match=message) as caught:
         main([str(exported)])
     assert "\n" not in str(caught.value)
@@ -378,7 +384,7 @@ def test_a_class_too_many_is_refused(exported, pictures):
         folder = pictures / split / "d white"
         folder.mkdir()
         Image.new("RGB", (SIDE, SIDE), "white").save(folder / "0.png")
-    with pytest.raises(UserError, match="the class 'd white' of pictures is none of the model's 3"):
+    with pytest.raises(UserError, match="the class 'd white' of pictures is not one of the model's 3"):
         main([str(exported)])
 
 
@@ -516,7 +522,7 @@ def test_a_run_whose_pictures_changed_is_measured_on_others_or_on_all(exported, 
 
 
 def test_another_image_size_is_refused(exported):
-    with pytest.raises(UserError, match=r"data\.image_size is 9, but the model takes 8"):
+    with pytest.raises(UserError, match=r"data\.image_size is 9, but the model takes 8; give 8 or"):
         main([str(exported), "--data.image_size", "9"])
 
 
@@ -533,6 +539,32 @@ def test_no_model(arguments, message):
         main(arguments)
 
 
+@pytest.mark.parametrize(("options", "split", "flip"), [("", "validation", False), ("--split all --flip", "all", True)])
+def test_python_measures_what_the_command_does(exported, pictures, tmp_path, options, split, flip):
+    output = tmp_path / "evaluation.json"
+    main([str(exported), "--output", str(output), *options.split()])
+    expected = json.loads(output.read_text())
+    for model in (exported, str(exported), load(exported)):
+        for source in (None, pictures, str(pictures), load(exported).config.data):
+            found = evaluate(model, source, split=split, flip=flip)
+            assert found.scalars() == (
+                expected["with_flip"] if flip else {key: expected[key] for key in found.scalars()}
+            )
+            assert found.count == expected["count"]
+
+
+def test_python_is_refused_what_the_command_is(exported, config, tmp_path):
+    source = held_out_of(tmp_path / "photos")
+    give_config(exported, dataclasses.replace(config, data=dataclasses.replace(config.data, source=str(source))))
+    assert evaluate(exported, source).count == 2
+    with pytest.raises(UserError, match="photos would be held out that the model was trained on"):
+        evaluate(exported, dataclasses.replace(config.data, source=str(source), split_seed=1))
+    with pytest.raises(UserError, match="gone does not exist; give a workdir"):
+        evaluate(tmp_path / "gone")
+    with pytest.raises(UserError, match="'absent', which does not exist"):
+        evaluate(exported, "absent")
+
+
 def test_an_output_that_cannot_be_written_does_not_lose_the_result(exported, tmp_path, capsys):
     with pytest.raises(UserError, match="cannot be written to"):
         main([str(exported), "--output", str(tmp_path / "gone" / "x.json")])
@@ -540,9 +572,7 @@ def test_an_output_that_cannot_be_written_does_not_lose_the_result(exported, tmp
 
 
 def test_class_names_cannot_steer_the_terminal(capsys, tmp_path):
-    from jaxcnn.evaluate import print_evaluation
-
-    measured = evaluate(channel_logits, random_split(20), classes=5, batch_size=8)
+    measured = measure(channel_logits, random_split(20), classes=5, batch_size=8)
     names = ["[red]x[/red]", "\x1b[31mevil", "two\nlines", "\udc80", "plain"]
     print_evaluation(measured, names=names, title="[bold]t")
     printed = capsys.readouterr().out
@@ -556,7 +586,7 @@ def test_class_names_cannot_steer_the_terminal(capsys, tmp_path):
 
 def test_a_class_without_pictures_is_null(tmp_path):
     split = dataclasses.replace(random_split(6), labels=np.zeros(6, np.int32))
-    write_evaluation(evaluate(channel_logits, split, classes=5, batch_size=4), tmp_path / "e.json", names="abcde")
+    write_evaluation(measure(channel_logits, split, classes=5, batch_size=4), tmp_path / "e.json", names="abcde")
     per_class = json.loads((tmp_path / "e.json").read_text())["per_class"]
     assert [each["top1"] is None for each in per_class] == [False, True, True, True, True]
 

@@ -12,9 +12,9 @@ import onnxruntime
 import pytest
 
 from jaxcnn import models, weights
-from jaxcnn.classifier import open_classifier
+from jaxcnn.classifier import load
 from jaxcnn.config import DataConfig
-from jaxcnn.evaluate import evaluate
+from jaxcnn.evaluation import measure
 from jaxcnn.evaluation_data import load_evaluation_data
 from jaxcnn.state import init_variables
 
@@ -66,7 +66,7 @@ def test_the_example_is_what_the_file_says():
 
 def test_the_weights_to_fine_tune_are_those_of_the_file():
     loaded = weights.read_weights("shipped")
-    classifier = open_classifier(ONNX)
+    classifier = load(ONNX)
     model = models.build(loaded.model, classes=200)
     shapes = jax.eval_shape(lambda: init_variables(jax.random.key(0), model=model, image_size=64))
     with np.load(FOLDER / "example.npz") as example:
@@ -80,10 +80,10 @@ def test_the_weights_to_fine_tune_are_those_of_the_file():
 @pytest.mark.skipif(ARCHIVE is None, reason="needs Tiny ImageNet's zip: set TINY_IMAGENET to its path")
 @pytest.mark.parametrize("path", [ONNX, INT8], ids=lambda path: path.name)
 def test_the_accuracy_is_what_the_file_says(path):
-    facts, classifier = metadata(path), open_classifier(path)
+    facts, classifier = metadata(path), load(path)
     dataset = load_evaluation_data(
         DataConfig(source="tiny_imagenet", archive=ARCHIVE, image_size=64), classifier, hold_out=True
     )
-    found = evaluate(classifier.logits, dataset.validation, classes=200, batch_size=250)
+    found = measure(classifier.logits, dataset.validation, classes=200, batch_size=250)
     assert found.top1 == pytest.approx(facts["metrics"]["top1"], abs=0.002)
     assert found.ece <= 0.03

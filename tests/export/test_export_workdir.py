@@ -34,11 +34,12 @@ from export.workdir import Quantization
 from jaxcnn import cli, models
 from jaxcnn import config as settings
 from jaxcnn.calibration import Calibration, write_calibration
-from jaxcnn.classifier import open_classifier
+from jaxcnn.classifier import load
 from jaxcnn.config import AugmentConfig, Config, DataConfig, ModelConfig
 from jaxcnn.data import Dataset, Fingerprint, Split
 from jaxcnn.errors import UserError
-from jaxcnn.evaluate import describe, evaluate, with_mirror_image, write_evaluation
+from jaxcnn.evaluation import measure, with_mirror_image
+from jaxcnn.evaluation_record import describe_measured, write_evaluation
 from jaxcnn.optim import make_optimizer
 from jaxcnn.run.checkpoint import load_model, open_checkpoints
 from jaxcnn.run.lineage import Training, record_earlier, trainings
@@ -145,7 +146,7 @@ def test_the_file_records_how_the_pictures_were_split(tmp_path):
     run = make_run(tmp_path / "run")
     pictures = Fingerprint(train=7, validation=3, labels="ab", pixels="cd", side=8)
     Workdir(run).record_pictures(pictures)
-    assert open_classifier(export.export_workdir(run)).pictures == pictures
+    assert load(export.export_workdir(run)).pictures == pictures
     weights = export.workdir.export_weights(run, tmp_path / "a.safetensors")
     assert read_weights(str(weights)).pictures == pictures
 
@@ -339,13 +340,13 @@ def test_a_damaged_example_is_no_obstacle(pictured, tmp_path):
 CALIBRATION = Calibration(step=7, temperature=1.625, count=200, ece_before=0.375, ece_after=0.1875)
 
 
-def measure(run, *, flip=False):
+def evaluate_run(run, *, flip=False):
     """Writes the run's evaluation as training does at its end, and returns the record."""
-    classifier, dataset = open_classifier(run), dataset_of(run)
-    evaluation = evaluate(classifier.logits, dataset.validation, classes=3, batch_size=32)
+    classifier, dataset = load(run), dataset_of(run)
+    evaluation = measure(classifier.logits, dataset.validation, classes=3, batch_size=32)
     averaged = with_mirror_image(classifier.logits)
-    flipped = evaluate(averaged, dataset.validation, classes=3, batch_size=32) if flip else None
-    about = describe(classifier, path=run, dataset=dataset, split="validation")
+    flipped = measure(averaged, dataset.validation, classes=3, batch_size=32) if flip else None
+    about = describe_measured(classifier, dataset=dataset, split="validation")
     path = run / "evaluation.json"
     write_evaluation(evaluation, path, names=CLASSES.names, about=about, flipped=flipped)
     return json.loads(path.read_text())
@@ -367,7 +368,7 @@ def test_the_model_card_tells_the_runs_figures(tmp_path):
         '{"kind": "train", "step": 10, "epoch": 1.0, "images_per_second": 16.0}\n'
         '{"kind": "validation", "step": 10, "epoch": 1.0, "top1": 0.5}\n'
     )
-    found = measure(run)
+    found = evaluate_run(run)
     card = card_of(run)
     front = card.split("---")[1]
     assert "pipeline_tag: image-classification" in front
@@ -478,7 +479,7 @@ def test_an_evaluation_of_another_checkpoint_or_other_pictures_is_left_alone(run
 
 def test_a_card_with_mirror_images(tmp_path):
     run = make_run(tmp_path / "run", flip=True)
-    found = measure(run, flip=True)
+    found = evaluate_run(run, flip=True)
     flipped = found["with_flip"]
     assert flipped["loss"] != found["loss"]
     card = card_of(run)
@@ -491,7 +492,7 @@ def test_a_calibrated_run_is_calibrated_in_its_weights(file, tmp_path):
     run = make_run(tmp_path / "run")
     plain = onnx.load(file)
     write_calibration(CALIBRATION, run / "calibration.json")
-    found = measure(run)
+    found = evaluate_run(run)
     path = export.export_workdir(run)
     model = onnx.load(path)
     assert [each.op_type for each in model.graph.node] == [each.op_type for each in plain.graph.node]
@@ -508,9 +509,9 @@ def test_a_calibrated_run_is_calibrated_in_its_weights(file, tmp_path):
     assert "the last layer's weights are divided by 1.62." in card
     assert "Without it, the calibration error would be 0.3750." in card
     assert "it is 0.1875; the file's temperature" in card
-    opened = open_classifier(path)
+    opened = load(path)
     assert (opened.temperature, opened.step) == (1.625, 7)
-    again = evaluate(opened.logits, dataset_of(run).validation, classes=3, batch_size=32)
+    again = measure(opened.logits, dataset_of(run).validation, classes=3, batch_size=32)
     assert again.scalars() == pytest.approx({key: found[key] for key in again.scalars()}, abs=1e-5)
 
 
@@ -647,7 +648,7 @@ def test_a_quantized_file_keeps_the_contract_and_tells_its_figures(tmp_path):
     said = metadata_of(path)["metrics"]
     assert said == {key: figures[f"{key}_int8"] for key in said}
     assert f"| top-1 accuracy | {said['top1']:.4f} |" in card.split("## Quantization to int8")[0]
-    found = evaluate(open_classifier(path).logits, dataset_of(run).validation, classes=3, batch_size=32)
+    found = measure(load(path).logits, dataset_of(run).validation, classes=3, batch_size=32)
     for name, top1 in zip(CLASSES.names, found.per_class, strict=True):
         assert f"| {name} | {top1:.4f} | " in card
     assert "- Before it was quantized: onnxruntime gives what JAX gives" in card
@@ -659,12 +660,12 @@ def test_a_quantized_file_stays_calibrated(tmp_path):
     write_calibration(CALIBRATION, run / "calibration.json")
     dataset = dataset_of(run)
     path = export.export_workdir(run, quantization=Quantization(dataset=dataset, tolerance=0.5))
-    figures, opened = metadata_of(path)["quantization"], open_classifier(path)
+    figures, opened = metadata_of(path)["quantization"], load(path)
     assert opened.temperature == 1.625
     assert "This calibration was measured before quantization." in (path.with_suffix("") / "README.md").read_text()
-    evaluation = evaluate(opened.logits, dataset.validation, classes=3, batch_size=32)
+    evaluation = measure(opened.logits, dataset.validation, classes=3, batch_size=32)
     assert evaluation.scalars() == pytest.approx({key: figures[f"{key}_int8"] for key in evaluation.scalars()})
-    exact = open_classifier(run).logits(dataset.validation.images)
+    exact = load(run).logits(dataset.validation.images)
     found = opened.logits(dataset.validation.images)
     assert np.vdot(found, exact) / np.vdot(exact, exact) == pytest.approx(1, abs=0.1)  # not 1.625
 

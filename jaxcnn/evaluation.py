@@ -1,0 +1,139 @@
+"""Measures a trained model on labelled pictures."""
+
+import itertools
+import os
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from rich.console import Console
+from rich.progress import track
+from scipy.special import log_softmax
+
+from jaxcnn.classifier import Classifier, LogitsFunction, load
+from jaxcnn.config import DataConfig
+from jaxcnn.data import Dataset, Split
+from jaxcnn.data.batches import EvalBatch, eval_batches
+from jaxcnn.errors import UserError
+from jaxcnn.evaluation_data import data_config_of, load_evaluation_data
+from jaxcnn.metrics import Evaluation, score, summarize
+
+SplitName = Literal["validation", "train", "all"]
+SPLITS: dict[SplitName, tuple[str, ...]] = {
+    "validation": ("validation",),
+    "train": ("train",),
+    "all": ("train", "validation"),
+}
+"""The splits of a data set that each `SplitName` covers."""
+
+
+def evaluate(
+    model: Classifier | str | os.PathLike[str],
+    source: DataConfig | str | os.PathLike[str] | None = None,
+    *,
+    split: SplitName = "validation",
+    flip: bool = False,
+    show_progress: bool = False,
+) -> Evaluation:
+    """Measures a trained model on every picture of a split.
+
+    Args:
+      model: a workdir, an .onnx file that `python -m export` wrote, or a classifier from `load`.
+      source: which pictures: a name, folder or zip as `--data.source` takes it, or all data settings. None: the data
+        that the model was trained on. Its classes may be fewer than the model's, in another order.
+      split: which part of the pictures. A source without a validation split has a share of each class held out: the
+        same pictures as in training if they are the training data.
+      flip: average the probabilities of each picture and its mirror image.
+      show_progress: draw a progress bar on stderr if that is a terminal.
+
+    Returns:
+      Accuracy, loss and calibration error over the split, and the same within each class.
+
+    Raises:
+      UserError: the model or the pictures cannot be read, a class is not one of the model's, the split has no
+        pictures or, except with `split="all"`, some of its validation pictures were trained on.
+    """
+    classifier = model if isinstance(model, Classifier) else load(model)
+    config = source if isinstance(source, DataConfig) else data_config_of(source, trained_on=classifier.config.data)
+    dataset = load_evaluation_data(config, classifier, hold_out=split != "all")
+    return measure(
+        with_mirror_image(classifier.logits) if flip else classifier.logits,
+        *choose_splits(dataset, split),
+        classes=len(classifier.names),
+        batch_size=classifier.config.batch_size,
+        show_progress=show_progress,
+    )
+
+
+def choose_splits(dataset: Dataset, split: SplitName) -> tuple[Split, ...]:
+    """Returns the splits of a data set that `split` covers."""
+    return tuple(getattr(dataset, name) for name in SPLITS[split])
+
+
+def measure(
+    logits: LogitsFunction, *splits: Split, classes: int, batch_size: int, show_progress: bool = False
+) -> Evaluation:
+    """Measures a function that computes logits on every picture of one or more splits.
+
+    Args:
+      logits: maps uint8 pictures [batch, side, side, 3] to float32 logits [batch, classes].
+      splits: labelled pictures; at least one in all.
+      classes: the number of classes.
+      batch_size: pictures in one call of `logits`; it changes no result.
+      show_progress: draw a progress bar on stderr if that is a terminal.
+
+    Raises:
+      UserError: a logit is not finite, or there are no pictures.
+    """
+    if not any(map(len, splits)):
+        raise UserError("there are no pictures to evaluate in this split; choose another --split or another source")
+    console = Console(stderr=True)
+    batches = track(
+        itertools.chain(*(compute_logits(logits, split, batch_size=batch_size) for split in splits)),
+        "evaluating",
+        total=sum(-(-len(split) // batch_size) for split in splits),
+        console=console,
+        transient=True,
+        disable=not (show_progress and console.is_terminal),
+    )
+    outcomes = [score(values, batch.labels, batch.mask) for values, batch in batches]
+    return summarize(outcomes, classes=classes)
+
+
+def compute_logits(
+    logits: LogitsFunction, split: Split, *, batch_size: int
+) -> Iterator[tuple[Float32[np.ndarray, "batch classes"], EvalBatch]]:
+    """Yields the logits of every picture of a split, batch by batch.
+
+    Raises:
+      UserError: a logit is not finite.
+    """
+    for number, batch in enumerate(eval_batches(split, batch_size=batch_size)):
+        values = np.asarray(logits(batch.images))
+        _check_finite(values[batch.mask], first_picture=number * batch_size)
+        yield values, batch
+
+
+def with_mirror_image(logits: LogitsFunction) -> LogitsFunction:
+    """Returns a model whose probabilities are the mean of those for a picture and for its mirror image.
+
+    Its logits are the logarithms of these probabilities: their softmax gives the probabilities back.
+    """
+
+    def averaged(images: UInt8[np.ndarray, "batch side side 3"]) -> Float32[np.ndarray, "batch classes"]:
+        mirrored = np.ascontiguousarray(images[:, :, ::-1])
+        with np.errstate(invalid="ignore"):  # the logits of padding may be anything
+            plain, flipped = (log_softmax(np.asarray(logits(view), np.float64), axis=1) for view in (images, mirrored))
+            return np.asarray(np.logaddexp(plain, flipped) - np.log(2), np.float32)
+
+    return averaged
+
+
+def _check_finite(values: np.ndarray, *, first_picture: int) -> None:
+    invalid = ~np.isfinite(values).all(axis=1)
+    if invalid.any():
+        raise UserError(
+            f"the model's outputs for picture {first_picture + invalid.argmax()} of the split are not finite numbers; "
+            "it has diverged: train again with a lower --optim.learning_rate"
+        )

@@ -561,7 +561,7 @@ def test_python_is_refused_what_the_command_is(exported, config, tmp_path):
         evaluate(exported, dataclasses.replace(config.data, source=str(source), split_seed=1))
     with pytest.raises(UserError, match="gone does not exist; give a workdir"):
         evaluate(tmp_path / "gone")
-    with pytest.raises(UserError, match="data.source 'absent' does not exist"):
+    with pytest.raises(UserError, match=r"data\.source 'absent' does not exist"):
         evaluate(exported, "absent")
 
 

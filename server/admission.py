@@ -1,4 +1,4 @@
-"""Who is let in: places for requests, memory for their bodies, and whether new ones are wanted at all."""
+"""Admission control: bounds the requests in progress and the bytes of their bodies, and says whether to send more."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from server.settings import Settings
 
 
 class Place:
-    """One request's place: memory for its body, as that comes, and then a place among those that wait."""
+    """What one request occupies: memory for its body as it arrives, then a place in the queue."""
 
     def __init__(self, admission: "Admission") -> None:
         self._admission = admission
@@ -17,34 +17,34 @@ class Place:
         self._is_entered = False
 
     def hold(self, size: int) -> None:
-        """Makes sure of room for a body of this size.
+        """Reserves memory for a body of `size` bytes so far.
 
         Raises:
-            HTTPException: 503, there is none.
+          HTTPException: 503, there is not enough memory.
         """
         if size > self._bytes:
             self._admission.hold(size - self._bytes)
             self._bytes = size
 
     def enter(self, expected_wait: float) -> None:
-        """Takes a place among the requests that wait, now that the body is there: slow clients keep nobody out.
+        """Takes a place in the queue. Call it once the body is complete, so that slow clients keep nobody out.
 
         Raises:
-            HTTPException: 503, all are taken.
+          HTTPException: 503, all places are taken.
         """
         self._admission.enter(expected_wait)
         self._is_entered = True
 
     def release(self) -> None:
-        """Gives everything back."""
+        """Frees the memory and the place in the queue."""
         self._admission.release(self._bytes, requests=int(self._is_entered))
 
 
 class Admission:
-    """Bounds how many requests, and how many bytes of them, are inside.
+    """Bounds how many requests are in progress, and how many bytes their bodies take together.
 
     Attributes:
-        is_ready: whether new requests are wanted; those that come all the same are served.
+      is_ready: whether health checks ask for more requests. Requests that arrive anyway are served.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
@@ -56,13 +56,13 @@ class Admission:
 
     @contextmanager
     def place(self, expected_wait: float) -> Iterator[Place]:
-        """Gives a request what it takes until the end of the block.
+        """Gives a request a `Place`, and frees it at the end of the block.
 
         Args:
-            expected_wait: seconds until a request would be answered, for the message.
+          expected_wait: seconds until a request would be answered, for the message.
 
         Raises:
-            HTTPException: 503, all places are taken, and the body need not be read.
+          HTTPException: 503, all places are taken, so that the body need not be read.
         """
         self._check_room(expected_wait)
         place = Place(self)
@@ -75,16 +75,16 @@ class Admission:
         """Counts a request in.
 
         Raises:
-            HTTPException: 503, all places are taken.
+          HTTPException: 503, all places are taken.
         """
         self._check_room(expected_wait)
         self._requests += 1
 
     def hold(self, size: int) -> None:
-        """Takes memory for a part of a body.
+        """Reserves `size` bytes for a part of a body.
 
         Raises:
-            HTTPException: 503, it is all taken.
+          HTTPException: 503, there is not enough memory.
         """
         if self._bytes + size > self._settings.max_buffer_bytes:
             self._metrics.shed.labels("bytes").inc()
@@ -92,7 +92,7 @@ class Admission:
         self._bytes += size
 
     def release(self, size: int, *, requests: int) -> None:
-        """Gives memory and places back."""
+        """Frees `size` bytes and the places of so many requests."""
         self._bytes -= size
         self._requests -= requests
 

@@ -13,12 +13,12 @@ async def read(request: Request, place: Place, limits: Settings) -> bytes:
     """Reads the whole body, and stops as soon as it is known to be too large.
 
     Raises:
-        HTTPException: 408 too slow, 413 too large, 415 compressed, 503 no memory for it.
-        ClientDisconnect: the client went away.
+      HTTPException: 408 too slow, 413 too large, 415 compressed, 503 no memory for it.
+      ClientDisconnect: the client is gone.
     """
     headers = request.headers
     if headers.get("content-encoding", "identity").lower() != "identity":
-        raise HTTPException(415, "The body has a Content-Encoding: send it uncompressed.")
+        raise HTTPException(415, "Content-Encoding is not supported: send the body uncompressed.")
     if int(headers.get("content-length", "0")) > limits.max_body_bytes:
         raise _too_large(limits)
     try:
@@ -27,7 +27,7 @@ async def read(request: Request, place: Place, limits: Settings) -> bytes:
     except TimeoutError:
         raise HTTPException(
             408,
-            f"The body did not arrive within {limits.read_seconds} seconds: send it faster.",
+            f"The body did not arrive within {limits.read_seconds} s: send it faster, or send a smaller one.",
             headers={"Connection": "close"},
         ) from None
 
@@ -43,7 +43,9 @@ async def _receive(request: Request, place: Place, limits: Settings) -> bytes:
         size += len(chunk)
         if size > limits.max_body_bytes:
             raise _too_large(limits)
-        place.hold(size)  # Not what is declared: that costs a client nothing, and would keep others out.
+        # Reserve memory for what has arrived, not for Content-Length: declaring a large body costs a client nothing,
+        # and would keep others out.
+        place.hold(size)
         if not message.get("more_body", False):
             return b"".join([*chunks, chunk]) if chunks else chunk
         if chunk:

@@ -1,4 +1,4 @@
-"""Connections that bound what a client may send, and how long it may take, outside of a request in work."""
+"""Connections that bound what a client may send, and how long it may take, outside of a request in progress."""
 
 import asyncio
 import signal
@@ -14,24 +14,28 @@ from server.settings import Settings
 
 _MAX_HEAD_BYTES = 64 * 1024
 
-# Requests that are parsed while one before them is in work. What was read beyond waits as it came: 256 KB may be 10,000
-# requests, which take 25 MB when they are parsed.
+# Pipelined requests that are parsed while one before them is in progress. Further bytes wait unparsed: 256 KB may be
+# 10,000 requests, which take 25 MB once they are parsed.
 _MAX_WAITING = 16
 _PIECE_BYTES = 4096
 
 
 def uvicorn_server() -> uvicorn.Server | None:
-    """The server that this application runs in, by the handler that it has installed for SIGTERM; None in others."""
+    """Returns the uvicorn server that runs this application; None in another ASGI server.
+
+    uvicorn has no public access to it, but its SIGTERM handler is a method of it.
+    """
     server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
     is_main = threading.current_thread() is threading.main_thread()
     return server if is_main and isinstance(server, uvicorn.Server) else None
 
 
-def guard(server: uvicorn.Server, settings: Settings) -> None:
-    """Has a server, which does not listen yet, accept connections of this kind.
+def install(server: uvicorn.Server, settings: Settings) -> None:
+    """Makes a server that does not listen yet use `GuardedConnection`.
 
-    uvicorn with httptools keeps the head of a request in memory however long it grows, waits for its end for ever, and
-    for the next one too where anything came after an answer. It takes what follows a chunked body for headers as well.
+    uvicorn with httptools keeps request headers of any length in memory and waits for their end without limit, and for
+    the next request too, once any byte has followed a response. It also takes the trailers of a chunked body for
+    headers.
     """
     if server.config.http_protocol_class is HttpToolsProtocol:
         name = GuardedConnection.__name__
@@ -39,86 +43,87 @@ def guard(server: uvicorn.Server, settings: Settings) -> None:
 
 
 class _Flow(FlowControl):
-    """Reads from a connection only when all that was read is parsed."""
+    """Flow control that resumes reading only once all that was read has been parsed."""
 
     def __init__(self, transport: asyncio.Transport, connection: "GuardedConnection") -> None:
         super().__init__(transport)
         self._connection = connection
 
     def resume_reading(self) -> None:
-        """Reads on, unless there is enough."""
-        if not self._connection.has_unread:
+        """Resumes reading, unless there are bytes to parse."""
+        if not self._connection.has_unparsed:
             super().resume_reading()
 
 
 class GuardedConnection(HttpToolsProtocol):
-    """Closes itself when a head is too long or too slow, no request is in work and none comes, or nobody reads.
+    """A connection that closes itself on headers too long or too slow, when idle, and when nobody reads.
 
-    It declines every Upgrade: RFC 9110 lets a server go on as if there were none. httptools takes what follows such a
-    head for another protocol, though it may be the body, and would parse that as the next request.
+    It ignores every Upgrade, as RFC 9110 allows. httptools takes the bytes after such a head for another protocol; they
+    may be the body, which uvicorn would parse as the next request.
     """
 
     read_seconds = 30
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begins to wait for the first request."""
+        """Starts waiting for the first request."""
         super().connection_made(transport)
-        transport.set_write_buffer_limits(high=0)  # To hear of the first byte that the client does not read.
+        # Report even the first byte that the client does not read.
+        transport.set_write_buffer_limits(high=0)
         self._head_bytes: int | None = 0
         self._is_in_head = False
-        self._unread = memoryview(b"")
+        self._unparsed = memoryview(b"")
         self.flow = _Flow(transport, self)
         self._timer: asyncio.TimerHandle | None = None
         self._reader_timer: asyncio.TimerHandle | None = None
         self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Waits for nothing more."""
+        """Stops all waiting."""
         self._stop_waiting()
         self._stop_waiting_for_reader()
-        self._unread = memoryview(b"")
+        self._unparsed = memoryview(b"")
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """Begins to wait for the client to read: an answer that nobody takes would be kept for ever."""
+        """Starts waiting for the client to read; otherwise an unread response would stay in memory for good."""
         super().pause_writing()
         self._stop_waiting_for_reader()
         self._reader_timer = self.loop.call_later(self.read_seconds, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """The client reads."""
+        """Stops waiting for the client to read: it does."""
         self._stop_waiting_for_reader()
         super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
-        """Takes what came.
+        """Parses received bytes.
 
-        uvicorn's own would end the wait for the next request at any data, be it only an empty line.
+        uvicorn's own method would stop the keep-alive timer on any data, even an empty line.
         """
-        self._unread = memoryview(bytes(self._unread) + data)
-        self._read_on()
+        self._unparsed = memoryview(bytes(self._unparsed) + data)
+        self._parse_waiting()
 
     def on_response_complete(self) -> None:
-        """There is room for another request."""
+        """Parses further pipelined requests, as there is room for one more."""
         super().on_response_complete()
-        if self._unread:
-            self._read_on()
+        if self._unparsed:
+            self._parse_waiting()
             self.flow.resume_reading()
 
     def on_message_begin(self) -> None:
-        """Begins to wait for the end of the head."""
+        """Starts waiting for the end of the headers."""
         super().on_message_begin()
         self._head_bytes = 0
         self._is_in_head = True
         self._wait()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Takes a header, but none after the body: a proxy before this one has not looked at those."""
+        """Takes a header, but no trailer after the body: a proxy in front may not have checked it."""
         if self._is_in_head:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """The head is there, unless it has to be parsed again."""
+        """Ends the wait for the headers, unless they will be parsed again without an Upgrade."""
         if self.parser.should_upgrade():
             return
         self._head_bytes = None
@@ -127,18 +132,18 @@ class GuardedConnection(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_chunk_header(self) -> None:
-        """Counts what follows as is done with a head, until there is some of the body: it may be the end."""
+        """Counts the following bytes like those of a head until there is body: it may be the last chunk."""
         self._head_bytes = 0
 
     def on_body(self, body: bytes) -> None:
-        """Waits for the end of a body that is answered already, as long as for one that is read."""
+        """Bounds the wait for the rest of a body whose response is complete already."""
         self._head_bytes = None
         super().on_body(body)
         if self.cycle.response_complete and self._timer is None:
             self._wait()
 
     def on_message_complete(self) -> None:
-        """Begins to wait for the next request where the answer was there first; uvicorn does where it was not."""
+        """Starts the keep-alive timer if the response was complete first; uvicorn starts it otherwise."""
         if self.parser.should_upgrade():
             return
         self._head_bytes = None
@@ -150,24 +155,25 @@ class GuardedConnection(HttpToolsProtocol):
             )
 
     @property
-    def has_unread(self) -> bool:
-        """Whether there is something that waits to be parsed."""
-        return len(self._unread) > 0
+    def has_unparsed(self) -> bool:
+        """Whether received bytes wait to be parsed."""
+        return len(self._unparsed) > 0
 
-    def _read_on(self) -> None:
-        """Parses for as long as there is room, and counts what belongs to a head that has not come to its end."""
-        while self._unread and len(self.pipeline) < _MAX_WAITING and not self.transport.is_closing():
-            piece, self._unread = self._unread[:_PIECE_BYTES], self._unread[_PIECE_BYTES:]
+    def _parse_waiting(self) -> None:
+        """Parses received bytes while there is room for requests, and counts those of an unfinished head."""
+        while self._unparsed and len(self.pipeline) < _MAX_WAITING and not self.transport.is_closing():
+            piece, self._unparsed = self._unparsed[:_PIECE_BYTES], self._unparsed[_PIECE_BYTES:]
             try:
                 self._parse(piece)
             except httptools.HttpParserError:
-                text = "Invalid HTTP request received."
+                text = "Invalid HTTP request: check its request line and headers."
                 self.logger.warning(text)
                 self._refuse(400, text)
+            # The count includes what came before the head in its first piece, which is little.
             if self._head_bytes is not None:
-                self._head_bytes += len(piece)  # What came before it in its first piece too: that is little.
+                self._head_bytes += len(piece)
                 if self._head_bytes > _MAX_HEAD_BYTES:
-                    self._refuse(400, f"The headers are longer than {_MAX_HEAD_BYTES} bytes.")
+                    self._refuse(400, f"The headers are longer than {_MAX_HEAD_BYTES} bytes: send fewer.")
 
     def _parse(self, rest: memoryview) -> None:
         while rest:
@@ -175,18 +181,23 @@ class GuardedConnection(HttpToolsProtocol):
                 self.parser.feed_data(rest)
                 return
             except httptools.HttpParserUpgrade as upgrade:
-                if self.parser.get_method() == b"CONNECT":  # It is one without any header.
-                    self._refuse(400, "This server is no proxy: it does not take the method CONNECT.")
+                # CONNECT is an upgrade without any header.
+                if self.parser.get_method() == b"CONNECT":
+                    self._refuse(400, "The method CONNECT is not supported: this server is not a proxy.")
                     return
                 rest = rest[upgrade.args[0] :]
             self._parse_without_upgrade()
 
     def _parse_without_upgrade(self) -> None:
-        """Parses the last head again. With a parser of its own: the last one may hold the connection to be over."""
+        """Parses the last head again, without its Upgrade.
+
+        It takes a new parser, as the last one may consider the connection to be over.
+        """
         line = b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
-        headers = [b"%s: %s" % each for each in self.headers if each[0] != b"upgrade"]
+        headers = [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
         self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # As uvicorn's is.
+        # The same setting as uvicorn's own parser.
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self.parser.feed_data(b"\r\n".join([line, *headers, b"", b""]))
 
     def _wait(self) -> None:
@@ -206,19 +217,21 @@ class GuardedConnection(HttpToolsProtocol):
 
     def _give_up(self) -> None:
         self._timer = None
+        # A response in progress goes first; uvicorn starts the keep-alive timer after it.
         if self.cycle is not None and not self.cycle.response_complete:
-            return  # An answer goes first; uvicorn waits anew after it.
+            return
         if self._is_in_head:
-            self._refuse(408, f"The headers did not arrive within {self.read_seconds} seconds: send them faster.")
-        else:  # There is no question to answer: browsers connect in advance.
+            self._refuse(408, f"The headers did not arrive within {self.read_seconds} s: send them faster.")
+        else:
+            # There is no request to respond to: browsers connect in advance.
             self.transport.close()
 
     def _refuse(self, status: int, text: str) -> None:
-        """Answers in JSON, as everything is refused, and closes; uvicorn would in plain text."""
+        """Responds in JSON, like every other error, and closes; uvicorn would respond in plain text."""
         if self.transport.is_closing():
             return
-        answer = JSONResponse({"error": text}, status, {"connection": "close"})
-        headers = [*self.server_state.default_headers, *answer.raw_headers]
-        lines = [STATUS_LINE[status].rstrip(), *(b": ".join(each) for each in headers), b"", bytes(answer.body)]
+        response = JSONResponse({"error": text}, status, {"connection": "close"})
+        headers = [*self.server_state.default_headers, *response.raw_headers]
+        lines = [STATUS_LINE[status].rstrip(), *(b": ".join(header) for header in headers), b"", bytes(response.body)]
         self.transport.write(b"\r\n".join(lines))
         self.transport.close()

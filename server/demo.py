@@ -9,7 +9,6 @@ from pathlib import Path
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from server import files
@@ -20,11 +19,12 @@ _FOLDER = Path(__file__).parent / "page"
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".mjs": "text/javascript"}
 _TYPES |= {".wasm": "application/wasm"}
 
-# What onnxruntime-web loads for the plain WebAssembly backend.
+# The files that onnxruntime-web loads for its plain WebAssembly backend.
 _RUNTIME = re.compile(r"ort\.wasm\.min\.mjs|ort-wasm-simd-threaded\.(mjs|wasm)")
 
-_ASK = "no-cache"
-_KEEP = "private, max-age=31536000, immutable"
+# Values of Cache-Control: ask the server each time, or never again.
+_REVALIDATE = "no-cache"
+_IMMUTABLE = "private, max-age=31536000, immutable"
 
 _CHUNK_BYTES = 256 * 1024
 
@@ -39,23 +39,24 @@ _log = logging.getLogger(__name__)
 
 
 async def index(request: Request) -> Response:
-    """`GET /`."""
-    _require_page(request)
+    """`GET /`: the demo page."""
+    _check_page(request)
     return _file(_FOLDER / "index.html")
 
 
-async def part(request: Request) -> Response:
+async def page_file(request: Request) -> Response:
     """`GET /page/NAME`: a style sheet or script of the page."""
-    _require_page(request)
+    _check_page(request)
     path = _FOLDER / request.path_params["name"]
-    if path.name not in _names():
+    # Only names of the folder itself, so that no path leads out of it.
+    if path.name not in {file.name for file in _FOLDER.iterdir()}:
         raise HTTPException(404)
     return _file(path)
 
 
-async def info(request: Request) -> Response:
-    """`GET /model.json`: what the page has to know of the model."""
-    service = _require_page(request)
+async def model_json(request: Request) -> Response:
+    """`GET /model.json`: what the page needs to know about the model."""
+    service = _check_page(request)
     model = service.model
     return JSONResponse(
         {
@@ -71,42 +72,44 @@ async def info(request: Request) -> Response:
 
 
 async def model_file(request: Request) -> Response:
-    """`GET /model.onnx`: the file that is served; `?SHA256` is that file or none, and a browser may keep it."""
-    service = _require_page(request)
+    """`GET /model.onnx`: the file that is served. `?SHA256` gets that file or a 404, so browsers may cache it."""
+    service = _check_page(request)
     digest = request.scope["query_string"].decode("latin-1")
     if digest not in ("", service.model.digest):
         raise HTTPException(404, "The model file has been replaced: reload the page.")
-    response = _file(service.settings.model, cache=_KEEP if digest else _ASK)
+    response = _file(service.settings.model, cache=_IMMUTABLE if digest else _REVALIDATE)
+    # The file on disk may be newer than the model in memory.
     if digest and await _digest(response, service) != digest:
         response.file.close()
         raise HTTPException(404, _not_served_yet(service.settings))
     return response
 
 
-async def runtime(request: Request) -> Response:
-    """`GET /onnxruntime-web/NAME`."""
-    folder = _require_page(request).settings.onnxruntime_web
+async def runtime_file(request: Request) -> Response:
+    """`GET /onnxruntime-web/NAME`: a file of the runtime, if the operator has set it up."""
+    folder = _check_page(request).settings.onnxruntime_web
     name = request.path_params["name"]
     if folder is None or not _RUNTIME.fullmatch(name):
         raise HTTPException(404)
     return _file(folder / name, cache="max-age=86400")
 
 
-def _require_page(request: Request) -> Service:
+def _check_page(request: Request) -> Service:
+    """Returns the service, if the demo page is on.
+
+    Raises:
+      HTTPException: 404, it is off.
+    """
     service: Service = request.state.service
     if not service.settings.page:
         raise HTTPException(404)
     return service
 
 
-def _names() -> set[str]:
-    return {each.name for each in _FOLDER.iterdir()}
-
-
 class _WholeFile(Response):
-    """A file that is sent whole, whatever `Range` asks for, and as it was when it was opened, or not to its end.
+    """Sends a whole file, whatever `Range` asks for, with the content that it had when it was opened.
 
-    Starlette's own opens it only after its headers are sent, by when another file, or none, may be in its place.
+    Starlette's FileResponse opens the file only after sending the headers, when it may have been replaced or removed.
     """
 
     def __init__(self, file: BufferedReader, *, media_type: str, cache: str) -> None:
@@ -116,7 +119,7 @@ class _WholeFile(Response):
         super().__init__(media_type=media_type, headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends it. To be cut short is the one thing that tells a client, which has the headers, that it is wrong."""
+        """Sends the file, cut short if it changes meanwhile: after the headers, only that shows the client an error."""
         with self.file as file:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             left = 0 if scope["method"] == "HEAD" else self.signature.size
@@ -125,14 +128,14 @@ class _WholeFile(Response):
                 size = min(left, _CHUNK_BYTES)
                 chunk = await asyncio.to_thread(file.read, size)
                 if len(chunk) < size or files.signature(file) != self.signature:
-                    _log.warning("%s was written to while it was sent: the answer is cut short", file.name)
+                    _log.warning("%s was written to while it was being sent: the response is cut short", file.name)
                     return
                 left -= size
                 is_over = left == 0
                 await send({"type": "http.response.body", "body": chunk, "more_body": not is_over})
 
 
-def _file(path: Path, *, cache: str = _ASK) -> _WholeFile:
+def _file(path: Path, *, cache: str = _REVALIDATE) -> _WholeFile:
     try:
         file = files.open_file(path)
     except OSError as error:
@@ -142,30 +145,22 @@ def _file(path: Path, *, cache: str = _ASK) -> _WholeFile:
 
 
 async def _digest(response: _WholeFile, service: Service) -> str:
-    """The digest of the model file. It is read only if its signature is new, which a copy of the same may have too."""
-    signature, digest = service.seen
+    """Returns the digest of the model file, which is read only if its signature is new."""
+    signature, digest = service.file_digest
     if response.signature != signature:
+        # A touched file, or a copy, has a new signature but the same content.
         digest = await asyncio.to_thread(files.digest, response.file)
-        service.seen = response.signature, digest
+        service.file_digest = response.signature, digest
     return digest
 
 
 def _not_served_yet(settings: Settings) -> str:
     if not settings.reload_seconds:
         return (
-            "The model file has been replaced, and the server goes on with the old one: its operator has to restart it,"
-            " or to set JAXCNN_RELOAD_SECONDS."
+            "The model file has been replaced, but the server still has the old model: its operator must restart it, or"
+            " set JAXCNN_RELOAD_SECONDS."
         )
     return (
-        f"The model file has been replaced, and the server, which looks every {settings.reload_seconds} seconds, does"
-        " not have the new one yet: reload the page later; if that does not help, the server's log says what is wrong."
+        f"The model file has been replaced, but the server, which checks every {settings.reload_seconds} seconds, has"
+        " not loaded the new one yet: reload the page later. If that does not help, the server's log says why."
     )
-
-
-ROUTES: list[BaseRoute] = [
-    Route("/", index),
-    Route("/model.json", info),
-    Route("/page/{name}", part),
-    Route("/model.onnx", model_file),
-    Route("/onnxruntime-web/{name}", runtime),
-]

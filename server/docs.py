@@ -16,14 +16,17 @@ td { padding: .1rem .8rem .1rem 0; vertical-align: top; }
 
 
 def render(document: dict[str, Any]) -> str:
-    """A page with all operations of an OpenAPI document, and its schemas."""
+    """Returns a page with all operations of an OpenAPI document, grouped by tag, and its schemas."""
+    # Operations
     groups: dict[str, list[str]] = {}
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             groups.setdefault(operation["tags"][0], []).append(_operation(path, method, operation))
     sections = [f"<h2>{html.escape(tag)}</h2>{''.join(parts)}" for tag, parts in groups.items()]
+    # Schemas
     schemas = "".join(
-        f'<details id="{html.escape(name)}"><summary>{html.escape(name)}</summary>{_json(schema)}</details>'
+        f'<details id="{html.escape(name)}"><summary>{html.escape(name)}</summary>'
+        f"<pre>{html.escape(json.dumps(schema, indent=2))}</pre></details>"
         for name, schema in document["components"]["schemas"].items()
     )
     info = document["info"]
@@ -39,30 +42,41 @@ def render(document: dict[str, Any]) -> str:
 
 
 def _operation(path: str, method: str, operation: dict[str, Any]) -> str:
+    # What to send.
     parameters = "".join(
-        _row(f"{each['name']} ({each['in']})", f"{each.get('description', '')} {json.dumps(each['schema'])}")
-        for each in operation.get("parameters", [])
+        _row(
+            f"{parameter['name']} ({parameter['in']})",
+            f"{parameter.get('description', '')} {_schema(parameter['schema'])}",
+        )
+        for parameter in operation.get("parameters", [])
     )
-    takes = "".join(
-        _row(kind, json.dumps(each["schema"]))
-        for kind, each in operation.get("requestBody", {}).get("content", {}).items()
+    bodies = "".join(
+        _row(media_type, _schema(content["schema"]))
+        for media_type, content in operation.get("requestBody", {}).get("content", {}).items()
     )
-    gives = "".join(_row(status, each["description"]) for status, each in operation["responses"].items())
+    # What comes back.
+    responses = "".join(_row(status, response["description"]) for status, response in operation["responses"].items())
     tables = "".join(
         f"<h4>{title}</h4><table>{rows}</table>"
-        for title, rows in (("Parameters", parameters), ("Body", takes), ("Answers", gives))
+        for title, rows in (("Parameters", parameters), ("Request body", bodies), ("Responses", responses))
         if rows
     )
+    key = "<p>Needs an API key.</p>" if operation.get("security") else ""
     return (
         f'<details><summary><span class="method">{method}</span> <code>{html.escape(path)}</code> '
         f"{html.escape(operation['summary'])}</summary><p>{html.escape(operation.get('description', ''))}</p>"
-        f"{tables}</details>"
+        f"{key}{tables}</details>"
     )
+
+
+def _schema(schema: dict[str, Any]) -> str:
+    """Returns a schema in one line: named ones by their names, anything else as JSON."""
+    if "$ref" in schema:
+        return str(schema["$ref"].rpartition("/")[2])
+    if "oneOf" in schema:
+        return " or ".join(_schema(choice) for choice in schema["oneOf"])
+    return json.dumps(schema) if schema else "the bytes of a picture file"
 
 
 def _row(name: str, text: str) -> str:
     return f"<tr><td><code>{html.escape(name)}</code></td><td>{html.escape(text)}</td></tr>"
-
-
-def _json(value: Any) -> str:
-    return f"<pre>{html.escape(json.dumps(value, indent=2))}</pre>"

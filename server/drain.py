@@ -1,4 +1,4 @@
-"""How a running server ends: on SIGTERM it first tells that it will, and goes on answering meanwhile."""
+"""Graceful shutdown: on SIGTERM the server first reports that it is not ready, and serves on for a while."""
 
 import asyncio
 import logging
@@ -12,7 +12,8 @@ import uvicorn
 from server.admission import Admission
 from server.settings import Settings
 
-# Signals this close together are one: uvicorn's parent looks every half second whether it has got one to pass on.
+# A second signal within this time counts as the first: uvicorn's parent process checks every half second whether it
+# has received a signal to pass on.
 _SAME_SECONDS = 1
 
 _log = logging.getLogger(__name__)
@@ -20,15 +21,17 @@ _log = logging.getLogger(__name__)
 
 @contextmanager
 def on_sigterm(server: uvicorn.Server, admission: Admission, settings: Settings) -> Iterator[None]:
-    """Puts a time of grace before uvicorn's own handling of SIGTERM, until the end of the block.
+    """Delays uvicorn's own handling of SIGTERM by a grace period, until the end of the block.
 
-    uvicorn closes its listener at once: whoever connects before the load balancer has noticed is refused. And it ends
-    by the signal; after this it ends with status 0. A second SIGTERM cuts the time short, but not one right after the
-    first: where a whole group of processes is told to end, uvicorn's parent passes its own signal on.
+    uvicorn alone closes its listener at once, which refuses clients that connect before the load balancer has noticed,
+    and ends by the signal. With this the process ends with status 0. A second SIGTERM ends the grace period early,
+    unless it follows the first at once: when a whole process group is terminated, uvicorn's parent process passes its
+    own signal on as well.
     """
     loop = asyncio.get_running_loop()
     begun = math.inf
-    if server.config.timeout_graceful_shutdown is None:  # A client that does not read its answer must not hold it up.
+    # A client that does not read its response must not hold up the shutdown.
+    if server.config.timeout_graceful_shutdown is None:
         server.config.timeout_graceful_shutdown = settings.read_seconds + settings.deadline_ms // 1000 + 1
 
     def stop() -> None:
@@ -42,11 +45,12 @@ def on_sigterm(server: uvicorn.Server, admission: Admission, settings: Settings)
             return
         begun = loop.time()
         admission.is_ready = False
-        _log.info("SIGTERM: not ready any more; the end is in %d seconds", settings.drain_seconds)
+        _log.info("SIGTERM: not ready any more, shutting down in %d seconds", settings.drain_seconds)
         loop.call_later(settings.drain_seconds, stop)
 
-    uvicorns = signal.signal(signal.SIGTERM, lambda *_: loop.call_soon_threadsafe(drain))
+    # Python runs signal handlers between any two instructions; let the event loop do the work.
+    previous = signal.signal(signal.SIGTERM, lambda *_: loop.call_soon_threadsafe(drain))
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, uvicorns)
+        signal.signal(signal.SIGTERM, previous)

@@ -1,4 +1,4 @@
-"""Files that the operator names, and may lock, write, replace or take away while the server runs."""
+"""Files named by the operator, which may be locked, overwritten, replaced or removed while the server runs."""
 
 import errno
 import hashlib
@@ -10,22 +10,22 @@ from typing import NamedTuple
 
 
 class Signature(NamedTuple):
-    """Tells a file from another that takes its place, without reading it."""
+    """Distinguishes a file from another that replaces it, without reading either."""
 
-    written: int
+    modified_ns: int
     size: int
-    place: int
+    inode: int
 
 
 def open_file(path: Path) -> BufferedReader:
-    """Opens a file to read it.
+    """Opens a file for reading.
 
     Raises:
-        FileNotFoundError: there is none, or what is there is a folder, a pipe or the like.
-        OSError: it cannot be read; its `strerror` says why.
+      FileNotFoundError: nothing is there, or something other than a file, such as a folder or a pipe.
+      OSError: it cannot be read; its `strerror` says why.
     """
+    # `Path.is_file` raises an error or returns False, by the version of Python. Opening a pipe would wait for a writer.
     try:
-        # `Path.is_file` raises an error or says no, by the version of Python. Opening a pipe would wait for a writer.
         is_file = stat.S_ISREG(path.stat().st_mode)
     except NotADirectoryError:
         is_file = False
@@ -35,12 +35,12 @@ def open_file(path: Path) -> BufferedReader:
 
 
 def signature(file: BufferedReader) -> Signature:
-    """The signature of an open file."""
+    """Returns the signature of an open file."""
     return _signature(os.fstat(file.fileno()))
 
 
 def signature_of(path: Path) -> Signature | None:
-    """The signature of the file that lies there now; nothing where there is none."""
+    """Returns the signature of the file at `path` now; None if there is no file that can be accessed."""
     try:
         return _signature(path.stat())
     except OSError:
@@ -52,7 +52,7 @@ def _signature(status: os.stat_result) -> Signature:
 
 
 def digest(file: BufferedReader) -> str:
-    """SHA-256 of the whole of an open file, in hexadecimal; leaves it at its beginning."""
+    """Returns the SHA-256 of a whole open file, in hexadecimal, and rewinds the file."""
     file.seek(0)
     found = hashlib.file_digest(file, "sha256").hexdigest()
     file.seek(0)

@@ -1,66 +1,69 @@
-"""The endpoints that tell of the server and its model."""
+"""The endpoints that describe the server and its model: health, metadata, metrics, documentation."""
+
+from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from server import docs, metrics, openapi
+from server.middleware.auth import open_paths
 from server.model import Model
 from server.protocols import open_inference
 from server.service import Service
 
 
-def require_model(request: Request) -> Model:
-    """The model, if it is the one in the path.
+def check_model(request: Request) -> Model:
+    """Returns the model, if the path names it.
 
     Raises:
-        HTTPException: 404, it is not.
+      HTTPException: 404, the path names another model or version.
     """
     service: Service = request.state.service
     name = request.path_params["name"]
     version = request.path_params.get("version", open_inference.VERSION)
     if name != service.model.name:
-        raise HTTPException(404, f"There is no model of this name: the one served is {service.model.name!r}.")
+        raise HTTPException(404, f"There is no model of this name: the server serves only {service.model.name!r}.")
     if version != open_inference.VERSION:
-        raise HTTPException(404, f"There is no such version: the one served is {open_inference.VERSION!r}.")
+        raise HTTPException(404, f"There is no such version: the server serves only {open_inference.VERSION!r}.")
     return service.model
 
 
 async def v2_server(request: Request) -> Response:
-    """`GET /v2`."""
+    """`GET /v2`: metadata of the server."""
     return JSONResponse(open_inference.server_metadata())
 
 
 async def v2_live(request: Request) -> Response:
-    """`GET /v2/health/live`."""
+    """`GET /v2/health/live`: the process responds."""
     return JSONResponse({"live": True})
 
 
 async def v2_ready(request: Request) -> Response:
-    """`GET /v2/health/ready`: `live` and `ready`, as some clients read the one and some the other."""
+    """`GET /v2/health/ready`: 503 while draining. It sends `live` and `ready`, as clients read either."""
     is_ready = request.state.service.admission.is_ready
     return JSONResponse({"live": True, "ready": is_ready}, 200 if is_ready else 503)
 
 
 async def v2_model(request: Request) -> Response:
-    """`GET /v2/models/NAME`."""
-    return JSONResponse(open_inference.model_metadata(require_model(request)))
+    """`GET /v2/models/NAME`: metadata of the model."""
+    return JSONResponse(open_inference.model_metadata(check_model(request)))
 
 
 async def v2_model_ready(request: Request) -> Response:
-    """`GET /v2/models/NAME/ready`."""
-    name = require_model(request).name
+    """`GET /v2/models/NAME/ready`: 503 while draining."""
+    name = check_model(request).name
     is_ready = request.state.service.admission.is_ready
     return JSONResponse({"name": name, "ready": is_ready}, 200 if is_ready else 503)
 
 
 async def healthz(request: Request) -> Response:
-    """`GET /healthz`: the process answers."""
+    """`GET /healthz`: the process responds."""
     return JSONResponse({"status": "ok"})
 
 
 async def readyz(request: Request) -> Response:
-    """`GET /readyz`: the model is loaded (until it is, uvicorn takes no connection) and the end is not near."""
+    """`GET /readyz`: 503 while draining. Before the model is loaded, uvicorn accepts no connections."""
     if request.state.service.admission.is_ready:
         return JSONResponse({"status": "ready"})
     return JSONResponse({"status": "draining"}, 503)
@@ -72,17 +75,20 @@ async def ping(request: Request) -> Response:
 
 
 async def prometheus(request: Request) -> Response:
-    """`GET /metrics`."""
+    """`GET /metrics`: metrics for Prometheus."""
     return Response(request.state.service.metrics.render(), headers={"Content-Type": metrics.CONTENT_TYPE})
 
 
 async def openapi_document(request: Request) -> Response:
-    """`GET /openapi.json`."""
-    service: Service = request.state.service
-    return JSONResponse(openapi.document(service.model, service.settings))
+    """`GET /openapi.json`: the OpenAPI document."""
+    return JSONResponse(_document(request))
 
 
 async def documentation(request: Request) -> Response:
-    """`GET /docs`."""
+    """`GET /docs`: the OpenAPI document as a page."""
+    return HTMLResponse(docs.render(_document(request)))
+
+
+def _document(request: Request) -> dict[str, Any]:
     service: Service = request.state.service
-    return HTMLResponse(docs.render(openapi.document(service.model, service.settings)))
+    return openapi.document(service.model, service.settings, open_paths=open_paths(request.app.routes))

@@ -1,4 +1,4 @@
-"""The log: one JSON object a line on standard output."""
+"""The log: one JSON object per line on standard output."""
 
 import atexit
 import contextlib
@@ -16,42 +16,43 @@ import orjson
 
 
 class LogWriter:
-    """Writes lines on a thread of its own.
+    """Writes lines in a thread of its own, so that logging never waits for a slow disk or an unread pipe.
 
-    Whoever logs does not wait: not for a slow disk, nor for a pipe that nobody reads. What cannot be written (the disk
-    is full) is lost, and of what waits for too long the oldest.
+    Lines that cannot be written, as on a full disk, are lost; so are the oldest of more than 10,000 waiting lines.
     """
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._lines: deque[bytes] = deque(maxlen=10_000)
         self._is_closed = threading.Event()
-        self._waits = threading.Event()
+        self._has_lines = threading.Event()
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
 
     def write(self, fields: dict[str, Any]) -> None:
-        """Appends a line of these fields, after the time."""
+        """Appends a line with the time and these fields."""
         line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **fields}
         try:
             text = orjson.dumps(line, default=str)
-        except TypeError:  # Text that is not valid Unicode, such as the name of a file.
+        except TypeError:
+            # Text that is not valid Unicode, such as a file name.
             text = json.dumps(line, default=str).encode()
         self._lines.append(text + b"\n")
-        if not self._waits.is_set():
-            self._waits.set()
+        if not self._has_lines.is_set():
+            self._has_lines.set()
 
     def close(self) -> None:
-        """Writes what is left; gives up on a reader who does not read."""
+        """Writes the remaining lines; gives up after a second if nobody reads them."""
         self._is_closed.set()
-        self._waits.set()
+        self._has_lines.set()
         self._thread.join(timeout=1)
 
     def _run(self) -> None:
         while not self._is_closed.is_set():
-            self._waits.wait()
-            self._is_closed.wait(0.05)  # Many lines for one write.
-            self._waits.clear()
+            self._has_lines.wait()
+            # Collect lines for a moment, to write many at once.
+            self._is_closed.wait(0.05)
+            self._has_lines.clear()
             self._flush()
         self._flush()
 
@@ -63,7 +64,7 @@ class LogWriter:
 
 
 class _Handler(logging.Handler):
-    """Hands what Python's loggers get to the writer."""
+    """Passes the records of Python's loggers to a `LogWriter`."""
 
     def __init__(self, writer: LogWriter) -> None:
         super().__init__()
@@ -71,7 +72,7 @@ class _Handler(logging.Handler):
         self._formatter = logging.Formatter()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Writes a record with its traceback, if it has one."""
+        """Writes a record, with its request id and traceback if it has them."""
         fields = {"level": record.levelname.lower(), "message": record.getMessage()}
         if request_id := getattr(record, "request_id", None):
             fields["request_id"] = request_id
@@ -81,9 +82,9 @@ class _Handler(logging.Handler):
 
 
 def start() -> LogWriter:
-    """Has the server's and uvicorn's loggers write JSON from now on, to the last line of the process.
+    """Makes the loggers of the server and of uvicorn write JSON, until the process ends.
 
-    uvicorn's access log is left out: `server.middleware.request_log` writes a better one.
+    uvicorn's access log is turned off, as `server.middleware.request_log` writes one with more fields.
     """
     writer = LogWriter(sys.stdout.fileno())
     for name in ("server", "uvicorn"):
@@ -99,7 +100,7 @@ def start() -> LogWriter:
 def access(
     writer: LogWriter, *, request_id: str, client: str, method: str, path: str, status: int, start: float
 ) -> None:
-    """Writes the line of an answered request; `start` is by the monotonic clock."""
+    """Writes the line of a finished request; `start` is a time of the monotonic clock."""
     writer.write(
         {
             "level": "info",

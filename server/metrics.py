@@ -1,4 +1,4 @@
-"""What Prometheus is told."""
+"""Metrics for Prometheus."""
 
 import time
 
@@ -15,39 +15,41 @@ from server.model import Model
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-# As OpenTelemetry recommends for the duration of HTTP requests.
+# The buckets that OpenTelemetry's semantic conventions recommend for http.server.request.duration.
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 _STAGE_SECONDS = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 NO_ROUTE = "none"
-"""The route of requests to paths that do not exist: clients must not be able to make up label values."""
+"""The `route` label of requests to unknown paths, so that clients cannot create label values."""
 
 
 class Metrics:
-    """The counters of one running server."""
+    """The metrics of one running server."""
 
     def __init__(self) -> None:
         registry = self._registry = CollectorRegistry()
         ProcessCollector(registry=registry)
+        # HTTP
         self.requests = Counter(
             "http_requests_total", "Requests answered.", ["method", "route", "status"], registry=registry
         )
         self.duration = Histogram(
             "http_request_duration_seconds",
-            "From the request's headers to the end of its answer.",
+            "Time from a request's headers to the end of its response.",
             ["method", "route"],
             buckets=_SECONDS,
             registry=registry,
         )
-        self.in_progress = Gauge("http_requests_in_progress", "Requests being answered.", registry=registry)
-        self.queue_depth = Gauge("jaxcnn_queue_depth", "Requests that wait for a thread.", registry=registry)
+        self.in_progress = Gauge("http_requests_in_progress", "Requests in progress.", registry=registry)
+        # The queue and the workers
+        self.queue_depth = Gauge("jaxcnn_queue_depth", "Requests waiting for a worker thread.", registry=registry)
         self.queue_wait = Histogram(
-            "jaxcnn_queue_wait_seconds", "How long they waited.", buckets=_STAGE_SECONDS, registry=registry
+            "jaxcnn_queue_wait_seconds", "Time of a request in the queue.", buckets=_STAGE_SECONDS, registry=registry
         )
         self.batch_size = Histogram(
-            "jaxcnn_batch_size", "Pictures classified at once.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
+            "jaxcnn_batch_size", "Pictures per model run.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
         )
-        self._stage = Histogram(
+        stage = Histogram(
             "jaxcnn_stage_duration_seconds",
             "Time of a batch in each stage: decode, inference, encode.",
             ["stage"],
@@ -56,40 +58,39 @@ class Metrics:
         )
         self.shed = Counter(
             "jaxcnn_shed_total",
-            "Requests answered 503, because of too many requests, bytes, or a deadline sure to be missed.",
+            "Requests refused with 503, by reason: too many requests, too many bytes, or a deadline out of reach.",
             ["reason"],
             registry=registry,
         )
+        # The model
         self.reloads = Counter(
-            "jaxcnn_model_reloads_total",
-            "New model files found, by whether they were good.",
-            ["result"],
-            registry=registry,
+            "jaxcnn_model_reloads_total", "New model files found, by result of loading.", ["result"], registry=registry
         )
         self._model_info = Gauge(
             "jaxcnn_model_info", "The model served.", ["name", "version", "sha256", "classes"], registry=registry
         )
+        # Label values that exist from the start, so that their rates do too.
         for reason in ("requests", "bytes", "deadline"):
             self.shed.labels(reason)
-        self._stages = {each: self._stage.labels(each) for each in ("decode", "inference", "encode")}
+        self._stages = {name: stage.labels(name) for name in ("decode", "inference", "encode")}
 
     def observe_stage(self, stage: str, start: float) -> float:
-        """Counts the time since `start`, by the monotonic clock, and returns the time now."""
+        """Records the time since `start`, a time of the monotonic clock, and returns the time now."""
         now = time.monotonic()
         self._stages[stage].observe(now - start)
         return now
 
     def observe_request(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Counts an answered request."""
+        """Records a finished request."""
         method = method if method in _METHODS else "other"
         self.requests.labels(method, route, str(status)).inc()
         self.duration.labels(method, route).observe(seconds)
 
-    def tell_model(self, model: Model) -> None:
-        """Tells which model is served from now on."""
+    def set_model(self, model: Model) -> None:
+        """Records which model is served from now on."""
         self._model_info.clear()
         self._model_info.labels(model.name, model.version, model.digest, str(len(model.names))).set(1)
 
     def render(self) -> bytes:
-        """All of it as Prometheus reads it."""
+        """Returns all metrics in Prometheus's text format."""
         return generate_latest(self._registry)

@@ -1,5 +1,6 @@
 """The description of the HTTP interface as OpenAPI 3.1."""
 
+from collections.abc import Set
 from typing import Any
 
 from server.model import Model
@@ -9,39 +10,44 @@ from server.settings import Settings
 type Json = dict[str, Any]
 
 _ERRORS = {
-    400: "What was sent is not what it should be.",
+    400: "The request is invalid.",
     401: "The API key is missing or wrong.",
     404: "There is no such model or version.",
-    408: "The body came too slowly.",
+    408: "The body arrived too slowly.",
     413: "The body is too large, or has too many pictures.",
-    415: "The content type is not read here, or the body is compressed.",
-    500: "The server failed; the log has more, by the request id.",
-    503: "There is no room now, or the answer would be late.",
-    504: "It took too long.",
+    415: "The content type is not supported, or the body is compressed.",
+    500: "The server failed; its log has the details under the request id.",
+    503: "The server is busy, or the answer would be late.",
+    504: "The answer took longer than the deadline.",
 }
-_ABOUT_TO_END = "The server is about to end."
+_DRAINING = "The server is about to shut down."
 _REQUEST_ID = {"X-Request-ID": {"description": "Finds the request in the log.", "schema": {"type": "string"}}}
 _RETRY = {"Retry-After": {"description": "Seconds.", "schema": {"type": "string", "pattern": "^[0-9]+$"}}}
 _RAW = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "application/octet-stream")
-"""What a picture may be sent as by itself; any other `image/*` will do too."""
+"""Media types that are documented for a raw picture; any other `image/*` is accepted too."""
+_KEYS = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+"""The two ways to send an API key."""
 
 
-def document(model: Model, settings: Settings) -> Json:
-    """All operations, with the limits of the model and the settings in force."""
-    keys = {
-        "bearer": {"type": "http", "scheme": "bearer"},
-        "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
-    }
+def document(model: Model, settings: Settings, *, open_paths: Set[str]) -> Json:
+    """Returns the OpenAPI document, with the limits of the model and the settings in force.
+
+    Args:
+      model: the model that is served.
+      settings: the settings of the server.
+      open_paths: path templates that need no API key.
+    """
     components: Json = {"schemas": _schemas(model, settings)}
-    if settings.api_keys:
-        components["securitySchemes"] = keys
     paths = {**_native_paths(model), **_open_inference_paths(model), **_operations_paths()}
     if settings.api_keys:
-        for path, operations in paths.items():
-            if path not in ("/healthz", "/readyz", "/ping") and not path.startswith("/v2/health"):
-                for operation in operations.values():
-                    operation["security"] = [{each: []} for each in keys]
-                    operation["responses"] |= _failures(401)
+        components["securitySchemes"] = _KEYS
+        for path in paths.keys() - open_paths:
+            for operation in paths[path].values():
+                operation["security"] = [{name: []} for name in _KEYS]
+                operation["responses"] |= _failures(401)
     return {
         "openapi": "3.1.0",
         "info": {"title": f"jaxcnn: {model.name}", "version": server_version(), "description": _INTRODUCTION},
@@ -51,20 +57,20 @@ def document(model: Model, settings: Settings) -> Json:
 
 
 _INTRODUCTION = (
-    "Names what pictures show. Pictures are JPEG, PNG, WebP, GIF or BMP files of any size within the limits;"
-    ' whatever is wrong with a request is told as {"error": "..."}. A request may bring an id of its own in the header'
-    " X-Request-ID; the answer has it."
+    "Classifies pictures: JPEG, PNG, WebP, GIF or BMP files of any size within the limits. The body of every error is"
+    ' {"error": "..."}, which says what is wrong and what to do. A request may set its own id in the header'
+    " X-Request-ID; every response has one."
 )
 
 
 def _schemas(model: Model, settings: Settings) -> Json:
+    # Parts of the requests
     picture = {"type": "string", "format": "base64-picture", "contentEncoding": "base64"}
     file = {"type": "string", "format": "picture", "contentMediaType": "image/*"}
     several = {"type": "array", "minItems": 1, "maxItems": settings.max_images}
+    # Parts of the responses; in float32 a probability may exceed 1 by rounding.
     probability = {"type": "number", "minimum": 0, "maximum": 1.000001}
-    prediction = _object(
-        {"class": {"type": "string"}, "prob": probability}, description="A class and how probable it is."
-    )
+    prediction = _object({"class": {"type": "string"}, "prob": probability}, description="A class and its probability.")
     answer: Json = {
         "predicted_class": {"type": "string"},
         "top_predictions": {"type": "array", "minItems": 1, "items": prediction},
@@ -75,7 +81,7 @@ def _schemas(model: Model, settings: Settings) -> Json:
         "Picture": _object({"image": picture}, description="One picture file."),
         "Pictures": _object({"images": {**several, "items": picture}}),
         "Form": {
-            "description": "One picture file, or parts named `images`.",
+            "description": "One file part named `image`, or one or more named `images`.",
             "oneOf": [
                 _object({"image": file}, maxProperties=settings.max_images),
                 _object({"images": {**several, "items": file}}, maxProperties=settings.max_images),
@@ -109,7 +115,7 @@ def _inference_request(model: Model, settings: Settings) -> Json:
 
 
 def _tensors(model: Model, settings: Settings) -> list[Json]:
-    """The three kinds of input; that the data has to fill the shape is more than a schema can say."""
+    """Returns the three kinds of input. That the data must fill the shape is more than a schema can express."""
     pictures: Json = {"type": "integer", "minimum": 1, "maximum": settings.max_images}
     pixels: list[Json] = [pictures, *({"const": side} for side in (model.height, model.width, 3))]
     nested = {"type": "array"}
@@ -129,7 +135,7 @@ def _tensor(description: str, datatype: str, shape: list[Json], rank: int, eleme
             "datatype": {"const": datatype},
             "shape": {"type": "array", "prefixItems": shape, "minItems": rank, "maxItems": len(shape)},
         },
-        description=f"{description} Flat or nested as the shape says.",
+        description=f"{description} Flat, or nested like the shape.",
     )
     tensor["properties"]["data"] = {"type": "array", "minItems": 1, "items": element}
     tensor["properties"]["parameters"] = _optional({"binary_data_size": {"type": "integer"}})
@@ -163,19 +169,19 @@ def _inference_response() -> Json:
 def _native_paths(model: Model) -> Json:
     top_k = min(3, len(model.names))
     predict = {
-        "summary": "Name what pictures show",
-        "description": "One picture gets one answer; a list of them in `images` gets a list.",
+        "summary": "Classify pictures",
+        "description": "One picture gets one prediction; a list in `images` gets a list in the same order.",
         "parameters": [
             {
                 "name": "top_k",
                 "in": "query",
-                "description": "How many classes to tell.",
+                "description": "How many classes to return.",
                 "schema": {"type": "integer", "minimum": 1, "maximum": len(model.names), "default": top_k},
             },
             {
                 "name": "heatmap",
                 "in": "query",
-                "description": "Whether to tell where the model looked: rows of numbers from 0 to 1.",
+                "description": "Whether to return where the model looked: rows of numbers from 0 to 1.",
                 "schema": {"type": "boolean", "default": False} if model.has_heatmap else {"const": False},
             },
         ],
@@ -183,7 +189,7 @@ def _native_paths(model: Model) -> Json:
             "required": True,
             "content": {
                 "application/json": {"schema": {"oneOf": [_ref("Picture"), _ref("Pictures")]}},
-                **{each: {"schema": {}} for each in _RAW},
+                **{media_type: {"schema": {}} for media_type in _RAW},
                 "multipart/form-data": {"schema": _ref("Form")},
             },
         },
@@ -199,19 +205,21 @@ def _native_paths(model: Model) -> Json:
 
 
 def _open_inference_paths(model: Model) -> Json:
+    # The server
     paths = {
         "/v2": _get("Server metadata", "v2_server", 200),
         "/v2/health/live": _get("Is the server alive?", "v2_live", 200),
         "/v2/health/ready": _get("Is the server ready?", "v2_ready", 200, 503),
     }
+    # The model, with and without its version in the path
     for prefix, version in (("", []), ("/versions/{version}", [_path_parameter("version", VERSION)])):
         path, suffix = f"/v2/models/{{name}}{prefix}", "_version" if prefix else ""
         parameters = [_path_parameter("name", model.name), *version]
         paths[path] = _get("Model metadata", f"v2_model{suffix}", 200, 404)
         paths[f"{path}/ready"] = _get("Is the model ready?", f"v2_model_ready{suffix}", 200, 404, 503)
         paths[f"{path}/infer"] = {"post": _infer(f"v2_infer{suffix}")}
-        for each in (path, f"{path}/ready", f"{path}/infer"):
-            for operation in paths[each].values():
+        for model_path in (path, f"{path}/ready", f"{path}/infer"):
+            for operation in paths[model_path].values():
                 operation["parameters"] = [*operation.get("parameters", []), *parameters]
     for operations in paths.values():
         for operation in operations.values():
@@ -221,10 +229,10 @@ def _open_inference_paths(model: Model) -> Json:
 
 def _infer(operation_id: str) -> Json:
     return {
-        "summary": "Infer",
+        "summary": "Classify pictures",
         "operationId": operation_id,
-        "description": "With the binary tensor data extension: data may follow the JSON text, whose length then is in"
-        " the header Inference-Header-Content-Length.",
+        "description": "Supports the binary tensor data extension: binary data may follow the JSON text; the header"
+        " Inference-Header-Content-Length is then the length of the JSON text.",
         "requestBody": {"required": True, "content": {"application/json": {"schema": _ref("InferenceRequest")}}},
         "responses": {
             "200": {
@@ -241,15 +249,16 @@ def _infer(operation_id: str) -> Json:
 
 
 def _operations_paths() -> Json:
+    # /metrics and /ping do not respond in JSON.
     text = {"schema": {"type": "string"}}
     metrics = _get("Metrics for Prometheus", "metrics", 200)
     metrics["get"]["responses"]["200"]["content"] = {"text/plain": text}
     ping = _get("SageMaker's health check", "ping", 200)
     del ping["get"]["responses"]["200"]["content"]
-    ping["get"]["responses"]["503"] = {"description": _ABOUT_TO_END}
+    ping["get"]["responses"]["503"] = {"description": _DRAINING}
     return {
-        "/healthz": _get("Does the process answer?", "healthz", 200),
-        "/readyz": _get("May requests be sent?", "readyz", 200, 503),
+        "/healthz": _get("Is the process alive?", "healthz", 200),
+        "/readyz": _get("Is the server ready for requests?", "readyz", 200, 503),
         "/ping": ping,
         "/metrics": metrics,
     }
@@ -257,19 +266,20 @@ def _operations_paths() -> Json:
 
 def _get(summary: str, operation_id: str, *statuses: int) -> Json:
     responses = _success({"type": "object"})
-    for each in statuses[1:]:  # An unready state is told as an object of its own.
-        unready = each == 503
-        text = _ABOUT_TO_END if unready else _ERRORS[each]
-        responses[str(each)] = _response(text, {"type": "object"} if unready else _ref("Error"))
+    for status in statuses[1:]:
+        # The 503 of a health check is a state, not an error.
+        is_state = status == 503
+        text = _DRAINING if is_state else _ERRORS[status]
+        responses[str(status)] = _response(text, {"type": "object"} if is_state else _ref("Error"))
     return {"get": {"summary": summary, "operationId": operation_id, "tags": ["Operations"], "responses": responses}}
 
 
 def _success(schema: Json) -> Json:
-    return {"200": _response("The answer.", schema)}
+    return {"200": _response("Success.", schema)}
 
 
 def _failures(*statuses: int) -> Json:
-    failures = {str(each): _response(_ERRORS[each], _ref("Error")) for each in statuses}
+    failures = {str(status): _response(_ERRORS[status], _ref("Error")) for status in statuses}
     if "503" in failures:
         failures["503"]["headers"] = {**_REQUEST_ID, **_RETRY}
     return failures

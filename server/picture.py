@@ -1,4 +1,4 @@
-"""From the bytes of a picture file to the array the model takes, exactly as in training."""
+"""From the bytes of a picture file to the array that the model takes, exactly as in training."""
 
 import re
 import warnings
@@ -10,42 +10,44 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from server.errors import PictureError
 
-# What browsers show. Every further format is more code that meets hostile bytes (Pillow runs Ghostscript for EPS).
-# AVIF is left out: 400 KB take its parser 3 s before there is a size to look at, as it seeks each item among all, and
-# the size is not that of its frames, of which there may be thousands.
+# The formats that browsers show. Every further format is more code that reads hostile bytes (Pillow runs Ghostscript
+# for EPS). AVIF is left out: its parser needs 3 s for 400 KB before there is a size to check, because it looks up each
+# item among all, and that size is not the size of its frames, of which there may be thousands.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 
-# JPEG's own limit. Resizing keeps 32 bytes of coefficients for each pixel of a side: 800 MB for 25,000,000 x 1.
+# The limit of JPEG itself. Resizing keeps 32 bytes of coefficients per pixel of a side: 800 MB for 25,000,000 x 1.
 _MAX_SIDE = 65_535
 
-# Pillow warns about damaged metadata, with text from the file: a client could fill the log and the memory of what was
-# warned about before.
+# Pillow warns about damaged metadata and quotes the file: a client could fill the log, and Python's record of the
+# warnings already shown.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
-# A JPEG decoder that leaves out the finest waves averages areas, as the resize would have done. Down to pictures four
-# times as large as the result the two differ by a sixth of a level on average, and this takes an eighth of the time.
+# A JPEG decoder that skips the highest frequencies averages areas, as the resize would. Down to pictures four times as
+# large as the result, the two differ by a sixth of a level on average, and decoding takes an eighth of the time.
 _DRAFT = 4
 
-# Programs write pieces of kilobytes, but of a GIF's XMP, which is plain text, a parser takes letters for lengths. For
-# each further piece Pillow copies all that it has of a GIF's comment, or of a JPEG's EXIF data: 10 MB in the smallest
-# ones would take it a minute.
-_PIECE_BYTES = 1000
+# Programs write chunks of kilobytes; only XMP in a GIF is plain text, whose letters a parser takes for block lengths.
+# For each further chunk Pillow copies all that it has read of a GIF's comment or a JPEG's EXIF data: 10 MB in the
+# smallest chunks would take it a minute.
+_CHUNK_BYTES = 1000
 _MIN_READS = 10_000
 
-# Pillow expands run lengths in Python: each of these bytes takes .5 microseconds, each of these pixels up to .2.
+# Pillow expands run lengths in Python: .5 microseconds per byte of the file, up to .2 per pixel.
 _MAX_RUN_LENGTHS = 3_000_000
 
-# Programs write a dozen. Each takes 40 ms for 25 megapixels however short it is: 64 bytes may do.
+# Programs write a dozen scans. Each takes 40 ms for 25 megapixels however short it is: 64 bytes may do.
 _MAX_SCANS = 100
 
-# The markers of a JPEG that a segment follows, and its end.
+# The JPEG markers that a segment follows, and the end of the image.
 _MARKER = re.compile(rb"\xff([\xc0-\xcf\xd8-\xfe])")
+_END_OF_IMAGE = b"\xd9"
+_START_OF_SCAN = b"\xda"
 
-# Those of frames in arithmetic coding, which hardly any program writes. A scan without data still costs a decision for
+# JPEG markers of arithmetic coding, which hardly any program writes. A scan without data still costs a decision for
 # each coefficient of the picture: 26 KB may take 5 minutes.
 _ARITHMETIC = (b"\xc9", b"\xca", b"\xcb", b"\xcd", b"\xce", b"\xcf")
 
-# What undoes each EXIF orientation; from 5 on the sides change places.
+# The operation that undoes each EXIF orientation. Orientations from 5 on swap width and height.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -57,53 +59,54 @@ _UPRIGHT = {
 }
 
 
-class _File(BytesIO):
-    """A picture file that can only be read for as long as the pieces it is made of are not far too many."""
+class _BoundedFile(BytesIO):
+    """A picture file that allows only so many reads, as a parser reads a few times for each chunk, segment or block."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
-        # A BMP has no pieces, and Pillow reads its run lengths byte by byte.
-        piece = 1 if data.startswith(b"BM") else _PIECE_BYTES
-        self._reads = max(_MIN_READS, 1000 + len(data) // piece)
+        # A BMP has no chunks, and Pillow reads its run lengths byte by byte.
+        chunk = 1 if data.startswith(b"BM") else _CHUNK_BYTES
+        self._reads = max(_MIN_READS, 1000 + len(data) // chunk)
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Reads; a format's parser does so a few times for each chunk, segment or block.
+        """Reads, as the base class does.
 
         Raises:
-            PictureError: once too often.
+          PictureError: there were too many reads.
         """
         self._reads -= 1
         if self._reads < 0:
-            raise PictureError("the picture is a file of far too many pieces: save it anew")
+            raise PictureError("The picture file consists of far too many chunks: save it again with another program")
         return super().read(size)
 
 
 def decode(data: bytes, *, height: int, width: int, max_pixels: int) -> npt.NDArray[np.uint8]:
     """Decodes a picture and stretches it (bicubic) to the model's size.
 
-    It becomes RGB as a viewer shows it: turned upright by its EXIF orientation, CMYK and gray converted, 16-bit
-    gray scaled to 8 bits, transparency laid over white; of an animation the first frame. Colour profiles are ignored.
+    The result is RGB as a viewer shows it: upright by its EXIF orientation, CMYK and gray converted, 16-bit gray scaled
+    to 8 bits, transparency over white, the first frame of an animation. Colour profiles are ignored.
 
     Args:
-        data: the bytes of a JPEG, PNG, WebP, GIF or BMP file.
-        height: of the result.
-        width: of the result.
-        max_pixels: largest width times height, checked before the pixels are decoded.
+      data: the bytes of a JPEG, PNG, WebP, GIF or BMP file.
+      height: height of the result in pixels.
+      width: width of the result in pixels.
+      max_pixels: largest width times height, checked before the pixels are decoded.
 
     Returns:
-        uint8 [height, width, 3].
+      uint8 [height, width, 3].
 
     Raises:
-        PictureError: the bytes are no such file, are damaged or truncated, or hold too many pixels.
+      PictureError: the bytes are in no supported format, damaged or truncated, or have too many pixels.
     """
     if not data:
-        raise PictureError("the picture is empty (0 bytes)")
+        raise PictureError("The picture is empty (0 bytes): send the bytes of a picture file")
     try:
-        image, part = _open(data, max_pixels, draft=_DRAFT * max(height, width))
+        image, box = _open(data, max_pixels, draft=_DRAFT * max(height, width))
         orientation = _orientation(image)
-        if part is not None:
+        # The box is in the coordinates of the file, so resize a reduced JPEG before turning it upright.
+        if box is not None:
             size = (height, width) if orientation >= 5 else (width, height)
-            image = image.resize(size, Image.Resampling.BICUBIC, box=part)
+            image = image.resize(size, Image.Resampling.BICUBIC, box=box)
         if orientation in _UPRIGHT:
             image = image.transpose(_UPRIGHT[orientation])
         image = _to_rgb(image)
@@ -111,82 +114,90 @@ def decode(data: bytes, *, height: int, width: int, max_pixels: int) -> npt.NDAr
     except PictureError:
         raise
     except UnidentifiedImageError:
-        raise PictureError("this is not a picture that can be read: send JPEG, PNG, WebP, GIF or BMP") from None
-    except Exception as error:  # Pillow lets through whatever a format's parser stumbles over.
-        raise PictureError("the picture is damaged or truncated: send the whole file again") from error
+        raise PictureError("This is not a picture in a supported format: send JPEG, PNG, WebP, GIF or BMP") from None
+    except Exception as error:
+        # Pillow's parsers raise whatever exception damaged bytes lead to.
+        raise PictureError("The picture is damaged or truncated: send the complete file") from error
 
 
 def _open(data: bytes, max_pixels: int, *, draft: int) -> tuple[Image.Image, tuple[float, float, float, float] | None]:
-    """Reads the header, and the pixels if they are not too many.
+    """Reads the header, checks it, and decodes the pixels.
 
-    A JPEG is decoded at a half, a quarter or an eighth of its size if no side falls below `draft`.
+    A JPEG is decoded at a half, a quarter or an eighth of its size, as long as no side falls below `draft`.
 
     Returns:
-        The picture, and which part of it is the picture if it was reduced: the last pixels may be of fractions.
+      The picture; and, if it was reduced, the box (left, upper, right, lower) that the whole picture covers in it: its
+      last row and column may be fractions of a pixel.
     """
-    limit = f"scale it down to at most {max_pixels} in all and {_MAX_SIDE} on a side"
+    limit = f"scale it down to at most {max_pixels} pixels in total and {_MAX_SIDE} on a side"
+    # Read the header.
     try:
-        image = Image.open(_File(data), formats=_FORMATS)
+        image = Image.open(_BoundedFile(data), formats=_FORMATS)
     except Image.DecompressionBombError as error:
-        raise PictureError(f"the picture has far too many pixels: {limit}") from error
+        raise PictureError(f"The picture has far too many pixels: {limit}") from error
+    # Refuse what would take too much memory or time.
     if image.width * image.height > max_pixels or max(image.size) > _MAX_SIDE:
-        raise PictureError(f"the picture has {image.width} x {image.height} pixels: {limit}")
+        raise PictureError(f"The picture has {image.width} x {image.height} pixels: {limit}")
     if image.format in ("JPEG", "MPO"):
         _check_jpeg(data)
     if image.format == "BMP" and image.tile[0].codec_name == "bmp_rle":
         _check_run_lengths(len(data), image.width * image.height)
     if image.format == "PNG" and "transparency" in image.info:
-        _fit_transparent(image)
+        _scale_transparency(image)
+    # Decode the pixels here: later, damage to them would be taken for damage to the EXIF data.
     whole = image.size
     drafted = image.draft(None, (draft, draft))
-    image.load()  # Here, where damage to the pixels is not taken for damage to the EXIF data.
+    image.load()
     return image, None if drafted is None or image.size == whole else drafted[1]
 
 
-def _fit_transparent(png: ImageFile.ImageFile) -> None:
-    """Gives a PNG's transparent level or colour the bits that its pixels will have; Pillow leaves it those of the file.
+def _scale_transparency(png: ImageFile.ImageFile) -> None:
+    """Scales a PNG's transparent level or colour to the depth that Pillow decodes to; Pillow leaves it unscaled.
 
-    Of 16-bit RGB Pillow keeps the upper 8 bits, by which other colours may be the transparent one, too.
+    Pillow keeps the upper 8 bits of 16-bit RGB, so that other colours may become the transparent one too.
     """
     raw_mode, transparent = png.tile[0].args, png.info["transparency"]
     if raw_mode in ("L;2", "L;4"):
         png.info["transparency"] = transparent * (85 if raw_mode == "L;2" else 17)
     elif raw_mode == "RGB;16B":
-        png.info["transparency"] = tuple(each >> 8 for each in transparent)
+        png.info["transparency"] = tuple(channel >> 8 for channel in transparent)
 
 
 def _check_jpeg(data: bytes) -> None:
-    """Goes over a JPEG file from marker to marker; what lies beyond its end, such as a film, is left out.
+    """Walks over a JPEG's markers up to the end of the image; what follows, such as a video, is not looked at.
 
     Raises:
-        PictureError: it goes over its pixels too often, or in a way that takes too long.
+      PictureError: the file has too many scans, or is arithmetic-coded.
     """
     scans, start = 0, 2
-    while (marker := _MARKER.search(data, start)) and marker[1] != b"\xd9":
+    while (marker := _MARKER.search(data, start)) and marker[1] != _END_OF_IMAGE:
         if marker[1] in _ARITHMETIC:
-            raise PictureError("the picture is an arithmetic-coded JPEG: save it anew")
-        scans += marker[1] == b"\xda"
+            raise PictureError("The picture is an arithmetic-coded JPEG, which is not supported: save it as plain JPEG")
+        scans += marker[1] == _START_OF_SCAN
         if scans > _MAX_SCANS:
-            raise PictureError(f"the picture is a JPEG of more than {_MAX_SCANS} scans: save it anew")
+            raise PictureError(f"The picture is a JPEG of more than {_MAX_SCANS} scans: save it as plain JPEG")
+        # Two bytes of length follow the marker.
         start = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
 
 
 def _check_run_lengths(size: int, pixels: int) -> None:
     if max(size, pixels) > _MAX_RUN_LENGTHS:
         raise PictureError(
-            f"the picture is a BMP of run lengths with more than {_MAX_RUN_LENGTHS} bytes or pixels: save it anew"
+            f"The picture is a run-length encoded BMP of more than {_MAX_RUN_LENGTHS} bytes or pixels: save it as PNG"
         )
 
 
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # Damaged EXIF: viewers show such a picture as it is stored.
+    except Exception:
+        # Viewers ignore damaged EXIF data.
         return 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):  # convert() would clip at 255.
+    # 16-bit gray: Pillow's convert() would clip it at 255.
+    if image.mode.startswith("I;16"):
         levels = np.asarray(image)
         gray = (levels.astype(np.uint32) + 128) // 257
         if "transparency" in image.info:

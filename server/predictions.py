@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server import body
-from server.info import require_model
+from server.info import check_model
 from server.protocols import Query
 from server.protocols.native import NativeQuery
 from server.protocols.open_inference import InferQuery
@@ -16,8 +16,9 @@ from server.service import Service
 
 
 async def predict(request: Request) -> Response:
-    """`POST /predict` and `POST /invocations`: names what a picture shows."""
+    """`POST /predict` and `POST /invocations`: classifies pictures."""
     service: Service = request.state.service
+    # Check the query string before reading the body.
     top_k = _top_k(request, classes=len(service.model.names))
     heatmap = _heatmap(request)
 
@@ -35,9 +36,9 @@ async def predict(request: Request) -> Response:
 
 
 async def infer(request: Request) -> Response:
-    """`POST /v2/models/NAME/infer`: the Open Inference Protocol."""
+    """`POST /v2/models/NAME/infer`: classifies pictures in the Open Inference Protocol."""
     service: Service = request.state.service
-    require_model(request)
+    check_model(request)
     json_size = request.headers.get("inference-header-content-length")
     with service.admission.place(service.workers.expected_wait()) as place:
         content = await body.read(request, place, service.settings)
@@ -46,8 +47,9 @@ async def infer(request: Request) -> Response:
 
 
 async def _answer(request: Request, query: Query) -> Response:
-    """Waits for the workers, unless the client goes away."""
+    """Waits for the workers, or until the client disconnects."""
     service: Service = request.state.service
+    # The body has been read, so the next message is the client's disconnect.
     gone = asyncio.ensure_future(request.receive())
     try:
         answer = await service.workers.answer(query, gone)
@@ -57,17 +59,17 @@ async def _answer(request: Request, query: Query) -> Response:
 
 
 def _top_k(request: Request, *, classes: int) -> int:
-    """How many classes the client asks for; three, as the original system gave, where it does not say."""
+    """Returns how many classes to send; by default three, as the original system did."""
     text = request.query_params.get("top_k")
     if text is None:
         return min(3, classes)
     if re.fullmatch("[0-9]{1,9}", text) and 1 <= int(text) <= classes:
         return int(text)
-    raise HTTPException(400, f"`top_k` has to be a whole number from 1 to {classes}, the number of classes.")
+    raise HTTPException(400, f"`top_k` must be an integer from 1 to {classes}, the number of classes.")
 
 
 def _heatmap(request: Request) -> bool:
     text = request.query_params.get("heatmap", "false")
     if text not in ("true", "false"):
-        raise HTTPException(400, "`heatmap` has to be true or false.")
+        raise HTTPException(400, "`heatmap` must be true or false.")
     return text == "true"

@@ -1,4 +1,4 @@
-"""Serves a new model file without a restart."""
+"""Hot reload: serves a new model file without a restart."""
 
 import asyncio
 import logging
@@ -11,29 +11,33 @@ _log = logging.getLogger(__name__)
 
 
 async def watch(service: Service) -> None:
-    """Looks at the model file every so often; a new one that loads, verifies and runs takes the place of the old."""
-    seen = service.model.signature  # As it was read: it may have been replaced since.
+    """Checks the model file every `reload_seconds`; a new one that loads, verifies and runs replaces the old one."""
+    # Start from the signature of the file that was loaded: the file may have been replaced since.
+    seen = service.model.signature
     while True:
         await asyncio.sleep(service.settings.reload_seconds)
         found = files.signature_of(service.settings.model)
-        if found is None or found == seen:  # It is being replaced, or is gone: that is no new model.
+        # A missing file is being replaced, or was removed: either way there is no new model yet.
+        if found is None or found == seen:
             continue
-        seen = found  # Also if it turns out to be bad: once is enough to say so.
+        # Remember an invalid file too, so that it is reported only once.
+        seen = found
         if await _load(service):
             seen = service.model.signature
 
 
 async def _load(service: Service) -> bool:
-    """Tries the file, and tells whether it is served now. Whatever fails, later files shall have their turn."""
+    """Loads the file, and returns whether it is served now. No failure ends the watch."""
     chosen = service.settings
     try:
         new = await asyncio.to_thread(model.load, chosen.model, max_batch=chosen.max_batch, threads=chosen.threads)
         service.serve(new)
     except Exception as error:
         service.metrics.reloads.labels("failed").inc()
-        unforeseen = None if isinstance(error, StartError) else error
-        _log.error("the new model file is not used, the old one is still served: %s", error, exc_info=unforeseen)
+        # A StartError explains itself; anything else needs its traceback.
+        unexpected = None if isinstance(error, StartError) else error
+        _log.error("new model file rejected, still serving the old one: %s", error, exc_info=unexpected)
         return False
     service.metrics.reloads.labels("succeeded").inc()
-    _log.info("a new model is served: sha256 %s", new.digest)
+    _log.info("serving a new model file: sha256 %s", new.digest)
     return True

@@ -1,4 +1,4 @@
-"""What a running server holds."""
+"""The state of a running server."""
 
 from server.admission import Admission
 from server.files import Signature
@@ -10,13 +10,18 @@ from server.workers import Workers
 
 
 class Service:
-    """The model, the threads it runs on, who is let in to it, and what is told about it.
+    """Everything that a running server shares between requests.
 
     Attributes:
-        seen: the model file as somebody last found it, by its signature and its digest.
+      settings: the settings.
+      log: writes log lines.
+      metrics: the counters for Prometheus.
+      admission: bounds how many requests are accepted.
+      workers: the threads that run the model.
+      file_digest: signature and SHA-256 of the model file as last hashed.
     """
 
-    seen: tuple[Signature, str]
+    file_digest: tuple[Signature, str]
 
     def __init__(self, settings: Settings, model: Model, log: LogWriter) -> None:
         self.settings = settings
@@ -28,11 +33,11 @@ class Service:
 
     @property
     def model(self) -> Model:
-        """The model served now."""
+        """The model that is served now."""
         return self.workers.model
 
     def serve(self, model: Model) -> None:
-        """Has everything after this moment done by another model; what runs is finished by the old one."""
+        """Serves another model from the next batch on; the running batches finish with the old one."""
         self.workers.model = model
-        self.seen = model.signature, model.digest
-        self.metrics.tell_model(model)
+        self.file_digest = model.signature, model.digest
+        self.metrics.set_model(model)

@@ -1,4 +1,4 @@
-"""The threads that decode and classify, and the queue before them."""
+"""The worker threads, which decode pictures and run the model, and the queue in front of them."""
 
 import asyncio
 import contextlib
@@ -21,8 +21,11 @@ from server.model import Model
 from server.protocols import AbandonedError, Answer, Decoded, Outputs, Query
 from server.settings import Settings
 
-# A larger body takes long to decode: those in its batch would wait for it.
-_SMALL = 128 * 1024
+# A larger body takes long to decode, and the others of its batch would wait for it.
+_SMALL_BYTES = 128 * 1024
+
+# Weight of the latest batch in the moving average of the time per query.
+_WEIGHT = 0.1
 
 
 class Job:
@@ -35,11 +38,11 @@ class Job:
         self.is_in_model = False
 
     def is_wanted(self) -> bool:
-        """Whether anyone still waits for the answer: the client is there, and the deadline to come."""
+        """Whether anyone still waits for the answer: the client is there, and the deadline has not passed."""
         return not self.future.done()
 
     def finish(self, result: Answer | Exception) -> None:
-        """Hands over the result, unless nobody waits for it any more. Only for the event loop's thread."""
+        """Delivers the result, unless nobody waits for it any more. Call it only on the event loop's thread."""
         if self.future.done():
             return
         if isinstance(result, Exception):
@@ -49,10 +52,10 @@ class Job:
 
 
 class Workers:
-    """A pool of threads, each of which takes what is queued in small batches.
+    """A pool of threads that answer queued queries in small batches.
 
     Attributes:
-        model: what the next batch is run on; may be replaced at any time.
+      model: the model that the next batch runs on; may be replaced at any time.
     """
 
     def __init__(self, model: Model, settings: Settings, metrics: Metrics) -> None:
@@ -66,28 +69,29 @@ class Workers:
         self._running: list[Job] = []
         self._seconds_per_job = 0.0
         for i in range(settings.threads):
-            # Daemons: the process does not wait at its end for a picture that nobody waits for.
+            # Daemon threads, so that the process does not end later for a picture that nobody waits for.
             thread = threading.Thread(target=self._work, name=f"worker_{i}", daemon=True)
             try:
                 thread.start()
             except RuntimeError:
                 raise errors.StartError(
-                    f"Of the {settings.threads} threads of JAXCNN_THREADS the system lets no more than {i} start:"
-                    " lower it, or raise the limit of processes (that of the container, or `ulimit -u`)."
+                    f"The system starts only {i} of the {settings.threads} threads of JAXCNN_THREADS: lower it, or"
+                    " raise the limit of processes (the container's, or `ulimit -u`)."
                 ) from None
 
     def close(self) -> None:
-        """Finishes what anyone waits for, then has the threads end, each after the picture that it is at."""
+        """Waits for all wanted answers, then lets each thread end after the picture that it is decoding."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
+            # Poll: if finished batches notified this thread, they would wake all idle threads too.
             while any(job.is_wanted() or job.is_in_model for job in (*self._queue, *self._running)):
-                self._changed.wait(0.05)  # What ends meanwhile does not notify: that would wake all idle threads.
+                self._changed.wait(0.05)
 
     def expected_wait(self) -> float:
-        """Seconds until a query queued now would be answered, by the speed of the latest ones.
+        """Returns the seconds until a query queued now would be answered, judging by the latest ones.
 
-        Zero while there is no other: so a slow query cannot have all others refused for ever.
+        Zero while there is no other query: otherwise one slow query could get all later ones refused.
         """
         before = len(self._queue) + len(self._running)
         return (before + 1) * self._seconds_per_job / self._settings.threads if before else 0.0
@@ -96,18 +100,20 @@ class Workers:
         """Queues a query and waits for its answer.
 
         Args:
-            query: what the client asks.
-            gone: done once the client is no longer there.
+          query: the client's request.
+          gone: a future that is done once the client has disconnected.
 
         Raises:
-            HTTPException: 503 the deadline would be missed, 504 it was missed, or what is wrong with the query.
-            ClientDisconnect: the client is gone.
-            Exception: the model failed.
+          HTTPException: 503 the deadline is out of reach, 504 it has passed, or what is wrong with the query.
+          ClientDisconnect: the client is gone.
+          Exception: the model failed.
         """
+        # Refuse at once what is certain to miss its deadline.
         seconds = self._settings.deadline_ms / 1000
         if (wait := self.expected_wait()) > seconds:
             self._metrics.shed.labels("deadline").inc()
             raise errors.busy(wait - seconds)
+        # Queue the job. Three events can end the wait: the answer, the deadline, and the client's disconnect.
         job = Job(query)
         timer = self._loop.call_later(seconds, self._drop, job, _too_late(seconds))
         gone.add_done_callback(functools.partial(self._drop_gone, job))
@@ -119,13 +125,15 @@ class Workers:
             return await job.future
         finally:
             timer.cancel()
-            del job  # An error has this frame in its traceback: each would keep the other, with body and picture.
+            # An error has this frame in its traceback, and the job has the error: the cycle would keep body and
+            # picture in memory.
+            del job
 
     def _drop_gone(self, job: Job, _: asyncio.Future[Any]) -> None:
         self._drop(job, ClientDisconnect())
 
     def _drop(self, job: Job, error: Exception) -> None:
-        """Ends the wait for an answer, and frees the place and the memory if nobody works on it yet."""
+        """Ends the wait for an answer; a job that is still queued leaves the queue."""
         if job.future.done():
             return
         with self._changed, contextlib.suppress(ValueError):
@@ -138,25 +146,30 @@ class Workers:
             pass
 
     def _answer_next(self) -> bool:
-        """Takes a batch and answers it; nothing of it is left in the thread that waits for the next."""
+        """Answers one batch, and returns whether there may be more.
+
+        A function of its own, so that a thread that waits for the next batch keeps nothing of the last in memory.
+        """
         batch = self._take()
         if not batch:
             return False
         start = time.monotonic()
         try:
             results = self._process(batch)
-        except BaseException as error:  # A defect here must not end the thread, nor leave anyone waiting.
+        except BaseException as error:
+            # A defect here must neither end the thread nor leave clients waiting.
             results = [error if isinstance(error, Exception) else RuntimeError(repr(error))] * len(batch)
         with self._changed:
             self._running = [job for job in self._running if job not in batch]
             seconds = (time.monotonic() - start) / len(batch)
-            self._seconds_per_job += (0.1 if self._seconds_per_job else 1) * (seconds - self._seconds_per_job)
-        with contextlib.suppress(RuntimeError):  # The event loop has ended, and everyone who waited with it.
+            self._seconds_per_job += (_WEIGHT if self._seconds_per_job else 1) * (seconds - self._seconds_per_job)
+        # If the event loop has ended, so has everyone who waited.
+        with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(_finish, batch, results)
         return True
 
     def _take(self) -> list[Job]:
-        """Waits for queries and takes its share of them; nothing once the pool is closed and the queue empty."""
+        """Waits for jobs and takes a batch; an empty one once the pool is closed and the queue is empty."""
         with self._changed:
             while not self._queue and not self._is_closed:
                 self._changed.wait()
@@ -166,11 +179,11 @@ class Workers:
             return batch
 
     def _pick(self) -> list[Job]:
-        """The next queries that go together: a large one alone, or a few small ones."""
+        """Removes the next batch from the queue: a large job alone, or this thread's share of small ones."""
         share = min(math.ceil(len(self._queue) / self._settings.threads), self._settings.max_batch)
         batch: list[Job] = []
         while len(batch) < share:
-            is_small = self._queue[0].query.size <= _SMALL
+            is_small = self._queue[0].query.size <= _SMALL_BYTES
             if batch and not is_small:
                 break
             batch.append(self._queue.popleft())
@@ -179,59 +192,64 @@ class Workers:
         return batch
 
     def _process(self, batch: list[Job]) -> list[Answer | Exception]:
-        """Decodes each query, runs the model on all their pictures, and writes each answer."""
+        """Decodes each query, runs the model on all their pictures, and encodes each answer."""
         start = time.monotonic()
         for job in batch:
             self._metrics.queue_wait.observe(start - job.queued_at)
+        # One model for the whole batch, even if it is replaced meanwhile.
         model = self.model
         results: list[Answer | Exception | Decoded] = [_decode(job, model) for job in batch]
         self._metrics.observe_stage("decode", start)
         results = self._enter_model(batch, results)
-        good = [each for each in results if isinstance(each, Decoded)]
+        good = [result for result in results if isinstance(result, Decoded)]
         answers = iter(self._classify(model, good) if good else ())
-        return [next(answers) if isinstance(each, Decoded) else each for each in results]
+        return [next(answers) if isinstance(result, Decoded) else result for result in results]
 
     def _enter_model(
         self, batch: list[Job], results: list[Answer | Exception | Decoded]
     ) -> list[Answer | Exception | Decoded]:
-        """Leaves out what nobody waits for, and marks the rest: `close` must not have the process end during a run."""
+        """Drops the jobs that nobody waits for, and marks the others as running, so that `close` waits for them."""
         with self._changed:
             for job in batch:
                 job.is_in_model = job.is_wanted()
-        return [each if job.is_in_model else AbandonedError() for job, each in zip(batch, results, strict=True)]
+        return [result if job.is_in_model else AbandonedError() for job, result in zip(batch, results, strict=True)]
 
     def _classify(self, model: Model, queries: Sequence[Decoded]) -> list[Answer | Exception]:
+        """Returns the answer or the error of each query, after one run of the model if it does not fail."""
+        # Run the model on the pictures of all queries.
         start = time.monotonic()
-        images = np.concatenate([each.images for each in queries]) if len(queries) > 1 else queries[0].images
+        images = np.concatenate([query.images for query in queries]) if len(queries) > 1 else queries[0].images
         try:
-            outputs = self._run(model, images, frozenset().union(*(each.outputs for each in queries)))
+            outputs = self._run(model, images, frozenset().union(*(query.outputs for query in queries)))
         except Exception as error:
             if len(queries) == 1:
                 return [error]
-            return [result for each in queries for result in self._classify(model, [each])]  # Who is it that fails?
+            # Run them one by one, to find out which of them fails.
+            return [result for query in queries for result in self._classify(model, [query])]
         start = self._metrics.observe_stage("inference", start)
+        # Give each query the rows of its pictures.
         answers: list[Answer | Exception] = []
         first = 0
-        for each in queries:
-            rows = slice(first, first := first + len(each.images))
-            answers.append(_write(each, {name: array[rows] for name, array in outputs.items()}))
+        for query in queries:
+            rows = slice(first, first := first + len(query.images))
+            answers.append(_encode(query, {name: array[rows] for name, array in outputs.items()}))
         self._metrics.observe_stage("encode", start)
         return answers
 
     def _run(self, model: Model, images: npt.NDArray[np.uint8], names: frozenset[str]) -> Outputs:
-        """Runs the model on no more pictures at once than it is warm for."""
+        """Runs the model in chunks of at most `max_batch` pictures, the sizes for which it has been warmed up."""
         size = self._settings.max_batch
         chunks = [images[i : i + size] for i in range(0, len(images), size)]
-        for each in chunks:
-            self._metrics.batch_size.observe(len(each))
-        parts = [model.run(each, names) for each in chunks]
+        for chunk in chunks:
+            self._metrics.batch_size.observe(len(chunk))
+        parts = [model.run(chunk, names) for chunk in chunks]
         if len(parts) == 1:
             return parts[0]
-        return {name: np.concatenate([each[name] for each in parts]) for name in names}
+        return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
 
 def _too_late(seconds: float) -> HTTPException:
-    return HTTPException(504, f"The answer took longer than {seconds:g} seconds: try again, or send less at once.")
+    return HTTPException(504, f"The answer took longer than {seconds:g} s: try again, or send fewer pictures at once.")
 
 
 def _finish(batch: list[Job], results: list[Answer | Exception]) -> None:
@@ -240,9 +258,11 @@ def _finish(batch: list[Job], results: list[Answer | Exception]) -> None:
 
 
 def _decode(job: Job, model: Model) -> Decoded | Exception:
-    if not job.is_wanted():  # Others of its batch took long.
+    # Decoding the jobs before it in the batch may have taken long.
+    if not job.is_wanted():
         return AbandonedError()
-    # What is expected is told anew: a traceback would keep the body and the picture until there is a large collection.
+    # Expected errors are created anew: with its traceback, an error would keep the body and the picture in memory until
+    # the next full garbage collection.
     try:
         return job.query.decode(model, job.is_wanted)
     except HTTPException as error:
@@ -253,7 +273,7 @@ def _decode(job: Job, model: Model) -> Decoded | Exception:
         return error
 
 
-def _write(query: Decoded, outputs: Outputs) -> Answer | Exception:
+def _encode(query: Decoded, outputs: Outputs) -> Answer | Exception:
     try:
         for name in query.outputs:
             if not np.isfinite(outputs[name]).all():

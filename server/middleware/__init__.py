@@ -1,1 +1,1 @@
-"""ASGI middleware, outermost first: request log, CORS, server errors, API keys."""
+"""ASGI middleware. From the outside in: one-line start errors, request log, CORS, server errors, API keys."""

@@ -1,4 +1,4 @@
-"""CORS: the web sites whose pages may call the server."""
+"""CORS: which web sites' pages may call the server from a browser."""
 
 from typing import TYPE_CHECKING
 
@@ -12,23 +12,26 @@ if TYPE_CHECKING:
 
 
 class Cors:
-    """ASGI middleware that answers browsers about other web sites, if any are allowed."""
+    """ASGI middleware that allows the origins of the settings, if there are any.
+
+    The settings are known only once the application has started, so Starlette's middleware is built on first use.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self._allowing: dict[tuple[str, ...], CORSMiddleware] = {}
+        self._by_origins: dict[tuple[str, ...], CORSMiddleware] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Adds the headers to answers, and answers preflight requests."""
+        """Adds CORS headers to responses, and responds to preflight requests."""
         app = self.app
         if scope["type"] == "http":
             service: Service = scope["state"]["service"]
             if origins := service.settings.cors_origins:
-                app = self._allowing.get(origins) or self._allow(origins)
+                app = self._by_origins.get(origins) or self._allow(origins)
         await app(scope, receive, send)
 
     def _allow(self, origins: tuple[str, ...]) -> CORSMiddleware:
-        self._allowing[origins] = _JsonCorsMiddleware(
+        self._by_origins[origins] = _JsonCorsMiddleware(
             self.app,
             allow_origins=origins,
             allow_methods=["GET", "POST"],
@@ -41,17 +44,17 @@ class Cors:
             ],
             expose_headers=["Inference-Header-Content-Length", "Retry-After", "X-Request-ID"],
         )
-        return self._allowing[origins]
+        return self._by_origins[origins]
 
 
 class _JsonCorsMiddleware(CORSMiddleware):
-    """Refuses preflight requests in JSON, as everything is refused; Starlette would in plain text."""
+    """Refuses preflight requests in JSON, like every other error; Starlette responds in plain text."""
 
     def preflight_response(self, request_headers: Headers) -> Response:
         plain = super().preflight_response(request_headers)
         if plain.status_code == 200:
             return plain
         reason = bytes(plain.body).decode()
-        text = f"{reason}: this web site's pages may not send this; the operator allows sites by JAXCNN_CORS_ORIGINS."
+        text = f"{reason}: pages of this web site may not send this; the operator sets JAXCNN_CORS_ORIGINS."
         headers = {name: value for name, value in plain.headers.items() if not name.startswith("content-")}
         return JSONResponse({"error": text}, plain.status_code, headers)

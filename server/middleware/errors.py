@@ -1,4 +1,4 @@
-"""Errors of the server itself: a failed start in one line, an unforeseen exception as 500."""
+"""Errors of the server itself: a failed start is reported in one line, an unexpected exception becomes a 500."""
 
 import logging
 import sys
@@ -6,26 +6,26 @@ import sys
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import GENERIC, StartError
+from server.errors import INTERNAL_ERROR, StartError
 
 _log = logging.getLogger(__name__)
 
 
 class OneLineStartErrors:
-    """ASGI middleware that has a `StartError` reported by its message alone.
+    """ASGI middleware that reports a `StartError` by its message alone.
 
-    Starlette reports a failed start-up with the whole traceback; the server (uvicorn) logs what is reported,
-    then exits with a non-zero status.
+    Starlette reports a failed start-up as a whole traceback. uvicorn logs the report, then exits with status 3.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes everything through but the report of a failed start-up."""
+        """Shortens the report of a failed start-up, and passes everything else on unchanged."""
 
         async def send_one_line(message: Message) -> None:
-            error = sys.exception()  # Starlette sends its report while it handles the exception.
+            # Starlette sends its report from within the `except` block, so the exception is the current one.
+            error = sys.exception()
             if message["type"] == "lifespan.startup.failed" and isinstance(error, StartError):
                 message = {**message, "message": str(error)}
             await send(message)
@@ -34,18 +34,18 @@ class OneLineStartErrors:
 
 
 class ServerErrors:
-    """ASGI middleware that answers 500 to what is nobody's fault but the server's, and logs it."""
+    """ASGI middleware that logs unhandled exceptions and responds 500."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers a request; nothing that it raises gets further."""
-        is_answered = False
+        """Handles a request; no exception leaves this method."""
+        has_started = False
 
         async def send_noted(message: Message) -> None:
-            nonlocal is_answered
-            is_answered = True
+            nonlocal has_started
+            has_started = True
             await send(message)
 
         if scope["type"] != "http":
@@ -54,6 +54,7 @@ class ServerErrors:
         try:
             await self.app(scope, receive, send_noted)
         except Exception:
-            _log.exception("the server failed on a request", extra={"request_id": scope["state"]["request_id"]})
-            if not is_answered:
-                await JSONResponse({"error": GENERIC}, 500)(scope, receive, send)
+            _log.exception("unhandled exception", extra={"request_id": scope["state"]["request_id"]})
+            # Once a response has started, it can only be cut short.
+            if not has_started:
+                await JSONResponse({"error": INTERNAL_ERROR}, 500)(scope, receive, send)

@@ -1,4 +1,4 @@
-"""What every request passes, whatever it asks: its id, the access log and the counters."""
+"""What every request passes first: its request id, the access log and the metrics."""
 
 import os
 import re
@@ -15,19 +15,20 @@ if TYPE_CHECKING:
     from server.service import Service
 
 _NOT_STARTED = (
-    "The server has no model, for it was started with `--lifespan off` or the like: its operator has to leave that out."
+    "No model is loaded, because the server was started with `--lifespan off` or the like: the operator must start it"
+    " without that option."
 )
 _REQUEST_ID = re.compile(rb"[\w.:+/=-]{1,128}", re.ASCII)
 
 
 class RequestLog:
-    """ASGI middleware around all others."""
+    """ASGI middleware that gives each request an id, then logs and counts the response."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Gives a request its id, for what is inside too, and notes how it ended."""
+        """Handles a request, with its id in `scope["state"]["request_id"]` and in the header X-Request-ID."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -44,7 +45,8 @@ class RequestLog:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
-                if not service.admission.is_ready:  # Before uvicorn closes the connection without a word.
+                # While draining, announce that the connection ends; uvicorn would just close it.
+                if not service.admission.is_ready:
                     message["headers"].append((b"connection", b"close"))
             await send(message)
 
@@ -53,19 +55,19 @@ class RequestLog:
             await self.app(scope, receive, send_marked)
         finally:
             service.metrics.in_progress.dec()
-            _note(service, scope, request_id, status, start)
+            _record(service, scope, request_id, status, start)
 
 
 def _request_id(scope: Scope) -> str:
-    """The client's own id, if it sent one that is fit for a log, or a new one."""
+    """Returns the client's own id, if it sent one that is safe to log, or a new one."""
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             return str(value, "ascii")
     return os.urandom(8).hex()
 
 
-def _note(service: "Service", scope: Scope, request_id: str, status: int, start: float) -> None:
-    """Counts and logs; a status of 0 tells that the client was gone before it was answered."""
+def _record(service: "Service", scope: Scope, request_id: str, status: int, start: float) -> None:
+    """Counts and logs a request; a status of 0 means that the client left before the response started."""
     status = status or 499
     route = getattr(scope.get("route"), "path", NO_ROUTE)
     service.metrics.observe_request(scope["method"], route, status, time.monotonic() - start)

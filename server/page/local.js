@@ -1,4 +1,4 @@
-// The model in this browser: the same file, run by onnxruntime-web.
+// The model in this browser: the file that the server runs, run by onnxruntime-web.
 
 import { resize } from "./resize.js";
 import { fetchModelFile } from "./remote.js";
@@ -9,11 +9,13 @@ export class LocalModel {
     try {
       const ort = await import(new URL("onnxruntime-web/ort.wasm.min.mjs", document.baseURI));
       ort.env.wasm.wasmPaths = new URL("onnxruntime-web/", document.baseURI).href;
-      ort.env.wasm.numThreads = 1; // More would need the page to be isolated from other origins.
+      // More threads would need a page that is isolated from other origins.
+      ort.env.wasm.numThreads = 1;
       const file = new Uint8Array(await response.arrayBuffer());
       const session = await ort.InferenceSession.create(file, { logSeverityLevel: 3 });
       return new LocalModel(ort, session, model);
-    } catch (cause) { // Once a script has not loaded, only a reload makes the browser try again.
+    } catch (cause) {
+      // After a script has failed to load, the browser tries again only when the page is reloaded.
       const text = "The model cannot be loaded into this browser: reload the page, or untick “Run in this browser”.";
       throw new Error(text, { cause });
     }
@@ -25,14 +27,14 @@ export class LocalModel {
     this.model = model;
   }
 
-  // Predictions for a picture file, with how long it took.
+  // Classifies a picture file. Returns predictions, heat map and a note on the time it took.
   async classify(blob, count) {
     const { width, height, names } = this.model;
     const start = performance.now();
     const pixels = resize(await decode(blob), width, height);
     const image = new this.ort.Tensor("uint8", pixels, [1, height, width, 3]);
-    const wanted = this.model.heatmap ? ["probabilities", "heatmap"] : ["probabilities"];
-    const outputs = await this.session.run({ image }, wanted);
+    const outputNames = this.model.heatmap ? ["probabilities", "heatmap"] : ["probabilities"];
+    const outputs = await this.session.run({ image }, outputNames);
     const milliseconds = Math.round(performance.now() - start);
     return {
       predictions: [...outputs.probabilities.data]
@@ -45,11 +47,11 @@ export class LocalModel {
   }
 }
 
-// The pixels as a viewer shows them: upright, transparency over white.
+// Returns the pixels as a viewer shows them: upright, transparency over white.
 async function decode(blob) {
   const options = { imageOrientation: "from-image", colorSpaceConversion: "none" };
   const bitmap = await createImageBitmap(blob, options).catch(() => {
-    throw new Error("This browser cannot read the picture.");
+    throw new Error("This browser cannot read the picture: use JPEG or PNG, or untick “Run in this browser”.");
   });
   const canvas = document.createElement("canvas");
   canvas.width = bitmap.width;
@@ -62,6 +64,7 @@ async function decode(blob) {
   return context.getImageData(0, 0, canvas.width, canvas.height);
 }
 
+// Returns a tensor [1, height, width] as a list of rows.
 function rows(tensor) {
   const [, height, width] = tensor.dims;
   return Array.from({ length: height }, (_, y) => [...tensor.data.slice(y * width, (y + 1) * width)]);

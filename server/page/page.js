@@ -1,16 +1,18 @@
-// The page: takes a picture, has it classified here or on the server, and shows what came out.
+// The page: takes a picture, classifies it in this browser or on the server, and shows the result.
 
 import { LocalModel } from "./local.js";
 import { askServer, fetchModel } from "./remote.js";
 import { showHeatmap, showMessage, showPredictions } from "./result.js";
 
 const element = (id) => document.getElementById(id);
-const TOP = 5;
+const TOP = 5; // Predictions to show.
 
-let model = null; // What /model.json tells.
-let local = null; // The promise of the model in this browser, once it is asked for.
-let latest = 0; // Only the answer to the latest picture is shown.
-let unkept = null; // The key, in a browser that keeps no data of sites.
+let model = null; // The content of /model.json.
+let local = null; // Promise of the model in this browser, once it has been requested.
+let latest = 0; // Number of the latest picture: only its result is shown.
+let unstoredKey = null; // The API key, in a browser that denies storage to sites.
+
+// The model and its API key
 
 async function start(key) {
   try {
@@ -28,7 +30,7 @@ async function start(key) {
   }
   if (!element("key-form").hidden) {
     element("key-form").hidden = true;
-    element("file").focus(); // What had the focus is gone.
+    element("file").focus(); // The focused element is hidden now.
   }
   showModel();
 }
@@ -43,7 +45,7 @@ function readKey() {
   try {
     return sessionStorage.getItem("key");
   } catch {
-    return unkept;
+    return unstoredKey;
   }
 }
 
@@ -55,7 +57,7 @@ function keepKey(key) {
       sessionStorage.removeItem("key");
     }
   } catch {
-    unkept = key;
+    unstoredKey = key;
   }
 }
 
@@ -63,9 +65,11 @@ function showModel() {
   element("model").textContent = `${model.name}: ${model.names.length} classes, ${model.width} by ${model.height} pixels`;
   element("local").disabled = !model.in_browser;
   element("local-note").textContent = model.in_browser
-    ? "In this browser, pictures do not leave this device."
-    : "Running in the browser is not set up on this server (JAXCNN_ONNXRUNTIME_WEB).";
+    ? "When the model runs in this browser, pictures do not leave this device."
+    : "This server is not set up to run the model in the browser (JAXCNN_ONNXRUNTIME_WEB).";
 }
+
+// Results
 
 async function classify(blob) {
   const turn = ++latest;
@@ -75,7 +79,7 @@ async function classify(blob) {
   element("result").hidden = false;
   element("figure").hidden = false;
   document.body.classList.add("busy");
-  showOnly("Looking …");
+  showOnly("Classifying …");
   try {
     const result = await (element("local").checked ? askLocal(blob) : askRemote(blob));
     if (turn === latest) {
@@ -98,16 +102,16 @@ async function classify(blob) {
   }
 }
 
-// In place of a result, where there is no picture to show it with.
+// Shows an error without a picture.
 function refuse(text) {
-  latest++; // The answer to an earlier picture must not replace it.
+  latest++; // The result of an earlier picture must not replace the error.
   document.body.classList.remove("busy");
   element("result").hidden = false;
   element("figure").hidden = true;
   showOnly(text, true);
 }
 
-// In place of what came out for an earlier picture.
+// Shows a message in place of the result of an earlier picture.
 function showOnly(text, isWrong = false) {
   showMessage(text, isWrong);
   showPredictions([]);
@@ -121,13 +125,13 @@ async function askRemote(blob) {
     return await ask();
   } catch (error) {
     if (error.status === 400 && (await isReplaced())) {
-      return ask(); // Now for what the new model can tell.
+      return ask(); // Now with what the new model supports.
     }
     throw error;
   }
 }
 
-// Whether the server has another model than the page knows; from then on the page knows it.
+// Returns whether the server has another model than the page knows of, and if so, updates the page.
 async function isReplaced() {
   const served = await fetchModel(readKey()).catch(() => model);
   if (served?.sha256 === model?.sha256) {
@@ -144,18 +148,18 @@ async function askLocal(blob) {
     showMessage("Loading the model into this browser …");
     local = LocalModel.load(model, readKey());
     local.catch(() => {
-      local = null; // The next picture may have more luck.
+      local = null; // Try again with the next picture.
     });
   }
   return (await local).classify(blob, TOP);
 }
 
 function useFirst(files) {
-  const file = [...files].find((each) => each.type.startsWith("image/"));
+  const file = [...files].find((candidate) => candidate.type.startsWith("image/"));
   if (file) {
     classify(file);
   } else {
-    refuse("This is not a picture file: use JPEG, PNG, WebP, GIF or BMP. Save a picture of another page first.");
+    refuse("This is not a picture file: use JPEG, PNG, WebP, GIF or BMP. Save a picture from another page first.");
   }
 }
 
@@ -167,7 +171,7 @@ element("picture").addEventListener("load", ({ target }) => {
 
 element("file").addEventListener("change", (event) => {
   useFirst(event.target.files);
-  event.target.value = ""; // The same file again is a change, too.
+  event.target.value = ""; // Otherwise choosing the same file again would be no change.
 });
 document.addEventListener("paste", (event) => {
   if (event.target !== element("key")) {
@@ -188,7 +192,7 @@ document.addEventListener("drop", (event) => {
 
 // The camera
 
-let latestCamera = 0; // Only the stream that was asked for last is shown; the browser may still be asking the user.
+let latestCamera = 0; // Number of the latest stream: an earlier one may arrive late, when the user allows it.
 
 async function openCamera() {
   closeCamera();
@@ -202,12 +206,12 @@ async function openCamera() {
     }
     video.srcObject = stream;
     element("viewfinder").hidden = false;
-    await video.play(); // Fails when it is closed before its first picture.
+    await video.play(); // Fails if the camera is closed before its first picture.
     element("shoot").focus();
   } catch {
     if (turn === latestCamera) {
       closeCamera();
-      refuse("The camera cannot be used: allow it, and open this page by https or on localhost.");
+      refuse("The camera cannot be used: allow access to it, and open this page over HTTPS or on localhost.");
     }
   }
 }
@@ -238,7 +242,7 @@ element("viewfinder").addEventListener("keydown", (event) => {
 element("shoot").addEventListener("click", () => {
   const video = element("video");
   if (!video.videoWidth) {
-    return; // It has shown nothing yet.
+    return; // The camera has shown nothing yet.
   }
   const canvas = document.createElement("canvas");
   canvas.width = video.videoWidth;
@@ -247,6 +251,8 @@ element("shoot").addEventListener("click", () => {
   canvas.toBlob((blob) => classify(blob), "image/jpeg", 0.92);
   closeCamera();
 });
+
+// API key and heat map
 
 element("key-form").addEventListener("submit", (event) => {
   event.preventDefault();

@@ -1,16 +1,16 @@
 // The model on the server.
 
-// What /model.json tells.
+// Fetches /model.json: the model's name, class names, size and checksum.
 export async function fetchModel(key) {
   return ask("model.json", key, {});
 }
 
-// The response with the model file that this was told of.
+// Fetches the model file with the checksum of `model`, or fails if the server has another one by now.
 export async function fetchModelFile(model, key) {
   return request(`model.onnx?${model.sha256}`, key, {});
 }
 
-// Predictions for a picture file, with how long it took.
+// Classifies a picture file. Returns predictions, heat map and a note on the time it took.
 export async function askServer(blob, model, key, count) {
   const top = Math.min(count, model?.names.length ?? 1);
   const start = performance.now();
@@ -21,17 +21,17 @@ export async function askServer(blob, model, key, count) {
   });
   const milliseconds = Math.round(performance.now() - start);
   return {
-    predictions: answer.top_predictions.map((each) => ({ name: each.class, probability: each.prob })),
+    predictions: answer.top_predictions.map((prediction) => ({ name: prediction.class, probability: prediction.prob })),
     heatmap: answer.heatmap ?? null,
-    note: `${milliseconds} ms, there and back`,
+    note: `${milliseconds} ms, including the network`,
   };
 }
 
 async function ask(path, key, options) {
   const response = await request(path, key, options);
-  const answer = await read(response);
+  const answer = await readJson(response);
   if (answer === null) {
-    throw withoutResult(response.status);
+    throw noResult(response.status);
   }
   return answer;
 }
@@ -42,29 +42,31 @@ async function request(path, key, options) {
     throw new Error("The server cannot be reached: is it running?");
   });
   if (response.status === 401) {
-    throw failure(401, key ? "The server did not accept the key." : "The server asks for an API key.");
+    throw failure(401, key ? "The server did not accept the API key." : "The server requires an API key.");
   }
   if (!response.ok) {
-    const text = (await read(response))?.error;
-    throw text ? failure(response.status, text) : withoutResult(response.status);
+    const text = (await readJson(response))?.error;
+    throw text ? failure(response.status, text) : noResult(response.status);
   }
   return response;
 }
 
-function read(response) {
-  return response.json().catch(() => null); // A proxy before the server answers with HTML.
+// Returns null for a body that is not JSON, such as the HTML of a proxy in front of the server.
+function readJson(response) {
+  return response.json().catch(() => null);
 }
 
 function authorization(key) {
-  const odd = key?.match(/[^!-~]/u); // `fetch` fails with some of these as if the server could not be reached.
-  if (odd) {
-    throw failure(401, `No key contains “${odd[0]}”: copy it again, or type it with plain letters, digits and signs.`);
+  // With some other characters `fetch` fails as if the server could not be reached.
+  const invalid = key?.match(/[^!-~]/u);
+  if (invalid) {
+    throw failure(401, `An API key cannot contain “${invalid[0]}”: copy it again, or type it in ASCII characters.`);
   }
   return key ? { Authorization: `Bearer ${key}` } : {};
 }
 
-function withoutResult(status) {
-  return failure(status, `The server answered with status ${status} and without a result: try again later.`);
+function noResult(status) {
+  return failure(status, `The server responded with status ${status} and no result: try again later.`);
 }
 
 function failure(status, text) {

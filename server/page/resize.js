@@ -1,8 +1,8 @@
-// Pillow's bicubic resize, with which the model was trained: a canvas would blend other pixels.
+// Pillow's bicubic resize, as in training: a canvas would compute other pixels.
 
-const SUPPORT = 2;
-const A = -0.5;
-const PRECISION = 2 ** 22; // Pillow rounds the weights to this, and the sums after each direction.
+const SUPPORT = 2; // Radius of the kernel in pixels.
+const A = -0.5; // Parameter of the cubic convolution kernel (Keys 1981).
+const PRECISION = 2 ** 22; // Pillow computes with integer weights of this scale, and rounds after each direction.
 
 function cubic(x) {
   const t = Math.abs(x);
@@ -12,7 +12,7 @@ function cubic(x) {
   return t < 2 ? (((t - 5) * t + 8) * t - 4) * A : 0;
 }
 
-// For each pixel of the result: the first pixel of the source that counts, and the weights from there on.
+// Returns for each of `to` pixels the first source pixel with a weight, and the weights from there on.
 function weights(from, to) {
   const scale = from / to;
   const stretch = Math.max(scale, 1);
@@ -21,18 +21,19 @@ function weights(from, to) {
     const first = Math.max(0, Math.trunc(center - SUPPORT * stretch + 0.5));
     const last = Math.min(from, Math.trunc(center + SUPPORT * stretch + 0.5));
     const raw = Array.from({ length: last - first }, (_, k) => cubic((first + k - center + 0.5) / stretch));
-    const sum = raw.reduce((total, each) => total + each, 0);
-    return { first, weights: raw.map((each) => Math.round((each / sum) * PRECISION)) };
+    const sum = raw.reduce((total, weight) => total + weight, 0);
+    return { first, weights: raw.map((weight) => Math.round((weight / sum) * PRECISION)) };
   });
 }
 
-// One direction: `lines` lines of `from` pixels, which are `step` apart in the source, each line `stride` after the last.
+// Resizes one direction: each of `lines` lines from `from` to `to` pixels. Neighbours are `step` pixels apart in the
+// source, lines `stride` pixels; `outStep` and `outStride` are the same for the result.
 function pass(source, channels, { lines, from, to, step, stride, outStep, outStride }) {
   const result = new Uint8ClampedArray(lines * to * 3);
   weights(from, to).forEach(({ first, weights: kernel }, i) => {
     for (let line = 0; line < lines; line++) {
       for (let channel = 0; channel < 3; channel++) {
-        let sum = PRECISION / 2;
+        let sum = PRECISION / 2; // Rounds to nearest.
         let at = (line * stride + first * step) * channels + channel;
         for (const weight of kernel) {
           sum += source[at] * weight;
@@ -45,7 +46,7 @@ function pass(source, channels, { lines, from, to, step, stride, outStep, outStr
   return result;
 }
 
-// From ImageData to the bytes of RGB pixels, row by row.
+// Resizes ImageData and returns the bytes of RGB pixels, row by row.
 export function resize({ data, width, height }, toWidth, toHeight) {
   const narrow = pass(data, 4, {
     lines: height, from: width, to: toWidth, step: 1, stride: width, outStep: 1, outStride: toWidth,

@@ -1,4 +1,4 @@
-// What came out, on the page.
+// Shows predictions, heat map and messages on the page.
 
 const element = (id) => document.getElementById(id);
 const percent = new Intl.NumberFormat("en", { style: "percent", minimumFractionDigits: 1, maximumFractionDigits: 1 });
@@ -23,13 +23,13 @@ function row({ name, probability }) {
 }
 
 function div(className, text) {
-  const it = document.createElement("div");
-  it.className = className;
-  it.textContent = text;
-  return it;
+  const block = document.createElement("div");
+  block.className = className;
+  block.textContent = text;
+  return block;
 }
 
-// Rows of numbers from 0 to 1, or null.
+// Shows a heat map over the picture: rows of numbers from 0 to 1, or null for none.
 export function showHeatmap(heatmap) {
   const canvas = element("heatmap");
   element("heatmap-switch").hidden = heatmap === null;
@@ -41,10 +41,10 @@ export function showHeatmap(heatmap) {
   canvas.width = heatmap[0].length;
   const pixels = new ImageData(canvas.width, canvas.height);
   pixels.data.set(heatmap.flat().flatMap(colour));
-  canvas.getContext("2d").putImageData(pixels, 0, 0); // The browser smooths it when it stretches it.
+  canvas.getContext("2d").putImageData(pixels, 0, 0); // The browser interpolates when it enlarges the canvas.
 }
 
-// From nothing over violet and red to bright yellow.
+// Returns RGBA for a value from 0 to 1: from transparent over violet and red to bright yellow.
 function colour(heat) {
   return [255 * Math.min(1, 0.35 + heat), 230 * Math.max(0, heat * 1.6 - 0.6), 140 * (1 - heat), 190 * heat];
 }

@@ -1,6 +1,6 @@
-"""The wire formats: from the bytes of a request to pictures, and from the model's outputs to the bytes of an answer.
+"""The wire formats: from the bytes of a request to pictures, and from the model's outputs to the bytes of a response.
 
-Each has a `Query`. All of its work is done on the threads of `server.workers`, none on the event loop.
+Each format has a `Query`. All of its work is done on the threads of `server.workers`, none on the event loop.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ type Outputs = Mapping[str, npt.NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Answer:
-    """The body of a response, and headers that belong to it."""
+    """The body of a response, and the headers that belong to it."""
 
     body: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -26,18 +26,18 @@ class Answer:
 
 @dataclass(frozen=True)
 class Decoded:
-    """What a query asks, once it is understood."""
+    """A query after its body has been parsed and its pictures decoded."""
 
     images: npt.NDArray[np.uint8]
     """[pictures, height, width, 3], as the model takes them."""
     outputs: frozenset[str]
-    """Which of the model's outputs the answer needs."""
+    """The model's outputs that the answer needs."""
     answer: Callable[[Outputs], Answer]
-    """Writes the answer from the outputs for these pictures."""
+    """Encodes the answer from the outputs for these pictures."""
 
 
 class AbandonedError(Exception):
-    """Nobody waits for the answer any more."""
+    """Nobody waits for the answer any more: the client is gone, or the deadline has passed."""
 
 
 class Query(Protocol):
@@ -45,16 +45,16 @@ class Query(Protocol):
 
     @property
     def size(self) -> int:
-        """Length of the body."""
+        """Length of the body in bytes."""
 
     def decode(self, model: Model, is_wanted: Callable[[], bool]) -> Decoded:
-        """Takes the body apart and decodes its pictures.
+        """Parses the body and decodes its pictures.
 
         Args:
-            model: what they are decoded for.
-            is_wanted: whether anyone still waits for the answer; asked before each picture.
+          model: the model that will run on the pictures.
+          is_wanted: whether anyone still waits for the answer; called before each picture.
 
         Raises:
-            HTTPException: what is wrong with the request.
-            AbandonedError: nobody waits any more.
+          HTTPException: the request is invalid.
+          AbandonedError: nobody waits any more.
         """

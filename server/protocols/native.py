@@ -20,12 +20,12 @@ from server.protocols import AbandonedError, Answer, Decoded, Outputs
 from server.protocols.text import parse_base64, parse_object
 from server.settings import Settings
 
-# What it logs it also raises, but for trifles that a client could fill the log with.
+# python_multipart raises what it logs, except for trifles with which a client could fill the log.
 logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
 
 _JSON = {"Content-Type": "application/json"}
 
-# Beside image/*. The second is what SageMaker's own image classifier takes.
+# Media types of a raw body besides image/*. The second is that of SageMaker's own image classifier.
 _RAW = (b"application/octet-stream", b"application/x-image")
 
 
@@ -35,63 +35,65 @@ class Payload:
 
     pictures: list[bytes]
     is_list: bool
-    """Whether the client sent a list, and so gets one."""
+    """Whether the client sent a list, and so gets one back."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NativeQuery:
-    """What a client posts to /predict."""
+    """A request to /predict or /invocations."""
 
     content_type: str
     body: bytes
     top_k: int
+    """How many classes to return."""
     heatmap: bool
-    """Whether the answer shall tell where the model looked."""
+    """Whether to return where the model looked."""
     limits: Settings
 
     @property
     def size(self) -> int:
-        """Length of the body."""
+        """Length of the body in bytes."""
         return len(self.body)
 
     def decode(self, model: Model, is_wanted: Callable[[], bool]) -> Decoded:
-        """Takes the body apart and decodes its pictures.
+        """Parses the body and decodes its pictures.
 
         Raises:
-            HTTPException: the body is not what its content type promises, or holds no pictures, or the model tells no
-                heat map.
-            AbandonedError: nobody waits any more.
+          HTTPException: the body does not match its content type or has no pictures, a picture is invalid, or the
+            request asks for a heat map that the model does not have.
+          AbandonedError: nobody waits any more.
         """
         if self.heatmap and not model.has_heatmap:
-            raise HTTPException(400, "This model tells no heat map: leave `heatmap` out.")
+            raise HTTPException(400, "This model has no heat map: leave out `heatmap`.")
         payload = parse(self.content_type, self.body, max_images=self.limits.max_images)
         places = [f"images[{i}]: " if payload.is_list else "" for i in range(len(payload.pictures))]
         images = decode_pictures(zip(places, payload.pictures, strict=True), model, self.limits, is_wanted)
         outputs = {"probabilities", "heatmap"} if self.heatmap else {"probabilities"}
-        return Decoded(images, frozenset(outputs), partial(_answer, model.names, self.top_k, payload.is_list))
+        return Decoded(images, frozenset(outputs), partial(_encode, model.names, self.top_k, payload.is_list))
 
 
 def decode_pictures(
     pictures: Iterable[tuple[str, bytes]], model: Model, limits: Settings, is_wanted: Callable[[], bool]
 ) -> npt.NDArray[np.uint8]:
-    """Decodes pictures to the model's size, for as long as anyone waits for them.
+    """Decodes pictures to the model's size, as long as anyone waits for them.
 
     Args:
-        pictures: one or more, each with the place in the request that a message about it starts with.
-        model: gives the size.
-        limits: give the most pixels.
-        is_wanted: asked before each picture.
+      pictures: one or more files, each with its place in the request, which begins a message about it.
+      model: sets the size.
+      limits: sets the largest number of pixels.
+      is_wanted: whether anyone still waits; called before each picture.
 
     Returns:
-        uint8 [pictures, height, width, 3].
+      uint8 [pictures, height, width, 3].
 
     Raises:
-        HTTPException: 400.
-        AbandonedError: nobody waits any more.
+      HTTPException: 400, a picture is invalid.
+      AbandonedError: nobody waits any more.
     """
     images = []
     for place, data in pictures:
-        if not is_wanted():  # A few bytes may be a picture that takes seconds.
+        # A few bytes may be a picture that takes seconds to decode.
+        if not is_wanted():
             raise AbandonedError
         images.append(_decode_picture(place, data, model, limits))
     return np.stack(images)
@@ -104,30 +106,30 @@ def _decode_picture(place: str, data: bytes, model: Model, limits: Settings) -> 
         raise HTTPException(400, f"{place}{error}.") from error
 
 
-def _answer(names: tuple[str, ...], top_k: int, is_list: bool, outputs: Outputs) -> Answer:
-    predictions = [_describe(names, top_k, each) for each in outputs["probabilities"]]
+def _encode(names: tuple[str, ...], top_k: int, is_list: bool, outputs: Outputs) -> Answer:
+    predictions = [_prediction(names, top_k, row) for row in outputs["probabilities"]]
     for prediction, heatmap in zip(predictions, outputs.get("heatmap", ()), strict=False):
         prediction["heatmap"] = heatmap
     content = predictions if is_list else predictions[0]
     return Answer(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), _JSON)
 
 
-def _describe(names: tuple[str, ...], top_k: int, probabilities: npt.NDArray[np.float32]) -> dict[str, Any]:
+def _prediction(names: tuple[str, ...], top_k: int, probabilities: npt.NDArray[np.float32]) -> dict[str, Any]:
     best = np.argsort(-probabilities, kind="stable")[:top_k]
     top = [{"class": names[i], "prob": float(probabilities[i])} for i in best]
     return {"predicted_class": top[0]["class"], "top_predictions": top}
 
 
 def parse(content_type: str, body: bytes, *, max_images: int) -> Payload:
-    """Takes a body apart.
+    """Extracts the encoded pictures from a body.
 
     Args:
-        content_type: the header of that name.
-        body: the whole body.
-        max_images: most pictures, and most parts of a multipart body.
+      content_type: the header Content-Type.
+      body: the whole body.
+      max_images: most pictures, and most parts of a multipart body.
 
     Raises:
-        HTTPException: 400 malformed, 413 too many pictures, 415 another content type.
+      HTTPException: 400 malformed, 413 too many pictures, 415 unsupported content type.
     """
     media_type, options = parse_options_header(content_type)
     if media_type == b"application/json":
@@ -138,23 +140,23 @@ def parse(content_type: str, body: bytes, *, max_images: int) -> Payload:
         return Payload([body], is_list=False)
     raise HTTPException(
         415,
-        "This Content-Type is not read here: send application/json, multipart/form-data, or the picture itself"
-        " as image/* or application/octet-stream.",
+        "This Content-Type is not supported: send application/json, multipart/form-data, or the picture itself as"
+        " image/* or application/octet-stream.",
     )
 
 
 def _parse_json(body: bytes, max_images: int) -> Payload:
     content = parse_object(body, 'send {"image": "<base64>"}')
     if ("image" in content) == ("images" in content):
-        raise HTTPException(400, 'Send a JSON object with "image": "<base64>", or with "images": a list of those.')
+        raise HTTPException(400, 'Send a JSON object with either "image": "<base64>" or "images": ["<base64>", ...].')
     if "image" in content:
         return Payload([parse_base64("image", content["image"])], is_list=False)
     images = content["images"]
     if not isinstance(images, list) or not images:
-        raise HTTPException(400, "`images` has to be a list of one or more base64 strings.")
+        raise HTTPException(400, "`images` must be a list of one or more base64 strings.")
     if len(images) > max_images:
         raise too_many(max_images)
-    return Payload([parse_base64(f"images[{i}]", each) for i, each in enumerate(images)], is_list=True)
+    return Payload([parse_base64(f"images[{i}]", text) for i, text in enumerate(images)], is_list=True)
 
 
 def _parse_multipart(boundary: bytes | None, body: bytes, max_images: int) -> Payload:
@@ -164,36 +166,41 @@ def _parse_multipart(boundary: bytes | None, body: bytes, max_images: int) -> Pa
     def collect(part: Field | File) -> None:
         parts.append(part)
         if len(parts) > max_images:
-            raise HTTPException(413, f"Too many parts in one form: send at most {max_images}, whatever they are.")
+            raise HTTPException(413, f"Too many parts in one form: send at most {max_images}, of whatever kind.")
 
     try:
+        # Keep files in memory: the body is there already, and its size is bounded.
         in_memory = {"MAX_MEMORY_FILE_SIZE": float("inf")}
         parser = FormParser(
             "multipart/form-data", collect, collect, lambda: ended.append(True), boundary, config=in_memory
         )
         parser.write(body)
     except FormParserError:
-        raise HTTPException(400, "The body is not the multipart/form-data that its Content-Type promises.") from None
+        raise HTTPException(
+            400, "The body is not valid multipart/form-data with the boundary of its Content-Type: correct either."
+        ) from None
     if not ended:
-        raise HTTPException(400, "The multipart body ends before its closing boundary: send the whole of it.")
-    return _choose([each for each in parts if isinstance(each, File) or each.field_name in (b"image", b"images")])
+        raise HTTPException(400, "The multipart body ends before its closing boundary: send all of it.")
+    # Other fields are ignored, but not other files.
+    return _choose([part for part in parts if isinstance(part, File) or part.field_name in (b"image", b"images")])
 
 
 def _choose(parts: list[Field | File]) -> Payload:
-    names = {each.field_name for each in parts}
+    names = {part.field_name for part in parts}
     is_list = names == {b"images"}
     if is_list or (names == {b"image"} and len(parts) == 1):
-        return Payload([_content(each) for each in parts], is_list=is_list)
+        return Payload([_content(part) for part in parts], is_list=is_list)
     raise HTTPException(400, "Send one file part named `image`, or one or more named `images`.")
 
 
 def _content(part: Field | File) -> bytes:
-    if isinstance(part, Field):  # A file without a name.
+    # A file part without a file name is parsed as a field.
+    if isinstance(part, Field):
         return part.value or b""
     part.file_object.seek(0)
     return part.file_object.read()
 
 
 def too_many(max_images: int) -> HTTPException:
-    """The answer to a request of more pictures than are allowed."""
+    """Returns the 413 of a request with too many pictures."""
     return HTTPException(413, f"Too many pictures in one request: send at most {max_images}.")

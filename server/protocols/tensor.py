@@ -15,12 +15,12 @@ from server.protocols.text import optional, parse_base64
 
 @dataclass(frozen=True)
 class Input:
-    """The `image` of an inference request, with its data still as it came."""
+    """The tensor `image` of an inference request, with its data not yet parsed."""
 
     datatype: str
     shape: tuple[int, ...]
     data: Any
-    """What JSON gave, or the bytes of a binary tensor."""
+    """A JSON value, or the bytes of a binary tensor as a memoryview."""
 
     @property
     def is_binary(self) -> bool:
@@ -29,63 +29,69 @@ class Input:
 
 
 def parse_input(content: dict[str, Any], binary: memoryview) -> Input:
-    """Reads the one element of `inputs`.
+    """Parses the one element of `inputs`.
 
     Args:
-        content: the JSON object of the request.
-        binary: what follows the JSON text.
+      content: the JSON object of the request.
+      binary: the bytes after the JSON text.
 
     Raises:
-        HTTPException: 400.
+      HTTPException: 400, the tensor is malformed.
     """
     inputs = content.get("inputs")
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
-        raise HTTPException(400, "`inputs` has to be a list of one tensor, named `image`.")
+        raise HTTPException(400, "`inputs` must be a list of one tensor, named `image`.")
     tensor = inputs[0]
     if tensor.get("name") != "image":
         raise HTTPException(400, f"There is no input {str(tensor.get('name'))[:100]!r}: name the tensor `image`.")
     shape = tensor.get("shape")
-    if not isinstance(shape, list) or not all(type(each) is int and 0 < each < 2**31 for each in shape):
-        raise HTTPException(400, "`shape` has to be a list of positive whole numbers.")
+    if not isinstance(shape, list) or not all(type(side) is int and 0 < side < 2**31 for side in shape):
+        raise HTTPException(400, "`shape` must be a list of positive integers.")
     datatype = tensor.get("datatype")
     if datatype not in ("UINT8", "FP32", "BYTES"):
-        raise HTTPException(400, "`datatype` has to be UINT8, FP32, or BYTES for encoded pictures.")
+        raise HTTPException(400, "`datatype` must be UINT8, FP32, or BYTES for picture files.")
     return Input(datatype, tuple(shape), _data(tensor, binary))
 
 
 def _data(tensor: dict[str, Any], binary: memoryview) -> Any:
     parameters = optional(tensor, "parameters", {})
     if not isinstance(parameters, dict):
-        raise HTTPException(400, "`parameters` has to be an object.")
-    if any(each.startswith("shared_memory") for each in parameters):
-        raise HTTPException(400, "There is no shared memory here: send the data with the request.")
+        raise HTTPException(400, "`parameters` must be an object.")
+    if any(name.startswith("shared_memory") for name in parameters):
+        raise HTTPException(400, "Shared memory is not supported: send the data with the request.")
+    # Data in JSON.
     size = parameters.get("binary_data_size")
     if size is None:
         if tensor.get("data") is None:
-            raise HTTPException(400, "The tensor has neither `data` nor a `binary_data_size` in its parameters.")
+            raise HTTPException(400, "The tensor has no data: send `data`, or `binary_data_size` in its parameters.")
         if len(binary):
-            raise HTTPException(400, "There are bytes after the JSON text, but no tensor has a `binary_data_size`.")
+            raise HTTPException(
+                400,
+                "There are bytes after the JSON text, but no tensor has a `binary_data_size`: set it, or omit them.",
+            )
         return tensor["data"]
+    # Binary data. As there is only one tensor, it must take all bytes.
     if tensor.get("data") is not None or type(size) is not int or size != len(binary):
         raise HTTPException(
             400,
-            f"`binary_data_size` has to be the number of bytes after the JSON text, which is {len(binary)}, in place of"
-            " `data`. Is the header Inference-Header-Content-Length right?",
+            f"`binary_data_size` must be the number of bytes after the JSON text, which is {len(binary)}, and replaces"
+            " `data`: check it and the header Inference-Header-Content-Length.",
         )
     return binary
 
 
 def to_images(tensor: Input, *, height: int, width: int) -> npt.NDArray[np.uint8]:
-    """The pixels of a UINT8 or FP32 tensor; those of FP32 run from 0 to 255 too, and are rounded.
+    """Returns the pixels of a UINT8 or FP32 tensor; FP32 values are from 0 to 255 too, and are rounded.
 
     Returns:
-        uint8 [pictures, height, width, 3].
+      uint8 [pictures, height, width, 3].
 
     Raises:
-        HTTPException: 400, another shape, or values out of range.
+      HTTPException: 400, wrong shape, or values out of range.
     """
     if len(tensor.shape) != 4 or tensor.shape[1:] != (height, width, 3):
-        raise HTTPException(400, f"`shape` has to be [pictures, {height}, {width}, 3], or [pictures] for BYTES.")
+        raise HTTPException(400, f"`shape` must be [pictures, {height}, {width}, 3], or [pictures] for BYTES.")
+    # The binary extension is little-endian.
     dtype = np.dtype("<f4" if tensor.datatype == "FP32" else np.uint8)
     if tensor.is_binary:
         if len(tensor.data) != math.prod(tensor.shape) * dtype.itemsize:
@@ -93,38 +99,40 @@ def to_images(tensor: Input, *, height: int, width: int) -> npt.NDArray[np.uint8
         values: npt.NDArray[Any] = np.frombuffer(tensor.data, dtype).reshape(tensor.shape)
     else:
         values = _from_lists(tensor)
-    if not np.all((values >= 0) & (values <= 255)):  # NaN is not either.
-        raise HTTPException(400, "The values have to be from 0 to 255.")
+    # Written so that NaN is refused as well.
+    if not np.all((values >= 0) & (values <= 255)):
+        raise HTTPException(400, "The pixel values must be from 0 to 255.")
     return (np.rint(values) if values.dtype.kind == "f" else values).astype(np.uint8)
 
 
 def _from_lists(tensor: Input) -> npt.NDArray[Any]:
-    """JSON numbers, flat or nested as the shape says."""
+    """Returns JSON numbers as an array; they may be a flat list, or nested like the shape."""
+    # Flatten one level at a time, checking that all lists of a level are equally long.
     values = tensor.data
     shape = [len(values)] if isinstance(values, list) else []
     while isinstance(values, list) and values and isinstance(values[0], list):
         shape.append(len(values[0]))
-        if not all(isinstance(each, list) and len(each) == shape[-1] for each in values):
+        if not all(isinstance(item, list) and len(item) == shape[-1] for item in values):
             raise _wrong_count(tensor)
         values = list(itertools.chain.from_iterable(values))
+    # Check the types here: numpy would accept strings, and make every element as large as the longest of them.
     kinds = (int, float) if tensor.datatype == "FP32" else (int,)
-    # numpy would take strings, and make room for as many as there are of the longest.
     if not isinstance(values, list) or not set(map(type, values)) <= set(kinds):
-        kind = "numbers" if tensor.datatype == "FP32" else "whole numbers"
-        raise HTTPException(400, f"`data` has to be a list of {kind}, flat or nested as the shape says.")
+        kind = "numbers" if tensor.datatype == "FP32" else "integers"
+        raise HTTPException(400, f"`data` must be a list of {kind}, flat or nested like the shape.")
     if tuple(shape) not in ((math.prod(tensor.shape),), tensor.shape):
         raise _wrong_count(tensor)
     return np.array(values, np.float64).reshape(tensor.shape)
 
 
 def to_files(tensor: Input) -> list[bytes]:
-    """The elements of a BYTES tensor: encoded pictures, in base64 where they came as JSON.
+    """Returns the elements of a BYTES tensor: picture files, which JSON holds in base64.
 
     Raises:
-        HTTPException: 400.
+      HTTPException: 400, wrong shape, or malformed elements.
     """
     if len(tensor.shape) not in (1, 2) or tensor.shape[1:] not in ((), (1,)):
-        raise HTTPException(400, "`shape` has to be [pictures] or [pictures, 1] for BYTES.")
+        raise HTTPException(400, "`shape` must be [pictures] or [pictures, 1] for BYTES.")
     files = _split(tensor.data) if tensor.is_binary else _flatten(tensor.data)
     if len(files) != tensor.shape[0]:
         raise _wrong_count(tensor)
@@ -132,14 +140,16 @@ def to_files(tensor: Input) -> list[bytes]:
 
 
 def _split(data: memoryview) -> list[bytes]:
-    """Takes apart elements of a little-endian uint32 length and as many bytes."""
+    """Splits binary elements, each of which is a little-endian uint32 length and as many bytes."""
     elements, start = [], 0
     while start < len(data):
         end = start + 4
         if end <= len(data):
             end += struct.unpack_from("<I", data, start)[0]
         if end > len(data) or end < start + 4:
-            raise HTTPException(400, "The binary data ends within an element: each is a uint32 length and its bytes.")
+            raise HTTPException(
+                400, "The binary data ends within an element: send each as a uint32 length and as many bytes."
+            )
         elements.append(bytes(data[start + 4 : end]))
         start = end
     return elements
@@ -147,10 +157,10 @@ def _split(data: memoryview) -> list[bytes]:
 
 def _flatten(data: Any) -> list[bytes]:
     if not isinstance(data, list):
-        raise HTTPException(400, "`data` has to be a list of base64 strings.")
-    flat = [each[0] if isinstance(each, list) and len(each) == 1 else each for each in data]
-    return [parse_base64(f"data[{i}]", each) for i, each in enumerate(flat)]
+        raise HTTPException(400, "`data` must be a list of base64 strings.")
+    flat = [item[0] if isinstance(item, list) and len(item) == 1 else item for item in data]
+    return [parse_base64(f"data[{i}]", item) for i, item in enumerate(flat)]
 
 
 def _wrong_count(tensor: Input) -> HTTPException:
-    return HTTPException(400, f"The data does not fill the shape {list(tensor.shape)} exactly.")
+    return HTTPException(400, f"The data does not fill the shape {list(tensor.shape)} exactly: correct either.")

@@ -103,7 +103,7 @@ def test_a_chosen_picture_is_named(open_page, seeing):
     expected = post(seeing.client, encode(picture()), params={"top_k": 5}).json()["top_predictions"]
     assert shares(page) == pytest.approx({each["class"]: each["prob"] * 100 for each in expected}, abs=0.051)
     assert next(iter(shares(page))) == "red"
-    expect(page.locator("#latency")).to_have_text(re.compile(r"^\d+ ms, there and back$"))
+    expect(page.locator("#latency")).to_have_text(re.compile(r"^\d+ ms, including the network$"))
     assert page.locator("#picture").evaluate("it => it.naturalWidth") == 320
 
 
@@ -245,7 +245,7 @@ def test_what_is_wrong_is_said(open_page, seeing):
     choose(page, encode(picture()))
     expect(page.locator("#bars li")).to_have_count(5)
     choose(page, b"no picture")
-    expect(page.locator("#message.wrong")).to_contain_text("this is not a picture that can be read")
+    expect(page.locator("#message.wrong")).to_contain_text("This is not a picture in a supported format")
     expect(page.locator("#bars li")).to_have_count(0)
     expect(page.locator("#heatmap")).to_be_hidden()
 
@@ -260,7 +260,7 @@ def test_by_keyboard_alone(open_page, seeing):
         seen.append(page.evaluate("document.activeElement.id || document.activeElement.textContent"))
     expected = ["file", "camera", "local"] if WEB else ["file", "camera"]
     assert seen[: len(expected)] == expected
-    assert seen[len(expected)] == "How to call it from a program"
+    assert seen[len(expected)] == "API documentation"
     with page.expect_file_chooser() as chooser:
         page.focus("#file")
         page.keyboard.press("Enter")
@@ -333,7 +333,7 @@ def test_nothing_of_an_earlier_picture_is_left_while_the_next_is_looked_at(open_
     expect(page.locator("#heatmap")).to_be_visible()
     hold_answers(page)
     choose(page, encode(picture("blue")))
-    expect(page.locator("#message")).to_have_text("Looking …")
+    expect(page.locator("#message")).to_have_text("Classifying …")
     expect(page.locator("#bars li")).to_have_count(0)
     expect(page.locator("#heatmap")).to_be_hidden()
     expect(page.locator("#latency")).to_have_text("")
@@ -360,10 +360,10 @@ def test_a_late_answer_does_not_replace_what_is_said_of_a_later_file(open_page, 
 @pytest.mark.parametrize(
     ("status", "body", "text"),
     [
-        (502, "<html>Bad gateway</html>", "The server answered with status 502"),
-        (502, '{"message": "Bad gateway"}', "The server answered with status 502"),
+        (502, "<html>Bad gateway</html>", "The server responded with status 502"),
+        (502, '{"message": "Bad gateway"}', "The server responded with status 502"),
         (502, '{"error": "It is being replaced."}', "It is being replaced."),
-        (200, "<html>Welcome</html>", "The server answered with status 200"),
+        (200, "<html>Welcome</html>", "The server responded with status 200"),
     ],
 )
 def test_what_a_proxy_answers_is_said(open_page, seeing, status, body, text):
@@ -468,10 +468,10 @@ def test_it_asks_for_a_key_where_one_is_needed(open_page, guarded):
 @pytest.mark.parametrize(
     ("key", "text"),
     [
-        ("the-wrong-key", "The server did not accept the key."),
-        ("the\N{EN DASH}right-key", "No key contains \N{LEFT DOUBLE QUOTATION MARK}\N{EN DASH}"),
-        ("the-r\N{LATIN SMALL LETTER I WITH ACUTE}ght-key", "No key contains"),
-        (" ", "The server asks for an API key."),
+        ("the-wrong-key", "The server did not accept the API key."),
+        ("the\N{EN DASH}right-key", "An API key cannot contain \N{LEFT DOUBLE QUOTATION MARK}\N{EN DASH}"),
+        ("the-r\N{LATIN SMALL LETTER I WITH ACUTE}ght-key", "An API key cannot contain"),
+        (" ", "The server requires an API key."),
     ],
 )
 def test_a_key_that_is_not_accepted_is_not_kept(open_page, guarded, key, text):
@@ -483,7 +483,7 @@ def test_a_key_that_is_not_accepted_is_not_kept(open_page, guarded, key, text):
     page.reload()
     expect(page.locator("#key-form")).to_be_visible()
     choose(page, encode(picture()))
-    expect(page.locator("#message.wrong")).to_have_text("The server asks for an API key.")
+    expect(page.locator("#message.wrong")).to_have_text("The server requires an API key.")
     enter_key(page, "the-right-key")
     expect(page.locator("#key-form")).to_be_hidden()
     expect(page.locator("#message")).to_have_text("")
@@ -510,12 +510,16 @@ def test_a_kept_key_that_is_no_longer_accepted_is_asked_for_again(open_page, gua
     page.evaluate("key => sessionStorage.setItem('key', key)", key)
     choose(page, encode(picture()))
     expect(page.locator("#key-form")).to_be_visible()
-    expect(page.locator("#message.wrong")).to_have_text(re.compile("did not accept the key|No key contains"))
+    expect(page.locator("#message.wrong")).to_have_text(
+        re.compile("did not accept the API key|An API key cannot contain")
+    )
     assert stored_key(page) is None
     page.evaluate("key => sessionStorage.setItem('key', key)", key)
     page.reload()
     expect(page.locator("#key-form")).to_be_visible()
-    expect(page.locator("#key-message")).to_have_text(re.compile("did not accept the key|No key contains"))
+    expect(page.locator("#key-message")).to_have_text(
+        re.compile("did not accept the API key|An API key cannot contain")
+    )
     assert stored_key(page) is None
 
 
@@ -609,7 +613,7 @@ def test_a_model_file_that_did_not_come_is_fetched_again(open_page, seeing):
     page.check("#local")
     page.route("**/model.onnx*", lambda route: route.fulfill(status=502, body="<html>Bad gateway</html>"))
     choose(page, encode(picture()))
-    expect(page.locator("#message.wrong")).to_contain_text("The server answered with status 502")
+    expect(page.locator("#message.wrong")).to_contain_text("The server responded with status 502")
     page.unroute("**/model.onnx*")
     choose(page, encode(picture()))
     expect(page.locator("#bars li .name").first).to_have_text("red", timeout=20_000)
@@ -660,7 +664,7 @@ def test_an_open_page_goes_on_with_another_model(replacing):
     expect(page.locator("#bars li .name").first).to_have_text("rosso")
     expect(page.locator("#heatmap-switch")).to_be_hidden()
     choose(page, b"no picture")
-    expect(page.locator("#message.wrong")).to_contain_text("this is not a picture that can be read")
+    expect(page.locator("#message.wrong")).to_contain_text("This is not a picture in a supported format")
 
 
 @in_browser

@@ -99,7 +99,7 @@ def test_what_is_not_json_is_refused(body):
 def test_json_that_is_no_object_is_refused(content):
     assert refusal(JSON, json.dumps(content).encode()) == (
         400,
-        'The body is JSON but not an object: send {"image": "<base64>"}.',
+        'The body is JSON, but not an object: send {"image": "<base64>"}.',
     )
 
 
@@ -114,7 +114,7 @@ def test_json_of_another_shape_is_refused(content):
 def test_an_image_that_is_no_string_is_refused(image):
     assert refusal(JSON, json.dumps({"image": image}).encode()) == (
         400,
-        "`image` has to be a string: the picture file in base64.",
+        "`image` must be a string: the picture file in base64.",
     )
 
 
@@ -131,7 +131,7 @@ def test_images_that_are_no_list_are_refused(images):
 
 def test_a_list_names_the_place_of_what_is_wrong():
     assert refusal(JSON, b'{"images": ["QQ==", "*"]}')[1].startswith("`images[1]` is not base64")
-    assert refusal(JSON, b'{"images": ["QQ==", "QQ==", 3]}')[1].startswith("`images[2]` has to be a string")
+    assert refusal(JSON, b'{"images": ["QQ==", "QQ==", 3]}')[1].startswith("`images[2]` must be a string")
 
 
 def test_a_list_is_bounded():

@@ -102,7 +102,7 @@ def test_tritonclient_gets_the_heat_map(serve, model_builder, tmp_path):
 def test_tritonclient_is_told_what_is_wrong(triton_client):
     tensor = triton.InferInput("image", [1, 8, 9, 3], "UINT8")
     tensor.set_data_from_numpy(np.zeros((1, 8, 9, 3), np.uint8))
-    with pytest.raises(triton.InferenceServerException, match=r"`shape` has to be \[pictures, 8, 8, 3\]"):
+    with pytest.raises(triton.InferenceServerException, match=r"`shape` must be \[pictures, 8, 8, 3\]"):
         triton_client.infer("colours", [tensor])
 
 
@@ -166,28 +166,28 @@ def test_another_model_is_404(client, other, suffix):
     path = f"/v2/models/{other}{suffix}"
     response = infer(client, path=path) if suffix == "/infer" else client.get(path)
     assert response.status_code == 404
-    assert "served is" in error(response)
+    assert "the server serves only" in error(response)
 
 
 ONE = {"name": "probabilities"}
-FLAG = "`binary_data_output` has to be true or false"
+FLAG = "`binary_data_output` must be true or false"
 WRONG = [
-    ({"tensors": []}, "`inputs` has to be a list of one tensor"),
-    ({"tensors": [tensor(), tensor()]}, "`inputs` has to be a list of one tensor"),
-    ({"tensors": {}}, "`inputs` has to be a list of one tensor"),
-    ({"tensors": [3]}, "`inputs` has to be a list of one tensor"),
+    ({"tensors": []}, "`inputs` must be a list of one tensor"),
+    ({"tensors": [tensor(), tensor()]}, "`inputs` must be a list of one tensor"),
+    ({"tensors": {}}, "`inputs` must be a list of one tensor"),
+    ({"tensors": [3]}, "`inputs` must be a list of one tensor"),
     ({"tensors": [tensor(name="input")]}, "There is no input 'input'"),
     ({"tensors": [tensor(name=None)]}, "There is no input 'None'"),
-    ({"tensors": [tensor(datatype="INT64")]}, "`datatype` has to be UINT8, FP32, or BYTES"),
-    ({"tensors": [tensor(datatype=["UINT8"])]}, "`datatype` has to be UINT8, FP32, or BYTES"),
-    ({"tensors": [tensor(shape="1,8,8,3")]}, "`shape` has to be a list of positive whole numbers"),
-    ({"tensors": [tensor(shape=[True, 8, 8, 3])]}, "`shape` has to be a list of positive whole numbers"),
-    ({"tensors": [tensor(shape=[0, 8, 8, 3], data=[])]}, "`shape` has to be a list of positive whole numbers"),
-    ({"tensors": [tensor(shape=[-1, 8, 8, 3])]}, "`shape` has to be a list of positive whole numbers"),
-    ({"tensors": [tensor(shape=[])]}, "`shape` has to be [pictures, 8, 8, 3]"),
-    ({"tensors": [tensor(shape=[4])]}, "`shape` has to be [pictures, 8, 8, 3]"),
-    ({"tensors": [tensor(shape=[1, 3, 8, 8])]}, "`shape` has to be [pictures, 8, 8, 3]"),
-    ({"tensors": [tensor(data=None)]}, "has neither `data` nor a `binary_data_size`"),
+    ({"tensors": [tensor(datatype="INT64")]}, "`datatype` must be UINT8, FP32, or BYTES for picture files"),
+    ({"tensors": [tensor(datatype=["UINT8"])]}, "`datatype` must be UINT8, FP32, or BYTES for picture files"),
+    ({"tensors": [tensor(shape="1,8,8,3")]}, "`shape` must be a list of positive integers"),
+    ({"tensors": [tensor(shape=[True, 8, 8, 3])]}, "`shape` must be a list of positive integers"),
+    ({"tensors": [tensor(shape=[0, 8, 8, 3], data=[])]}, "`shape` must be a list of positive integers"),
+    ({"tensors": [tensor(shape=[-1, 8, 8, 3])]}, "`shape` must be a list of positive integers"),
+    ({"tensors": [tensor(shape=[])]}, "`shape` must be [pictures, 8, 8, 3]"),
+    ({"tensors": [tensor(shape=[4])]}, "`shape` must be [pictures, 8, 8, 3]"),
+    ({"tensors": [tensor(shape=[1, 3, 8, 8])]}, "`shape` must be [pictures, 8, 8, 3]"),
+    ({"tensors": [tensor(data=None)]}, "has no data: send `data`, or `binary_data_size`"),
     ({"tensors": [tensor(data=[0] * 191)]}, "does not fill the shape [1, 8, 8, 3]"),
     ({"tensors": [tensor(data=[[0] * 192])]}, "does not fill the shape"),
     ({"tensors": [tensor(data=BLUE[0].tolist())]}, "does not fill the shape"),
@@ -195,36 +195,39 @@ WRONG = [
     ({"tensors": [tensor(data=[[0] * 192, 0])]}, "does not fill the shape"),
     ({"tensors": [tensor(data=[])]}, "does not fill the shape"),
     ({"tensors": [tensor(data=[[]])]}, "does not fill the shape"),
-    ({"tensors": [tensor(data="AAAA")]}, "`data` has to be a list of whole numbers"),
-    ({"tensors": [tensor(data=7)]}, "`data` has to be a list of whole numbers"),
-    ({"tensors": [tensor(data=["0"] * 192)]}, "`data` has to be a list of whole numbers"),
-    ({"tensors": [tensor(data=[0.0] * 192)]}, "`data` has to be a list of whole numbers"),
-    ({"tensors": [tensor(data=[True] * 192)]}, "`data` has to be a list of whole numbers"),
-    ({"tensors": [tensor(data=[None] * 192, datatype="FP32")]}, "`data` has to be a list of numbers"),
+    ({"tensors": [tensor(data="AAAA")]}, "`data` must be a list of integers"),
+    ({"tensors": [tensor(data=7)]}, "`data` must be a list of integers"),
+    ({"tensors": [tensor(data=["0"] * 192)]}, "`data` must be a list of integers"),
+    ({"tensors": [tensor(data=[0.0] * 192)]}, "`data` must be a list of integers"),
+    ({"tensors": [tensor(data=[True] * 192)]}, "`data` must be a list of integers"),
+    ({"tensors": [tensor(data=[None] * 192, datatype="FP32")]}, "`data` must be a list of numbers"),
     ({"tensors": [tensor(data=[256] * 192)]}, "from 0 to 255"),
     ({"tensors": [tensor(data=[-1] * 192)]}, "from 0 to 255"),
     ({"tensors": [tensor(data=[1e300] * 192, datatype="FP32")]}, "from 0 to 255"),
     ({"tensors": [tensor(data=[2**63] * 192)]}, "from 0 to 255"),
-    ({"tensors": [tensor(datatype="BYTES", shape=[1, 2], data=["QQ=="])]}, "`shape` has to be [pictures]"),
+    ({"tensors": [tensor(datatype="BYTES", shape=[1, 2], data=["QQ=="])]}, "`shape` must be [pictures]"),
     ({"tensors": [tensor(datatype="BYTES", shape=[2], data=["QQ=="])]}, "does not fill the shape [2]"),
     ({"tensors": [tensor(datatype="BYTES", shape=[1], data=["*"])]}, "`data[0]` is not base64"),
-    ({"tensors": [tensor(datatype="BYTES", shape=[1], data=[["QQ==", "QQ=="]])]}, "`data[0]` has to be a string"),
-    ({"tensors": [tensor(datatype="BYTES", shape=[1], data="QQ==")]}, "`data` has to be a list of base64 strings"),
-    ({"tensors": [tensor(datatype="BYTES", shape=[1], data=["QQ=="])]}, "data[0]: this is not a picture"),
-    ({"tensors": [tensor(parameters=[])]}, "`parameters` has to be an object"),
-    ({"tensors": [tensor(parameters={"binary_data_size": 3})]}, "`binary_data_size` has to be the number of bytes"),
-    ({"tensors": [tensor(data=None, parameters={"binary_data_size": "0"})]}, "has to be the number of bytes"),
-    ({"tensors": [tensor(parameters={"shared_memory_region": "x"})]}, "no shared memory"),
-    ({"outputs": {}}, "`outputs` has to be a list of objects"),
-    ({"outputs": ["probabilities"]}, "`outputs` has to be a list of objects"),
+    ({"tensors": [tensor(datatype="BYTES", shape=[1], data=[["QQ==", "QQ=="]])]}, "`data[0]` must be a string"),
+    ({"tensors": [tensor(datatype="BYTES", shape=[1], data="QQ==")]}, "`data` must be a list of base64 strings"),
+    (
+        {"tensors": [tensor(datatype="BYTES", shape=[1], data=["QQ=="])]},
+        "data[0]: This is not a picture in a supported format",
+    ),
+    ({"tensors": [tensor(parameters=[])]}, "`parameters` must be an object"),
+    ({"tensors": [tensor(parameters={"binary_data_size": 3})]}, "`binary_data_size` must be the number of bytes"),
+    ({"tensors": [tensor(data=None, parameters={"binary_data_size": "0"})]}, "must be the number of bytes"),
+    ({"tensors": [tensor(parameters={"shared_memory_region": "x"})]}, "Shared memory is not supported"),
+    ({"outputs": {}}, "`outputs` must be a list of objects"),
+    ({"outputs": ["probabilities"]}, "`outputs` must be a list of objects"),
     ({"outputs": [{"name": "features"}]}, "`outputs` may name each of logits, probabilities once"),
     ({"outputs": [{"name": ["probabilities"]}]}, "`outputs` may name each of"),
     ({"outputs": [ONE, ONE]}, "`outputs` may name each of"),
     ({"outputs": [{**ONE, "parameters": {"classification": 3}}]}, "'classification' is not supported"),
-    ({"outputs": [{**ONE, "parameters": {"binary_data": 1}}]}, "`binary_data` has to be true or false"),
-    ({"outputs": [{**ONE, "parameters": 1}]}, "`parameters` has to be an object"),
+    ({"outputs": [{**ONE, "parameters": {"binary_data": 1}}]}, "`binary_data` must be true or false"),
+    ({"outputs": [{**ONE, "parameters": 1}]}, "`parameters` must be an object"),
     ({"parameters": {"binary_data_output": "yes"}}, FLAG),
-    ({"id": 3}, "`id` has to be a string"),
+    ({"id": 3}, "`id` must be a string"),
 ]
 
 

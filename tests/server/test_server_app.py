@@ -74,7 +74,7 @@ def test_top_k(client, top_k):
 def test_a_wrong_top_k_is_refused(client, top_k):
     response = post(client, encode((0, 250, 0)), params={"top_k": top_k})
     assert response.status_code == 400
-    assert error(response) == "`top_k` has to be a whole number from 1 to 5, the number of classes."
+    assert error(response) == "`top_k` must be an integer from 1 to 5, the number of classes."
 
 
 def test_a_connection_is_kept_and_mixed_requests_keep_their_answers(server):
@@ -173,7 +173,7 @@ def test_a_decompression_bomb_is_refused(client):
 def test_one_bad_picture_in_a_list_is_named(client):
     response = client.post("/predict", json={"images": [text(encode((0, 0, 0))), text(b"no picture")]})
     assert response.status_code == 400
-    assert error(response).startswith("images[1]: this is not a picture")
+    assert error(response).startswith("images[1]: This is not a picture in a supported format")
 
 
 def test_too_many_pictures_are_refused(client):
@@ -262,7 +262,9 @@ def test_a_chunked_picture_is_read(client):
 def test_not_a_number_is_500_without_details(server, client):
     response = post(client, encode(YELLOW))
     assert response.status_code == 500
-    assert error(response) == "The server failed on this request: try again, or ask its operator."
+    assert error(response) == (
+        "Internal server error: try again, or report the X-Request-ID of this response to the operator."
+    )
     (line,) = log_lines(server, request_id=response.headers["x-request-id"], level="error")
     assert "FloatingPointError: the model computed probabilities that are not finite" in line["traceback"]
     assert post(client, encode((0, 0, 0))).status_code == 200

@@ -179,7 +179,7 @@ def test_a_slow_head_is_408(impatient, first, start):
         received = until_closed(connection)
     assert received.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
     assert b"\r\nconnection: close\r\n" in received
-    error = "The headers did not arrive within 1 seconds: send them faster."
+    error = "The headers did not arrive within 1 s: send them faster."
     assert json.loads(received.partition(b"\r\n\r\n")[2]) == {"error": error}
 
 

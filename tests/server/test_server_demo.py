@@ -22,7 +22,7 @@ class Site:
             model=path, page=True, onnxruntime_web=path.parent, reload_seconds=reload_seconds
         )
         self.model = model.load(path, max_batch=2, threads=1)
-        self.seen = self.model.signature, self.model.digest
+        self.file_digest = self.model.signature, self.model.digest
 
     def ask(self, endpoint=demo.model_file, *, query=None, method="GET", between=lambda: None, **parameters):
         """Gets the status, the bytes, and whether they are all; `between` is done when the answer is decided on."""
@@ -97,8 +97,8 @@ def test_of_another_file_it_is_said_what_helps_and_it_is_read_for_that_once(site
     other.replace(site.path)
     for _ in range(3):
         text = site.refusal()
-        assert text.startswith("The model file has been replaced, and the server goes on with the old one: ")
-        assert text.endswith("has to restart it, or to set JAXCNN_RELOAD_SECONDS.")
+        assert text.startswith("The model file has been replaced, but the server still has the old model: ")
+        assert text.endswith("must restart it, or set JAXCNN_RELOAD_SECONDS.")
     assert len(digests) == 1
     site.path.write_bytes(content)
     assert site.ask() == (200, content, True)
@@ -107,7 +107,7 @@ def test_of_another_file_it_is_said_what_helps_and_it_is_read_for_that_once(site
 def test_where_the_server_looks_for_another_file_it_is_waited_for(path, other):
     site = Site(path, reload_seconds=7)
     other.replace(path)
-    assert "looks every 7 seconds, does not have the new one yet: reload the page later" in site.refusal()
+    assert "checks every 7 seconds, has not loaded the new one yet: reload the page later" in site.refusal()
 
 
 def test_a_page_with_another_model_is_told_to_reload(site):
@@ -126,7 +126,7 @@ def test_a_file_written_to_before_it_is_sent_is_not_sent_to_its_end(site, length
     size = site.path.stat().st_size if length is None else length
     status, content, is_whole = site.ask(between=lambda: site.path.write_bytes(bytes(size)))
     assert (status, content, is_whole) == (200, b"", False)
-    assert "was written to while it was sent" in caplog.text
+    assert "was written to while it was being sent" in caplog.text
 
 
 def test_a_file_written_to_while_it_is_looked_at_is_not_sent_to_its_end(site, monkeypatch):
@@ -150,14 +150,14 @@ def test_a_file_of_many_pieces_is_sent_whole(site, monkeypatch):
 def test_an_empty_file_is_sent_too(site):
     name = "ort.wasm.min.mjs"
     (site.path.parent / name).touch()
-    assert site.ask(demo.runtime, name=name) == (200, b"", True)
+    assert site.ask(demo.runtime_file, name=name) == (200, b"", True)
 
 
 def test_a_file_that_cannot_be_read_is_told_of(site, locked):
     site.settings.onnxruntime_web = locked
-    text = site.refusal(demo.runtime, name="ort.wasm.min.mjs")
+    text = site.refusal(demo.runtime_file, name="ort.wasm.min.mjs")
     assert text == "The server cannot read this file of the demo page (Permission denied): ask its operator."
     site.settings.onnxruntime_web = Path("/", "x" * 300)
-    assert "File name too long" in site.refusal(demo.runtime, name="ort.wasm.min.mjs")
+    assert "File name too long" in site.refusal(demo.runtime_file, name="ort.wasm.min.mjs")
     site.settings.model = locked / "model.onnx"
     assert "Permission denied" in site.refusal(query="")

@@ -81,7 +81,7 @@ def test_a_passed_deadline_is_504(serve_slowly):
         for done in (1, 2):  # The second is not refused for what the first took.
             response = post(server.client, PICTURE)
             assert response.status_code == 504
-            assert error(response).startswith("The answer took longer than 0.2 seconds")
+            assert error(response).startswith("The answer took longer than 0.2 s: ")
             wait_until(lambda: metric(server.client, ENCODED) == done)  # noqa: B023
             time.sleep(0.1)
 
@@ -147,7 +147,7 @@ def test_a_client_gone_while_it_waits_is_dropped(serve_slowly):
 
 
 def test_health_is_answered_while_all_threads_work(serve_slowly):
-    with serve_slowly() as server, ThreadPoolExecutor(4) as threads:
+    with serve_slowly(JAXCNN_DEADLINE_MS="60000") as server, ThreadPoolExecutor(4) as threads:
         answers = [threads.submit(timed_post, server.port) for _ in range(4)]
         wait_until(lambda: metric(server.client, "jaxcnn_queue_depth") >= 2)
         for path in ("/healthz", "/readyz", "/ping", "/v2/health/ready"):
@@ -280,7 +280,7 @@ def test_a_slow_body_is_408(serve, model_path):
         ),
         (
             {"JAXCNN_ONNXRUNTIME_WEB": f"/{'x' * 300}"},
-            r"JAXCNN_ONNXRUNTIME_WEB is '/x{300}', .* \(File name too long\): set it to the folder `dist` of .*",
+            r"JAXCNN_ONNXRUNTIME_WEB is '/x{300}', .* \(File name too long\): set it to the `dist` folder of .*",
         ),
         (
             {"JAXCNN_MODEL": "pyproject.toml"},
@@ -296,7 +296,7 @@ def test_a_slow_body_is_408(serve, model_path):
         ),
         (
             {"JAXCNN_THREADS": "many"},
-            r"JAXCNN_THREADS is 'many': set it to a whole number from 1 to 256, or unset it\.",
+            r"JAXCNN_THREADS is 'many': set it to an integer from 1 to 256, or unset it\.",
         ),
     ],
 )
@@ -377,9 +377,12 @@ def test_endless_headers_are_refused(serve, model_path, first):
 @pytest.mark.parametrize(
     ("sent", "complaint"),
     [
-        (b"NOT HTTP\r\n\r\n", "Invalid HTTP request received."),
-        (b"GET /healthz HTTP/1.1\r\nno colon\r\n\r\n", "Invalid HTTP request received."),
-        (b"GET /healthz HTTP/1.1\r\nX-Long: " + bytes([120]) * 65_600, "The headers are longer than 65536 bytes."),
+        (b"NOT HTTP\r\n\r\n", "Invalid HTTP request: check its request line and headers."),
+        (b"GET /healthz HTTP/1.1\r\nno colon\r\n\r\n", "Invalid HTTP request: check its request line and headers."),
+        (
+            b"GET /healthz HTTP/1.1\r\nX-Long: " + bytes([120]) * 65_600,
+            "The headers are longer than 65536 bytes: send fewer.",
+        ),
     ],
     ids=["no request", "no header", "long header"],
 )
@@ -456,7 +459,7 @@ def test_sigterm_first_tells_the_load_balancer(serve, model_path):
 def test_a_second_sigterm_is_not_waited_for(serve, model_path):
     with serve(JAXCNN_MODEL=str(model_path), JAXCNN_DRAIN_SECONDS="3600") as server:
         server.process.send_signal(signal.SIGTERM)
-        log_lines(server, message="SIGTERM: not ready any more; the end is in 3600 seconds")
+        log_lines(server, message="SIGTERM: not ready any more, shutting down in 3600 seconds")
         time.sleep(1.1)
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(timeout=30) == 0
@@ -467,7 +470,7 @@ def test_sigterm_twice_at_once_is_one(serve, model_path):
     with serve(JAXCNN_MODEL=str(model_path), JAXCNN_DRAIN_SECONDS="3") as server:
         for _ in range(2):
             server.process.send_signal(signal.SIGTERM)
-            log_lines(server, message="SIGTERM: not ready any more; the end is in 3 seconds")
+            log_lines(server, message="SIGTERM: not ready any more, shutting down in 3 seconds")
         time.sleep(1.5)
         assert server.client.get("/readyz").status_code == 503
         assert server.process.wait(timeout=30) == 0

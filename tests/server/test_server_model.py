@@ -82,7 +82,7 @@ def test_a_heat_map_is_one_more_output(model_builder, tmp_path):
         ({"metadata": {"names": [1, 2, 3, 4, 5]}}, "names that are not a list of strings"),
         (
             {"metadata": {"names": ["red", "green", "blue"]}},
-            "it has 3 names, but gives 4 pictures logits of float32 [4, 5], not float32 [4, 3]",
+            "it has 3 class names, but for 4 pictures logits is float32 [4, 5], not float32 [4, 3]",
         ),
         ({"metadata": {"names": ["a", "b", "c", "d", "\udcff"]}}, "not valid Unicode"),
         ({"metadata": {"image_size": None}}, "its metadata has no image_size"),
@@ -95,7 +95,7 @@ def test_a_heat_map_is_one_more_output(model_builder, tmp_path):
         ({"rows": 1}, "it fails on a batch of 4"),
         ({"outputs": ("logits", "scaled")}, "it has no output named probabilities"),
         ({"outputs": ("scores_", "probabilities")}, "it has no output named logits"),
-        ({"poison": -1.0}, "it computes logits that are not finite"),
+        ({"poison": -1.0}, "its logits for black pictures are not finite"),
         ({"heatmap": True, "heatmap_type": TensorProto.INT32}, "its heatmap is tensor(int32)"),
         ({"heatmap": True, "heatmap_shape": ["batch", 4]}, "not float32 [batch, rows, columns]"),
         ({"heatmap": True, "heatmap_shape": ["batch", 2, 4]}, "cannot be served"),

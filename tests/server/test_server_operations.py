@@ -15,7 +15,9 @@ from jsonschema import Draft202012Validator
 from prometheus_client.parser import text_string_to_metric_families
 
 from server import openapi
+from server.middleware.auth import OpenRoute, open_paths
 from server.model import load
+from server.routes import ROUTES
 from server.settings import Settings
 from tests.server.wire import COLOURS, YELLOW, encode, error, log_lines, post, text
 
@@ -170,7 +172,8 @@ def test_the_openapi_document_tells_which_forms_are_taken(client, names):
 @pytest.mark.parametrize(("count", "expected"), [(2, 2), (3, 3), (5, 3)])
 def test_the_openapi_document_tells_how_many_classes_are_told(model_path, count, expected):
     model = load(model_path, max_batch=1, threads=1)
-    document = openapi.document(dataclasses.replace(model, names=model.names[:count]), Settings(model=model_path))
+    fewer = dataclasses.replace(model, names=model.names[:count])
+    document = openapi.document(fewer, Settings(model=model_path), open_paths=frozenset())
     top_k = document["paths"]["/predict"]["post"]["parameters"][0]
     assert top_k["schema"] == {"type": "integer", "minimum": 1, "maximum": count, "default": expected}
 
@@ -213,7 +216,7 @@ def test_a_heat_map_only_where_it_is_wanted(serve, model_builder, tmp_path):
 
 
 def test_a_heat_map_that_there_is_not_is_refused(client):
-    assert error(post(client, PICTURE, params={"heatmap": "true"})).startswith("This model tells no heat map")
+    assert error(post(client, PICTURE, params={"heatmap": "true"})).startswith("This model has no heat map")
     assert post(client, PICTURE, params={"heatmap": "1"}).status_code == 400
     assert post(client, PICTURE, params={"heatmap": "false"}).status_code == 200
 
@@ -249,6 +252,37 @@ def test_keys_guard_all_but_health_and_the_page(serve, model_path):
         assert document["paths"]["/predict"]["post"]["security"] == [{"bearer": []}, {"header": []}]
         assert "security" not in document["paths"]["/healthz"]["get"]
         assert "first-key" not in server.log.read_text()
+
+
+def test_only_these_paths_need_no_key():
+    assert open_paths(ROUTES) == {
+        "/",
+        "/page/{name}",
+        "/onnxruntime-web/{name}",
+        "/docs",
+        "/openapi.json",
+        "/healthz",
+        "/readyz",
+        "/ping",
+        "/v2/health/live",
+        "/v2/health/ready",
+    }
+
+
+def test_openapi_and_the_middleware_agree_on_which_routes_need_a_key(serve, model_path):
+    with serve(JAXCNN_MODEL=str(model_path), JAXCNN_API_KEYS="some-key") as server:
+        document = server.client.get("/openapi.json").json()
+        assert document["paths"].keys() <= {route.path for route in ROUTES}
+        for route in ROUTES:
+            needs_key = not isinstance(route, OpenRoute)
+            for method in {*route.methods, "PUT"}:
+                response = server.client.request(method, route.path.format(name="colours", version="1"))
+                assert (response.status_code == 401) == needs_key, (method, route.path)
+            for operation in document["paths"].get(route.path, {}).values():
+                assert ("security" in operation) == needs_key, route.path
+                assert ("401" in operation["responses"]) == needs_key, route.path
+        guarded = sum("security" in operation for path in document["paths"].values() for operation in path.values())
+        assert server.client.get("/docs").text.count("Needs an API key.") == guarded > 0
 
 
 def test_keys_guard_the_same_below_a_root_path(serve, model_path):

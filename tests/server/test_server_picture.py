@@ -207,7 +207,7 @@ def test_damaged_exif_does_not_hide_the_picture(kind):
 
 @pytest.mark.parametrize("kind", ["TIFF", "PPM", "ICO", "EPS", "PCX", "TGA", "PDF", "JPEG2000", "DDS", "SGI", "AVIF"])
 def test_other_formats_are_refused(kind):
-    with pytest.raises(PictureError, match="not a picture that can be read: send JPEG, PNG"):
+    with pytest.raises(PictureError, match="not a picture in a supported format: send JPEG, PNG"):
         decode(encode(noise("RGB"), kind))
 
 
@@ -235,7 +235,9 @@ def test_a_truncated_picture_is_refused(kind):
 @pytest.mark.parametrize("size", [(30_000, 30_000), (1001, 1000), (65_536, 1), (1, 65_536), (2**31 - 1, 1)])
 def test_too_many_pixels_are_refused_before_they_are_decoded(size):
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, 8, 2, 0, 0, 0))
-    with pytest.raises(PictureError, match=r"pixels: scale it down to at most 1000000 in all and 65535 on a side"):
+    with pytest.raises(
+        PictureError, match=r"pixels: scale it down to at most 1000000 pixels in total and 65535 on a side"
+    ):
         decode(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"never read"))
 
 
@@ -259,7 +261,7 @@ def test_a_jpeg_of_very_many_scans_is_refused():
 @pytest.mark.parametrize("marker", [0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF])
 def test_an_arithmetic_coded_jpeg_is_refused(marker):
     whole = encode(noise("RGB"), "JPEG")
-    with pytest.raises(PictureError, match="an arithmetic-coded JPEG: save it anew"):
+    with pytest.raises(PictureError, match="an arithmetic-coded JPEG, which is not supported: save it as plain JPEG"):
         decode(whole.replace(b"\xff\xc0", bytes([0xFF, marker])))
 
 
@@ -283,7 +285,7 @@ def of_pieces(kind: str, size: int, count: int) -> bytes:
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF"])
 def test_a_file_of_very_many_pieces_is_refused(kind):
     assert decode(of_pieces(kind, 200, 200)).shape == (8, 8, 3)
-    with pytest.raises(PictureError, match="far too many pieces"):
+    with pytest.raises(PictureError, match="far too many chunks"):
         decode(of_pieces(kind, 1, 10_000))
 
 
@@ -323,7 +325,7 @@ def test_a_bmp_of_run_lengths_is_read():
 @pytest.mark.parametrize(("side", "size"), [(2000, 10), (10, 3_000_000)])
 def test_a_bmp_of_very_many_run_lengths_is_refused(side, size):
     data = bmp_of_run_lengths(side, side, bytes(size))
-    with pytest.raises(PictureError, match="a BMP of run lengths with more than 3000000 bytes or pixels"):
+    with pytest.raises(PictureError, match="a run-length encoded BMP of more than 3000000 bytes or pixels"):
         picture.decode(data, height=8, width=8, max_pixels=25_000_000)
 
 

@@ -102,7 +102,7 @@ def test_any_failure_is_told_and_the_next_file_has_its_turn(service, other, monk
     service.settings.model.touch()
     watch_until(service, lambda: service.reloads("failed") > 0)
     (record,) = caplog.records
-    assert "the old one is still served" in record.message
+    assert "still serving the old one" in record.message
     assert record.exc_info[1] is failure
     assert service.reloads("failed") == 1
 

@@ -38,7 +38,7 @@ def test_each_limit_is_read_from_its_variable(name, value):
 
 @pytest.mark.parametrize("text", ["two", "0", "257", "-1", "1.5", " 2", "1_0", "٣", "9" * 5000])
 def test_a_wrong_limit_is_named_with_its_range(text):
-    with pytest.raises(StartError, match=r"^JAXCNN_THREADS is .*whole number from 1 to 256.*$"):
+    with pytest.raises(StartError, match=r"^JAXCNN_THREADS is .*an integer from 1 to 256.*$"):
         settings.from_environment({**MODEL, "JAXCNN_THREADS": text})
 
 
@@ -78,9 +78,9 @@ def test_other_settings(variable, text, field, expected):
         ("JAXCNN_ACCESS_LOG", "false", "JAXCNN_ACCESS_LOG is 'false': set it to on or off, or unset it."),
         ("JAXCNN_CORS_ORIGINS", "example.org", "set it to origins such as https://example.org, or *"),
         ("JAXCNN_CORS_ORIGINS", "https://example.org/", "JAXCNN_CORS_ORIGINS is 'https://example.org/'"),
-        ("JAXCNN_ONNXRUNTIME_WEB", "/absent", "where there is no ort.wasm.min.mjs"),
-        ("JAXCNN_ONNXRUNTIME_WEB", "/" + "x" * 300, "(File name too long): set it to the folder `dist`"),
-        ("JAXCNN_MAX_BUFFER_BYTES", "1024", "does not hold one body of JAXCNN_MAX_BODY_BYTES (10485760)"),
+        ("JAXCNN_ONNXRUNTIME_WEB", "/absent", "but ort.wasm.min.mjs in that folder cannot be read"),
+        ("JAXCNN_ONNXRUNTIME_WEB", "/" + "x" * 300, "(File name too long): set it to the `dist` folder"),
+        ("JAXCNN_MAX_BUFFER_BYTES", "1024", "is less than JAXCNN_MAX_BODY_BYTES (10485760)"),
         ("JAXCNN_THREDS", "2", "There is no setting JAXCNN_THREDS: unset it, or use one of JAXCNN_MODEL, "),
     ],
 )
@@ -106,18 +106,20 @@ def test_what_is_wrong_is_said_in_one_line(variable, text, complaint):
     ],
 )
 def test_an_origin_that_no_browser_sends_is_refused(text):
-    with pytest.raises(StartError, match=r"^JAXCNN_CORS_ORIGINS is .* spelt as browsers do .*\.$"):
+    with pytest.raises(StartError, match=r"^JAXCNN_CORS_ORIGINS is .* in the spelling that browsers send .*\.$"):
         settings.from_environment({**MODEL, "JAXCNN_CORS_ORIGINS": text})
 
 
 @pytest.mark.parametrize("text", ["short", "long-enough,", "long enough", "long-enough,short"])
 def test_a_wrong_key_is_not_repeated(text):
-    with pytest.raises(StartError, match=r"^JAXCNN_API_KEYS is not right: set it to keys of 8 or more visible"):
+    with pytest.raises(StartError, match=r"^JAXCNN_API_KEYS is invalid: set it to keys of 8 or more visible"):
         settings.from_environment({**MODEL, "JAXCNN_API_KEYS": text})
 
 
 def test_a_folder_that_may_not_be_looked_at_is_refused(locked):
-    with pytest.raises(StartError, match=r"no ort\.wasm\.min\.mjs that can be read \(Permission denied\): set it to"):
+    with pytest.raises(
+        StartError, match=r"ort\.wasm\.min\.mjs in that folder cannot be read \(Permission denied\): set it to"
+    ):
         settings.from_environment({**MODEL, "JAXCNN_ONNXRUNTIME_WEB": str(locked)})
 
 

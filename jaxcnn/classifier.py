@@ -1,11 +1,13 @@
 """A trained model that computes logits, from a workdir or from the ONNX file made of it."""
 
 import dataclasses
+import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import overload
 
 import jax
 import numpy as np
@@ -16,6 +18,7 @@ from jaxcnn.config import Config
 from jaxcnn.data import Fingerprint
 from jaxcnn.errors import UserError
 from jaxcnn.metadata import Metadata
+from jaxcnn.prediction import Picture, Prediction, describe_picture, is_picture, rank_classes, to_input
 from jaxcnn.run.checkpoint import load_model
 from jaxcnn.run.workdir import Workdir
 from jaxcnn.step import eval_step
@@ -24,6 +27,10 @@ LogitsFunction = Callable[
     [UInt8[np.ndarray, "batch side side 3"]],
     Float32[np.ndarray, "batch classes"] | Float32[jax.Array, "batch classes"],
 ]
+
+
+_BATCH = 64
+"""Pictures that `predict` reads and classifies at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +57,52 @@ class Classifier:
     temperature: float
     logits: LogitsFunction
 
+    @overload
+    def predict(self, pictures: Picture, *, top_k: int = 5) -> Prediction: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def predict(self, pictures: Iterable[Picture], *, top_k: int = 5) -> list[Prediction]: ...
+
+    def predict(self, pictures: object, *, top_k: int = 5) -> Prediction | list[Prediction]:
+        """Classifies pictures of any size, prepared as in training.
+
+        The EXIF orientation is applied, transparency becomes white, and the picture is stretched to the model's size.
+
+        Args:
+          pictures: one or many: paths, Pillow pictures, or uint8 arrays [height, width, 3], RGB. Many are a list, an
+            iterator, or an array [n, height, width, 3]; they are read batch by batch.
+          top_k: how many of the most probable classes a prediction lists, or all if there are fewer.
+
+        Returns:
+          A prediction for one picture, a list for many.
+
+        Raises:
+          UserError: a picture cannot be read, or the model gives an output that is not finite.
+        """
+        if top_k < 1:
+            raise UserError(f"top_k is {top_k}; it must be at least 1")
+        if is_picture(pictures):
+            return self._predict_batch([pictures], first=0, top_k=top_k)[0]
+        if not isinstance(pictures, Iterable):
+            raise UserError(
+                f"pictures is of type {type(pictures).__name__}; give paths, Pillow pictures or uint8 arrays"
+            )
+        found: list[Prediction] = []
+        for batch in itertools.batched(pictures, _BATCH):
+            found += self._predict_batch(batch, first=len(found), top_k=top_k)
+        return found
+
+    def _predict_batch(self, pictures: Sequence[object], *, first: int, top_k: int) -> list[Prediction]:
+        size, count = self.config.data.image_size, len(pictures)
+        places = [describe_picture(picture, number=first + i) for i, picture in enumerate(pictures)]
+        # Padded to a power of two: a workdir's model is compiled once for each size of a batch.
+        images = np.zeros((1 << (count - 1).bit_length(), size, size, 3), np.uint8)
+        for i, (picture, where) in enumerate(zip(pictures, places, strict=True)):
+            images[i] = to_input(picture, size=size, where=where)
+        logits = np.asarray(self.logits(images))[:count]
+        check_finite(logits, places)
+        return [rank_classes(row, names=self.names, top_k=top_k) for row in logits]
+
 
 def load(path: str | os.PathLike[str]) -> Classifier:
     """Opens the best checkpoint of a workdir, or an ONNX file that `python -m export` made.
@@ -74,6 +127,17 @@ def load(path: str | os.PathLike[str]) -> Classifier:
         temperature=trained.temperature,
         logits=lambda images: logits(images) / trained.temperature,
     )
+
+
+def check_finite(logits: Float32[np.ndarray, "n classes"], places: Sequence[str]) -> None:
+    """Raises UserError if a logit is not finite, which names the first such picture by its entry in `places`."""
+    invalid = ~np.isfinite(logits).all(axis=1)
+    if invalid.any():
+        where = places[int(invalid.argmax())]
+        raise UserError(
+            f"the model's outputs for {where} are not finite numbers; it has diverged: train again with a lower "
+            "--optim.learning_rate"
+        )
 
 
 def open_onnx(path: Path) -> Classifier:

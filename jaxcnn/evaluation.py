@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import track
 from scipy.special import log_softmax
 
-from jaxcnn.classifier import Classifier, LogitsFunction, load
+from jaxcnn.classifier import Classifier, LogitsFunction, check_finite, load
 from jaxcnn.config import DataConfig
 from jaxcnn.data import Dataset, Split
 from jaxcnn.data.batches import EvalBatch, eval_batches
@@ -111,7 +111,7 @@ def compute_logits(
     """
     for number, batch in enumerate(eval_batches(split, batch_size=batch_size)):
         values = np.asarray(logits(batch.images))
-        _check_finite(values[batch.mask], first_picture=number * batch_size)
+        check_finite(values[batch.mask], [f"picture {number * batch_size + i} of the split" for i in range(batch_size)])
         yield values, batch
 
 
@@ -128,12 +128,3 @@ def with_mirror_image(logits: LogitsFunction) -> LogitsFunction:
             return np.asarray(np.logaddexp(plain, flipped) - np.log(2), np.float32)
 
     return averaged
-
-
-def _check_finite(values: np.ndarray, *, first_picture: int) -> None:
-    invalid = ~np.isfinite(values).all(axis=1)
-    if invalid.any():
-        raise UserError(
-            f"the model's outputs for picture {first_picture + invalid.argmax()} of the split are not finite numbers; "
-            "it has diverged: train again with a lower --optim.learning_rate"
-        )

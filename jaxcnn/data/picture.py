@@ -1,8 +1,9 @@
 """Decoding one picture into RGB, the way a viewer would show it."""
 
+import contextlib
 import io
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -58,19 +59,49 @@ def decode(encoded: bytes, *, size: int, where: str) -> UInt8[np.ndarray, "{size
     Raises:
       UserError: no picture, cut short, damaged, larger than `MAX_PIXELS`, or of a kind that has no plain RGB form.
     """
-    try:
+    with _errors_of(where):
+        if not encoded:
+            raise ValueError("empty file")
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise Image.DecompressionBombError
+            _check_pixels(image)
             rgb = _upright(to_rgb(_load(image, size)), image)
         return np.asarray(rgb.resize((size, size), Image.Resampling.BICUBIC))
+
+
+def prepare(image: Image.Image, *, size: int, where: str) -> UInt8[np.ndarray, "{size} {size} 3"]:
+    """Converts a picture that Pillow has opened, as `decode` does; a large JPEG is decoded at its full size.
+
+    Args:
+      image: the picture; its pixels are loaded if they were not.
+      size: side of the result in pixels.
+      where: names the picture in error messages.
+
+    Raises:
+      UserError: as `decode`.
+    """
+    with _errors_of(where):
+        _check_pixels(image)
+        image.load()
+        return np.asarray(_upright(to_rgb(image), image).resize((size, size), Image.Resampling.BICUBIC))
+
+
+@contextlib.contextmanager
+def _errors_of(where: str) -> Iterator[None]:
+    """Turns every error of Pillow into a UserError that names the picture."""
+    try:
+        yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(f"{where} has more than {MAX_PIXELS:,} pixels; make it smaller or remove it") from error
     except Exception as error:  # Pillow's readers raise nearly every kind of error on damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
-            reason = f"none of {', '.join(FORMATS)}" if encoded else "empty file"
+            reason = f"none of {', '.join(FORMATS)}"
         raise UserError(f"{where} is no picture that can be read ({reason}); mend or remove it") from error
+
+
+def _check_pixels(image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise Image.DecompressionBombError
 
 
 def _load(image: ImageFile.ImageFile, size: int) -> Image.Image:

@@ -1,0 +1,111 @@
+"""What a classifier says about a picture, and the kinds of pictures that it takes."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeGuard
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+from scipy.special import softmax
+
+from jaxcnn.data.picture import decode, prepare
+from jaxcnn.errors import UserError
+
+Picture = str | os.PathLike[str] | Image.Image | np.ndarray
+"""The path of a file, a Pillow picture, or a uint8 array [height, width, 3], RGB."""
+
+
+@dataclass(frozen=True)
+class ClassProbability:
+    """A class, and the probability that the model gives it.
+
+    Attributes:
+      name: name of the class.
+      index: its position in the model's outputs, counted from 0.
+      probability: from 0 to 1; those of all classes add up to 1.
+    """
+
+    name: str
+    index: int
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a classifier says about one picture.
+
+    Attributes:
+      top: the most probable classes, the first is the answer; of equal ones the lower index comes first.
+    """
+
+    top: tuple[ClassProbability, ...]
+
+    @property
+    def name(self) -> str:
+        """Name of the most probable class."""
+        return self.top[0].name
+
+    @property
+    def index(self) -> int:
+        """Index of the most probable class."""
+        return self.top[0].index
+
+    @property
+    def probability(self) -> float:
+        """Probability of the most probable class."""
+        return self.top[0].probability
+
+
+def rank_classes(logits: Float[np.ndarray, " classes"], *, names: tuple[str, ...], top_k: int) -> Prediction:
+    """Returns the `top_k` most probable classes, or all if there are fewer."""
+    probabilities = softmax(logits.astype(np.float64))
+    best = np.argsort(-probabilities, kind="stable")[:top_k]
+    return Prediction(tuple(ClassProbability(names[i], int(i), float(probabilities[i])) for i in best))
+
+
+def is_picture(value: object) -> TypeGuard[Picture]:
+    """Returns whether a value is one picture, rather than an iterable of pictures."""
+    if isinstance(value, np.ndarray):
+        return value.ndim != 4
+    return isinstance(value, str | os.PathLike | Image.Image)
+
+
+def describe_picture(picture: object, *, number: int) -> str:
+    """Returns what messages call a picture: its path, or its number, counted from 0."""
+    if isinstance(picture, str | os.PathLike):
+        return os.fspath(picture)
+    return f"picture {number}"
+
+
+def to_input(picture: object, *, size: int, where: str) -> UInt8[np.ndarray, "{size} {size} 3"]:
+    """Prepares a picture as in training and evaluation; see `jaxcnn.data.picture.decode`.
+
+    Args:
+      picture: a large JPEG is decoded at a fraction of its size if it is given by its path; Pillow decodes it whole.
+      size: side of the result in pixels.
+      where: names the picture in messages.
+
+    Raises:
+      UserError: the file cannot be read, or the picture is damaged, too large, or something else.
+    """
+    if isinstance(picture, str | os.PathLike):
+        return decode(_read(Path(picture), where), size=size, where=where)
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
+            raise UserError(
+                f"{where} is an array of {picture.dtype} {list(picture.shape)}; give uint8 [height, width, 3], RGB"
+            )
+        picture = Image.fromarray(picture)
+    if not isinstance(picture, Image.Image):
+        raise UserError(f"{where} is of type {type(picture).__name__}; give a path, a Pillow picture or a uint8 array")
+    return prepare(picture, size=size, where=where)
+
+
+def _read(path: Path, where: str) -> bytes:
+    try:
+        return path.expanduser().read_bytes()
+    except (OSError, RuntimeError, ValueError) as error:  # no such user, a null character
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{where} cannot be read: {reason}; give the path of a picture") from error

@@ -4,6 +4,9 @@ import errno
 import os
 from pathlib import Path
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Error numbers of a full disk, an exhausted quota and a file at its size limit."""
+
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes a file that is either whole or as it was before; text in UTF-8."""

@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from scipy.special import softmax
 
-from jaxcnn.data.picture import decode, prepare
+from jaxcnn.data.decoding import decode, prepare
 from jaxcnn.errors import UserError
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray
@@ -80,7 +80,7 @@ def describe_picture(picture: object, *, number: int) -> str:
 
 
 def to_input(picture: object, *, size: int, where: str) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """Prepares a picture as in training and evaluation; see `jaxcnn.data.picture.decode`.
+    """Prepares a picture as in training and evaluation; see `jaxcnn.data.decoding.decode`.
 
     Args:
       picture: a large JPEG is decoded at a fraction of its size if it is given by its path; Pillow decodes it whole.

@@ -15,7 +15,7 @@ import export
 from jaxcnn import data, models
 from jaxcnn.classifier import Classifier, load
 from jaxcnn.config import Config, DataConfig, ModelConfig
-from jaxcnn.data.picture import MAX_PIXELS
+from jaxcnn.data.decoding import MAX_PIXELS
 from jaxcnn.errors import UserError
 from jaxcnn.evaluation import evaluate
 from jaxcnn.optim import make_optimizer
@@ -180,7 +180,7 @@ def test_pictures_are_prepared_as_in_training():
     seen = []
     classifier = make_classifier(lambda images: seen.append(images.copy()) or brightest(images), side=8)
     classifier.predict(Image.open(io.BytesIO(encoded)))
-    np.testing.assert_array_equal(seen[-1][0], data.picture.decode(encoded, size=8, where=""))
+    np.testing.assert_array_equal(seen[-1][0], data.decoding.decode(encoded, size=8, where=""))
     assert (seen[-1][0, :, 0] < 9).all()  # what was the lower end is on the left now
     assert (seen[-1][0, :, -1] > 246).all()
     transparent = Image.new("RGBA", (9, 9), (0, 0, 0, 0))

@@ -1,8 +1,10 @@
-"""Pictures from any source, decoded once, in an order that only the seed and the epoch decide."""
+"""Data sets: pictures from any source, decoded once, in an order that depends on seed and epoch alone."""
 
 from jaxcnn.data.batches import Batch, EvalBatch, epoch_order, eval_batches, steps_per_epoch, train_batches
-from jaxcnn.data.dataset import Dataset, Fingerprint, Split
+from jaxcnn.data.dataset import Dataset
+from jaxcnn.data.fingerprint import Fingerprint
 from jaxcnn.data.loading import is_named, load
+from jaxcnn.data.split import Split
 
 __all__ = [
     "Batch",

@@ -1,4 +1,4 @@
-"""The order of examples, and batches gathered ahead of the device."""
+"""The order of examples, and batches that a thread gathers ahead of the device."""
 
 import itertools
 from collections import deque
@@ -9,21 +9,22 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int32, Int64, UInt8
 
-from jaxcnn.data.dataset import Split
+from jaxcnn.data.split import Split
 from jaxcnn.errors import UserError
 
-AHEAD = 3  # batches kept ready: one being copied to the device, one waiting, one being gathered
+AHEAD = 3
+"""Batches in preparation: one being copied to the device, one waiting, one being gathered."""
 
 
 class Batch(NamedTuple):
-    """Training examples; a pytree for jax."""
+    """Training examples; a pytree."""
 
     images: UInt8[np.ndarray, "batch size size 3"]
     labels: Int32[np.ndarray, " batch"]
 
 
 class EvalBatch(NamedTuple):
-    """Evaluation examples; `mask` is false where the last batch was filled up."""
+    """Evaluation examples; a pytree. `mask` is false for the padding of the last batch."""
 
     images: UInt8[np.ndarray, "batch size size 3"]
     labels: Int32[np.ndarray, " batch"]
@@ -31,12 +32,12 @@ class EvalBatch(NamedTuple):
 
 
 def epoch_order(*, seed: int, epoch: int, count: int) -> Int64[np.ndarray, " {count}"]:
-    """The order of `count` examples in an epoch: each once, decided by `seed` and `epoch` alone (both 0 or more)."""
+    """Returns a permutation of `count` examples that depends on `seed` and `epoch` alone (both 0 or more)."""
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
 def steps_per_epoch(split: Split, batch_size: int) -> int:
-    """Full batches in an epoch; the examples left over differ from epoch to epoch.
+    """Returns the number of full batches in an epoch; each epoch leaves out other examples.
 
     Raises:
       UserError: there are fewer pictures than a batch holds.
@@ -49,15 +50,15 @@ def steps_per_epoch(split: Split, batch_size: int) -> int:
 
 
 def train_batches(split: Split, *, seed: int, batch_size: int, start_step: int = 0) -> Generator[Batch]:
-    """Shuffled full batches without end; the batch of a step depends on nothing but the arguments.
+    """Yields shuffled full batches without end; the batch of a step depends on the arguments alone.
 
-    A thread gathers a few batches ahead. It ends when the iterator is closed or forgotten.
+    A thread gathers a few batches ahead, until the generator is closed or garbage-collected.
 
     Args:
       split: the pictures.
       seed: decides the order, see `epoch_order`.
       batch_size: examples in a batch.
-      start_step: steps already taken; the first batch is that of this step, counted from 0.
+      start_step: step of the first batch, counted from 0, where training resumes.
 
     Raises:
       UserError: there are fewer pictures than a batch holds.
@@ -76,7 +77,7 @@ def train_batches(split: Split, *, seed: int, batch_size: int, start_step: int =
 
 
 def eval_batches(split: Split, *, batch_size: int) -> Generator[EvalBatch]:
-    """Every example exactly once, in order; the last batch is filled up with black pictures that `mask` leaves out."""
+    """Yields every example once, in order; black pictures fill up the last batch, with `mask` false."""
 
     def gather(start: int) -> EvalBatch:
         images = np.asarray(split.images[start : start + batch_size])
@@ -94,11 +95,12 @@ def eval_batches(split: Split, *, batch_size: int) -> Generator[EvalBatch]:
 def _prefetch[Argument, Result](
     function: Callable[[Argument], Result], arguments: Iterable[Argument]
 ) -> Generator[Result]:
-    """Results of `function` for each of the arguments in order, computed by a thread up to `AHEAD` calls early."""
-    calls = iter(arguments)
+    """Yields `function(argument)` for each argument in order; a thread computes up to `AHEAD` of them in advance."""
+    remaining = iter(arguments)
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
-        pending = deque(pool.submit(function, call) for call in itertools.islice(calls, AHEAD))
+        pending = deque(pool.submit(function, argument) for argument in itertools.islice(remaining, AHEAD))
         while pending:
             result = pending.popleft().result()
-            pending.extend(pool.submit(function, call) for call in itertools.islice(calls, 1))
+            # Ask for the next one before this one is used, so that the thread is never idle.
+            pending.extend(pool.submit(function, argument) for argument in itertools.islice(remaining, 1))
             yield result

@@ -1,46 +1,49 @@
-"""Decoded pictures on disk: written once, whole or not at all, and memory-mapped from then on."""
+"""Decoded pictures on disk: written once, completely or not at all, then memory-mapped."""
 
 import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock, Timeout
+from jaxtyping import UInt8
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxcnn.data.dataset import Dataset, Split
-from jaxcnn.data.picture import DECODER, decode
-from jaxcnn.data.source import NO_ROOM, Opened, Pictures, Source
-from jaxcnn.disk import sync
+from jaxcnn.data.dataset import Dataset
+from jaxcnn.data.decoding import DECODER, decode
+from jaxcnn.data.sources.encoded_dataset import EncodedDataset
+from jaxcnn.data.sources.pictures import Pictures
+from jaxcnn.data.sources.source import Source
+from jaxcnn.data.split import Split
+from jaxcnn.disk import NO_ROOM, sync
 from jaxcnn.errors import UserError
 
 VERSION = 2
-"""Raise it when the same source would be read as other classes, or as `DECODER`: older entries are then made anew."""
+"""Version of the entries. Raise it when the same source would get other classes; older entries are decoded again."""
 
 CHUNK = 2**25
 """Bytes of decoded pictures between two writes: 2,730 pictures of 64x64 pixels, or 10 of 1024x1024."""
 
 THREADS = 16
-"""Most threads that decode; each has a whole picture in memory."""
+"""Most threads that decode; each holds a whole picture in memory."""
 
-NAMED = 10
-"""Most pictures that cannot be read of which a message tells."""
+LISTED = 10
+"""Most unreadable pictures that one error message lists."""
 
 
 def load_cached(source: Source, *, size: int, cache_dir: Path) -> Dataset:
-    """The pictures of a source, decoded to `size` x `size` pixels; only the first call for a source decodes.
+    """Loads the pictures of a source, decoded to `size` x `size` pixels; only the first call for a source decodes.
 
-    An entry is a folder `KEY-SIZE` of `cache_dir`. It is written under another name and renamed when all of it has
-    reached the disk. Of several processes one decodes and the others wait. An entry whose files do not fit together is
-    decoded anew.
+    An entry is the folder `KEY-SIZE` of `cache_dir`. It is written under another name, and renamed once all of it has
+    reached the disk. Of several processes one decodes while the others wait. A damaged entry is decoded again.
 
     Raises:
-      UserError: pictures cannot be read, or the entry cannot be written, for want of room for example.
+      UserError: pictures cannot be read, or the entry cannot be written, as on a full disk.
     """
     entry = cache_dir / f"{source.key}-{size}"
     dataset = _read_entry(entry)
@@ -49,7 +52,7 @@ def load_cached(source: Source, *, size: int, cache_dir: Path) -> Dataset:
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         with _locked(cache_dir / f"{source.key}.lock"):
-            dataset = _read_entry(entry)  # another process may have written it while this one waited
+            dataset = _read_entry(entry)  # another process may have written it meanwhile
             if dataset is None:
                 _write_entry(entry, source, size)
                 dataset = _read_entry(entry)
@@ -61,14 +64,14 @@ def load_cached(source: Source, *, size: int, cache_dir: Path) -> Dataset:
 
 
 def _read_entry(entry: Path) -> Dataset | None:
-    """Maps an entry; None if there is none, or its files have not the sizes that were written."""
+    """Maps an entry; returns None if it is missing, outdated or damaged."""
     try:
         meta = json.loads((entry / "entry.json").read_text())
         if (meta["version"], meta["decoder"]) != (VERSION, DECODER):
             return None
-        if any((entry / name).stat().st_size != n for name, n in meta["bytes"].items()):
+        if any((entry / name).stat().st_size != size for name, size in meta["bytes"].items()):
             return None
-        "".join((meta["name"], *meta["names"])).encode()  # raises for names of before they were made `readable`
+        "".join((meta["name"], *meta["names"])).encode()  # raises for entries with names that are not valid Unicode
         return Dataset(
             name=meta["name"],
             names=tuple(meta["names"]),
@@ -83,7 +86,7 @@ def _read_entry(entry: Path) -> Dataset | None:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Holds a lock that the system lets go of even when the process is killed; says so if it has to wait."""
+    """Holds a lock that the system releases even if the process is killed; prints a line if it has to wait."""
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
@@ -102,17 +105,20 @@ def _map_split(entry: Path, split: str) -> Split:
 
 
 def _write_entry(entry: Path, source: Source, size: int) -> None:
-    """Decodes all pictures into a new entry in place of an older one."""
+    """Decodes all pictures into a new entry, which replaces an older one."""
     partial = entry.with_name(f"{entry.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed: the lock is ours
-    opened = source.open()
-    need = (len(opened.train) + len(opened.validation)) * size * size * 3
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed process: this one holds the lock
+
+    # Fail before decoding if the disk is too small.
+    dataset = source.open()
+    need = (len(dataset.train) + len(dataset.validation)) * size * size * 3
     room = f"the decoded pictures take {need / 1e6:,.1f} MB in {entry.parent}"
     if need > shutil.disk_usage(entry.parent).free:
         raise UserError(f"the disk is too full: {room}; make room or choose another --data.cache_dir")
+
     try:
         partial.mkdir()
-        _write_files(partial, opened, size)
+        _write_files(partial, dataset, size)
         shutil.rmtree(entry, ignore_errors=True)
         partial.rename(entry)
         sync(entry.parent)
@@ -124,70 +130,93 @@ def _write_entry(entry: Path, source: Source, size: int) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write_files(folder: Path, opened: Opened, size: int) -> None:
-    """Decodes every picture, even after some that cannot be read, so that all of them are told at once."""
-    unread: list[str] = []
-    step = max(CHUNK // (size * size * 3), 1)
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+def _write_files(folder: Path, dataset: EncodedDataset, size: int) -> None:
+    """Writes pictures, labels and description of an entry.
+
+    Raises:
+      UserError: pictures cannot be read; all are tried first, so that one message lists them.
+      OSError: a file cannot be written.
+    """
+    errors: list[str] = []
     with (
-        Progress(*columns, console=Console(stderr=True)) as progress,
-        ThreadPoolExecutor(_threads()) as pool,  # threads: Pillow decodes and resizes without the interpreter lock
+        _progress(f"decoding {dataset.name}", len(dataset.train) + len(dataset.validation)) as advance,
+        ThreadPoolExecutor(_threads()) as pool,  # threads: Pillow releases the interpreter lock while it decodes
     ):
-        task = progress.add_task(f"decoding {opened.name}", total=len(opened.train) + len(opened.validation))
-        for split, pictures in (("train", opened.train), ("validation", opened.validation)):
-            labels = np.empty(len(pictures), np.int32)
-            with (folder / f"{split}_images.npy").open("wb") as file:
-                shape = (len(pictures), size, size, 3)
-                np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-                # Written, not mapped: on a full disk a write raises an error, a touched page kills the process.
-                for start in range(0, len(pictures), step):
-                    rows = range(start, min(start + step, len(pictures)))
-                    images, labels[rows.start : rows.stop], errors = _decode_rows(pool, pictures, rows, size)
-                    file.write(images.data)
-                    unread += errors
-                    progress.advance(task, len(rows))
-            np.save(folder / f"{split}_labels.npy", labels)
-    _refuse(unread)
+        for split, pictures in (("train", dataset.train), ("validation", dataset.validation)):
+            errors += _write_split(folder, split, pictures, size=size, pool=pool, advance=advance)
+    _check_readable(errors)
     files = sorted(folder.iterdir())
     meta = {
         "version": VERSION,
         "decoder": DECODER,
-        "name": opened.name,
-        "names": opened.names,
-        "wnids": opened.wnids,
-        "license": opened.license,
-        "bytes": {file.name: file.stat().st_size for file in files},
+        "name": dataset.name,
+        "names": dataset.names,
+        "wnids": dataset.wnids,
+        "license": dataset.license,
+        "bytes": {path.name: path.stat().st_size for path in files},
     }
     (folder / "entry.json").write_text(json.dumps(meta, indent=2) + "\n")
     for path in (*files, folder / "entry.json", folder):
         sync(path)
 
 
+@contextlib.contextmanager
+def _progress(text: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Draws a bar on stderr; yields a function that advances it by a number of pictures."""
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(text, total=total)
+        yield lambda count: progress.advance(task, count)
+
+
 def _threads() -> int:
-    """As many as there are cores that this process may use, but at most `THREADS`."""
+    """Returns the number of cores that this process may use, but at most `THREADS`."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, THREADS)
 
 
-def _decode_rows(pool: Executor, pictures: Pictures, rows: range, size: int) -> tuple[np.ndarray, list[int], list[str]]:
-    """Pictures and labels of some rows, and what is wrong with those that cannot be read, which are black."""
+def _write_split(
+    folder: Path, split: str, pictures: Pictures, *, size: int, pool: Executor, advance: Callable[[int], None]
+) -> list[str]:
+    """Writes `SPLIT_images.npy` and `SPLIT_labels.npy`; returns an error message for each unreadable picture."""
+    errors: list[str] = []
+    labels = np.empty(len(pictures), np.int32)
+    step = max(CHUNK // (size * size * 3), 1)
+    with (folder / f"{split}_images.npy").open("wb") as file:
+        shape = (len(pictures), size, size, 3)
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        # Written, not memory-mapped: on a full disk a write raises an error, a mapped page kills the process.
+        for start in range(0, len(pictures), step):
+            rows = range(start, min(start + step, len(pictures)))
+            images, labels[rows.start : rows.stop], unreadable = _decode_rows(pictures, rows, size=size, pool=pool)
+            file.write(images.data)
+            errors += unreadable
+            advance(len(rows))
+    np.save(folder / f"{split}_labels.npy", labels)
+    return errors
+
+
+def _decode_rows(
+    pictures: Pictures, rows: range, *, size: int, pool: Executor
+) -> tuple[UInt8[np.ndarray, "rows {size} {size} 3"], list[int], list[str]]:
+    """Returns pixels and labels of some rows, and an error message for each unreadable picture, which is black."""
 
     def read(row: int) -> tuple[np.ndarray, int, str]:
         try:
             picture = pictures[row]
             return decode(picture.encoded, size=size, where=picture.where), picture.label, ""
-        except UserError as error:  # its message only: the traceback would keep the file in memory
+        except UserError as error:  # only its message: the traceback would keep the file in memory
             return np.zeros((size, size, 3), np.uint8), -1, str(error)
 
     images, labels, errors = zip(*pool.map(read, rows), strict=True)
-    return np.stack(images), list(labels), list(filter(None, errors))
+    return np.stack(images), list(labels), [error for error in errors if error]
 
 
-def _refuse(unread: list[str]) -> None:
-    """Raises a `UserError` that tells what is wrong with pictures, if there are any."""
-    messages = list(dict.fromkeys(unread))  # those of a zip with a password have all the same
+def _check_readable(errors: list[str]) -> None:
+    """Raises a UserError that lists the unreadable pictures, if there are any."""
+    messages = list(dict.fromkeys(errors))  # an error of the whole source, such as a password, is the same for all
     if len(messages) == 1:
         raise UserError(messages[0])
     if messages:
-        dots = ["..."] if len(messages) > NAMED else []
-        raise UserError(f"{len(unread)} pictures cannot be read: {' | '.join(messages[:NAMED] + dots)}")
+        dots = ["..."] if len(messages) > LISTED else []
+        raise UserError(f"{len(errors)} pictures cannot be read: {' | '.join(messages[:LISTED] + dots)}")

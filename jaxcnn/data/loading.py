@@ -1,4 +1,4 @@
-"""From the settings to pictures in arrays."""
+"""From a configuration to a data set."""
 
 from pathlib import Path
 
@@ -7,18 +7,18 @@ import numpy as np
 from jaxcnn.config import DataConfig
 from jaxcnn.data.cache import load_cached
 from jaxcnn.data.dataset import Dataset
-from jaxcnn.data.digits import open_digits
-from jaxcnn.data.folder import folder_source
-from jaxcnn.data.source import Source
+from jaxcnn.data.sources.digits import digits_source
+from jaxcnn.data.sources.folder import folder_source
+from jaxcnn.data.sources.source import Source
 from jaxcnn.errors import UserError
 from jaxcnn.paths import check_outside_pictures, named_path
 
 HELD_OUT = 0.1
-"""Share of the training pictures held out where a source has no validation pictures of its own."""
+"""Share of the training pictures held out where the source has no validation pictures."""
 
 
 def load(config: DataConfig, *, hold_out: bool = True) -> Dataset:
-    """The pictures that the settings ask for, decoded into the cache if they are not there yet.
+    """Loads a data set, after decoding its pictures into the cache if they are not there yet.
 
     Args:
       config: the source, the size of the pictures, and which of them are held out.
@@ -26,13 +26,13 @@ def load(config: DataConfig, *, hold_out: bool = True) -> Dataset:
         own validation pictures remain if `validation_fraction` is None.
 
     Raises:
-      UserError: the source cannot be found or read, a picture of it is damaged, the cache cannot be written, or there
-        are too few pictures.
+      UserError: the source does not exist or cannot be read, a picture is damaged, the cache cannot be written, or
+        there are too few pictures.
     """
     cache_dir = named_path(config.cache_dir, option="data.cache_dir")
     if not is_named(config.source):
         check_outside_pictures(cache_dir, option="data.cache_dir", source=config.source)
-    dataset = load_cached(_source(config, cache_dir), size=config.image_size, cache_dir=cache_dir)
+    dataset = load_cached(_find_source(config, cache_dir), size=config.image_size, cache_dir=cache_dir)
     if config.validation_fraction is not None or len(dataset.validation) == 0:
         if hold_out:
             dataset = dataset.hold_out(fraction=config.validation_fraction or HELD_OUT, seed=config.split_seed)
@@ -45,22 +45,22 @@ def load(config: DataConfig, *, hold_out: bool = True) -> Dataset:
 
 
 def is_named(source: str) -> bool:
-    """Whether a source is one with a name of its own, and not a path."""
+    """Returns whether a `--data.source` is the name of a data set, not a path."""
     return source in ("digits", "tiny_imagenet") or source.startswith("tfds:")
 
 
-def _source(config: DataConfig, cache_dir: Path) -> Source:
-    """The source by its name; the libraries of the others are not imported."""
+def _find_source(config: DataConfig, cache_dir: Path) -> Source:
+    """Returns the source that `config` names; imports only the libraries that it needs."""
     kind, _, name = config.source.partition(":")
     if config.source == "digits":
-        return Source(key="digits", open=open_digits)
+        return digits_source()
     if config.source == "tiny_imagenet":
-        from jaxcnn.data.tiny_imagenet import tiny_imagenet_source
+        from jaxcnn.data.sources.tiny_imagenet import tiny_imagenet_source
 
         archive = named_path(config.archive, option="data.archive") if config.archive is not None else None
         return tiny_imagenet_source(archive, data_dir=cache_dir / "tfds")
     if kind == "tfds":
-        from jaxcnn.data.tfds import tfds_source
+        from jaxcnn.data.sources.tfds import tfds_source
 
         return tfds_source(name, data_dir=cache_dir / "tfds")
     return folder_source(config.source)

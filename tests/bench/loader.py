@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jaxcnn.data.batches import Batch, train_batches
-from jaxcnn.data.dataset import Split
+from jaxcnn.data.split import Split
 from jaxcnn.presets import PRESETS
 from tests.bench.train_step import CLASSES
 from tests.bench.train_step_jaxcnn import make_step

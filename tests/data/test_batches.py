@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxcnn.data.batches import epoch_order, eval_batches, steps_per_epoch, train_batches
-from jaxcnn.data.dataset import Rows, Split
+from jaxcnn.data.rows import Rows
+from jaxcnn.data.split import Split
 from jaxcnn.errors import UserError
 
 
 def numbered(count: int) -> Split:
-    """Picture `i` is filled with `i` and has the label `i`."""
+    """Makes a split whose picture `i` is filled with `i` and has the label `i`."""
     images = np.arange(count, dtype=np.uint8)[:, None, None, None].repeat(2, 1).repeat(2, 2).repeat(3, 3)
     return Split(images, np.arange(count, dtype=np.int32))
 
@@ -35,7 +36,7 @@ def test_an_epoch_has_every_example_once(seed, epoch, count):
     assert np.array_equal(order, epoch_order(seed=seed, epoch=epoch, count=count))
 
 
-def test_seed_and_epoch_each_change_the_order():
+def test_seed_and_epoch_both_change_the_order():
     orders = {tuple(epoch_order(seed=seed, epoch=epoch, count=20)) for seed in range(5) for epoch in range(5)}
     assert len(orders) == 25
 
@@ -62,13 +63,13 @@ def test_pictures_and_labels_belong_together():
 
 
 @given(start=st.integers(0, 30), count=st.integers(3, 12), batch_size=st.integers(1, 3))
-def test_starting_late_is_the_same_as_skipping(start, count, batch_size):
+def test_resuming_at_a_step_is_the_same_as_skipping_to_it(start, count, batch_size):
     options = {"seed": 1, "batch_size": batch_size}
     split = numbered(count)
     assert take(split, 4, start_step=start, **options) == take(split, start + 4, **options)[start:]
 
 
-def test_held_out_rows_are_what_is_read():
+def test_a_selection_reads_its_rows_alone():
     split = numbered(20).select(np.arange(10, 20))
     assert isinstance(split.images, Rows)
     batch = next(train_batches(split, seed=0, batch_size=10))
@@ -78,13 +79,15 @@ def test_held_out_rows_are_what_is_read():
     assert whole.images[:10, 0, 0, 0].tolist() == list(range(10, 20))
 
 
-def test_steps_count_full_batches():
+def test_an_epoch_has_full_batches_alone():
     assert steps_per_epoch(numbered(10), 3) == 3
     assert steps_per_epoch(numbered(9), 3) == 3
 
 
-def test_a_batch_larger_than_the_set_is_refused_at_once():
-    with pytest.raises(UserError, match="batch_size is 11, but there are only 10 training pictures"):
+def test_a_batch_larger_than_the_split_is_refused_at_once():
+    with pytest.raises(
+        UserError, match=r"^batch_size is 11, but there are only 10 training pictures; make it smaller$"
+    ):
         train_batches(numbered(10), seed=0, batch_size=11)
 
 
@@ -128,7 +131,7 @@ def test_no_thread_is_left(end):
 
 
 class Watched(Rows):
-    """Rows that tell when they were read."""
+    """Rows that record which thread reads them."""
 
     def __getitem__(self, index):
         reads.append(threading.current_thread())

@@ -15,8 +15,10 @@ from pictures import encode, make_picture
 
 from jaxcnn.data import cache
 from jaxcnn.data.cache import load_cached
-from jaxcnn.data.picture import decode
-from jaxcnn.data.source import Opened, Picture, Source
+from jaxcnn.data.decoding import decode
+from jaxcnn.data.sources.encoded_dataset import EncodedDataset
+from jaxcnn.data.sources.pictures import Picture
+from jaxcnn.data.sources.source import Source
 from jaxcnn.errors import UserError
 
 PICTURES = [
@@ -31,7 +33,7 @@ def source(*, train=PICTURES[:8], validation=PICTURES[8:], key="some", name="set
 
     def opened():
         calls.append(key)
-        return Opened(
+        return EncodedDataset(
             name=name,
             names=("a", "b", "c"),
             wnids=("n1", "n2", "n3"),
@@ -51,7 +53,7 @@ def check(dataset, *, size=8):
         assert split.labels.dtype == np.int32
 
 
-def test_decodes_once_and_maps_from_then_on(tmp_path):
+def test_the_second_call_maps_what_the_first_decoded(tmp_path):
     some, calls = source()
     for _ in range(2):
         dataset = load_cached(some, size=8, cache_dir=tmp_path / "new" / "cache")
@@ -63,9 +65,9 @@ def test_decodes_once_and_maps_from_then_on(tmp_path):
     assert calls == ["some"]
 
 
-def test_an_entry_gets_its_name_when_it_is_on_the_disk(tmp_path, monkeypatch):
+def test_an_entry_is_renamed_after_it_has_reached_the_disk(tmp_path, monkeypatch):
     entry, sync = tmp_path / "some-8", os.fsync
-    named, unnamed = set(), set()  # what was synchronised after, and before, it got its name
+    named, unnamed = set(), set()  # inodes synchronised after and before the entry got its name
 
     def recorded(descriptor):
         sync(descriptor)
@@ -77,14 +79,14 @@ def test_an_entry_gets_its_name_when_it_is_on_the_disk(tmp_path, monkeypatch):
     assert named == {tmp_path.stat().st_ino}
 
 
-def test_another_size_or_key_is_another_entry(tmp_path):
+def test_each_size_and_key_has_an_entry(tmp_path):
     for key, size in (("some", 8), ("some", 9), ("other", 8)):
         some, calls = source(key=key)
         check(load_cached(some, size=size, cache_dir=tmp_path), size=size)
         assert calls == [key]
 
 
-def test_chunks_meet_without_a_seam(tmp_path, monkeypatch):
+def test_chunks_join_without_a_gap(tmp_path, monkeypatch):
     for chunk in (1, 3, 8):
         monkeypatch.setattr(cache, "CHUNK", chunk * 8 * 8 * 3)
         check(load_cached(source()[0], size=8, cache_dir=tmp_path / str(chunk)))
@@ -92,7 +94,7 @@ def test_chunks_meet_without_a_seam(tmp_path, monkeypatch):
 
 @pytest.fixture
 def pools(monkeypatch):
-    """The pools that are made: how many threads each has, and how many pictures are decoded between two writes."""
+    """Records for each pool its number of threads, and how many pictures are decoded between two writes."""
     made = []
 
     class Pool(ThreadPoolExecutor):
@@ -109,21 +111,21 @@ def pools(monkeypatch):
 
 
 @pytest.mark.parametrize(("size", "rows"), [(8, [8, 3]), (10, [7, 1, 3]), (80, [1] * 11)])
-def test_a_chunk_has_fewer_pictures_where_they_are_larger(tmp_path, monkeypatch, pools, size, rows):
+def test_a_chunk_has_fewer_pictures_if_they_are_larger(tmp_path, monkeypatch, pools, size, rows):
     monkeypatch.setattr(cache, "CHUNK", 2100)
     check(load_cached(source()[0], size=size, cache_dir=tmp_path), size=size)
     assert [count for _, count in pools] == [rows]
 
 
 @pytest.mark.parametrize(("cores", "threads"), [(1, 1), (3, 3), (64, 16)])
-def test_as_many_threads_decode_as_the_process_may_use_cores(tmp_path, monkeypatch, pools, cores, threads):
+def test_one_thread_per_usable_core_decodes(tmp_path, monkeypatch, pools, cores, threads):
     monkeypatch.setattr("os.cpu_count", lambda: 64)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)), raising=False)
     check(load_cached(source()[0], size=8, cache_dir=tmp_path))
     assert [count for count, _ in pools] == [threads]
 
 
-def test_no_validation_pictures_is_an_empty_split(tmp_path):
+def test_a_source_without_validation_pictures_gives_an_empty_split(tmp_path):
     for _ in range(2):
         dataset = load_cached(source(validation=[])[0], size=8, cache_dir=tmp_path)
         assert dataset.validation.images.shape == (0, 8, 8, 3)
@@ -132,7 +134,7 @@ def test_no_validation_pictures_is_an_empty_split(tmp_path):
 
 def test_a_broken_picture_leaves_nothing_behind(tmp_path):
     broken = [*PICTURES[:3], Picture(where="cat/4.png", encoded=b"?", label=0)]
-    with pytest.raises(UserError, match=r"^cat/4\.png is no picture"):
+    with pytest.raises(UserError, match=r"^cat/4\.png is not a picture"):
         load_cached(source(train=broken)[0], size=8, cache_dir=tmp_path)
     assert [file.name for file in tmp_path.iterdir() if file.is_dir()] == []
     check(load_cached(source()[0], size=8, cache_dir=tmp_path))
@@ -142,16 +144,18 @@ def broken(count: int) -> list[Picture]:
     return [Picture(where=f"cat/{index}.png", encoded=b"?", label=0) for index in range(count)]
 
 
-def test_all_pictures_that_cannot_be_read_are_told_at_once(tmp_path, monkeypatch):
+def test_one_error_lists_all_unreadable_pictures(tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "CHUNK", 1)
     some = source(train=[*broken(2), *PICTURES[:8]], validation=[PICTURES[8], *broken(3)[2:]])[0]
-    told = r"cat/{}\.png is no picture that can be read \(none of .*\); mend or remove it"
-    with pytest.raises(UserError, match="^3 pictures cannot be read: " + r" \| ".join(map(told.format, "012")) + "$"):
+    message = r"cat/{}\.png is not a picture that can be read \(none of .*\); repair or remove it"
+    with pytest.raises(
+        UserError, match="^3 pictures cannot be read: " + r" \| ".join(map(message.format, "012")) + "$"
+    ):
         load_cached(some, size=8, cache_dir=tmp_path)
 
 
 @pytest.mark.parametrize(("count", "dots"), [(10, ""), (11, r" \| \.\.\.")])
-def test_of_many_pictures_that_cannot_be_read_ten_are_named(tmp_path, count, dots):
+def test_an_error_lists_at_most_ten_unreadable_pictures(tmp_path, count, dots):
     with pytest.raises(
         UserError, match=rf"^{count} pictures cannot be read: cat/0\.png .* \| cat/9\.png [^|]* remove it{dots}$"
     ) as caught:
@@ -159,7 +163,7 @@ def test_of_many_pictures_that_cannot_be_read_ten_are_named(tmp_path, count, dot
     assert str(caught.value).count(".png") == 10
 
 
-def test_what_is_wrong_with_the_whole_source_is_told_once(tmp_path):
+def test_an_error_of_the_whole_source_is_reported_once(tmp_path):
     class Locked(list):
         def __getitem__(self, index):
             raise UserError("some.zip has a password")
@@ -184,7 +188,7 @@ def garble(path: Path) -> None:
 @pytest.mark.parametrize(
     "name", [f"{split}_{array}.npy" for split in ("train", "validation") for array in ("images", "labels")]
 )
-def test_a_damaged_entry_is_decoded_anew(tmp_path, name, damage):
+def test_a_damaged_entry_is_decoded_again(tmp_path, name, damage):
     some, calls = source()
     load_cached(some, size=8, cache_dir=tmp_path)
     damage(tmp_path / "some-8" / name)
@@ -200,16 +204,16 @@ def unlist(path: Path) -> None:
     "damage",
     [cut, garble, Path.unlink, unlist, *(lambda path, text=text: path.write_text(text) for text in ("[]", "{}"))],
 )
-def test_a_damaged_description_is_decoded_anew(tmp_path, damage):
+def test_an_entry_with_a_damaged_description_is_decoded_again(tmp_path, damage):
     some, calls = source()
     load_cached(some, size=8, cache_dir=tmp_path)
     damage(tmp_path / "some-8" / "entry.json")
-    if damage is not cut:  # only the last line feed
+    if damage is not cut:  # which only removes the last line feed
         check(load_cached(some, size=8, cache_dir=tmp_path))
         assert len(calls) == 2
 
 
-def test_an_entry_of_an_older_version_is_decoded_anew(tmp_path):
+def test_an_entry_of_an_older_version_is_decoded_again(tmp_path):
     some, calls = source()
     load_cached(some, size=8, cache_dir=tmp_path)
     path = tmp_path / "some-8" / "entry.json"
@@ -221,8 +225,8 @@ def test_an_entry_of_an_older_version_is_decoded_anew(tmp_path):
 
 
 @pytest.mark.parametrize("text", [{"name": "caf\udce9"}, {"names": ["a", "caf\udce9", "c"]}])
-def test_an_entry_whose_names_are_no_text_is_decoded_anew(tmp_path, text):
-    """As entries were written of folders whose names are not UTF-8."""
+def test_an_entry_whose_names_are_not_unicode_is_decoded_again(tmp_path, text):
+    """Earlier versions wrote such entries for folders whose names are not UTF-8."""
     some, calls = source()
     load_cached(some, size=8, cache_dir=tmp_path)
     path = tmp_path / "some-8" / "entry.json"
@@ -231,13 +235,13 @@ def test_an_entry_whose_names_are_no_text_is_decoded_anew(tmp_path, text):
     assert len(calls) == 2
 
 
-def test_a_file_in_place_of_the_cache_folder(tmp_path):
+def test_a_file_in_place_of_the_cache_folder_is_refused(tmp_path):
     (tmp_path / "cache").write_text("")
     with pytest.raises(UserError, match=r"cannot write .*cache/some-8: .*; choose another --data\.cache_dir"):
         load_cached(source()[0], size=8, cache_dir=tmp_path / "cache")
 
 
-def test_too_little_room_is_told_before_decoding(tmp_path, monkeypatch):
+def test_a_disk_that_is_too_full_is_refused_before_decoding(tmp_path, monkeypatch):
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(11 * 8 * 8 * 3 - 1))
     with pytest.raises(UserError, match=rf"too full: the decoded pictures take 0\.0 MB in {tmp_path}; make room"):
@@ -247,7 +251,7 @@ def test_too_little_room_is_told_before_decoding(tmp_path, monkeypatch):
 
 
 def run(code: str, folder: Path, **options) -> subprocess.Popen[str]:
-    """Runs `code` in a process of its own, where `source(...)` and `folder` are known."""
+    """Runs `code` in a new process, with the names of this module and `folder` defined."""
     start = f"import sys; sys.path[:0] = {sys.path!r}\nfrom pathlib import Path\nfolder = Path({str(folder)!r})\n"
     here = f"import importlib.util as u; spec = u.spec_from_file_location('this', {__file__!r})\n"
     this = "this = u.module_from_spec(spec); spec.loader.exec_module(this); globals().update(vars(this))\n"
@@ -259,7 +263,7 @@ def run(code: str, folder: Path, **options) -> subprocess.Popen[str]:
 FULL_DISK = """
 import resource
 many = PICTURES * 40
-resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # a write beyond fails as it does on a full disk
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # larger writes fail as on a full disk
 try:
     load_cached(source(train=many)[0], size=8, cache_dir=folder)
 except UserError as error:
@@ -267,7 +271,7 @@ except UserError as error:
 """
 
 
-def test_a_disk_that_fills_up_says_what_is_needed_and_leaves_nothing(tmp_path):
+def test_a_disk_that_fills_up_reports_the_size_and_leaves_no_files(tmp_path):
     process = run(FULL_DISK, tmp_path)
     output, errors = process.communicate(timeout=60)
     assert output == (
@@ -290,7 +294,7 @@ load_cached(source(train=Stuck(PICTURES[:8]))[0], size=8, cache_dir=folder)
 """
 
 
-def test_what_a_killed_process_left_is_never_taken_for_whole(tmp_path):
+def test_the_partial_entry_of_a_killed_process_is_never_used(tmp_path):
     process = run(STUCK, tmp_path)
     assert process.stdout.readline() == "half\n"
     partial = tmp_path / "some-8.partial"
@@ -320,7 +324,7 @@ print(len(calls))
 """
 
 
-def test_of_processes_that_start_at_once_one_decodes(tmp_path):
+def test_one_of_several_processes_decodes(tmp_path):
     processes = [run(TOGETHER, tmp_path) for _ in range(3)]
     for process in processes:
         assert process.stdout.readline() == "ready\n"
@@ -330,7 +334,7 @@ def test_of_processes_that_start_at_once_one_decodes(tmp_path):
     assert any("waiting for another process" in errors for _, errors in outputs)
 
 
-def test_threads_of_one_process_wait_for_each_other(tmp_path):
+def test_one_of_several_threads_decodes(tmp_path):
     some, calls = source()
     threads = [
         threading.Thread(target=load_cached, args=(some,), kwargs={"size": 8, "cache_dir": tmp_path}) for _ in "123"

@@ -5,12 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxcnn.data.dataset import Dataset, Rows, Split
+from jaxcnn.data.dataset import Dataset
+from jaxcnn.data.rows import Rows
+from jaxcnn.data.split import Split
 from jaxcnn.errors import UserError
 
 
 def numbered(labels) -> Split:
-    """A split whose picture `i` is filled with `i`."""
+    """Makes a split whose picture `i` is filled with `i`."""
     count = len(labels)
     images = np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 2, 2, 3))
     return Split(np.ascontiguousarray(images), np.asarray(labels, np.int32))
@@ -27,7 +29,7 @@ def numbers(split: Split) -> list[int]:
     return split.images[:][:, 0, 0, 0].tolist()
 
 
-def test_rows_are_indexed_as_an_array_would_be():
+def test_rows_are_indexed_like_an_array():
     array = numbered(range(6)).images
     rows = Rows(array, np.array([4, 0, 2]))
     assert len(rows) == 3
@@ -37,7 +39,7 @@ def test_rows_are_indexed_as_an_array_would_be():
         assert np.array_equal(rows[index], array[[4, 0, 2]][index])
 
 
-def test_selecting_twice_still_shares_the_array():
+def test_selecting_twice_shares_the_array():
     split = numbered([0, 1, 2, 3, 4])
     chosen = split.select(np.array([4, 3, 1])).select(np.array([2, 0]))
     assert numbers(chosen) == [1, 4]
@@ -51,7 +53,7 @@ def test_selecting_twice_still_shares_the_array():
     fraction=st.floats(0.001, 0.999),
     seed=st.integers(0, 2**32),
 )
-def test_every_class_is_split_alike_and_nothing_is_lost(counts, fraction, seed):
+def test_every_class_is_split_alike_and_no_picture_is_lost(counts, fraction, seed):
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
     result = dataset(labels, classes=len(counts)).hold_out(fraction=fraction, seed=seed)
     assert sorted(numbers(result.train) + numbers(result.validation)) == list(range(len(labels)))
@@ -63,7 +65,7 @@ def test_every_class_is_split_alike_and_nothing_is_lost(counts, fraction, seed):
         assert abs(actual - count * fraction) <= 1
 
 
-def test_the_seed_alone_chooses():
+def test_the_seed_alone_chooses_what_is_held_out():
     labels = np.arange(100) % 4
     first, again, other = (
         numbers(dataset(labels, classes=4).hold_out(fraction=0.2, seed=seed).validation) for seed in (1, 1, 2)
@@ -74,8 +76,8 @@ def test_the_seed_alone_chooses():
 
 
 @pytest.mark.parametrize("classes", [1, 3, 40])
-def test_which_are_held_out_stays_what_it_was(classes):
-    """Of a run that goes on, others would be some it was trained on. Labels below 0 are pictures without one."""
+def test_the_same_pictures_are_held_out_as_in_earlier_versions(classes):
+    """A resumed run would otherwise validate with training pictures. A negative label means that there is none."""
     rng = np.random.default_rng(classes)
     labels = rng.permutation(np.concatenate([np.repeat(np.arange(classes), rng.integers(2, 6, classes)), [-1, -1]]))
     order = np.random.default_rng(7).permutation(len(labels))
@@ -86,19 +88,20 @@ def test_which_are_held_out_stays_what_it_was(classes):
     assert numbers(dataset(labels, classes=classes).hold_out(fraction=0.3, seed=7).validation) == sorted(expected)
 
 
-def test_what_was_validation_is_left_out():
+def test_holding_out_replaces_the_validation_pictures():
     result = dataset([0, 0, 1, 1], classes=2, validation=[0, 1, 0]).hold_out(fraction=0.5, seed=0)
     assert len(result.train) == 2
     assert len(result.validation) == 2
 
 
 @pytest.mark.parametrize(("labels", "count"), [([0, 0, 1], "1 training picture"), ([0, 0], "no training pictures")])
-def test_a_class_of_fewer_than_two_is_named(labels, count):
-    with pytest.raises(UserError, match=rf"^class 'class 1' of set has {count};"):
+def test_a_class_with_fewer_than_two_pictures_is_named(labels, count):
+    needs = "needs one to train on and one to hold out for validation; add some or remove the class"
+    with pytest.raises(UserError, match=rf"^class 'class 1' of set has {count}, but {needs}$"):
         dataset(labels, classes=2).hold_out(fraction=0.5, seed=0)
 
 
-def test_a_fingerprint_tells_what_is_held_out_and_in_which_order():
+def test_a_fingerprint_depends_on_the_split_and_its_order():
     labels = [0, 1, 0, 1, 1, 0]
     whole = dataset(labels, classes=2)
     split = whole.hold_out(fraction=0.4, seed=0)
@@ -112,19 +115,19 @@ def test_a_fingerprint_tells_what_is_held_out_and_in_which_order():
     assert not moved.fingerprint().has_same_split(found)
 
 
-def test_a_fingerprint_tells_where_training_ends():
+def test_a_fingerprint_depends_on_the_sizes_of_the_splits():
     first, other = (dataset([0] * count, classes=1, validation=[0] * (4 - count)).fingerprint() for count in (2, 3))
     assert not dataclasses.replace(other, side=first.side + 1).has_same_split(first)
 
 
-def test_a_fingerprint_tells_pictures_of_the_same_labels_apart():
+def test_a_fingerprint_depends_on_the_validation_pixels():
     first, others = dataset([0, 1], classes=2, validation=[0] * 1000), dataset([0, 1], classes=2, validation=[0] * 1000)
     assert others.fingerprint().has_same_split(first.fingerprint())
     others.validation.images[999, 1, 1, 2] += 1
     assert not others.fingerprint().has_same_split(first.fingerprint())
 
 
-def test_a_fingerprint_holds_for_any_size_of_the_pictures():
+def test_pixels_of_another_size_are_not_compared():
     small, large = (
         Dataset(
             **vars(dataset([0, 1], classes=2)) | {"validation": Split(np.zeros((1, side, side, 3), np.uint8), label)}

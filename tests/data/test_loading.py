@@ -18,7 +18,9 @@ from PIL import Image
 import jaxcnn.data
 from jaxcnn.config import DataConfig
 from jaxcnn.data import load
-from jaxcnn.data.source import Opened, Picture, Source
+from jaxcnn.data.sources.encoded_dataset import EncodedDataset
+from jaxcnn.data.sources.pictures import Picture
+from jaxcnn.data.sources.source import Source
 from jaxcnn.errors import UserError
 
 
@@ -27,7 +29,7 @@ def config(tmp_path):
     return DataConfig(cache_dir=str(tmp_path / "cache"), image_size=8)
 
 
-def of(config, source, **settings):
+def with_source(config, source, **settings):
     return dataclasses.replace(config, source=str(source), **settings)
 
 
@@ -50,7 +52,7 @@ def test_the_digits_hold_out_a_tenth_of_every_class(config):
 
 def test_pictures_and_labels_of_a_folder_belong_together(config, tmp_path):
     pets = write_class_folders(tmp_path / "pets", ("cat", "cow", "dog"), count=5, size=8)
-    dataset = load(of(config, pets, validation_fraction=0.4))
+    dataset = load(with_source(config, pets, validation_fraction=0.4))
     assert dataset.names == ("cat", "cow", "dog")
     known = {
         np.asarray(Image.open(pets / name / f"{index}.png")).tobytes(): label
@@ -67,60 +69,65 @@ def test_pictures_and_labels_of_a_folder_belong_together(config, tmp_path):
     assert sorted(seen) == sorted(known)
 
 
-def test_a_folder_and_its_zip_are_the_same(config, tmp_path):
+def test_a_folder_and_its_zip_give_the_same_data_set(config, tmp_path):
     pets = write_class_folders(tmp_path / "pets")
-    folder, archive = load(of(config, pets)), load(of(config, zip_folder(pets, tmp_path / "pets.zip")))
+    folder, archive = (
+        load(with_source(config, pets)),
+        load(with_source(config, zip_folder(pets, tmp_path / "pets.zip"))),
+    )
     assert folder.names == archive.names
     for split in ("train", "validation"):
         assert np.array_equal(getattr(folder, split).images[:], getattr(archive, split).images[:])
         assert np.array_equal(getattr(folder, split).labels, getattr(archive, split).labels)
 
 
-def test_a_changed_folder_is_decoded_anew(config, tmp_path):
+def test_a_changed_folder_is_decoded_again(config, tmp_path):
     pets = write_class_folders(tmp_path / "pets", size=8)
-    before = load(of(config, pets))
+    before = load(with_source(config, pets))
     (pets / "dog" / "new.png").write_bytes(encode(make_picture(1, seed=99, size=8)))
-    after = load(of(config, pets))
+    after = load(with_source(config, pets))
     assert len(after.train) + len(after.validation) == len(before.train) + len(before.validation) + 1
 
 
 def test_split_settings_do_not_decode_again(config, tmp_path, monkeypatch):
     pets = write_class_folders(tmp_path / "pets", count=20)
-    first = load(of(config, pets))
+    first = load(with_source(config, pets))
     monkeypatch.setattr("jaxcnn.data.cache.decode", None)
     for settings in ({"split_seed": 1}, {"validation_fraction": 0.5}):
-        other = load(of(config, pets, **settings))
+        other = load(with_source(config, pets, **settings))
         assert not np.array_equal(first.validation.images[:], other.validation.images[:])
-    assert np.array_equal(load(of(config, pets)).validation.images[:], first.validation.images[:])
+    assert np.array_equal(load(with_source(config, pets)).validation.images[:], first.validation.images[:])
 
 
 def test_tiny_imagenet_keeps_its_own_validation_pictures(config, tmp_path):
     archive = write_tiny_imagenet_zip(tmp_path / "tiny.zip")
-    tiny = load(of(config, "tiny_imagenet", archive=str(archive)))
+    tiny = load(with_source(config, "tiny_imagenet", archive=str(archive)))
     assert tiny.name == "tiny_imagenet"
     assert len(tiny.train) == 12
     assert len(tiny.validation) == 6
     assert len(tiny.wnids) == len(tiny.names) == 3
 
 
-def test_a_fraction_is_held_out_of_train_even_so(config, tmp_path):
+def test_a_validation_fraction_replaces_the_validation_pictures_of_a_source(config, tmp_path):
     archive = write_tiny_imagenet_zip(tmp_path / "tiny.zip")
-    own = load(of(config, "tiny_imagenet", archive=str(archive)))
-    tuned = load(of(config, "tiny_imagenet", archive=str(archive), validation_fraction=0.25))
+    own = load(with_source(config, "tiny_imagenet", archive=str(archive)))
+    tuned = load(with_source(config, "tiny_imagenet", archive=str(archive), validation_fraction=0.25))
     assert np.bincount(tuned.train.labels).tolist() == [3, 3, 3]
-    parts = [load(of(config, "tiny_imagenet", archive=str(archive)), hold_out=False)]
-    parts += [load(of(config, "tiny_imagenet", archive=str(archive), validation_fraction=0.25), hold_out=False)]
-    assert [(len(each.train), len(each.validation)) for each in parts] == [(12, 6), (12, 0)]
+    parts = [load(with_source(config, "tiny_imagenet", archive=str(archive)), hold_out=False)]
+    parts += [
+        load(with_source(config, "tiny_imagenet", archive=str(archive), validation_fraction=0.25), hold_out=False)
+    ]
+    assert [(len(dataset.train), len(dataset.validation)) for dataset in parts] == [(12, 6), (12, 0)]
     assert np.bincount(tuned.validation.labels).tolist() == [1, 1, 1]
     trained = {image.tobytes() for image in own.train.images}
     assert {image.tobytes() for image in tuned.validation.images[:]} < trained
 
 
-def test_a_picture_that_is_none_is_named(config, tmp_path):
+def test_a_file_that_is_not_a_picture_is_named(config, tmp_path):
     pets = write_class_folders(tmp_path / "pets")
     (pets / "dog" / "notes.txt").write_text("not a picture")
-    with pytest.raises(UserError, match=rf"^dog/notes\.txt in {pets} is no picture that can be read"):
-        load(of(config, pets))
+    with pytest.raises(UserError, match=rf"^dog/notes\.txt in {pets} is not a picture that can be read"):
+        load(with_source(config, pets))
 
 
 def test_a_truncated_picture_of_tiny_imagenet_is_named(config, tmp_path):
@@ -128,31 +135,33 @@ def test_a_truncated_picture_of_tiny_imagenet_is_named(config, tmp_path):
     members = tiny_imagenet_members()
     members[name] = members[name][:400]
     path = write_zip(tmp_path / "tiny.zip", members)
-    with pytest.raises(UserError, match=rf"{name} is no picture that can be read"):
-        load(of(config, "tiny_imagenet", archive=str(path)))
+    with pytest.raises(UserError, match=rf"{name} is not a picture that can be read"):
+        load(with_source(config, "tiny_imagenet", archive=str(path)))
 
 
-def test_a_class_of_one_picture_is_refused_where_some_are_held_out(config, tmp_path):
+def test_a_class_of_one_picture_is_refused_if_pictures_are_held_out(config, tmp_path):
     pets = write_class_folders(tmp_path / "pets", count=2)
     (pets / "dog" / "1.png").unlink()
-    with pytest.raises(UserError, match="class 'dog' of pets has 1 training picture;"):
-        load(of(config, pets))
-    everything = load(of(config, pets), hold_out=False)
+    with pytest.raises(
+        UserError, match="class 'dog' of pets has 1 training picture, but needs one to train on and one to hold out"
+    ):
+        load(with_source(config, pets))
+    everything = load(with_source(config, pets), hold_out=False)
     assert (len(everything.train), len(everything.validation)) == (sum(1 for _ in pets.rglob("*.png")), 0)
 
 
 @pytest.mark.parametrize("source", ["", "nowhere", "tfds:no_such_set"])
-def test_unknown_sources_are_told_in_one_line(config, source):
+def test_an_unknown_source_is_refused_in_one_line(config, source):
     with pytest.raises(UserError) as caught:
-        load(of(config, source))
+        load(with_source(config, source))
     assert "\n" not in str(caught.value)
 
 
-def test_unlabelled_pictures_are_refused_unless_others_are_held_out(config, tmp_path, monkeypatch):
+def test_unlabelled_validation_pictures_are_refused_unless_others_are_held_out(config, tmp_path, monkeypatch):
     pictures = [Picture(where="x", encoded=encode(make_picture(0, seed=i)), label=i % 2) for i in range(4)]
     unlabelled = [dataclasses.replace(picture, label=-1) for picture in pictures]
-    opened = Opened(name="set", names=("a", "b"), license="free", train=pictures, validation=unlabelled)
-    monkeypatch.setattr("jaxcnn.data.loading._source", lambda *_: Source(key="set", open=lambda: opened))
+    opened = EncodedDataset(name="set", names=("a", "b"), license="free", train=pictures, validation=unlabelled)
+    monkeypatch.setattr("jaxcnn.data.loading._find_source", lambda *_: Source(key="set", open=lambda: opened))
     with pytest.raises(UserError, match=r"validation pictures of set have no label; set --data\.validation_fraction"):
         load(config)
     assert len(load(dataclasses.replace(config, validation_fraction=0.5)).validation) == 2
@@ -160,20 +169,20 @@ def test_unlabelled_pictures_are_refused_unless_others_are_held_out(config, tmp_
 
 def test_unlabelled_training_pictures_are_refused(config, monkeypatch):
     pictures = [Picture(where="x", encoded=encode(make_picture(0, seed=i)), label=i // 2 - 1) for i in range(6)]
-    opened = Opened(name="set", names=("a", "b"), license="free", train=pictures, validation=pictures[2:])
-    monkeypatch.setattr("jaxcnn.data.loading._source", lambda *_: Source(key="set", open=lambda: opened))
+    opened = EncodedDataset(name="set", names=("a", "b"), license="free", train=pictures, validation=pictures[2:])
+    monkeypatch.setattr("jaxcnn.data.loading._find_source", lambda *_: Source(key="set", open=lambda: opened))
     for fraction in (None, 0.5):
         with pytest.raises(UserError, match=r"some train pictures of set have no label; choose another --data\.source"):
             load(dataclasses.replace(config, validation_fraction=fraction))
 
 
-def test_the_home_directory_is_understood(tmp_path, monkeypatch):
+def test_a_tilde_stands_for_the_home_directory(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     load(DataConfig(cache_dir="~/cache", image_size=8))
     assert (tmp_path / "cache" / "digits-8").is_dir()
 
 
-def test_a_cache_among_the_pictures_is_refused_and_not_made(tmp_path):
+def test_a_cache_inside_the_folder_of_pictures_is_refused_and_not_created(tmp_path):
     source = write_class_folders(tmp_path / "pictures")
     config = DataConfig(source=str(source), cache_dir=str(source / "cache"), image_size=8)
     with pytest.raises(UserError, match=r"data\.cache_dir '.*' lies in data.source .*; give another --data.cache_dir"):
@@ -182,19 +191,21 @@ def test_a_cache_among_the_pictures_is_refused_and_not_made(tmp_path):
     assert len(load(dataclasses.replace(config, cache_dir=str(tmp_path / "cache"))).names) == 2
 
 
-def test_a_cache_in_a_folder_that_is_called_as_a_named_source_is_none_among_pictures(tmp_path, monkeypatch):
+def test_a_cache_may_lie_in_a_folder_with_the_name_of_a_source(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert load(DataConfig(source="digits", cache_dir="digits/cache", image_size=8)).name == "digits"
 
 
 @pytest.mark.parametrize("name", ["source", "cache_dir", "archive"])
-def test_a_home_directory_of_nobody_is_told_in_one_line(config, name):
+def test_an_unknown_home_directory_is_refused(config, name):
     with pytest.raises(UserError, match=rf"^data\.{name} is '~nosuchuser/x', but there is no such home directory"):
-        load(of(config, **{"source": "tiny_imagenet" if name == "archive" else "digits", name: "~nosuchuser/x"}))
+        load(
+            with_source(config, **{"source": "tiny_imagenet" if name == "archive" else "digits", name: "~nosuchuser/x"})
+        )
 
 
-def test_digits_need_no_other_library(config):
-    load(config)  # decoded now
+def test_digits_from_the_cache_import_no_large_library(config):
+    load(config)
     code = (
         "import sys\n"
         "for name in ('tensorflow', 'tensorflow_datasets', 'sklearn', 'jax'): sys.modules[name] = None\n"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_images
 
-from jaxcnn.data import picture as training
+from jaxcnn.data import decoding as training
 from server import picture
 from server.errors import PictureError
 

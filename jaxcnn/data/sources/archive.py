@@ -1,44 +1,42 @@
-"""Reading zip files in place: nothing is ever extracted."""
+"""Zip files, read in place: nothing is extracted."""
 
 import contextlib
 import zipfile
 from pathlib import Path, PurePosixPath
 
+from jaxcnn.data.sources.pictures import MAX_BYTES
 from jaxcnn.errors import UserError
 
-MAX_BYTES = 2**28
-"""Larger members are refused: they are no pictures, and would be read into memory whole."""
-
 ENCRYPTED = 1
-"""The flag of members that need a password."""
+"""Flag of members that need a password."""
 
 UTF_8 = 1 << 11
-"""The flag of members whose names are in UTF-8; macOS writes such names without it."""
+"""Flag of members whose names are in UTF-8; macOS writes UTF-8 without setting it."""
 
 
 class Archive:
     """An open zip.
 
     Attributes:
-      path: of the zip.
+      path: where the zip lies.
       files: paths inside the zip.
-      folders: paths of the folders that have a member of their own; many zips have none.
+      folders: paths of the folders that the zip lists; many zips list only files.
     """
 
     def __init__(self, path: Path) -> None:
         """Reads the table of contents.
 
         Raises:
-          UserError: no zip, one that is cut short, or a member that points out of the zip.
+          UserError: the file cannot be read, is not a zip, is truncated, or has a member outside the zip.
         """
         self.path = path
         try:
             self._zip = zipfile.ZipFile(path)
         except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror}") from error
-        except Exception as error:  # whatever a damaged table of contents leads to
+            raise UserError(f"{path} cannot be read: {error.strerror}; check the path and its permissions") from error
+        except Exception as error:  # zipfile raises many kinds of errors on a damaged table of contents
             raise UserError(
-                f"{path} is neither a folder nor a whole zip ({error}); copy or download it again"
+                f"{path} is neither a folder nor a complete zip ({error}); copy or download it again"
             ) from error
         self._members = {self._inside(_name(info)): info for info in self._zip.infolist()}
         self.files = [inside for inside, info in self._members.items() if not _name(info).endswith("/")]
@@ -51,10 +49,10 @@ class Archive:
         return inside
 
     def read(self, inside: PurePosixPath) -> bytes:
-        """The bytes of one file; may be called from several threads.
+        """Returns the content of a file; may be called from several threads.
 
         Raises:
-          UserError: damaged, encrypted, compressed in a way Python cannot read, or larger than `MAX_BYTES`.
+          UserError: the member is damaged, encrypted or larger than `MAX_BYTES`, or Python cannot decompress it.
         """
         info, name = self._members[inside], str(inside)
         where = f"{name if name.isprintable() else repr(name)} in {self.path}"
@@ -64,16 +62,17 @@ class Archive:
             raise UserError(f"{self.path} is encrypted; make it again without a password")
         try:
             return self._zip.read(info)
-        except RuntimeError as error:  # such as Deflate64, which Windows takes for files of more than 2 GB
-            raise UserError(f"{self.path} cannot be read ({error}); make it again with Deflate") from error
-        except Exception as error:  # of each decompressor its own, and of names
+        except RuntimeError as error:  # such as Deflate64, which Windows uses for files above 2 GB
+            raise UserError(f"{self.path} cannot be decompressed ({error}); make it again with Deflate") from error
+        except Exception as error:  # each decompressor raises its own kinds, and so do damaged names
             raise UserError(f"{where} is damaged ({error}); copy or download it again") from error
 
 
 def _name(info: zipfile.ZipInfo) -> str:
-    """The name of a member with a slash between folders, and at the end of a folder."""
+    """Returns the name of a member with slashes between its folders, and at the end if it is a folder."""
     name = info.filename
     if not info.flag_bits & UTF_8:
-        with contextlib.suppress(UnicodeError):  # it is of code page 437, as it should be
+        # Python decodes the name as code page 437, the format's default; kept unless the bytes are valid UTF-8.
+        with contextlib.suppress(UnicodeError):
             name = name.encode("cp437").decode()
     return name.replace("\\", "/")  # some Windows programs write backslashes

@@ -1,7 +1,7 @@
-"""What the data sets of TFDS call of TensorFlow while they are prepared: files, and pictures as PNG or JPEG.
+"""The few functions of TensorFlow that data sets of TFDS call while they are prepared.
 
-TFDS reaches TensorFlow through one object that imports it at the first use of a name. `stand_in` puts these few
-functions there and takes them away again. `sys.modules` is left alone, and where TensorFlow is installed it is used.
+TFDS reaches TensorFlow through one lazy module, which imports it at the first use of a name. `installed_shim` gives
+that module these functions for a while. `sys.modules` does not change, and TensorFlow is used where it is installed.
 """
 
 import contextlib
@@ -24,26 +24,30 @@ OPEN_FILES = 4096
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Pillow's modes by the number of channels."""
 
-_in_use = threading.Lock()  # threads of TFDS share what is put in place: only one data set at a time may take it away
+_installed = threading.Lock()
 
 
 @contextlib.contextmanager
-def stand_in() -> Iterator[None]:
-    """Lets TFDS prepare a data set without TensorFlow; the use of a name that is missing here raises `ImportError`."""
-    if importlib.util.find_spec("tensorflow"):
-        yield
-        return
-    with _in_use, _many_open_files():
-        vars(tensorflow)["_module"] = TENSORFLOW  # where etils.epy's lazy modules keep what they have imported
-        try:
+def installed_shim() -> Iterator[None]:
+    """Lets TFDS prepare a data set without TensorFlow; names that the shim lacks raise `ImportError`.
+
+    The lazy module and the limit on open files belong to the whole process: one thread at a time holds them.
+    """
+    with _installed:
+        if importlib.util.find_spec("tensorflow"):
             yield
-        finally:
-            del vars(tensorflow)["_module"]
+            return
+        with _many_open_files():
+            vars(tensorflow)["_module"] = TENSORFLOW  # the field in which etils.epy keeps the imported module
+            try:
+                yield
+            finally:
+                del vars(tensorflow)["_module"]
 
 
 @contextlib.contextmanager
 def _many_open_files() -> Iterator[None]:
-    """Raises the limit on open files meanwhile, as far as the system lets it."""
+    """Raises the limit on open files to `OPEN_FILES`, or as far as the system allows."""
     try:
         import resource
     except ImportError:  # Windows has no such limit
@@ -60,66 +64,66 @@ def _many_open_files() -> Iterator[None]:
 
 
 class Names(SimpleNamespace):
-    """A module of TensorFlow with only some of its names."""
+    """A module of TensorFlow that has only some of its names."""
 
     def __getattr__(self, name: str) -> Any:
-        raise ImportError(f"the stand-in for tensorflow has no {name}", name="tensorflow")
+        raise ImportError(f"the shim for tensorflow has no {name}", name="tensorflow")
 
 
 class Tensor(np.ndarray):
-    """An array that is given out by a method, as TensorFlow does."""
+    """An array with the method by which TensorFlow's tensors become arrays."""
 
     def numpy(self) -> np.ndarray:
-        """The array as a plain one."""
+        """Returns a plain array."""
         return np.asarray(self)
 
 
 class Encoded(bytes):
-    """The bytes of a picture's file, given out likewise."""
+    """The content of a picture's file, with the same method."""
 
     def numpy(self) -> bytes:
-        """The bytes as plain ones."""
+        """Returns plain bytes."""
         return bytes(self)
 
 
 def open_file(name: str | os.PathLike[str], mode: str = "r") -> IO[Any]:
-    """As `tf.io.gfile.GFile`: text is UTF-8, and its line ends stay as they are."""
+    """Opens a file as `tf.io.gfile.GFile`: text is UTF-8, and its line ends stay as they are."""
     return open(name, mode) if "b" in mode else open(name, mode, encoding="utf-8", newline="\n")
 
 
 def list_folder(path: str | os.PathLike[str]) -> list[str]:
-    """As `tf.io.gfile.listdir`, but sorted."""
+    """Lists a folder as `tf.io.gfile.listdir`, but sorted."""
     return sorted(os.listdir(path))
 
 
 def find_files(pattern: str | os.PathLike[str]) -> list[str]:
-    """As `tf.io.gfile.glob` of one pattern."""
+    """Finds files as `tf.io.gfile.glob` of one pattern."""
     return sorted(glob.glob(os.fspath(pattern)))
 
 
 def walk(top: str | os.PathLike[str]) -> Iterator[tuple[str, list[str], list[str]]]:
-    """As `tf.io.gfile.walk`, but sorted: caltech101 draws its splits from this order, so they are the same anywhere."""
+    """Walks as `tf.io.gfile.walk`, but sorted: caltech101 draws its splits in this order, on every machine the same."""
     for folder, folders, files in os.walk(top):
         folders.sort()
         yield folder, folders, sorted(files)
 
 
 def as_text(text: str | bytes) -> str:
-    """As `tf.compat.as_text`."""
+    """Decodes as `tf.compat.as_text`."""
     return text.decode() if isinstance(text, bytes) else text
 
 
 def as_bytes(text: str | bytes) -> bytes:
-    """As `tf.compat.as_bytes`."""
+    """Encodes as `tf.compat.as_bytes`."""
     return text.encode() if isinstance(text, str) else text
 
 
 def decode(contents: bytes, channels: int = 0) -> Tensor:
-    """As `tf.image.decode_image`: pixels [height, width, channels] as they are stored, whatever EXIF says of them.
+    """Decodes as `tf.image.decode_image`: pixels [height, width, channels] as stored, without the EXIF orientation.
 
     Args:
       contents: of a picture's file.
-      channels: 1, 3 or 4; 0 keeps those of the file.
+      channels: 1, 3 or 4; 0 for those of the file.
     """
     with Image.open(io.BytesIO(contents)) as image:
         mode = MODES[channels] if channels else image.mode if image.mode in MODES.values() else "RGB"
@@ -128,12 +132,12 @@ def decode(contents: bytes, channels: int = 0) -> Tensor:
 
 
 def encode_png(image: np.ndarray) -> Encoded:
-    """As `tf.image.encode_png` of uint8 [height, width, 1 to 4], or of uint16 with one channel."""
+    """Encodes as `tf.image.encode_png`: uint8 [height, width, 1 to 4], or uint16 with one channel."""
     return _encode(image, "PNG")
 
 
 def encode_jpeg(image: np.ndarray, format: str = "", quality: int = 95) -> Encoded:
-    """As `tf.io.encode_jpeg` of uint8 [height, width, 1 or 3]; `format` follows from the number of channels."""
+    """Encodes as `tf.io.encode_jpeg`: uint8 [height, width, 1 or 3]; `format` follows from the number of channels."""
     del format
     return _encode(image, "JPEG", quality=quality)
 
@@ -147,7 +151,7 @@ def _encode(image: np.ndarray, format: str, **options: int) -> Encoded:
 
 TENSORFLOW = Names(
     compat=Names(as_text=as_text, as_bytes=as_bytes),
-    errors=Names(ResourceExhaustedError=type("ResourceExhaustedError", (Exception,), {})),  # caught, never raised here
+    errors=Names(ResourceExhaustedError=type("ResourceExhaustedError", (Exception,), {})),  # TFDS catches this one
     executing_eagerly=lambda: True,
     image=Names(
         decode_image=decode, decode_jpeg=decode, decode_png=decode, encode_jpeg=encode_jpeg, encode_png=encode_png
@@ -166,3 +170,4 @@ TENSORFLOW = Names(
     ),
     shape=np.shape,
 )
+"""The module `tensorflow`, as far as data sets of TFDS need it."""

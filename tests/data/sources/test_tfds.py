@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from pictures import encode, make_picture, write_tiny_imagenet_zip
+from tensorflow_datasets.core.download import downloader
 from tensorflow_datasets.core.utils.lazy_imports_utils import tensorflow
 
-from jaxcnn.data.picture import decode
-from jaxcnn.data.tfds import tfds_source
+from jaxcnn.data.decoding import decode
+from jaxcnn.data.sources.tfds import tfds_source
 from jaxcnn.errors import UserError
 
 
 class Pictured(tfds.core.GeneratorBasedBuilder):
-    """Small data sets made on the spot, each with something of its own; TFDS finds them by their names."""
+    """A small data set; every subclass changes one thing, and TFDS finds it by the name of the class."""
 
     VERSION = tfds.core.Version("1.0.0")
     FEATURES: ClassVar = {
@@ -143,7 +144,7 @@ def labels(pictures) -> list[int]:
     return [pictures[index].label for index in range(len(pictures))]
 
 
-def test_the_test_split_validates_where_there_is_no_other(tmp_path):
+def test_the_test_split_validates_if_there_is_no_other(tmp_path):
     source = by_name("pictures_with_test", tmp_path)
     assert source.key == "tfds-pictures_with_test-1.0.0"
     opened = source.open()
@@ -162,16 +163,16 @@ def test_the_validation_split_comes_first(tmp_path):
     assert len(by_name("pictures_with_validation", tmp_path).open().validation) == 3
 
 
-def test_a_set_without_either_has_no_validation_pictures(tmp_path):
+def test_a_data_set_without_either_has_no_validation_pictures(tmp_path):
     assert len(by_name("pictures_with_train_only", tmp_path).open().validation) == 0
 
 
-def test_a_set_without_training_pictures_is_refused(tmp_path):
+def test_a_data_set_without_training_pictures_is_refused(tmp_path):
     with pytest.raises(UserError, match="tfds:pictures_without_train has no split 'train', only test"):
         by_name("pictures_without_train", tmp_path).open()
 
 
-def test_prepared_once(tmp_path, monkeypatch):
+def test_a_data_set_is_prepared_once(tmp_path, monkeypatch):
     by_name("pictures_with_test", tmp_path).open()
     monkeypatch.setattr(PicturesWithTest, "_generate_examples", None)
     assert len(by_name("pictures_with_test", tmp_path).open().train) == 6
@@ -183,21 +184,23 @@ def test_supervised_keys_name_the_features(tmp_path):
     assert sorted(labels(opened.train)) == [0, 0, 0, 1, 1, 1]
 
 
-def test_a_third_supervised_key_is_passed_over(tmp_path):
+def test_a_third_supervised_key_is_ignored(tmp_path):
     assert sorted(labels(by_name("pictures_three_keys", tmp_path).open().train)) == [0, 0, 0, 1, 1, 1]
 
 
-def test_without_supervised_keys_the_usual_names_are_taken(tmp_path):
+def test_the_usual_names_are_used_without_supervised_keys(tmp_path):
     assert len(by_name("pictures_no_keys", tmp_path).open().train) == 6
 
 
-def test_pictures_without_labels_keep_none(tmp_path):
+def test_pictures_without_labels_have_negative_ones(tmp_path):
     assert labels(by_name("pictures_unlabelled_test", tmp_path).open().validation) == [-1, -1]
 
 
 @pytest.mark.parametrize("name", ["texts_only", "pictures_with_boxes", "pictures_as_floats"])
-def test_what_is_no_image_classification_set_is_refused(tmp_path, name):
-    with pytest.raises(UserError, match=rf"^tfds:{name} is no image classification set: its features are \w+, label"):
+def test_other_kinds_of_data_sets_are_refused(tmp_path, name):
+    with pytest.raises(
+        UserError, match=rf"^tfds:{name} is not an image classification data set: its features are \w+, label"
+    ):
         by_name(name, tmp_path)
 
 
@@ -213,7 +216,7 @@ def test_what_is_no_image_classification_set_is_refused(tmp_path, name):
         ("huggingface:mnist", r"^tfds:huggingface:mnist "),
     ],
 )
-def test_unknown_names(tmp_path, name, message):
+def test_an_unknown_name_is_refused_in_one_line(tmp_path, name, message):
     with pytest.raises(UserError, match=message) as caught:
         by_name(name, tmp_path)
     assert "\n" not in str(caught.value)
@@ -225,7 +228,7 @@ def test_arrays_are_stored_as_png(tmp_path):
     assert read == {make_picture(index % 2, seed=index).tobytes(): index % 2 for index in range(6)}
 
 
-def test_what_needs_more_of_tensorflow_says_so(tmp_path, capsys):
+def test_a_data_set_that_needs_more_of_tensorflow_is_refused(tmp_path, capsys):
     with pytest.raises(UserError, match=r"its code needs TensorFlow; prepare it elsewhere with .* and copy it to .*"):
         by_name("pictures_from_tensors", tmp_path).open()
     assert capsys.readouterr().out == ""
@@ -235,7 +238,7 @@ def test_what_needs_more_of_tensorflow_says_so(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "message"), [("pictures_by_hand", "Fetch it yourself"), ("pictures_broken", "two lines")]
 )
-def test_what_fails_inside_a_builder_is_told_in_one_line(tmp_path, name, message):
+def test_an_error_of_a_builder_is_reported_in_one_line(tmp_path, name, message):
     with pytest.raises(UserError, match=rf"^tfds:{name}: .*") as caught:
         by_name(name, tmp_path).open()
     assert message.split(" ")[0] in str(caught.value)
@@ -245,7 +248,7 @@ def test_what_fails_inside_a_builder_is_told_in_one_line(tmp_path, name, message
 def test_nothing_imports_tensorflow(tmp_path):
     code = (
         "import sys\n"
-        "from jaxcnn.data.tiny_imagenet import tiny_imagenet_source\n"
+        "from jaxcnn.data.sources.tiny_imagenet import tiny_imagenet_source\n"
         "from pathlib import Path\n"
         "opened = tiny_imagenet_source(Path(sys.argv[1]), data_dir=Path(sys.argv[2])).open()\n"
         "print(len(opened.train), 'tensorflow' in sys.modules)\n"
@@ -257,7 +260,22 @@ def test_nothing_imports_tensorflow(tmp_path):
     assert process.stdout == "12 False\n", process.stderr
 
 
-def test_without_array_record_the_reason_is_told(tmp_path, monkeypatch):
+def test_a_download_is_tried_a_few_times_and_tfds_keeps_its_own_number(tmp_path, monkeypatch):
+    tried = []
+
+    def download(*_, **__):
+        tried.append(downloader.MAX_RETRIES)
+        raise OSError("no route to host")
+
+    before = downloader.MAX_RETRIES
+    monkeypatch.setattr(PicturesWithTest, "download_and_prepare", download)
+    with pytest.raises(UserError, match=r"^tfds:pictures_with_test: no route to host; try again, or give a folder"):
+        by_name("pictures_with_test", tmp_path).open()
+    assert tried == [3]
+    assert downloader.MAX_RETRIES == before != 3
+
+
+def test_a_missing_array_record_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "array_record", None)
     with pytest.raises(UserError, match=r"tfds:pictures_with_test cannot be read here: it needs .* not for Windows"):
         tfds_source("pictures_with_test", data_dir=tmp_path).open()

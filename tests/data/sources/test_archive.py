@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import write_zip
 
-from jaxcnn.data import archive
-from jaxcnn.data.archive import Archive
+from jaxcnn.data.sources import archive
+from jaxcnn.data.sources.archive import Archive
 from jaxcnn.errors import UserError
 
 COMPRESSIONS = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
@@ -33,7 +33,7 @@ def test_files_and_folders_are_listed_and_read(path):
     assert opened.read(PurePosixPath("a/one.png")) == b"1" * 9
 
 
-def test_backslashes_part_folders(path):
+def test_backslashes_separate_folders(path):
     write_zip(path, {"a\\": b"", "a\\one.png": b"1", "a\\b\\": b""})
     opened = Archive(path)
     assert opened.files == [PurePosixPath("a/one.png")]
@@ -45,7 +45,7 @@ def test_backslashes_part_folders(path):
     ("written", "expected"),
     [("Bär".encode(), "Bär"), ("Ba\u0308r".encode(), "Ba\u0308r"), ("Bär".encode("cp437"), "Bär"), (b"B\xe4r", "BΣr")],
 )
-def test_names_without_the_flag_of_utf8_are_that_or_code_page_437(path, written, expected):
+def test_names_without_the_utf8_flag_are_utf8_or_code_page_437(path, written, expected):
     name = "x" * len(written)
     write_zip(path, {f"{name}/one.png": b"1"})
     path.write_bytes(path.read_bytes().replace(name.encode(), written))
@@ -54,21 +54,25 @@ def test_names_without_the_flag_of_utf8_are_that_or_code_page_437(path, written,
 
 
 @pytest.mark.parametrize("content", [b"", b"no zip at all"])
-def test_what_is_no_zip_is_refused(path, content):
+def test_a_file_that_is_not_a_zip_is_refused(path, content):
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"some\.zip is neither a folder nor a whole zip"):
+    with pytest.raises(
+        UserError, match=r"some\.zip is neither a folder nor a complete zip \(.*\); copy or download it again$"
+    ):
         Archive(path)
 
 
 def test_a_missing_zip_is_refused(path):
-    with pytest.raises(UserError, match=r"some\.zip cannot be read: No such file"):
+    with pytest.raises(
+        UserError, match=r"some\.zip cannot be read: No such file or directory; check the path and its permissions$"
+    ):
         Archive(path)
 
 
 @pytest.mark.parametrize("name", ["../one.png", "a/../../one.png", "/etc/one.png", "..\\one.png"])
-def test_members_that_point_out_of_the_zip_are_refused(path, name):
+def test_members_outside_the_zip_are_refused(path, name):
     write_zip(path, {"a/one.png": b"1", name: b"2"})
-    with pytest.raises(UserError, match="points out of the zip"):
+    with pytest.raises(UserError, match=r"^\S*some\.zip has a member that points out of the zip, .*; remove it$"):
         Archive(path)
     assert [file.name for file in path.parent.iterdir()] == ["some.zip"]
 
@@ -81,7 +85,7 @@ def test_members_that_point_out_of_the_zip_are_refused(path, name):
     name=st.sampled_from(["a", "ä"]),
     compression=st.sampled_from(COMPRESSIONS),
 )
-def test_damaged_zips_are_read_or_refused_in_one_line(tmp_path_factory, cut, position, junk, name, compression):
+def test_a_damaged_zip_is_read_or_refused_in_one_line(tmp_path_factory, cut, position, junk, name, compression):
     path = tmp_path_factory.mktemp("zips") / "some.zip"
     write_compressed(path, {f"{name}/1.png": b"1" * 40, "b/2.png": b"2" * 40}, compression)
     content = bytearray(path.read_bytes())
@@ -101,7 +105,7 @@ def test_damaged_zips_are_read_or_refused_in_one_line(tmp_path_factory, cut, pos
 def test_a_truncated_zip_is_refused(path):
     write_zip(path, {"a/1.png": b"1" * 1000})
     path.write_bytes(path.read_bytes()[:700])
-    with pytest.raises(UserError, match="whole zip"):
+    with pytest.raises(UserError, match="a complete zip"):
         Archive(path)
 
 
@@ -115,14 +119,14 @@ def test_a_damaged_member_is_named(path, compression):
         Archive(path).read(PurePosixPath("a/1.png"))
 
 
-def test_a_damaged_member_whose_name_is_of_two_lines_is_named_in_one(path):
+def test_a_damaged_member_with_a_line_break_in_its_name_is_named_in_one_line(path):
     write_zip(path, {"a\n1.png": b"1111"})
     path.write_bytes(path.read_bytes().replace(b"1111", b"1121", 1))
     with pytest.raises(UserError, match=r"^'a\\n1\.png' in .*some\.zip is damaged"):
         Archive(path).read(PurePosixPath("a\n1.png"))
 
 
-def test_a_member_whose_header_has_a_damaged_name_is_named(path):
+def test_a_member_with_a_damaged_name_is_named(path):
     write_zip(path, {"ä/1.png": b"1"})
     path.write_bytes(path.read_bytes().replace("ä".encode(), b"\0\xff", 1))
     with pytest.raises(UserError, match=r"^ä/1\.png in .*some\.zip is damaged \('utf-8' codec"):
@@ -134,10 +138,10 @@ def test_a_member_whose_header_has_a_damaged_name_is_named(path):
     [
         (1, 0, r"is encrypted; make it again without a password$"),
         (65, 0, r"is encrypted; make it again without a password$"),
-        (0, 9, r"cannot be read \(.*compression.*\); make it again with Deflate$"),
+        (0, 9, r"cannot be decompressed \(.*compression.*\); make it again with Deflate$"),
     ],
 )
-def test_what_python_cannot_decompress_is_told_by_what_it_is(path, flags, method, wrong):
+def test_a_zip_that_python_cannot_decompress_says_why(path, flags, method, wrong):
     write_zip(path, {"a/1.png": b"1"})
     content = bytearray(path.read_bytes())
     for header, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # both copies of the header
@@ -147,7 +151,7 @@ def test_what_python_cannot_decompress_is_told_by_what_it_is(path, flags, method
         Archive(path).read(PurePosixPath("a/1.png"))
 
 
-def test_a_huge_member_is_refused_unread(path, monkeypatch):
+def test_a_huge_member_is_refused_before_it_is_read(path, monkeypatch):
     monkeypatch.setattr(archive, "MAX_BYTES", 1000)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("a/1.png", b"0" * 1001)

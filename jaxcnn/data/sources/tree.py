@@ -6,28 +6,29 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from jaxcnn.data.picture import FORMATS
+from jaxcnn.data.sources.pictures import FORMATS
 from jaxcnn.errors import UserError
 
 JUNK = ("thumbs.db", "desktop.ini", "$recycle.bin", "__macosx", "icon\r", "@eadir", "#recycle")
-"""What Windows, macOS and Synology's disk stations leave behind, in lower case."""
+"""Names in lower case that Windows, macOS and Synology's disk stations leave behind."""
 
 
 def list_folder(path: Path) -> tuple[list[str], list[str]]:
-    """The files and folders in a folder by their path inside, sorted, without hidden ones; links are followed.
+    """Lists the files and the folders below a folder by their relative paths, sorted, without junk; follows links.
 
     Raises:
-      UserError: a folder cannot be read, or a link leads back to a folder that it lies in.
+      UserError: a folder cannot be read, or a link leads back to a folder that contains it.
     """
-    files: list[str] = []  # text: paths take many times as long to make and to sort
+    files: list[str] = []  # strings: `Path` objects take many times as long to make and to sort
     folders: list[str] = []
 
     def refuse(error: OSError) -> None:
-        raise UserError(f"{error.filename} cannot be read: {error.strerror}") from error
+        raise UserError(f"{error.filename} cannot be read: {error.strerror}; check its permissions") from error
 
     for here, subfolders, members in path.walk(on_error=refuse, follow_symlinks=True):
         if here.is_symlink() and here.parent.resolve().is_relative_to(here.resolve()):
-            raise UserError(f"{here} is a link to a folder that it lies in; remove it")
+            raise UserError(f"{here} is a link to a folder that contains it; remove it")
+        # Changed in place: `walk` then skips what was removed.
         subfolders[:] = [name for name in subfolders if not is_junk(name)]
         inside = "" if here == path else f"{here.relative_to(path).as_posix()}/"
         folders += [inside + name for name in subfolders]
@@ -36,18 +37,25 @@ def list_folder(path: Path) -> tuple[list[str], list[str]]:
 
 
 def _parts(inside: str) -> list[str]:
-    """What paths are sorted by."""
+    """Returns the sort key of a path, which orders as `PurePosixPath` does."""
     return inside.split("/")
 
 
 def is_junk(name: str) -> bool:
-    """Whether a file or folder is passed over: hidden, left behind by a system, or Tiny ImageNet's boxes."""
+    """Returns whether a file or folder is ignored: hidden, left behind by a system, or Tiny ImageNet's boxes."""
     return name.startswith(".") or name.lower() in JUNK or name.endswith("_boxes.txt")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tree:
-    """The inside of a folder or zip; for each folder, the names of the folders in it and all the files below it."""
+    """The content of a folder or zip.
+
+    Attributes:
+      where: names the folder or zip in error messages.
+      read: returns the content of a file.
+      folders: for each folder, the names of the folders directly in it.
+      files: for each folder, all files below it, sorted.
+    """
 
     where: str
     read: Callable[[PurePosixPath], bytes]
@@ -55,14 +63,14 @@ class Tree:
     files: dict[PurePosixPath, list[PurePosixPath]]
 
     @staticmethod
-    def of(
+    def from_paths(
         files: Iterable[PurePosixPath],
         folders: Iterable[PurePosixPath],
         *,
         where: str,
         read: Callable[[PurePosixPath], bytes],
     ) -> "Tree":
-        """Builds the tree from paths; folders may be left out where files lie in them."""
+        """Builds the tree, without junk; `folders` need only name those that contain no files."""
         tree = Tree(where=where, read=read, folders={PurePosixPath(): set()}, files={PurePosixPath(): []})
         for path in folders:
             tree._add_folder(path)
@@ -82,10 +90,10 @@ class Tree:
                 self.folders[folder], self.files[folder] = set(), []
 
     def pictures(self, folder: PurePosixPath) -> list[PurePosixPath]:
-        """The files below a folder that are pictures by their name; lists of classes often lie beside."""
+        """Returns the files below a folder whose names have the ending of a picture."""
         formats = Image.registered_extensions()
         return [path for path in self.files[folder] if formats.get(path.suffix.lower()) in FORMATS]
 
     def loose_pictures(self, folder: PurePosixPath) -> list[PurePosixPath]:
-        """Those of them that lie directly in it."""
+        """Returns the pictures that lie directly in a folder."""
         return [path for path in self.pictures(folder) if path.parent == folder]

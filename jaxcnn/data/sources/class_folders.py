@@ -1,32 +1,38 @@
-"""The folders of a tree that stand for classes, and their pictures."""
+"""Finds the folders of a tree that are classes, and the pictures in them."""
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from jaxcnn.data.source import Opened, Picture
-from jaxcnn.data.tree import Tree
+from jaxcnn.data.sources.encoded_dataset import EncodedDataset
+from jaxcnn.data.sources.pictures import Picture
+from jaxcnn.data.sources.tree import Tree
 from jaxcnn.errors import UserError
 from jaxcnn.paths import composed, readable
 
 TRAIN = ("train", "training")
-"""Names of the folder of training pictures, in any case; the first that is there is taken.
+"""Names of the training folder, in any case; of several that exist the first is used.
 
-It may be a word of a longer name, such as `training_set` or `seg_train`, if the other folder's differs in that alone.
+The name may be one word of a longer name, such as `training_set` or `seg_train`, if the name of the validation folder
+differs in this word alone.
 """
 
 VALIDATION = ("val", "valid", "validation", "test", "testing")
-"""Names of the folder of validation pictures beside it, likewise."""
+"""Names of the validation folder beside the training folder, by the same rules."""
 
 
-def open_tree(tree: Tree, *, name: str) -> Opened:
+def open_class_folders(tree: Tree, *, name: str) -> EncodedDataset:
     """Finds the class folders and the pictures in them.
 
+    Args:
+      tree: the folder or zip.
+      name: becomes the name of the data set.
+
     Raises:
-      UserError: no class folders, a class without pictures, a validation class that is not among the training ones,
-        pictures beside the class folders, or two classes whose names cannot be told apart.
+      UserError: there are no class folders, a class has no pictures, a class occurs only in validation, pictures lie
+        beside the class folders, or two classes have the same name.
     """
     train, validation = _split_folders(tree)
     names = sorted(map(composed, tree.folders[train]))
@@ -40,34 +46,38 @@ def open_tree(tree: Tree, *, name: str) -> Opened:
     for same, count in Counter(classes).items():
         if count > 1:
             raise UserError(f"{tree.where}: {count} class folders are called {same!r} in UTF-8; rename them")
-    return Opened(
+    return EncodedDataset(
         name=name,
         names=classes,
         license="unknown",
-        train=_Files.of(tree, train, names),
-        validation=_Files.of(tree, validation, names) if validation else (),
+        train=_FolderPictures.find(tree, train, names),
+        validation=_FolderPictures.find(tree, validation, names) if validation else (),
     )
 
 
 def _split_folders(tree: Tree) -> tuple[PurePosixPath, PurePosixPath | None]:
-    """The folder of the training classes, and that of the validation classes if there is one.
+    """Returns the folder of the training classes, and that of the validation classes if there is one.
 
     Raises:
-      UserError: pictures lie beside the class folders, where they would be of no class, or would make classes of
-        the two folders; or it cannot be told whether these are classes.
+      UserError: pictures lie beside the class folders, or a folder could be a split as well as a class.
     """
+    # Enter outer folders: those that contain a single folder, as many zips do.
     root = PurePosixPath()
     while len(tree.folders[root]) == 1 and not tree.loose_pictures(root):
         (only,) = tree.folders[root]
         if not tree.folders[root / only]:
-            break  # one class folder, not an outer folder
+            break  # the only class, not an outer folder
         root /= only
+
+    # Look for `train` and `val`, then for longer names with these words.
     splits = _by_split_names(tree.folders[root])
-    train, validation = _first_pair(splits.pop(("",), {}))  # nothing around
+    train, validation = _first_pair(splits.pop(("",), {}))
     if train is None:
         train, validation = _named_alike(tree, root, splits.values())
     if train is None or not tree.folders[root / train]:
-        return root, None  # a class may be called `train`
+        return root, None  # no splits: even `train` is a class if it has no folders
+
+    # Decide whether a lone `train` holds the classes, or is a class itself.
     train_folder = _unnested(tree, root / train)
     loose = tree.loose_pictures(train_folder)
     if validation is None:
@@ -75,8 +85,10 @@ def _split_folders(tree: Tree) -> tuple[PurePosixPath, PurePosixPath | None]:
             return root, None
         _check_no_stray_pictures(tree, root, train)
         return train_folder, None
+
+    # A validation folder without class folders holds unlabelled test pictures.
     validation_folder = _unnested(tree, root / validation)
-    if tree.folders[validation_folder]:  # otherwise pictures to test with, which have no classes
+    if tree.folders[validation_folder]:
         loose += tree.loose_pictures(validation_folder)
     for file in loose:
         raise UserError(f"{tree.where}: {file} lies beside the class folders; move it into one or remove it")
@@ -84,7 +96,7 @@ def _split_folders(tree: Tree) -> tuple[PurePosixPath, PurePosixPath | None]:
 
 
 def _check_no_stray_pictures(tree: Tree, root: PurePosixPath, train: str) -> None:
-    """Raises a `UserError` if folders with pictures lie beside `train/`, the only one that is named as a split."""
+    """Raises UserError if folders with pictures lie beside `train/`, the only folder that is named as a split."""
     for other in sorted(tree.folders[root] - {train}):
         if tree.pictures(root / other):
             raise UserError(
@@ -94,23 +106,23 @@ def _check_no_stray_pictures(tree: Tree, root: PurePosixPath, train: str) -> Non
 
 
 def _by_split_names(folders: set[str]) -> dict[tuple[str, ...], dict[str, str]]:
-    """Folders with one name of `TRAIN` or `VALIDATION` among their words.
+    """Groups the folders whose names contain exactly one word of `TRAIN` or `VALIDATION`.
 
     Returns:
-      From the words around it, where that name is empty, to a dict from the name to the folder.
+      Keyed by the other words of the name, with "" in place of that word: a dict from that word to the folder.
     """
     found: dict[tuple[str, ...], dict[str, str]] = {}
     for folder in sorted(folders):
         words = re.split(r"[^a-z]+", folder.lower())
         names = [word for word in words if word in TRAIN + VALIDATION]
         if len(names) == 1:
-            around = tuple("" if word in names else word for word in words)
-            found.setdefault(around, {})[names[0]] = folder
+            others = tuple("" if word in names else word for word in words)
+            found.setdefault(others, {})[names[0]] = folder
     return found
 
 
 def _first_pair(folders: dict[str, str]) -> tuple[str | None, str | None]:
-    """The folders with the first names of `TRAIN` and of `VALIDATION` that there are."""
+    """Returns the folders that have the first name of `TRAIN` and the first of `VALIDATION` that exists."""
     train, validation = (
         next((folders[name] for name in names if name in folders), None) for names in (TRAIN, VALIDATION)
     )
@@ -120,12 +132,13 @@ def _first_pair(folders: dict[str, str]) -> tuple[str | None, str | None]:
 def _named_alike(
     tree: Tree, root: PurePosixPath, splits: Iterable[dict[str, str]]
 ) -> tuple[str, str] | tuple[None, None]:
-    """Folders such as `training_set` and `test_set`: named alike but for the split, with the same class folders.
+    """Returns two folders such as `training_set` and `test_set`, if there are any.
 
-    Others, such as `training shoes` beside `test tube`, are classes.
+    Their names differ in the split alone, and they have class folders of the same names. Other folders with such words
+    in their names, such as `training shoes` and `test tube`, are classes.
 
     Raises:
-      UserError: something else lies beside them, which might be a class.
+      UserError: something else lies beside the two folders, which could be a class.
     """
     for folders in splits:
         train, validation = _first_pair(folders)
@@ -145,28 +158,29 @@ def _named_alike(
 
 
 def _unnested(tree: Tree, folder: PurePosixPath) -> PurePosixPath:
-    """A folder, or that of class folders in it if it has the same name and is all there is, as of zips of zips."""
+    """Returns `train/train` for a folder `train` that contains nothing else, as zips of zips do; else the folder."""
     inner = folder / folder.name
     alone = tree.folders[folder] == {folder.name} and not tree.loose_pictures(folder)
     return inner if alone and tree.folders[inner] else folder
 
 
 @dataclass(frozen=True)
-class _Files:
-    """The pictures of one split, read as they are asked for."""
+class _FolderPictures:
+    """The pictures of one split, read when they are indexed."""
 
     tree: Tree
     paths: list[tuple[PurePosixPath, int]]
 
     @staticmethod
-    def of(tree: Tree, folder: PurePosixPath, names: list[str]) -> "_Files":
+    def find(tree: Tree, folder: PurePosixPath, names: Sequence[str]) -> "_FolderPictures":
+        """Lists the files in the class folders of `folder`; `names` are all classes in the order of their indices."""
         labels = {name: label for label, name in enumerate(names)}
         paths = []
         for name in sorted(tree.folders[folder], key=composed):
             if not tree.files[folder / name]:
                 raise UserError(f"{tree.where}: the folder {folder / name} has no pictures; add some or remove it")
             paths += [(path, labels[composed(name)]) for path in tree.files[folder / name]]
-        return _Files(tree, paths)
+        return _FolderPictures(tree, paths)
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -1,6 +1,6 @@
-"""Data sets of the TFDS catalogue, prepared by their own code from small archives in the official layouts.
+"""Data sets of TFDS, prepared by their own code from small archives in the official layouts.
 
-The archives lie where TFDS keeps its downloads, under the official checksums.
+The archives are put where TFDS keeps its downloads, under the official checksums.
 """
 
 import gzip
@@ -20,14 +20,14 @@ from tensorflow_datasets.core import shuffle
 from tensorflow_datasets.core.download import checksums, resource
 from tensorflow_datasets.image_classification import cats_vs_dogs, mnist
 
-from jaxcnn.data.tfds import tfds_source
+from jaxcnn.data.sources.tfds import tfds_source
 
 GRAY = np.stack([np.asarray(make_picture(label, seed=0, size=28).convert("L")) for label in range(8)])
 COLOUR = np.stack([np.asarray(make_picture(label, seed=0, size=32)) for label in range(8)])
 
 
 def place(data_dir: Path, name: str, downloads: Mapping[str, bytes]) -> None:
-    """Puts what each address would give where TFDS looks for it before it downloads."""
+    """Writes the content of each address to the place where TFDS looks before it downloads."""
     builder = tfds.builder(name, data_dir=data_dir)
     known = {**checksums.get_all_url_infos(), **builder.url_infos}
     for url, content in downloads.items():
@@ -66,11 +66,9 @@ def open_set(name: str, tmp_path: Path, downloads: Mapping[str, bytes]):
 
 
 def decoded(pictures) -> list[tuple[int, np.ndarray]]:
-    """The labels and the pixels, in the order of the labels."""
-    read = [pictures[index] for index in range(len(pictures))]
-    return [
-        (each.label, np.asarray(Image.open(io.BytesIO(each.encoded)))) for each in sorted(read, key=lambda x: x.label)
-    ]
+    """Returns labels and pixels, in the order of the labels."""
+    in_order = sorted((pictures[index] for index in range(len(pictures))), key=lambda picture: picture.label)
+    return [(picture.label, np.asarray(Image.open(io.BytesIO(picture.encoded)))) for picture in in_order]
 
 
 def test_mnist(tmp_path, monkeypatch):
@@ -156,11 +154,11 @@ def test_caltech101(tmp_path):
     url = "https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-101.zip?download=1"
     opened = open_set("caltech101", tmp_path, {url: archive})
     assert (len(opened.train), len(opened.validation)) == (60, 4)
-    read = [each[i].encoded for each in (opened.train, opened.validation) for i in range(len(each))]
+    read = [split[index].encoded for split in (opened.train, opened.validation) for index in range(len(split))]
     assert sorted(read) == sorted(jpegs.values())
 
 
-def test_a_set_too_large_for_memory_is_sorted_on_disk(tmp_path, monkeypatch):
+def test_a_data_set_too_large_for_memory_is_sorted_on_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 1000)
     jpegs = [encode(make_picture(0, seed=index, size=8), "JPEG") for index in range(300)]
     archive = tar({f"flower_photos/daisy/{index}.jpg": jpeg for index, jpeg in enumerate(jpegs)})

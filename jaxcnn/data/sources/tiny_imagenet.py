@@ -1,4 +1,4 @@
-"""Tiny ImageNet as a data set of TFDS: downloaded with its checksum, or read from a zip on disk."""
+"""Tiny ImageNet, as a builder of TFDS: downloaded and checked by its SHA-256, or read from a zip on disk."""
 
 import dataclasses
 import io
@@ -10,50 +10,54 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from jaxcnn.data.archive import Archive
-from jaxcnn.data.source import Opened, Source, make_key
-from jaxcnn.data.tfds import one_line, open_builder
+from jaxcnn.data.sources.archive import Archive
+from jaxcnn.data.sources.encoded_dataset import EncodedDataset
+from jaxcnn.data.sources.source import Source, make_key
+from jaxcnn.data.sources.tfds import one_line, open_builder
 from jaxcnn.errors import UserError
 
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
-"""Its size and sha256 are in checksums.tsv beside this file, where TFDS looks for them."""
+"""The official zip; TFDS reads its size and SHA-256 from checksums.tsv beside this file."""
 
 
 def tiny_imagenet_source(archive: Path | None, *, data_dir: Path) -> Source:
-    """Tiny ImageNet: 200 classes, 64x64 pixels, 500 training and 50 validation pictures a class.
+    """Finds Tiny ImageNet: 200 classes, 64x64 pixels, 500 training and 50 validation pictures per class.
 
     Y. Le, X. Yang: Tiny ImageNet Visual Recognition Challenge, Stanford CS231N, 2015.
 
     Args:
-      archive: the zip on disk, whose layout is checked instead of its checksum; None: download it.
-      data_dir: where TFDS keeps the download and what it prepares.
+      archive: the zip on disk, checked by its layout instead of its checksum; None to download it.
+      data_dir: where TFDS keeps the download and the prepared data set.
 
     Raises:
-      UserError: no such file.
+      UserError: the zip does not exist.
     """
     key = "tiny_imagenet"
     if archive is not None:
         try:
             stat = archive.stat()
         except OSError as error:
-            raise UserError(f"data.archive: {archive} cannot be read: {error.strerror}") from error
+            raise UserError(f"data.archive: {archive} cannot be read: {error.strerror}; check the path") from error
         key += f"-{make_key(archive.resolve(), stat.st_size, stat.st_mtime_ns)}"
     return Source(key=key, open=lambda: _open(TinyImageNet(archive=archive, data_dir=data_dir / key)))
 
 
-def _open(builder: "TinyImageNet") -> Opened:
-    opened = open_builder(builder, what="tiny_imagenet", image="image", label="label")
-    return dataclasses.replace(opened, wnids=opened.names, names=tuple(builder.info.metadata["names"]))
+def _open(builder: "TinyImageNet") -> EncodedDataset:
+    dataset = open_builder(builder, what="tiny_imagenet", image="image", label="label")
+    return dataclasses.replace(dataset, wnids=dataset.names, names=tuple(builder.info.metadata["names"]))
 
 
-class TinyImageNet(tfds.core.GeneratorBasedBuilder):  # type: ignore[misc]  # TFDS has no types
-    """The builder; a class index is the position in the sorted WordNet identifiers."""
+class TinyImageNet(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[misc, call-arg]
+    """The builder; class indices follow the sorted WordNet ids.
+
+    It is not registered with TFDS, where `tfds:tiny_imagenet` would exist only once this module is imported.
+    """
 
     name = "tiny_imagenet"
     VERSION = tfds.core.Version("1.0.0")
 
     def __init__(self, *, archive: Path | None = None, **options: Any) -> None:
-        """Reads `archive` instead of downloading; `options` are those of every TFDS builder."""
+        """Reads `archive`, or downloads the zip if it is None; `options` are those of every TFDS builder."""
         super().__init__(**options)
         self._archive = archive
 
@@ -84,13 +88,13 @@ class TinyImageNet(tfds.core.GeneratorBasedBuilder):  # type: ignore[misc]  # TF
         }
 
     def _generate_examples(self, **_: Any) -> Any:
-        raise NotImplementedError  # abstract in TFDS; _split_generators returns the generators themselves
+        raise NotImplementedError  # TFDS demands it, but `_split_generators` returns the examples themselves
 
 
 def _download(dl_manager: tfds.download.DownloadManager) -> Path:
     try:
         return Path(dl_manager.download(URL))
-    except Exception as error:  # of the network, the disk, or another checksum
+    except Exception as error:  # of the network, the disk, or a wrong checksum
         raise UserError(
             f"tiny_imagenet: {URL} cannot be downloaded ({one_line(error)}); "
             "fetch it by other means and give it as --data.archive"
@@ -99,21 +103,28 @@ def _download(dl_manager: tfds.download.DownloadManager) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """What the zip says about its pictures."""
+    """The content of the zip.
+
+    Attributes:
+      wnids: sorted WordNet ids.
+      names: class names in the same order.
+      train: the WordNet id of each training picture, by its path in the zip.
+      validation: likewise of each validation picture.
+    """
 
     wnids: list[str]
     names: list[str]
     train: dict[PurePosixPath, str]
-    """From a picture's path in the zip to its WordNet identifier."""
     validation: dict[PurePosixPath, str]
 
 
 def read_layout(archive: Archive) -> Layout:
-    """Checks the official layout; fewer pictures than the official ones are accepted, missing parts are not.
+    """Reads and checks the official layout; pictures may be missing, but no file or folder of it.
 
     Raises:
-      UserError: a part of the layout is missing or contradicts another.
+      UserError: a part of the layout is missing, or two parts contradict each other.
     """
+    # The classes, which the zip does not list in order.
     roots = [path.parent for path in archive.files if path.name == "wnids.txt"]
     if len(roots) != 1:
         raise _wrong(archive, f"{len(roots)} files wnids.txt instead of one")
@@ -121,6 +132,8 @@ def read_layout(archive: Archive) -> Layout:
     wnids = sorted(_lines(archive, root / "wnids.txt"))
     if len(set(wnids)) != len(wnids) or len(wnids) < 2:
         raise _wrong(archive, "wnids.txt must list two or more classes, each once")
+
+    # The training pictures; their folders must be the classes.
     train = {
         path: path.relative_to(root).parts[1]
         for path in archive.files
@@ -128,6 +141,7 @@ def read_layout(archive: Archive) -> Layout:
     }
     for wnid in set(wnids) ^ set(train.values()):
         raise _wrong(archive, f"class {wnid} is not both in wnids.txt and a folder of train/ with images/")
+
     return Layout(
         wnids=wnids,
         names=readable_names(wnids, _lines(archive, root / "words.txt")),
@@ -137,11 +151,11 @@ def read_layout(archive: Archive) -> Layout:
 
 
 def readable_names(wnids: list[str], words: list[str]) -> list[str]:
-    """The first synonym of each class, with the WordNet identifier behind it where several classes share it.
+    """Returns the first synonym of each class, followed by its WordNet id where several classes share the synonym.
 
     Args:
-      wnids: the classes.
-      words: lines of words.txt, an identifier, a tab, and synonyms separated by commas.
+      wnids: WordNet ids of the classes.
+      words: lines of words.txt: an id, a tab, and synonyms separated by commas.
     """
     synonyms = dict(line.split("\t", 1) for line in words if "\t" in line)
     first = {wnid: synonyms.get(wnid, wnid).split(",")[0].strip() for wnid in wnids}
@@ -150,7 +164,7 @@ def readable_names(wnids: list[str], words: list[str]) -> list[str]:
 
 
 def _validation(archive: Archive, folder: PurePosixPath, wnids: list[str]) -> dict[PurePosixPath, str]:
-    """The validation pictures, which lie in one folder with their classes in a file beside it."""
+    """Returns the WordNet id of each validation picture; a file beside their folder lists the classes."""
     pictures = {path for path in archive.files if path.parent == folder / "images"}
     labels: dict[PurePosixPath, str] = {}
     for line in _lines(archive, folder / "val_annotations.txt"):
@@ -174,7 +188,10 @@ def _lines(archive: Archive, path: PurePosixPath) -> list[str]:
 
 
 def _wrong(archive: Archive, what: str) -> UserError:
-    return UserError(f"{archive.path} has not the layout of tiny-imagenet-200.zip: {what}")
+    return UserError(
+        f"{archive.path} does not have the layout of tiny-imagenet-200.zip: {what}; give the official zip as "
+        "--data.archive, or class folders as --data.source"
+    )
 
 
 def _examples(archive: Archive, wnids: dict[PurePosixPath, str]) -> Iterator[tuple[str, dict[str, Any]]]:

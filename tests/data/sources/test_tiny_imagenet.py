@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from pictures import encode, make_picture, tiny_imagenet_members, write_tiny_imagenet_zip, write_zip
 from PIL import Image
 
-from jaxcnn.data.archive import Archive
-from jaxcnn.data.tiny_imagenet import URL, TinyImageNet, read_layout, readable_names, tiny_imagenet_source
+from jaxcnn.data.sources.archive import Archive
+from jaxcnn.data.sources.tfds import tfds_source
+from jaxcnn.data.sources.tiny_imagenet import URL, TinyImageNet, read_layout, readable_names, tiny_imagenet_source
 from jaxcnn.errors import UserError
 
 ROOT = "tiny-imagenet-200/"
@@ -22,7 +23,7 @@ def open_zip(path: Path, tmp_path: Path):
     return tiny_imagenet_source(path, data_dir=tmp_path / "tfds").open()
 
 
-def test_the_zip_is_read_whole(tmp_path):
+def test_every_picture_of_the_zip_is_read(tmp_path):
     opened = open_zip(write_tiny_imagenet_zip(tmp_path / "tiny.zip"), tmp_path)
     assert opened.name == "tiny_imagenet"
     assert opened.wnids == ("n00000000", "n00000001", "n00000002")
@@ -46,7 +47,7 @@ def test_the_zip_is_read_whole(tmp_path):
         assert f"{name}\t{opened.wnids[picture.label]}\t" in annotations
 
 
-def test_prepared_once_and_opened_again(tmp_path):
+def test_a_zip_is_prepared_once(tmp_path):
     path = write_tiny_imagenet_zip(tmp_path / "tiny.zip")
     first, second = open_zip(path, tmp_path), open_zip(path, tmp_path)
     assert first.names == second.names
@@ -55,7 +56,7 @@ def test_prepared_once_and_opened_again(tmp_path):
     assert [first.train[i] for i in range(12)] == [second.train[i] for i in range(12)]
 
 
-def test_another_zip_is_another_set(tmp_path):
+def test_another_zip_is_another_data_set(tmp_path):
     small = tiny_imagenet_source(write_tiny_imagenet_zip(tmp_path / "a.zip", classes=2), data_dir=tmp_path / "tfds")
     large = tiny_imagenet_source(write_tiny_imagenet_zip(tmp_path / "b.zip", classes=4), data_dir=tmp_path / "tfds")
     assert small.key != large.key
@@ -64,18 +65,20 @@ def test_another_zip_is_another_set(tmp_path):
 
 
 def test_a_missing_archive_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"^data\.archive: .*gone\.zip cannot be read: No such file"):
+    with pytest.raises(
+        UserError, match=r"^data\.archive: .*gone\.zip cannot be read: No such file or directory; check the path$"
+    ):
         tiny_imagenet_source(tmp_path / "gone.zip", data_dir=tmp_path)
 
 
-def test_the_download_is_checked_by_size_and_sha256():
+def test_the_download_has_the_official_size_and_sha256():
     (info,) = (info for url, info in TinyImageNet.url_infos.items() if url == URL)
     assert info.size == 248_100_043
     assert info.checksum == "6198c8ae015e2b3e007c7841da39ec069199b9aa3bfa943a462022fe5e43c821"
 
 
 class Response(io.BytesIO):
-    """What a server that has been tampered with would send."""
+    """A response that does not have the official content."""
 
     status_code, url, headers = 200, URL, {"Content-length": "4"}
 
@@ -89,7 +92,13 @@ def test_a_download_with_another_checksum_is_refused(tmp_path, monkeypatch):
         tiny_imagenet_source(None, data_dir=tmp_path).open()
 
 
-def test_no_network_is_told_with_the_way_out(tmp_path, monkeypatch):
+def test_it_is_not_a_data_set_of_tfds_whether_this_module_is_imported_or_not(tmp_path):
+    assert "tiny_imagenet" not in tfds.list_builders()
+    with pytest.raises(UserError, match=r"^tfds:tiny_imagenet: TFDS has no such data set; did you mean"):
+        tfds_source("tiny_imagenet", data_dir=tmp_path)
+
+
+def test_a_failed_download_is_reported_with_the_way_out(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise OSError("no route to host")
 
@@ -124,21 +133,22 @@ def changed(name: str, content: bytes) -> dict[str, bytes]:
         (without("val/images") | {ROOT + "val/val_annotations.txt": b""}, "there are no validation pictures"),
     ],
 )
-def test_a_wrong_layout_is_told(tmp_path, members, message):
+def test_a_wrong_layout_is_refused(tmp_path, members, message):
     path = write_zip(tmp_path / "tiny.zip", members)
     with pytest.raises(UserError) as caught:
         read_layout(Archive(path))
-    assert str(caught.value).startswith(f"{path} has not the layout of tiny-imagenet-200.zip: ")
+    assert str(caught.value).startswith(f"{path} does not have the layout of tiny-imagenet-200.zip: ")
     assert message in str(caught.value)
+    assert str(caught.value).endswith("; give the official zip as --data.archive, or class folders as --data.source")
     assert "\n" not in str(caught.value)
 
 
-def test_errors_come_through_tfds_as_they_are(tmp_path):
+def test_errors_pass_through_tfds_unchanged(tmp_path):
     path = write_zip(tmp_path / "tiny.zip", without("words.txt"))
-    with pytest.raises(UserError, match=rf"^{path} has not the layout"):
+    with pytest.raises(UserError, match=rf"^{path} does not have the layout"):
         open_zip(path, tmp_path)
     path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(UserError, match=rf"^{path} is neither a folder nor a whole zip"):
+    with pytest.raises(UserError, match=rf"^{path} is neither a folder nor a complete zip"):
         open_zip(path, tmp_path)
 
 
@@ -153,10 +163,11 @@ def test_a_damaged_member_is_named(tmp_path):
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from jaxcnn.data.tiny_imagenet import tiny_imagenet_source
+from jaxcnn.data.sources.tfds import tfds_source
+from jaxcnn.data.sources.tiny_imagenet import tiny_imagenet_source
 from jaxcnn.errors import UserError
 source = tiny_imagenet_source(Path(sys.argv[1]), data_dir=Path(sys.argv[2]))
-resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))  # a write beyond fails as it does on a full disk
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))  # larger writes fail as on a full disk
 try:
     source.open()
 except UserError as error:
@@ -164,7 +175,7 @@ except UserError as error:
 """
 
 
-def test_a_disk_that_fills_up_is_told(tmp_path):
+def test_a_disk_that_fills_up_is_reported(tmp_path):
     path = write_tiny_imagenet_zip(tmp_path / "tiny.zip")
     command = [sys.executable, "-c", FULL_DISK, str(path), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -173,7 +184,7 @@ def test_a_disk_that_fills_up_is_told(tmp_path):
     assert not [*tmp_path.rglob("*incomplete*")]
 
 
-def test_half_a_validation_set_test_pictures_and_another_root_are_accepted(tmp_path):
+def test_missing_pictures_test_pictures_and_another_root_are_accepted(tmp_path):
     members = tiny_imagenet_members(validation=1)
     members |= {ROOT + "test/images/test_0.JPEG": encode(make_picture(0, seed=0)), ROOT + "train/.DS_Store": b""}
     path = write_zip(tmp_path / "tiny.zip", {name.removeprefix(ROOT): content for name, content in members.items()})
@@ -182,7 +193,7 @@ def test_half_a_validation_set_test_pictures_and_another_root_are_accepted(tmp_p
     assert len(layout.validation) == 3
 
 
-def test_pictures_of_other_modes_pass_unchanged(tmp_path):
+def test_gray_pictures_are_not_encoded_again(tmp_path):
     gray = encode(Image.fromarray(np.full((64, 64), 90, np.uint8)), "JPEG")
     path = write_zip(tmp_path / "tiny.zip", changed("train/n00000000/images/n00000000_0.JPEG", gray))
     opened = open_zip(path, tmp_path)
@@ -194,7 +205,7 @@ def test_the_first_synonym_is_the_name():
     assert readable_names(["n1", "n2", "n3"], words) == ["dog", "cat", "n3"]
 
 
-def test_a_shared_first_synonym_is_told_apart():
+def test_classes_with_the_same_first_synonym_get_their_ids():
     words = ["n1\tcrane, bird", "n2\tcrane", "n3\tcat"]
     assert readable_names(["n1", "n2", "n3"], words) == ["crane (n1)", "crane (n2)", "cat"]
 
@@ -206,7 +217,7 @@ def test_names_are_always_unique(synonyms):
     assert len(set(names)) == len(wnids)
 
 
-def test_the_builder_is_one_of_tfds(tmp_path):
+def test_the_builder_works_with_the_api_of_tfds(tmp_path):
     builder = TinyImageNet(archive=write_tiny_imagenet_zip(tmp_path / "tiny.zip"), data_dir=tmp_path)
     builder.download_and_prepare(file_format="array_record")
     assert isinstance(builder, tfds.core.GeneratorBasedBuilder)

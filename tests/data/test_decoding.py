@@ -1,7 +1,11 @@
 import io
 import struct
+import subprocess
+import sys
+import warnings
 import zlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,8 +15,8 @@ from pictures import encode, make_picture
 from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_image
 
-from jaxcnn.data import picture
-from jaxcnn.data.picture import decode
+from jaxcnn.data.decoding import decode
+from jaxcnn.data.sources.pictures import FORMATS
 from jaxcnn.errors import UserError
 from server import picture as serving
 
@@ -31,14 +35,14 @@ def decoded_colour(image: Image.Image, format: str = "PNG", **options: object) -
 
 
 @pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF", "PPM", "WEBP"])
-def test_rgb_stays_as_it_is(format):
+def test_rgb_does_not_change(format):
     options = {"lossless": True} if format == "WEBP" else {}
     assert decoded_colour(one_colour("RGB", ORANGE), format, **options) == list(ORANGE)
 
 
 def test_every_format_is_one_that_pillow_opens():
     Image.init()
-    assert set(picture.FORMATS) <= set(Image.OPEN)
+    assert set(FORMATS) <= set(Image.OPEN)
 
 
 def test_gray_becomes_three_equal_channels():
@@ -54,7 +58,7 @@ def test_palette_gives_its_colours():
 
 
 def test_cmyk_gives_the_colour_it_prints():
-    # JPEGs of this kind hold inverted values; read without care they come out as the negative.
+    # JPEGs in CMYK hold inverted values: a naive reader gives the negative.
     red, green, blue = decoded_colour(one_colour("CMYK", (0, 255, 255, 0), (16, 16)), "JPEG", quality=100)
     assert red > 250
     assert green < 5
@@ -86,7 +90,7 @@ def test_a_transparent_colour_without_an_alpha_channel_shows_white():
 
 
 def png(width: int, height: int, *, bits: int, colour: int, rows: bytes, transparent: bytes = b"") -> bytes:
-    """A PNG of kinds that Pillow reads but does not write; each of `rows` begins with its filter."""
+    """Makes a PNG of a kind that Pillow reads but cannot write; every row of `rows` begins with its filter type."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -109,7 +113,7 @@ def png(width: int, height: int, *, bits: int, colour: int, rows: bytes, transpa
     ],
 )
 def test_a_transparent_level_of_any_depth_shows_white(bits, colour, pixel, transparent, other, expected):
-    above, below = (b"\0" + each * min(bits, 8) for each in (pixel, other))  # below 8 bits, a byte is of several pixels
+    above, below = (b"\0" + level * min(bits, 8) for level in (pixel, other))  # below 8 bits, bytes hold several pixels
     content = png(8, 8, bits=bits, colour=colour, rows=above * 4 + below * 4, transparent=transparent)
     pixels = decode(content, size=8, where="x")
     assert (pixels[:4] == 255).all()
@@ -131,17 +135,21 @@ def test_16_bit_gray_of_either_byte_order_is_the_same():
 
 @pytest.mark.parametrize("levels", [np.float32, np.int32])
 def test_32_bit_pixels_are_refused(levels):
-    with pytest.raises(UserError, match=r"^sky\.tif is no picture that can be read \(32 bits for each pixel; save it"):
+    with pytest.raises(
+        UserError, match=r"^sky\.tif is not a picture that can be read \(32 bits for each pixel; save it"
+    ):
         decode(encode(Image.fromarray(np.ones((8, 8), levels)), "TIFF"), size=8, where="sky.tif")
 
 
-def test_signed_pixels_are_refused():  # whether the lowest level or 0 is black is told by nothing
-    with pytest.raises(UserError, match=r"^sky\.tif is no picture that can be read \(16 bits for each pixel, signed;"):
+def test_signed_pixels_are_refused():  # nothing in the file says whether the lowest level or 0 is black
+    with pytest.raises(
+        UserError, match=r"^sky\.tif is not a picture that can be read \(16 bits for each pixel, signed;"
+    ):
         decode(tiff(bytes(128), bits=16, more={339: 2}), size=8, where="sky.tif")
 
 
 def tiff(pixels: bytes, *, bits: int, samples: int = 1, photometric: int = 1, more: Mapping[int, int] | None = None):
-    """A TIFF of 8x8 pixels of kinds that Pillow reads but does not write; `more` are further tags."""
+    """Makes a TIFF of 8x8 pixels of a kind that Pillow reads but cannot write; `more` are further tags."""
     start = 256
     tags = {
         256: 8, 257: 8, 258: bits, 259: 1, 262: photometric, 273: start, 277: samples, 278: 8, 279: len(pixels),
@@ -156,7 +164,7 @@ def tiff(pixels: bytes, *, bits: int, samples: int = 1, photometric: int = 1, mo
 
 @pytest.mark.parametrize(("value", "expected"), [(0, 255), (257 * 40, 215), (65535, 0)])
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_16_bit_gray_whose_white_is_zero_is_no_negative(value, expected, orientation):
+def test_16_bit_gray_whose_white_is_zero_is_inverted(value, expected, orientation):
     content = tiff(struct.pack("<64H", *[value] * 64), bits=16, photometric=0, more={274: orientation})
     assert (decode(content, size=8, where="x") == expected).all()
 
@@ -174,7 +182,7 @@ def test_16_bit_gray_of_the_netpbm_format_keeps_its_whole_range(largest):
 
 
 @pytest.mark.parametrize(("pixel", "expected"), [((20, 255), 20), ((0, 0), 255), ((51, 102), 204)])
-def test_gray_that_is_multiplied_by_its_alpha_shows_white(pixel, expected):
+def test_gray_with_premultiplied_alpha_shows_white(pixel, expected):
     content = tiff(bytes(pixel) * 64, bits=8, samples=2, more={338: 1})
     assert (decode(content, size=8, where="x") == expected).all()
 
@@ -202,13 +210,13 @@ def test_exif_orientation_is_applied(orientation):
 
 @pytest.fixture(scope="module")
 def photo() -> Image.Image:
-    """A photograph of 1067x711 pixels, of no whole number of the blocks that JPEGs are made of."""
+    """A photograph of 1067x711 pixels, not a whole number of JPEG blocks."""
     return Image.fromarray(load_sample_image("china.jpg")).resize((1067, 711), Image.Resampling.BICUBIC)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize(("format", "mode"), [("JPEG", "RGB"), ("JPEG", "L"), ("JPEG", "CMYK"), ("MPO", "RGB")])
-def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size_with_the_same_result(photo, format, mode, orientation):
+def test_a_large_jpeg_decoded_at_a_fraction_of_its_size_looks_the_same(photo, format, mode, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     options = {"save_all": True, "append_images": [Image.new("RGB", photo.size)]} if format == "MPO" else {}
@@ -225,7 +233,7 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size_with_the_same_result(
     ("side", "expected"),
     [((64, 64), (64, 64)), ((127, 500), (127, 500)), ((128, 500), (64, 250)), ((3000, 256), (750, 64))],
 )
-def test_a_fraction_is_never_less_than_what_the_resize_needs(monkeypatch, side, expected):
+def test_a_jpeg_is_decoded_at_no_smaller_size_than_the_resize_needs(monkeypatch, side, expected):
     sizes = []
     resize = Image.Image.resize
     monkeypatch.setattr(Image.Image, "resize", lambda self, *a, **k: sizes.append(self.size) or resize(self, *a, **k))
@@ -234,9 +242,9 @@ def test_a_fraction_is_never_less_than_what_the_resize_needs(monkeypatch, side, 
 
 
 @pytest.mark.parametrize("share", [0.3, 0.9, 0.99])
-def test_a_large_jpeg_that_is_cut_short_is_refused(photo, share):
+def test_a_truncated_large_jpeg_is_refused(photo, share):
     content = encode(photo, "JPEG")
-    with pytest.raises(UserError, match="no picture that can be read"):
+    with pytest.raises(UserError, match="not a picture that can be read"):
         decode(content[: int(len(content) * share)], size=16, where="x")
 
 
@@ -251,7 +259,7 @@ def test_resizing_is_pillows_bicubic_on_rgb():
     assert (decode(encode(image), size=16, where="x") == expected).all()
 
 
-def test_colours_are_resized_not_palette_numbers():
+def test_colours_are_resized_not_palette_indices():
     image = Image.fromarray(np.array([[0, 1]], np.uint8).repeat(8, 1).repeat(16, 0)).convert("P")
     image.putpalette([0, 0, 0, *ORANGE, 0, 255, 0])
     expected = np.asarray(image.convert("RGB").resize((8, 8), Image.Resampling.BICUBIC))
@@ -259,15 +267,15 @@ def test_colours_are_resized_not_palette_numbers():
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"<svg/>", encode(make_picture(0, seed=0))[:60]])
-def test_what_is_no_picture_is_named(content):
-    with pytest.raises(UserError, match=r"^cat/1\.png is no picture that can be read .*; mend or remove it$"):
+def test_a_file_that_is_not_a_picture_is_named(content):
+    with pytest.raises(UserError, match=r"^cat/1\.png is not a picture that can be read .*; repair or remove it$"):
         decode(content, size=8, where="cat/1.png")
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF", "BMP"])
 def test_a_truncated_picture_is_refused(format):
     content = encode(make_picture(0, seed=0, size=64), format)
-    with pytest.raises(UserError, match="no picture that can be read"):
+    with pytest.raises(UserError, match="not a picture that can be read"):
         decode(content[: len(content) * 2 // 3], size=8, where="x")
 
 
@@ -277,19 +285,97 @@ def test_postscript_is_refused():  # Pillow would start Ghostscript
 
 
 def bomb(side: int) -> bytes:
-    """A PNG that claims `side` x `side` pixels in some bytes."""
+    """Makes a PNG of a few bytes that claims to have `side` x `side` pixels."""
     return png(side, side, bits=8, colour=0, rows=b"")
 
 
-@pytest.mark.parametrize("side", [8945, 9300, 12000, 60000])  # just above our limit, Pillow warns, warns, raises
+@pytest.mark.parametrize(
+    "side", [8945, 9300, 12000, 60000]
+)  # above our limit twice, where Pillow warns, where it raises
 def test_a_decompression_bomb_is_refused(side):
     with pytest.raises(UserError, match=r"^x has more than 80,000,000 pixels; make it smaller or remove it$"):
         decode(bomb(side), size=8, where="x")
 
 
-def test_the_limit_itself_is_no_bomb():
-    with pytest.raises(UserError, match="no picture that can be read"):  # it goes on to the missing pixels
+def test_a_picture_at_the_limit_is_accepted():
+    with pytest.raises(UserError, match="not a picture that can be read"):  # the error is that of the missing pixels
         decode(bomb(8944), size=8, where="x")
+
+
+def png_with_a_wrong_animation() -> bytes:
+    whole = png(8, 8, bits=8, colour=0, rows=bytes(72))
+    content = b"acTL" + bytes(8)  # an animation without frames
+    return whole[:33] + struct.pack(">I", 8) + content + struct.pack(">I", zlib.crc32(content)) + whole[33:]
+
+
+def tiff_with_a_wrong_orientation() -> bytes:
+    one, two = (struct.pack("<HHI", 274, 3, count) for count in (1, 2))
+    return tiff(bytes(64), bits=8, more={274: 6}).replace(one, two)
+
+
+WARNED = {"png": png_with_a_wrong_animation(), "tiff": tiff_with_a_wrong_orientation(), "bomb": bomb(12000)}
+"""Files that Pillow opens with a warning."""
+
+
+@pytest.mark.parametrize("name", WARNED)
+def test_pillow_warns_of_these_files(name):
+    with pytest.warns((UserWarning, Image.DecompressionBombWarning), match="Invalid APNG|tag 274|bomb"):
+        Image.open(io.BytesIO(WARNED[name]))
+
+
+OUTCOMES = """
+import sys, warnings
+from pathlib import Path
+{first}
+warnings.filterwarnings({action!r}, module="PIL")
+{second}
+from jaxcnn.errors import UserError
+before = list(warnings.filters)
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    try:
+        print(path.name, decode(path.read_bytes(), size=8, where="x").max())
+    except UserError as error:
+        print(error)
+assert warnings.filters == before
+"""
+
+
+@pytest.mark.parametrize("action", ["error", "always"])
+@pytest.mark.parametrize(
+    "names", [("jaxcnn.data.decoding", "server.picture"), ("server.picture", "jaxcnn.data.decoding")]
+)
+def test_decoding_depends_neither_on_warning_filters_nor_on_imports(tmp_path, action, names):
+    for name, content in WARNED.items():
+        (tmp_path / name).write_bytes(content)
+    first, second = (f"from {name} import decode{' as other' * (name == 'server.picture')}" for name in names)
+    code = OUTCOMES.format(first=first, second=second, action=action)
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.stdout == "x has more than 80,000,000 pixels; make it smaller or remove it\npng 0\ntiff 0\n", (
+        done.stderr
+    )
+    assert done.stderr == ""
+
+
+def test_importing_adds_no_warning_filter_for_pillow():
+    code = "import warnings, jaxcnn.data.decoding; print([entry for entry in warnings.filters if 'PIL' in str(entry)])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_warning_filters_are_restored_when_the_last_thread_has_decoded():
+    before, inside = list(warnings.filters), []
+
+    def decode_one(_: int) -> None:
+        decode(WARNED["tiff"], size=8, where="x")
+        inside.append(list(warnings.filters))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(decode_one, range(200)))
+    assert before in [*inside, list(warnings.filters)]
+    assert list(warnings.filters) == before
+    with pytest.raises(UserError):
+        decode(b"?", size=8, where="x")
+    assert list(warnings.filters) == before
 
 
 MODES = {
@@ -309,7 +395,7 @@ MODES = {
     size=st.integers(1, 40),
     seed=st.integers(0, 9),
 )
-def test_any_mode_and_size_decodes(kind, width, height, size, seed):
+def test_any_mode_and_size_is_decoded(kind, width, height, size, seed):
     format, mode = kind
     noise = np.random.default_rng(seed).integers(0, 256, (height, width, 4), np.uint8)
     if mode == "I;16":
@@ -329,7 +415,7 @@ def test_any_mode_and_size_decodes(kind, width, height, size, seed):
     position=st.floats(0, 1, exclude_max=True),
     junk=st.binary(min_size=1, max_size=8),
 )
-def test_damaged_pictures_decode_or_are_named_in_one_line(kind, position, junk):
+def test_a_damaged_picture_is_decoded_or_named_in_one_line(kind, position, junk):
     exif = Image.Exif()
     exif[0x0112] = 6
     options = {"exif": exif} if kind in ("PNG", "JPEG", "WEBP", "TIFF") else {}
@@ -346,6 +432,6 @@ def test_damaged_pictures_decode_or_are_named_in_one_line(kind, position, junk):
 
 
 @given(content=st.binary(max_size=200))
-def test_random_bytes_are_no_picture(content):
+def test_random_bytes_are_refused(content):
     with pytest.raises(UserError):
         decode(content, size=8, where="x")

@@ -4,23 +4,25 @@ import os
 from pathlib import Path, PurePosixPath
 from stat import S_ISREG
 
-from jaxcnn.data.archive import MAX_BYTES, Archive
-from jaxcnn.data.class_folders import open_tree
-from jaxcnn.data.source import Opened, Source, make_key
-from jaxcnn.data.tree import Tree, list_folder
+from jaxcnn.data.sources.archive import Archive
+from jaxcnn.data.sources.class_folders import open_class_folders
+from jaxcnn.data.sources.encoded_dataset import EncodedDataset
+from jaxcnn.data.sources.pictures import MAX_BYTES
+from jaxcnn.data.sources.source import Source, make_key
+from jaxcnn.data.sources.tree import Tree, list_folder
 from jaxcnn.errors import UserError
 from jaxcnn.paths import named_path, readable
 
 
 def folder_source(source: str) -> Source:
-    """A folder or zip of `CLASS/picture.jpg`, or of `train/CLASS/picture.jpg` and `val/CLASS/picture.jpg`.
+    """Finds a folder or zip of `CLASS/picture.jpg`, or of `train/CLASS/picture.jpg` and `val/CLASS/picture.jpg`.
 
-    Pictures may lie deeper inside their class folder, and everything may lie in one outer folder. A class index is the
-    position in the sorted names of the class folders, whose characters are composed. A folder is known by the names,
-    sizes and times of its files.
+    Pictures may lie deeper inside their class folder, and everything may lie in one outer folder. Class indices follow
+    the sorted names of the class folders, in Unicode's composed form. The key of a folder depends on the names, sizes
+    and times of its files.
 
     Raises:
-      UserError: no such path, or neither a folder nor a zip.
+      UserError: the path does not exist, or a file or folder in it cannot be read.
     """
     path = named_path(source, option="data.source") if source else None
     if path is None or not path.exists():
@@ -38,28 +40,28 @@ def _folder_source(path: Path) -> Source:
     try:
         stats = [(file, os.stat(f"{path}/{file}")) for file in files]
     except OSError as error:
-        raise UserError(f"{error.filename} cannot be read: {error.strerror}") from error
+        raise UserError(f"{error.filename} cannot be read: {error.strerror}; repair or remove it") from error
     for name, stat in stats:
         if not S_ISREG(stat.st_mode):
-            raise UserError(f"{name} in {path} is no file (a pipe or a device); remove it")
+            raise UserError(f"{name} in {path} is a pipe or a device, not a file; remove it")
     identity = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
     return Source(key=make_key(path, identity, folders), open=lambda: _open_folder(path, files, folders))
 
 
-def _open_folder(path: Path, files: list[str], folders: list[str]) -> Opened:
-    tree = Tree.of(
+def _open_folder(path: Path, files: list[str], folders: list[str]) -> EncodedDataset:
+    tree = Tree.from_paths(
         map(PurePosixPath, files),
         map(PurePosixPath, folders),
         where=str(path),
         read=lambda file: _read(path / file),
     )
-    return open_tree(tree, name=readable(path.name))
+    return open_class_folders(tree, name=readable(path.name))
 
 
-def _open_zip(path: Path) -> Opened:
+def _open_zip(path: Path) -> EncodedDataset:
     archive = Archive(path)
-    tree = Tree.of(archive.files, archive.folders, where=str(path), read=archive.read)
-    return open_tree(tree, name=readable(path.stem))
+    tree = Tree.from_paths(archive.files, archive.folders, where=str(path), read=archive.read)
+    return open_class_folders(tree, name=readable(path.stem))
 
 
 def _read(path: Path) -> bytes:
@@ -70,4 +72,4 @@ def _read(path: Path) -> bytes:
                 raise UserError(f"{path} is too large for a picture: {size:,} bytes; remove it")
             return file.read()
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+        raise UserError(f"{path} cannot be read: {error.strerror}; repair or remove it") from error

@@ -1,12 +1,12 @@
 import numpy as np
 from sklearn.datasets import load_digits
 
-from jaxcnn.data.digits import open_digits
-from jaxcnn.data.picture import decode
+from jaxcnn.data.decoding import decode
+from jaxcnn.data.sources.digits import digits_source
 
 
 def test_all_digits_in_their_whole_range():
-    opened, bunch = open_digits(), load_digits()
+    opened, bunch = digits_source().open(), load_digits()
     assert opened.names == tuple("0123456789")
     assert opened.license == "CC BY 4.0"
     assert len(opened.train) == 1797

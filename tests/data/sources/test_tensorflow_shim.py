@@ -12,7 +12,7 @@ from pictures import encode, make_picture
 from PIL import Image
 from tensorflow_datasets.core.utils.lazy_imports_utils import tensorflow as tf
 
-from jaxcnn.data.tensorflow_shim import OPEN_FILES, stand_in
+from jaxcnn.data.sources.tensorflow_shim import OPEN_FILES, installed_shim
 
 
 def shapes(*channels: int) -> st.SearchStrategy[tuple[int, int, int]]:
@@ -21,7 +21,7 @@ def shapes(*channels: int) -> st.SearchStrategy[tuple[int, int, int]]:
 
 @given(shapes(1, 3, 4).flatmap(lambda shape: arrays(np.uint8, shape)))
 def test_png_keeps_every_value(pixels):
-    with stand_in():
+    with installed_shim():
         encoded = tf.image.encode_png(pixels).numpy()
         decoded = tf.image.decode_image(encoded)
     assert type(encoded) is bytes
@@ -31,7 +31,7 @@ def test_png_keeps_every_value(pixels):
 
 @given(shapes(1).flatmap(lambda shape: arrays(np.uint16, shape)))
 def test_png_keeps_16_bits(pixels):
-    with stand_in():
+    with installed_shim():
         encoded = tf.image.encode_png(pixels)
     with Image.open(io.BytesIO(encoded)) as image:
         assert np.array_equal(image, pixels[..., 0])
@@ -40,13 +40,13 @@ def test_png_keeps_16_bits(pixels):
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_jpeg_keeps_the_picture(mode):
     pixels = np.atleast_3d(make_picture(1, seed=0, size=32).convert(mode).resize((64, 64)))
-    with stand_in():
+    with installed_shim():
         decoded, rougher = (
             tf.image.decode_jpeg(encoded)
             for encoded in (tf.io.encode_jpeg(pixels), tf.image.encode_jpeg(pixels, format="", quality=20))
         )
     assert decoded.shape == pixels.shape
-    fine, rough = (float(np.abs(each.astype(int) - pixels).mean()) for each in (decoded, rougher))
+    fine, rough = (float(np.abs(image.astype(int) - pixels).mean()) for image in (decoded, rougher))
     assert 2 * fine < rough
 
 
@@ -56,14 +56,14 @@ def test_jpeg_keeps_the_picture(mode):
 )
 def test_decoding_gives_the_channels_asked_for(mode, asked, channels):
     contents = encode(make_picture(0, seed=0).convert(mode))
-    with stand_in():
+    with installed_shim():
         decoded = tf.image.decode_image(contents, channels=asked)
         assert tf.shape(decoded) == (16, 16, channels)
 
 
 def test_files_and_folders(tmp_path):
     (tmp_path / "b" / "deep").mkdir(parents=True)
-    with stand_in():
+    with installed_shim():
         for name in ("z.txt", "a.txt"):
             with tf.io.gfile.GFile(tmp_path / "b" / name, "w") as file:
                 file.write("é\r\n")
@@ -84,14 +84,14 @@ def test_files_and_folders(tmp_path):
 
 
 def test_text_and_bytes():
-    with stand_in():
+    with installed_shim():
         assert tf.compat.as_text("é".encode()) == tf.compat.as_text("é") == "é"
         assert tf.compat.as_bytes("é") == tf.compat.as_bytes("é".encode()) == "é".encode()
 
 
 @pytest.mark.parametrize("use", [lambda: tf.data, lambda: tf.io.parse_single_example, lambda: tf.image.resize])
-def test_what_is_missing_is_an_import_error_that_names_tensorflow(use):
-    with stand_in(), pytest.raises(ImportError, match="the stand-in for tensorflow has no ") as caught:
+def test_a_missing_name_is_an_import_error_that_names_tensorflow(use):
+    with installed_shim(), pytest.raises(ImportError, match="the shim for tensorflow has no ") as caught:
         use()
     assert caught.value.name == "tensorflow"
 
@@ -102,14 +102,14 @@ def limit() -> tuple[int, int]:
 
 @pytest.fixture
 def few_open_files():
-    """A limit of 200 open files."""
+    """Limits the process to 200 open files."""
     before = limit()
     resource.setrlimit(resource.RLIMIT_NOFILE, (200, before[1]))
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-def test_nothing_is_left_behind_even_after_an_error(few_open_files):
+def test_everything_is_restored_even_after_an_error(few_open_files):
     before = limit()
 
     def fail():
@@ -117,7 +117,7 @@ def test_nothing_is_left_behind_even_after_an_error(few_open_files):
         assert limit()[0] == min(OPEN_FILES, before[1])
         raise KeyError("mine")
 
-    with pytest.raises(KeyError, match="mine"), stand_in():
+    with pytest.raises(KeyError, match="mine"), installed_shim():
         fail()
     assert limit() == before
     with pytest.raises(ImportError, match="No module named 'tensorflow'"):
@@ -128,7 +128,7 @@ def test_threads_take_turns():
     inside, finished = [], []
 
     def use(number):
-        with stand_in():
+        with installed_shim():
             inside.append(number)
             assert len(inside) == 1
             for _ in range(1000):
@@ -144,8 +144,8 @@ def test_threads_take_turns():
     assert sorted(finished) == [0, 1, 2, 3]
 
 
-def test_tensorflow_itself_is_used_where_it_is_installed(tmp_path, monkeypatch):
+def test_tensorflow_is_used_where_it_is_installed(tmp_path, monkeypatch):
     (tmp_path / "tensorflow.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
-    with stand_in():
+    with installed_shim():
         assert "_module" not in vars(tf)

@@ -1,0 +1,35 @@
+"""Identifies the split of a data set, to detect later that other pictures are held out."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fingerprint:
+    """The split of a data set in a few numbers, which `Dataset.fingerprint` computes.
+
+    Attributes:
+      train: number of training pictures.
+      validation: number of validation pictures.
+      labels: SHA-256 of the labels of both splits, in their order.
+      pixels: SHA-256 of the validation pictures. Exchanging or renaming files may leave the labels unchanged, but not
+        which pictures are held out.
+      side: side of the pictures in pixels.
+      decoder: version of the decoder; 0 in records that lack it.
+    """
+
+    train: int
+    validation: int
+    labels: str
+    pixels: str
+    side: int
+    decoder: int = 0
+
+    def has_same_split(self, other: "Fingerprint") -> bool:
+        """Returns whether the same pictures are held out, as far as the records allow to decide."""
+        mine = (self.train, self.validation, self.labels)
+        theirs = (other.train, other.validation, other.labels)
+        return mine == theirs and (self.pixels == other.pixels or not self.is_comparable(other))
+
+    def is_comparable(self, other: "Fingerprint") -> bool:
+        """Returns whether equal pictures have equal pixels in both: they have the same size and decoder."""
+        return (self.side, self.decoder) == (other.side, other.decoder)

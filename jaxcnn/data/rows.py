@@ -1,0 +1,37 @@
+"""Some rows of an array that may be on disk."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A selection of the rows of an array; indexing reads only the rows asked for.
+
+    Attributes:
+      array: all pictures, often memory-mapped.
+      indices: the selected rows, in the order in which they are presented.
+    """
+
+    array: UInt8[np.ndarray, "m height width 3"]
+    indices: Int64[np.ndarray, " n"]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the selection."""
+        return (len(self.indices), *self.array.shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the array."""
+        return self.array.dtype
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Returns the rows at an index, a slice, or an array of indices along the first axis."""
+        return self.array[self.indices[index]]

@@ -1,0 +1,26 @@
+"""A data set as its source provides it."""
+
+from dataclasses import dataclass
+
+from jaxcnn.data.sources.pictures import Pictures
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedDataset:
+    """A data set whose pictures are still encoded.
+
+    Attributes:
+      name: of the data set, for people.
+      names: class names; the position is the class index.
+      wnids: WordNet ids in the order of `names`; empty if the classes have none.
+      license: terms of use, or `unknown`.
+      train: training pictures.
+      validation: validation pictures; empty if the source has none.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    wnids: tuple[str, ...] = ()
+    license: str
+    train: Pictures
+    validation: Pictures

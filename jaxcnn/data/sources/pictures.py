@@ -1,0 +1,34 @@
+"""Encoded pictures with labels: what every source provides."""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""Pillow's names of the formats that are read. Others start programs (EPS) or draw with the system's fonts (WMF)."""
+
+MAX_BYTES = 2**28
+"""Size above which a file is refused: it is not a picture, and would be read into memory as a whole."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """One encoded picture.
+
+    Attributes:
+      where: names the picture in error messages, such as `cat/1.png in /home/me/pets`.
+      encoded: content of its file.
+      label: class index; negative if the picture has no label.
+    """
+
+    where: str
+    encoded: bytes
+    label: int
+
+
+@runtime_checkable
+class Pictures(Protocol):
+    """A sequence of pictures that several threads may read at once."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Picture: ...

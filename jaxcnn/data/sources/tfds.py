@@ -1,0 +1,167 @@
+"""Image classification data sets of TensorFlow Datasets, prepared and read without TensorFlow."""
+
+import contextlib
+import difflib
+import importlib.util
+import io
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.download import downloader
+
+from jaxcnn.data.sources.encoded_dataset import EncodedDataset
+from jaxcnn.data.sources.pictures import Picture
+from jaxcnn.data.sources.source import Source
+from jaxcnn.data.sources.tensorflow_shim import installed_shim
+from jaxcnn.disk import NO_ROOM
+from jaxcnn.errors import UserError
+
+FILE_FORMAT = "array_record"
+"""The only format that TFDS reads without TensorFlow."""
+
+RETRIES = 3
+"""Attempts of a download. TFDS makes ten, which take more than three minutes where there is no network."""
+
+CATALOGUE = "https://www.tensorflow.org/datasets/catalog"
+"""The names and versions that TFDS knows."""
+
+
+def tfds_source(name: str, *, data_dir: Path) -> Source:
+    """Finds a data set of TFDS by its name, such as `tf_flowers` or `imagenet_resized/64x64:0.1.0`.
+
+    Raises:
+      UserError: the data set does not exist, or is not for image classification.
+    """
+    what = f"tfds:{name}"
+    with _user_errors(what, data_dir, advice=f"see {CATALOGUE} for names and versions"):
+        try:
+            builder = tfds.builder(name, data_dir=data_dir, file_format=FILE_FORMAT)
+        except tfds.core.DatasetNotFoundError as error:
+            close = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False), n=3)
+            hint = f"did you mean {' or '.join(close)}?" if close else f"see {CATALOGUE}"
+            raise UserError(f"{what}: TFDS has no such data set; {hint}") from error
+    image, label = _supervised_keys(builder, what)
+    return Source(
+        key=f"tfds-{builder.info.full_name.replace('/', '-')}",
+        open=lambda: open_builder(builder, what=what, image=image, label=label),
+    )
+
+
+def open_builder(builder: Any, *, what: str, image: str, label: str) -> EncodedDataset:
+    """Opens a data set, after downloading and preparing it if that is not done yet.
+
+    Args:
+      builder: a `tfds.core.DatasetBuilder`.
+      what: names the data set in error messages.
+      image: the feature that holds the picture.
+      label: the feature that holds the class.
+
+    Raises:
+      UserError: the data set cannot be downloaded, prepared or read, or has no training pictures.
+    """
+    if importlib.util.find_spec("array_record") is None:
+        raise UserError(
+            f"{what} cannot be read here: it needs the package array-record, which is not for Windows; give a folder "
+            "or zip of class folders, or use the Windows Subsystem for Linux"
+        )
+    advice = "try again, or give a folder or zip of class folders as --data.source"
+    with _user_errors(what, Path(builder.data_dir), advice=advice):
+        with installed_shim(), _few_retries():
+            builder.download_and_prepare(file_format=FILE_FORMAT)
+        splits = [name for name, split in builder.info.splits.items() if split.num_examples]
+        if "train" not in splits:
+            raise UserError(f"{what} has no split 'train', only {', '.join(splits) or 'nothing'}; choose another set")
+        validation = next((name for name in ("validation", "test") if name in splits), None)
+        return EncodedDataset(
+            name=builder.info.name,
+            names=tuple(builder.info.features[label].names),
+            license=builder.info.redistribution_info.license or "unknown",
+            train=_Records.read(builder, "train", what=what, image=image, label=label),
+            validation=_Records.read(builder, validation, what=what, image=image, label=label) if validation else (),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Records:
+    """The pictures of one prepared split, still encoded."""
+
+    records: Any
+    where: str
+    image: str
+    label: str
+
+    @classmethod
+    def read(cls, builder: Any, split: str, *, what: str, image: str, label: str) -> "_Records":
+        records = builder.as_data_source(split, decoders={image: tfds.decode.SkipDecoding()})
+        return cls(records=records, where=f"{what} {split}", image=image, label=label)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Picture:
+        record = self.records[index]
+        # Messages name a picture by its `id` if the data set has this feature.
+        name = record["id"].decode() if isinstance(record.get("id"), bytes) else index
+        return Picture(where=f"{self.where} {name}", encoded=record[self.image], label=int(record[self.label]))
+
+
+def _supervised_keys(builder: Any, what: str) -> tuple[str, str]:
+    """Returns the names of the features that hold the picture and its class."""
+    features = builder.info.features
+    keys = (builder.info.supervised_keys or ("image", "label"))[:2]  # a third one names weights or files
+    if (
+        len(keys) == 2
+        and all(isinstance(key, str) and key in features for key in keys)
+        and isinstance(features[keys[0]], tfds.features.Image)
+        and np.dtype(features[keys[0]].np_dtype) in (np.uint8, np.uint16)
+        and isinstance(features[keys[1]], tfds.features.ClassLabel)
+        and features[keys[1]].num_classes
+    ):
+        return keys
+    raise UserError(
+        f"{what} is not an image classification data set: its features are {', '.join(features)}; choose another"
+    )
+
+
+@contextlib.contextmanager
+def _few_retries() -> Iterator[None]:
+    """Limits the attempts of a download to `RETRIES`, for the whole process: `installed_shim` holds the lock."""
+    before, downloader.MAX_RETRIES = downloader.MAX_RETRIES, RETRIES
+    try:
+        yield
+    finally:
+        downloader.MAX_RETRIES = before
+
+
+@contextlib.contextmanager
+def _user_errors(what: str, data_dir: Path, *, advice: str) -> Iterator[None]:
+    """Turns any error of a data set's code into a one-line UserError, and keeps its notices out of standard output."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    except (UserError, OSError) as error:
+        if isinstance(error, UserError) or error.errno is not None:  # the cache reports system errors, as a full disk
+            raise
+        raise UserError(f"{what}: {one_line(error)}; {advice}") from error
+    except ImportError as error:
+        missing = "TensorFlow" if "tensorflow" in str(error) else one_line(error)
+        raise UserError(
+            f"{what} cannot be prepared here, its code needs {missing}; prepare it elsewhere with "
+            f"file_format='{FILE_FORMAT}' and copy it to {data_dir}, or give a folder or zip of class folders"
+        ) from error
+    except Exception as error:  # third-party code raises any kind
+        if any(os.strerror(number) in str(error) for number in NO_ROOM):  # array_record reports it as text, from C++
+            raise UserError(
+                f"the disk is full: {what} is prepared in {data_dir}; make room or choose another --data.cache_dir"
+            ) from error
+        raise UserError(f"{what}: {one_line(error)}; {advice}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """Returns the message of an error in one line of at most 500 characters."""
+    return " ".join(str(error).split())[:500] or type(error).__name__

@@ -1,4 +1,4 @@
-"""Arrays that tests compute with."""
+"""Random arrays for tests."""
 
 import jax
 import jax.numpy as jnp
@@ -6,5 +6,5 @@ import numpy as np
 
 
 def normal(*shape: int, seed: int = 0) -> jax.Array:
-    """Float32 numbers, drawn by NumPy: JAX would compile a program for each shape, which can take seconds."""
+    """Draws float32 numbers with NumPy: JAX would compile a program for each shape, which can take seconds."""
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32))

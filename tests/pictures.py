@@ -1,4 +1,4 @@
-"""Pictures made on the spot, in the layouts that people bring: no picture of a real data set is in this repository."""
+"""Makes pictures in the layouts that users bring; this repository contains no picture of a real data set."""
 
 import io
 import zipfile
@@ -10,7 +10,7 @@ from PIL import Image
 
 
 def make_picture(label: int, *, seed: int, size: int = 16) -> Image.Image:
-    """Stripes whose direction and colour tell the class, with noise that tells the pictures of a class apart."""
+    """Draws stripes whose direction and colour depend on the class, with noise that differs from picture to picture."""
     rng = np.random.default_rng([label, seed])
     y, x = np.mgrid[:size, :size] / size
     angle = np.pi * label / 7
@@ -21,7 +21,7 @@ def make_picture(label: int, *, seed: int, size: int = 16) -> Image.Image:
 
 
 def encode(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
-    """The bytes of a picture's file."""
+    """Returns the content of a picture's file."""
     file = io.BytesIO()
     image.save(file, format, **options)
     return file.getvalue()
@@ -30,7 +30,7 @@ def encode(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
 def write_class_folders(
     root: Path, names: Sequence[str] = ("cat", "dog"), *, count: int = 4, size: int = 16, seed: int = 0
 ) -> Path:
-    """Writes `root/NAME/0.png` and so on, `count` pictures for each class."""
+    """Writes `root/NAME/0.png` and so on, `count` pictures for each class; returns `root`."""
     for label, name in enumerate(names):
         (root / name).mkdir(parents=True)
         for index in range(count):
@@ -39,7 +39,7 @@ def write_class_folders(
 
 
 def write_zip(path: Path, members: Mapping[str, bytes]) -> Path:
-    """Writes a zip with these members."""
+    """Writes a zip with these members; returns its path."""
     with zipfile.ZipFile(path, "w") as file:
         for name, content in members.items():
             file.writestr(name, content)
@@ -47,15 +47,15 @@ def write_zip(path: Path, members: Mapping[str, bytes]) -> Path:
 
 
 def zip_folder(folder: Path, path: Path) -> Path:
-    """Writes a zip of what is in a folder, without the folder's own name."""
+    """Writes a zip of the content of a folder, without the name of the folder; returns its path."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     return write_zip(path, {file.relative_to(folder).as_posix(): file.read_bytes() for file in files})
 
 
 def tiny_imagenet_members(*, classes: int = 3, train: int = 4, validation: int = 2, size: int = 64) -> dict[str, bytes]:
-    """The members of a zip in the layout of tiny-imagenet-200.zip, with fewer classes and pictures.
+    """Returns the members of a zip in the layout of tiny-imagenet-200.zip, with fewer classes and pictures.
 
-    Class `i` has the identifier `n0000000i` and the words `thing i, other word`; wnids.txt is not sorted.
+    Class `i` has the WordNet id `n0000000i` and the words `thing i, other word`; wnids.txt is not sorted.
     """
     wnids = [f"n{index:08d}" for index in range(classes)]
     members, annotations = {}, []
@@ -78,5 +78,5 @@ def tiny_imagenet_members(*, classes: int = 3, train: int = 4, validation: int =
 def write_tiny_imagenet_zip(
     path: Path, *, classes: int = 3, train: int = 4, validation: int = 2, size: int = 64
 ) -> Path:
-    """Writes a zip in the layout of tiny-imagenet-200.zip; see `tiny_imagenet_members`."""
+    """Writes a zip of `tiny_imagenet_members`; returns its path."""
     return write_zip(path, tiny_imagenet_members(classes=classes, train=train, validation=validation, size=size))

@@ -66,6 +66,7 @@ def train_batches(split: Split, *, seed: int, batch_size: int, start_step: int =
     first_epoch, position = divmod(start_step, steps_per_epoch(split, batch_size))
 
     def indices() -> Iterator[Int64[np.ndarray, " batch"]]:
+        # Only the first epoch begins in the middle, where training resumes.
         skip = position * batch_size
         for epoch in itertools.count(first_epoch):
             order = epoch_order(seed=seed, epoch=epoch, count=len(split))
@@ -73,6 +74,7 @@ def train_batches(split: Split, *, seed: int, batch_size: int, start_step: int =
                 yield order[start : start + batch_size]
             skip = 0
 
+    # The thread reads the pictures: here only their indices are drawn.
     return _prefetch(lambda rows: Batch(split.images[rows], split.labels[rows]), indices())
 
 
@@ -80,6 +82,7 @@ def eval_batches(split: Split, *, batch_size: int) -> Generator[EvalBatch]:
     """Yields every example once, in order; black pictures fill up the last batch, with `mask` false."""
 
     def gather(start: int) -> EvalBatch:
+        # The model is compiled for one batch size: the last batch is padded, not shortened.
         images = np.asarray(split.images[start : start + batch_size])
         labels = split.labels[start : start + batch_size]
         missing = batch_size - len(labels)

@@ -45,10 +45,12 @@ def load_cached(source: Source, *, size: int, cache_dir: Path) -> Dataset:
     Raises:
       UserError: pictures cannot be read, or the entry cannot be written, as on a full disk.
     """
+    # Without the lock: entries get their names only when they are complete.
     entry = cache_dir / f"{source.key}-{size}"
     dataset = _read_entry(entry)
     if dataset is not None:
         return dataset
+
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         with _locked(cache_dir / f"{source.key}.lock"):
@@ -69,9 +71,11 @@ def _read_entry(entry: Path) -> Dataset | None:
         meta = json.loads((entry / "entry.json").read_text())
         if (meta["version"], meta["decoder"]) != (VERSION, DECODER):
             return None
+        # Sizes detect files that are truncated; hashing them at every start would take as long as reading them.
         if any((entry / name).stat().st_size != size for name, size in meta["bytes"].items()):
             return None
-        "".join((meta["name"], *meta["names"])).encode()  # raises for entries with names that are not valid Unicode
+        # Raises for entries of earlier versions with names that are not valid Unicode.
+        "".join((meta["name"], *meta["names"])).encode()
         return Dataset(
             name=meta["name"],
             names=tuple(meta["names"]),
@@ -116,6 +120,7 @@ def _write_entry(entry: Path, source: Source, size: int) -> None:
     if need > shutil.disk_usage(entry.parent).free:
         raise UserError(f"the disk is too full: {room}; make room or choose another --data.cache_dir")
 
+    # The old entry goes only when the new one is complete; a killed process leaves `partial` behind.
     try:
         partial.mkdir()
         _write_files(partial, dataset, size)
@@ -137,14 +142,17 @@ def _write_files(folder: Path, dataset: EncodedDataset, size: int) -> None:
       UserError: pictures cannot be read; all are tried first, so that one message lists them.
       OSError: a file cannot be written.
     """
+    # Threads, not processes: Pillow releases the interpreter lock while it decodes and resizes.
     errors: list[str] = []
     with (
         _progress(f"decoding {dataset.name}", len(dataset.train) + len(dataset.validation)) as advance,
-        ThreadPoolExecutor(_threads()) as pool,  # threads: Pillow releases the interpreter lock while it decodes
+        ThreadPoolExecutor(_threads()) as pool,
     ):
         for split, pictures in (("train", dataset.train), ("validation", dataset.validation)):
             errors += _write_split(folder, split, pictures, size=size, pool=pool, advance=advance)
     _check_readable(errors)
+
+    # The description comes last: an entry without it does not exist.
     files = sorted(folder.iterdir())
     meta = {
         "version": VERSION,

@@ -38,6 +38,7 @@ class Dataset:
 
     def fingerprint(self) -> Fingerprint:
         """Identifies the split; reads all validation pictures, but none of the many training pictures."""
+        # Little-endian labels and contiguous pixels, so that every machine computes the same hash.
         labels, pixels, images = hashlib.sha256(), hashlib.sha256(), self.validation.images
         for split in (self.train, self.validation):
             labels.update(f"{len(split)}:".encode() + split.labels.astype("<i4").tobytes())
@@ -76,8 +77,10 @@ class Dataset:
                     f"class {name!r} of {self.name} has {found}, but needs "
                     "one to train on and one to hold out for validation; add some or remove the class"
                 )
+            # At least one picture of the class stays on each side.
             count = min(max(round(len(members) * fraction), 1), len(members) - 1)
             held_out[members[:count]] = True
+        # In the order of the data set, whatever the order in which they were drawn.
         return dataclasses.replace(
             self,
             train=self.train.select(np.flatnonzero(~held_out)),

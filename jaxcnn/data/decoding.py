@@ -138,6 +138,7 @@ def _load(image: ImageFile.ImageFile, size: int) -> Image.Image:
     if image.format == "PNG" and "transparency" in image.info:
         _scale_transparent(image)
     whole = image.size
+    # Only JPEGs can be decoded at a fraction of their size; `draft` returns None for other formats.
     drafted = image.draft(None, (DRAFT * size, DRAFT * size))
     image.load()  # before the metadata are read, so that an error here is one of the pixels
     if drafted is None or image.size == whole:
@@ -146,7 +147,7 @@ def _load(image: ImageFile.ImageFile, size: int) -> Image.Image:
     return _stretch(image, size, box=drafted[1])
 
 
-def _stretch(image: Image.Image, size: int, box: tuple[float, float, float, float] | None = None) -> Image.Image:
+def _stretch(image: Image.Image, size: int, box: tuple[int, int, float, float] | None = None) -> Image.Image:
     """Resizes the picture, or the part of it in `box`, to `size` x `size` pixels."""
     return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
 
@@ -179,11 +180,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     Raises:
       ValueError: the mode cannot be shown as RGB, such as floating point.
     """
+    # Gray of more than 8 bits, of which Pillow would keep the lowest levels alone.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
         return _to_8_bits(image).convert("RGB")
     if image.mode in ("I", "F"):
         (bits,) = _tags(image).get(ExifTags.Base.BitsPerSample, (32,))
         raise ValueError(f"{bits} bits for each pixel{', signed' * (bits == 16)}; save it with 8 or 16, unsigned")
+    # Viewers show transparent pictures on a page, which is white.
     if image.mode == "La":  # premultiplied alpha, which Pillow converts to LA alone
         image = image.convert("LA")
     if image.has_transparency_data:

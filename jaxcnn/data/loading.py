@@ -1,7 +1,5 @@
 """From a configuration to a data set."""
 
-from pathlib import Path
-
 import numpy as np
 
 from jaxcnn.config import DataConfig
@@ -29,15 +27,20 @@ def load(config: DataConfig, *, hold_out: bool = True) -> Dataset:
       UserError: the source does not exist or cannot be read, a picture is damaged, the cache cannot be written, or
         there are too few pictures.
     """
+    # A cache among the pictures would be taken for a class at the next start.
     cache_dir = named_path(config.cache_dir, option="data.cache_dir")
     if not is_named(config.source):
         check_outside_pictures(cache_dir, option="data.cache_dir", source=config.source)
-    dataset = load_cached(_find_source(config, cache_dir), size=config.image_size, cache_dir=cache_dir)
+    dataset = load_cached(find_source(config), size=config.image_size, cache_dir=cache_dir)
+
+    # The cache holds the split of the source: holding out only selects rows.
     if config.validation_fraction is not None or len(dataset.validation) == 0:
         if hold_out:
             dataset = dataset.hold_out(fraction=config.validation_fraction or HELD_OUT, seed=config.split_seed)
         else:
             dataset = dataset.without_validation()
+
+    # Checked last: unlabelled validation pictures do no harm where others are held out in their place.
     for split, advice in (("train", "choose another --data.source"), ("validation", "set --data.validation_fraction")):
         if np.any(getattr(dataset, split).labels < 0):
             raise UserError(f"some {split} pictures of {dataset.name} have no label; {advice}")
@@ -49,18 +52,24 @@ def is_named(source: str) -> bool:
     return source in ("digits", "tiny_imagenet") or source.startswith("tfds:")
 
 
-def _find_source(config: DataConfig, cache_dir: Path) -> Source:
-    """Returns the source that `config` names; imports only the libraries that it needs."""
+def find_source(config: DataConfig) -> Source:
+    """Finds the source that `config` names, without reading pictures; imports only the libraries that it needs.
+
+    Raises:
+      UserError: the source does not exist or cannot be read.
+    """
     kind, _, name = config.source.partition(":")
+    data_dir = named_path(config.cache_dir, option="data.cache_dir") / "tfds"
     if config.source == "digits":
         return digits_source()
+    # TFDS takes seconds to import, and is missing where only the exporter is installed.
     if config.source == "tiny_imagenet":
         from jaxcnn.data.sources.tiny_imagenet import tiny_imagenet_source
 
         archive = named_path(config.archive, option="data.archive") if config.archive is not None else None
-        return tiny_imagenet_source(archive, data_dir=cache_dir / "tfds")
+        return tiny_imagenet_source(archive, data_dir=data_dir)
     if kind == "tfds":
         from jaxcnn.data.sources.tfds import tfds_source
 
-        return tfds_source(name, data_dir=cache_dir / "tfds")
+        return tfds_source(name, data_dir=data_dir)
     return folder_source(config.source)

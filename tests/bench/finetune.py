@@ -1,8 +1,8 @@
-"""What trained weights are worth on few pictures: `python -m tests.bench.finetune [--init_from WEIGHTS]`.
+"""Compares fine-tuning with training from scratch on few pictures: `python -m tests.bench.finetune`.
 
-Draws a data set of its own, objects of eight shapes in scenes with textures, light and clutter, and trains the preset
-`finetune` on it, then `folder` from scratch: for its own number of epochs, and for as long as `finetune` took. Time is
-that of the training steps, without compiling. The last line is one JSON object.
+Draws a data set, objects of eight shapes in scenes with textures, light and clutter, and trains the preset `finetune`
+on it. Then trains `folder` from scratch, once for its number of epochs and once for as long as `finetune` took. Times
+are those of the training steps, without compilation. The last line is one JSON object.
 """
 
 import argparse
@@ -37,28 +37,28 @@ SHAPES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "star": lambda x, y: 0.62 + 0.38 * np.cos(5 * np.arctan2(y, x)) - np.hypot(x, y),
     "wedge": lambda x, y: 0.5 - np.maximum(y, abs(x) * 0.87 - y * 0.5),
 }
-"""By class: where a function of the coordinates is positive, there is the object; it fills about -1 to 1."""
+"""For each class a function of coordinates between about -1 and 1 that is positive inside the object."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--init_from", default="shipped", help="the weights, as for the training")
+    parser.add_argument("--init_from", default="shipped", help="weights to start from, as in training")
     parser.add_argument("--train", type=int, default=24, help="training pictures of each class")
     parser.add_argument("--validation", type=int, default=50, help="validation pictures of each class")
-    parser.add_argument("--pictures", type=Path, help="a folder to leave the data set in")
-    parser.add_argument("--seeds", type=int, default=1, help="trainings of each kind, with seeds from 0 on")
+    parser.add_argument("--pictures", type=Path, help="folder to write the data set to instead of a temporary one")
+    parser.add_argument("--seeds", type=int, default=1, help="number of trainings of each kind")
     arguments = parser.parse_args()
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as temporary:
         pictures = arguments.pictures or Path(temporary) / "pictures"
         write_pictures(pictures, {"train": arguments.train, "val": arguments.validation})
         results = [compare(pictures, temporary, arguments.init_from, seed) for seed in range(arguments.seeds)]
-    mean = {key: float(np.mean([each[key] for each in results])) for key in results[0]}
+    mean = {key: float(np.mean([result[key] for result in results])) for key in results[0]}
     print(json.dumps(mean))
 
 
 def compare(pictures: Path, cache: str, init_from: str, seed: int) -> dict[str, float]:
-    """Top-1 accuracy and seconds of each training."""
+    """Returns top-1 accuracy, seconds and epochs of every training."""
     given = {"data": dataclasses.replace(folder().data, source=str(pictures), cache_dir=cache), "seed": seed}
     tuned = dataclasses.replace(
         finetune(), init_from=init_from, model=finetune().model.with_shape_of(read_model(init_from)), **given
@@ -72,7 +72,7 @@ def compare(pictures: Path, cache: str, init_from: str, seed: int) -> dict[str, 
 
 
 def train(name: str, config: Config) -> dict[str, float]:
-    """Trains without checkpoints; the first step is taken twice, once to compile it."""
+    """Trains without checkpoints; takes the first step once before, to compile it."""
     dataset = data.load(config.data)
     run = prepare(config, dataset)
     weights = None if config.init_from is None else read_weights(config.init_from)
@@ -86,7 +86,7 @@ def train(name: str, config: Config) -> dict[str, float]:
 
 
 def steps(run: Run, weights, *, count: int):
-    """The state after so many steps."""
+    """Returns the state after `count` steps."""
     state, config = initial_state(run, weights), run.config
     batches = data.train_batches(run.dataset.train, seed=config.seed, batch_size=config.batch_size)
     with contextlib.closing(batches):
@@ -97,7 +97,7 @@ def steps(run: Run, weights, *, count: int):
 
 
 def write_pictures(root: Path, counts: dict[str, int]) -> None:
-    """Writes SPLIT/CLASS/0.jpg and so on."""
+    """Writes `SPLIT/CLASS/0.jpg` and so on; `counts` has the number of pictures of a class by split."""
     for split, (part, count) in enumerate(counts.items()):
         for label, name in enumerate(SHAPES):
             (root / part / name).mkdir(parents=True)
@@ -107,10 +107,10 @@ def write_pictures(root: Path, counts: dict[str, int]) -> None:
 
 
 def draw(name: str, random: np.random.Generator) -> Image.Image:
-    """An object of a class, in any colour, texture, place, size and turn, lit from one side, before some clutter."""
+    """Draws an object of a class in random colours, position, size and rotation, lit from one side, on clutter."""
     y, x = np.mgrid[:SIDE, :SIDE] / SIDE * 2 - 1
     scene = colours(random, spread=60)
-    for other in random.choice([each for each in SHAPES if each != name], 2):
+    for other in random.choice([shape for shape in SHAPES if shape != name], 2):
         place(scene, other, x, y, random, size=random.uniform(0.1, 0.2))
     place(scene, name, x, y, random, size=random.uniform(0.4, 0.65), reach=0.35)
     scene = scene * random.uniform(0.7, 1.2) + random.normal(0, 6, scene.shape)
@@ -119,24 +119,24 @@ def draw(name: str, random: np.random.Generator) -> Image.Image:
 
 
 def place(scene, name: str, x, y, random: np.random.Generator, *, size: float, reach: float = 0.9) -> None:
-    """Paints an object and its shadow into a scene."""
+    """Paints an object and its shadow into a scene, in place."""
     angle, (left, top) = random.uniform(0, 2 * np.pi), random.uniform(-reach, reach, 2)
-    lean = random.uniform(0.75, 1)  # seen from the side, it is narrower one way
+    lean = random.uniform(0.75, 1)  # foreshortening: the object is narrower in one direction
 
-    def in_hwnc(x, y) -> np.ndarray:
+    def inside(x, y) -> np.ndarray:
         u, v = (x - left) / size, (y - top) / size / lean
         distance = SHAPES[name](u * np.cos(angle) + v * np.sin(angle), v * np.cos(angle) - u * np.sin(angle))
         return (distance * size * SIDE / 2 + 0.5).clip(0, 1)[..., None]
 
-    scene *= 1 - 0.5 * in_hwnc(x - 0.08, y - 0.08)
+    scene *= 1 - 0.5 * inside(x - 0.08, y - 0.08)
     light = 1 - 0.4 * ((x - left) + (y - top)) / size
-    cover = in_hwnc(x, y)
+    cover = inside(x, y)
     scene *= 1 - cover
     scene += cover * (colours(random, spread=30) * light[..., None].clip(0.3, 1.7))
 
 
 def colours(random: np.random.Generator, *, spread: float) -> np.ndarray:
-    """A colour that varies over the picture as surfaces do: noise whose amplitude falls with its frequency."""
+    """Returns a colour with the texture of a surface: noise whose amplitude falls with its frequency."""
     frequency = np.hypot(np.fft.fftfreq(SIDE)[:, None], np.fft.fftfreq(SIDE)[None])
     frequency[0, 0] = np.inf
     noise = np.fft.ifft2(np.fft.fft2(random.normal(size=(SIDE, SIDE))) / frequency ** random.uniform(0.8, 1.6)).real

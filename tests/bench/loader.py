@@ -1,7 +1,7 @@
-"""Whether input keeps up with training: `python -m tests.bench.loader --preset PRESET`.
+"""Measures whether input keeps up with training: `python -m tests.bench.loader --preset PRESET`.
 
-Prints how many pictures a second the loader gathers alone, from a memory-mapped file as large as Tiny ImageNet's, and
-what share of the time training steps wait for it. The last line is one JSON object.
+Prints how many pictures per second the loader gathers alone, from a memory-mapped file as large as that of Tiny
+ImageNet, and for what share of the time training steps wait for it. The last line is one JSON object.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def gather(split: Split, *, batch: int) -> float:
-    """Pictures a second, of one epoch."""
+    """Returns the pictures per second of one epoch."""
     steps = PICTURES // batch
     begin = time.perf_counter()
     for _ in itertools.islice(train_batches(split, seed=0, batch_size=batch), steps):
@@ -54,18 +54,18 @@ def gather(split: Split, *, batch: int) -> float:
 
 
 def train(preset: str, split: Split, *, batch: int, side: int, steps: int) -> float:
-    """The share of the time of training steps that passes until the next batch is there."""
+    """Returns the share of the time for which training steps wait for their batch."""
     config = PRESETS[preset]()
     step = make_step(preset, model=config.model.name, batch=batch, resolution=side, precision=None, cpu_kernels=True)
     batches = train_batches(split, seed=0, batch_size=batch)
     waited, begin = 0.0, 0.0
-    for number in range(-2, steps):
+    for number in range(-2, steps):  # the first two compile and warm up
         if number == 0:
             waited, begin = 0.0, time.perf_counter()
-        asked = time.perf_counter()
-        given: Batch = next(batches)
-        waited += time.perf_counter() - asked
-        jax.block_until_ready(jax.device_put(given.images))
+        start = time.perf_counter()
+        examples: Batch = next(batches)
+        waited += time.perf_counter() - start
+        jax.block_until_ready(jax.device_put(examples.images))
         step()
     batches.close()
     return waited / (time.perf_counter() - begin)

@@ -161,7 +161,7 @@ def test_unlabelled_validation_pictures_are_refused_unless_others_are_held_out(c
     pictures = [Picture(where="x", encoded=encode(make_picture(0, seed=i)), label=i % 2) for i in range(4)]
     unlabelled = [dataclasses.replace(picture, label=-1) for picture in pictures]
     opened = EncodedDataset(name="set", names=("a", "b"), license="free", train=pictures, validation=unlabelled)
-    monkeypatch.setattr("jaxcnn.data.loading._find_source", lambda *_: Source(key="set", open=lambda: opened))
+    monkeypatch.setattr("jaxcnn.data.loading.find_source", lambda _: Source(key="set", open=lambda: opened))
     with pytest.raises(UserError, match=r"validation pictures of set have no label; set --data\.validation_fraction"):
         load(config)
     assert len(load(dataclasses.replace(config, validation_fraction=0.5)).validation) == 2
@@ -170,7 +170,7 @@ def test_unlabelled_validation_pictures_are_refused_unless_others_are_held_out(c
 def test_unlabelled_training_pictures_are_refused(config, monkeypatch):
     pictures = [Picture(where="x", encoded=encode(make_picture(0, seed=i)), label=i // 2 - 1) for i in range(6)]
     opened = EncodedDataset(name="set", names=("a", "b"), license="free", train=pictures, validation=pictures[2:])
-    monkeypatch.setattr("jaxcnn.data.loading._find_source", lambda *_: Source(key="set", open=lambda: opened))
+    monkeypatch.setattr("jaxcnn.data.loading.find_source", lambda _: Source(key="set", open=lambda: opened))
     for fraction in (None, 0.5):
         with pytest.raises(UserError, match=r"some train pictures of set have no label; choose another --data\.source"):
             load(dataclasses.replace(config, validation_fraction=fraction))

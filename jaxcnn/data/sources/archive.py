@@ -54,12 +54,14 @@ class Archive:
         Raises:
           UserError: the member is damaged, encrypted or larger than `MAX_BYTES`, or Python cannot decompress it.
         """
+        # Names come from the file, and may contain line breaks.
         info, name = self._members[inside], str(inside)
         where = f"{name if name.isprintable() else repr(name)} in {self.path}"
         if info.file_size > MAX_BYTES:
             raise UserError(f"{where} is too large for a picture: {info.file_size:,} bytes; remove it")
         if info.flag_bits & ENCRYPTED:
             raise UserError(f"{self.path} is encrypted; make it again without a password")
+
         try:
             return self._zip.read(info)
         except RuntimeError as error:  # such as Deflate64, which Windows uses for files above 2 GB

@@ -34,6 +34,7 @@ def open_class_folders(tree: Tree, *, name: str) -> EncodedDataset:
       UserError: there are no class folders, a class has no pictures, a class occurs only in validation, pictures lie
         beside the class folders, or two classes have the same name.
     """
+    # The training folders define the classes.
     train, validation = _split_folders(tree)
     names = sorted(map(composed, tree.folders[train]))
     if not names:
@@ -42,6 +43,8 @@ def open_class_folders(tree: Tree, *, name: str) -> EncodedDataset:
         raise UserError(f"{tree.where}: {file} lies beside the class folders; move it into one or remove it")
     for unknown in sorted(set(map(composed, tree.folders[validation])) - set(names)) if validation else ():
         raise UserError(f"{tree.where}: class {unknown!r} is in {validation}/ but not in {train}/; add or remove it")
+
+    # Names that are not UTF-8 are made readable, which may make two of them equal.
     classes = tuple(map(readable, names))
     for same, count in Counter(classes).items():
         if count > 1:
@@ -113,6 +116,7 @@ def _by_split_names(folders: set[str]) -> dict[tuple[str, ...], dict[str, str]]:
     """
     found: dict[tuple[str, ...], dict[str, str]] = {}
     for folder in sorted(folders):
+        # Names with two such words, such as `train test`, say nothing.
         words = re.split(r"[^a-z]+", folder.lower())
         names = [word for word in words if word in TRAIN + VALIDATION]
         if len(names) == 1:
@@ -144,6 +148,7 @@ def _named_alike(
         train, validation = _first_pair(folders)
         if train is None or validation is None:
             continue
+        # Splits share their classes; other folders with similar names hardly ever share subfolders.
         classes, known = (tree.folders[_unnested(tree, root / split)] for split in (train, validation))
         if len(classes) < 2 or not classes & known:
             continue

@@ -28,6 +28,8 @@ def folder_source(source: str) -> Source:
     if path is None or not path.exists():
         missing = f"data.source {source!r} does not exist" if source else "data.source is not set"
         raise UserError(f"{missing}; give a folder, a zip, digits, tiny_imagenet or tfds:NAME")
+
+    # The same pictures have the same key however their path is written.
     path = path.resolve()
     if path.is_dir():
         return _folder_source(path)
@@ -36,6 +38,7 @@ def folder_source(source: str) -> Source:
 
 
 def _folder_source(path: Path) -> Source:
+    # Every file is looked at on every start: one changed picture makes another key, and so another cache entry.
     files, folders = list_folder(path)
     try:
         stats = [(file, os.stat(f"{path}/{file}")) for file in files]
@@ -67,6 +70,7 @@ def _open_zip(path: Path) -> EncodedDataset:
 def _read(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
+            # The size of the open file: the path may meanwhile lead to another.
             size = os.fstat(file.fileno()).st_size
             if size > MAX_BYTES:
                 raise UserError(f"{path} is too large for a picture: {size:,} bytes; remove it")

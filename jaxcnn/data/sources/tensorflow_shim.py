@@ -34,6 +34,7 @@ def installed_shim() -> Iterator[None]:
     The lazy module and the limit on open files belong to the whole process: one thread at a time holds them.
     """
     with _installed:
+        # Users with TensorFlow get its own behaviour.
         if importlib.util.find_spec("tensorflow"):
             yield
             return
@@ -53,6 +54,7 @@ def _many_open_files() -> Iterator[None]:
     except ImportError:  # Windows has no such limit
         yield
         return
+    # A process may raise its soft limit up to the hard one.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     allowed = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
     if 0 <= soft < allowed:

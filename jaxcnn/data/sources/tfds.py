@@ -73,6 +73,8 @@ def open_builder(builder: Any, *, what: str, image: str, label: str) -> EncodedD
     with _user_errors(what, Path(builder.data_dir), advice=advice):
         with installed_shim(), _few_retries():
             builder.download_and_prepare(file_format=FILE_FORMAT)
+
+        # Some data sets declare splits that are empty.
         splits = [name for name, split in builder.info.splits.items() if split.num_examples]
         if "train" not in splits:
             raise UserError(f"{what} has no split 'train', only {', '.join(splits) or 'nothing'}; choose another set")
@@ -105,13 +107,14 @@ class _Records:
 
     def __getitem__(self, index: int) -> Picture:
         record = self.records[index]
-        # Messages name a picture by its `id` if the data set has this feature.
+        # Error messages name a picture by its `id` if the data set has this feature.
         name = record["id"].decode() if isinstance(record.get("id"), bytes) else index
         return Picture(where=f"{self.where} {name}", encoded=record[self.image], label=int(record[self.label]))
 
 
 def _supervised_keys(builder: Any, what: str) -> tuple[str, str]:
     """Returns the names of the features that hold the picture and its class."""
+    # Labels must be classes and pictures must be stored as files, as those of 8 or 16 bits are.
     features = builder.info.features
     keys = (builder.info.supervised_keys or ("image", "label"))[:2]  # a third one names weights or files
     if (

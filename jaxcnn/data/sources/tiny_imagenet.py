@@ -78,6 +78,7 @@ class TinyImageNet(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        # TFDS asks for the classes before they are known; they are set once the zip is open.
         archive = Archive(self._archive or _download(dl_manager))
         layout = read_layout(archive)
         self.info.features["label"].names = layout.wnids
@@ -165,6 +166,7 @@ def readable_names(wnids: list[str], words: list[str]) -> list[str]:
 
 def _validation(archive: Archive, folder: PurePosixPath, wnids: list[str]) -> dict[PurePosixPath, str]:
     """Returns the WordNet id of each validation picture; a file beside their folder lists the classes."""
+    # The list and the folder must agree, in both directions.
     pictures = {path for path in archive.files if path.parent == folder / "images"}
     labels: dict[PurePosixPath, str] = {}
     for line in _lines(archive, folder / "val_annotations.txt"):

@@ -26,6 +26,7 @@ def list_folder(path: Path) -> tuple[list[str], list[str]]:
         raise UserError(f"{error.filename} cannot be read: {error.strerror}; check its permissions") from error
 
     for here, subfolders, members in path.walk(on_error=refuse, follow_symlinks=True):
+        # A circle of links would never end.
         if here.is_symlink() and here.parent.resolve().is_relative_to(here.resolve()):
             raise UserError(f"{here} is a link to a folder that contains it; remove it")
         # Changed in place: `walk` then skips what was removed.
@@ -74,6 +75,7 @@ class Tree:
         tree = Tree(where=where, read=read, folders={PurePosixPath(): set()}, files={PurePosixPath(): []})
         for path in folders:
             tree._add_folder(path)
+        # Sorted once here, so that the files of every folder are in the same order on all systems.
         for path in sorted(files):
             if not any(map(is_junk, path.parts)):
                 tree._add_folder(path.parent)
@@ -84,6 +86,7 @@ class Tree:
     def _add_folder(self, path: PurePosixPath) -> None:
         if path in self.folders or any(map(is_junk, path.parts)):
             return
+        # From the outermost inwards, as each is entered in its parent.
         for folder in (*reversed(path.parents), path):
             if folder not in self.folders:
                 self.folders[folder.parent].add(folder.name)

@@ -93,7 +93,7 @@ def test_a_download_with_another_checksum_is_refused(tmp_path, monkeypatch):
 
 
 def test_it_is_not_a_data_set_of_tfds_whether_this_module_is_imported_or_not(tmp_path):
-    assert "tiny_imagenet" not in tfds.list_builders()
+    assert "tiny_imagenet" not in tfds.list_builders(with_community_datasets=False)
     with pytest.raises(UserError, match=r"^tfds:tiny_imagenet: TFDS has no such data set; did you mean"):
         tfds_source("tiny_imagenet", data_dir=tmp_path)
 

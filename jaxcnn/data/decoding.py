@@ -94,7 +94,7 @@ def _pillow_errors(where: str) -> Iterator[None]:
     except Exception as error:  # Pillow's readers raise nearly every kind of error on damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
-            reason = f"none of {', '.join(FORMATS)}"
+            reason = f"the format is none of {', '.join(FORMATS)}"
         raise UserError(f"{where} is not a picture that can be read ({reason}); repair or remove it") from error
 
 

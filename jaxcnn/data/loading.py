@@ -41,9 +41,12 @@ def load(config: DataConfig, *, hold_out: bool = True) -> Dataset:
             dataset = dataset.without_validation()
 
     # Checked last: unlabelled validation pictures do no harm where others are held out in their place.
-    for split, advice in (("train", "choose another --data.source"), ("validation", "set --data.validation_fraction")):
-        if np.any(getattr(dataset, split).labels < 0):
-            raise UserError(f"some {split} pictures of {dataset.name} have no label; {advice}")
+    for split, name, advice in (
+        (dataset.train, "training", "choose another --data.source"),
+        (dataset.validation, "validation", "set --data.validation_fraction"),
+    ):
+        if np.any(split.labels < 0):
+            raise UserError(f"some {name} pictures of {dataset.name} have no label; {advice}")
     return dataset
 
 

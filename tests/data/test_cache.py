@@ -147,7 +147,7 @@ def broken(count: int) -> list[Picture]:
 def test_one_error_lists_all_unreadable_pictures(tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "CHUNK", 1)
     some = source(train=[*broken(2), *PICTURES[:8]], validation=[PICTURES[8], *broken(3)[2:]])[0]
-    message = r"cat/{}\.png is not a picture that can be read \(none of .*\); repair or remove it"
+    message = r"cat/{}\.png is not a picture that can be read \(the format is none of .*\); repair or remove it"
     with pytest.raises(
         UserError, match="^3 pictures cannot be read: " + r" \| ".join(map(message.format, "012")) + "$"
     ):

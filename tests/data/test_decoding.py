@@ -280,7 +280,7 @@ def test_a_truncated_picture_is_refused(format):
 
 
 def test_postscript_is_refused():  # Pillow would start Ghostscript
-    with pytest.raises(UserError, match="none of AVIF"):
+    with pytest.raises(UserError, match="the format is none of AVIF"):
         decode(encode(make_picture(0, seed=0), "EPS"), size=8, where="x")
 
 

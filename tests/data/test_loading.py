@@ -172,7 +172,9 @@ def test_unlabelled_training_pictures_are_refused(config, monkeypatch):
     opened = EncodedDataset(name="set", names=("a", "b"), license="free", train=pictures, validation=pictures[2:])
     monkeypatch.setattr("jaxcnn.data.loading.find_source", lambda _: Source(key="set", open=lambda: opened))
     for fraction in (None, 0.5):
-        with pytest.raises(UserError, match=r"some train pictures of set have no label; choose another --data\.source"):
+        with pytest.raises(
+            UserError, match=r"some training pictures of set have no label; choose another --data\.source"
+        ):
             load(dataclasses.replace(config, validation_fraction=fraction))
 
 

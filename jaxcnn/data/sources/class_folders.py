@@ -104,7 +104,7 @@ def _check_no_stray_pictures(tree: Tree, root: PurePosixPath, train: str) -> Non
         if tree.pictures(root / other):
             raise UserError(
                 f"{tree.where}: {root / train} looks like the training pictures of all classes, but {root / other} "
-                "lies beside it; move it elsewhere, or rename them if they are classes"
+                f"lies beside it; move {root / other} elsewhere, or rename {root / train} if it is a class"
             )
 
 
@@ -156,7 +156,8 @@ def _named_alike(
         for other in (*others, *tree.loose_pictures(root)):
             raise UserError(
                 f"{tree.where}: {root / train} and {root / validation} look like training and validation pictures of "
-                f"the same classes, but {other} lies beside them; move it elsewhere, or rename them if they are classes"
+                f"the same classes, but {other} lies beside them; move {other} elsewhere, or rename the two if "
+                "they are classes"
             )
         return train, validation
     return None, None

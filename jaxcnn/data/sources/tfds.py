@@ -38,6 +38,8 @@ def tfds_source(name: str, *, data_dir: Path) -> Source:
       UserError: the data set does not exist, or is not for image classification.
     """
     what = f"tfds:{name}"
+    if not name:
+        raise UserError(f"data.source is {what!r} without the name of a data set; give tfds:NAME, see {CATALOGUE}")
     with _user_errors(what, data_dir, advice=f"see {CATALOGUE} for names and versions"):
         try:
             builder = tfds.builder(name, data_dir=data_dir, file_format=FILE_FORMAT)
@@ -166,5 +168,5 @@ def _user_errors(what: str, data_dir: Path, *, advice: str) -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
-    """Returns the message of an error in one line of at most 500 characters."""
-    return " ".join(str(error).split())[:500] or type(error).__name__
+    """Returns the message of an error in one line of at most 500 characters, without a full stop."""
+    return " ".join(str(error).split())[:500].rstrip(".") or type(error).__name__

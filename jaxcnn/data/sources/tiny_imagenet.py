@@ -128,7 +128,7 @@ def read_layout(archive: Archive) -> Layout:
     # The classes, which the zip does not list in order.
     roots = [path.parent for path in archive.files if path.name == "wnids.txt"]
     if len(roots) != 1:
-        raise _wrong(archive, f"{len(roots)} files wnids.txt instead of one")
+        raise _wrong(archive, f"it has {len(roots)} files called wnids.txt instead of one")
     root = roots[0]
     wnids = sorted(_lines(archive, root / "wnids.txt"))
     if len(set(wnids)) != len(wnids) or len(wnids) < 2:

@@ -119,7 +119,9 @@ def test_a_picture_beside_the_classes_of_a_longer_named_split_is_named(opened, s
 @pytest.mark.parametrize("other", ["seg_pred/1.png", "1.png"])
 def test_anything_beside_longer_named_splits_is_named(opened, other):
     members = [f"seg_{split}/{name}/1.png" for split in ("test", "train") for name in ("forest", "sea")]
-    with pytest.raises(UserError, match=rf"seg_train and seg_test look like .*, but {other.split('/')[0]} lies beside"):
+    name = other.split("/")[0]
+    remedy = f"but {name} lies beside them; move {name} elsewhere, or rename the two if they are classes$"
+    with pytest.raises(UserError, match=rf"seg_train and seg_test look like .*, {remedy}"):
         opened(*members, other)
 
 
@@ -156,9 +158,8 @@ def test_a_training_folder_alone(opened):
 @pytest.mark.parametrize("outer", ["", "a/"])
 def test_classes_beside_a_class_called_train_are_not_dropped(opened, outer):
     members = ("train/steam/1.png", "train/diesel/1.png", "plane/1.png", "bus/city/1.png")
-    with pytest.raises(
-        UserError, match=rf"{outer}train looks like .* all classes, but {outer}bus lies beside it; move"
-    ):
+    remedy = f"lies beside it; move {outer}bus elsewhere, or rename {outer}train if it is a class$"
+    with pytest.raises(UserError, match=rf"{outer}train looks like .* all classes, but {outer}bus {remedy}"):
         opened(*(outer + member for member in members))
 
 

@@ -209,9 +209,9 @@ def test_other_kinds_of_data_sets_are_refused(tmp_path, name):
     [
         ("mnits", r"^tfds:mnits: TFDS has no such data set; did you mean mnist"),
         ("qqqqqqqqqqqq", r"no such data set; see https://"),
-        ("mnist:9.9.9", r"cannot be loaded at version 9\.9\.9"),
+        ("mnist:9.9.9", r"cannot be loaded at version 9\.9\.9, only: [0-9.]+; see https://.* for names and versions$"),
         ("mnist/nope", r"BuilderConfig nope not found"),
-        ("", r"^tfds:: "),
+        ("", r"^data\.source is 'tfds:' without the name of a data set; give tfds:NAME, see https://"),
         ("a b", r"^tfds:a b: "),
         ("huggingface:mnist", r"^tfds:huggingface:mnist "),
     ],

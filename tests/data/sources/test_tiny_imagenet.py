@@ -118,8 +118,8 @@ def changed(name: str, content: bytes) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ({"cat/1.png": b""}, "0 files wnids.txt instead of one"),
-        (changed("old/wnids.txt", b""), "2 files wnids.txt instead of one"),
+        ({"cat/1.png": b""}, "it has 0 files called wnids.txt instead of one"),
+        (changed("old/wnids.txt", b""), "it has 2 files called wnids.txt instead of one"),
         (without("words.txt"), "words.txt is missing"),
         (without("val_annotations.txt"), "val_annotations.txt is missing"),
         (without("train/n00000001"), "class n00000001 is not both in wnids.txt and a folder of train/"),

@@ -6,11 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
-
 from export.errors import UnsupportedError, VerificationError
 from export.workdir import Quantization, export_weights, export_workdir
-from jaxcnn import cli, data
+from jaxcnn import cli, data, options
 from jaxcnn.config import DataConfig
 from jaxcnn.errors import UserError
 from jaxcnn.evaluation_data import data_config_of
@@ -25,12 +23,12 @@ PROG = "python -m export"
 class Arguments:
     """What to export, and how."""
 
-    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    output: Annotated[Path | None, options.Alias("-o")] = None
     """The file: a model if its name ends with .onnx, weights to start another run from if with .safetensors.
     None: model.onnx in the run's folder, model.int8.onnx if quantized."""
-    features: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    features: bool = False
     """Adds the output `features`, the mean of each channel of the last feature map."""
-    heatmap: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    heatmap: bool = False
     """Adds the output `heatmap`, where the evidence for the top class is."""
     quantize: Literal["int8"] | None = None
     """Calculate in eight-bit integers, calibrated on the run's training pictures."""
@@ -88,8 +86,8 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _parse(defaults: DataConfig, arguments: Sequence[str]) -> Arguments:
-    source = cli.peek(arguments, "data.source", None)
-    return cli.parse(
+    source = options.peek(arguments, "data.source", None)
+    return options.parse(
         Arguments(data=data_config_of(source, trained_on=defaults)),
         arguments,
         prog=f"{PROG} WORKDIR",

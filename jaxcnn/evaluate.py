@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jaxcnn import cli
+from jaxcnn import cli, options
 from jaxcnn.classifier import load
 from jaxcnn.config import DataConfig
 from jaxcnn.errors import UserError
@@ -81,8 +81,8 @@ def parse(defaults: Arguments, arguments: Sequence[str]) -> Arguments:
     Raises:
       UserError: an option that does not exist, or a value it cannot have.
     """
-    source = cli.peek(arguments, "data.source", None)
-    return cli.parse(
+    source = options.peek(arguments, "data.source", None)
+    return options.parse(
         dataclasses.replace(defaults, data=data_config_of(source, trained_on=defaults.data)),
         arguments,
         prog=f"{PROG} WORKDIR_OR_ONNX",

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
-from jaxcnn import cli
+from jaxcnn import cli, options
 from jaxcnn.config import SHAPE, Config, ModelConfig, ModelName
 from jaxcnn.errors import UserError
 from jaxcnn.ops.allocator import keep_freed_memory
@@ -28,7 +26,7 @@ PROG = "python -m jaxcnn.train"
 class Arguments:
     """The command line of a training run."""
 
-    config: Annotated[Config, tyro.conf.arg(name="")]
+    config: Annotated[Config, options.Unprefixed]
     workdir: Path
     """Folder of the run. If it holds one already, that is resumed."""
 
@@ -61,14 +59,14 @@ def parse(arguments: Sequence[str]) -> Arguments:
         raise UserError(f"there is no preset {preset!r}; there are: {', '.join(PRESETS)}")
     default = Arguments(PRESETS[preset](), Path("runs") / preset)
     config = default.config
-    init_from = cli.peek(arguments, "init_from", config.init_from)
-    workdir = cli.peek(arguments, "workdir", str(default.workdir))
+    init_from = options.peek(arguments, "init_from", config.init_from)
+    workdir = options.peek(arguments, "workdir", str(default.workdir))
     weights_model = None if {"-h", "--help"} & set(arguments) else _find_weights_model(init_from, workdir)
     if weights_model is not None:
         config = dataclasses.replace(config, model=config.model.with_shape_of(weights_model))
     summaries = "\n".join(f"  {name}: {(make.__doc__ or '').splitlines()[0]}" for name, make in PRESETS.items())
-    parsed = cli.parse(
-        dataclasses.replace(default, config=_with_model(config, cli.peek(arguments, "model.name", None))),
+    parsed = options.parse(
+        dataclasses.replace(default, config=_with_model(config, options.peek(arguments, "model.name", None))),
         arguments,
         prog=f"{PROG} [PRESET]",
         description=f"Trains an image classifier. Options change the settings of a preset.\n\n{summaries}",

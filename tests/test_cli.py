@@ -7,12 +7,10 @@ import sys
 import time
 from pathlib import Path
 
-import docstring_parser
 import pytest
 
-from jaxcnn import cli, config, evaluate, presets
+from jaxcnn import cli, config, presets
 from jaxcnn.errors import UserError
-from jaxcnn.train import Arguments as TrainArguments
 from jaxcnn.train import parse
 
 ROOT = Path(__file__).parent.parent
@@ -41,23 +39,6 @@ def test_options_change_a_preset():
     assert parsed.config.data.source == "tiny_imagenet"
 
 
-@pytest.mark.parametrize(
-    ("line", "value"),
-    [
-        ("--epochs 3 --init_from a.safetensors --flip", "a.safetensors"),
-        ("--init_from=a.safetensors", "a.safetensors"),
-        ("--init-from a.safetensors", "a.safetensors"),
-        ("--init_from a --init_from b", "b"),
-        ("--init_from", "shipped"),
-        ("--init_from --epochs 3", "shipped"),
-        ("--init_fro a --init_from_ a --epochs 3", "shipped"),
-        ("", "shipped"),
-    ],
-)
-def test_an_option_is_known_before_all_are_parsed(line, value):
-    assert cli.peek(line.split(), "init_from", "shipped") == value
-
-
 @pytest.mark.parametrize("option", [["--model.name", "seed"], ["--model.name=seed"]])
 def test_another_network_forgets_the_presets_shape(option):
     assert parse(option).config.model == config.ModelConfig(name="seed")
@@ -69,10 +50,10 @@ def test_another_network_forgets_the_presets_shape(option):
         ("imagenet", "there is no preset 'imagenet'; there are: digits, folder, finetune, tiny_imagenet"),
         ("--optim.lr 3", "there is no option --optim.lr; there are: --optim.name, --optim.learning_rate"),
         ("--lr=3", "there is no option --lr=3; there are: --init_from, --epochs, --batch_size"),
-        ("--optim.name adagrad", "'adagrad' .*--optim.name.*'sgd', 'adam', 'adamw', 'muon'"),
-        ("--model.name alexnet", "'alexnet' .*--model.name.*'resnet', 'seed', 'prototype1'"),
-        ("--epochs three", "--epochs: .*'three'"),
-        ("--epochs", "--epochs"),
+        ("--optim.name adagrad", "^optim.name is 'adagrad'; it must be one of 'sgd', 'adam', 'adamw', 'muon'$"),
+        ("--model.name alexnet", "^model.name is 'alexnet'; it must be one of 'resnet', 'seed', 'prototype1'"),
+        ("--epochs five", r"^epochs is 'five'; it must be a whole number$"),
+        ("--epochs", "^--epochs: expected one argument; see python -m jaxcnn.train .* --help$"),
         ("--epochs 0", "epochs is 0; it must be at least 1"),
         ("digits tiny_imagenet", "'tiny_imagenet' belongs to no option"),
         ("--checkpoint_minutes inf", "checkpoint_minutes is inf; it must be finite"),
@@ -82,7 +63,8 @@ def test_another_network_forgets_the_presets_shape(option):
         ("--init_from ~nosuchuser/x", "init_from is '~nosuchuser/x', but there is no such home directory"),
         (f"--init_from {'x' * 5000}", "init_from is 'x+...', which cannot be read: File name too long"),
         ("--workdir=", "workdir is empty; give a path or leave the option out"),
-        ("--augment.crop_scale 0.5", "expected argument count 2 of `FLOAT FLOAT`"),
+        ("--augment.crop_scale 0.5", "^augment.crop_scale is '0.5'; it must be a number and a number, or None$"),
+        ("--augment.flip=yes", "--augment.no_flip: ignored explicit argument 'yes'; see python"),
         ("--model.name seed --model.widths 3", "the network 'seed' is fixed"),
     ],
 )
@@ -151,26 +133,6 @@ def test_what_could_steer_a_terminal_is_not_printed(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         cli.run(fail, "prog")
     assert capsys.readouterr().err == "prog: cat/Icon\ufffd\ufffd[2J\ufffd.png é is no picture\n"
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [
-        config.Config,
-        config.DataConfig,
-        config.ModelConfig,
-        config.AugmentConfig,
-        config.OptimConfig,
-        evaluate.Arguments,
-        TrainArguments,
-    ],
-)
-def test_help_breaks_its_lines_where_a_sentence_ends(kind):
-    options = docstring_parser.parse_from_object(kind).params
-    assert options
-    for option in options:
-        for line in option.description.splitlines():
-            assert line.endswith("."), f"{option.arg_name}: the help keeps this break: {line}"
 
 
 def test_help_lists_presets_and_every_option():

@@ -54,7 +54,9 @@ class Dataset:
         )
 
     def hold_out(self, *, fraction: float, seed: int) -> "Dataset":
-        """Returns a data set with some of the training pictures as its validation pictures, in place of its own.
+        """Returns a data set whose validation pictures are some of the training pictures.
+
+        The validation pictures of this data set are dropped.
 
         Args:
           fraction: share held out of every class, rounded; each side keeps at least one picture of each class.

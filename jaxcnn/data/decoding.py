@@ -45,8 +45,8 @@ def decode(encoded: bytes, *, size: int, where: str) -> UInt8[np.ndarray, "{size
 
     The EXIF orientation is applied; transparent parts become white; gray of up to 16 bits keeps its range; animations
     give their first frame. Embedded colour profiles are not applied. A large JPEG is decoded at a half, a quarter or an
-    eighth of its size. May be called from several threads; Pillow's warnings, such as those of damaged metadata, are
-    not shown and change nothing.
+    eighth of its size. Several threads may call this at once. Pillow's warnings, such as those about damaged metadata,
+    are ignored, whatever the warning filters are.
 
     Args:
       encoded: content of the file.
@@ -156,7 +156,7 @@ def _scale_transparent(png: ImageFile.ImageFile) -> None:
     """Gives the transparent level or colour of a PNG the bit depth that Pillow gives its pixels.
 
     Pillow scales pixels of 2 and 4 bits to 8, and reads only the upper 8 bits of 16-bit RGB, but leaves the transparent
-    level as it is stored.
+    level unchanged.
     """
     kind, transparent = png.tile[0].args, png.info["transparency"]
     if kind in ("L;2", "L;4"):

@@ -26,9 +26,8 @@ class Fingerprint:
 
     def has_same_split(self, other: "Fingerprint") -> bool:
         """Returns whether the same pictures are held out, as far as the records allow to decide."""
-        mine = (self.train, self.validation, self.labels)
-        theirs = (other.train, other.validation, other.labels)
-        return mine == theirs and (self.pixels == other.pixels or not self.is_comparable(other))
+        same_labels = (self.train, self.validation, self.labels) == (other.train, other.validation, other.labels)
+        return same_labels and (self.pixels == other.pixels or not self.is_comparable(other))
 
     def is_comparable(self, other: "Fingerprint") -> bool:
         """Returns whether equal pictures have equal pixels in both: they have the same size and decoder."""

@@ -1,4 +1,4 @@
-"""The pictures of one split, such as those to train on."""
+"""The pictures of one split: training or validation."""
 
 from dataclasses import dataclass
 

@@ -216,3 +216,28 @@ def test_digits_from_the_cache_import_no_large_library(config):
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert process.stdout == "10\n", process.stderr
+
+
+GLOBAL_STATE = """
+import logging, warnings
+import jaxtyping, PIL.Image, rich.progress, tensorflow_datasets as tfds  # which may change some of it
+from tensorflow_datasets.core.download import downloader
+
+def state():
+    return {
+        "filters": list(warnings.filters),
+        "logging": (logging.root.level, logging.root.handlers[:], logging.root.manager.disable),
+        "retries": downloader.MAX_RETRIES,
+        "pixels": PIL.Image.MAX_IMAGE_PIXELS,
+        "data sets": tfds.list_builders(with_community_datasets=False),
+    }
+
+before = state()
+import jaxcnn.data, jaxcnn.data.sources.tiny_imagenet
+print([name for name, value in state().items() if value != before[name]])
+"""
+
+
+def test_imports_change_no_global_state_of_other_libraries():
+    done = subprocess.run([sys.executable, "-c", GLOBAL_STATE], capture_output=True, text=True, check=False)
+    assert done.stdout == "[]\n", done.stderr

@@ -38,7 +38,7 @@ def open_class_folders(tree: Tree, *, name: str) -> EncodedDataset:
     train, validation = _split_folders(tree)
     names = sorted(map(composed, tree.folders[train]))
     if not names:
-        raise UserError(f"{tree.where} has no class folders; put the pictures of each class in a folder of its own")
+        raise UserError(f"{tree.where} has no class folders; put the pictures of each class in one folder")
     for file in tree.loose_pictures(train):
         raise UserError(f"{tree.where}: {file} lies beside the class folders; move it into one or remove it")
     for unknown in sorted(set(map(composed, tree.folders[validation])) - set(names)) if validation else ():
@@ -64,7 +64,7 @@ def _split_folders(tree: Tree) -> tuple[PurePosixPath, PurePosixPath | None]:
     Raises:
       UserError: pictures lie beside the class folders, or a folder could be a split as well as a class.
     """
-    # Enter outer folders: those that contain a single folder, as many zips do.
+    # Enter outer folders, which contain a single folder: many zips have one.
     root = PurePosixPath()
     while len(tree.folders[root]) == 1 and not tree.loose_pictures(root):
         (only,) = tree.folders[root]

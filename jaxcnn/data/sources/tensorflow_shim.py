@@ -89,7 +89,7 @@ class Encoded(bytes):
 
 
 def open_file(name: str | os.PathLike[str], mode: str = "r") -> IO[Any]:
-    """Opens a file as `tf.io.gfile.GFile`: text is UTF-8, and its line ends stay as they are."""
+    """Opens a file as `tf.io.gfile.GFile`: text is UTF-8, and its line ends do not change."""
     return open(name, mode) if "b" in mode else open(name, mode, encoding="utf-8", newline="\n")
 
 
@@ -125,7 +125,7 @@ def decode(contents: bytes, channels: int = 0) -> Tensor:
 
     Args:
       contents: of a picture's file.
-      channels: 1, 3 or 4; 0 for those of the file.
+      channels: 1, 3 or 4; 0 for the number in the file.
     """
     with Image.open(io.BytesIO(contents)) as image:
         mode = MODES[channels] if channels else image.mode if image.mode in MODES.values() else "RGB"

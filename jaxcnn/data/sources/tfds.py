@@ -116,7 +116,7 @@ class _Records:
 
 def _supervised_keys(builder: Any, what: str) -> tuple[str, str]:
     """Returns the names of the features that hold the picture and its class."""
-    # Labels must be classes and pictures must be stored as files, as those of 8 or 16 bits are.
+    # Labels must be classes. Pictures of 8 or 16 bits are stored as files, other ones as arrays.
     features = builder.info.features
     keys = (builder.info.supervised_keys or ("image", "label"))[:2]  # a third one names weights or files
     if (

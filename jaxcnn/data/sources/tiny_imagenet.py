@@ -57,7 +57,7 @@ class TinyImageNet(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
     VERSION = tfds.core.Version("1.0.0")
 
     def __init__(self, *, archive: Path | None = None, **options: Any) -> None:
-        """Reads `archive`, or downloads the zip if it is None; `options` are those of every TFDS builder."""
+        """Reads `archive`, or downloads the zip if it is None; `options` go to the base class."""
         super().__init__(**options)
         self._archive = archive
 
@@ -110,7 +110,7 @@ class Layout:
       wnids: sorted WordNet ids.
       names: class names in the same order.
       train: the WordNet id of each training picture, by its path in the zip.
-      validation: likewise of each validation picture.
+      validation: the WordNet id of each validation picture, by its path in the zip.
     """
 
     wnids: list[str]

@@ -71,7 +71,7 @@ class Tree:
         where: str,
         read: Callable[[PurePosixPath], bytes],
     ) -> "Tree":
-        """Builds the tree, without junk; `folders` need only name those that contain no files."""
+        """Builds the tree, without junk; `folders` need only contain the empty ones."""
         tree = Tree(where=where, read=read, folders={PurePosixPath(): set()}, files={PurePosixPath(): []})
         for path in folders:
             tree._add_folder(path)

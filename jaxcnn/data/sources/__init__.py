@@ -1,1 +1,1 @@
-"""Where pictures come from: every module but the shared ones turns one kind of source into a `Source`."""
+"""Sources of pictures: `digits`, `folder`, `tfds` and `tiny_imagenet` return a `Source`; the others serve them."""

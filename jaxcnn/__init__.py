@@ -1,3 +1,79 @@
-"""Train image classifiers with JAX and Flax, from pictures to a checkpoint."""
+"""Train image classifiers with JAX and Flax, from pictures to an ONNX file.
+
+`train` runs a whole training as `python -m jaxcnn.train` does, from a `Config`, which `presets` makes. `load` opens its
+workdir, or the ONNX file that it exported, as a `Classifier`. `evaluate` measures one on labelled pictures.
+
+A training loop of your own stands between `begin` and `conclude`, where `train` calls `fit`. It takes its steps with
+`take_step`, on batches from `train_batches`.
+
+Whatever the user can correct is raised as a `UserError`, whose message says what is wrong, where, and what to do.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxcnn import presets
+    from jaxcnn.classifier import Classifier, load
+    from jaxcnn.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig
+    from jaxcnn.data import train_batches
+    from jaxcnn.errors import UserError
+    from jaxcnn.evaluation import evaluate
+    from jaxcnn.loop import Run, evaluate_variables, fit, take_step
+    from jaxcnn.metrics import Evaluation
+    from jaxcnn.prediction import Prediction
+    from jaxcnn.state import TrainState
+    from jaxcnn.training import begin, conclude, train
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "AugmentConfig",
+    "Classifier",
+    "Config",
+    "DataConfig",
+    "Evaluation",
+    "ModelConfig",
+    "OptimConfig",
+    "Prediction",
+    "Run",
+    "TrainState",
+    "UserError",
+    "begin",
+    "conclude",
+    "evaluate",
+    "evaluate_variables",
+    "fit",
+    "load",
+    "presets",
+    "take_step",
+    "train",
+    "train_batches",
+]
+
+_MODULES = {
+    "classifier": ("Classifier", "load"),
+    "config": ("AugmentConfig", "Config", "DataConfig", "ModelConfig", "OptimConfig"),
+    "data": ("train_batches",),
+    "errors": ("UserError",),
+    "evaluation": ("evaluate",),
+    "loop": ("Run", "evaluate_variables", "fit", "take_step"),
+    "metrics": ("Evaluation",),
+    "prediction": ("Prediction",),
+    "state": ("TrainState",),
+    "training": ("begin", "conclude", "train"),
+}
+"""The public names of each module. They are imported at first use: `import jaxcnn` alone takes no time."""
+
+
+def __getattr__(name: str) -> Any:
+    if name == "presets":
+        return importlib.import_module("jaxcnn.presets")
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"jaxcnn.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

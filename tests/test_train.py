@@ -18,9 +18,10 @@ import pytest
 from pictures import write_class_folders
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from jaxcnn import data, evaluate, loop
+from jaxcnn import data, loop
 from jaxcnn.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig
 from jaxcnn.errors import UserError
+from jaxcnn.evaluate import main as evaluate_command
 from jaxcnn.loop import initial_state, prepare, take_step
 from jaxcnn.run.checkpoint import load_model, open_checkpoints
 from jaxcnn.run.workdir import Workdir
@@ -117,15 +118,15 @@ def test_a_run_is_calibrated_and_measured_alike_as_workdir_and_as_file(config, t
     assert returned is not None
     assert record["loss"] == returned.loss < trained.metrics["loss"]  # as it was before it was calibrated
     assert record["with_flip"].keys() == {"top1", "top5", "loss", "ece"}
-    evaluate.main([str(tmp_path)])
+    evaluate_command([str(tmp_path)])
     assert json.loads((tmp_path / "evaluation.json").read_text()) == record
-    evaluate.main([str(tmp_path / "model.onnx")])
+    evaluate_command([str(tmp_path / "model.onnx")])
     exported = json.loads((tmp_path / "evaluation.json").read_text())
     assert exported["confusion"] == record["confusion"]
     for name in ("loss", "ece", "step", "temperature"):
         assert exported[name] == pytest.approx(record[name], abs=1e-5), name
     assert exported["with_flip"] == pytest.approx(record["with_flip"], abs=1e-5)
-    evaluate.main([str(tmp_path), "--no_flip", "--output", str(tmp_path / "plain.json")])
+    evaluate_command([str(tmp_path), "--no_flip", "--output", str(tmp_path / "plain.json")])
     assert "with_flip" not in json.loads((tmp_path / "plain.json").read_text())
     card = (tmp_path / "model" / "README.md").read_text()
     assert f"| top-1 accuracy | {record['top1']:.4f} | {record['with_flip']['top1']:.4f} |" in card
@@ -137,7 +138,7 @@ def test_a_run_in_half_precision_is_measured_in_that_of_its_file(config, tmp_pat
     half = dataclasses.replace(config, model=dataclasses.replace(config.model, precision="bfloat16"))
     train(half, tmp_path)
     record = json.loads((tmp_path / "evaluation.json").read_text())
-    evaluate.main([str(tmp_path / "model.onnx")])
+    evaluate_command([str(tmp_path / "model.onnx")])
     exported = json.loads((tmp_path / "evaluation.json").read_text())
     for name in ("loss", "ece"):
         assert exported[name] == pytest.approx(record[name], abs=1e-5), name

@@ -1,4 +1,4 @@
-"""Turn trained classifiers, and any function of arrays in jax, into ONNX files that can be trusted."""
+"""Export any function of arrays in JAX, and trained classifiers in particular, to one verified ONNX file."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ __all__ = ["UnsupportedError", "VerificationError", "export_workdir", "to_onnx"]
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what reads a workdir when it is asked for: the converter works without jaxcnn."""
+    """Imports `export_workdir` on first use: the converter works in an environment without jaxcnn."""
     if name == "export_workdir":
         from export.workdir import export_workdir
 

@@ -1,4 +1,4 @@
-"""From a jax function to an ONNX model: trace it, translate each equation of its jaxpr, tidy the graph."""
+"""Converts a JAX function to an ONNX model: traces it, translates each equation of its jaxpr, optimizes the graph."""
 
 import contextlib
 import re
@@ -18,14 +18,15 @@ from export.graph import Graph, ValueType, exported_dtype
 from export.rules import RULES
 
 InputSpec = tuple[str, Sequence[int | str]]
-"""Element type and shape of an input; a size given by name is symbolic."""
+"""Element type and shape of an input, such as `("uint8", ("batch", 64, 64, 3))`; a size given by name is symbolic."""
 
 Key = tuple[int, ...]
-"""An equation: its number in its jaxpr, after that of the equation that calls the jaxpr, if one does."""
+"""Identifies an equation: its index in its jaxpr, preceded by the indices of the equations that call that jaxpr."""
 
 type Origin = tuple[Key, int, tuple[int, ...]]
-"""A value: its equation, which of the equation's results it is, and the order in which its axes are stored."""
+"""Identifies a value: the key of its equation, its index among the equation's results, and its layout in the graph."""
 
+# Primitives that call a jaxpr and change nothing in the forward pass.
 _CALLS = (
     "jit",
     "pjit",
@@ -39,68 +40,103 @@ _CALLS = (
     "remat2",
     "checkpoint",
 )
-_TRANSFORMED = re.compile(r"\w+\(([^()]*)\)")
 _IGNORED = ("debug_callback", "debug_print", "shape_assertion")
 _DTYPES = tuple(
-    np.dtype(each) for each in ("bool", "float32", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32")
+    np.dtype(name) for name in ("bool", "float32", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32")
 )
+# A module under a transformation, such as `jvp(Net)` in `jvp(Net)/Conv`.
+_TRANSFORMED = re.compile(r"\w+\(([^()]*)\)")
 
 
 def to_onnx(fn: Callable[..., Any], inputs: Mapping[str, InputSpec]) -> onnx.ModelProto:
-    """Converts a function of arrays to an ONNX model that computes the same, in float32.
+    """Converts a function of arrays to an ONNX model that computes the same values.
 
-    The function is traced once; what it closes over becomes constants, and what follows from constants alone is
-    computed now. `to_onnx(lambda image: model.apply(variables, image, train=False), {"image": ("uint8",
-    ("batch", 64, 64, 3))})` converts a Flax model.
+    The function is traced once, as by `jax.jit`. Arrays that it closes over become constants of the model, and whatever
+    follows from constants alone is computed during the export.
 
-    Runtimes may pass over a NaN among the elements of a max, min, argmax, argmin or max pooling, where jax gives NaN or
-    its place; onnxruntime also makes negative zeros positive where it selects between values, and takes them for equal
-    to positive ones in a top-k.
+    The model uses operator set 17 and IR version 8, which old and new runtimes read. Its nodes are named after the
+    modules of the function. Batch normalisation with fixed statistics is folded into the layers beside it. Values of
+    half precision (bfloat16, float16) are computed in float32.
+
+    Results may differ from JAX in three cases. Runtimes may ignore a NaN among the operands of a maximum, minimum,
+    argmax, argmin or max pooling, where JAX returns the NaN or its position. onnxruntime makes negative zeros positive
+    where it selects between values. In a top-k it treats negative and positive zeros as equal.
 
     Args:
-      fn: called with one array for each input, in order; returns an array, which the model names `output`, or a dict
-        of named arrays.
-      inputs: element type and shape by name, such as `("uint8", ("batch", 64, 64, 3))`.
+      fn: a function that takes one array for each input, in order, and returns an array, which the model names
+        `output`, or a dict of arrays by name.
+      inputs: for each input, by name, its element type and its shape. A size is an integer, or the name of a symbolic
+        size, which may differ from call to call; the same name means the same size everywhere.
 
     Returns:
-      A model of operator set 17 and IR version 8, without BatchNormalization, `auto_pad` and `value_info`.
+      The model. Write it with `onnx.save`.
 
     Raises:
-      UnsupportedError: a primitive, a variant of one, or an element type that has no translation.
+      UnsupportedError: the function uses a primitive, a variant of a primitive, an element type, or a symbolic size in
+        a way that has no translation. The message names the module and what to change. Errors that the function raises
+        itself are passed on.
+
+    Examples:
+      ```python
+      def classify(image):
+          return {"logits": model.apply(variables, image, train=False)}
+
+      model_proto = export.to_onnx(classify, {"image": ("uint8", ("batch", 64, 64, 3))})
+      onnx.save(model_proto, "classifier.onnx")
+      ```
     """
     return build_graph(fn, inputs).to_model()
 
 
 def build_graph(fn: Callable[..., Any], inputs: Mapping[str, InputSpec]) -> Graph:
-    """The graph of a function's model; its `origins` are `Origin`s. Arguments and errors as of `to_onnx`."""
+    """Returns the optimized graph of a function, whose `origins` are of type `Origin`.
+
+    Arguments and errors are those of `to_onnx`.
+    """
     types = input_types(inputs)
     jaxpr, result = _trace(fn, types)
     if set(result) & set(types):
         raise UnsupportedError(
             f"inputs and outputs share names: {sorted(set(result) & set(types))}; rename the outputs"
         )
+
+    # Interpret the jaxpr with the graph's inputs as operands: each equation adds its nodes.
     graph = Graph({name: ValueType(exported_dtype(kind.dtype), kind.shape) for name, kind in types.items()})
     translator = _Translator(graph)
     builder = translator.builder
     tensors = [Tensor(name, kind.shape, kind.dtype, identity(len(kind.shape))) for name, kind in graph.inputs.items()]
     values = translator.run(jaxpr.jaxpr, jaxpr.consts, tensors)
-    for name, value in zip(sorted(result), values, strict=True):  # jax sorts the keys of a dict
+
+    # Store the outputs in JAX's order of axes. JAX sorts the keys of the dict that the function returned.
+    for name, value in zip(sorted(result), values, strict=True):
         tensor = builder.as_tensor(in_exported_dtype(value))
-        stored = builder.stored(tensor, identity(len(tensor.shape)))
+        stored = builder.in_layout(tensor, identity(len(tensor.shape)))
         graph.outputs[name] = (stored, ValueType(tensor.dtype, tensor.shape))
+
     passes.run(graph)
     return graph
 
 
 def evaluate(fn: Callable[..., Any], inputs: Mapping[str, InputSpec], feed: Sequence[Any]) -> dict[Key, list[Any]]:
-    """Every value that a function computes of arrays of these types, step by step, by the key of its equation."""
+    """Runs a function equation by equation and returns the results of each equation by its key.
+
+    Args:
+      fn: the function.
+      inputs: types of its inputs, as for `to_onnx`, without symbolic sizes.
+      feed: one array for each input, in order.
+    """
     jaxpr, _ = _trace(fn, input_types(inputs))
     recorder = _Recorder()
-    recorder.run(jaxpr.jaxpr, jaxpr.consts, [np.asarray(each) for each in feed])
-    return recorder.found
+    recorder.run(jaxpr.jaxpr, jaxpr.consts, [np.asarray(array) for array in feed])
+    return recorder.results
 
 
 def _trace(fn: Callable[..., Any], types: Mapping[str, ValueType]) -> tuple[Any, dict[str, Any]]:
+    """Returns the jaxpr of a function and the types of its outputs by name.
+
+    Raises:
+      UnsupportedError: the function cannot be traced with symbolic sizes, but could with numbers.
+    """
     try:
         return jax.make_jaxpr(lambda *arrays: name_outputs(fn(*arrays)), return_shape=True)(*abstract(types))
     except Exception as error:
@@ -113,8 +149,9 @@ def _trace(fn: Callable[..., Any], types: Mapping[str, ValueType]) -> tuple[Any,
 
 
 def _works_with_numbers(fn: Callable[..., Any], types: Mapping[str, ValueType]) -> bool:
-    """Whether a function that fails with symbolic sizes is one of arrays whose sizes are numbers."""
-    for number in (4, 3):  # some divide it
+    """Returns whether a function that fails with symbolic sizes can be traced with numbers in their place."""
+    # Functions may need an even size or one that three divides.
+    for number in (4, 3):
         sizes = {
             name: tuple(dim if isinstance(dim, int) else number for dim in kind.shape) for name, kind in types.items()
         }
@@ -126,112 +163,125 @@ def _works_with_numbers(fn: Callable[..., Any], types: Mapping[str, ValueType]) 
 
 
 def input_types(inputs: Mapping[str, InputSpec]) -> dict[str, ValueType]:
-    """Types of the inputs; a name that recurs is the same symbolic size.
+    """Returns the types of the inputs, in which the same name is the same symbolic size.
 
     Raises:
-      UnsupportedError: an element type that jax does not compute with as it is set up.
+      UnsupportedError: JAX would convert an input to another type, such as int64 to int32 without `jax_enable_x64`.
     """
     scope = jax.export.SymbolicScope()
     types = {}
     for name, (dtype, shape) in inputs.items():
         known = jax.dtypes.canonicalize_dtype(dtype)
         if known != np.dtype(dtype):
-            raise UnsupportedError(f"jax makes {known} of the {dtype} input {name!r}; give it as {known}")
+            raise UnsupportedError(f"jax converts the {dtype} input {name!r} to {known}; declare it as {known}")
         dims = jax.export.symbolic_shape(", ".join(map(str, shape)), scope=scope) if shape else ()
         types[name] = ValueType(np.dtype(dtype), tuple(dims))
     return types
 
 
 def abstract(types: Mapping[str, ValueType]) -> list[Any]:
-    """Stand-ins for arrays of these types, to trace with."""
-    stand_in: Any = jax.ShapeDtypeStruct
-    return [stand_in(kind.shape, kind.dtype) for kind in types.values()]
+    """Returns shape-and-dtype structs of these types, to trace a function with."""
+    struct: Any = jax.ShapeDtypeStruct
+    return [struct(kind.shape, kind.dtype) for kind in types.values()]
 
 
 def name_outputs(result: Any) -> dict[str, Any]:
-    """What a function returned, as named arrays.
+    """Returns what a function returned as a dict of arrays by name.
 
     Raises:
-      UnsupportedError: neither an array nor a dict of arrays by name.
+      UnsupportedError: the result is neither an array nor a dict of arrays by name.
     """
     named = result if isinstance(result, dict) else {"output": result}
-    if not all(isinstance(name, str) and hasattr(each, "shape") for name, each in named.items()):
+    if not all(isinstance(name, str) and hasattr(array, "shape") for name, array in named.items()):
         raise UnsupportedError("the function must return an array or a dict of arrays by name")
     return named
 
 
 class _Interpreter:
-    """Runs a jaxpr, into the calls it makes; what an equation computes is for the classes below to say."""
+    """Runs a jaxpr and the jaxprs that it calls; subclasses define what an equation computes (`_compute`)."""
 
     def run(
-        self, jaxpr: jex.Jaxpr, constants: Sequence[Any], operands: Sequence[Value], place: str = "", key: Key = ()
+        self, jaxpr: jex.Jaxpr, constants: Sequence[Any], operands: Sequence[Value], path: str = "", key: Key = ()
     ) -> list[Value]:
-        """Returns the values of the outputs; `place` is where in the module tree the jaxpr is called."""
+        """Returns the values of the jaxpr's outputs.
+
+        Args:
+          jaxpr: the jaxpr.
+          constants: arrays that it closes over.
+          operands: values of its inputs.
+          path: path of its caller in the module tree, without a slash at the end.
+          key: key of the equation that calls it.
+        """
         values: dict[Any, Value] = dict(zip(jaxpr.invars, operands, strict=True))
-        values |= {var: _known(each) for var, each in zip(jaxpr.constvars, constants, strict=True)}
+        values |= {var: _as_numpy(array) for var, array in zip(jaxpr.constvars, constants, strict=True)}
 
         def read(atom: Any) -> Value:
             return values[atom] if isinstance(atom, jex.Var) else np.asarray(atom.val, atom.aval.dtype)
 
         for number, eqn in enumerate(jaxpr.eqns):
-            inner = "/".join(part for part in (place, _path(eqn)) if part)
+            inner = "/".join(part for part in (path, _module_path(eqn)) if part)
             results = self._enter(eqn, [read(atom) for atom in eqn.invars], inner, (*key, number))
             values |= zip(eqn.outvars, results, strict=True)
         return [read(atom) for atom in jaxpr.outvars]
 
-    def _enter(self, eqn: Any, operands: list[Value], place: str, key: Key) -> Sequence[Value]:
+    def _enter(self, eqn: Any, operands: list[Value], path: str, key: Key) -> Sequence[Value]:
         name = eqn.primitive.name
         if name in _IGNORED:
             return []
         if name in _CALLS:
-            called = next(eqn.params[each] for each in ("call_jaxpr", "jaxpr", "call") if each in eqn.params)
-            return self.run(getattr(called, "jaxpr", called), getattr(called, "consts", ()), operands, place, key)
-        return self._compute(eqn, operands, place, key)
+            called = next(eqn.params[param] for param in ("call_jaxpr", "jaxpr", "call") if param in eqn.params)
+            return self.run(getattr(called, "jaxpr", called), getattr(called, "consts", ()), operands, path, key)
+        return self._compute(eqn, operands, path, key)
 
-    def _compute(self, eqn: Any, operands: list[Value], place: str, key: Key) -> Sequence[Value]:
+    def _compute(self, eqn: Any, operands: list[Value], path: str, key: Key) -> Sequence[Value]:
         raise NotImplementedError
 
 
 class _Recorder(_Interpreter):
-    """Computes and keeps every value."""
+    """Computes all values and keeps them.
+
+    Attributes:
+      results: the results of each equation by its key.
+    """
 
     def __init__(self) -> None:
-        self.found: dict[Key, list[Any]] = {}
+        self.results: dict[Key, list[Any]] = {}
 
-    def _compute(self, eqn: Any, operands: list[Value], place: str, key: Key) -> Sequence[Value]:
-        self.found[key] = _bind(eqn, operands)
-        return self.found[key]
+    def _compute(self, eqn: Any, operands: list[Value], path: str, key: Key) -> Sequence[Value]:
+        self.results[key] = _bind(eqn, operands)
+        return self.results[key]
 
 
 class _Translator(_Interpreter):
-    """Computes what follows from constants, and adds what does not to a graph."""
+    """Computes what follows from constants, and adds all other values to a graph."""
 
     def __init__(self, graph: Graph):
         self.builder = Builder(graph, self._call)
 
-    def _compute(self, eqn: Any, operands: list[Value], place: str, key: Key) -> Sequence[Value]:
-        if _is_known(eqn, operands):
+    def _compute(self, eqn: Any, operands: list[Value], path: str, key: Key) -> Sequence[Value]:
+        if _is_constant(eqn, operands):
             return _bind(eqn, operands)
         if eqn.primitive.name == "call_hi_primitive":
             expanded = _expand(eqn)
-            return self.run(expanded.jaxpr, expanded.consts, operands, place, key)
-        self.builder.path = f"{place}/" if place else ""
-        results = self._translate(eqn, [in_exported_dtype(each) for each in operands])
-        for i, each in enumerate(results):
-            if isinstance(each, Tensor):
-                self.builder.graph.origins.setdefault(each.name, (key, i, each.layout))
+            return self.run(expanded.jaxpr, expanded.consts, operands, path, key)
+        self.builder.path = f"{path}/" if path else ""
+        results = self._translate(eqn, [in_exported_dtype(operand) for operand in operands])
+        for i, value in enumerate(results):
+            if isinstance(value, Tensor):
+                self.builder.graph.origins.setdefault(value.name, (key, i, value.layout))
         self.builder.path = ""
         return results
 
     def _translate(self, eqn: Any, operands: list[Value]) -> Sequence[Value]:
+        """Applies the rule of an equation's primitive, once its types are known to be supported."""
         primitive, builder = eqn.primitive.name, self.builder
         arrays = (*operands, *(var.aval for var in eqn.outvars))
         if any(map(_is_key, arrays)):
             raise UnsupportedError(
                 f"cannot export random numbers of a symbolic size or from a computed key (the primitive {primitive!r} "
-                f"at {builder.where()}); draw none, as a deterministic Dropout does, or give the size as a number"
+                f"at {builder.where()}); draw none, as Dropout with deterministic=True, or give the size as a number"
             )
-        dtypes = {exported_dtype(each.dtype) for each in arrays}
+        dtypes = {exported_dtype(array.dtype) for array in arrays}
         for dtype in dtypes.difference(_DTYPES):
             raise UnsupportedError(
                 f"cannot export {dtype} (the primitive {primitive!r} at {builder.where()}); build the module in float32"
@@ -241,6 +291,7 @@ class _Translator(_Interpreter):
                 f"cannot export the primitive {primitive!r} at {builder.where()}; "
                 "write that part of the module with other operations, or add a rule in export/rules"
             )
+        # Rules assume that sizes can be compared. Symbolic ones may not, which surfaces as any of these errors.
         try:
             results = RULES[primitive](builder, eqn, *operands)
         except (jex.InconclusiveDimensionOperation, NotImplementedError, TypeError, ValueError) as error:
@@ -251,23 +302,24 @@ class _Translator(_Interpreter):
         return [results] if isinstance(results, Tensor | np.ndarray) else results
 
     def _call(self, called: Any, operands: Sequence[Value]) -> list[Value]:
-        """Translates a jaxpr that an equation contains, such as a loop's, where the equation is."""
+        """Translates a jaxpr that an equation contains, such as the body of a loop, at the path of the equation."""
         path, graph = self.builder.path, self.builder.graph
-        known = set(graph.origins)
-        # What is known was widened for the rule, but is computed with in the type that the jaxpr has for it.
-        own = [
-            each.astype(var.aval.dtype) if isinstance(each, np.ndarray) else each
-            for each, var in zip(operands, called.jaxpr.invars, strict=True)
+        before = set(graph.origins)
+        # The rule got constants of half precision in float32. The jaxpr must compute with them in its own type.
+        narrowed = [
+            operand.astype(var.aval.dtype) if isinstance(operand, np.ndarray) else operand
+            for operand, var in zip(operands, called.jaxpr.invars, strict=True)
         ]
-        values = self.run(called.jaxpr, called.consts, own, path.removesuffix("/"))
-        for name in set(graph.origins) - known:
-            del graph.origins[name]  # the key of a copy of a loop's body says nothing
+        values = self.run(called.jaxpr, called.consts, narrowed, path.removesuffix("/"))
+        # Keys count from the start of this jaxpr here, so these origins would name other equations.
+        for name in set(graph.origins) - before:
+            del graph.origins[name]
         self.builder.path = path
-        return [in_exported_dtype(each) for each in values]
+        return [in_exported_dtype(value) for value in values]
 
 
-def _path(eqn: Any) -> str:
-    """Where the equation is in the module tree; of transformations such as `jvp(Net)/Conv` only the module is named."""
+def _module_path(eqn: Any) -> str:
+    """Returns the path of the module that an equation is from, without transformations, as in `jvp(Net)/Conv`."""
     stack = str(eqn.source_info.name_stack)
     while (plain := _TRANSFORMED.sub(r"\1", stack)) != stack:
         stack = plain
@@ -275,12 +327,12 @@ def _path(eqn: Any) -> str:
 
 
 def in_exported_dtype(value: Value) -> Value:
-    """A constant in the type it is exported in."""
+    """Returns an array in the type it is exported in, and a tensor as it is."""
     return value.astype(exported_dtype(value.dtype)) if isinstance(value, np.ndarray) else value
 
 
 def _expand(eqn: Any) -> Any:
-    """The jaxpr that a primitive of jax.numpy is defined by."""
+    """Returns the jaxpr that defines a high-level primitive of jax.numpy."""
     primitive = eqn.params["_prim"]
 
     def definition(*operands: Any) -> Any:
@@ -289,22 +341,22 @@ def _expand(eqn: Any) -> Any:
     return jax.make_jaxpr(definition)(*(var.aval for var in eqn.invars))
 
 
-def _is_known(eqn: Any, operands: Sequence[Any]) -> bool:
-    """Whether the values follow from constants alone: no tensor, and no symbolic size in shape or value."""
-    if eqn.primitive.name == "dim_as_value" or any(isinstance(each, Tensor) for each in operands):
+def _is_constant(eqn: Any, operands: Sequence[Any]) -> bool:
+    """Returns whether an equation's results follow from constants: no operand is a tensor, and no size symbolic."""
+    if eqn.primitive.name == "dim_as_value" or any(isinstance(operand, Tensor) for operand in operands):
         return False
     return all(isinstance(dim, int) for var in eqn.outvars for dim in var.aval.shape)
 
 
 def _bind(eqn: Any, operands: Sequence[Any]) -> list[Any]:
-    """The values of an equation whose operands are all known."""
+    """Computes the results of an equation whose operands are all arrays."""
     results = eqn.primitive.bind(*operands, **eqn.params)
     results = results if eqn.primitive.multiple_results else [results]
-    return [_known(each) for each in results]
+    return [_as_numpy(array) for array in results]
 
 
-def _known(array: Any) -> Any:
-    """A known array as NumPy's, but for random keys, which NumPy has no type for."""
+def _as_numpy(array: Any) -> Any:
+    """Returns an array as NumPy's, except random keys, for which NumPy has no type."""
     return array if _is_key(array) else np.asarray(array)
 
 

@@ -1,4 +1,4 @@
-"""Arithmetic on values as it is written: for the primitives that take several of ONNX's operators."""
+"""Python's operators on values of the graph, to write primitives that need several ONNX operators as formulas."""
 
 from __future__ import annotations
 
@@ -34,84 +34,92 @@ _NUMPY: dict[str, Callable[..., Any]] = {
     "Sub": np.subtract,
     "Where": np.where,
 }
-"""What operators compute of constants; those that are left out become nodes."""
+"""NumPy's equivalents, to evaluate operators of constants during the export; other operators always become nodes."""
 
 _WIDER = {"int8": "int32", "uint8": "int32", "int16": "int32", "uint16": "int32", "uint32": "int64"}
 
 
 def wide_dtype(dtype: Any) -> np.dtype[Any]:
-    """A type that runtimes can calculate in and that holds all values of this one; casting back wraps as jax does."""
+    """Returns a type that runtimes compute in and that holds all values of `dtype`.
+
+    ONNX defines no arithmetic of narrow integers. Casting the result back wraps around, as JAX does.
+    """
     name = np.dtype(dtype).name
     wide: np.dtype[Any] = np.dtype(_WIDER.get(name, name))
     return wide
 
 
 def number_dtype(dtype: Any) -> np.dtype[Any]:
-    """As `wide_dtype`, with 0 and 1 for booleans."""
+    """Returns `wide_dtype(dtype)`, or int32 for booleans, as 0 and 1."""
     return np.dtype(np.int32) if np.dtype(dtype) == np.bool_ else wide_dtype(dtype)
 
 
 @dataclass(frozen=True, eq=False)
 class Expression:
-    """A value with the operators of Python, which add nodes. Operands broadcast; numbers take its type."""
+    """A value whose Python operators add nodes to the graph.
+
+    Operands broadcast. Python numbers take the value's type.
+    """
 
     builder: Builder
     value: Value
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Type of the elements."""
+        """Element type."""
         return np.dtype(self.value.dtype)
 
     @property
     def shape(self) -> Shape:
-        """Shape in jax's order of axes."""
+        """Shape in JAX's order of axes."""
         return self.value.shape
 
     @property
     def tensor(self) -> Tensor:
-        """As a value of the graph."""
+        """The value as a tensor of the graph."""
         return self.builder.as_tensor(self.value)
 
     def apply(self, op: str, *others: Expression | Value | float, **attributes: Any) -> Expression:
-        """The operator's value; a comparison's is boolean, any other has this one's type."""
-        operands = [self.value, *(self._operand(each) for each in others)]
+        """Applies an ONNX operator; comparisons give booleans, other operators keep this value's type."""
+        operands = [self.value, *(self.operand(other) for other in others)]
         boolean = op.startswith(("Less", "Greater", "Equal", "IsNaN", "IsInf"))
         return Expression(
             self.builder, combine(self.builder, op, operands, np.bool_ if boolean else None, **attributes)
         )
 
-    def _operand(self, other: Expression | Value | float) -> Value:
+    def operand(self, other: Expression | Value | float) -> Value:
+        """Returns another operand as a value; a Python number gets this value's type."""
         if isinstance(other, Expression):
             return other.value
         return other if isinstance(other, Tensor) else np.asarray(other, self.dtype)
 
     def cast(self, dtype: Any) -> Expression:
-        """The elements as another type."""
+        """Converts the elements to another type."""
         return Expression(self.builder, self.builder.cast(self.value, dtype))
 
     def widen(self) -> Expression:
-        """The elements as a type that runtimes can calculate in."""
+        """Converts the elements to a type that runtimes compute in."""
         return self.cast(wide_dtype(self.dtype))
 
     def where(self, yes: Expression | Value, no: Expression | Value | float) -> Expression:
-        """Of two values, the first where this one is true."""
+        """Selects `yes` where this boolean value is true, else `no`."""
         case = yes if isinstance(yes, Expression) else Expression(self.builder, yes)
-        operands = [self.value, case.value, case._operand(no)]
+        operands = [self.value, case.value, case.operand(no)]
         return Expression(self.builder, combine(self.builder, "Where", operands, case.dtype))
 
     def reshape(self, shape: Shape) -> Expression:
-        """The elements in another shape."""
+        """Reshapes the value."""
         if isinstance(self.value, np.ndarray) and all(isinstance(dim, int) for dim in shape):
             return Expression(self.builder, self.value.reshape(shape))
         return Expression(self.builder, self.builder.reshape(self.tensor, shape))
 
     def reduce(self, op: str, axis: int) -> Expression:
-        """A reduction of one axis, which goes."""
+        """Reduces one axis and drops it."""
         value = self.tensor
         position = value.layout.index(axis)
-        layout = tuple(each - (each > axis) for each in value.layout if each != axis)
+        layout = tuple(kept - (kept > axis) for kept in value.layout if kept != axis)
         like = Tensor("", tuple(dim for i, dim in enumerate(value.shape) if i != axis), value.dtype, ())
+        # Operator set 17 takes the axes of ReduceSum as an input, those of all other reductions as an attribute.
         if op == "ReduceSum":
             axes = self.builder.constant(np.array([position], np.int64), "axes")
             return Expression(self.builder, self.builder.emit(op, [value.name, axes], like, layout, keepdims=0))
@@ -170,55 +178,72 @@ class Expression:
 
 
 def combine(builder: Builder, op: str, operands: Sequence[Value], dtype: Any = None, **attributes: Any) -> Value:
-    """An operator on operands that broadcast, computed now if all are known.
+    """Applies an operator to operands that broadcast; evaluates it during the export if all are arrays.
 
     Args:
-      dtype: of the result; by default that of the first operand.
+      op: the ONNX operator.
+      operands: values of any ranks.
+      dtype: element type of the result; by default that of the first operand.
+      attributes: the operator's attributes.
     """
-    if op in _NUMPY and all(isinstance(each, np.ndarray) for each in operands):
+    if op in _NUMPY and all(isinstance(operand, np.ndarray) for operand in operands):
         return np.asarray(_NUMPY[op](*operands))
-    shape = _broadcast([each.shape for each in operands])
+    shape = _broadcast([operand.shape for operand in operands])
     like = Tensor("", shape, np.dtype(dtype or operands[0].dtype), ())
-    return emit(builder, op, like, [_raise(builder, each, len(shape)) for each in operands], **attributes)
+    return emit(builder, op, like, [_with_rank(builder, operand, len(shape)) for operand in operands], **attributes)
 
 
 def emit(builder: Builder, op: str, like: Any, operands: Sequence[Value], **attributes: Any) -> Tensor:
-    """Adds an operator that broadcasts, on operands of the rank of `like` or scalars."""
+    """Adds an operator that broadcasts, in the layout of its operands, and returns its value.
+
+    Args:
+      op: the ONNX operator.
+      like: an aval or a Tensor with the shape and dtype of the result.
+      operands: values of the rank of `like`, or scalars.
+      attributes: the operator's attributes.
+    """
     rank = len(like.shape)
     layout = common_layout(*operands)
-    carried = [
-        any(isinstance(each, Tensor) and len(each.shape) == rank and each.shape[axis] == dim for each in operands)
+    # The axes along which some tensor already has the size of the result: constants need not repeat along them.
+    covered = [
+        any(
+            isinstance(operand, Tensor) and len(operand.shape) == rank and operand.shape[axis] == dim
+            for operand in operands
+        )
         for axis, dim in enumerate(like.shape)
     ]
     inputs = []
-    for each in operands:
-        if isinstance(each, np.ndarray) and each.ndim == rank:
-            inputs.append(builder.constant(_compact(each, carried, layout)))
+    for operand in operands:
+        if isinstance(operand, np.ndarray) and operand.ndim == rank:
+            inputs.append(builder.constant(_compact(operand, covered, layout)))
         else:
-            inputs.append(builder.stored(each, layout if len(each.shape) == rank else ()))
+            inputs.append(builder.in_layout(operand, layout if len(operand.shape) == rank else ()))
     return builder.emit(op, inputs, like, layout, **attributes)
 
 
 def common_layout(*operands: Value) -> Layout:
-    """A layout that saves the most transposing: that of the first tensor stored in another order than jax's."""
-    tensors = [each for each in operands if isinstance(each, Tensor)]
-    rank = max(len(each.shape) for each in operands)
-    own = identity(rank)
-    return next((each.layout for each in tensors if len(each.shape) == rank and each.layout != own), own)
+    """Returns the layout of the first tensor that is not stored in JAX's order, to save transposes."""
+    tensors = [operand for operand in operands if isinstance(operand, Tensor)]
+    rank = max(len(operand.shape) for operand in operands)
+    default = identity(rank)
+    layouts = (tensor.layout for tensor in tensors if len(tensor.shape) == rank)
+    return next((layout for layout in layouts if layout != default), default)
 
 
-def _compact(array: np.ndarray, carried: Sequence[bool], layout: Layout) -> np.ndarray:
-    """A constant as it is stored, with one element along the axes where all are equal and another operand has the size.
+def _compact(array: np.ndarray, covered: Sequence[bool], layout: Layout) -> np.ndarray:
+    """Returns a constant in a layout, with size 1 along each covered axis where all its elements are equal.
 
-    Such axes are left out in front, where operands broadcast without them.
+    Leading axes of size 1 are dropped; operands broadcast without them.
     """
-    for axis, free in enumerate(carried):
+    for axis, is_covered in enumerate(covered):
         first = array.take([0], axis) if array.shape[axis] else array
-        if free and np.array_equal(np.broadcast_to(first, array.shape), array, equal_nan=array.dtype.kind == "f"):
+        repeated = np.broadcast_to(first, array.shape)
+        if is_covered and np.array_equal(repeated, array, equal_nan=array.dtype.kind == "f"):
             array = first
-    stored, sizes = array.transpose(layout), [carried[axis] for axis in layout]
-    while stored.ndim and stored.shape[0] == 1 and sizes[0]:
-        stored, sizes = stored[0], sizes[1:]
+    stored, droppable = array.transpose(layout), [covered[axis] for axis in layout]
+    # A leading axis may go if another operand still has its size, be it 1.
+    while stored.ndim and stored.shape[0] == 1 and droppable[0]:
+        stored, droppable = stored[0], droppable[1:]
     return stored
 
 
@@ -228,8 +253,8 @@ def _broadcast(shapes: Sequence[Shape]) -> Shape:
     return tuple(next((dim for dim in column if not isinstance(dim, int) or dim != 1), 1) for column in columns)
 
 
-def _raise(builder: Builder, value: Value, rank: int) -> Value:
-    """Axes of size 1 put before the others; scalars broadcast as they are."""
+def _with_rank(builder: Builder, value: Value, rank: int) -> Value:
+    """Adds leading axes of size 1; scalars broadcast as they are."""
     if len(value.shape) in (0, rank):
         return value
     return Expression(builder, value).reshape((1,) * (rank - len(value.shape)) + tuple(value.shape)).value

@@ -1,4 +1,4 @@
-"""Where a file that computes something else first does so."""
+"""Finds the first node of an ONNX file whose value differs from JAX."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,11 +14,12 @@ from export.converter import InputSpec, Origin, build_graph, evaluate
 
 @dataclass(frozen=True)
 class Difference:
-    """A node whose value is not the function's.
+    """A node whose value differs from the function's.
 
     Attributes:
-      difference: the largest of its elements.
-      largest: the largest absolute value that the function has there.
+      node: name of the node.
+      difference: largest absolute difference of an element; infinite if the shapes differ.
+      largest: largest absolute value that the function computes there.
     """
 
     node: str
@@ -34,20 +35,26 @@ def first_difference(
     *,
     tolerance: float,
 ) -> Difference | None:
-    """The first node, in the file's order, that computes something else than the step of `fn` it stands for.
+    """Returns the first node, in the file's order, whose value differs from the equation of `fn` that it stands for.
 
     Args:
-      model: what `to_onnx(fn, inputs)` gave, or should have.
-      feed: the inputs to compute with.
-      tolerance: largest difference relative to the largest value.
+      model: the model that `to_onnx(fn, inputs)` returned, or one with the same names of nodes.
+      fn: the function.
+      inputs: types of its inputs, as for `to_onnx`.
+      feed: an array for each input.
+      tolerance: largest difference that is accepted, relative to the largest value.
 
     Returns:
-      None if all that can be compared agree: a node that stands for several steps at once, or for none, cannot.
+      The difference, or None if all values agree. Nodes that stand for several equations at once, such as a
+      convolution with a folded normalisation, or for none, cannot be compared.
     """
+    # Build the graph again, with the sizes of the feed, to learn which equation each node stands for.
     static = {name: (inputs[name][0], array.shape) for name, array in feed.items()}
     graph = build_graph(fn, static)
     graph.to_model()
     origins = {graph.node_names[name]: origin for name, origin in graph.origins.items() if name in graph.node_names}
+
+    # Compute both sides, then compare in the order of the file.
     expected = evaluate(fn, static, [feed[name] for name in inputs])
     nodes = {node.name: node.output[-1] for node in model.graph.node if node.name in origins}
     found = _run_all(model, dict.fromkeys(nodes.values()), feed)
@@ -59,20 +66,21 @@ def first_difference(
 
 
 def _run_all(model: onnx.ModelProto, names: Mapping[str, None], feed: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The values of these names, which are made outputs for that."""
-    open_model = onnx.ModelProto()
-    open_model.CopyFrom(model)
-    public = {each.name for each in model.graph.output}
-    open_model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names if name not in public)
+    """Runs a copy of a model that has all these values as outputs, and returns them by name."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    public = {output.name for output in model.graph.output}
+    copy.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names if name not in public)
+    # Optimizations would merge nodes.
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
-    session = ort.InferenceSession(open_model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(copy.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return dict(zip(names, session.run(list(names), dict(feed)), strict=True))
 
 
 def _stored(expected: Mapping[Any, Any], origin: Origin) -> np.ndarray | None:
-    """The function's value with its axes in the order that the file stores them in."""
+    """Returns the function's value in the layout of the file, or None if it cannot be compared."""
     key, position, layout = origin
     if key not in expected:
         return None

@@ -1,4 +1,4 @@
-"""An ONNX graph under construction: nodes, constants and shapes by name, and what rewriting them needs."""
+"""An ONNX graph under construction: nodes, constants and shapes by name, and the queries that the passes need."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,20 +10,21 @@ import onnx
 from onnx import helper, numpy_helper
 
 OPSET = 17
-"""The newest operator set that every runtime we aim at reads; newer ones move axes from attributes to inputs."""
+"""The newest operator set that all supported runtimes read; newer ones move axes from attributes to inputs."""
 IR_VERSION = 8
 
 Dim = Any
-"""A size: an int, or jax's symbolic dimension."""
+"""A size: an int, or a symbolic dimension of JAX."""
 Shape = tuple[Dim, ...]
 
 _NARROW = ("bfloat16", "float16", "float8_")
 
 
 def exported_dtype(dtype: Any) -> np.dtype[Any]:
-    """The element type that a type of jax's becomes: floats narrower than float32 become that, which all runtimes know.
+    """Returns the element type that values of a JAX type have in the graph.
 
-    Half precision is so computed more precisely than in jax; to 8 bits values are still rounded.
+    Floats narrower than float32 become float32, which every runtime supports: values in half precision are computed
+    more precisely than in JAX. Conversions to 8-bit floats still round to the 8-bit values (see `rules.floats`).
     """
     dtype = np.dtype(dtype)
     return np.dtype(np.float32) if dtype.name.startswith(_NARROW) else dtype
@@ -39,12 +40,12 @@ class ValueType:
 
 @dataclass
 class Node:
-    """One operator with one output.
+    """One operator, of which one output is read.
 
     Attributes:
-      inputs: names of values; empty for an operand that the operator does without.
-      path: place in the module tree, such as `ResNet/Block_2/Conv_1/`; empty at the top.
-      position: which of the operator's outputs it is; those before it are computed and not read.
+      inputs: names of values; the empty string stands for an omitted optional operand.
+      path: path in the module tree, such as `ResNet/Block_2/Conv_1/`; empty at the top.
+      position: index of the operator's output that is read; the outputs before it are computed and ignored.
     """
 
     op: str
@@ -56,17 +57,19 @@ class Node:
 
 
 class Graph:
-    """Nodes in any order, each computing one named value of a known shape.
+    """Nodes in any order, each of which computes one named value of a known shape.
 
     Attributes:
       inputs: type of each input.
-      outputs: for each public output, the name of the value it is, and its type.
-      nodes: by the name of the value they compute.
+      outputs: for each public output, the name of its value, and its type.
+      nodes: nodes by the name of the value they compute.
       constants: arrays by name.
-      shapes: of all values, constants included.
-      rough: for values that are exact in relative terms, a cheaper one that is within 1e-7 in absolute terms.
-      origins: for values that the traced function has too, which one, as whoever fills in the graph numbers them.
-      node_names: of the model that was made last, the node that computes each value.
+      shapes: shapes of all values, constants included.
+      approximations: for a value that is exact to a relative error, the name of a cheaper value with the same meaning
+        that is exact to an absolute error of 1e-7. Passes use it where the relative error is lost anyway.
+      origins: which value of the traced function a value equals, as the builder of the graph identifies them
+        (`converter.Origin`). Values that exist in the graph alone have none.
+      node_names: for the model that `to_model` made last, the name of the node that computes each value.
     """
 
     def __init__(self, inputs: dict[str, ValueType]):
@@ -75,7 +78,7 @@ class Graph:
         self.nodes: dict[str, Node] = {}
         self.constants: dict[str, np.ndarray] = {}
         self.shapes: dict[str, Shape] = {name: kind.shape for name, kind in inputs.items()}
-        self.rough: dict[str, str] = {}
+        self.approximations: dict[str, str] = {}
         self.origins: dict[str, Any] = {}
         self.node_names: dict[str, str] = {}
         self._labels: dict[str, str] = {}
@@ -91,60 +94,61 @@ class Graph:
         return name
 
     def add_constant(self, array: np.ndarray, label: str) -> str:
-        """Adds an array and returns its name; the label is what the model will call it, if need be with a number."""
+        """Adds an array and returns its name. The model uses the label as name, with a number if it is taken."""
         name = self._new_name(label)
         self._labels[name] = label
         self.set_constant(name, array)
         return name
 
     def set_constant(self, name: str, array: np.ndarray) -> None:
-        """Changes an array, for all who read it."""
-        self.constants[name] = np.ascontiguousarray(array).reshape(array.shape)  # the former makes scalars 1-d
+        """Replaces an array for all nodes that read it."""
+        # NumPy's ascontiguousarray turns scalars into vectors.
+        self.constants[name] = np.ascontiguousarray(array).reshape(array.shape)
         self.shapes[name] = array.shape
 
     def producer(self, name: str, *ops: str) -> Node | None:
-        """The node that computes a value, if it is one of these operators (or any, if none is given)."""
+        """Returns the node that computes a value, or None if there is none or `ops` does not list its operator."""
         node = self.nodes.get(name)
         return node if node is not None and (not ops or node.op in ops) else None
 
     def own_constant(self, node: Node, position: int) -> np.ndarray | None:
-        """An operand of a node, if it is a constant that nothing else reads."""
+        """Returns an operand of a node if it is a constant that nothing else reads, else None."""
         name = node.inputs[position]
         return self.constants[name] if name in self.constants and self.only_consumer(name) is node else None
 
     def scalar(self, name: str) -> float | None:
-        """The value of a constant with one element, else None."""
+        """Returns the value of a constant with one element, else None."""
         array = self.constants.get(name)
         return float(array.item()) if array is not None and array.size == 1 else None
 
     def consumers(self, name: str) -> list[Node | None]:
-        """The nodes that read a value, once per reading; None stands for an output of the graph."""
-        nodes: list[Node | None] = [node for node in self.nodes.values() for each in node.inputs if each == name]
+        """Returns the nodes that read a value, once per operand; None stands for an output of the graph."""
+        nodes: list[Node | None] = [node for node in self.nodes.values() for operand in node.inputs if operand == name]
         return nodes + [None for value, _ in self.outputs.values() if value == name]
 
     def only_consumer(self, name: str) -> Node | None:
-        """The node that alone reads a value; None if there are more readers, or the value is an output."""
+        """Returns the only node that reads a value; None if there are more, or if the value is an output."""
         nodes = self.consumers(name)
         return nodes[0] if len(nodes) == 1 else None
 
     def replace(self, old: str, new: str) -> None:
-        """Makes every reader of one value read another of the same shape, which from now on is that value."""
+        """Redirects every reader of `old` to `new`, a value of the same shape, which also takes over its origin."""
         if old in self.origins:
             self.origins[new] = self.origins.pop(old)
         else:
             self.origins.pop(new, None)
         for node in self.nodes.values():
-            node.inputs = [new if each == old else each for each in node.inputs]
+            node.inputs = [new if operand == old else operand for operand in node.inputs]
         self.outputs = {key: (new if name == old else name, kind) for key, (name, kind) in self.outputs.items()}
 
     def sorted_nodes(self) -> list[Node]:
-        """The nodes that the outputs need, each after those it reads."""
+        """Returns the nodes that the outputs need, each after the nodes that it reads."""
         needed: dict[str, list[str]] = {}
         pending = [name for name, _ in self.outputs.values()]
         while pending:
             node = self.nodes.get(pending.pop())
             if node is not None and node.output not in needed:
-                needed[node.output] = [each for each in node.inputs if each in self.nodes]
+                needed[node.output] = [operand for operand in node.inputs if operand in self.nodes]
                 pending += node.inputs
         return [self.nodes[name] for name in TopologicalSorter(needed).static_order()]
 
@@ -156,21 +160,26 @@ class Graph:
         self.constants = {name: array for name, array in self.constants.items() if name in read}
 
     def to_model(self) -> onnx.ModelProto:
-        """The graph as an ONNX model whose outputs have their public names."""
+        """Returns the graph as an ONNX model whose nodes are named after the modules they come from."""
         self._give_outputs_nodes()
         self.prune()
+
+        # Public names belong to inputs and outputs; constants and nodes get numbered names if theirs are taken.
         public = {name: key for key, (name, _) in self.outputs.items()}
         names = {name: name for name in ("", *self.inputs)}
         taken = dict.fromkeys([*self.inputs, *self.outputs], 1)
         names |= {name: _unique(self._labels[name], taken) for name in self.constants}
+
         nodes = []
         for node in self.nodes.values():
             label = _unique(node.path + node.op, taken)
             names[node.output] = public.get(node.output, label)
             self.node_names[node.output] = label
-            inputs, output = [names[each] for each in node.inputs], names[node.output]
+            inputs, output = [names[operand] for operand in node.inputs], names[node.output]
             unread = [f"{label}/unread_{i}" for i in range(node.position)]
             nodes.append(helper.make_node(node.op, inputs, [*unread, output], name=label, **node.attributes))
+
+        # Shapes of values inside (value_info) are left to the runtimes, which trust stale ones over their inference.
         graph = helper.make_graph(
             nodes,
             "model",
@@ -183,7 +192,7 @@ class Graph:
         return model
 
     def _give_outputs_nodes(self) -> None:
-        """An output that is an input, a constant or another output too becomes a copy of it."""
+        """Adds an Identity for each output that is an input, a constant, or the same value as another output."""
         named: set[str] = set()
         for public, (name, kind) in list(self.outputs.items()):
             if name in named or name not in self.nodes:
@@ -197,7 +206,7 @@ class Graph:
 
 
 def _unique(label: str, taken: dict[str, int]) -> str:
-    """The label, with a number if it is taken."""
+    """Returns the label, with a number appended if it is taken."""
     count = taken.get(label, 0)
     taken[label] = count + 1
     return _unique(f"{label}_{count}", taken) if count else label

@@ -1,4 +1,4 @@
-"""Eight-bit integers instead of floats, calibrated on real pictures, and what that costs and brings."""
+"""Static quantization to 8-bit integers, calibrated on training pictures, and the speed that it brings."""
 
 import logging
 import time
@@ -18,6 +18,7 @@ from export.graph import IR_VERSION
 
 CALIBRATION_PICTURES = 512
 _BATCH = 32
+# Rounds of the speed comparison.
 _ROUNDS = 5
 _QUANTIZED = ("Conv", "Gemm", "MatMul", "Add", "MaxPool", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Relu")
 _WEIGHTED = ("Conv", "Gemm", "MatMul")
@@ -25,21 +26,26 @@ _WEIGHTED = ("Conv", "Gemm", "MatMul")
 
 @dataclass(frozen=True)
 class Speed:
-    """Of one thread: milliseconds for one picture, and pictures a second in batches of 64."""
+    """Speed of a model on one thread.
+
+    Attributes:
+      latency: milliseconds for one picture.
+      throughput: pictures per second in batches of 64.
+    """
 
     latency: float
     throughput: float
 
 
 def quantize(source: Path, target: Path, pictures: Any) -> None:
-    """Writes a model with statically quantized layers (QDQ): weights in int8 per channel, activations in uint8.
+    """Writes a statically quantized model (QDQ): weights in int8 per channel, activations in uint8.
 
-    Weights lie within 64 of zero. x86 processors without VNNI instructions add two products in 16 bits, where two of
-    full range overflow unnoticed; so every processor computes the same. Everything up to the first layer, and from
-    the last on, stays in float.
+    Weights use 7 bits, from -64 to 64. x86 processors without VNNI instructions add two products in 16 bits, which
+    overflow silently with 8-bit weights; 7 bits give the same results on every processor. The nodes up to the first
+    layer and from the last layer on stay in float.
 
     Args:
-      source: a model of `to_onnx` with the input `image`.
+      source: a model of `to_onnx` with the input `image` and the output `logits`.
       target: the file to write.
       pictures: uint8 [n, side, side, 3], from the training data; up to `CALIBRATION_PICTURES` are used.
     """
@@ -58,8 +64,10 @@ def quantize(source: Path, target: Path, pictures: Any) -> None:
             nodes_to_exclude=kept_in_float(model),
             extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
         )
+
+    # Restore what the quantizer changes. Runtimes trust value_info over their own shape inference.
     quantized = onnx.load(target)
-    del quantized.graph.value_info[:]  # what runtimes trust over their own inference
+    del quantized.graph.value_info[:]
     del quantized.metadata_props[:]
     quantized.metadata_props.extend(model.metadata_props)
     quantized.producer_name, quantized.producer_version = model.producer_name, model.producer_version
@@ -67,24 +75,32 @@ def quantize(source: Path, target: Path, pictures: Any) -> None:
     onnx.save(quantized, target)
 
 
-def check(path: Path) -> None:
+def check_valid(path: Path) -> None:
     """Checks that a quantized file is valid ONNX.
 
     Raises:
-      VerificationError: it is not.
+      VerificationError: the file is invalid.
     """
     try:
         onnx.checker.check_model(onnx.load(path), full_check=True)
-    except Exception as error:  # protobuf, checker and shape inference each have their own
+    # Protobuf, the checker and shape inference raise exceptions without a common base.
+    except Exception as error:
         raise VerificationError(f"the quantized file is not valid ONNX: {error}".partition("\n")[0]) from error
 
 
 def kept_in_float(model: onnx.ModelProto) -> list[str]:
-    """The nodes up to the first layer with weights, and from the last layer of the logits on."""
+    """Returns the names of the nodes that are not quantized.
+
+    These are the nodes up to the first layer with weights, those from the logits' last layer on, and the nodes
+    of the heatmap.
+    """
     nodes = list(model.graph.node)
-    # Matrix products before the first convolution resize the picture.
-    layers = [node for node in nodes if node.op_type == "Conv"] or [n for n in nodes if n.op_type in _WEIGHTED]
+    # Up to the first layer. Matrix products before the first convolution resize the picture.
+    convolutions = [node for node in nodes if node.op_type == "Conv"]
+    layers = convolutions or [node for node in nodes if node.op_type in _WEIGHTED]
     end = nodes.index(layers[0]) + 1 if layers else len(nodes)
+
+    # From the layer that computes the logits on, and everything that reads it.
     producers = {name: node for node in nodes for name in node.output}
     last = producers["logits"]
     while last.op_type not in _WEIGHTED and last.input and last.input[0] in producers:
@@ -99,7 +115,12 @@ def kept_in_float(model: onnx.ModelProto) -> list[str]:
 
 
 def compare_speed(paths: list[Path], side: int) -> list[Speed]:
-    """The best of some rounds for each file, measured in turns so that all meet the same machine."""
+    """Measures files in turns, so that other load on the machine affects all alike, and returns the best round of each.
+
+    Args:
+      paths: the files.
+      side: height and width of their pictures.
+    """
     sessions = [_open(path) for path in paths]
     images = np.random.default_rng(0).integers(0, 256, (64, side, side, 3), np.uint8)
     best = [[np.inf, np.inf] for _ in paths]
@@ -112,7 +133,7 @@ def compare_speed(paths: list[Path], side: int) -> list[Speed]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without onnxruntime's advice to prepare the model, which is optimized already."""
+    """Silences onnxruntime's warning that the model should be optimized before quantization; it is."""
     logger = logging.getLogger()
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -123,12 +144,14 @@ def _quiet() -> Iterator[None]:
 
 
 class _Pictures(CalibrationDataReader):  # type: ignore[misc]
+    """Feeds batches of pictures to the quantizer."""
+
     def __init__(self, pictures: Any):
         self._batches = self._read(pictures)
 
     def _read(self, pictures: Any) -> Iterator[dict[str, np.ndarray]]:
         count = min(len(pictures), CALIBRATION_PICTURES)
-        # Spread over all: data sets are often sorted by class.
+        # Take them at equal distances: data sets are often sorted by class.
         rows = np.linspace(0, len(pictures) - 1, count).astype(np.int64)
         for start in range(0, count, _BATCH):
             yield {"image": np.asarray(pictures[rows[start : start + _BATCH]])}

@@ -12,14 +12,19 @@ _FUNCTIONS = {"mod": "Mod", "max": "Max", "min": "Min"}
 
 
 class SymbolicDims:
-    """Adds the nodes that compute sizes to a graph, each size once. All are vectors of one int64."""
+    """Adds nodes to a graph that compute symbolic sizes from the shapes of its inputs.
+
+    Each size, and each part of one, is computed once. All values are int64 vectors with one element, the form that
+    Concat joins to a shape.
+    """
 
     def __init__(self, graph: Graph):
         self._graph = graph
         self._known: dict[str, str] = {}
 
     def measure(self, size: Any) -> str | None:
-        """The name of a size's value; None if it depends on what is no input's size."""
+        """Returns the name of the value that holds a size, or None if the sizes of the inputs do not determine it."""
+        # JAX gives no access to the terms of a symbolic dimension, but prints it as an expression of Python.
         try:
             return self._compute(ast.parse(str(size).replace("^", "**"), mode="eval").body)
         except KeyError:
@@ -48,7 +53,7 @@ class SymbolicDims:
         raise KeyError(ast.dump(expression))
 
     def _read(self, symbol: str) -> str:
-        """A size that an input has."""
+        """Reads the size from the first input that has it in its shape; KeyError if no input has."""
         for name, kind in self._graph.inputs.items():
             for axis, dim in enumerate(kind.shape):
                 if str(dim) == symbol:
@@ -56,7 +61,7 @@ class SymbolicDims:
         raise KeyError(symbol)
 
     def _floor_divide(self, left: str, right: str) -> str:
-        """Div rounds towards zero; Mod has the sign of the divisor."""
+        """Adds a floor division: Div truncates toward zero, so the remainder, which Mod floors, is subtracted first."""
         multiple = self._emit("Sub", left, self._emit("Mod", left, right))
         return self._emit("Div", multiple, right)
 

@@ -350,7 +350,7 @@ def _quantize(
     dataset, side = quantization.dataset, trained.config.data.image_size
     small = file.with_suffix(".int8")
     quantize.quantize(file, small, dataset.train.images)
-    quantize.check(small)
+    quantize.check_valid(small)
     measured = [_evaluate(each, dataset, trained) for each in (file, small)]
     speed = quantize.compare_speed([file, small], side)
     figures = {

@@ -1,4 +1,4 @@
-"""Rewritings that make a correct graph small and fast, each safe on its own."""
+"""Graph rewrites that make a correct graph small and fast; each keeps the values of the graph's outputs."""
 
 from export.graph import Graph
 from export.passes.activations import (
@@ -20,6 +20,7 @@ from export.passes.resize import fuse_resize, multiply_channels_first
 PASSES = (
     simplify_gelu,
     merge_common_subexpressions,
+    # Patterns are recognised in the form that jax.nn and jax.numpy write them.
     drop_expansions,
     fuse_leaky_relu,
     fuse_elu,
@@ -27,6 +28,7 @@ PASSES = (
     fuse_hard_sigmoid,
     fuse_softmax,
     fuse_mean,
+    # Transposes and reshapes move out of the way of what is folded below.
     sink_reshapes,
     join_reshapes,
     hoist_transposes,
@@ -36,19 +38,21 @@ PASSES = (
     fuse_group_norm,
     keep_reduced_axes,
     convolve_patches,
-    hoist_transposes,  # the patches' own were in the way
+    # Transposes that made the patches were in the way of others.
+    hoist_transposes,
     multiply_channels_first,
     hoist_transposes,
     fuse_resize,
     absorb_flatten,
     fuse_gelu,
     fold_affines,
-    merge_common_subexpressions,  # what has become the same
+    # Folding and fusing can make nodes equal.
+    merge_common_subexpressions,
 )
 
 
 def run(graph: Graph) -> None:
-    """Applies all of them in order."""
-    for each in PASSES:
-        each(graph)
+    """Applies all passes in order, and drops after each what the outputs no longer need."""
+    for rewrite in PASSES:
+        rewrite(graph)
         graph.prune()

@@ -1,4 +1,4 @@
-"""Activation functions that are one operator of ONNX, recognised by what they compute, never by a name."""
+"""Fusion of activation functions into one ONNX operator; they are recognised by their formulas, never by name."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from export.graph import Graph, Node
 
 
 def fuse_leaky_relu(graph: Graph) -> None:
-    """Where(x >= 0, x, slope * x)."""
+    """Fuses Where(x >= 0, x, slope * x) into LeakyRelu."""
     for node in list(graph.nodes.values()):
         slope = _slope(graph, node) if node.op == "Where" else None
         if slope is not None:
@@ -14,6 +14,7 @@ def fuse_leaky_relu(graph: Graph) -> None:
 
 
 def _slope(graph: Graph, where: Node) -> float | None:
+    """Returns the slope of a leaky ReLU that ends in this Where, or None if it is something else."""
     predicate, kept, scaled = where.inputs
     sign, product = graph.producer(predicate, "GreaterOrEqual", "Greater"), graph.producer(scaled, "Mul")
     if sign is None or product is None or sign.inputs[0] != kept or graph.scalar(sign.inputs[1]) != 0:
@@ -23,12 +24,15 @@ def _slope(graph: Graph, where: Node) -> float | None:
     if kept not in product.inputs:
         return None
     slope = product.inputs[product.inputs[0] == kept]
-    # There is no LeakyRelu of integers.
+    # LeakyRelu takes floats only.
     return graph.scalar(slope) if slope in graph.constants and graph.constants[slope].dtype == np.float32 else None
 
 
 def fuse_softmax(graph: Graph) -> None:
-    """exp(x - c) / sum(exp(x - c)), for any c that is constant along the axis of the sum: the result is the same."""
+    """Fuses exp(x - c) / sum(exp(x - c)) into Softmax.
+
+    Any c that is constant along the axis of the sum gives the same result; JAX takes the maximum of x.
+    """
     for node in list(graph.nodes.values()):
         found = _softmax(graph, node) if node.op == "Div" else None
         if found is not None:
@@ -37,6 +41,8 @@ def fuse_softmax(graph: Graph) -> None:
 
 
 def _softmax(graph: Graph, division: Node) -> tuple[str, int] | None:
+    """Returns the operand and the axis of a softmax that ends in this Div, or None if it is something else."""
+    # JAX sums without the axis and puts it back by a reshape.
     exponential, spread = graph.producer(division.inputs[0], "Exp"), graph.producer(division.inputs[1], "Reshape")
     total = graph.producer(spread.inputs[0], "ReduceSum") if spread is not None else None
     if exponential is None or spread is None or total is None or total.inputs[0] != exponential.output:
@@ -45,6 +51,8 @@ def _softmax(graph: Graph, division: Node) -> tuple[str, int] | None:
     difference = graph.producer(exponential.inputs[0], "Sub")
     if axes.size != 1 or difference is None:
         return None
+
+    # Both the offset and the divisor must have one value per row.
     axis, shape = int(axes[0]), graph.shapes[exponential.output]
     value, offset = difference.inputs
     per_row = (*shape[:axis], 1, *shape[axis + 1 :])
@@ -53,23 +61,29 @@ def _softmax(graph: Graph, division: Node) -> tuple[str, int] | None:
 
 
 def simplify_gelu(graph: Graph) -> None:
-    """Of x erfc(-c x) small values are not to be exact in relative terms: 1 - erf(-c x) will do."""
+    """Replaces erfc(-c x) by the cheaper 1 - erf(-c x) in an exact GELU, x erfc(-c x).
+
+    The two differ by less than 1e-7. Where erfc is smaller than that, x is far below zero and the GELU itself is close
+    to zero, so the relative error of such values does not matter.
+    """
     for node in list(graph.nodes.values()):
         for value, complement in (node.inputs, node.inputs[::-1]) if node.op == "Mul" else ():
-            rough = graph.rough.get(complement)
-            if rough is not None and graph.only_consumer(complement) is node and _is_gelu(graph, value, rough):
-                graph.replace(complement, rough)
+            approximation = graph.approximations.get(complement)
+            if approximation is None or graph.only_consumer(complement) is not node:
+                continue
+            if _is_gelu(graph, value, approximation):
+                graph.replace(complement, approximation)
 
 
-def _is_gelu(graph: Graph, value: str, rough: str) -> bool:
-    """Whether a value times 1 - erf(y) is that of an x and a y of opposite sign, multiples of one another."""
-    error = graph.nodes[graph.nodes[rough].inputs[1]]
+def _is_gelu(graph: Graph, value: str, complement: str) -> bool:
+    """Returns whether value x and complement 1 - erf(y) make a GELU: y is a negative multiple of x."""
+    error = graph.nodes[graph.nodes[complement].inputs[1]]
     (source, factor), (argument, slope) = _linear(graph, value), _linear(graph, error.inputs[0])
     return source == argument and factor * slope < 0
 
 
 def _linear(graph: Graph, name: str) -> tuple[str, float]:
-    """The value and the number that a chain of Mul and Neg multiplies."""
+    """Returns the source and the total factor of a chain of Mul and Neg that ends at a value."""
     factor = 1.0
     while (node := graph.producer(name, "Mul", "Neg")) is not None:
         scaled = (node.inputs[0], -1.0) if node.op == "Neg" else _scaled(graph, node)
@@ -80,11 +94,11 @@ def _linear(graph: Graph, name: str) -> tuple[str, float]:
 
 
 def fuse_gelu(graph: Graph) -> None:
-    """1 - erf(-c x) is 1 + erf(c x), the form that runtimes know a GELU by."""
+    """Rewrites 1 - erf(-c x) as 1 + erf(x / d), d = 1 / c, the form of GELU that runtimes fuse."""
     for node in list(graph.nodes.values()):
-        error = (
-            graph.producer(node.inputs[1], "Erf") if node.op == "Sub" and graph.scalar(node.inputs[0]) == 1 else None
-        )
+        if node.op != "Sub" or graph.scalar(node.inputs[0]) != 1:
+            continue
+        error = graph.producer(node.inputs[1], "Erf")
         value, factor = _linear(graph, error.inputs[0]) if error is not None else ("", 1.0)
         if error is not None and factor < 0:
             shape, path = graph.shapes[error.output], node.path
@@ -95,7 +109,7 @@ def fuse_gelu(graph: Graph) -> None:
 
 
 def _scaled(graph: Graph, product: Node) -> tuple[str, float] | None:
-    """The value and the number that a Mul multiplies."""
+    """Returns the value and the number that a Mul multiplies, or None if neither operand is a number."""
     for value, other in (product.inputs, product.inputs[::-1]):
         factor = graph.scalar(other)
         if factor is not None and graph.shapes[value] == graph.shapes[product.output]:
@@ -104,7 +118,7 @@ def _scaled(graph: Graph, product: Node) -> tuple[str, float] | None:
 
 
 def fuse_clip(graph: Graph) -> None:
-    """min(max(0, x), c), such as in relu6."""
+    """Fuses min(max(0, x), c), as in relu6, into Clip."""
     for node in list(graph.nodes.values()):
         for rectified, bound in (node.inputs, node.inputs[::-1]) if node.op == "Min" and len(node.inputs) == 2 else ():
             relu, highest = graph.producer(rectified, "Relu"), graph.scalar(bound)
@@ -116,7 +130,7 @@ def fuse_clip(graph: Graph) -> None:
 
 
 def fuse_hard_sigmoid(graph: Graph) -> None:
-    """clip(x + a, 0, c) / c is HardSigmoid, x / c + a / c between 0 and 1."""
+    """Fuses clip(x + a, 0, c) / c into HardSigmoid, which is x / c + a / c clipped to [0, 1]."""
     for node in list(graph.nodes.values()):
         clip = graph.producer(node.inputs[0], "Clip") if node.op == "Div" else None
         total = graph.producer(clip.inputs[0], "Add") if clip is not None else None
@@ -124,14 +138,14 @@ def fuse_hard_sigmoid(graph: Graph) -> None:
         if clip is None or total is None or not divisor or divisor < 0:
             continue
         shift, shape = graph.scalar(total.inputs[1]), graph.shapes[node.output]
-        bounds = [graph.scalar(each) for each in clip.inputs[1:]]
+        bounds = [graph.scalar(name) for name in clip.inputs[1:]]
         if shift is not None and bounds == [0, divisor] and graph.shapes[total.inputs[0]] == shape:
             node.op, node.inputs = "HardSigmoid", [total.inputs[0]]
             node.attributes = {"alpha": 1 / divisor, "beta": shift / divisor}
 
 
 def fuse_elu(graph: Graph) -> None:
-    """X where it is positive, elsewhere a (exp(x) - 1)."""
+    """Fuses Where(x > 0, x, a * expm1(Where(x > 0, 0, x))) into Elu."""
     for node in list(graph.nodes.values()):
         alpha = _elu(graph, node) if node.op == "Where" else None
         if alpha is not None:
@@ -139,12 +153,15 @@ def fuse_elu(graph: Graph) -> None:
 
 
 def _elu(graph: Graph, where: Node) -> float | None:
+    """Returns the factor a of an ELU that ends in this Where, or None if it is something else."""
     predicate, value, negative = where.inputs
     sign, product = graph.producer(predicate, "Greater"), graph.producer(negative, "Mul")
     if sign is None or product is None or sign.inputs[0] != value or graph.scalar(sign.inputs[1]) != 0:
         return None
     if graph.shapes[value] != graph.shapes[where.output]:
         return None
+
+    # The rule of expm1 makes a product too: without a factor it is the only one.
     alpha, exponential = 1.0, product
     scaled = _scaled(graph, product)
     if scaled is not None:
@@ -152,6 +169,8 @@ def _elu(graph: Graph, where: Node) -> float | None:
         if inner is None:
             return None
         alpha, exponential = scaled[1], inner
+
+    # jax.nn.elu replaces positive x by 0 in the exponential, so that it cannot overflow.
     bounded = _expm1_argument(graph, exponential)
     selection = graph.producer(bounded, "Where") if bounded is not None else None
     if selection is None or selection.inputs[0] != predicate or selection.inputs[2] != value:
@@ -160,7 +179,7 @@ def _elu(graph: Graph, where: Node) -> float | None:
 
 
 def _expm1_argument(graph: Graph, product: Node) -> str | None:
-    """Of tanh(x / 2) (exp(x) + 1) the x."""
+    """Returns x if this Mul is tanh(x / 2) * (exp(x) + 1), which is expm1(x), else None."""
     tangent, total = graph.producer(product.inputs[0], "Tanh"), graph.producer(product.inputs[1], "Add")
     half = graph.producer(tangent.inputs[0], "Mul") if tangent is not None else None
     exponential = graph.producer(total.inputs[0], "Exp") if total is not None else None

@@ -1,4 +1,4 @@
-"""ONNX's operators broadcast on their own, so most of jax's explicit broadcasts can go."""
+"""Removal of explicit broadcasts: jax broadcasts operands before an operator, ONNX's operators do it themselves."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ _BROADCASTING = frozenset(
 
 
 def drop_expansions(graph: Graph) -> None:
-    """Reads the unexpanded value wherever the other operands already have the size."""
+    """Makes nodes read the operand of an Expand where their other operands already have its size."""
     for node in graph.nodes.values():
         if node.op in _BROADCASTING:
             for position in range(len(node.inputs)):
@@ -22,7 +22,7 @@ def _drop(graph: Graph, node: Node, position: int) -> None:
     if expansion is not None:
         inputs = list(node.inputs)
         inputs[position] = expansion.inputs[0]
-        if _broadcast([graph.shapes[each] for each in inputs]) == graph.shapes[node.output]:
+        if _broadcast([graph.shapes[name] for name in inputs]) == graph.shapes[node.output]:
             node.inputs = inputs
 
 

@@ -1,13 +1,13 @@
-"""The same value is computed once."""
+"""Common subexpression elimination."""
 
 from export.graph import Graph, Node
 
 _SMALL = 64
-"""Elements of a constant up to which it is compared; larger ones are the same only if they have one name."""
+"""Largest number of elements of constants that are compared; larger ones are equal only if they have the same name."""
 
 
 def merge_common_subexpressions(graph: Graph) -> None:
-    """Of nodes with the same operator, operands and attributes the first stays."""
+    """Keeps the first of several nodes with the same operator, operands and attributes."""
     first: dict[object, str] = {}
     for node in graph.sorted_nodes():
         kept = first.setdefault(_key(graph, node), node.output)

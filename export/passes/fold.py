@@ -1,4 +1,4 @@
-"""Scales and shifts per channel, such as those of batch normalisation, folded into the layers around them."""
+"""Folding of scales and shifts per channel, such as batch normalisation, into the layers around them."""
 
 from dataclasses import dataclass
 
@@ -8,15 +8,19 @@ from export.graph import Graph, Node
 
 _LAYERS = ("Conv", "Gemm")
 _FAR = 512
-"""Larger shifts come first: x - mean is nearly exact where x is near a large mean, scale * x - scale * mean is not."""
+"""Largest shift that is applied after the scale. Near a large mean, x - mean is nearly exact; scale * x - scale * mean
+would lose digits."""
 
 
 @dataclass(frozen=True)
 class _Affine:
-    """scale * source + shift, with one number or one for each index of axis 1, in float64.
+    """The value scale * source + shift.
 
     Attributes:
-      length: how many nodes compute it now.
+      source: name of a value.
+      scale: float64 vector with one element, or one for each index of axis 1.
+      shift: as `scale`.
+      length: number of nodes that compute the value now.
     """
 
     source: str
@@ -26,9 +30,10 @@ class _Affine:
 
 
 def fold_affines(graph: Graph) -> None:
-    """Joins each chain of Add, Sub, Mul, Div and Neg with constants, then folds it where it can go.
+    """Joins each chain of Add, Sub, Mul, Div and Neg with constants and folds it into a layer.
 
-    That is into the convolution or dense layer above; else into the one below; else it stays as a Mul and an Add.
+    A chain goes into the convolution or dense layer that computes its source, else into the one that reads its end,
+    else it becomes one Mul and one Add.
     """
     for end in [name for name in graph.nodes if _is_end(graph, name)]:
         affine = _chain(graph, end)
@@ -39,7 +44,10 @@ def fold_affines(graph: Graph) -> None:
 
 
 def pull_factors(graph: Graph) -> None:
-    """A (b c) with a constant c becomes (a b) c, where b is smaller than the product: c may then be folded."""
+    """Rewrites a * (b * c) with a constant c as (a * b) * c, so that c can be folded.
+
+    Only where b has fewer elements than the product, as the gate of a squeeze-and-excitation: else b * c is as cheap.
+    """
     for node in list(graph.nodes.values()):
         if node.op == "Mul":
             _pull_factor(graph, node)
@@ -63,12 +71,14 @@ def _is_smaller(graph: Graph, name: str, other: str) -> bool:
 
 
 def _is_end(graph: Graph, name: str) -> bool:
+    """Returns whether a chain ends at a value: it is a step, and no step is its only reader."""
     reader = graph.only_consumer(name)
     return _step(graph, name) is not None and (reader is None or _step(graph, reader.output) is None)
 
 
 def _chain(graph: Graph, end: str) -> _Affine:
-    """The longest chain that ends here and that nothing else reads from."""
+    """Returns the longest chain that ends at a value and whose inner values nothing else reads."""
+    # From the end upwards: scale * (step.scale * x + step.shift) + shift.
     name, scale, shift, length = end, np.ones(1), np.zeros(1), 0
     while (step := _step(graph, name)) is not None and (length == 0 or graph.only_consumer(name) is not None):
         if _rounds(shift, scale * step.shift):
@@ -80,19 +90,20 @@ def _chain(graph: Graph, end: str) -> _Affine:
 
 
 def _rounds(shift: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two large shifts cancel, as in x + 2^23 - 2^23: what that is for is the rounding in between."""
+    """Returns whether two large shifts nearly cancel, as in x + 2^23 - 2^23, which is written to round x."""
     largest = np.maximum(np.abs(shift), np.abs(other))
     return bool(np.any((largest >= 2**16) & (np.abs(shift + other) < largest * 2**-10)))
 
 
 def _step(graph: Graph, name: str) -> _Affine | None:
-    """One node as an affine; None if it is not."""
+    """Returns the node that computes a value as an affine step, or None if it is something else."""
     node = graph.producer(name, "Add", "Sub", "Mul", "Div", "Neg")
     if node is None:
         return None
     one, zero = np.ones(1), np.zeros(1)
     if node.op == "Neg":
         return _Affine(node.inputs[0], -one, zero, 1)
+    # One operand is a number or a vector of channels, the other has the shape of the result.
     left, right = node.inputs
     source, constant = (left, right) if right in graph.constants else (right, left)
     vector = _per_channel(graph, constant, len(graph.shapes[name]))
@@ -108,6 +119,7 @@ def _step(graph: Graph, name: str) -> _Affine | None:
 
 
 def _per_channel(graph: Graph, name: str, rank: int) -> np.ndarray | None:
+    """Returns a constant as a float64 vector over axis 1, or None if it varies along another axis."""
     array = graph.constants.get(name)
     if array is None or array.dtype != np.float32 or rank < 2:
         return None
@@ -119,17 +131,17 @@ def _is_identity(affine: _Affine) -> bool:
     return np.allclose(affine.scale, 1, rtol=0, atol=1e-7) and not np.any(affine.shift)
 
 
-def _layer(graph: Graph, node: Node | None) -> bool:
-    """Whether it is a layer whose kernel is its own to change."""
+def _is_layer(graph: Graph, node: Node | None) -> bool:
+    """Returns whether a node is a convolution or dense layer whose weights nothing else reads."""
     if node is None or node.op not in _LAYERS:
         return False
     return all(graph.own_constant(node, i) is not None for i in range(1, len(node.inputs)))
 
 
 def _fold_up(graph: Graph, affine: _Affine, end: str) -> bool:
-    """Into the layer that computes the source."""
+    """Folds a chain into the layer that computes its source; returns whether it could."""
     layer = graph.producer(affine.source)
-    if layer is None or not _layer(graph, layer) or graph.only_consumer(affine.source) is None:
+    if layer is None or not _is_layer(graph, layer) or graph.only_consumer(affine.source) is None:
         return False
     kernel, bias = _weights(graph, layer)
     along = (-1,) + (1,) * (kernel.ndim - 1) if layer.op == "Conv" else (1, -1)
@@ -140,19 +152,25 @@ def _fold_up(graph: Graph, affine: _Affine, end: str) -> bool:
 
 
 def _fold_down(graph: Graph, affine: _Affine, end: str) -> bool:
-    """Into the layer that alone reads the chain's end, or the chain's end resized: the weights of a Resize sum to one.
+    """Folds a chain into the layer that alone reads its end, directly or resized; returns whether it could.
 
-    A convolution pads its input with zeros, so a shift cannot move past its padding, and a far one would cost
-    precision: then only the scale goes, and x * scale + shift becomes x + shift / scale.
+    A Resize may lie in between because its weights sum to one. A shift stays before the layer, as shift / scale before
+    the scale, if the layer pads: padding adds zeros, not shifted ones. It also stays if it is so large that the layer
+    would lose digits.
     """
+    # Find the layer.
     reader = graph.only_consumer(end)
     resize = reader if reader is not None and reader.op == "Resize" else None
     layer = reader if resize is None else graph.only_consumer(resize.output)
-    if reader is None or layer is None or not _layer(graph, layer):
+    if reader is None or layer is None or not _is_layer(graph, layer):
         return False
+
+    # Decide whether the shift stays; then the scale alone moves, unless that changes nothing or cannot be undone.
     stays = _is_far(affine.shift) or (any(layer.attributes.get("pads", ())) and bool(np.any(affine.shift)))
     if stays and (np.all(affine.scale == 1) or not np.all(affine.scale)):
         return False
+
+    # Change the weights, then what the layer reads.
     kernel, bias = _weights(graph, layer)
     scaled, response = _apply_to_inputs(layer, kernel, affine)
     if not _set_weights(graph, layer, scaled, bias if stays else bias + response):
@@ -162,16 +180,18 @@ def _fold_down(graph: Graph, affine: _Affine, end: str) -> bool:
         source = _emit(graph, "Add", source, affine.shift / affine.scale, end)
     reader.inputs[0] = source
     if resize is not None:
+        # The resized values now lack the scale.
         graph.origins.pop(resize.output, None)
     return True
 
 
 def _apply_to_inputs(layer: Node, kernel: np.ndarray, affine: _Affine) -> tuple[np.ndarray, np.ndarray]:
-    """The kernel with its inputs scaled, and each output's response to the shift alone."""
+    """Returns a layer's kernel with scaled inputs, and the response of each output to the shift alone."""
     if layer.op == "Gemm":
         size = kernel.shape[0]
         shift = np.broadcast_to(affine.shift, size)
         return kernel * np.broadcast_to(affine.scale, size)[:, None], shift @ kernel
+    # Kernel [groups * outputs, inputs, *window]; each group has its own part of the input channels.
     groups = layer.attributes["group"]
     outputs, inputs, *window = kernel.shape
     along = (groups, 1, inputs, *[1] * len(window))
@@ -183,6 +203,7 @@ def _apply_to_inputs(layer: Node, kernel: np.ndarray, affine: _Affine) -> tuple[
 
 
 def _weights(graph: Graph, layer: Node) -> tuple[np.ndarray, np.ndarray]:
+    """Returns kernel and bias of a layer in float64."""
     kernel = graph.constants[layer.inputs[1]].astype(np.float64)
     if len(layer.inputs) > 2:
         return kernel, graph.constants[layer.inputs[2]].astype(np.float64)
@@ -190,7 +211,7 @@ def _weights(graph: Graph, layer: Node) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _set_weights(graph: Graph, layer: Node, kernel: np.ndarray, bias: np.ndarray) -> bool:
-    """Changes a layer's weights, unless they would leave float32's range."""
+    """Sets kernel and bias of a layer, unless they leave the range of float32; returns whether they did not."""
     limit = np.finfo(np.float32).max
     if not (np.all(np.abs(kernel) < limit) and np.all(np.abs(bias) < limit)):
         return False
@@ -203,7 +224,7 @@ def _set_weights(graph: Graph, layer: Node, kernel: np.ndarray, bias: np.ndarray
 
 
 def _shorten(graph: Graph, affine: _Affine, end: str) -> None:
-    """One Mul and one Add, where the chain is longer than that; a far shift comes first."""
+    """Replaces a chain by one Mul and one Add if it is longer; a large shift is added before the multiplication."""
     scale, shift, first = affine.scale, affine.shift, np.zeros(1)
     if _is_far(shift) and np.all(scale):
         shift, first = first, shift / scale
@@ -221,12 +242,13 @@ def _is_far(shift: np.ndarray) -> bool:
 
 
 def _is_float32(vector: np.ndarray) -> bool:
-    """Whether all are zero or in the range of float32, where they keep their precision."""
+    """Returns whether all elements are zero or normal numbers of float32, which keep their precision."""
     size, limits = np.abs(vector), np.finfo(np.float32)
     return bool(np.all((size == 0) | ((size >= limits.tiny) & (size <= limits.max))))
 
 
 def _emit(graph: Graph, op: str, source: str, vector: np.ndarray, like: str) -> str:
+    """Adds a Mul or Add of a vector of channels, with the shape and path of the value `like`."""
     shape, path = graph.shapes[like], graph.nodes[like].path
     array = vector.astype(np.float32)
     array = array.reshape(()) if array.size == 1 else array.reshape(1, -1, *[1] * (len(shape) - 2))

@@ -1,4 +1,4 @@
-"""Fewer transposes: moved to where they meet and cancel, or into the weights of the next layer."""
+"""Removal of transposes and reshapes: they move until they cancel, or are folded into the weights of a layer."""
 
 from collections.abc import Sequence
 
@@ -13,39 +13,47 @@ _BINARY = frozenset(("Add", "Div", "Max", "Min", "Mul", "Pow", "Sub"))
 
 
 def hoist_transposes(graph: Graph) -> None:
-    """Moves a Transpose up through element-by-element operators with constants, to an input or another Transpose.
+    """Moves each Transpose above the elementwise operators before it, to an input, a Cast or another Transpose.
 
-    A picture is so transposed once, right after its Cast to float, and what normalised it comes to lie beside the
-    first convolution, where it can be folded.
+    A picture is then transposed once, right after its Cast to float (TensorRT transposes no uint8), and the arithmetic
+    that normalises it comes to lie beside the first convolution, where it is folded.
     """
     while any(_hoist(graph, node) for node in list(graph.nodes.values()) if node.op == "Transpose"):
         graph.prune()
 
 
 def _hoist(graph: Graph, transpose: Node) -> bool:
-    passed = passable(graph, transpose.inputs[0])
-    name = variable(graph, passed[-1]) if passed else transpose.inputs[0]
+    """Moves one Transpose up; returns whether it could."""
+    # It joins another Transpose, or moves above at least one operator, to an input or a Cast, or to where all axes that
+    # it moves have size 1.
+    passed = hoistable_chain(graph, transpose.inputs[0])
+    name = variable_input(graph, passed[-1]) if passed else transpose.inputs[0]
     top, perm = graph.producer(name), transpose.attributes["perm"]
     if top is not None and top.op == "Transpose":
         name, perm = top.inputs[0], [top.attributes["perm"][axis] for axis in perm]
     elif not passed or not (top is None or top.op == "Cast" or _moves_ones(graph, name, perm)):
         return False
+
+    # Transpose there, then compute the chain again below it, from the top down, with transposed constants.
     name = transposed(graph, name, perm, transpose.path)
     for node in reversed(passed):
-        moved = variable(graph, node)
+        moved = variable_input(graph, node)
         perm = transpose.attributes["perm"]
-        inputs = [name if each == moved else _transposed_constant(graph, each, perm, node.path) for each in node.inputs]
+        inputs = [
+            name if operand == moved else _transposed_constant(graph, operand, perm, node.path)
+            for operand in node.inputs
+        ]
         shape = tuple(graph.shapes[node.output][axis] for axis in perm)
         name = graph.add(node.op, inputs, shape=shape, path=node.path, **node.attributes)
     graph.replace(transpose.output, name)
     return True
 
 
-def passable(graph: Graph, name: str) -> list[Node]:
-    """The operators that a Transpose of this value can move above, from the lowest up."""
+def hoistable_chain(graph: Graph, name: str) -> list[Node]:
+    """Returns the elementwise operators that a Transpose of a value can move above, the last operator first."""
     passed: list[Node] = []
     while (node := graph.producer(name, *_UNARY, *_BINARY)) is not None and graph.only_consumer(name) is not None:
-        variables = [each for each in node.inputs if each not in graph.constants]
+        variables = [operand for operand in node.inputs if operand not in graph.constants]
         if len(variables) != 1 or len(graph.shapes[variables[0]]) != len(graph.shapes[name]):
             break
         passed.append(node)
@@ -53,13 +61,13 @@ def passable(graph: Graph, name: str) -> list[Node]:
     return passed
 
 
-def variable(graph: Graph, node: Node) -> str:
-    """The first operand that is no constant."""
-    return next(each for each in node.inputs if each not in graph.constants)
+def variable_input(graph: Graph, node: Node) -> str:
+    """Returns the first operand that is not a constant."""
+    return next(operand for operand in node.inputs if operand not in graph.constants)
 
 
 def transposed(graph: Graph, name: str, perm: Sequence[int], path: str) -> str:
-    """The value transposed, by a node that exists if there is one."""
+    """Returns a value transposed, by an existing node if there is one, by a Reshape if that is enough."""
     if list(perm) == list(range(len(perm))):
         return name
     for node in graph.nodes.values():
@@ -73,12 +81,13 @@ def transposed(graph: Graph, name: str, perm: Sequence[int], path: str) -> str:
 
 
 def _moves_ones(graph: Graph, name: str, perm: Sequence[int]) -> bool:
-    """Whether a Transpose leaves the elements where they are, since all axes that it moves have size 1."""
+    """Returns whether a Transpose moves only axes of size 1, and so leaves all elements where they are."""
     wide = [axis for axis in perm if graph.shapes[name][axis] != 1]
     return wide == sorted(wide)
 
 
 def _transposed_constant(graph: Graph, name: str, perm: Sequence[int], path: str) -> str:
+    """Returns a constant transposed, after the leading axes that broadcasting implies have been added."""
     array = graph.constants[name]
     if array.ndim == 0:
         return name
@@ -87,12 +96,13 @@ def _transposed_constant(graph: Graph, name: str, perm: Sequence[int], path: str
 
 
 def sink_reshapes(graph: Graph) -> None:
-    """Moves a Reshape below the products with one number, which so come to lie beside what they can be folded into."""
+    """Moves each Reshape below products with one number, which then lie beside layers that they can be folded into."""
     while any(_sink(graph, node) for node in list(graph.nodes.values()) if node.op in ("Mul", "Div")):
         graph.prune()
 
 
 def _sink(graph: Graph, node: Node) -> bool:
+    """Exchanges a Mul or Div with the Reshape above it; returns whether it could."""
     above = graph.producer(node.inputs[0], "Reshape", "Flatten")
     if above is None or graph.only_consumer(above.output) is not node or graph.scalar(node.inputs[1]) is None:
         return False
@@ -105,11 +115,12 @@ def _sink(graph: Graph, node: Node) -> bool:
 
 
 def join_reshapes(graph: Graph) -> None:
-    """A Reshape of a Reshape is one Reshape, or none if it restores the shape."""
+    """Makes a Reshape of a Reshape one Reshape, or none if it restores the original shape."""
     for node in graph.sorted_nodes():
         above = graph.producer(node.inputs[0], "Reshape", "Flatten") if node.op == "Reshape" else None
         sizes = graph.constants.get(node.inputs[1]) if above is not None else None
-        if above is None or sizes is None or 0 in sizes:  # 0 copies a size of what comes before
+        # A 0 copies the size of an axis of the operand, which would change.
+        if above is None or sizes is None or 0 in sizes:
             continue
         node.inputs[0] = above.inputs[0]
         if graph.shapes[node.output] == graph.shapes[above.inputs[0]]:
@@ -117,10 +128,11 @@ def join_reshapes(graph: Graph) -> None:
 
 
 def convolve_patches(graph: Graph) -> None:
-    """A convolution of p x q patches folded into channels is one of p-fold kernel and stride on the pixels.
+    """Replaces a convolution of p x q patches by a convolution of pixels with p-fold (q-fold) kernel and stride.
 
-    With kernel[i, j] over patches and patch[a, b] of pixels, the pixel under kernel position (p i + a, q j + b) is
-    the same one; as many multiplications, and no 6-d reshaping, which not every runtime knows.
+    The patches were made by folding p x q pixels into channels (space to depth). Kernel position (p i + a, q j + b) of
+    the new convolution covers the pixel (a, b) of the patch under position (i, j) of the old one. The number of
+    multiplications is the same, and the reshapes to six axes, which some runtimes do not support, disappear.
     """
     for node in list(graph.nodes.values()):
         if node.op == "Conv":
@@ -132,6 +144,8 @@ def _convolve_pixels(graph: Graph, conv: Node) -> None:
     kernel = graph.own_constant(conv, 1)
     if chain is None or kernel is None or conv.attributes["group"] != 1 or set(conv.attributes["dilations"]) != {1}:
         return
+
+    # The kernel's input channels are (p, q, channels) in the order in which the Transpose gathered them.
     split, swap = chain
     source, order = split.inputs[0], swap.attributes["perm"][3:]
     _, _, p, _, q, channels = graph.shapes[split.output]
@@ -139,8 +153,12 @@ def _convolve_pixels(graph: Graph, conv: Node) -> None:
     outputs, _, rows, columns = kernel.shape
     axes = {axis: 1 + i for i, axis in enumerate(order)}
     parts = kernel.reshape(outputs, *(sizes[axis] for axis in order), rows, columns)
+
+    # To [outputs, channels, rows, p, columns, q], then rows and p merge, and columns and q.
     pixels = parts.transpose(0, axes[5], 4, axes[2], 5, axes[4])
     pixels = pixels.reshape(outputs, channels, rows * p, columns * q)
+
+    # Read the pixels themselves; strides and pads count pixels instead of patches.
     top, left, bottom, right = conv.attributes["pads"]
     vertical, horizontal = conv.attributes["strides"]
     conv.inputs[0] = transposed(graph, source, [0, 3, 1, 2], conv.path)
@@ -153,7 +171,12 @@ def _convolve_pixels(graph: Graph, conv: Node) -> None:
 
 
 def _patch_chain(graph: Graph, conv: Node) -> tuple[Node, Node] | None:
-    """The Reshape to [batch, h, p, w, q, channels] and the Transpose that gathers p, q and channels, if so it is."""
+    """Returns the nodes that make the patches that a convolution reads, or None if it reads something else.
+
+    These are a Reshape to [batch, h, p, w, q, channels] and a Transpose that puts p, q and channels last. The Reshape
+    that merges them and the Transpose to channels-first, which follow, are not returned.
+    """
+    # Collect the four nodes from the convolution upwards.
     above = conv.inputs[0]
     nodes = []
     for op in ("Transpose", "Reshape", "Transpose", "Reshape"):
@@ -163,6 +186,8 @@ def _patch_chain(graph: Graph, conv: Node) -> tuple[Node, Node] | None:
         nodes.append(node)
         above = node.inputs[0]
     last, merge, swap, split = nodes
+
+    # Check that they regroup the pixels in this way and no other.
     shape, source = graph.shapes[split.output], graph.shapes[split.inputs[0]]
     if list(last.attributes["perm"]) != [0, 3, 1, 2] or len(source) != 4 or len(shape) != 6:
         return None
@@ -173,7 +198,7 @@ def _patch_chain(graph: Graph, conv: Node) -> tuple[Node, Node] | None:
 
 
 def absorb_flatten(graph: Graph) -> None:
-    """Flattening in jax's order before a dense layer: its rows are reordered instead of the pixels."""
+    """Reorders the rows of a dense layer's kernel, so that its input need not be transposed before it is flattened."""
     for node in list(graph.nodes.values()):
         if node.op == "Gemm":
             _reorder_rows(graph, node)
@@ -188,6 +213,8 @@ def _reorder_rows(graph: Graph, gemm: Node) -> None:
     flat = graph.shapes[flatten.output]
     if perm[0] != 0 or flat[0] != shape[0]:
         return
+
+    # rows[i] is the row, in JAX's order, of the i-th element in the order in which the tensor is stored.
     order = [perm.index(axis) - 1 for axis in range(1, len(perm))]
     rows = np.arange(kernel.shape[0]).reshape(shape[1:]).transpose(order).reshape(-1)
     inputs = [transpose.inputs[0], flatten.inputs[1]]

@@ -1,4 +1,4 @@
-"""Means, and normalisation by mean and variance, in the form that runtimes know."""
+"""Fusion of means, and of normalisation by mean and variance, into the forms that runtimes optimize."""
 
 import math
 
@@ -8,15 +8,18 @@ from export.graph import Graph, Node
 
 
 def fuse_mean(graph: Graph) -> None:
-    """A sum over axes divided by the number of elements; the axes of size 1 that are put back stay."""
+    """Fuses a sum divided by its number of elements, and a Reshape that puts the axes back, into ReduceMean."""
     for node in list(graph.nodes.values()):
         if node.op not in ("Div", "Mul"):
             continue
+        # The sum, with or without a Reshape that restores the reduced axes.
         total, factor = graph.producer(node.inputs[0], "ReduceSum"), graph.scalar(node.inputs[1])
         kept = _put_back(graph, node.inputs[0])
         total = total or kept
         if total is None or total.op != "ReduceSum" or not factor:
             continue
+
+        # Its number of elements must be known and equal to the divisor.
         axes = _axes(graph, total)
         sizes = [graph.shapes[total.inputs[0]][axis] for axis in axes]
         count = factor if node.op == "Div" else 1 / factor
@@ -30,7 +33,7 @@ def fuse_mean(graph: Graph) -> None:
 
 
 def keep_reduced_axes(graph: Graph) -> None:
-    """A reduction whose axes are put back keeps them."""
+    """Makes a reduction keep its axes (`keepdims`) if a Reshape puts them back."""
     for node in list(graph.nodes.values()):
         reduction = _put_back(graph, node.output)
         if reduction is not None and graph.only_consumer(reduction.output) is node:
@@ -39,7 +42,7 @@ def keep_reduced_axes(graph: Graph) -> None:
 
 
 def _put_back(graph: Graph, name: str) -> Node | None:
-    """The reduction whose value this is, with axes of size 1 where it reduced."""
+    """Returns the reduction whose axes a Reshape puts back with size 1 to make this value, or None."""
     node = graph.producer(name, "Reshape")
     reduction = graph.producer(node.inputs[0]) if node is not None else None
     if reduction is None or not reduction.op.startswith("Reduce") or reduction.attributes["keepdims"]:
@@ -55,16 +58,18 @@ def _axes(graph: Graph, reduction: Node) -> list[int]:
 
 
 def fuse_layer_norm(graph: Graph) -> None:
-    """The variance as the mean of squared differences, where jax takes the difference of two means.
+    """Rewrites layer normalisation with the variance as the mean of squared differences, the form that runtimes fuse.
 
-    (x - m) / sqrt(max(0, mean(x^2) - m^2) + e) has the same value, with more operators and larger rounding errors.
+    Flax computes (x - m) / sqrt(max(0, mean(x^2) - m^2) + e). The value is the same, but the difference of two means
+    takes more operators and has larger rounding errors.
     """
     for node in list(graph.nodes.values()):
-        found = _centred(graph, node) if node.op == "Mul" else None
+        found = _layer_norm(graph, node) if node.op == "Mul" else None
         if found is None:
             continue
         difference, epsilon, axes = found
         shape, path = graph.shapes[difference.output], node.path
+        # Pow, not x * x: runtimes recognise the pattern of PyTorch's exporter.
         two = graph.add_constant(np.array(2, np.float32), f"{path}two")
         square = graph.add("Pow", [difference.output, two], shape=shape, path=path)
         reduced = tuple(1 if i in axes else dim for i, dim in enumerate(shape))
@@ -74,15 +79,23 @@ def fuse_layer_norm(graph: Graph) -> None:
         node.op, node.inputs = "Div", [difference.output, deviation]
 
 
-def _centred(graph: Graph, product: Node) -> tuple[Node, str, list[int]] | None:
-    """Of a normalisation the difference from the mean, what is added to the variance, and the axes of both."""
+def _layer_norm(graph: Graph, product: Node) -> tuple[Node, str, list[int]] | None:
+    """Matches a layer normalisation that ends in this Mul.
+
+    Returns:
+      The difference from the mean, the name of the constant that is added to the variance, and the axes of the mean
+      and the variance; None if the Mul is something else.
+    """
     for left, right in (product.inputs, product.inputs[::-1]):
+        # (x - mean) * (1 / sqrt(variance + epsilon))
         difference, inverse = graph.producer(left, "Sub"), graph.producer(right, "Reciprocal")
         root = graph.producer(inverse.inputs[0], "Sqrt") if inverse is not None else None
         shifted = graph.producer(root.inputs[0], "Add") if root is not None else None
         mean = _put_back(graph, difference.inputs[1]) if difference is not None else None
         if difference is None or shifted is None or mean is None or mean.op != "ReduceMean":
             continue
+
+        # Mean and variance must be of x, along the same axes, and keep them.
         value, axes = difference.inputs[0], _axes(graph, mean)
         spread = graph.producer(shifted.inputs[0], "Reshape")
         epsilon = shifted.inputs[1]
@@ -96,7 +109,7 @@ def _centred(graph: Graph, product: Node) -> tuple[Node, str, list[int]] | None:
 
 
 def _is_fast_variance(graph: Graph, name: str, value: str, mean: Node) -> bool:
-    """max(0, mean(x^2) - mean(x)^2)."""
+    """Returns whether a value is max(0, mean(x^2) - mean(x)^2), along the axes of the given mean of x."""
     bounded = graph.producer(name, "Relu")
     difference = graph.producer(bounded.inputs[0], "Sub") if bounded is not None else None
     if difference is None:
@@ -110,45 +123,62 @@ def _is_fast_variance(graph: Graph, name: str, value: str, mean: Node) -> bool:
 
 
 def fuse_group_norm(graph: Graph) -> None:
-    """InstanceNormalization of the groups, each as one channel: as `fuse_layer_norm`, over channels split in groups."""
+    """Rewrites group normalisation as InstanceNormalization of [batch, groups, elements], each group as one channel.
+
+    Few runtimes have GroupNormalization, which came with operator set 18.
+    """
     for node in list(graph.nodes.values()):
-        found = _grouped(graph, node) if node.op == "Mul" else None
+        found = _group_norm(graph, node) if node.op == "Mul" else None
         if found is None:
             continue
         value, groups, epsilon, scale = found
         shape, path = graph.shapes[value], node.path
+
+        # Normalise the groups without scale and shift: these are per channel, and InstanceNormalization's per group.
         constants = {"shape": np.array([0, groups, -1]), "ones": np.ones(groups), "zeros": np.zeros(groups)}
         dtypes = {"shape": np.int64, "ones": np.float32, "zeros": np.float32}
         sizes, ones, zeros = (
-            graph.add_constant(each.astype(dtypes[key]), path + key) for key, each in constants.items()
+            graph.add_constant(array.astype(dtypes[key]), path + key) for key, array in constants.items()
         )
         flat = (shape[0], groups, math.prod(shape[1:]) // groups)
         split = graph.add("Reshape", [value, sizes], shape=flat, path=path)
         norm = graph.add("InstanceNormalization", [split, ones, zeros], shape=flat, path=path, epsilon=epsilon)
+
+        # Restore the shape; the Mul that ended the normalisation now applies the scale.
         whole = graph.add_constant(np.array([-1, *shape[1:]], np.int64), f"{path}shape")
         joined = graph.add("Reshape", [norm, whole], shape=shape, path=path)
         per_channel = scale.reshape(-1, *[1] * (len(shape) - 2))
         node.inputs = [joined, graph.add_constant(per_channel.astype(np.float32), f"{path}scale")]
 
 
-def _grouped(graph: Graph, product: Node) -> tuple[str, int, float, np.ndarray] | None:
-    """Of a normalisation by groups of channels: the value, how many groups, the variance's addend, the scales."""
+def _group_norm(graph: Graph, product: Node) -> tuple[str, int, float, np.ndarray] | None:
+    """Matches a group normalisation that ends in this Mul.
+
+    Returns:
+      The name of the value, the number of groups, the epsilon that is added to the variance, and the scale, one number
+      or one for each channel; None if the Mul is something else.
+    """
     for left, right in (product.inputs, product.inputs[::-1]):
+        # (x - mean) * (1 / sqrt(variance + epsilon) * scale)
         difference, scale = graph.producer(left, "Sub"), np.ones(1)
-        inverse = graph.producer(_below_reshapes(graph, right), "Reciprocal", "Mul")
+        inverse = graph.producer(_before_reshapes(graph, right), "Reciprocal", "Mul")
         if inverse is not None and inverse.op == "Mul":
             scale = graph.constants.get(inverse.inputs[1], np.zeros(0))
-            inverse = graph.producer(_below_reshapes(graph, inverse.inputs[0]), "Reciprocal")
+            inverse = graph.producer(_before_reshapes(graph, inverse.inputs[0]), "Reciprocal")
         root = graph.producer(inverse.inputs[0], "Sqrt") if inverse is not None else None
         shifted = graph.producer(root.inputs[0], "Add") if root is not None else None
         epsilon = graph.scalar(shifted.inputs[1]) if shifted is not None else None
         if difference is None or shifted is None or epsilon is None:
             continue
+
+        # Mean and factor have one number for each channel.
         value, offset = difference.inputs
         shape = graph.shapes[value]
         per_channel = (*shape[:2], *[1] * (len(shape) - 2))
         if graph.shapes[offset] != per_channel or graph.shapes[right] != per_channel:
             continue
+
+        # Both are repeated from one number for each group, and taken over the elements of the group.
         mean, variance = _per_group(graph, offset), _per_group(graph, shifted.inputs[0])
         node = graph.producer(mean, "ReduceMean") if mean is not None else None
         groups = _split_groups(graph, node, value) if node is not None else None
@@ -159,26 +189,27 @@ def _grouped(graph: Graph, product: Node) -> tuple[str, int, float, np.ndarray] 
     return None
 
 
-def _below_reshapes(graph: Graph, name: str) -> str:
+def _before_reshapes(graph: Graph, name: str) -> str:
+    """Returns the value that a chain of Reshapes starts from."""
     while (node := graph.producer(name, "Reshape")) is not None:
         name = node.inputs[0]
     return name
 
 
 def _per_group(graph: Graph, name: str) -> str | None:
-    """The value [batch, groups] of which this has one copy for each channel of a group."""
-    expansion = graph.producer(_below_reshapes(graph, name), "Expand")
+    """Returns the value [batch, groups] that is repeated for each channel of a group to make this value, or None."""
+    expansion = graph.producer(_before_reshapes(graph, name), "Expand")
     if expansion is None:
         return None
     before, after = graph.shapes[expansion.inputs[0]], graph.shapes[expansion.output]
-    source = _below_reshapes(graph, expansion.inputs[0])
+    source = _before_reshapes(graph, expansion.inputs[0])
     if len(after) == 3 and before == (*after[:2], 1) and graph.shapes[source] == after[:2]:
         return source
     return None
 
 
 def _split_groups(graph: Graph, mean: Node, value: str) -> int | None:
-    """The number of groups if a mean is over channels and pixels of each group of channels of this value."""
+    """Returns the number of groups if a mean is over the channels and pixels of each group of a value, else None."""
     split, shape = graph.producer(mean.inputs[0], "Reshape"), graph.shapes[value]
     grouped = graph.shapes[mean.inputs[0]]
     if split is None or split.inputs[0] != value or len(grouped) != len(shape) + 1 or len(shape) < 3:

@@ -1,13 +1,14 @@
-"""The translations of jax's primitives, one small function each, by the primitive's name."""
+"""The translations of JAX's primitives to ONNX, one small function each, registered by the primitive's name."""
 
+# Importing a module registers its rules.
 from export.rules import (
+    bits,
     control,
     cumulative,
     elementwise,
     floats,
     index,
-    integer,
-    linear,
+    matmul,
     reduction,
     shape,
     sort,
@@ -19,13 +20,13 @@ from export.rules.registry import RULES, Rule
 __all__ = [
     "RULES",
     "Rule",
+    "bits",
     "control",
     "cumulative",
     "elementwise",
     "floats",
     "index",
-    "integer",
-    "linear",
+    "matmul",
     "reduction",
     "shape",
     "sort",

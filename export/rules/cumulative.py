@@ -1,4 +1,4 @@
-"""Running sums, products and extrema along an axis."""
+"""Cumulative sums, products, extrema and log-sum-exp along an axis."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,12 +8,12 @@ import numpy as np
 from export.builder import Builder, Tensor
 from export.expression import Expression, number_dtype, wide_dtype
 from export.rules.registry import require, rule
-from export.rules.shape import cut_axis
+from export.rules.shape import slice_axis
 
 
 @rule("cumsum")
-def running_sum(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
-    """CumSum."""
+def cumsum(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
+    """Adds CumSum, in a type that runtimes compute in."""
     wide = builder.cast(value, number_dtype(value.dtype))
     axis = builder.constant(np.array(value.layout.index(eqn.params["axis"]), np.int64), "axis")
     total = builder.emit("CumSum", [wide.name, axis], wide, wide.layout, reverse=int(eqn.params["reverse"]))
@@ -28,8 +28,8 @@ _COMBINE: dict[str, Callable[[Expression, Expression], Expression]] = {
 
 
 @rule("cumprod", "cummax", "cummin")
-def running(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
-    """Each element with the one 1, 2, 4, ... places before, which takes log2(n) steps (Hillis and Steele 1986)."""
+def cumulative(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
+    """Combines each element with the one 1, 2, 4, ... positions before it: log2(n) steps (Hillis and Steele 1986)."""
     axis, reverse = eqn.params["axis"], eqn.params["reverse"]
     size = value.shape[axis]
     require(isinstance(size, int), builder, eqn, "a symbolic size")
@@ -37,30 +37,35 @@ def running(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     result, distance = builder.cast(value, wide_dtype(value.dtype)), 1
     while distance < size:
         combined = combine(
-            Expression(builder, cut_axis(builder, result, axis, distance, size)),
-            Expression(builder, cut_axis(builder, result, axis, 0, size - distance)),
+            Expression(builder, slice_axis(builder, result, axis, distance, size)),
+            Expression(builder, slice_axis(builder, result, axis, 0, size - distance)),
         )
+        # The first `distance` elements (the last, in reverse) have no partner and stay.
         kept = (size - distance, size) if reverse else (0, distance)
-        parts = [cut_axis(builder, result, axis, *kept), combined.tensor]
+        parts = [slice_axis(builder, result, axis, *kept), combined.tensor]
         layout = result.layout
-        inputs = [builder.stored(each, layout) for each in (reversed(parts) if reverse else parts)]
+        inputs = [builder.in_layout(part, layout) for part in (reversed(parts) if reverse else parts)]
         result = builder.emit("Concat", inputs, result, layout, axis=layout.index(axis))
         distance *= 2
     return builder.cast(result, value.dtype)
 
 
 @rule("cumlogsumexp")
-def running_logsumexp(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
-    """For each place, over all n of them, of which those after it count as minus infinity."""
+def cumlogsumexp(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
+    """Computes each position's log-sum-exp over all elements, with those after it masked: n^2 terms."""
     axis, size, rank = eqn.params["axis"], value.shape[eqn.params["axis"]], len(value.shape)
     require(isinstance(size, int), builder, eqn, "a symbolic size")
-    shown = np.tri(size, dtype=bool)  # [place, other]
-    shown = shown.T if eqn.params["reverse"] else shown
+
+    # Terms [..., position, other, ...]; masked elements are minus infinity, whose exponential is zero.
+    mask = np.tri(size, dtype=bool)
+    mask = mask.T if eqn.params["reverse"] else mask
     sizes = [1] * (rank + 1)
     sizes[axis], sizes[axis + 1] = size, size
     others = Expression(builder, value).reshape((*value.shape[:axis], 1, *value.shape[axis:]))
-    terms = Expression(builder, shown.reshape(sizes)).where(others, -np.inf)
+    terms = Expression(builder, mask.reshape(sizes)).where(others, -np.inf)
+
+    # Subtract the largest term, bounded, as infinity minus infinity is NaN.
     largest = float(np.finfo(np.float32).max)
-    highest = terms.reduce("ReduceMax", axis + 1).apply("Max", -largest).apply("Min", largest)  # no infinity less one
+    highest = terms.reduce("ReduceMax", axis + 1).apply("Max", -largest).apply("Min", largest)
     spread = highest.reshape((*value.shape[: axis + 1], 1, *value.shape[axis + 1 :]))
     return ((terms - spread).apply("Exp").reduce("ReduceSum", axis + 1).apply("Log") + highest).tensor

@@ -1,4 +1,4 @@
-"""Arithmetic, comparison, selection and conversion, element by element."""
+"""Elementwise arithmetic, comparison, selection and conversion."""
 
 from typing import Any
 
@@ -46,7 +46,7 @@ _COMPARISON = {
     "lt_to": "Less",
 }
 _SELECTABLE = ("float32", "int32", "int64", "uint8")
-"""Types that onnxruntime selects between."""
+"""Types that onnxruntime's Where accepts."""
 
 
 def _apply(builder: Builder, op: str, value: Tensor) -> Tensor:
@@ -54,10 +54,10 @@ def _apply(builder: Builder, op: str, value: Tensor) -> Tensor:
 
 
 def _calculate(builder: Builder, op: str, like: Any, *operands: Value, **attributes: Any) -> Tensor:
-    """Arithmetic in a type that runtimes can calculate in, cast back to the operands' own."""
+    """Adds an operator in a type that runtimes compute in, and casts the result back to the operands' type."""
     dtype = operands[0].dtype
     wide = Tensor("", tuple(like.shape), wide_dtype(dtype), ())
-    result = emit(builder, op, wide, [builder.cast(each, wide.dtype) for each in operands], **attributes)
+    result = emit(builder, op, wide, [builder.cast(operand, wide.dtype) for operand in operands], **attributes)
     return builder.cast(result, dtype)
 
 
@@ -83,6 +83,7 @@ def _comparison(op: str) -> Rule:
     return translate
 
 
+# Primitives that are one operator with the same meaning.
 RULES.update({primitive: _unary(op) for primitive, op in _UNARY.items()})
 RULES.update({primitive: _binary(op) for primitive, op in _ARITHMETIC.items()})
 RULES.update({primitive: _comparison(op) for primitive, op in _COMPARISON.items()})
@@ -92,42 +93,49 @@ RULES.update({primitive: _comparison(op) for primitive, op in _COMPARISON.items(
     "copy", "copy_p", "device_put", "layout_constraint", "mesh_cast", "name", "optimization_barrier", "pvary",
     "reshard", "sharding_constraint", "stage", "stop_gradient", "with_memory_space_constraint",
 )  # fmt: skip
-def same(builder: Builder, eqn: Any, *values: Value) -> list[Value]:
-    """Primitives that change no value in the forward pass."""
+def identity(builder: Builder, eqn: Any, *values: Value) -> list[Value]:
+    """Passes values on: these primitives change nothing in the forward pass."""
     return list(values)
 
 
 @rule("ne")
 def not_equal(builder: Builder, eqn: Any, left: Value, right: Value) -> Tensor:
-    """ONNX has only Equal."""
+    """Adds Equal and Not: ONNX has no operator for inequality."""
     equal = _comparison("Equal")(builder, eqn, left, right)
     assert isinstance(equal, Tensor)
     return _apply(builder, "Not", equal)
 
 
 @rule("div")
-def quotient(builder: Builder, eqn: Any, left: Value, right: Value) -> Tensor:
-    """Of integers that towards zero; x / 0 is -1."""
+def div(builder: Builder, eqn: Any, left: Value, right: Value) -> Tensor:
+    """Divides; integer division truncates toward zero, and x / 0 is -1.
+
+    JAX defines integer division by zero, runtimes do not: onnxruntime stops with an error.
+    """
     if left.dtype.kind == "f" or _divides_safely(builder, right):
         return _calculate(builder, "Div", eqn.outvars[0].aval, left, right)
-    x, divisor = (Expression(builder, each).widen() for each in (left, right))
+    x, divisor = (Expression(builder, operand).widen() for operand in (left, right))
     whole = x / _safe(divisor)
+    # -x instead of x / -1, which overflows at the lowest integer.
     signed = divisor.apply("Equal", -1).where(-whole, whole)
     return divisor.apply("Equal", 0).where(np.asarray(-1, x.dtype), signed).cast(left.dtype).tensor
 
 
 @rule("rem")
-def remainder(builder: Builder, eqn: Any, left: Value, right: Value) -> Tensor:
-    """The sign of the dividend, as C's; of an integer by 0 it is the dividend."""
+def rem(builder: Builder, eqn: Any, left: Value, right: Value) -> Tensor:
+    """Computes the remainder with the sign of the dividend, as in C; of an integer by 0 it is the dividend."""
     if left.dtype.kind == "f" or _divides_safely(builder, right):
         return _calculate(builder, "Mod", eqn.outvars[0].aval, left, right, fmod=1)
-    x, divisor = (Expression(builder, each).widen() for each in (left, right))
+    x, divisor = (Expression(builder, operand).widen() for operand in (left, right))
     rest = x.apply("Mod", _safe(divisor), fmod=1)
     return divisor.apply("Equal", 0).where(x, rest).cast(left.dtype).tensor
 
 
 def _divides_safely(builder: Builder, divisor: Value) -> bool:
-    """Whether it is known to be neither 0, which ends the runtime's run, nor -1, which ends its process at -2^31."""
+    """Returns whether an integer divisor is known to be neither 0 nor -1.
+
+    In onnxruntime, x / 0 fails, and -2^31 / -1 overflows, which ends the process.
+    """
     if isinstance(divisor, Tensor):
         expansion = builder.graph.producer(divisor.name, "Expand")
         divisor = builder.graph.constants.get(divisor.name if expansion is None else expansion.inputs[0], np.zeros(1))
@@ -135,17 +143,21 @@ def _divides_safely(builder: Builder, divisor: Value) -> bool:
 
 
 def _safe(divisor: Expression) -> Expression:
-    """With 1 for 0 and -1."""
+    """Replaces 0 and -1 in a divisor by 1."""
     return (divisor.apply("Equal", 0) | divisor.apply("Equal", -1)).where(np.asarray(1, divisor.dtype), divisor)
 
 
 @rule("max", "min")
 def extremum(builder: Builder, eqn: Any, left: Value, right: Value) -> Tensor:
-    """Recognises the rectifier, and the bound at infinity that jax's softmax and max pooling start from."""
+    """Adds Max or Min, And or Or for booleans, Relu for max(x, 0), and nothing for a bound at infinity.
+
+    Reductions in jax.nn.softmax and pooling start from such a bound.
+    """
     op, logic, unbounded = ("Max", "Or", -np.inf) if eqn.primitive.name == "max" else ("Min", "And", np.inf)
     like = eqn.outvars[0].aval
     if left.dtype == np.bool_:
         return emit(builder, logic, like, [left, right])
+    # A maximum with minus infinity is the value itself. Relu is what runtimes fuse into the layer before it.
     for value, bound in ((left, right), (right, left)):
         if isinstance(value, Tensor) and isinstance(bound, np.ndarray) and value.shape == like.shape:
             if np.all(bound == unbounded):
@@ -157,29 +169,32 @@ def extremum(builder: Builder, eqn: Any, left: Value, right: Value) -> Tensor:
 
 @rule("clamp")
 def clamp(builder: Builder, eqn: Any, low: Value, value: Value, high: Value) -> Tensor:
-    """As Clip where the bounds are constant scalars, such as in relu6."""
+    """Adds Clip if the bounds are constant scalars, as in relu6, else Max and Min."""
     like = eqn.outvars[0].aval
-    scalars = all(isinstance(each, np.ndarray) and each.ndim == 0 for each in (low, high))
+    scalars = all(isinstance(bound, np.ndarray) and bound.ndim == 0 for bound in (low, high))
     if isinstance(value, Tensor) and value.dtype == np.float32 and scalars:
-        inputs = [value.name, builder.stored(low, ()), builder.stored(high, ())]
+        inputs = [value.name, builder.in_layout(low, ()), builder.in_layout(high, ())]
         return builder.emit("Clip", inputs, like, value.layout)
     return _calculate(builder, "Min", like, _calculate(builder, "Max", like, value, low), high)
 
 
 @rule("select_n")
 def select(builder: Builder, eqn: Any, which: Value, *cases: Value) -> Value:
-    """The case of that number, element by element; of two, a boolean chooses."""
+    """Selects for each element the case with the number in `which`, an integer, or a boolean if there are two cases."""
+    # A constant selector that is the same everywhere selects nothing at run time.
     like = eqn.outvars[0].aval
     if isinstance(which, np.ndarray) and which.size and np.all(which == which.flat[0]):
         return cases[int(which.flat[0])]
+    # One Where for each case, from the last to the first: this case, or what was selected among the later ones.
     result = cases[-1]
     for number in reversed(range(len(cases) - 1)):
-        is_last = which if which.dtype == np.bool_ else (Expression(builder, which) > number).value
-        result = _choose(builder, like, is_last, result, cases[number])
+        is_later = which if which.dtype == np.bool_ else (Expression(builder, which) > number).value
+        result = _choose(builder, like, is_later, result, cases[number])
     return result
 
 
 def _choose(builder: Builder, like: Any, predicate: Value, yes: Value, no: Value) -> Tensor:
+    """Adds Where, in a type that onnxruntime has it for; booleans are selected by logic."""
     dtype = yes.dtype
     if dtype == np.bool_:
         chosen = Expression(builder, predicate)
@@ -193,18 +208,22 @@ def _choose(builder: Builder, like: Any, predicate: Value, yes: Value, no: Value
 
 @rule("convert_element_type")
 def convert(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
-    """Cast; a float beyond an integer's range becomes its nearest, where ONNX leaves the result open."""
+    """Adds Cast; a float outside an integer type's range becomes the nearest integer: ONNX defines no result."""
     dtype = exported_dtype(eqn.params["new_dtype"])
     if value.dtype.kind == "f" and np.dtype(eqn.params["new_dtype"]).itemsize == 1 and dtype.kind == "f":
         return narrow(builder, value, eqn.params["new_dtype"])
     if value.dtype.kind != "f" or dtype.kind not in "iu":
         return builder.cast(value, dtype)
+
+    # Float to integer: clip to the range first, then cast, to 8 and 16 bits by way of int32.
     limits = np.iinfo(dtype)
-    bounds = [builder.constant(np.array(each, value.dtype), "bound") for each in (limits.min, limits.max)]
+    bounds = [builder.constant(np.array(limit, value.dtype), "bound") for limit in (limits.min, limits.max)]
     bounded = builder.emit("Clip", [value.name, *bounds], value, value.layout)
     if limits.bits < 32:
         return builder.cast(builder.cast(bounded, np.int32), dtype)
-    # The largest integer is no float: the next larger one is, which 64 bits hold if it is that of 32.
+
+    # The largest integer of 32 or 64 bits is not a float32; the upper bound was rounded up by one. In int64 the result
+    # for 32 bits can still be corrected; for 64 bits the elements that reach the bound are replaced.
     whole = Expression(builder, builder.cast(bounded, np.int64))
     if limits.bits == 64:
         return (Expression(builder, bounded) >= 2.0**63).where(np.asarray(limits.max), whole).tensor
@@ -213,20 +232,20 @@ def convert(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
 
 @rule("square")
 def square(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
-    """One multiplication."""
+    """Multiplies a value with itself."""
     return _calculate(builder, "Mul", value, value, value)
 
 
 @rule("one_minus_square")
 def one_minus_square(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
-    """(1 + x) (1 - x)."""
+    """Computes (1 + x) (1 - x), which keeps digits where x is near 1."""
     x = Expression(builder, value)
     return ((1 + x) * (1 - x)).tensor
 
 
 @rule("integer_pow")
 def integer_pow(builder: Builder, eqn: Any, value: Tensor) -> Value:
-    """Pow, but for the square; integers by repeated squaring, which wraps as jax's do."""
+    """Adds Pow, or Mul for a square; integers are multiplied by repeated squaring, which wraps around as in JAX."""
     exponent = eqn.params["y"]
     if exponent == 2:
         return square(builder, eqn, value)
@@ -244,26 +263,26 @@ def integer_pow(builder: Builder, eqn: Any, value: Tensor) -> Value:
 
 @rule("pow")
 def power(builder: Builder, eqn: Any, base: Value, exponent: Value) -> Tensor:
-    """Of floats; an integer exponent becomes one."""
+    """Adds Pow of floats; an integer exponent is cast to float."""
     require(base.dtype.kind == "f", builder, eqn, f"{base.dtype} operands")
     return emit(builder, "Pow", eqn.outvars[0].aval, [base, builder.cast(exponent, base.dtype)])
 
 
 @rule("rsqrt")
 def rsqrt(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
-    """The reciprocal of the square root."""
+    """Adds Sqrt and Reciprocal."""
     return _apply(builder, "Reciprocal", _apply(builder, "Sqrt", value))
 
 
 @rule("is_finite")
 def is_finite(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
-    """Neither infinite nor not a number: below infinity in absolute value."""
+    """Compares the absolute value with infinity, which is false for NaN too."""
     return emit(builder, "Less", eqn.outvars[0].aval, [_apply(builder, "Abs", value), np.asarray(np.inf, np.float32)])
 
 
 @rule("round")
-def rounding(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
-    """Halves to even as ONNX does, or away from zero."""
+def round_(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
+    """Adds Round, which rounds halves to even; rounds halves away from zero by comparing with the floor."""
     if int(eqn.params["rounding_method"]) == 1:
         return _apply(builder, "Round", value)
     size = Expression(builder, value).apply("Abs")
@@ -273,5 +292,5 @@ def rounding(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
 
 
 def scale(builder: Builder, value: Tensor, factor: float) -> Tensor:
-    """Times a constant; folding joins it with its neighbours."""
+    """Multiplies with a constant, which the folding pass joins with other constants."""
     return emit(builder, "Mul", value, [value, np.asarray(factor, np.float32)])

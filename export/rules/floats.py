@@ -1,4 +1,7 @@
-"""Floats of fewer bits, and the bits of floats, by arithmetic: narrow types are exported as the float32 they fit in."""
+"""Rounding to floats of fewer bits, and the bits of floats, by arithmetic.
+
+ONNX has no bitcast, and values of narrow float types are exported in float32, in which all of them are exact.
+"""
 
 import math
 from typing import Any
@@ -10,18 +13,19 @@ from export.builder import Builder, Tensor, Value
 from export.expression import Expression
 from export.rules.registry import require, rule
 
-_MANTISSA, _BIAS, _EXPONENTS = 23, 127, 255  # of float32
+# Bits of the mantissa, bias of the exponent, and largest exponent (of infinity and NaN) of float32.
+_MANTISSA, _BIAS, _EXPONENTS = 23, 127, 255
 
 
 @rule("reduce_precision")
 def reduce_precision(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
-    """Rounded to fewer bits of the mantissa, in the range of float32."""
+    """Rounds to fewer bits of the mantissa; the exponent must keep its 8 bits."""
     require(eqn.params["exponent_bits"] == 8, builder, eqn, "a smaller exponent")
     return _rounded(Expression(builder, value), eqn.params["mantissa_bits"], 1 - _BIAS).tensor
 
 
 def narrow(builder: Builder, value: Tensor, dtype: Any) -> Tensor:
-    """Rounded to the numbers that a float type of 8 bits has; what is larger than all is infinite, or no number."""
+    """Rounds to the values of an 8-bit float type; beyond them the result is infinity or, if it has none, NaN."""
     limits: Any = jnp.finfo(dtype)  # type: ignore[no-untyped-call]
     x = Expression(builder, value)
     rounded = _rounded(x, limits.nmant, limits.minexp)
@@ -31,14 +35,20 @@ def narrow(builder: Builder, value: Tensor, dtype: Any) -> Tensor:
 
 
 def _rounded(x: Expression, mantissa: int, lowest: int) -> Expression:
-    """To the nearest multiple of the last bit, which is exact: all factors are powers of two."""
+    """Rounds to the nearest multiple of the last mantissa bit.
+
+    The scaling is exact because all factors are powers of two; `lowest` is the exponent below which they are denormal.
+    """
     power = _power_below(x.apply("Abs")).apply("Max", 2.0**lowest)
     quantum = power * 2.0**-mantissa
     return (x / quantum).apply("Round") * quantum
 
 
 def _power_below(size: Expression) -> Expression:
-    """The largest power of two up to a positive number; the logarithm may be off by one, comparing mends it."""
+    """Returns the largest power of two that is not larger than a positive number.
+
+    The rounded logarithm may be off by one, which two comparisons correct.
+    """
     normal = size.apply("Max", 2.0 ** (1 - _BIAS)).apply("Min", 2.0**_BIAS)
     exponent = (normal.apply("Log") * (1 / math.log(2))).apply("Floor")
     power = _exp2(exponent)
@@ -52,7 +62,7 @@ def _exp2(exponent: Expression) -> Expression:
 
 @rule("bitcast_convert_type")
 def bitcast(builder: Builder, eqn: Any, value: Value) -> Value:
-    """Between float32 and integers of 32 bits, integers of one width, and from bytes to exponents."""
+    """Reinterprets float32 as 32-bit integers and back, integers of one width, and bytes as exponents."""
     old, new = value.dtype, np.dtype(eqn.params["new_dtype"])
     x = Expression(builder, value)
     if old.kind in "iu" and new.kind in "iu" and old.itemsize == new.itemsize:
@@ -61,17 +71,20 @@ def bitcast(builder: Builder, eqn: Any, value: Value) -> Value:
         return _to_bits(x).cast(new).value
     if old.kind in "iu" and old.itemsize == 4 and new == np.float32:
         return _from_bits(x).value
+    # float8_e8m0fnu, the type of block scales, is an exponent and nothing else.
     require(old == np.uint8 and new.name == "float8_e8m0fnu", builder, eqn, f"{eqn.invars[0].aval.dtype} to {new}")
     return _exp2(x.cast(np.float32) - _BIAS).value
 
 
 def _to_bits(x: Expression) -> Expression:
-    """Sign, exponent and mantissa as one integer of 64 bits; the bits of what is no number are not kept."""
+    """Returns sign, exponent and mantissa as one int64; every NaN becomes the same one."""
+    # Normal numbers: divide by the power of two below to get the mantissa.
     size = x.apply("Abs")
     power = _power_below(size)
     fraction = (size / power - 1) * 2.0**_MANTISSA
     exponent = (power.apply("Log") * (1 / math.log(2))).apply("Round") + _BIAS
     normal = exponent.cast(np.int64) * (1 << _MANTISSA) + fraction.cast(np.int64)
+    # Denormal numbers are multiples of 2^-149, and their multiple is their bits. Infinity and NaN have fixed bits.
     tiny = (size * 2.0**100 * 2.0**49).cast(np.int64)
     bits = (size < 2.0 ** (1 - _BIAS)).where(tiny, normal)
     bits = (size > float(np.finfo(np.float32).max)).where(np.asarray(_EXPONENTS << _MANTISSA, np.int64), bits)
@@ -80,11 +93,13 @@ def _to_bits(x: Expression) -> Expression:
 
 
 def is_negative(x: Expression) -> Expression:
-    """The sign, of zero too: the reciprocal tells that, but not that of infinity."""
+    """Returns the sign bit. The reciprocal of negative zero is minus infinity; that of infinity has no sign left."""
     return (x < 0) | (x.apply("Reciprocal") < 0)
 
 
 def _from_bits(bits: Expression) -> Expression:
+    """Returns the float32 that 32-bit integers encode."""
+    # Exponent and mantissa are split off by division: this operator set has no bitwise operators of integers.
     whole = bits.cast(np.int64) % (1 << 32)
     mantissa = whole % (1 << _MANTISSA)
     exponent = ((whole - mantissa) / (1 << _MANTISSA)) % (1 << 8)
@@ -94,17 +109,3 @@ def _from_bits(bits: Expression) -> Expression:
     special = (mantissa > 0).where(np.asarray(np.nan, np.float32), np.inf)
     size = exponent.apply("Equal", 0).where(tiny, exponent.apply("Equal", _EXPONENTS).where(special, normal))
     return (whole >= 1 << 31).where(-size, size)
-
-
-@rule("scaled_matmul_wrapper")
-def scaled_matmul(builder: Builder, eqn: Any, left: Value, right: Value, *scales: Value) -> Tensor:
-    """A product of matrices [batch, rows, k], whose blocks along k have a scale each."""
-    a, b = (_unscaled(builder, each, scale) for each, scale in zip((left, right), scales, strict=True))
-    names = [builder.stored(a.value, (0, 1, 2)), builder.stored(b.value, (0, 2, 1))]
-    return builder.emit("MatMul", names, eqn.outvars[0].aval)
-
-
-def _unscaled(builder: Builder, matrix: Value, scales: Value) -> Expression:
-    blocks = scales.shape[-1]
-    parts = Expression(builder, matrix).reshape((*matrix.shape[:-1], blocks, matrix.shape[-1] // blocks))
-    return (parts * Expression(builder, scales).reshape((*scales.shape, 1))).reshape(matrix.shape)

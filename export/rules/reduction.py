@@ -1,4 +1,4 @@
-"""Sums, extrema and positions along axes."""
+"""Reductions along axes: sums, products, extrema and their positions."""
 
 import math
 from typing import Any
@@ -7,41 +7,45 @@ import numpy as np
 
 from export.builder import Builder, Tensor, identity, renumber
 from export.expression import Expression, number_dtype
+from export.rules.bits import reduce_bits
 from export.rules.elementwise import scale
-from export.rules.integer import reduce_bits
 from export.rules.registry import require, rule
-from export.rules.shape import cut_axis, pad_with
+from export.rules.shape import pad_with, slice_axis
 
 _REDUCTIONS = {
     "reduce_sum": "ReduceSum",
     "reduce_max": "ReduceMax",
     "reduce_min": "ReduceMin",
     "reduce_prod": "ReduceProd",
-    "reduce_or": "ReduceSum",  # over nothing ReduceMax is not false
+    "reduce_or": "ReduceSum",  # ReduceMax over an empty axis is not false.
     "reduce_and": "ReduceMin",
 }
 
 
 @rule(*_REDUCTIONS)
 def reduce(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
-    """The operator of the same name; a sum of the pixels of a channels-first tensor is a global average times n."""
+    """Adds the operator of the same name; sums of all pixels of a feature map become a scaled GlobalAveragePool."""
     axes, aval = eqn.params["axes"], eqn.outvars[0].aval
     if not axes:
         return value
     if eqn.primitive.name in ("reduce_or", "reduce_and") and value.dtype != np.bool_:
         return reduce_bits(builder, eqn, value)
+
+    # All axes after batch and channels of a channels-first tensor, the pattern that runtimes optimize best.
     pixels = len(value.layout) > 2 and sorted(value.layout[2:]) == sorted(axes)
     static = all(isinstance(value.shape[axis], int) for axis in axes)
     averages = eqn.primitive.name == "reduce_sum" and pixels and static and value.layout[0] == 0
     if averages and value.dtype == np.float32 and value.layout[1] == len(value.shape) - 1:
         return _sum_pixels(builder, eqn, value, math.prod(value.shape[axis] for axis in axes))
+
+    # Sums of 32-bit integers would saturate; a sum in 64 bits that is cast back wraps around, as in JAX.
     op = _REDUCTIONS[eqn.primitive.name]
     if op == "ReduceProd" and value.dtype.kind in "iu":
         return _multiply(builder, eqn, value)
-    # Sums of 32 bits would end at the largest number; those of 64 bits are cast back, which wraps as jax does.
     dtype = np.dtype(np.int64) if op == "ReduceSum" and value.dtype.kind in "iu" else number_dtype(value.dtype)
     like = Tensor("", aval.shape, dtype, ())
     name, positions = builder.cast(value, dtype).name, sorted(value.layout.index(axis) for axis in axes)
+    # Operator set 17 takes the axes of ReduceSum as an input, those of all other reductions as an attribute.
     if op == "ReduceSum":
         inputs = [name, builder.constant(np.array(positions, np.int64), "axes")]
         reduced = builder.emit(op, inputs, like, _remaining(value, axes), keepdims=0)
@@ -51,22 +55,24 @@ def reduce(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
 
 
 def _multiply(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
-    """Halves times halves, which wrap: runtimes compute ReduceProd of integers in floats."""
+    """Multiplies integers, half by half, so that they wrap around: onnxruntime's ReduceProd computes in floats."""
     product = Expression(builder, value).widen()
     for axis in eqn.params["axes"]:
         size = product.shape[axis]
         require(isinstance(size, int), builder, eqn, "integers along a symbolic size")
-        half = 1 << max(size - 1, 0).bit_length()  # a power of two, filled up with ones
-        config = [(0, half - size if each == axis else 0, 0) for each in range(len(product.shape))]
+        # Pad with ones to a power of two.
+        half = 1 << max(size - 1, 0).bit_length()
+        config = [(0, half - size if padded == axis else 0, 0) for padded in range(len(product.shape))]
         product = Expression(builder, pad_with(builder, product.tensor, np.ones((), product.dtype), config))
         while half > 1:
             half //= 2
-            parts = [cut_axis(builder, product.tensor, axis, start, start + half) for start in (0, half)]
+            parts = [slice_axis(builder, product.tensor, axis, start, start + half) for start in (0, half)]
             product = Expression(builder, parts[0]) * Expression(builder, parts[1])
     return product.reshape(eqn.outvars[0].aval.shape).cast(value.dtype).tensor
 
 
 def _sum_pixels(builder: Builder, eqn: Any, value: Tensor, count: int) -> Tensor:
+    """Sums the pixels of a channels-first tensor; a division that follows, as in a mean, cancels the factor."""
     batch, channels = value.stored_shape[:2]
     kept = Tensor("", (batch, channels, *[1] * (len(value.shape) - 2)), value.dtype, value.layout)
     mean = builder.emit("GlobalAveragePool", [value.name], kept, identity(len(value.shape)))
@@ -75,8 +81,8 @@ def _sum_pixels(builder: Builder, eqn: Any, value: Tensor, count: int) -> Tensor
 
 
 @rule("reduce_xor")
-def parity(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
-    """Whether an odd number is true, or has the bit."""
+def reduce_xor(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
+    """Returns whether an odd number of booleans is true, or of integers has each bit."""
     if value.dtype != np.bool_:
         return reduce_bits(builder, eqn, value)
     axes = eqn.params["axes"]
@@ -89,7 +95,7 @@ def parity(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
 
 @rule("argmax", "argmin")
 def arg_extremum(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
-    """The first position of the extremum."""
+    """Adds ArgMax or ArgMin, which return the first position of the extremum, as JAX does."""
     op = {"argmax": "ArgMax", "argmin": "ArgMin"}[eqn.primitive.name]
     (axis,) = eqn.params["axes"]
     value = builder.cast(value, number_dtype(value.dtype))
@@ -100,5 +106,6 @@ def arg_extremum(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
 
 
 def _remaining(value: Tensor, axes: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the layout of a value after axes were reduced."""
     kept = [axis for axis in range(len(value.shape)) if axis not in axes]
     return renumber(value.layout, {old: new for new, old in enumerate(kept)})

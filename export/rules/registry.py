@@ -1,4 +1,4 @@
-"""Where the rules register, and what they share."""
+"""The registry of rules, and the errors of what they do not support."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,14 +9,15 @@ from export.errors import UnsupportedError
 Rule = Callable[..., Value | Sequence[Value]]
 """`rule(builder, eqn, *operands)`: adds the nodes of one equation of the jaxpr and returns its value, or its values.
 
-At least one operand is a Tensor, or the result has a symbolic size: everything else is evaluated at export.
+At least one operand is a Tensor, or the result has a symbolic size: everything else is evaluated during the export.
 """
 
 RULES: dict[str, Rule] = {}
+"""Rules by the name of the primitive."""
 
 
 def rule[F: Rule](*primitives: str) -> Callable[[F], F]:
-    """Registers the translation of one or more primitives."""
+    """Registers a function as the translation of one or more primitives."""
 
     def register(function: F) -> F:
         for primitive in primitives:
@@ -27,17 +28,23 @@ def rule[F: Rule](*primitives: str) -> Callable[[F], F]:
 
 
 def require(valid: bool, builder: Builder, eqn: Any, what: str) -> None:
-    """Refuses a variant of a primitive that has no translation.
+    """Checks that a rule supports a variant of its primitive.
+
+    Args:
+      valid: whether it does.
+      builder: the builder, which knows the module.
+      eqn: the equation.
+      what: the variant, as in "cannot export the primitive 'scan' with WHAT".
 
     Raises:
-      UnsupportedError: unless valid.
+      UnsupportedError: the variant has no translation.
     """
     if not valid:
         raise refusal(builder, eqn, what)
 
 
 def refusal(builder: Builder, eqn: Any, what: str) -> UnsupportedError:
-    """The error that names a variant of a primitive, its place and a way out."""
+    """Returns the error that names a variant of a primitive, its module, and what to change."""
     return UnsupportedError(
         f"cannot export the primitive {eqn.primitive.name!r} with {what} at {builder.where()}; "
         "write that part of the module with other operations, or extend the rule in export/rules"

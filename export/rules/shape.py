@@ -1,4 +1,4 @@
-"""Primitives that move, repeat, join and cut, and compute nothing."""
+"""Primitives that move, repeat, join and slice elements without computing."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +14,7 @@ from export.rules.registry import rule
 
 @rule("reshape", "squeeze", "expand_dims")
 def reshape(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
-    """All of them by the shape that results; a reshape may read the axes in another order."""
+    """Reshapes to the shape of the result; `dimensions` is the order in which the axes are read."""
     if eqn.primitive.name == "reshape" and eqn.params["dimensions"] is not None:
         value = permute(value, eqn.params["dimensions"])
     return builder.reshape(value, eqn.outvars[0].aval.shape)
@@ -22,19 +22,19 @@ def reshape(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
 
 @rule("transpose")
 def transpose(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
-    """Free: only the numbering of the axes changes."""
+    """Renumbers the axes: the layout makes a transpose free until an operator needs a certain order."""
     return permute(value, eqn.params["permutation"])
 
 
 def permute(value: Tensor, order: Sequence[int]) -> Tensor:
-    """The value with axis `order[i]` as axis i."""
+    """Returns a value with axis `order[i]` as axis i; nothing is moved."""
     layout = renumber(value.layout, {old: new for new, old in enumerate(order)})
     return Tensor(value.name, tuple(value.shape[axis] for axis in order), value.dtype, layout)
 
 
 @rule("broadcast_in_dim", "broadcast_to")
 def broadcast_in_dim(builder: Builder, eqn: Any, value: Value, *_: Value) -> Tensor:
-    """Axes of size 1 put in, then repeated where the result is larger."""
+    """Inserts axes of size 1 and repeats the value along the axes where the result is larger."""
     shape = eqn.outvars[0].aval.shape
     axes = eqn.params.get("broadcast_dimensions", range(len(shape) - len(value.shape), len(shape)))
     sizes = dict(zip(axes, value.shape, strict=True))
@@ -46,13 +46,13 @@ def broadcast_in_dim(builder: Builder, eqn: Any, value: Value, *_: Value) -> Ten
 
 @rule("dim_as_value")
 def size(builder: Builder, eqn: Any) -> Value:
-    """A symbolic size as a number, such as in a mean over the batch."""
+    """Computes a symbolic size as a number, which a mean over the batch divides by."""
     return builder.cast(builder.size(eqn.params["dim"]), eqn.outvars[0].aval.dtype)
 
 
 @rule("empty")
 def empty(builder: Builder, eqn: Any, *_: Value) -> Tensor:
-    """Zeros, for elements that are overwritten."""
+    """Makes zeros; every element will be overwritten."""
     aval = eqn.outvars[0].aval
     zero = builder.as_tensor(np.zeros((1,) * len(aval.shape), exported_dtype(aval.dtype)))
     return builder.expand(zero, aval.shape)
@@ -60,20 +60,20 @@ def empty(builder: Builder, eqn: Any, *_: Value) -> Tensor:
 
 @rule("iota")
 def iota(builder: Builder, eqn: Any, *_: Value) -> Tensor:
-    """Positions along an axis, of an array with a symbolic size."""
+    """Makes positions along an axis; only arrays with a symbolic size get here."""
     shape, axis, dtype = eqn.outvars[0].aval.shape, eqn.params["dimension"], exported_dtype(eqn.params["dtype"])
     count = shape[axis]
     if isinstance(count, int):
         numbers: Value = np.arange(count, dtype=dtype)
     else:
-        numbers = builder.cast(positions(builder, count), dtype)
+        numbers = builder.cast(arange(builder, count), dtype)
     sizes = [1] * len(shape)
     sizes[axis] = count
     return builder.expand(builder.reshape(builder.as_tensor(numbers), tuple(sizes)), shape)
 
 
-def positions(builder: Builder, count: Any) -> Value:
-    """0, 1, ... up to a size, as int64."""
+def arange(builder: Builder, count: Any) -> Value:
+    """Returns 0, 1, ... up to a size, as int64."""
     if isinstance(count, int):
         return np.arange(count, dtype=np.int64)
     bounds = [builder.constant(np.asarray(0, np.int64)), builder.as_tensor(builder.size(count)).name]
@@ -83,102 +83,114 @@ def positions(builder: Builder, count: Any) -> Value:
 
 @rule("concatenate")
 def concatenate(builder: Builder, eqn: Any, *values: Value) -> Tensor:
-    """Concat in the layout the operands have."""
+    """Adds Concat in the layout of the operands."""
     return concatenate_parts(builder, eqn.outvars[0].aval, values, eqn.params["dimension"])
 
 
 def concatenate_parts(builder: Builder, like: Any, values: Sequence[Value], axis: int) -> Tensor:
-    """Joins values along an axis."""
-    values = [each for each in values if not _same(each.shape[axis], 0)] or values[:1]
+    """Joins values along an axis; empty ones are left out."""
+    values = [value for value in values if not _same(value.shape[axis], 0)] or values[:1]
     layout = common_layout(*values)
-    inputs = [builder.stored(each, layout) for each in values]
+    inputs = [builder.in_layout(value, layout) for value in values]
     if len(inputs) == 1:
         return replace(builder.as_tensor(values[0]), name=inputs[0], layout=layout)
     return builder.emit("Concat", inputs, like, layout, axis=layout.index(axis))
 
 
 @rule("pad")
-def pad(builder: Builder, eqn: Any, value: Value, filling: Value) -> Tensor:
-    """A border, which crops where it is negative, and gaps between the elements."""
-    return pad_with(builder, builder.as_tensor(value), filling, eqn.params["padding_config"])
+def pad(builder: Builder, eqn: Any, value: Value, fill_value: Value) -> Tensor:
+    """Pads a border, crops where it is negative, and dilates (interior padding)."""
+    return pad_with(builder, builder.as_tensor(value), fill_value, eqn.params["padding_config"])
 
 
-def pad_with(builder: Builder, value: Tensor, filling: Value, config: Sequence[tuple[int, int, int]]) -> Tensor:
-    """Pads each axis by `(low, high, gap)`."""
+def pad_with(builder: Builder, value: Tensor, fill_value: Value, config: Sequence[tuple[int, int, int]]) -> Tensor:
+    """Pads each axis.
+
+    Args:
+      builder: the builder.
+      value: the tensor.
+      fill_value: the scalar to pad with.
+      config: for each axis `(low, high, gap)`, the numbers of elements that are added before the first one, after the
+        last one, and between neighbours; negative borders crop.
+    """
     config = [(_plain(low), _plain(high), _plain(gap)) for low, high, gap in config]
+    # Gaps first: the border is added around what they enlarged.
     for axis, (_, _, gap) in enumerate(config):
         if gap:
-            value = _spread(builder, value, filling, axis, gap)
+            value = _dilate(builder, value, fill_value, axis, gap)
+    # Negative borders are cropped by a Slice.
     border = [(max(low, 0), max(high, 0)) for low, high, _ in config]
-    value = _surround(builder, value, filling, border)
+    value = _pad_border(builder, value, fill_value, border)
     starts = [max(-low, 0) for low, _, _ in config]
     limits = [dim - max(-high, 0) for dim, (_, high, _) in zip(value.shape, config, strict=True)]
-    return cut(builder, value, starts, limits)
+    return slice_tensor(builder, value, starts, limits)
 
 
-def _surround(builder: Builder, value: Tensor, filling: Value, border: Sequence[tuple[int, int]]) -> Tensor:
+def _pad_border(builder: Builder, value: Tensor, fill_value: Value, border: Sequence[tuple[int, int]]) -> Tensor:
     if not any(map(any, border)):
         return value
+    # Pad in a type that runtimes have it for. Its pads are all lows, then all highs, in the order of storage.
     dtype = value.dtype
     wide = builder.cast(value, number_dtype(dtype))
     shape = tuple(dim + sum(pads) for dim, pads in zip(value.shape, border, strict=True))
     sizes = [border[axis][side] for side in (0, 1) for axis in value.layout]
     inputs = [wide.name, builder.constant(np.array(sizes, np.int64), "pads")]
-    inputs.append(builder.stored(builder.cast(filling, wide.dtype), ()))
+    inputs.append(builder.in_layout(builder.cast(fill_value, wide.dtype), ()))
     return builder.cast(builder.emit("Pad", inputs, replace(wide, shape=shape), value.layout), dtype)
 
 
-def _spread(builder: Builder, value: Tensor, filling: Value, axis: int, gap: int) -> Tensor:
-    """Puts `gap` fillings between the elements: each becomes a row of itself and its gap; the last gap is cut off."""
+def _dilate(builder: Builder, value: Tensor, fill_value: Value, axis: int, gap: int) -> Tensor:
+    """Adds `gap` elements between neighbours: each element becomes a row with its gap; the last gap is sliced off."""
     shape, count = value.shape, value.shape[axis]
     rows = builder.reshape(value, (*shape[: axis + 1], 1, *shape[axis + 1 :]))
     border = [(0, 0)] * (len(shape) + 1)
     border[axis + 1] = (0, gap)
     joined = (*shape[:axis], count * (gap + 1), *shape[axis + 1 :])
-    spread = builder.reshape(_surround(builder, rows, filling, border), joined)
+    spread = builder.reshape(_pad_border(builder, rows, fill_value, border), joined)
     limits = [*shape[:axis], count * (gap + 1) - gap, *shape[axis + 1 :]]
-    return cut(builder, spread, [0] * len(shape), limits)
+    return slice_tensor(builder, spread, [0] * len(shape), limits)
 
 
 @rule("slice")
 def slice_(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
-    """Slice along the axes that are cut."""
-    return cut(builder, value, eqn.params["start_indices"], eqn.params["limit_indices"], eqn.params["strides"])
+    """Adds Slice along the axes that lose elements."""
+    return slice_tensor(builder, value, eqn.params["start_indices"], eqn.params["limit_indices"], eqn.params["strides"])
 
 
 @rule("split")
 def split(builder: Builder, eqn: Any, value: Tensor) -> list[Tensor]:
-    """One Slice for each part."""
+    """Adds a Slice for each part."""
     axis, parts, start = eqn.params["axis"], [], 0
     for count in eqn.params["sizes"]:
-        parts.append(cut_axis(builder, value, axis, start, start + count))
+        parts.append(slice_axis(builder, value, axis, start, start + count))
         start += count
     return parts
 
 
-def cut(
+def slice_tensor(
     builder: Builder, value: Tensor, starts: Sequence[Any], limits: Sequence[Any], strides: Sequence[int] | None = None
 ) -> Tensor:
-    """The elements from each start up to before each limit, sizes that may be symbolic."""
-    cuts = []
+    """Slices each axis from its start up to its limit (exclusive); both may be symbolic."""
+    # Collect the axes that change; Slice is given these alone.
+    slices = []
     shape = list(value.shape)
     for axis, (start, limit, stride) in enumerate(zip(starts, limits, strides or (1,) * len(starts), strict=True)):
         start, limit = _plain(start), _plain(limit)
         if not (_same(start, 0) and _same(limit, value.shape[axis]) and stride == 1):
-            cuts.append((start, limit, value.layout.index(axis), stride))
-            shape[axis] = limit - start if stride == 1 else -((start - limit) // stride)
-    if not cuts:
+            slices.append((start, limit, value.layout.index(axis), stride))
+            shape[axis] = limit - start if stride == 1 else -((start - limit) // stride)  # Rounds up.
+    if not slices:
         return value
-    columns = zip(("starts", "ends", "axes", "steps"), zip(*cuts, strict=True), strict=True)
+    columns = zip(("starts", "ends", "axes", "steps"), zip(*slices, strict=True), strict=True)
     inputs = [value.name, *(_column(builder, name, column) for name, column in columns)]
     return builder.emit("Slice", inputs, replace(value, shape=tuple(shape)), value.layout)
 
 
-def cut_axis(builder: Builder, value: Tensor, axis: int, start: Any, limit: Any) -> Tensor:
-    """The elements along one axis."""
+def slice_axis(builder: Builder, value: Tensor, axis: int, start: Any, limit: Any) -> Tensor:
+    """Slices one axis from a start up to a limit (exclusive)."""
     starts, limits = [0] * len(value.shape), list(value.shape)
     starts[axis], limits[axis] = start, limit
-    return cut(builder, value, starts, limits)
+    return slice_tensor(builder, value, starts, limits)
 
 
 def _plain(size: Any) -> Any:
@@ -190,18 +202,19 @@ def _same(size: Any, other: Any) -> bool:
 
 
 def _column(builder: Builder, name: str, sizes: Sequence[Any]) -> str:
-    if all(isinstance(each, int | np.integer) for each in sizes):
+    if all(isinstance(size, int | np.integer) for size in sizes):
         return builder.constant(np.array(sizes, np.int64), name)
     return builder.sizes(sizes)
 
 
 @rule("rev")
 def reverse(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
-    """Slice with steps of -1."""
+    """Adds Slice with steps of -1."""
     axes = [value.layout.index(axis) for axis in eqn.params["dimensions"]]
     if not axes:
         return value
-    ends = [np.iinfo(np.int64).min + 1] * len(axes)  # past the first element; -1 would mean the last
+    # The end lies before the first element; -1 would mean the last one.
+    ends = [np.iinfo(np.int64).min + 1] * len(axes)
     columns = {"starts": [-1] * len(axes), "ends": ends, "axes": axes, "steps": [-1] * len(axes)}
     inputs = [value.name, *(builder.constant(np.array(column, np.int64), name) for name, column in columns.items())]
     return builder.emit("Slice", inputs, value, value.layout)
@@ -209,23 +222,23 @@ def reverse(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
 
 @rule("stack")
 def stack(builder: Builder, eqn: Any, *values: Value) -> Tensor:
-    """Concat along an axis of size 1 that each operand gets."""
+    """Adds Concat along a new axis of size 1 of each operand."""
     shape, axis = eqn.outvars[0].aval.shape, eqn.params["axis"]
     single = (*shape[:axis], 1, *shape[axis + 1 :])
-    raised = [Expression(builder, each).reshape(single).value for each in values]
+    raised = [Expression(builder, value).reshape(single).value for value in values]
     return concatenate_parts(builder, eqn.outvars[0].aval, raised, axis)
 
 
 @rule("unstack")
 def unstack(builder: Builder, eqn: Any, value: Tensor) -> list[Tensor]:
-    """One Slice for each part, without the axis."""
-    rows = [cut_axis(builder, value, eqn.params["axis"], row, row + 1) for row in range(len(eqn.outvars))]
+    """Adds a Slice for each part and drops the axis."""
+    rows = [slice_axis(builder, value, eqn.params["axis"], row, row + 1) for row in range(len(eqn.outvars))]
     return [builder.reshape(row, var.aval.shape) for row, var in zip(rows, eqn.outvars, strict=True)]
 
 
 @rule("tile")
 def tile(builder: Builder, eqn: Any, value: Value) -> Tensor:
-    """Tile; the axes that are added in front repeat the whole."""
+    """Adds Tile; missing axes are added in front, of the value or of the counts."""
     shape: Shape = eqn.outvars[0].aval.shape
     tensor = builder.reshape(builder.as_tensor(value), (1,) * (len(shape) - len(value.shape)) + value.shape)
     counts = eqn.params["reps"]

@@ -1,4 +1,4 @@
-"""Functions that ONNX has no operator for, by the formulas that XLA or numerical textbooks use."""
+"""Functions without an ONNX operator, by the formulas that XLA or numerical textbooks use."""
 
 import math
 from collections.abc import Sequence
@@ -14,30 +14,31 @@ from export.rules.registry import rule
 
 @rule("exp2")
 def exp2(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
-    """A power of two."""
+    """Computes 2^x by Pow."""
     return emit(builder, "Pow", value, [np.asarray(2, np.float32), value])
 
 
 @rule("log2")
 def log2(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
-    """The logarithm to the base 2."""
+    """Computes log(x) / log(2)."""
     return (Expression(builder, value).apply("Log") * (1 / math.log(2))).tensor
 
 
 @rule("expm1")
 def expm1(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
-    """tanh(x / 2) (exp(x) + 1), which keeps tiny results exact."""
+    """Computes tanh(x / 2) (exp(x) + 1), which is exact near zero, where exp(x) - 1 loses all digits."""
     x = Expression(builder, value)
     return ((x * 0.5).apply("Tanh") * (x.apply("Exp") + 1)).tensor
 
 
 @rule("log1p")
 def log1p(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
-    """log(u) x / (u - 1) with u = 1 + x as rounded, which keeps tiny results exact (Kahan)."""
+    """Computes log(u) x / (u - 1) with u = 1 + x as rounded, which is exact near zero (Kahan)."""
     x = Expression(builder, value)
     u = x + 1
     rounding = x / (u - 1)
-    exact = rounding.apply("Abs") < 2  # neither 0 / 0 nor infinity / infinity
+    # Not 0 / 0, nor infinity / infinity: NaN is not less than 2.
+    exact = rounding.apply("Abs") < 2
     tiny = u.apply("Equal", 1)
     return tiny.where(x, u.apply("Log") * exact.where(rounding, 1)).tensor
 
@@ -54,34 +55,37 @@ _ERFC_TAIL = (
 
 @rule("erfc")
 def erfc(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
-    """1 - erf(x) around zero, else exp(-x^2) / |x| times a polynomial of 1 / x^2 (Cephes), the ones of XLA."""
+    """Computes 1 - erf(x) near zero, else exp(-x^2) / |x| times a polynomial of 1 / x^2 (Cephes, as in XLA)."""
     x = Expression(builder, value)
     size, square = x.apply("Abs"), x * x
     polynomial = (size < 2).where(_horner(1 / square, _ERFC_MIDDLE), _horner(1 / square, _ERFC_TAIL))
     tail = (-square).apply("Exp") / size * polynomial
     near = 1 - x.apply("Erf")
     result = (size < 1).where(near, (x < 0).where(2 - tail, tail)).tensor
-    builder.graph.rough[result.name] = near.tensor.name
+    # A pass replaces the result by this part where a small absolute error is enough, as in GELU.
+    builder.graph.approximations[result.name] = near.tensor.name
     return result
 
 
 @rule("cbrt")
 def cbrt(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
-    """The sign times the cube root of the absolute value."""
+    """Computes the sign times the cube root of the absolute value: Pow of a negative base is NaN."""
     x = Expression(builder, value)
     return (x.apply("Sign") * x.apply("Abs").apply("Pow", 1 / 3)).tensor
 
 
 @rule("atan2")
 def atan2(builder: Builder, eqn: Any, y: Value, x: Value) -> Tensor:
-    """The arctangent in the first quadrant, moved to the quadrant that the signs tell, those of zeros too."""
+    """Computes the arctangent in the first quadrant and moves it to the quadrant of the signs; zeros have signs too."""
     up, right = Expression(builder, y), Expression(builder, x)
     height, width = up.apply("Abs"), right.apply("Abs")
-    same = height.apply("Equal", width)  # both may be zero or infinite
+    # Equal sides, also 0 and 0 or two infinities, make 45 degrees, or 0 at the origin.
+    same = height.apply("Equal", width)
     angle = same.where(height.apply("Sign"), height / width).apply("Atan")
     turned = is_negative(right).where(math.pi - angle, angle)
     sign = is_negative(up).where(np.asarray(-1, np.float32), 1)
-    return (turned * sign).tensor  # onnxruntime's Where makes zeros positive
+    # Multiply instead of selecting: onnxruntime's Where makes zeros positive.
+    return (turned * sign).tensor
 
 
 _GILES_CENTRAL = (
@@ -96,7 +100,7 @@ _GILES_TAIL = (
 
 @rule("erf_inv")
 def erf_inv(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
-    """Polynomials of w = -log(1 - x^2) (Giles 2010), the ones of XLA."""
+    """Evaluates polynomials of w = -log(1 - x^2) (Giles 2010, as in XLA)."""
     x = Expression(builder, value)
     w = -(((1 - x) * (1 + x)).apply("Log"))
     central = _horner(w - 2.5, _GILES_CENTRAL)
@@ -117,8 +121,9 @@ _LANCZOS_BASE = 0.99999999999980993227684700473478
 
 @rule("lgamma")
 def lgamma(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
-    """Lanczos' approximation, reflected below one half, as in XLA."""
+    """Computes the Lanczos approximation, reflected below one half, as in XLA."""
     x = Expression(builder, value)
+    # Lanczos: log gamma(z + 1) is a sum of logarithms, of the series `total` among them.
     reflected = x < 0.5
     z = reflected.where(-x, x - 1)
     total = Expression(builder, np.asarray(_LANCZOS_BASE, np.float32))
@@ -127,6 +132,8 @@ def lgamma(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     t = z + (_LANCZOS_G + 0.5)
     log_t = (z / (_LANCZOS_G + 0.5)).apply("Add", 1).apply("Log") + math.log(_LANCZOS_G + 0.5)
     log_gamma = (z + 0.5 - t / log_t) * log_t + total.apply("Log") + 0.5 * math.log(2 * math.pi)
+
+    # Reflection: log gamma(x) = log pi - log |sin(pi x)| - log gamma(1 - x), with x reduced to keep the sine exact.
     fraction = x.apply("Abs") - x.apply("Abs").apply("Floor")
     nearest = (fraction > 0.5).where(1 - fraction, fraction)
     sine = (nearest * math.pi).apply("Sin").apply("Log")
@@ -136,11 +143,11 @@ def lgamma(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
 
 @rule("digamma")
 def digamma(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
-    """The derivative of Lanczos' approximation, reflected below one half, as in XLA."""
+    """Computes the derivative of the Lanczos approximation, reflected below one half, as in XLA."""
     x = Expression(builder, value)
     reflected = x < 0.5
     z = reflected.where(-x, x - 1)
-    numerator, denominator = (Expression(builder, np.asarray(each, np.float32)) for each in (0, _LANCZOS_BASE))
+    numerator, denominator = (Expression(builder, np.asarray(start, np.float32)) for start in (0, _LANCZOS_BASE))
     for i, coefficient in enumerate(_LANCZOS):
         shifted = z + (i + 1)
         numerator = numerator - coefficient / (shifted * shifted)
@@ -148,6 +155,8 @@ def digamma(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     t = z + (_LANCZOS_G + 0.5)
     log_t = (z / (_LANCZOS_G + 0.5)).apply("Add", 1).apply("Log") + math.log(_LANCZOS_G + 0.5)
     direct = log_t + numerator / denominator - _LANCZOS_G / t
+
+    # Reflection: digamma(x) = digamma(1 - x) - pi / tan(pi x); integers from zero down are poles.
     angle = (x + (x + 0.5).apply("Abs").apply("Floor")) * math.pi
     finite = reflected.where(direct - math.pi / angle.apply("Tan"), direct)
     pole = (x < 0) & x.apply("Equal", x.apply("Floor"))
@@ -156,12 +165,12 @@ def digamma(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
 
 @rule("polynomial")
 def polynomial(builder: Builder, eqn: Any, value: Value, *coefficients: Value) -> Tensor:
-    """Horner's scheme; the constant comes first."""
+    """Evaluates a polynomial by Horner's scheme; the constant term is the first coefficient."""
     return _horner(Expression(builder, value), coefficients).tensor
 
 
 def _horner(x: Expression, coefficients: Sequence[Value | float]) -> Expression:
-    *lower, result = (Expression(x.builder, x._operand(each)) for each in coefficients)
-    for each in reversed(lower):
-        result = result * x + each
+    *lower, result = (Expression(x.builder, x.operand(coefficient)) for coefficient in coefficients)
+    for coefficient in reversed(lower):
+        result = result * x + coefficient
     return result

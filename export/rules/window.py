@@ -1,4 +1,7 @@
-"""Convolution and pooling: what slides a window over axes. Pads are always explicit."""
+"""Convolution and pooling.
+
+Pads and kernel shapes are always explicit, which all runtimes read alike.
+"""
 
 import itertools
 import math
@@ -11,18 +14,52 @@ from export.builder import Builder, Tensor, Value
 from export.expression import Expression
 from export.rules.elementwise import scale
 from export.rules.registry import require, rule
-from export.rules.shape import cut, pad_with
+from export.rules.shape import pad_with, slice_tensor
 
-_MOST_PLACES = 256
-"""Larger windows that no operator knows would make graphs that no runtime loads in reasonable time."""
+_MOST_POSITIONS = 256
+"""Largest window that is unrolled into slices; larger ones would make graphs that take a runtime minutes to load."""
 
 
 @rule("conv_general_dilated")
 def convolution(builder: Builder, eqn: Any, image: Value, kernel: Value) -> Tensor:
-    """Conv of any number of axes, or ConvTranspose where it is one.
+    """Adds Conv, or ConvTranspose if the equation is one, along any number of axes.
 
-    ONNX wants batch and channels first, the kernel as output, input, window.
+    ONNX has batch and channels first, and the kernel as [outputs, inputs, *window]. Layouts provide both orders.
     """
+    params = eqn.params
+    _check_convolution(builder, eqn, image, kernel)
+
+    # JAX writes a transposed convolution as one whose input is dilated (`lhs_dilation`).
+    if isinstance(kernel, np.ndarray) and _is_transposed(params, kernel):
+        return _transposed_convolution(builder, eqn, image, kernel)
+
+    # Conv neither dilates its input nor crops it: that is done before.
+    spec, padding = params["dimension_numbers"], params["padding"]
+    gaps = [dilation - 1 for dilation in params["lhs_dilation"]]
+    if any(gaps) or any(pad < 0 for pair in padding for pad in pair):
+        config = dict(zip(spec.lhs_spec[2:], zip(*zip(*padding, strict=True), gaps, strict=True), strict=True))
+        zero = np.zeros((), np.float32)
+        image = pad_with(
+            builder, builder.as_tensor(image), zero, [config.get(axis, (0, 0, 0)) for axis in range(len(image.shape))]
+        )
+        padding = [(0, 0)] * len(padding)
+
+    lows, highs = zip(*padding, strict=True) if padding else ((), ())
+    return builder.emit(
+        "Conv",
+        [builder.in_layout(image, spec.lhs_spec), builder.in_layout(kernel, spec.rhs_spec, "kernel")],
+        eqn.outvars[0].aval,
+        spec.out_spec,
+        kernel_shape=[kernel.shape[axis] for axis in spec.rhs_spec[2:]],
+        strides=list(params["window_strides"]),
+        pads=[*lows, *highs],
+        dilations=list(params["rhs_dilation"]),
+        group=params["feature_group_count"],
+    )
+
+
+def _check_convolution(builder: Builder, eqn: Any, image: Value, kernel: Value) -> None:
+    """Refuses variants that ONNX's operators do not have."""
     params = eqn.params
     require(params["batch_group_count"] == 1, builder, eqn, "batch groups")
     require(len(params["window_strides"]) > 0, builder, eqn, "no axis to slide along")
@@ -32,48 +69,27 @@ def convolution(builder: Builder, eqn: Any, image: Value, kernel: Value) -> Tens
     window = [kernel.shape[axis] for axis in params["dimension_numbers"].rhs_spec[2:]]
     require(all(isinstance(size, int) for size in window), builder, eqn, "a symbolic window")
     require(image.dtype == kernel.dtype == np.float32, builder, eqn, f"{image.dtype} operands")
-    if isinstance(kernel, np.ndarray) and _is_transposed(params, kernel):
-        return _transposed_convolution(builder, eqn, image, kernel)
-    spec, padding = params["dimension_numbers"], params["padding"]
-    gaps = [each - 1 for each in params["lhs_dilation"]]
-    if any(gaps) or any(pad < 0 for pair in padding for pad in pair):
-        config = dict(zip(spec.lhs_spec[2:], zip(*zip(*padding, strict=True), gaps, strict=True), strict=True))
-        zero = np.zeros((), np.float32)
-        image = pad_with(
-            builder, builder.as_tensor(image), zero, [config.get(axis, (0, 0, 0)) for axis in range(len(image.shape))]
-        )
-        padding = [(0, 0)] * len(padding)
-    lows, highs = zip(*padding, strict=True) if padding else ((), ())
-    return builder.emit(
-        "Conv",
-        [builder.stored(image, spec.lhs_spec), builder.stored(kernel, spec.rhs_spec, "kernel")],
-        eqn.outvars[0].aval,
-        spec.out_spec,
-        kernel_shape=window,
-        strides=list(params["window_strides"]),
-        pads=[*lows, *highs],
-        dilations=list(params["rhs_dilation"]),
-        group=params["feature_group_count"],
-    )
 
 
 def _is_transposed(params: Any, kernel: np.ndarray) -> bool:
-    """Whether it spreads the image, moves by single steps and pads by less than the window reaches."""
+    """Returns whether a convolution is a ConvTranspose: dilated input, no strides, pads smaller than the window."""
     if set(params["window_strides"]) != {1} or set(params["lhs_dilation"]) == {1}:
         return False
     return all(pad >= 0 for pad in _transposed_pads(params, kernel))
 
 
 def _transposed_pads(params: Any, kernel: np.ndarray) -> list[int]:
+    """Returns the pads of ConvTranspose, which count what is cropped from the full result."""
     sizes = [kernel.shape[axis] for axis in params["dimension_numbers"].rhs_spec[2:]]
     reach = [gap * (size - 1) for gap, size in zip(params["rhs_dilation"], sizes, strict=True)]
     lows, highs = zip(*params["padding"], strict=True)
-    return [each - pad for pads in (lows, highs) for each, pad in zip(reach, pads, strict=True)]
+    return [size - pad for pads in (lows, highs) for size, pad in zip(reach, pads, strict=True)]
 
 
 def _transposed_convolution(builder: Builder, eqn: Any, image: Value, kernel: np.ndarray) -> Tensor:
-    """ConvTranspose, whose kernel is flipped and has inputs before outputs."""
+    """Adds ConvTranspose, whose kernel is flipped and has inputs before outputs."""
     params, spec = eqn.params, eqn.params["dimension_numbers"]
+    # From [groups * outputs, inputs, *window] to [groups * inputs, outputs, *window].
     groups = params["feature_group_count"]
     weights = np.flip(kernel.transpose(spec.rhs_spec), tuple(range(2, kernel.ndim)))
     outputs, inputs, *window = weights.shape
@@ -81,7 +97,7 @@ def _transposed_convolution(builder: Builder, eqn: Any, image: Value, kernel: np
     weights = grouped.reshape(groups * inputs, outputs // groups, *window)
     return builder.emit(
         "ConvTranspose",
-        [builder.stored(image, spec.lhs_spec), builder.constant(weights, "kernel")],
+        [builder.in_layout(image, spec.lhs_spec), builder.constant(weights, "kernel")],
         eqn.outvars[0].aval,
         spec.out_spec,
         kernel_shape=window,
@@ -94,9 +110,10 @@ def _transposed_convolution(builder: Builder, eqn: Any, image: Value, kernel: np
 
 @rule("reduce_window_max")
 def max_pool(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
-    """MaxPool; both pad with minus infinity."""
+    """Adds MaxPool, which pads with minus infinity as JAX does, or slices if MaxPool cannot express the window."""
     columns = zip(eqn.params["padding"], eqn.params["window_dimensions"], strict=True)
-    is_padding = all(0 <= pad < size for pads, size in columns for pad in pads)  # onnxruntime takes no other
+    # onnxruntime accepts pads from 0 up to less than the window only.
+    is_padding = all(0 <= pad < size for pads, size in columns for pad in pads)
     if not is_padding or not _is_pool(eqn, value):
         lowest = -np.inf if value.dtype.kind == "f" else np.iinfo(value.dtype).min
         return _slide(builder, eqn, value, "Max", np.asarray(lowest, value.dtype))
@@ -110,7 +127,7 @@ def max_pool(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
 
 @rule("reduce_window_min")
 def min_pool(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
-    """The maximum of the negative."""
+    """Computes the negated MaxPool of the negated values: ONNX has no MinPool."""
     if value.dtype != np.float32:
         return _slide(builder, eqn, value, "Min", np.asarray(np.iinfo(value.dtype).max, value.dtype))
     negative = builder.emit("Neg", [value.name], value, value.layout)
@@ -120,11 +137,15 @@ def min_pool(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
 
 @rule("reduce_window_sum")
 def sum_pool(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
-    """AveragePool times the window's size. Zeros are padded apart: some runtimes misread `count_include_pad`."""
+    """Adds AveragePool times the size of the window, after a Pad with zeros.
+
+    Padding by AveragePool itself is avoided: OpenCV 4.10 misreads `count_include_pad`.
+    """
     if not _is_pool(eqn, value) or set(eqn.params["window_dilation"]) != {1}:
         return _slide(builder, eqn, value, "Add", np.zeros((), value.dtype))
     padding = [(low, high, 0) for low, high in eqn.params["padding"]]
     value = pad_with(builder, value, np.zeros((), np.float32), padding)
+    # AveragePool has no dilations before operator set 19.
     value, eqn, shape = _with_still_axes(builder, eqn, value)
     axes = _window_axes(eqn)
     sizes = _sizes(eqn, axes)
@@ -138,13 +159,13 @@ _COMBINE = {"add": "Add", "mul": "Mul", "max": "Max", "min": "Min", "and": "And"
 
 @rule("reduce_window")
 def general_pool(builder: Builder, eqn: Any, value: Tensor, start: Value) -> Tensor:
-    """Of a function that is one operator, from a known start."""
+    """Slides a window whose reducer is one binary operator and whose initial value is constant."""
     inner = eqn.params["jaxpr"]
-    steps = [each.primitive.name for each in getattr(inner, "jaxpr", inner).eqns]
+    steps = [step.primitive.name for step in getattr(inner, "jaxpr", inner).eqns]
     require(len(steps) == 1 and steps[0] in _COMBINE, builder, eqn, f"the function {', '.join(steps)}")
     bitwise = steps[0] in ("and", "or") and value.dtype != np.bool_
     require(not bitwise, builder, eqn, f"the bits of {value.dtype}")
-    require(isinstance(start, np.ndarray), builder, eqn, "a computed start")
+    require(isinstance(start, np.ndarray), builder, eqn, "a computed initial value")
     assert isinstance(start, np.ndarray)
     op = _COMBINE[steps[0]]
     result = Expression(builder, _slide(builder, eqn, value, op, start))
@@ -152,37 +173,40 @@ def general_pool(builder: Builder, eqn: Any, value: Tensor, start: Value) -> Ten
 
 
 def _slide(builder: Builder, eqn: Any, value: Tensor, op: str, start: np.ndarray) -> Tensor:
-    """Combines the slices that each place of the window sees; what is outside has the value `start`."""
+    """Combines one slice of the padded value for each position in the window; `start` is the padding."""
     params = eqn.params
     sizes = params["window_dimensions"]
-    require(math.prod(sizes) <= _MOST_PLACES, builder, eqn, f"a window of more than {_MOST_PLACES} places")
-    gaps = [each - 1 for each in params["base_dilation"]]
+    require(math.prod(sizes) <= _MOST_POSITIONS, builder, eqn, f"a window of more than {_MOST_POSITIONS} positions")
+    gaps = [dilation - 1 for dilation in params["base_dilation"]]
     config = [(*pads, gap) for pads, gap in zip(params["padding"], gaps, strict=True)]
     padded = pad_with(builder, value, start, config)
+
+    # Each position of the window sees a strided slice of the padded value.
     result = None
-    for place in itertools.product(*map(range, sizes)):
-        starts = [i * gap for i, gap in zip(place, params["window_dilation"], strict=True)]
+    for offsets in itertools.product(*map(range, sizes)):
+        starts = [i * gap for i, gap in zip(offsets, params["window_dilation"], strict=True)]
         reach = [
             (dim - 1) * step + 1 for dim, step in zip(eqn.outvars[0].aval.shape, params["window_strides"], strict=True)
         ]
-        limits = [start + each for start, each in zip(starts, reach, strict=True)]
-        seen = Expression(builder, cut(builder, padded, starts, limits, params["window_strides"])).widen()
+        limits = [begin + extent for begin, extent in zip(starts, reach, strict=True)]
+        seen = Expression(builder, slice_tensor(builder, padded, starts, limits, params["window_strides"])).widen()
         result = seen if result is None else result.apply(op, seen)
     assert result is not None
     return result.cast(value.dtype).tensor
 
 
 def _is_pool(eqn: Any, value: Tensor) -> bool:
-    """Whether ONNX's operators pool so: floats, nothing between them, and a window along few enough axes."""
+    """Returns whether ONNX's pooling has this form: floats, no dilated input, one to three axes of known size."""
     moving = _window_axes(eqn)
     plain = value.dtype == np.float32 and set(eqn.params["base_dilation"]) == {1}
     return plain and 1 <= len(moving) <= 3 and all(isinstance(value.shape[axis], int) for axis in moving)
 
 
 def _window_axes(eqn: Any) -> list[int]:
-    """The axes that the window moves along; ONNX wants two others, and puts no window along those."""
+    """Returns the axes that the window moves along, all but two: ONNX pools after a batch axis and a channel axis."""
     params = eqn.params
     columns = zip(params["window_dimensions"], params["window_strides"], params["padding"], strict=True)
+    # Axes with a window of 1 may be pooled too; the first and the last of them become batch and channels.
     still = [i for i, (size, stride, pads) in enumerate(columns) if (size, stride, *pads) == (1, 1, 0, 0)]
     rank = len(params["window_dimensions"])
     if len(still) <= 2:
@@ -191,7 +215,11 @@ def _window_axes(eqn: Any) -> list[int]:
 
 
 def _with_still_axes(builder: Builder, eqn: Any, value: Tensor) -> tuple[Tensor, Any, Any]:
-    """Axes of size 1 put in front until two of them are not pooled; the shape to come back to."""
+    """Adds axes of size 1 in front until two axes are not pooled.
+
+    Returns:
+      The tensor, an equation that pools it, and the shape of the result without the added axes.
+    """
     params, shape = dict(eqn.params), tuple(eqn.outvars[0].aval.shape)
     missing = max(0, 2 - (len(shape) - len(_window_axes(eqn))))
     for name, still in (("window_dimensions", 1), ("window_strides", 1), ("window_dilation", 1), ("padding", (0, 0))):
@@ -202,10 +230,11 @@ def _with_still_axes(builder: Builder, eqn: Any, value: Tensor) -> tuple[Tensor,
 
 
 def _sizes(eqn: Any, axes: Any) -> dict[str, list[int]]:
+    """Returns the attributes of an ONNX pooling operator along these axes."""
     names = {"kernel_shape": "window_dimensions", "strides": "window_strides", "dilations": "window_dilation"}
     return {name: [eqn.params[key][axis] for axis in axes] for name, key in names.items()}
 
 
 def _pool(builder: Builder, eqn: Any, value: Tensor, op: str, axes: list[int], **attributes: Any) -> Tensor:
     layout = (*(axis for axis in range(len(value.shape)) if axis not in axes), *axes)
-    return builder.emit(op, [builder.stored(value, layout)], eqn.outvars[0].aval, layout, **attributes)
+    return builder.emit(op, [builder.in_layout(value, layout)], eqn.outvars[0].aval, layout, **attributes)

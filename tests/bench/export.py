@@ -1,11 +1,11 @@
-"""Exported files in onnxruntime, against jax2onnx's and PyTorch's: `python -m tests.bench.export`.
+"""Speed in onnxruntime of files from this exporter, jax2onnx and PyTorch: `python -m tests.bench.export`.
 
-The same ResNet and MBConv network, from uint8 pictures [batch, 64, 64, 3] to 200 logits, one thread. The files take
-turns, so that what else happens on the machine meets them alike: they are compared turn by turn.
+All export the same ResNet and the same MBConv network, from uint8 pictures [batch, 64, 64, 3] to 200 logits. The files
+run on one thread in turns and are compared turn by turn, so that other load on the machine affects all alike.
 
-The peers are optional: `--jax2onnx PYTHON` is the Python of an environment with `jax2onnx` and `flax`, `--torch PYTHON`
-of one with `torch`, `onnx` and `onnxscript`. From jax2onnx's file the shapes it leaves inside are removed, which keep
-onnxruntime from optimizing.
+The peers are optional: `--jax2onnx PYTHON` names the Python of an environment with `jax2onnx` and `flax`, `--torch
+PYTHON` one with `torch`, `onnx` and `onnxscript`. The stale shapes that jax2onnx leaves in its files, which keep
+onnxruntime from optimizing, are removed.
 """
 
 import argparse
@@ -24,14 +24,14 @@ import export
 from tests.bench.export_networks import NETWORKS, SIDE, function
 
 ROOT = Path(__file__).parents[2]
-REPETITIONS = {1: 40, 64: 1}  # by size of batch, in one turn
+REPETITIONS = {1: 40, 64: 1}  # Runs in one turn, by batch size.
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jax2onnx", metavar="PYTHON", help="the Python that has jax2onnx")
-    parser.add_argument("--torch", metavar="PYTHON", help="the Python that has PyTorch")
-    parser.add_argument("--rounds", type=int, default=20, help="turns of each file")
+    parser.add_argument("--jax2onnx", metavar="PYTHON", help="Python with jax2onnx and flax")
+    parser.add_argument("--torch", metavar="PYTHON", help="Python with torch, onnx and onnxscript")
+    parser.add_argument("--rounds", type=int, default=20, help="number of turns of each file")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def write(folder: Path, arguments: argparse.Namespace) -> list[str]:
-    """Writes NETWORK.EXPORTER.onnx of each exporter that runs here, and returns their names."""
+    """Writes NETWORK.EXPORTER.onnx for each exporter that runs here; returns the exporters."""
     for name in NETWORKS:
         model = export.to_onnx(function(name), {"image": ("uint8", ("batch", SIDE, SIDE, 3))})
         (folder / f"{name}.jaxcnn.onnx").write_bytes(model.SerializeToString())
@@ -52,21 +52,24 @@ def write(folder: Path, arguments: argparse.Namespace) -> list[str]:
     }
     for exporter, command in commands.items():
         if command[0] is None:
-            print(f"{exporter} is left out; give --{exporter} PYTHON", file=sys.stderr)
+            print(f"{exporter} is skipped; give --{exporter} PYTHON to include it", file=sys.stderr)
             continue
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
-            print(f"{exporter} does not run here: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+            print(f"{exporter} is skipped, it fails: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
         else:
             exporters.append(exporter)
     return exporters
 
 
 def measure(folder: Path, network: str, exporters: list[str], rounds: int) -> dict[str, dict[int, list[float]]]:
-    """Seconds of each turn, by exporter and size of batch."""
+    """Returns the seconds of one run in each turn, by exporter and batch size."""
     sessions = {exporter: open_session(folder / f"{network}.{exporter}.onnx") for exporter in exporters}
     images = np.random.default_rng(0).integers(0, 256, (64, SIDE, SIDE, 3), np.uint8)
-    seconds: dict[str, dict[int, list[float]]] = {each: {size: [] for size in REPETITIONS} for each in exporters}
+    seconds: dict[str, dict[int, list[float]]] = {
+        exporter: {size: [] for size in REPETITIONS} for exporter in exporters
+    }
+    # The order rotates, so that no file always runs after the same one.
     for turn in range(rounds):
         for size, repetitions in REPETITIONS.items():
             for exporter in exporters[turn % len(exporters) :] + exporters[: turn % len(exporters)]:
@@ -92,19 +95,19 @@ def report(results: dict[str, dict[str, dict[int, list[float]]]]) -> None:
     print(f"{'':20}{'ms, one picture':>24}{'pictures/s, 64':>24}{'times as fast as jaxcnn':>28}")
     for network, seconds in results.items():
         for exporter, times in seconds.items():
-            best = {size: min(each) for size, each in times.items()}
-            median = {size: statistics.median(each) for size, each in times.items()}
+            best = {size: min(turns) for size, turns in times.items()}
+            median = {size: statistics.median(turns) for size, turns in times.items()}
             ratio = {size: compare(seconds["jaxcnn"][size], times[size]) for size in times}
             latency = f"{1e3 * best[1]:.3f} ({1e3 * median[1]:.3f})"
             rate = f"{64 / best[64]:.0f} ({64 / median[64]:.0f})"
             print(f"{network} {exporter:12}{latency:>24}{rate:>24}{ratio[1]:>16.3f}, {ratio[64]:.3f}")
             record[f"{network} {exporter}"] = {"ms": 1e3 * best[1], "rate": 64 / best[64], "ratio": ratio}
-    print("best of all turns, in brackets the median; median of the ratios within one turn")
+    print("best turn (median turn); the last columns are the median of the ratios within each turn")
     print(json.dumps(record))
 
 
 def compare(own: list[float], other: list[float]) -> float:
-    """How many times as fast the other is: in the median of the turns, which do not share their luck."""
+    """Returns how many times as fast the other exporter's file is, in the median of the turns."""
     return statistics.median(mine / theirs for mine, theirs in zip(own, other, strict=True))
 
 

@@ -16,7 +16,8 @@ def main(folder: Path) -> None:
         batch, *_ = jax.export.symbolic_shape("B")
         image = jax.ShapeDtypeStruct((batch, SIDE, SIDE, 3), jnp.uint8)
         model = to_onnx(function(name), inputs=[image])
-        del model.graph.value_info[:]  # its stale shapes keep onnxruntime from optimizing
+        # Stale shapes keep onnxruntime from optimizing.
+        del model.graph.value_info[:]
         onnx.save(model, folder / f"{name}.jax2onnx.onnx")
 
 

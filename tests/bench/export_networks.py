@@ -18,7 +18,7 @@ conv = partial(nn.Conv, use_bias=False)
 
 
 class ResNet(nn.Module):
-    """Basic blocks (He et al. 2015), two for each width, each width at half the resolution."""
+    """Basic blocks (He et al. 2015), two for each width; each width halves the resolution."""
 
     @nn.compact
     def __call__(self, x):
@@ -61,7 +61,7 @@ NETWORKS = {"resnet": ResNet, "mbconv": MBConv}
 
 
 def function(name: str) -> Any:
-    """The network as a function of uint8 pictures, with parameters of noise and statistics that are none of 0 and 1."""
+    """Returns a network as a function of uint8 pictures, with random parameters and statistics other than 0 and 1."""
     module = NETWORKS[name]()
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3), jnp.uint8)))
     random = np.random.default_rng(0)

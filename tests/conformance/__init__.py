@@ -1,1 +1,1 @@
-"""Every network's exported file through the runtimes that people use: `python -m tests.conformance`."""
+"""Conformance suite: runs every exported network in the runtimes that people use, `python -m tests.conformance`."""

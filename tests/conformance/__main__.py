@@ -1,8 +1,8 @@
-"""Exports every network and runs it through every runtime: `python -m tests.conformance [--cache DIR] [--only TEXT]`.
+"""Exports every network and runs it in every runtime: `python -m tests.conformance [--cache DIR] [--only TEXT]`.
 
-Prints a table of each runtime's largest difference from JAX, relative to the largest logit, and whether the top classes
-agree. Ends with status 1 if a runtime refuses a file, differs by more than the bar, or has another top class. Slow:
-the first time it makes an environment for each runtime.
+Prints a table of the largest difference of a logit from JAX, relative to the largest logit, for each network and
+runtime. Exits with status 1 if a runtime refuses a file, differs by more than the bar, or has another top class. The
+first run is slow: it creates an environment for each runtime.
 """
 
 import argparse
@@ -25,10 +25,12 @@ BAR = 1e-3
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs them, prints the table, and returns the exit status."""
+    """Runs the suite, prints the table, and returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.conformance", description=__doc__.splitlines()[0])
-    parser.add_argument("--cache", type=Path, default=Path("~/.cache/jaxcnn/conformance"), help="for the environments")
-    parser.add_argument("--only", default="", metavar="TEXT", help="only runtimes with this in their name")
+    parser.add_argument(
+        "--cache", type=Path, default=Path("~/.cache/jaxcnn/conformance"), help="where the environments are kept"
+    )
+    parser.add_argument("--only", default="", metavar="TEXT", help="run only runtimes whose name contains this")
     options = parser.parse_args(arguments)
     cache = options.cache.expanduser()
     chosen = [peer for peer in peers.PEERS if options.only in peer.name]
@@ -42,13 +44,16 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def outcomes(peer: peers.Peer, cache: Path, folder: Path, facts: dict[str, dict]) -> dict[str, str]:
-    """For each file what came of it, in a few words."""
+    """Runs a runtime on all files; returns the outcome of each in a few words."""
+    # Make the environment, or skip the runtime if this machine cannot have it.
     try:
         command = peers.command(peer, cache)
         environment = os.environ | ({"CHROMIUM": peers.browser()} if peer.runner == "browser.mjs" else {})
     except peers.UnavailableError as error:
         print(f"{peer.name}: skipped, {error}", file=sys.stderr)
         return dict.fromkeys(facts, "skipped")
+
+    # Its program prints one JSON object for each file.
     done = subprocess.run([*command, str(folder)], capture_output=True, text=True, env=environment)
     answers = {}
     for line in done.stdout.splitlines():
@@ -61,7 +66,7 @@ def outcomes(peer: peers.Peer, cache: Path, folder: Path, facts: dict[str, dict]
 
 
 def judge(peer: peers.Peer, facts: dict, answer: dict) -> str:
-    """The largest relative difference, or what is wrong."""
+    """Returns the largest relative difference, or what is wrong."""
     if "error" in answer:
         print(f"{peer.name}: {facts['name']}: {answer['error']}", file=sys.stderr)
         return "refused"
@@ -74,10 +79,10 @@ def judge(peer: peers.Peer, facts: dict, answer: dict) -> str:
 
 
 def report(facts: dict[str, dict], found: dict[str, dict[str, str]]) -> None:
-    """Prints the table: networks down, runtimes across."""
+    """Prints the table, a row for each network and a column for each runtime, and the outcomes as JSON."""
     table = Table("network", *found)
-    for file, each in facts.items():
-        table.add_row(each["name"], *(row[file] for row in found.values()))
+    for file, network in facts.items():
+        table.add_row(network["name"], *(row[file] for row in found.values()))
     Console(width=220).print(table)
     print(json.dumps({"bar": BAR, "outcomes": {name: [row[file] for file in facts] for name, row in found.items()}}))
 

@@ -1,4 +1,4 @@
-"""The files that the runtimes get: every network, with parameters and batch statistics far from their start."""
+"""The files that the runtimes run: every network, with random parameters and batch statistics."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ EXPLAINED = "resnet with features and heatmap"
 
 
 def configurations() -> dict[str, ModelConfig]:
-    """One for each fixed network, and the residual ones of the presets and of each variant."""
+    """Returns a configuration for each network by name: the fixed ones, and residual ones of presets and variants."""
     found = {name: ModelConfig(name=name) for name in models.NAMES if name != "resnet"}
     found |= {f"resnet of {name}": make().model for name, make in PRESETS.items() if make().model.name == "resnet"}
     found["resnet, no stem"] = ModelConfig(widths=(16, 32, 64), blocks=(1, 1, 1), stem=1)
@@ -32,9 +32,9 @@ def configurations() -> dict[str, ModelConfig]:
 
 
 def write(folder: Path) -> list[str]:
-    """Writes NAME.onnx, NAME.image (uint8) and NAME.json with the logits, for each network; returns the names.
+    """Writes NAME.onnx, NAME.image (uint8) and NAME.json with JAX's logits for each network; returns the names.
 
-    The runtimes' programs read no format but raw bytes and JSON, so that they need no library beside the runtime.
+    The programs of the runtimes read raw bytes and JSON only, so that they need no library besides the runtime.
     """
     names = []
     random = np.random.default_rng(0)
@@ -47,7 +47,7 @@ def write(folder: Path) -> list[str]:
         (folder / f"{file}.image").write_bytes(images.tobytes())
         with jax.default_matmul_precision("highest"):
             logits = np.asarray(jax.jit(classify)(images)["logits"])
-        outputs = [each.name for each in model.graph.output]
+        outputs = [output.name for output in model.graph.output]
         facts = {"name": name, "outputs": outputs, "shape": images.shape, "classes": CLASSES, "logits": logits.tolist()}
         (folder / f"{file}.json").write_text(json.dumps(facts))
         names.append(file)
@@ -70,7 +70,7 @@ def _classifier(config: ModelConfig, *, explained: bool) -> Any:
 
 
 def _draw(path: Any, leaf: Any) -> np.ndarray:
-    """Noise that keeps the activations in range, and statistics that are none of zero and one."""
+    """Draws parameters that keep the activations in range, and statistics other than zero and one."""
     random = np.random.default_rng(zlib.crc32(jax.tree_util.keystr(path).encode()))
     name = path[-1].key
     if name == "var":

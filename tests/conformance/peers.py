@@ -1,4 +1,4 @@
-"""The runtimes: which there are, and how each gets an environment of its own, in a cache folder outside the project."""
+"""The runtimes, each with an environment that is created in a cache folder outside the project."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ RUNNERS = Path(__file__).parent / "runners"
 
 
 class UnavailableError(Exception):
-    """A runtime that cannot be had on this machine; the message says what is missing."""
+    """A runtime cannot be installed on this machine; the message says what is missing."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,10 @@ class Peer:
     """A runtime.
 
     Attributes:
-      runner: the program in `runners` that runs a folder of models with it.
-      packages: what the package manager installs.
-      python: interpreters that have a build of it, by preference; empty for a runtime in JavaScript.
+      name: name in the table.
+      runner: the program in `runners` that runs a folder of models in it.
+      packages: packages to install.
+      python: interpreters that it has a build for, the preferred one first; empty for a runtime in JavaScript.
     """
 
     name: str
@@ -46,10 +47,10 @@ PEERS = (
 
 
 def command(peer: Peer, cache: Path) -> list[str]:
-    """What runs a runtime's program, after its environment has been made if need be.
+    """Returns the command that runs a runtime's program, after creating its environment if there is none.
 
     Raises:
-      UnavailableError: no interpreter or browser for it, or it cannot be installed.
+      UnavailableError: there is no interpreter or browser for it, or it cannot be installed.
     """
     key = hashlib.sha256(json.dumps([peer.packages, peer.python]).encode()).hexdigest()[:10]
     folder = cache / f"{peer.runner.partition('.')[0].strip('_')}-{key}"
@@ -58,16 +59,17 @@ def command(peer: Peer, cache: Path) -> list[str]:
         return [str(folder / "bin" / "python"), str(RUNNERS / peer.runner)]
     _make(folder, lambda: _install_node(peer, folder))
     program = folder / peer.runner
-    for each in RUNNERS.glob("*.mjs"):
-        shutil.copy(each, folder)  # modules are looked up beside the program
+    # Node looks up modules beside the program.
+    for path in RUNNERS.glob("*.mjs"):
+        shutil.copy(path, folder)
     return [_find("node"), str(program)]
 
 
 def browser() -> str:
-    """The path of a Chromium.
+    """Returns the path of a Chromium.
 
     Raises:
-      UnavailableError: there is none.
+      UnavailableError: Chromium is not installed.
     """
     return _find("chromium", "chromium-browser", "google-chrome", "chrome")
 
@@ -98,7 +100,7 @@ def _find(*names: str) -> str:
         path = shutil.which(name)
         if path is not None and subprocess.run([path, "--version"], capture_output=True).returncode == 0:
             return path
-    raise UnavailableError(f"there is no {' or '.join(names)} on this machine")
+    raise UnavailableError(f"{' or '.join(names)} is not installed")
 
 
 def _run(arguments: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""The conformance suite: what it calls a failure, and, slowly, that there is none."""
+"""The conformance suite: what counts as a failure, and, as a slow test, that no runtime fails."""
 
 import pytest
 
@@ -23,7 +23,7 @@ def test_differences_are_relative_to_the_largest_logit(logits, outcome):
     assert conformance.judge(PEER, FACTS, {"logits": logits}) == outcome
 
 
-def test_a_runtime_that_answers_nothing_refused(capsys):
+def test_a_runtime_without_an_answer_refused(capsys):
     assert conformance.judge(PEER, FACTS, {"error": "no answer"}) == "refused"
     assert "a runtime: net: no answer" in capsys.readouterr().err
 
@@ -42,10 +42,10 @@ def test_an_environment_is_made_once_and_again_after_a_failure(tmp_path, monkeyp
 def test_a_runtime_without_an_interpreter_is_skipped(tmp_path, capsys):
     peer = peers.Peer("old", "onnxruntime_.py", ("no-such-package",), ("python0.1",))
     assert conformance.outcomes(peer, tmp_path, tmp_path, {"00": FACTS}) == {"00": "skipped"}
-    assert "old: skipped, there is no python0.1" in capsys.readouterr().err
+    assert "old: skipped, python0.1 is not installed" in capsys.readouterr().err
 
 
-def test_every_network_is_among_them():
+def test_every_network_is_included():
     names = networks.configurations()
     assert {config.name for config in names.values()} == set(networks.models.NAMES)
     assert {config.precision for config in names.values()} == {"float32"}

@@ -1,4 +1,4 @@
-"""What the tests of the exporter share: a function goes out, and what comes back computes the same."""
+"""Fixtures of the exporter's tests: export a function, run the model, and compare it with the function."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ import export
 
 @dataclass(frozen=True)
 class Exported:
-    """An exported model that was compared with its function."""
+    """An exported model whose values were compared with its function's."""
 
     proto: onnx.ModelProto
 
@@ -35,10 +35,10 @@ class Exported:
 
     def attribute(self, op: str, name: str):
         (node,) = self.nodes(op)
-        return next(onnx.helper.get_attribute_value(each) for each in node.attribute if each.name == name)
+        return next(onnx.helper.get_attribute_value(field) for field in node.attribute if field.name == name)
 
     def constant(self, name: str) -> np.ndarray:
-        return next(numpy_helper.to_array(each) for each in self.proto.graph.initializer if each.name == name)
+        return next(numpy_helper.to_array(array) for array in self.proto.graph.initializer if array.name == name)
 
 
 def run(model: onnx.ModelProto, feed: dict[str, np.ndarray], *, optimize: bool) -> dict[str, np.ndarray]:
@@ -48,26 +48,27 @@ def run(model: onnx.ModelProto, feed: dict[str, np.ndarray], *, optimize: bool) 
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return dict(zip([each.name for each in session.get_outputs()], session.run(None, feed), strict=True))
+    return dict(zip([output.name for output in session.get_outputs()], session.run(None, feed), strict=True))
 
 
 def run_by_definition(model: onnx.ModelProto, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """By ONNX's own definition of the operators, in NumPy: slow, but without a runtime's approximations."""
-    return dict(zip([each.name for each in model.graph.output], ReferenceEvaluator(model).run(None, feed), strict=True))
+    """Runs ONNX's reference implementation in NumPy: slow, but without a runtime's approximations."""
+    names = [output.name for output in model.graph.output]
+    return dict(zip(names, ReferenceEvaluator(model).run(None, feed), strict=True))
 
 
 RUNNERS = (partial(run, optimize=False), partial(run, optimize=True))
 
 
 def reference(fn, feed: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """What jax computes; compiled without optimization, which more than halves the time of these tests."""
+    """Runs JAX, compiled without optimization, which more than halves the time of these tests."""
     lowered = jax.jit(fn).lower(*feed.values())
     result = lowered.compile(compiler_options={"xla_backend_optimization_level": 0})(*feed.values())
     return result if isinstance(result, dict) else {"output": result}
 
 
 def draw_feed(inputs, batch: int) -> dict[str, np.ndarray]:
-    """Noise for inputs as `to_onnx` takes them."""
+    """Draws random arrays for inputs as `to_onnx` takes them."""
     random, feed = np.random.default_rng(1), {}
     for name, (dtype, shape) in inputs.items():
         sizes = [batch if isinstance(dim, str) else dim for dim in shape]
@@ -78,16 +79,16 @@ def draw_feed(inputs, batch: int) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="session")
 def by_definition():
-    """Instead of onnxruntime for `exported`, to tell a wrong model from the approximations of a runtime."""
+    """Runners for `exported` that tell a wrong model from the approximations of onnxruntime."""
     return (run_by_definition,)
 
 
 @pytest.fixture(scope="session")
 def own_error():
-    """own_error(module, variables, shape): how far jax's results in float32 are from those in float64, at their worst.
+    """own_error(module, variables, shape): the largest difference of JAX's float32 results from its float64 result.
 
-    Compiled with and without optimization, and eager: a normalisation of values that hardly differ from one another
-    magnifies their rounding errors, and most so where it takes the variance as the difference of two means.
+    JAX runs compiled with and without optimization, and eagerly. A normalisation of nearly equal values magnifies
+    their rounding errors, most of all if it computes the variance as the difference of two means.
     """
 
     def measure(module, variables, shape, dtype="uint8", batch=3) -> float:
@@ -98,14 +99,14 @@ def own_error():
             wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables)
             exact = np.asarray(module.clone(dtype=jnp.float64).apply(wide, jnp.asarray(feed["x"])))
         assert exact.dtype == np.float64
-        return float(max(np.abs(exact - each).max() for each in results) / np.abs(exact).max())
+        return float(max(np.abs(exact - result).max() for result in results) / np.abs(exact).max())
 
     return measure
 
 
 @pytest.fixture(scope="session", params=["symbolic", pytest.param("static", marks=pytest.mark.slow)])
 def exported(request):
-    """exported(fn, input shapes...): the model, after it gave what fn gives, with optimizations on and off."""
+    """exported(fn, *shapes): the model, compared with fn in onnxruntime with its optimizations on and off."""
 
     def export_and_compare(
         fn, *shapes, dtype="float32", tolerance=1e-5, batches=(3,), as_float32=False, runners=RUNNERS
@@ -140,7 +141,7 @@ def _largest(array: np.ndarray) -> float:
 
 @pytest.fixture(scope="session")
 def filled():
-    """filled(module, *inputs): variables of noise, batch statistics far from their start, without running anything."""
+    """filled(module, *inputs): random variables, with batch statistics far from their initial values."""
 
     def fill(module, *inputs, **options):
         shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *inputs, **options))

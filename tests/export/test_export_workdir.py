@@ -603,7 +603,7 @@ def test_a_heatmap_is_the_class_activation_map(run, explained):
 
 def test_a_network_without_a_feature_map_has_no_heatmap():
     image = jnp.zeros((2, 8, 8, 3), jnp.uint8)
-    with pytest.raises(export.UnsupportedError, match="no module of this network gives a feature map"):
+    with pytest.raises(export.UnsupportedError, match="no module of this network returns a feature map"):
         explain(lambda x: x.reshape(2, -1).astype(jnp.float32), image, features=True, heatmap=False)
 
 

@@ -1,4 +1,4 @@
-"""Every layer of flax.linen, in the variants that its arguments make."""
+"""Every layer of flax.linen, in the variants that its arguments allow."""
 
 import dataclasses
 import functools
@@ -191,16 +191,16 @@ def test_attention_functions(exported):
 
 
 NOT_LAYERS = {
-    "Module": "what layers are derived from",
-    "RNNCellBase": "what recurrent cells are derived from",
+    "Module": "the base class of layers",
+    "RNNCellBase": "the base class of recurrent cells",
 }
 TESTED_ALONE = {"SpectralNorm": test_spectral_norm, "Fp8Einsum": test_einsum_in_8_bits, "Embed": test_embed}
 
 
 def layers_in(value):
-    """The names of the layers that a layer is made of, its own first."""
+    """Names of all layers in a layer, itself included."""
     if isinstance(value, list | tuple):
-        return {name for each in value for name in layers_in(each)}
+        return {name for layer in value for name in layers_in(layer)}
     if not isinstance(value, nn.Module):
         return set()
     inside = [getattr(value, field.name) for field in dataclasses.fields(value) if field.name != "parent"]
@@ -209,7 +209,7 @@ def layers_in(value):
 
 def test_no_layer_is_left_out():
     tested = layers_in([module for module, _ in CASES.values()]) | layers_in(list(ATTENTION.values()))
-    public = {name for name, each in vars(nn).items() if isinstance(each, type) and issubclass(each, nn.Module)}
+    public = {name for name, kind in vars(nn).items() if isinstance(kind, type) and issubclass(kind, nn.Module)}
     assert public - tested - {*PRODUCTS, *TESTED_ALONE} == NOT_LAYERS.keys()
 
 
@@ -384,7 +384,7 @@ NETWORKS = [VisionTransformer, MobileNet, ConvNext, UNet, DenseNet, Mixer]
 
 
 @pytest.mark.parametrize("batch", ["batch", 3])
-@pytest.mark.parametrize("network", NETWORKS, ids=lambda each: each.__name__)
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.__name__)
 def test_network(exported, filled, network, batch):
     variables = filled(network(), jnp.zeros((1, 16, 16, 3), jnp.uint8))
     ops = exported(lambda x: network().apply(variables, x), (batch, 16, 16, 3), dtype="uint8").ops

@@ -1,4 +1,4 @@
-"""Every function of jax.nn, on floats and where jax takes them on bytes, of several ranks."""
+"""Every function of jax.nn, on floats of several ranks, and on uint8 where JAX accepts it."""
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,8 @@ def lenient_promotion():
 
 MATRIX, MAP, SEQUENCE = ("batch", 6), ("batch", 4, 4, 6), ("batch", 5, 6)
 NOT_EXPORTED = {
-    "get_scaled_dot_general_config": "makes a setting, not an array",
-    "initializers": "a module; its functions make parameters, before the export",
+    "get_scaled_dot_general_config": "returns a configuration, not an array",
+    "initializers": "a module whose functions make parameters, before the export",
 }
 
 ACTIVATIONS = {
@@ -69,7 +69,8 @@ TAKE_BYTES = (
 ).split()
 
 
-@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")  # of jax, which takes bytes less infinity
+# JAX subtracts infinity from uint8.
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
 @pytest.mark.parametrize("name", TAKE_BYTES)
 def test_activation_of_bytes(exported, name):
     try:
@@ -85,7 +86,7 @@ def test_one_hot(exported, axis, dtype):
     exported(lambda x: nn.one_hot(x, 7, axis=axis, dtype=dtype), MATRIX, dtype="uint8")
 
 
-def test_one_hot_of_what_is_out_of_range(exported):
+def test_one_hot_of_indices_out_of_range(exported):
     exported(lambda x: nn.one_hot((x * 4).astype(jnp.int32), 3), SEQUENCE)
 
 
@@ -103,7 +104,7 @@ HEADS = ("batch", 5, 2, 3)
         {"local_window_size": (2, 1)},
         {"query_seq_lengths": np.array([4, 5, 3], np.int32), "key_value_seq_lengths": np.array([5, 2, 3], np.int32)},
     ],
-    ids=lambda each: "-".join(each) or "plain",
+    ids=lambda options: "-".join(options) or "plain",
 )
 def test_dot_product_attention(exported, options):
     batch = 3 if "query_seq_lengths" in options else "batch"

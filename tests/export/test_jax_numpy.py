@@ -1,4 +1,4 @@
-"""What networks are glued together with: jax.numpy, jax.lax and jax.image, on floats, integers and bytes."""
+"""Functions of jax.numpy, jax.lax, jax.image and jax.scipy, on floats, int32 and uint8."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What the graphs look like after tidying, and that tidying changes no result."""
+"""The passes: which graphs they make, and that they change no result."""
 
 import flax.linen as nn
 import jax
@@ -43,10 +43,10 @@ def test_normalisation_goes_into_an_unpadded_convolution(exported):
 def test_a_scale_goes_into_a_padded_convolution(exported):
     model = exported(lambda x: pooled(conv(x.astype(jnp.float32) / 255)), PICTURE, dtype="uint8")
     assert model.ops["Mul"] == model.ops["Div"] == model.ops["Add"] == 0
-    assert len(model.nodes("Conv")[0].input) == 2  # it got no bias
+    assert len(model.nodes("Conv")[0].input) == 2  # No bias was added.
 
 
-def test_of_a_normalisation_only_the_shift_stays_before_padding(exported):
+def test_only_the_shift_of_a_normalisation_stays_before_padding(exported):
     model = exported(lambda x: pooled(conv(normalise(x))), PICTURE, dtype="uint8")
     assert model.ops["Add"] == 1
     assert model.ops["Mul"] == model.ops["Div"] == model.ops["Sub"] == 0
@@ -96,7 +96,7 @@ def test_a_batch_norm_before_its_activation_is_two_operators(exported):
     assert (model.ops["Mul"], model.ops["Add"], model.ops["Sub"]) == (1, 2, 0)
 
 
-def test_what_varies_over_pixels_is_no_affine_of_channels(exported):
+def test_what_varies_over_pixels_is_not_folded(exported):
     table = np.random.default_rng(0).normal(size=(1, 4, 1, 1)).astype(np.float32)
     exported(lambda x: conv(x, 4, strides=2) * table, PICTURE)
     exported(lambda x: conv(x, 4, strides=2) - table.reshape(1, 1, 4, 1), PICTURE)
@@ -110,8 +110,9 @@ def test_constant_minus_value_and_negation(exported):
 def test_weights_that_would_overflow_are_left_alone(exported, by_definition):
     model = exported(lambda x: conv(x * 1e-30) * 1e35 * 1e5, PICTURE)
     assert model.ops["Conv"] == 1
+    # onnxruntime itself would fold these factors into the kernel, which then is infinite.
     model = exported(lambda x: conv(nn.relu(x * 1e-30)) * 1e20 * 1e20, PICTURE, runners=by_definition)
-    assert model.ops["Mul"] == 3  # that onnxruntime folds into the kernel, to infinity
+    assert model.ops["Mul"] == 3
 
 
 def test_shifts_that_round_are_left_alone(exported):
@@ -121,7 +122,7 @@ def test_shifts_that_round_are_left_alone(exported):
 
 def test_a_value_near_a_large_mean_keeps_its_digits(exported):
     def scaled(x):
-        far = nn.relu(x + 1e5)  # to 1/128
+        far = nn.relu(x + 1e5)  # Rounded to 1/128.
         return (far - 1e5) * 0.02
 
     assert exported(lambda x: conv(scaled(x), padding="VALID"), PICTURE).ops["Mul"] == 0
@@ -177,7 +178,7 @@ def test_a_division_by_zero_is_left_alone(exported):
     assert exported(lambda x: nn.relu(x / (FACTOR - 0.5)), CHANNELS_FIRST).ops["Div"] == 1
 
 
-def test_a_factor_and_its_inverse_are_nothing(exported):
+def test_a_factor_and_its_inverse_cancel(exported):
     assert exported(lambda x: nn.relu(x * 3.0 * np.float32(1 / 3)), PICTURE).ops == {"Relu": 1}
 
 

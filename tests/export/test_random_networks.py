@@ -1,4 +1,4 @@
-"""Random small networks of the supported layers, exported and compared: none may differ silently."""
+"""Random small networks of the supported layers, exported and compared with JAX."""
 
 import flax.linen as nn
 import jax
@@ -84,7 +84,7 @@ LAYERS = st.one_of(
 
 
 class Net(nn.Module):
-    """Layers as they come; one that does not fit the map, such as a window larger than it, is left out."""
+    """Layers in a random order; a layer that does not fit the feature map, such as a larger window, is left out."""
 
     layers: tuple[tuple[object, ...], ...]
     head: str
@@ -170,7 +170,7 @@ LENIENT = settings(deadline=None, suppress_health_check=list(HealthCheck))
 
 @pytest.fixture(scope="session")
 def compare(exported, filled, own_error, by_definition, tmp_path_factory):
-    """compare(layers, head): exports a network; one that fails is told with all it takes to build it again."""
+    """compare(layers, head): exports and compares a network; an error message has what it takes to build it again."""
     folder = tmp_path_factory.mktemp("random_networks")
 
     def compare_recorded(layers, head):
@@ -180,7 +180,7 @@ def compare(exported, filled, own_error, by_definition, tmp_path_factory):
         try:
             check(exported, fn, by_definition, doubt=lambda: own_error(module, variables, PICTURE))
         except Exception as error:
-            # Hypothesis tries simpler and simpler networks: the file of the last, which is the one it shows, stays.
+            # Hypothesis tries simpler and simpler networks. It shows the last one, whose file is kept.
             raise AssertionError(f"Net({module.layers}, {head!r}), {record(fn, folder / 'network.onnx')}") from error
 
     return compare_recorded
@@ -190,15 +190,15 @@ def check(exported, fn, by_definition, *, doubt):
     try:
         model = exported(fn, PICTURE, dtype="uint8", tolerance=TOLERANCE)
     except AssertionError:
-        # Either jax's own rounding errors are magnified, or the runtime's: onnxruntime's Sigmoid is exact to 1e-7 in
-        # absolute terms only. The model is right if by ONNX's definition it computes what jax does.
+        # Rounding errors may be magnified, JAX's or the runtime's: onnxruntime's Sigmoid has an absolute error of 1e-7.
+        # The model is right if ONNX's reference implementation computes what JAX does.
         model = exported(fn, PICTURE, dtype="uint8", tolerance=TOLERANCE + 4 * doubt(), runners=by_definition)
         exported(fn, PICTURE, dtype="uint8", tolerance=0.02)
     assert model.ops["BatchNormalization"] == 0
 
 
 def record(fn, path):
-    """Writes what a network is exported to for any batch; says where, or why it is not exported."""
+    """Writes the model of a network for any batch size; returns where it is, or why there is none."""
     path.unlink(missing_ok=True)
     try:
         path.write_bytes(export.to_onnx(fn, {"x0": ("uint8", PICTURE)}).SerializeToString())
@@ -233,7 +233,8 @@ def test_a_network_that_fails_is_recorded(compare, monkeypatch):
 
 def test_a_network_that_differs_is_recorded(compare, monkeypatch):
     calls = iter(range(100))
-    monkeypatch.setitem(ACTIVATIONS, "relu", lambda x: x + next(calls))  # another function each time it is traced
+    # This is another function each time it is traced.
+    monkeypatch.setitem(ACTIVATIONS, "relu", lambda x: x + next(calls))
     with pytest.raises(AssertionError) as caught:
         compare(LAYERS_OF_A_FAILURE, "map")
     assert str(caught.value).startswith("Net((('dense',), ('activation', 'relu')), 'map'), exported to ")

@@ -1,4 +1,4 @@
-"""Each primitive, in the variants that networks use, against jax."""
+"""Rules: each primitive in the variants that networks use, compared with JAX, and what is refused."""
 
 import flax.linen as nn
 import jax
@@ -138,7 +138,7 @@ def test_convolution(exported, filled, padding, window, options):
     model = exported(lambda x: module.apply(variables, x), IMAGE)
     assert model.ops["Conv"] == 1
     assert model.ops["Add"] == 0
-    assert model.ops["Transpose"] == 2  # channels-first inside, jax's order outside
+    assert model.ops["Transpose"] == 2  # Channels-first inside, channels-last outside.
 
 
 def test_convolution_of_one_axis(exported):
@@ -161,13 +161,14 @@ def test_convolution_in_channels_first_needs_no_transpose(exported):
 @pytest.mark.parametrize("padding", ["SAME", "VALID", ((1, 1), (0, 1))])
 @pytest.mark.parametrize(("window", "strides"), [((2, 2), (2, 2)), ((3, 3), (2, 2)), ((2, 3), (1, 1))])
 def test_pooling(exported, pool, op, padding, window, strides):
-    with jax.numpy_dtype_promotion("standard"):  # Flax divides by an integer
+    # Flax divides by an integer.
+    with jax.numpy_dtype_promotion("standard"):
         model = exported(lambda x: pool(x, window, strides, padding), IMAGE)
     assert model.ops[op] == 1
     assert list(model.attribute(op, "kernel_shape")) == list(window)
 
 
-def test_average_pooling_that_counts_no_padding(exported):
+def test_average_pooling_without_padding_in_the_count(exported):
     exported(lambda x: nn.avg_pool(x, (3, 3), (2, 2), "SAME", count_include_pad=False), IMAGE)
 
 
@@ -274,7 +275,7 @@ def test_wrapped_modules_are_entered(exported, filled):
     variables = filled(Wrapped(), jnp.zeros((1, 5)))
     model = exported(lambda x: Wrapped().apply(variables, x), MATRIX)
     assert model.ops == {"Gemm": 2}
-    assert all("outer" in model.names[0] and "inner" in each for each in model.names[1:])
+    assert all("outer" in model.names[0] and "inner" in name for name in model.names[1:])
 
 
 @jax.custom_vjp
@@ -293,12 +294,12 @@ def by_custom_jvp(x):
 by_custom_jvp.defjvp(lambda primals, tangents: (by_custom_jvp(*primals), tangents[0]))
 
 
-def test_functions_with_derivatives_of_their_own_are_entered(exported):
+def test_functions_with_custom_derivatives_are_entered(exported):
     model = exported(lambda x: by_custom_jvp(by_custom_vjp(x)), MATRIX)
     assert model.ops == {"Sin": 1, "Mul": 1, "Tanh": 1, "Add": 1}
 
 
-def test_a_convolution_in_half_precision_with_a_derivative_of_its_own(exported):
+def test_a_convolution_in_half_precision_with_a_custom_derivative(exported):
     kernel = np.random.default_rng(0).normal(size=(3, 3, 4, 5)).astype(np.float32) / 6
 
     @jax.custom_vjp
@@ -310,7 +311,7 @@ def test_a_convolution_in_half_precision_with_a_derivative_of_its_own(exported):
     conv.defvjp(lambda x: (conv(x), None), lambda _, g: (g,))
     model = exported(lambda x: conv(x).astype(jnp.float32).mean((1, 2)), IMAGE, tolerance=0.03)
     assert model.ops == {"Transpose": 1, "Conv": 1, "GlobalAveragePool": 1, "Flatten": 1}
-    assert {each.data_type for each in model.proto.graph.initializer} <= {1, 7}
+    assert {array.data_type for array in model.proto.graph.initializer} <= {1, 7}
 
 
 @pytest.mark.parametrize(
@@ -329,7 +330,7 @@ def test_a_convolution_in_half_precision_with_a_derivative_of_its_own(exported):
         (lambda x: (x, x), "array or a dict"),
         (lambda x: {"x0": x}, "share names"),
         (lambda x: x if x.shape[0] > 3 else -x, "symbolic size"),
-        (lambda x: x[x.shape[0] // 2 :], "'gather' with slices of a symbolic size at computed places"),
+        (lambda x: x[x.shape[0] // 2 :], "'gather' with slices of a symbolic size at computed positions"),
         (lambda x: x / np.sqrt(x.shape[0]), "needs the number that a symbolic size stands for: .*; give the size as a"),
         (lambda x: x + np.zeros(x.shape, np.float32), "needs the number"),
         (lambda x: x.sum(0) / len(x), "needs the number"),
@@ -337,7 +338,7 @@ def test_a_convolution_in_half_precision_with_a_derivative_of_its_own(exported):
         (lambda x: x + jax.random.normal(jax.random.key(0), x.shape), "random numbers of a symbolic size"),
         (
             lambda x: nn.Dropout(0.5, deterministic=False).apply({}, x, rngs={"dropout": jax.random.key(0)}),
-            r"random numbers of a symbolic size .*at Dropout_?0?\); draw none, as a deterministic Dropout",
+            r"random numbers of a symbolic size .*at Dropout_?0?\); draw none, as Dropout with deterministic=True",
         ),
     ],
 )
@@ -347,7 +348,7 @@ def test_what_has_no_translation_is_refused(fn, words):
     assert "\n" not in str(caught.value)
 
 
-def test_an_error_of_the_function_itself_is_its_own():
+def test_an_error_of_the_function_is_passed_on():
     def refuse(x):
         raise ValueError("not my picture")
 
@@ -383,7 +384,7 @@ def test_variants_without_translation_are_refused():
         export.to_onnx(conv, {"x0": ("float32", ("batch", 7, 4))})
 
 
-def test_a_refusal_names_the_place_in_the_module_tree(filled):
+def test_a_refusal_names_the_module(filled):
     class Sorter(nn.Module):
         @nn.compact
         def __call__(self, x):
@@ -400,18 +401,20 @@ def test_a_refusal_names_the_place_in_the_module_tree(filled):
 
 
 def test_an_input_of_a_type_that_jax_narrows_is_refused():
-    with pytest.raises(export.UnsupportedError, match="jax makes int32 of the int64 input 'x0'; give it as int32"):
+    with pytest.raises(
+        export.UnsupportedError, match="jax converts the int64 input 'x0' to int32; declare it as int32"
+    ):
         export.to_onnx(lambda x: x, {"x0": ("int64", MATRIX)})
 
 
 def test_an_input_in_half_precision_becomes_float32():
     model = export.to_onnx(lambda x: x * 2, {"x0": ("bfloat16", MATRIX)})
-    kinds = {each.type.tensor_type.elem_type for each in (*model.graph.input, *model.graph.output)}
+    kinds = {value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)}
     assert kinds == {onnx.TensorProto.FLOAT}
 
 
 @pytest.mark.parametrize("divisor", [7, -3, np.array([[1, 2, 3, 4, 5]], np.int32)])
-def test_a_known_divisor_of_integers_needs_no_care(exported, divisor):
+def test_a_constant_divisor_of_integers_is_one_operator(exported, divisor):
     model = exported(lambda x: lax.div(x, jnp.broadcast_to(jnp.int32(divisor), x.shape)), MATRIX, dtype="int32")
     assert model.ops["Div"] == 1
     assert model.ops.keys() <= {"Div", "Expand", "Shape", "Concat"}

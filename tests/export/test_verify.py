@@ -1,4 +1,4 @@
-"""Verification must catch every way in which a file can be wrong."""
+"""Verification finds every kind of defect that a file can have."""
 
 import flax.linen as nn
 import jax
@@ -58,15 +58,15 @@ def check(fn, tmp_path):
 
 
 def node(model, op):
-    return next(each for each in model.graph.node if each.op_type == op)
+    return next(node for node in model.graph.node if node.op_type == op)
 
 
 def attribute(model, op, name):
-    return next(each for each in node(model, op).attribute if each.name == name)
+    return next(field for field in node(model, op).attribute if field.name == name)
 
 
 def change(model, suffix, function):
-    tensor = next(each for each in model.graph.initializer if each.name.endswith(suffix))
+    tensor = next(array for array in model.graph.initializer if array.name.endswith(suffix))
     tensor.CopyFrom(numpy_helper.from_array(function(numpy_helper.to_array(tensor).copy()), tensor.name))
 
 
@@ -75,7 +75,7 @@ def test_a_faithful_file_passes(check, model):
     check(model, samples={"image": np.full((9, 8, 8, 3), 200, np.uint8)})
 
 
-def test_the_largest_difference_is_told_and_may_be_allowed(check, model, fn):
+def test_the_largest_difference_is_returned_and_may_be_allowed(check, model, fn):
     def other(image):
         outputs = fn(image)
         return outputs | {"logits": outputs["logits"] * 1.002}
@@ -259,12 +259,12 @@ def test_products_of_computed_matrices_may_be_transposed(check, other, words):
 
 
 def test_a_wrong_batch_size_fixed_in_the_graph(check, model):
-    """A Reshape to a fixed batch of one passes for one picture; seven tell."""
+    """A Reshape to a fixed batch of one is right for one picture, and wrong for seven."""
     gemm = node(model, "Gemm")
     shape = numpy_helper.from_array(np.array([1, -1], np.int64), "fixed")
     model.graph.initializer.append(shape)
     model.graph.node.insert(0, helper.make_node("Identity", ["fixed"], ["shape"], name="shape"))
-    position = [each.name for each in model.graph.node].index(gemm.name)
+    position = [node.name for node in model.graph.node].index(gemm.name)
     model.graph.node.insert(position, helper.make_node("Reshape", [gemm.input[0], "shape"], ["wide"], name="wide"))
     gemm.input[0] = "wide"
     with pytest.raises(export.VerificationError, match="batch of 7"):
@@ -272,7 +272,7 @@ def test_a_wrong_batch_size_fixed_in_the_graph(check, model):
 
 
 def test_real_inputs_are_compared_too(check, model, fn):
-    """A function that answers otherwise only on pictures like the real ones."""
+    """The function differs from the file only on pictures like the real ones."""
 
     def other(image):
         dark = jnp.max(image.astype(jnp.float32)) < 10
@@ -281,13 +281,14 @@ def test_real_inputs_are_compared_too(check, model, fn):
     check(model, fn=other)
     with pytest.raises(export.VerificationError, match="batch of 1 real inputs"):
         check(model, fn=other, samples={"image": np.zeros((2, 8, 8, 3), np.uint8)})
-    with pytest.raises(export.VerificationError, match="batch of 1 real inputs"):  # the first of them
-        check(model, fn=other, samples={"image": np.stack([np.full((8, 8, 3), each, np.uint8) for each in (0, 200)])})
+    # A batch of one takes the first of them.
+    with pytest.raises(export.VerificationError, match="batch of 1 real inputs"):
+        check(model, fn=other, samples={"image": np.stack([np.full((8, 8, 3), tone, np.uint8) for tone in (0, 200)])})
 
 
 @pytest.mark.parametrize(("margin", "off"), [(1.5, 0.8), (0.7, 0.4)])
 def test_another_top_class_within_the_tolerance_of_values(check, margin, off):
-    """Logits so large that the tolerance of 1 hides a small difference, but not who is first by more than that."""
+    """The logits are so large that the tolerance is 1, which hides a small difference but no other clear top class."""
 
     def close(image):
         tall = jnp.ones_like(image[:, 0, 0, 0], jnp.float32)[:, None]

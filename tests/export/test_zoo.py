@@ -1,4 +1,4 @@
-"""Every network of jaxcnn.models, with batch statistics far from their start."""
+"""Every network of jaxcnn.models, with batch statistics far from their initial values."""
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +12,13 @@ RESNETS = [
     ModelConfig(widths=(8, 16), blocks=(1, 2)),
     ModelConfig(widths=(8, 8, 16), blocks=(0, 1, 1), stem=1, preactivation=True, dropout=0.1),
     ModelConfig(widths=(8, 16), blocks=(1, 0), stem=4, preactivation=True),
-    ModelConfig(widths=(8, 16), blocks=(1, 1), stem=3),  # does not divide the side: padded
+    ModelConfig(widths=(8, 16), blocks=(1, 1), stem=3),  # It does not divide the side, which is padded.
     ModelConfig(widths=(8, 16), blocks=(1, 0), inference_side=20),
 ]
 
 
 @pytest.mark.parametrize(
-    "config", [*ORIGINALS, *RESNETS], ids=lambda each: f"{each.name}-{each.stem}-{each.inference_side}"
+    "config", [*ORIGINALS, *RESNETS], ids=lambda config: f"{config.name}-{config.stem}-{config.inference_side}"
 )
 def test_every_network_exports(config, exported, filled):
     module = models.build(config, classes=5)

@@ -1,5 +1,5 @@
-// onnxruntime-web in a real Chromium without a window: `node browser.mjs FOLDER`, one JSON line for each model.
-// A server on this machine gives the page the library and the models.
+// onnxruntime-web in headless Chromium: `node browser.mjs FOLDER` prints one JSON line for each model.
+// A local server hands the page the library and the models.
 import { createReadStream, existsSync, readdirSync } from "node:fs";
 import { createServer } from "node:http";
 import { dirname, extname, join, normalize } from "node:path";
@@ -33,7 +33,7 @@ const address = `http://127.0.0.1:${server.address().port}/`;
 const browser = await puppeteer.launch({ executablePath: process.env.CHROMIUM, args: ["--no-sandbox"], headless: true });
 const page = await browser.newPage();
 await page.goto(address);
-for (const name of readdirSync(folder).filter((each) => each.endsWith(".onnx")).sort()) {
+for (const name of readdirSync(folder).filter((entry) => entry.endsWith(".onnx")).sort()) {
   const file = name.slice(0, -".onnx".length);
   try {
     const logits = await page.evaluate(async (file) => {

@@ -1,11 +1,11 @@
-// onnxruntime-web in Node: `node node.mjs FOLDER`, one JSON line for each model.
+// onnxruntime-web in Node: `node node.mjs FOLDER` prints one JSON line for each model.
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import * as ort from "onnxruntime-web";
 
 ort.env.wasm.numThreads = 1;
 const folder = process.argv[2];
-for (const name of readdirSync(folder).filter((each) => each.endsWith(".onnx")).sort()) {
+for (const name of readdirSync(folder).filter((entry) => entry.endsWith(".onnx")).sort()) {
   const file = name.slice(0, -".onnx".length);
   try {
     const facts = JSON.parse(readFileSync(join(folder, `${file}.json`)));

@@ -1,4 +1,4 @@
-"""OpenCV's DNN module, with its own engine on the CPU."""
+"""OpenCV's DNN module with its built-in engine, on the CPU."""
 
 import cv2
 from common import main
@@ -6,7 +6,8 @@ from common import main
 
 def open_model(path, outputs):
     def run(images):
-        network = cv2.dnn.readNetFromONNX(path)  # it fixes the size of the batch at the first run
+        # OpenCV fixes the batch size at the first run.
+        network = cv2.dnn.readNetFromONNX(path)
         network.setInput(images, "image")
         return network.forward("logits")
 

@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU, in float32: by itself it may compute in bfloat16."""
+"""OpenVINO on the CPU, in float32; by default it may compute in bfloat16."""
 
 import openvino
 from common import main

@@ -1,11 +1,12 @@
-"""Random changes to a batch of training pictures: pure functions of a key, run on the device inside the step.
+"""Augmentation of a batch of training pictures: pure functions of a key, which run on the device inside the step.
 
-The order is fixed: flip, crop and resize in one resampling, then colour, erasing, and mixing of pairs.
-Whatever is off costs nothing. Two things make the rest cheap on a CPU (figures for 128 pictures of 64x64):
+The order is fixed: flip, crop and resize in one resampling; then colour jitter, random erasing, and mixup or CutMix.
+What is off costs nothing. Two measures make the rest cheap on a CPU (figures for 128 pictures of 64x64):
 
-- The planes of the three colours are kept apart until the end, so that the innermost loops run along whole rows:
-  the colours change in 0.6 ms rather than 2, and turning the pictures there and back takes 0.6 ms.
-- A random number for each pixel takes 26 ms, so each example draws a handful and the noise is shared by a batch.
+- The colours are separate planes, [batch, 3, height, width], until the end, so that the innermost loops run along whole
+  rows: colour jitter takes 0.6 instead of 2 ms, and both transposes together 0.6 ms.
+- A random number for each pixel would take 26 ms. Each example draws a handful, and a batch shares one picture of
+  noise.
 """
 
 import math
@@ -21,15 +22,15 @@ from jaxcnn.config import AugmentConfig
 from jaxcnn.ops.barrier import materialize
 
 CROP_ASPECT = 4 / 3
-"""Largest ratio of the sides of a random resized crop (Szegedy et al. 2015)."""
+"""Largest aspect ratio of a random resized crop (Szegedy et al. 2015)."""
 ERASED_AREA = (0.02, 0.4)
-"""Smallest and largest share of the picture that is erased (Zhong et al. 2017)."""
+"""Smallest and largest share of the picture's area that is erased (Zhong et al. 2017)."""
 ERASED_ASPECT = 1 / 0.3
-"""Largest ratio of the sides of an erased rectangle (Zhong et al. 2017)."""
+"""Largest aspect ratio of an erased rectangle (Zhong et al. 2017)."""
 LUMA = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in the gray of a colour (ITU-R BT.601)."""
+"""Weights of red, green and blue in the luma, the gray of a colour (ITU-R BT.601)."""
 BETA_QUANTILES = 4096
-"""Different values that the share of a mixed picture can take."""
+"""Number of values that the share of a mixed picture can take."""
 
 type Planes = Float[Array, "batch 3 side side"]
 type Targets = Float[Array, "batch classes"]
@@ -45,11 +46,22 @@ def augment(
     classes: int,
     resolution: int,
 ) -> tuple[Float[Array, "batch {resolution} {resolution} 3"], Float[Array, "batch {classes}"]]:
-    """Pictures in [0, 255] at the resolution of the step, and the probability of each class.
+    """Augments a batch. With everything off and `resolution` the side of the pictures, they stay as they are.
 
-    With everything off and the resolution that of the pictures, the pictures are unchanged.
+    Args:
+      key: all random numbers are a function of it.
+      images: RGB, uint8 [batch, side, side, 3].
+      labels: classes, int [batch].
+      config: which augmentations, and how strong.
+      classes: number of classes.
+      resolution: side of the result in pixels.
+
+    Returns:
+      Pictures in [0, 255], float32 [batch, resolution, resolution, 3], and the probability of each class that is to be
+      learned for them, float32 [batch, classes].
     """
     geometry_key, colour_key, erase_key, mix_key = jax.random.split(key, 4)
+    # Barriers keep XLA from repeating one augmentation inside the loops of the next.
     x = materialize(images.transpose(0, 3, 1, 2).astype(jnp.float32))
     if config.flip or config.pad_crop > 0 or config.crop_scale is not None or resolution != x.shape[2]:
         x = materialize(_resample(geometry_key, x, config=config, resolution=resolution))
@@ -68,52 +80,58 @@ def _resample(
 ) -> Float[Array, "batch 3 {resolution} {resolution}"]:
     """Flips, crops, shifts and resizes at once: one matrix for the rows of each picture and one for its columns.
 
-    A whole number of pixels is shifted, so that a crop at the pictures' own resolution copies pixels exactly.
+    Shifts are whole pixels, so without resizing a shifted picture has exactly the pixels of the original.
     """
     batch, _, side, _ = x.shape
     flip_key, box_key, place_key, shift_key = jax.random.split(key, 4)
+    # Box of each crop, in pixels: a random resized crop, shifted, and mirrored by a negative width.
     start, size = jnp.zeros((batch, 2)), jnp.full((batch, 2), float(side))
     if config.crop_scale is not None:
         size = side * _random_sides(box_key, batch, area=config.crop_scale, aspect=CROP_ASPECT)
         start = jax.random.uniform(place_key, (batch, 2)) * (side - size)
     if config.pad_crop > 0:
-        most = min(round(config.pad_crop * side), side - 1)  # as far as a single reflection reaches
+        most = min(round(config.pad_crop * side), side - 1)  # A single reflection reaches no farther.
         start = start + jax.random.randint(shift_key, (batch, 2), -most, most + 1).astype(jnp.float32)
     if config.flip:
         flipped = jax.random.bernoulli(flip_key, 0.5, (batch,))
         left, width = start[:, 1], size[:, 1]
         start = start.at[:, 1].set(jnp.where(flipped, left + width, left))
         size = size.at[:, 1].set(jnp.where(flipped, -width, width))
+    # Resample the boxes.
     reflect = config.pad_crop > 0
     rows = _resize_matrices(start[:, 0], size[:, 0], side=side, resolution=resolution, reflect=reflect)
     columns = _resize_matrices(start[:, 1], size[:, 1], side=side, resolution=resolution, reflect=reflect)
     x = jnp.einsum("bcyx,bqx->bcyq", x, columns, precision=lax.Precision.HIGHEST)
     x = jnp.einsum("bry,bcyq->bcrq", rows, x, precision=lax.Precision.HIGHEST)
-    return jnp.clip(x, 0, 255)  # rounding takes some pixels just outside
+    # Rounding takes some pixels just out of range.
+    return jnp.clip(x, 0, 255)
 
 
 def _resize_matrices(
     start: PerExample, size: PerExample, *, side: int, resolution: int, reflect: bool
 ) -> Float[Array, "batch {resolution} {side}"]:
-    """What each pixel of a picture's side counts in each pixel of its crop, by antialiased bilinear interpolation.
+    """Matrices of antialiased bilinear interpolation along one axis, from pictures to crops.
 
     Args:
-      start: where the crop begins, in pixels.
-      size: its length in pixels; negative runs backwards, as a mirrored picture does.
+      start: beginning of each crop, in pixels.
+      size: length of each crop, in pixels; a negative one runs backwards and mirrors the picture.
       side: pixels of the picture.
       resolution: pixels of the resized crop.
-      reflect: what lies outside the picture is its mirror image; otherwise it does not count.
+      reflect: continue the picture by its mirror image; otherwise pixels outside of it have no weight.
     """
+    # Centre of each pixel of the crop, in the picture's pixels.
     scale = (size / resolution)[:, None, None]
     centre = start[:, None, None] + (jnp.arange(resolution, dtype=jnp.float32) + 0.5)[None, :, None] * scale - 0.5
     pixel = jnp.arange(side, dtype=jnp.float32)[None, None, :]
-    reach = jnp.maximum(jnp.abs(scale), 1)  # when shrinking, the triangle widens to cover all pixels
+    # When a picture shrinks, the triangle widens to cover all of its pixels.
+    reach = jnp.maximum(jnp.abs(scale), 1)
 
     def triangle(position: Float[Array, "1 1 side"]) -> Float[Array, "batch resolution side"]:
         return jnp.maximum(1 - jnp.abs(centre - position) / reach, 0)
 
     weight = triangle(pixel)
-    if reflect:  # each pixel but the outermost also shows up beyond the edge, as far out as it lies inside
+    if reflect:
+        # Beyond either edge, every pixel but the outermost appears again, as far outside as it is inside.
         weight += jnp.where(pixel > 0, triangle(-pixel), 0)
         weight += jnp.where(pixel < side - 1, triangle(2 * (side - 1) - pixel), 0)
     return weight / weight.sum(-1, keepdims=True)
@@ -122,10 +140,16 @@ def _resize_matrices(
 def _random_sides(
     key: Key[Array, ""], batch: int, *, area: tuple[float, float], aspect: float
 ) -> Float[Array, "batch 2"]:
-    """Height and width of random rectangles as shares of the picture's sides.
+    """Draws heights and widths of rectangles, as shares of the picture's sides.
 
-    The area is uniform. The logarithm of the aspect ratio is uniform too, between those that the picture can hold,
-    which makes the usual drawing again and again unnecessary.
+    The area is uniform. The logarithm of the aspect ratio is uniform too, between the ratios that fit in the picture,
+    so that no rectangle has to be rejected and drawn again.
+
+    Args:
+      key: all random numbers are a function of it.
+      batch: number of rectangles.
+      area: smallest and largest share of the picture's area.
+      aspect: largest aspect ratio.
     """
     area_key, aspect_key = jax.random.split(key)
     share = jax.random.uniform(area_key, (batch,), minval=area[0], maxval=area[1])
@@ -135,7 +159,10 @@ def _random_sides(
 
 
 def _jitter_colour(key: Key[Array, ""], x: Planes, *, config: AugmentConfig) -> Planes:
-    """Scales brightness, then contrast about the mean gray, then saturation about each pixel's gray."""
+    """Scales the brightness, then the contrast about the mean gray, then the saturation about each pixel's gray.
+
+    Each factor is uniform between 1 - limit and 1 + limit, with the limits of the settings.
+    """
     factors = jax.random.uniform(key, (3, len(x)), minval=-1.0)
     limits = (config.brightness, config.contrast, config.saturation)
     brightness, contrast, saturation = (
@@ -155,7 +182,7 @@ def _gray(x: Float[Array, "batch 3 height width"]) -> Float[Array, "batch 1 heig
 def _erase(key: Key[Array, ""], x: Planes, *, chance: float) -> Planes:
     """Fills a random rectangle of some pictures with noise (Zhong et al. 2017).
 
-    The noise is one picture for the whole batch, of which each rectangle shows the part at its own place.
+    The batch shares one picture of noise, which each rectangle shows a part of.
     """
     batch, _, side, _ = x.shape
     chance_key, sides_key, place_key, noise_key = jax.random.split(key, 4)
@@ -168,23 +195,29 @@ def _erase(key: Key[Array, ""], x: Planes, *, chance: float) -> Planes:
 
 
 def _mix(key: Key[Array, ""], x: Planes, targets: Targets, *, mixup: float, cutmix: float) -> tuple[Planes, Targets]:
-    """Mixes each picture and its target with those of the one before it in the batch.
+    """Mixes each example, picture and target, with the one before it in the batch.
 
-    Mixup blends the two (Zhang et al. 2018). CutMix pastes a rectangle (Yun et al. 2019), and the target follows the
-    area really pasted, which the picture's border may have cut. Where both are on, each batch draws one of them.
+    Mixup blends the two (Zhang et al. 2018). CutMix pastes a rectangle (Yun et al. 2019) and weighs the targets by the
+    pasted area, which the picture's border may have cropped. If both are on, each batch draws one of them.
 
     Args:
-      mixup: parameter of the Beta distribution of the share of the first picture; 0 is off.
-      cutmix: the same.
+      key: all random numbers are a function of it.
+      x: the pictures.
+      targets: probabilities of their classes.
+      mixup: parameter of the Beta distribution of the picture's own share in mixup; 0 is off.
+      cutmix: the same for CutMix.
     """
     batch, _, side, _ = x.shape
     choice_key, share_key, centre_key = jax.random.split(key, 3)
+    # The picture's own share, by the parameter of the method that this batch uses.
     pastes = jax.random.bernoulli(choice_key, 0.5) if mixup > 0 and cutmix > 0 else jnp.array(cutmix > 0)
     quantiles = jnp.where(pastes, _beta_quantiles(cutmix or mixup), _beta_quantiles(mixup or cutmix))
     share = jax.random.choice(share_key, quantiles, (batch,))
+    # CutMix: a square of the other's share, at a random place, which the border may crop.
     size = side * jnp.sqrt(1 - share)[:, None]
     start = jnp.round(side * jax.random.uniform(centre_key, (batch, 2)) - size / 2)
     outside = ~_rectangles(start, start + jnp.round(size), side=side)
+    # How much of each pixel is kept. Its mean weighs the targets.
     kept = jnp.where(pastes, outside.astype(jnp.float32), share[:, None, None, None])
     kept_share = kept.mean((1, 2, 3))[:, None]
     mixed = jnp.clip(x * kept + jnp.roll(x, 1, axis=0) * (1 - kept), 0, 255)
@@ -192,7 +225,7 @@ def _mix(key: Key[Array, ""], x: Planes, targets: Targets, *, mixup: float, cutm
 
 
 def _beta_quantiles(concentration: float) -> Float[np.ndarray, " quantiles"]:
-    """Equally likely values of Beta(c, c). `jax.random.beta` takes seconds to compile."""
+    """Equally likely values of Beta(c, c), to draw from, since `jax.random.beta` takes seconds to compile."""
     probability = (np.arange(BETA_QUANTILES) + 0.5) / BETA_QUANTILES
     quantiles: np.ndarray = betaincinv(concentration, concentration, probability)
     return quantiles.astype(np.float32)
@@ -201,7 +234,13 @@ def _beta_quantiles(concentration: float) -> Float[np.ndarray, " quantiles"]:
 def _rectangles(
     start: Float[Array, "batch 2"], stop: Float[Array, "batch 2"], *, side: int
 ) -> Bool[Array, "batch 1 {side} {side}"]:
-    """True inside the rectangles from `start` up to but without `stop`, given as rows and columns."""
+    """Masks that are true in rectangles.
+
+    Args:
+      start: first row and column of each rectangle.
+      stop: row and column after the last of each rectangle.
+      side: height and width of the masks.
+    """
     pixel = jnp.arange(side, dtype=jnp.float32)[None]
     rows = (pixel >= start[:, :1]) & (pixel < stop[:, :1])
     columns = (pixel >= start[:, 1:]) & (pixel < stop[:, 1:])

@@ -1,4 +1,11 @@
-"""Probabilities that mean what they say: one temperature for all logits, fitted on the validation pictures."""
+"""Temperature scaling: one factor for all logits, fitted on the validation pictures (Guo et al. 2017).
+
+Calibrated probabilities can be taken at their word: of the predictions with probability .8, about .8 are right. The
+temperature changes no prediction.
+
+    temperature = fit_temperature(logits, labels)
+    probabilities = softmax(logits / temperature)
+"""
 
 import dataclasses
 import json
@@ -15,21 +22,22 @@ from jaxcnn.errors import UserError
 from jaxcnn.metrics import measure_reliability, score
 
 LOWEST, HIGHEST = 0.05, 20.0
-"""Between these temperatures one is looked for."""
+"""Bounds of a temperature."""
 _PRIOR = 2.0
-"""How strongly the temperature is held to 1: as much as about this many pictures that the model is unsure of."""
+"""Strength of the prior that holds the temperature near 1, in pictures that the model is unsure of."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """The temperature of a checkpoint, and what it does to the calibration error.
+    """The temperature of a checkpoint, and its effect on the calibration error.
 
     Attributes:
-      step: of the checkpoint.
-      temperature: what its logits are to be divided by.
-      count: pictures that it was fitted on.
-      ece_before: expected calibration error on them without it.
-      ece_after: the same with it, where each half of the pictures has the temperature fitted on the other half.
+      step: training step of the checkpoint.
+      temperature: divisor of its logits.
+      count: number of pictures that the temperature was fitted on.
+      ece_before: expected calibration error on these pictures without temperature, from 0 to 1.
+      ece_after: expected calibration error by cross-fitting: each half of the pictures is scaled by the temperature
+        that was fitted on the other half.
     """
 
     step: int
@@ -40,7 +48,13 @@ class Calibration:
 
 
 def calibrate(logits: Float32[np.ndarray, "n classes"], labels: Int32[np.ndarray, " n"], *, step: int) -> Calibration:
-    """Fits the temperature of a checkpoint to pictures that it was not trained on."""
+    """Fits the temperature of a checkpoint, and measures its effect.
+
+    Args:
+      logits: float32 [n, classes], finite, of pictures that the checkpoint was not trained on.
+      labels: true classes, int32 [n].
+      step: training step of the checkpoint.
+    """
     return Calibration(
         step=step,
         temperature=fit_temperature(logits, labels),
@@ -51,15 +65,19 @@ def calibrate(logits: Float32[np.ndarray, "n classes"], labels: Int32[np.ndarray
 
 
 def fit_temperature(logits: Float32[np.ndarray, "n classes"], labels: Int32[np.ndarray, " n"]) -> float:
-    """The temperature of the softmax under which the labels are most likely (Guo et al. 2017).
+    """Fits the temperature of the softmax by maximum likelihood (Guo et al. 2017), with a prior.
 
-    Few pictures, or pictures that are all classified right, would send it to any extreme. A Gamma distribution about 1
-    is assumed for its inverse beforehand, which some hundreds of pictures outweigh. The sum to minimise is convex in
-    the inverse, so its minimum lies between 1 and that of the likelihood alone: the cross-entropy never rises.
+    The likelihood alone would take the temperature to an extreme for few pictures, or for pictures that are all
+    classified correctly. Its inverse therefore has a Gamma prior with its mode at 1, which some hundreds of pictures
+    outweigh. The objective is convex in the inverse, so its minimum lies between 1 and that of the likelihood: the
+    cross-entropy of the pictures never rises.
 
     Args:
-      logits: finite; there may be none, which gives 1.
-      labels: in [0, classes).
+      logits: float32 [n, classes], finite.
+      labels: true classes, int32 [n], from 0 to classes - 1.
+
+    Returns:
+      The divisor of the logits, from `LOWEST` to `HIGHEST`; 1 if there are no pictures.
     """
     shifted = logits.astype(np.float64)
     shifted -= shifted.max(axis=1, keepdims=True)
@@ -78,11 +96,19 @@ def fit_temperature(logits: Float32[np.ndarray, "n classes"], labels: Int32[np.n
 def cross_fit(
     logits: Float32[np.ndarray, "n classes"], labels: Int32[np.ndarray, " n"]
 ) -> Float32[np.ndarray, "n classes"]:
-    """The logits, each half of them divided by the temperature that fits the other half.
+    """Divides each half of the logits by the temperature that was fitted on the other half.
 
-    So nothing is measured on what it was fitted to. The halves are random, the same every time, and have as many
-    pictures of each class, give or take one.
+    What is measured on the result was not fitted on the same pictures. The halves are random, but always the same for
+    the same labels, and stratified: their numbers of pictures of a class differ by at most one.
+
+    Args:
+      logits: float32 [n, classes], finite.
+      labels: true classes, int32 [n].
+
+    Returns:
+      Scaled logits, float32 [n, classes], in the order of the arguments.
     """
+    # Sorted by class in random order, every second picture goes to the same half.
     order = np.random.default_rng(0).permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
     scaled = logits.copy()
@@ -92,10 +118,10 @@ def cross_fit(
 
 
 def write_calibration(calibration: Calibration, path: Path) -> None:
-    """Writes the record as JSON.
+    """Writes a calibration as JSON.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: the file cannot be written.
     """
     try:
         write_atomically(path, json.dumps(dataclasses.asdict(calibration), indent=2) + "\n")
@@ -104,26 +130,33 @@ def write_calibration(calibration: Calibration, path: Path) -> None:
 
 
 def read_calibration(path: Path, *, step: int) -> Calibration | None:
-    """The record of a checkpoint; None if there is none, or it is of another step.
+    """Reads the calibration of a checkpoint.
+
+    Args:
+      path: the file that `write_calibration` wrote.
+      step: training step of the checkpoint.
+
+    Returns:
+      The calibration; None if there is no file, or if it belongs to another step.
 
     Raises:
-      UserError: the record is damaged.
+      UserError: the file cannot be read or is not a calibration.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-        kinds = {each.name: each.type for each in dataclasses.fields(Calibration)}
-        found = Calibration(**{name: kind(value[name]) for name, kind in kinds.items()})  # type: ignore[operator]
+        types = {field.name: field.type for field in dataclasses.fields(Calibration)}
+        found = Calibration(**{name: type_(value[name]) for name, type_ in types.items()})  # type: ignore[operator]
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path, str(error)) from error
     if not LOWEST <= found.temperature <= HIGHEST:
-        raise _damaged(path, f"its temperature is {found.temperature}, not from {LOWEST} to {HIGHEST:g}")
+        raise _damaged(path, f"its temperature is {found.temperature}, outside of {LOWEST} to {HIGHEST:g}")
     return found if found.step == step else None
 
 
 def _damaged(path: Path, how: str) -> UserError:
-    return UserError(f"{path} is damaged ({how}); remove it and run the training again, which only writes it anew")
+    return UserError(f"{path} is damaged ({how}); remove it and run the training again, which only rewrites this file")
 
 
 def _calibration_error(logits: Float32[np.ndarray, "n classes"], labels: Int32[np.ndarray, " n"]) -> float:

@@ -1,6 +1,11 @@
-"""How good a classifier's logits are: one outcome for each example, summed up exactly once at the end.
+"""Metrics of a classifier: accuracy, loss, calibration and confusions, from the logits of batches.
 
-Nothing is averaged batch by batch, so neither the size of the batches nor padding changes a result.
+`score` reduces each batch to one outcome per example, and `summarize` computes the metrics from all outcomes at once.
+Nothing is averaged batch by batch, so neither the batch size nor padding changes a result.
+
+    outcomes = [score(logits, labels, mask) for logits, labels, mask in batches]
+    evaluation = summarize(outcomes, classes=10)
+    print(evaluation.top1, evaluation.loss)
 """
 
 import math
@@ -12,18 +17,18 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int32, Int64
 
 CALIBRATION_BINS = 15
-"""As in Guo et al. 2017, "On Calibration of Modern Neural Networks"."""
+"""Bins of the calibration error, as many as in Guo et al. 2017, "On Calibration of Modern Neural Networks"."""
 
 
 class Outcomes(NamedTuple):
-    """What became of some examples, in their order.
+    """What a model made of n examples, in their order.
 
     Attributes:
-      labels: the true classes.
-      predicted: the classes with the highest logit; of several, the first.
-      rank: how many classes the model puts before the true one; 0 where the prediction is right.
-      confidence: the probability given to the predicted class.
-      loss: cross-entropy in nats.
+      labels: true classes, int32 [n].
+      predicted: classes with the highest logit, int32 [n]; the first one in case of a tie.
+      rank: number of classes that the model ranks before the true one, int32 [n]; 0 for a correct prediction.
+      confidence: softmax probability of the predicted class, float64 [n].
+      loss: cross-entropy in nats, float64 [n].
     """
 
     labels: Int32[np.ndarray, " n"]
@@ -35,12 +40,14 @@ class Outcomes(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Reliability:
-    """Examples binned by confidence into equal parts of (0, 1], each with its upper end.
+    """Examples binned by confidence: accuracy against confidence, as in a reliability diagram.
+
+    The bins divide (0, 1] into equal intervals, which include their upper ends.
 
     Attributes:
-      count: examples in each bin.
-      confidence: their mean confidence; NaN in an empty bin.
-      accuracy: the share predicted right; NaN in an empty bin.
+      count: examples in each bin, int64 [bins].
+      confidence: mean confidence of each bin, float64 [bins]; NaN if the bin is empty.
+      accuracy: share of correct predictions in each bin, float64 [bins]; NaN if the bin is empty.
     """
 
     count: Int64[np.ndarray, " bins"]
@@ -49,7 +56,7 @@ class Reliability:
 
     @property
     def error(self) -> float:
-        """Expected calibration error: the mean distance of accuracy from confidence, weighted by count."""
+        """Expected calibration error, from 0 to 1: the mean of |accuracy - confidence|, weighted by count."""
         filled = self.count > 0
         gaps = np.abs(self.accuracy - self.confidence)[filled]
         return float((gaps * self.count[filled]).sum() / self.count.sum())
@@ -57,7 +64,13 @@ class Reliability:
 
 @dataclass(frozen=True)
 class Confusion:
-    """How often one class was taken for another."""
+    """A pair of classes that the model confused.
+
+    Attributes:
+      true: class of the examples.
+      predicted: class that the model predicted for them.
+      count: number of these examples.
+    """
 
     true: int
     predicted: int
@@ -66,19 +79,19 @@ class Confusion:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """A classifier measured on every example of a split.
+    """Metrics of a classifier on all examples of a split.
 
     Attributes:
-      top1: share of examples whose class has the highest logit.
-      top5: share of examples whose class is among the five highest (all of them, if there are fewer).
+      top1: top-1 accuracy, from 0 to 1.
+      top5: top-5 accuracy, from 0 to 1; always 1 if there are five classes or fewer.
       loss: mean cross-entropy in nats.
-      ece: expected calibration error of the top-1 confidence.
-      count: examples.
-      per_class: top-1 within each class; NaN for a class without an example.
-      confusion: examples by [true, predicted] class.
-      reliability: the bins behind `ece`.
-      predicted: the prediction for each example, in the order of the split.
-      confidence: the probability of that prediction.
+      ece: expected calibration error of the predictions, from 0 to 1.
+      count: number of examples.
+      per_class: top-1 accuracy of each class, float64 [classes]; NaN for a class without examples.
+      confusion: number of examples by true and predicted class, int64 [classes, classes].
+      reliability: the bins that `ece` is computed from.
+      predicted: predicted class of each example, in the order of the split, int32 [count].
+      confidence: probability of each prediction, float64 [count].
     """
 
     top1: float
@@ -93,16 +106,16 @@ class Evaluation:
     confidence: Float64[np.ndarray, " count"]
 
     def scalars(self) -> dict[str, float]:
-        """The figures that sum up the rest, by name."""
+        """The metrics that are one number, by name: `loss`, `top1`, `top5` and `ece`."""
         return {"loss": self.loss, "top1": self.top1, "top5": self.top5, "ece": self.ece}
 
     def worst_classes(self) -> list[int]:
-        """Classes that have examples, from the lowest accuracy to the highest."""
-        order = np.argsort(self.per_class, kind="stable")  # NaN comes last
-        return [int(each) for each in order if not np.isnan(self.per_class[each])]
+        """Classes from the lowest accuracy to the highest, without classes that have no examples."""
+        order = np.argsort(self.per_class, kind="stable")
+        return [int(label) for label in order if not np.isnan(self.per_class[label])]
 
     def confusions(self) -> list[Confusion]:
-        """Pairs of classes that were confused, the most frequent first."""
+        """Pairs of classes that the model confused, the most frequent first."""
         mistakes = self.confusion.copy()
         np.fill_diagonal(mistakes, 0)
         pairs = [Confusion(int(i), int(j), int(mistakes[i, j])) for i, j in zip(*mistakes.nonzero(), strict=True)]
@@ -114,20 +127,25 @@ def score(
     labels: Int32[np.ndarray, " batch"],
     mask: Bool[np.ndarray, " batch"],
 ) -> Outcomes:
-    """The outcomes of a batch.
+    """Computes the outcomes of a batch.
 
     Args:
-      logits: finite where the mask is true.
-      labels: in [0, classes).
-      mask: false for padding, which is left out.
+      logits: float32 [batch, classes], finite where the mask is true.
+      labels: true classes, int32 [batch], from 0 to classes - 1.
+      mask: bool [batch]; false for padding, which has no outcome.
+
+    Returns:
+      One outcome for each example whose mask is true, in their order.
     """
     labels = labels[mask]
-    values = logits[mask].astype(np.float64)  # float32 sums of 200 exponentials would lose the last digits
+    # In float32, sums of 200 exponentials would lose the last digits.
+    values = logits[mask].astype(np.float64)
+    # Rank of the true class. Equal logits rank by class, as in argmax: a model that gives all classes the same logit is
+    # then right on one class instead of on all.
     own = np.take_along_axis(values, labels[:, None], axis=1)
-    # Classes with equal logits rank by their number, as argmax has it. A model that gives all classes the same
-    # is then right on one class, not on all.
     before = np.arange(values.shape[1]) < labels[:, None]
     rank = ((values > own) | ((values == own) & before)).sum(axis=1)
+    # Log softmax, shifted so that no exponential overflows.
     shifted = values - values.max(axis=1, keepdims=True)
     log_total = np.log(np.exp(shifted).sum(axis=1))
     return Outcomes(
@@ -140,9 +158,14 @@ def score(
 
 
 def summarize(batches: Sequence[Outcomes], *, classes: int) -> Evaluation:
-    """Sums up the outcomes of at least one example."""
-    all_outcomes = Outcomes(*(np.concatenate(each) for each in zip(*batches, strict=True)))
-    labels, predicted, rank, confidence, loss = all_outcomes
+    """Computes the metrics of a split.
+
+    Args:
+      batches: outcomes of all its examples, at least one, in batches of any size.
+      classes: number of classes.
+    """
+    labels, predicted, rank, confidence, loss = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+    # Confusion matrix: each pair of true and predicted class is one number.
     cells = np.bincount(labels.astype(np.int64) * classes + predicted, minlength=classes**2)
     confusion = cells.reshape(classes, classes)
     reliability = measure_reliability(confidence, predicted == labels)
@@ -161,7 +184,12 @@ def summarize(batches: Sequence[Outcomes], *, classes: int) -> Evaluation:
 
 
 def measure_reliability(confidence: Float64[np.ndarray, " n"], correct: Bool[np.ndarray, " n"]) -> Reliability:
-    """Bins examples by confidence (Guo et al. 2017)."""
+    """Bins examples by confidence (Guo et al. 2017).
+
+    Args:
+      confidence: probability of the predicted class, float64 [n], from 0 to 1.
+      correct: whether the prediction is right, bool [n].
+    """
     inner_edges = np.linspace(0, 1, CALIBRATION_BINS + 1)[1:-1]
     bins = np.digitize(confidence, inner_edges, right=True)
     count = np.bincount(bins, minlength=CALIBRATION_BINS)
@@ -173,6 +201,6 @@ def measure_reliability(confidence: Float64[np.ndarray, " n"], correct: Bool[np.
 
 
 def _ratio(part: np.ndarray, whole: Int64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
-    """Divides, giving NaN where there is nothing to divide by."""
+    """Divides, with NaN where the divisor is 0."""
     ratio: Float64[np.ndarray, " n"] = np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
     return ratio

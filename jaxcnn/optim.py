@@ -1,4 +1,4 @@
-"""The learning rate over time, and the optimizer, from the settings of a run."""
+"""Learning rate schedule and optimizer of a run, from its settings."""
 
 import functools
 from typing import Any
@@ -14,15 +14,26 @@ from jaxcnn.muon import scale_by_muon
 ADAM_DECAY = 0.999
 """Decay of Adam's second moment, Keras' default."""
 ADAM_EPSILON = 1e-7
-"""Keras' default, which the original system used."""
+"""Adam's epsilon, Keras' default, which the original system used."""
 
 
 def make_schedule(config: OptimConfig, *, steps: int) -> optax.Schedule:
-    """The learning rate at each step, counted from 0, of a run of `steps` steps.
+    """Makes the learning rate schedule of a run.
 
-    Of w warm-up steps, step t has the share (t + 1) / (w + 1) of the highest rate, so that not even the first is
-    wasted. From step w on the rate falls and reaches zero at step `steps`, just after the last; `constant` stays.
-    `onecycle` takes a half cosine both ways (after Smith and Topin 2017).
+    In a warm-up of w steps, step t has (t + 1) / (w + 1) of the highest learning rate, so that even the first one
+    learns. From step w on the schedules differ; all but the first reach zero just after the last step:
+
+    - `constant`: stays at the highest rate.
+    - `linear`: falls on a line.
+    - `cosine`: falls on a half cosine (Loshchilov and Hutter 2017).
+    - `onecycle`: rises and falls on half cosines (after Smith and Topin 2017).
+
+    Args:
+      config: schedule, highest learning rate, and warm-up as a share of the steps.
+      steps: number of steps of the whole run.
+
+    Returns:
+      A function from the step, counted from 0, to the learning rate, float32.
     """
     warmup = round(config.warmup * steps)
     falling = max(steps - warmup, 1)
@@ -46,21 +57,29 @@ def make_schedule(config: OptimConfig, *, steps: int) -> optax.Schedule:
 
 
 def _half_cosine(share: Float[Array, ""]) -> Float[Array, ""]:
-    """From 0 at 0 to 1 at 1, flat at both ends."""
+    """Maps 0 to 0 and 1 to 1, flat at both ends."""
     return (1 - jnp.cos(jnp.pi * share)) / 2
 
 
 @functools.cache
 def make_optimizer(config: OptimConfig, *, steps: int) -> optax.GradientTransformation:
-    """The optimizer of a run of `steps` steps: clipping first, then the rule, at the rate of `make_schedule`.
+    """Makes the optimizer of a run: gradient clipping, then one of these rules, at the rate of `make_schedule`.
 
-    Equal settings give the very same object, so a function that was compiled for it is found again.
+    - `sgd`: Nesterov's momentum (Sutskever et al. 2013); weight decay is added to the gradient.
+    - `adam`: as in Keras (Kingma and Ba 2015), but epsilon is added after the bias correction, which changes updates by
+      about epsilon; weight decay is added to the gradient.
+    - `adamw`: weight decay is decoupled from the gradient and scaled by the learning rate (Loshchilov and Hutter 2019).
+    - `muon`: the momentum of each kernel is made orthogonal (Jordan et al. 2024); Adam for all else. Updates are about
+      as large as AdamW's, so the same learning rates and weight decays suit.
 
-    - sgd: Nesterov's momentum (Sutskever et al. 2013), decay added to the gradient.
-    - adam: as in Keras but for where epsilon is added (after the bias correction; the difference is of its size).
-    - adamw: decoupled decay, scaled by the rate (Loshchilov and Hutter 2019).
-    - muon: the momentum of each kernel is made orthogonal (Jordan et al. 2024), Adam for the rest. Its updates have the
-      size of AdamW's, so rate and decay are chosen as for that.
+    Weight decay applies to the kernels of convolutions and dense layers only.
+
+    Args:
+      config: rule, momentum, weight decay, clipping norm, and the schedule.
+      steps: number of steps of the whole run.
+
+    Returns:
+      An optimizer. Equal arguments return the same object, so a step compiled for it is found in the cache.
     """
     schedule = make_schedule(config, steps=steps)
     clip = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
@@ -84,7 +103,7 @@ def make_optimizer(config: OptimConfig, *, steps: int) -> optax.GradientTransfor
 
 
 def _with_standard_promotion(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Lets a program that asks for strict promotion use it: Optax raises floats to whole numbers of steps."""
+    """Makes an optimizer work under strict type promotion: Optax raises floats to integer powers."""
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:
         with jax.numpy_dtype_promotion("standard"):
@@ -94,5 +113,5 @@ def _with_standard_promotion(optimizer: optax.GradientTransformation) -> optax.G
 
 
 def _kernels(params: optax.Params) -> Any:
-    """True for the kernels of convolutions and dense layers, false for biases and normalisations."""
+    """A tree of booleans: true for the kernels of convolutions and dense layers, false for all other parameters."""
     return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)

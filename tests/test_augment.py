@@ -1,4 +1,4 @@
-"""Each change by its distribution over many examples, its labels, and what it must leave alone."""
+"""Each augmentation by its distribution over many examples, its targets, and what it must leave alone."""
 
 import itertools
 import typing
@@ -93,7 +93,7 @@ def test_the_key_decides_and_examples_differ() -> None:
 
 
 def test_random_numbers_are_few() -> None:
-    """A random number for each pixel of each example would take longer than a CPU's whole step allows."""
+    """A random number for each pixel of each example would take too long on a CPU."""
     images = jnp.zeros((256, 16, 16, 3), jnp.uint8)
     function = partial(augment, config=EVERYTHING, classes=CLASSES, resolution=16)
     jaxpr = str(jax.make_jaxpr(function)(jax.random.key(0), images, labels(256)))
@@ -171,7 +171,7 @@ def test_flip_and_resizing_go_together() -> None:
 
 
 def crops(count: int, **settings: typing.Any) -> tuple[np.ndarray, ...]:
-    """Top, left, height and width of random crops, as shares of the side, from pictures that hold coordinates."""
+    """Top, left, height and width of random crops, as shares of the side, read from pictures of coordinates."""
     side = 32
     images = np.zeros((count, side, side, 3), np.uint8)
     images[..., 0] = 8 * np.arange(side)[:, None]
@@ -197,8 +197,8 @@ def test_resized_crops_are_uniform_in_area_and_place() -> None:
 
 
 def test_a_crop_is_shifted_whatever_its_place() -> None:
-    """The variances of the two add up."""
-    top, left, height, width = crops(2000, crop_scale=(0.25, 0.25), pad_crop=0.1)  # up to 3 of 32 pixels
+    """The variances of place and shift add up."""
+    top, left, height, width = crops(2000, crop_scale=(0.25, 0.25), pad_crop=0.1)  # Up to 3 of 32 pixels.
     for start, size in ((top, height), (left, width)):
         expected = ((1 - size) ** 2).mean() / 12 + 4 / 32**2
         assert (start - (1 - size) / 2).var() == pytest.approx(expected, rel=0.1)
@@ -211,7 +211,7 @@ def test_resized_crops_of_the_whole_area_change_nothing() -> None:
 
 
 def rectangles(changed: np.ndarray) -> np.ndarray:
-    """Heights and widths of the true area of each mask, which must be a rectangle."""
+    """Heights and widths of the true areas of masks, which must be rectangles."""
     rows, columns = changed.any(2), changed.any(1)
     np.testing.assert_array_equal(changed, rows[:, :, None] & columns[:, None, :])
     for line in (rows, columns):
@@ -241,7 +241,7 @@ def test_erasing_fills_a_rectangle_of_some_pictures() -> None:
 def test_which_are_erased_does_not_depend_on_which_are_mirrored() -> None:
     images = repeated(1000, 8)
     found, _ = run(images, flip=True, erase=0.5)
-    same, mirrored = ((found == each).mean((1, 2, 3)) for each in (images, images[:, :, ::-1]))
+    same, mirrored = ((found == source).mean((1, 2, 3)) for source in (images, images[:, :, ::-1]))
     erased = np.maximum(same, mirrored) < 1
     assert 0.4 < erased[mirrored > same].mean() < 0.6
     assert 0.4 < erased[mirrored < same].mean() < 0.6
@@ -286,7 +286,7 @@ def test_cutmix_targets_are_the_share_of_pixels() -> None:
     np.testing.assert_allclose(targets[first, (first - 1) % CLASSES], share, atol=1e-6)
     # The side cut out is sqrt(1 - l) with l uniform; kept inside the picture it is s - s^2 / 4 on average.
     squares = sizes[:, 0] == sizes[:, 1]
-    assert 0.2 < squares.mean() < 0.9  # the border cuts many
+    assert 0.2 < squares.mean() < 0.9  # The border crops many.
     side_share = np.sqrt(np.linspace(0, 1, 1001))
     assert sizes.mean() / side == pytest.approx((side_share - side_share**2 / 4).mean(), rel=0.05)
 

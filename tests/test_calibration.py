@@ -1,4 +1,4 @@
-"""The temperature: found where there is one, harmless where there is not, and recorded for its checkpoint alone."""
+"""The temperature: found if there is one, harmless if there is none, and recorded for its checkpoint alone."""
 
 import dataclasses
 import json
@@ -42,10 +42,10 @@ def test_the_temperature_that_labels_were_drawn_with_is_found(temperature):
     assert fit_temperature(logits, labels) == pytest.approx(temperature, rel=0.03)
 
 
-def test_of_many_pictures_it_is_the_most_likely_temperature():
+def test_many_pictures_get_their_most_likely_temperature():
     logits, labels = draw(4, count=5000, classes=5, temperature=2.0)
     grid = np.linspace(1.5, 2.5, 1001)
-    best = grid[np.argmin([cross_entropy(logits / each, labels) for each in grid])]
+    best = grid[np.argmin([cross_entropy(logits / temperature, labels) for temperature in grid])]
     assert fit_temperature(logits, labels) == pytest.approx(best, abs=0.005)
 
 
@@ -65,7 +65,7 @@ def test_the_cross_entropy_never_rises(seed, count, classes, temperature, spread
 
 
 @given(seed=st.integers(0, 2**32), temperature=st.floats(LOWEST, HIGHEST))
-def test_what_is_predicted_stays(seed, temperature):
+def test_predictions_stay_the_same(seed, temperature):
     logits, labels = draw(seed, count=30, classes=6, temperature=temperature)
     scaled = cross_fit(logits, labels)
     np.testing.assert_array_equal(scaled.argmax(axis=1), logits.argmax(axis=1))
@@ -74,7 +74,7 @@ def test_what_is_predicted_stays(seed, temperature):
 
 @pytest.mark.parametrize("count", [1, 3, 300])
 def test_a_perfect_model_is_not_made_certain(count):
-    """The likelihood alone would have it at the lowest temperature there is."""
+    """The likelihood alone would choose the lowest temperature allowed."""
     labels = np.arange(count, dtype=np.int32) % 10
     logits = 8 * np.eye(10, dtype=np.float32)[labels]
     assert 0.5 < fit_temperature(logits, labels) <= 1
@@ -96,7 +96,7 @@ def test_no_pictures_give_no_temperature():
 
 
 def test_each_half_has_the_temperature_of_the_other():
-    """The pictures of one class are sure and right, or sure and wrong: in both halves as many, or it would show."""
+    """The factors show which half a picture is in, and that the halves are stratified."""
     logits, labels = draw(1, count=400, classes=3, temperature=2.5)
     factors = logits[:, 0] / cross_fit(logits, labels)[:, 0]
     values, sizes = np.unique(factors.round(4), return_counts=True)
@@ -112,7 +112,7 @@ def test_halves_are_the_same_every_time_and_not_by_position():
     np.testing.assert_array_equal(cross_fit(logits, labels), cross_fit(logits, labels))
     factors = (logits / cross_fit(logits, labels))[np.argsort(labels, kind="stable"), 0]
     turns = np.count_nonzero(np.diff(factors.round(3)))
-    assert 60 < turns < 140  # in turns it would be 199, cut in two it would be 3
+    assert 60 < turns < 140  # Alternating halves would have 199, contiguous ones 3.
 
 
 def test_one_picture_is_left_as_it_is():
@@ -121,25 +121,25 @@ def test_one_picture_is_left_as_it_is():
     np.testing.assert_array_equal(cross_fit(logits, np.array([1], np.int32)), logits)
 
 
-def test_the_record_tells_the_errors():
+def test_the_record_has_both_errors():
     logits, labels = draw(5, count=4000, classes=10, temperature=3.0, spread=4.0)
     found = calibrate(logits, labels, step=12)
     assert (found.step, found.count) == (12, 4000)
     assert found.temperature == pytest.approx(3, rel=0.1)
     confidence = softmax(logits, axis=1).max(axis=1).mean()
     accuracy = (logits.argmax(axis=1) == labels).mean()
-    assert found.ece_before == pytest.approx(confidence - accuracy, abs=0.01)  # over-confident in every bin
+    assert found.ece_before == pytest.approx(confidence - accuracy, abs=0.01)  # Over-confident in every bin.
     assert found.ece_after < 0.03 < found.ece_before
 
 
-def test_the_error_afterwards_is_of_pictures_that_were_not_fitted():
+def test_the_error_afterwards_is_measured_by_cross_fitting():
     logits, labels = draw(6, count=12, classes=3, temperature=4.0)
     found = calibrate(logits, labels, step=1)
     fitted = calibrate(logits / np.float32(found.temperature), labels, step=1)
     assert found.ece_after != pytest.approx(fitted.ece_before)
 
 
-def test_a_record_is_read_for_its_step_alone(tmp_path):
+def test_a_record_is_read_for_its_step_only(tmp_path):
     path = tmp_path / "calibration.json"
     assert read_calibration(path, step=7) is None
     write_calibration(RECORD, path)
@@ -155,25 +155,25 @@ def test_a_record_is_read_for_its_step_alone(tmp_path):
         ("[1]", "is damaged"),
         ("{}", r"is damaged \('step'\)"),
         (json.dumps(dataclasses.asdict(RECORD) | {"temperature": None}), "is damaged"),
-        (json.dumps(dataclasses.asdict(RECORD) | {"temperature": 0}), r"temperature is 0.0, not from 0.05 to 20"),
+        (json.dumps(dataclasses.asdict(RECORD) | {"temperature": 0}), r"temperature is 0.0, outside of 0.05 to 20"),
         (json.dumps(dataclasses.asdict(RECORD) | {"temperature": float("nan")}), "temperature is nan"),
         (json.dumps(dataclasses.asdict(RECORD) | {"temperature": 21}), "temperature is 21.0"),
     ],
 )
-def test_a_damaged_record_is_told(tmp_path, text, message):
+def test_a_damaged_record_is_reported(tmp_path, text, message):
     path = tmp_path / "calibration.json"
     path.write_text(text)
     with pytest.raises(UserError, match=message) as caught:
         read_calibration(path, step=7)
-    assert "remove it and run the training again" in str(caught.value)
+    assert "remove it and run the training again, which only rewrites this file" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_record_that_cannot_be_read_is_told(tmp_path):
+def test_a_record_that_cannot_be_read_is_reported(tmp_path):
     with pytest.raises(UserError, match=r"is damaged \(.*Is a directory"):
         read_calibration(tmp_path, step=7)
 
 
-def test_a_record_that_cannot_be_written_is_told(tmp_path):
+def test_a_record_that_cannot_be_written_is_reported(tmp_path):
     with pytest.raises(UserError, match=r"cannot be written to .*: No such file"):
         write_calibration(RECORD, tmp_path / "gone" / "calibration.json")

@@ -1,4 +1,4 @@
-"""Metrics: the same as scikit-learn's, whatever the batches, and well-defined where those are not."""
+"""Metrics: the same as scikit-learn's, for any batches, and well-defined where scikit-learn's are not."""
 
 import math
 
@@ -33,7 +33,8 @@ def test_agrees_with_scikit_learn(seed, count, classes, scale):
     logits, labels = random_examples(seed, count=count, classes=classes, scale=scale)
     measured, every = evaluate(logits, labels), np.arange(classes)
 
-    def top_k(k):  # scikit-learn knows the labels of two classes only as binary, with one score
+    # scikit-learn takes two classes only as binary labels with one score.
+    def top_k(k):
         return (
             1.0 if k >= classes else np.mean([y in np.argsort(-row)[:k] for y, row in zip(labels, logits, strict=True)])
         )
@@ -45,7 +46,7 @@ def test_agrees_with_scikit_learn(seed, count, classes, scale):
     assert measured.top1 == top_k(1)
     assert measured.top5 == pytest.approx(top_k(5), abs=1e-12)
     probabilities = softmax(logits)
-    if probabilities.min() > 1e-15:  # below, scikit-learn clips
+    if probabilities.min() > 1e-15:  # Below, scikit-learn clips.
         assert measured.loss == pytest.approx(log_loss(labels, probabilities, labels=every), rel=1e-9)
     np.testing.assert_array_equal(measured.confusion, confusion_matrix(labels, logits.argmax(1), labels=every))
     np.testing.assert_array_equal(measured.predicted, logits.argmax(1))
@@ -76,7 +77,7 @@ def test_batches_and_padding_change_nothing(seed, count, batch, padding):
         np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
 
 
-def test_the_mask_may_leave_out_any_example():
+def test_the_mask_can_leave_out_any_example():
     logits, labels = random_examples(0, count=9, classes=4)
     mask = np.array([True, False, True, True, False, False, True, True, False])
     masked = summarize([score(logits, labels, mask)], classes=4)
@@ -114,13 +115,13 @@ def test_confusion_is_true_by_predicted():
     measured = evaluate(np.eye(3)[[1, 1, 2, 0]], [0, 0, 1, 0])
     np.testing.assert_array_equal(measured.confusion, [[1, 2, 0], [0, 0, 1], [0, 0, 0]])
     assert measured.confusions() == [Confusion(true=0, predicted=1, count=2), Confusion(true=1, predicted=2, count=1)]
-    assert measured.confusion[0, 0] == 1  # it is still whole
+    assert measured.confusion[0, 0] == 1  # The matrix itself is not changed.
 
 
 def test_classes_as_bad_as_each_other_stay_in_order():
     labels = np.arange(60)
     measured = evaluate(np.eye(60)[np.where(labels % 3, labels, 0)], labels)
-    assert measured.worst_classes() == [*range(3, 60, 3), 0, *(each for each in range(60) if each % 3)]
+    assert measured.worst_classes() == [*range(3, 60, 3), 0, *(label for label in range(60) if label % 3)]
 
 
 def test_calibration_error_of_a_case_worked_by_hand():

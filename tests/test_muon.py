@@ -1,4 +1,4 @@
-"""Muon: orthogonal as its definition says, and as Optax' own makes kernels."""
+"""Muon against its definition and against Optax' own."""
 
 import jax
 import jax.numpy as jnp
@@ -43,14 +43,14 @@ def test_singular_vectors_stay_and_values_come_to_one(rows: int, columns: int, d
     assert np.all((values > 0.3) & (values < 1.3))
 
 
-def test_no_gradient_is_no_update() -> None:
+def test_a_zero_gradient_gives_a_zero_update() -> None:
     found = orthogonalize(jnp.zeros((4, 3)))
     np.testing.assert_array_equal(found, 0)
 
 
-def test_updates_are_those_of_optax() -> None:
-    ours = scale_by_muon(momentum=0.0)
-    theirs = optax.contrib.muon(
+def test_updates_agree_with_optax() -> None:
+    rule = scale_by_muon(momentum=0.0)
+    optax_rule = optax.contrib.muon(
         -1.0,
         beta=0.0,
         consistent_rms=RMS,
@@ -59,9 +59,9 @@ def test_updates_are_those_of_optax() -> None:
             gradients(0),
         ),
     )
-    found, _ = ours.update(gradients(0), ours.init(gradients(0)))
+    found, _ = rule.update(gradients(0), rule.init(gradients(0)))
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        expected, _ = theirs.update(gradients(0), theirs.init(gradients(0)), gradients(0))
+        expected, _ = optax_rule.update(gradients(0), optax_rule.init(gradients(0)), gradients(0))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
 
 

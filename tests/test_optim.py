@@ -1,4 +1,4 @@
-"""Schedules at their ends, and each optimizer against its rule worked out by hand."""
+"""Schedules at their ends, and each optimizer against its rule computed by hand."""
 
 import dataclasses
 import itertools
@@ -38,7 +38,7 @@ def params() -> dict:
 
 
 def updates(config: OptimConfig, *gradients: dict, steps: int = 10) -> list[dict]:
-    """The updates for gradients given one after another, the parameters staying where they are."""
+    """The updates for a sequence of gradients; the parameters stay as they are."""
     optimizer = make_optimizer(config, steps=steps)
     state, found = optimizer.init(params()), []
     for gradient in gradients:
@@ -117,7 +117,7 @@ def test_sgd_is_nesterov() -> None:
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])
 def test_adam_by_hand(name: str) -> None:
-    gradient = jax.tree.map(lambda leaf: leaf * 1e-6, params())  # so small that epsilon shows
+    gradient = jax.tree.map(lambda leaf: leaf * 1e-6, params())  # So small that epsilon shows.
     config = OptimConfig(name=name, schedule="constant", learning_rate=0.1, momentum=0.8)
     first, second = updates(config, gradient, jax.tree.map(lambda leaf: 3 * leaf, gradient))
     jax.tree.map(lambda u, g: np.testing.assert_allclose(u, -0.1 * g / (np.abs(g) + 1e-7), rtol=1e-4), first, gradient)
@@ -141,7 +141,7 @@ def test_only_kernels_decay(name: str) -> None:
     for layer in ("conv", "dense"):
         kernel = np.asarray(params()[layer]["kernel"])
         expected = {
-            "sgd": -0.1 * 1.9 * 0.5 * kernel,  # added to the gradient, so the momentum sees it
+            "sgd": -0.1 * 1.9 * 0.5 * kernel,  # Added to the gradient, so it enters the momentum.
             "adam": -0.1 * np.sign(kernel),
             "adamw": -0.1 * 0.5 * kernel,
             "muon": -0.1 * 0.5 * kernel,
@@ -153,7 +153,7 @@ def test_gradients_are_clipped_together() -> None:
     gradient = params()
     norm = float(optax.tree.norm(gradient))
     plain = OptimConfig(name="sgd", schedule="constant", learning_rate=0.1, momentum=0.0)
-    loose, tight = (dataclasses.replace(plain, clip_norm=each) for each in (norm * 2, norm / 2))
+    loose, tight = (dataclasses.replace(plain, clip_norm=limit) for limit in (norm * 2, norm / 2))
     whole, same, half = (updates(config, gradient)[0] for config in (plain, loose, tight))
     jax.tree.map(np.testing.assert_array_equal, whole, same)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a / 2, b, rtol=1e-5), whole, half)
@@ -175,10 +175,11 @@ def test_muon_makes_kernels_orthogonal() -> None:
 
 
 def test_muon_leaves_biases_and_norms_to_adam() -> None:
-    gradient = jax.tree.map(lambda leaf: leaf * 1e-6, params())  # so small that epsilon shows
+    gradient = jax.tree.map(lambda leaf: leaf * 1e-6, params())  # So small that epsilon shows.
     config = OptimConfig(name="muon", schedule="constant", learning_rate=0.1, momentum=0.8)
     again = jax.tree.map(lambda leaf: 3 * leaf, gradient)
-    found, expected = (updates(each, gradient, again)[1] for each in (config, dataclasses.replace(config, name="adam")))
+    adam = dataclasses.replace(config, name="adam")
+    found, expected = (updates(settings, gradient, again)[1] for settings in (config, adam))
     for layer, part in (("conv", "bias"), ("norm", "scale"), ("norm", "bias"), ("dense", "bias")):
         np.testing.assert_allclose(found[layer][part], expected[layer][part], rtol=1e-5)
 

@@ -1,70 +1,91 @@
-"""The networks by name. The only place that knows Flax Linen's modules from the inside.
+"""The networks by name.
 
-A network is called as `module(images, train)`: pictures [batch, height, width, 3] in [0, 255], uint8 or float, to
-float32 logits [batch, classes]. Normalising the pictures is part of it. Its variables are the collections `params`
-and `batch_stats`, always float32; training needs the random stream `dropout`.
+Each family is one file of plain Flax: a subclass of `network.Network` on the layers of `layers`. To add one, write its
+file and register it in `NETWORKS` below, under a name that `jaxcnn.config.ModelName` lists. If its head is called
+`classifier`, fine-tuning finds it (`HEAD`).
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxcnn.config import ModelConfig
+from jaxcnn.models.network import Network
 from jaxcnn.models.original import ORIGINALS, Original
 from jaxcnn.models.resnet import ResNet
 from jaxcnn.ops.compiler import has_onednn
+from jaxcnn.ops.dispatch import cpu_kernels_available
 
-__all__ = ["HEAD", "NAMES", "build", "build_here", "count_parameters", "resolve_precision"]
-
-NAMES: tuple[str, ...] = ("resnet", *ORIGINALS)
-"""Every value of `ModelConfig.name`."""
+__all__ = ["HEAD", "NAMES", "Network", "build", "build_here", "count_parameters", "resolve_precision"]
 
 HEAD = ("classifier", "classifier_norm")
-"""The modules at the end of each network whose parameters are one for each class."""
+"""Modules at the end of each network that have parameters for each class."""
+
+type Family = Callable[[ModelConfig], Callable[..., Network]]
+"""Binds the settings of a network to its own fields; `build` adds the fields of every `Network`."""
 
 
-def build(config: ModelConfig, *, classes: int, cpu: bool = False) -> nn.Module:
-    """The network that the settings describe, on CPU kernels if `cpu`: the same variables, the same results.
-
-    Equal settings give equal modules with equal hashes, so a function compiled for one serves the other.
-    """
-    dtype = jnp.bfloat16 if resolve_precision(config.precision) == "bfloat16" else jnp.float32
-    if config.name != "resnet":
-        return Original(spec=ORIGINALS[config.name], classes=classes, dtype=dtype, cpu=cpu)
-    return ResNet(
-        classes=classes,
+def _resnet(config: ModelConfig) -> Callable[..., Network]:
+    return partial(
+        ResNet,
         widths=config.widths,
         blocks=config.blocks,
         stem=config.stem,
         preactivation=config.preactivation,
         dropout=config.dropout,
         inference_side=config.inference_side,
-        dtype=dtype,
-        cpu=cpu,
     )
 
 
-def build_here(config: ModelConfig, *, classes: int) -> nn.Module:
-    """`build`, on CPU kernels where the settings and this machine have them.
+def _fixed(network: Callable[..., Network]) -> Family:
+    """A network whose shape no setting changes."""
+    return lambda config: network
 
-    They turn a whole batch about, which cannot be divided among devices: a CPU is several only if XLA is told so.
+
+NETWORKS: dict[str, Family] = {
+    "resnet": _resnet,
+    **{name: _fixed(partial(Original, spec=spec)) for name, spec in ORIGINALS.items()},
+}
+"""The registry."""
+
+NAMES: tuple[str, ...] = tuple(NETWORKS)
+"""Every value of `ModelConfig.name`."""
+
+
+def build(config: ModelConfig, *, classes: int, cpu_kernels: bool = False) -> Network:
+    """Builds the network that the settings describe. Equal arguments give equal networks with equal hashes.
+
+    Args:
+      config: its name, shape and precision; `config.cpu_kernels` is read by `build_here` only.
+      classes: number of logits.
+      cpu_kernels: use the CPU kernels, which is for running it in this process. Without them it is plain, as an export
+        needs it. The variables are the same, and so are the results but for rounding.
     """
-    cpu = config.cpu_kernels and jax.local_device_count() == 1 and has_onednn("float32")
-    return build(config, classes=classes, cpu=cpu)
+    dtype = jnp.dtype(resolve_precision(config.precision))
+    return NETWORKS[config.name](config)(classes=classes, dtype=dtype, cpu_kernels=cpu_kernels)
+
+
+def build_here(config: ModelConfig, *, classes: int) -> Network:
+    """Builds the network to run on this machine: with CPU kernels if the settings allow them and they are faster."""
+    return build(config, classes=classes, cpu_kernels=config.cpu_kernels and cpu_kernels_available())
 
 
 def resolve_precision(precision: str) -> str:
-    """What the setting `precision` stands for on this machine."""
+    """The type that the setting `precision` means on this machine: `float32` or `bfloat16`.
+
+    `auto` is bfloat16 on GPUs and TPUs, and on processors that have instructions for it.
+    """
     if precision != "auto":
         return precision
     return "bfloat16" if jax.default_backend() != "cpu" or has_onednn("bfloat16") else "float32"
 
 
 def count_parameters(variables: Any) -> int:
-    """How many numbers a tree of arrays, or of their shapes, holds.
+    """Counts the numbers in a tree of arrays or shapes.
 
-    Of `variables["params"]` these are the trainable parameters; Keras' total counts `variables["batch_stats"]` too.
+    For `variables["params"]` that is the trainable parameters; Keras' total includes `variables["batch_stats"]`.
     """
     return sum(leaf.size for leaf in jax.tree.leaves(variables))

@@ -1,16 +1,17 @@
-"""The original system's network and the six prototypes of its experiment log, as arrangements of one kind of layer.
+"""The network of the original Keras system and the six prototypes of its experiment log.
 
-Where the log leaves something open, its parameter counts decide (200 classes; tested):
+All of them are data: arrangements of blocks of convolutions and of dense layers, which one module builds. Where the log
+leaves a detail open, its parameter counts, for 200 classes, decide; the tests check them:
 
-- seed, prototype 4: 758,224 parameters, 754,048 of them trainable.
-- Prototype 1: 1,651,376 trainable.
-- Prototype 2: 629,028 and 625,820. These two counts rule out the 1x1 bottlenecks of the final network, with any
-  number of repeats: 704 normalised channels are left for the body and 390,512 weights and biases. Both come out
-  exactly when every convolution is 3x3 and normalised, two of them in the first block, and in each other block
-  two at the bottleneck's width followed by two at the block's.
-- Prototype 3 was stopped early and has no count. Its head is taken as listed, so without normalised logits.
-- Prototype 5: 1,396,560 and 1,390,592. The two convolutions come after block 2's pool, are both normalised, and no
-  further pool follows them.
+- seed, which is prototype 4: 758,224 parameters, 754,048 of them trainable.
+- Prototype 1: 1,651,376 trainable parameters.
+- Prototype 2: 629,028 parameters, 625,820 of them trainable. These counts rule out the 1x1 bottlenecks of the final
+  network, with any number of repeats: they leave 704 normalised channels and 390,512 weights and biases for the body.
+  Both numbers come out exactly when every convolution is 3x3 and normalised, with two of them in the first block, and
+  in each other block two at the bottleneck's width followed by two at the block's.
+- Prototype 3 was stopped early and has no count. Its head is built as listed, so without normalised logits.
+- Prototype 5: 1,396,560 parameters, 1,390,592 of them trainable. The two additional convolutions come after the pool of
+  block 2, are both normalised, and no further pool follows them.
 - Prototype 6 has no count. Its only normalisation is the one in block 1: the dense layers have none either.
 """
 
@@ -22,22 +23,22 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 from jaxtyping import Array, Float
 
-from jaxcnn.models.layers import (
-    BatchNormAct,
-    Conv,
-    Features,
-    Images,
-    SpatialDropout,
-    activate,
-    avg_pool,
-    global_avg_pool,
-)
-from jaxcnn.ops.layout import in_hwnc
+from jaxcnn.models.layers import BatchNormAct, Conv, Features, Images, SpatialDropout, global_avg_pool
+from jaxcnn.models.network import Network
+from jaxcnn.ops.layout import pointwise
+from jaxcnn.ops.pool import avg_pool
 
 
 @dataclass(frozen=True)
 class ConvSpec:
-    """A convolution, its batch normalisation and its LeakyReLU."""
+    """A convolution, its batch normalisation and its LeakyReLU.
+
+    Attributes:
+      kernel: rows and columns of the kernel.
+      channels: of the result.
+      norm: normalise the result.
+      activation: apply the LeakyReLU last.
+    """
 
     kernel: int
     channels: int
@@ -47,7 +48,13 @@ class ConvSpec:
 
 @dataclass(frozen=True)
 class BlockSpec:
-    """Spatial dropout, convolutions, average pool."""
+    """Spatial dropout, convolutions, average pool.
+
+    Attributes:
+      convs: the convolutions, first to last.
+      dropout: share of the channels to drop.
+      pool: halve the map at the end.
+    """
 
     convs: tuple[ConvSpec, ...]
     dropout: float = 0.0
@@ -56,7 +63,13 @@ class BlockSpec:
 
 @dataclass(frozen=True)
 class DenseSpec:
-    """A dense layer, its batch normalisation, its LeakyReLU and its dropout."""
+    """A dense layer, its batch normalisation, its LeakyReLU and its dropout.
+
+    Attributes:
+      features: number of results.
+      dropout: share of the features to drop.
+      norm: normalise the result.
+    """
 
     features: int
     dropout: float
@@ -65,7 +78,13 @@ class DenseSpec:
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """All of an original network but the size of its last layer, the logits, which may be normalised too."""
+    """The arrangement of an original network, for any number of classes.
+
+    Attributes:
+      blocks: the body, first to last.
+      hidden: the dense layers between the body and the logits.
+      norm_logits: normalise the logits too.
+    """
 
     blocks: tuple[BlockSpec, ...]
     hidden: tuple[DenseSpec, ...]
@@ -73,82 +92,79 @@ class NetworkSpec:
 
 
 SLOPE = 0.3
-"""Keras' default slope of a LeakyReLU."""
+"""Slope of a LeakyReLU below zero, Keras' default."""
 
 _conv = partial(Conv, kernel_init=nn.initializers.glorot_uniform())
 _dense = partial(nn.Dense, kernel_init=nn.initializers.glorot_uniform())
 _norm = partial(BatchNormAct, momentum=0.99, epsilon=1e-3)
+_act = partial(nn.leaky_relu, negative_slope=SLOPE)
 
 
 class Block(nn.Module):
-    """One block of an original network."""
+    """One block of an original network.
+
+    Attributes:
+      spec: its arrangement.
+      dtype: what the convolutions compute in.
+    """
 
     spec: BlockSpec
     dtype: Dtype
-    cpu: bool = False
 
     @nn.compact
     def __call__(self, x: Features, train: bool) -> Float[Array, "batch _height _width _channels"]:
         """Drops whole channels, convolves, and halves the map."""
-        conv = partial(_conv, dtype=self.dtype, cpu=self.cpu)
-        norm = partial(_norm, use_running_average=not train, dtype=self.dtype, cpu=self.cpu)
-        x = SpatialDropout(self.spec.dropout, deterministic=not train, cpu=self.cpu)(x)
-        for i, each in enumerate(self.spec.convs):
-            slope = SLOPE if each.activation else 1.0
-            x = conv(each.channels, (each.kernel, each.kernel), before_norm=each.norm, name=f"conv_{i}")(x)
-            if each.norm:
+        conv = partial(_conv, dtype=self.dtype)
+        norm = partial(_norm, use_running_average=not train)
+        x = SpatialDropout(self.spec.dropout, deterministic=not train)(x)
+        for i, layer in enumerate(self.spec.convs):
+            slope = SLOPE if layer.activation else 1.0
+            x = conv(layer.channels, (layer.kernel, layer.kernel), before_norm=layer.norm, name=f"conv_{i}")(x)
+            if layer.norm:
                 x = norm(negative_slope=slope, name=f"norm_{i}")(x)
-            elif each.activation:
-                x = in_hwnc(partial(activate, negative_slope=slope), x, cpu=self.cpu)
-        return avg_pool(x, cpu=self.cpu) if self.spec.pool else x
+            elif layer.activation:
+                x = pointwise(_act, x)
+        return avg_pool(x) if self.spec.pool else x
 
 
-class Original(nn.Module):
+class Original(Network, kw_only=True):
     """A network of the original Keras system, layer for layer, with Keras' initialisation.
 
-    Convolutions are padded to keep the size (2x2 kernels at the bottom and right) and have a bias, also where a
-    normalisation follows. Pictures of 8x8 and more of any sides will do.
+    Convolutions are padded to keep the size of the map (2x2 kernels at the bottom and right) and have a bias, also
+    where a normalisation follows. Pictures may have any sides from 8 pixels.
 
     Attributes:
-      spec: the arrangement.
-      classes: number of logits.
-      dtype: what all but the normalisations and the logits compute in.
-      cpu: compute by CPU kernels.
+      spec: its arrangement.
     """
 
     spec: NetworkSpec
-    classes: int
-    dtype: Dtype
-    cpu: bool = False
 
     @nn.compact
-    def __call__(self, images: Images, train: bool) -> Float[Array, "batch {self.classes}"]:
-        """Logits in float32 of RGB pictures in [0, 255].
-
-        Args:
-          images: uint8 or float.
-          train: normalise by the batch, update `batch_stats`, and drop with the `dropout` random stream.
-        """
-        norm = partial(_norm, use_running_average=not train, cpu=self.cpu)
+    def logits(self, images: Images, train: bool) -> Float[Array, "batch {self.classes}"]:
+        """The layers of the network."""
+        norm = partial(_norm, use_running_average=not train)
+        # Body.
         x = (images.astype(jnp.float32) / 255).astype(self.dtype)
         for i, block in enumerate(self.spec.blocks):
-            x = Block(block, self.dtype, self.cpu, name=f"block_{i}")(x, train)
+            x = Block(block, self.dtype, name=f"block_{i}")(x, train)
+        # Head.
         x = global_avg_pool(x)
         for i, hidden in enumerate(self.spec.hidden):
             x = _dense(hidden.features, dtype=self.dtype, name=f"dense_{i}")(x)
-            if hidden.norm:
-                x = norm(dtype=self.dtype, negative_slope=SLOPE, name=f"dense_norm_{i}")(x)
-            else:
-                x = activate(x, negative_slope=SLOPE)
+            x = norm(negative_slope=SLOPE, name=f"dense_norm_{i}")(x) if hidden.norm else _act(x)
             x = nn.Dropout(hidden.dropout, deterministic=not train)(x)
         logits = _dense(self.classes, name="classifier")(x.astype(jnp.float32))
-        return norm(dtype=jnp.float32, name="classifier_norm")(logits) if self.spec.norm_logits else logits
+        return norm(name="classifier_norm")(logits) if self.spec.norm_logits else logits
 
 
 def _bottlenecks(channels: int, compressed: int) -> tuple[ConvSpec, ...]:
-    """A 3x3 convolution, then twice: compress 1x1, convolve 3x3, expand 1x1.
+    """A 3x3 convolution, then two bottlenecks: compress 1x1, convolve 3x3, expand 1x1.
 
     The compression has no activation, which would distort the compressed features before the 3x3 convolution.
+
+    Args:
+      channels: before and after each bottleneck.
+      compressed: between its compression and its 3x3 convolution.
     """
     compress = ConvSpec(1, compressed, norm=False, activation=False)
     return (ConvSpec(3, channels), *(compress, ConvSpec(3, channels), ConvSpec(1, channels)) * 2)
@@ -215,4 +231,4 @@ ORIGINALS: dict[str, NetworkSpec] = {
     "prototype5": _PROTOTYPE5,
     "prototype6": _PROTOTYPE6,
 }
-"""The original networks by name; prototype 4 became the final one, `seed`."""
+"""The arrangements by name. Prototype 4 became the final network, `seed`."""

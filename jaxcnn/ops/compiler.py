@@ -1,4 +1,4 @@
-"""What XLA is asked for on a CPU, and what it can do there."""
+"""Options of XLA for a CPU, and whether it computes with oneDNN there."""
 
 import functools
 import os
@@ -11,14 +11,23 @@ import jax.numpy as jnp
 from jax import lax
 
 CPU_OPTIONS: dict[str, bool | int] = {
-    "xla_cpu_experimental_onednn_custom_call": True,  # convolutions and products by oneDNN
+    # Convolutions and matrix products by oneDNN.
+    "xla_cpu_experimental_onednn_custom_call": True,
     "xla_cpu_prefer_vector_width": 512,
 }
-"""Options of XLA for the steps of a run on a CPU. What is set in XLA_FLAGS goes before them."""
+"""Options with which a run's steps are compiled on a CPU. Options that the user sets in XLA_FLAGS take precedence."""
 
 
 def jit(function: Callable[..., Any], **options: Any) -> Any:
-    """`jax.jit` with `compiler_options()`. Unlike there, the backend is not started before the first call."""
+    """`jax.jit` with `compiler_options()`; starts JAX's backend at the first call, not when it decorates.
+
+    Args:
+      function: what to compile.
+      options: passed on to `jax.jit`.
+
+    Returns:
+      A function with the signature of `function`, and `jitted()`, which returns what `jax.jit` made.
+    """
 
     @functools.cache
     def jitted() -> Any:
@@ -34,7 +43,7 @@ def jit(function: Callable[..., Any], **options: Any) -> Any:
 
 @functools.cache
 def compiler_options() -> dict[str, bool | int]:
-    """Those of `CPU_OPTIONS` that this XLA knows and that the user has not set; none unless the backend is a CPU."""
+    """The `CPU_OPTIONS` that this XLA knows and that the user has not set; empty unless the backend is a CPU."""
     if jax.default_backend() != "cpu":
         return {}
     flags = os.environ.get("XLA_FLAGS", "")
@@ -43,10 +52,13 @@ def compiler_options() -> dict[str, bool | int]:
 
 @functools.cache
 def has_onednn(dtype: str) -> bool:
-    """Whether convolutions in this type, `float32` or `bfloat16`, are computed by oneDNN.
+    """Whether XLA hands convolutions in a type to oneDNN on this machine. Compiles one to find out.
 
-    In bfloat16 that is so on processors with instructions for it (AVX512-BF16, AMX). On others XLA hands oneDNN a
-    float32 copy, which is slower than to compute in float32 throughout.
+    In bfloat16 it does so on processors with instructions for it (AVX512-BF16, AMX). On others it hands oneDNN a
+    float32 copy, which is slower than computing in float32 throughout, and counts as no here.
+
+    Args:
+      dtype: `float32` or `bfloat16`.
     """
     if jax.default_backend() != "cpu":
         return False
@@ -65,7 +77,7 @@ def has_onednn(dtype: str) -> bool:
 def _is_known(name: str, value: bool | int) -> bool:
     try:
         jax.jit(jnp.negative, compiler_options={name: value}).lower(jnp.float32(0)).compile()
-    except Exception as error:  # jaxlib's class for it is not public
+    except Exception as error:  # The class is not public in jaxlib.
         if "No such compile option" in str(error):
             return False
         raise

@@ -1,7 +1,7 @@
-"""A convolution over all channels as a CPU kernel: for the value and both gradients an ordinary one that oneDNN takes.
+"""The CPU kernel of a convolution over all channels: three convolutions of the one kind that oneDNN computes.
 
-XLA hands oneDNN what it knows as the forward pass only. Both gradients are therefore written as forward passes of other
-maps, with the images as the third spatial dimension of a single example, see `layout`.
+XLA hands oneDNN only what it recognises as the forward pass of a convolution. Both gradients are therefore written as
+forward passes over other maps, with the images as the third spatial dimension of a single example (see `layout`).
 """
 
 from functools import partial
@@ -16,15 +16,17 @@ from jaxcnn.ops.layout import Hwnc
 from jaxcnn.ops.window import Sides, Window
 
 LINES_FROM = 16
-"""Columns of a map from which on the gradient of a kernel is taken from lines, see `_convolve_lines`."""
+"""Columns of the result from which on `_convolve_lines` computes the gradient of a kernel."""
 PIECES = 16
-"""Parts in which the gradient of a 1x1 kernel is summed: oneDNN multiplies fast with a bfloat16 result only, and the
-sum of a few of them in float32 keeps its rounding small."""
+"""Parts in which the gradient of a 1x1 kernel is summed.
+
+oneDNN is fast only if the result is bfloat16 as well. Adding a few such results in float32 keeps the rounding small."""
 
 type Kernel = Float[Array, "_rows _columns _channels _features"]
 
 _FORWARD = ("NDHWC", "DHWIO", "NDHWC")
-_TURNED = ("NDHWC", "DHWOI", "NDHWC")  # the kernel's channels change places
+_TRANSPOSED = ("NDHWC", "DHWOI", "NDHWC")
+"""Input and output channels of the kernel change places."""
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -39,6 +41,7 @@ def _forward(x: Hwnc, kernel: Kernel, window: Window) -> tuple[Hwnc, tuple[Hwnc,
 
 def _backward(window: Window, saved: tuple[Hwnc, Kernel], dy: Hwnc) -> tuple[Hwnc, Kernel]:
     x, kernel = saved
+    # Both gradients read dy.
     dy = materialize(dy)
     dx = _input_gradient(dy, kernel.astype(dy.dtype), window, sides=x.shape[:2])
     return dx, _kernel_gradient(x, dy, window, taps=kernel.shape[:2]).astype(kernel.dtype)
@@ -48,7 +51,8 @@ dense_conv.defvjp(_forward, _backward)
 
 
 def _convolve(x: Hwnc, kernel: Kernel, window: Window, *, dimensions: tuple[str, str, str] = _FORWARD) -> Hwnc:
-    found: Hwnc = lax.conv_general_dilated(
+    """A convolution over height and width as one in three dimensions, the third of which has a kernel of size 1."""
+    result: Hwnc = lax.conv_general_dilated(
         x[None],
         kernel[:, :, None],
         (*window.strides, 1),
@@ -56,63 +60,74 @@ def _convolve(x: Hwnc, kernel: Kernel, window: Window, *, dimensions: tuple[str,
         rhs_dilation=(*window.dilation, 1),
         dimension_numbers=dimensions,
     )[0]
-    return found
+    return result
 
 
 def _input_gradient(dy: Hwnc, kernel: Kernel, window: Window, *, sides: Sides) -> Hwnc:
-    """Convolves the gradient with the flipped kernel.
+    """Convolves the gradient of the result with the flipped kernel.
 
-    It is flipped beforehand: XLA would reverse the window instead, which keeps oneDNN out and is ten times slower.
+    Args:
+      dy: gradient of the result.
+      kernel: in the type of dy.
+      window: of the forward pass.
+      sides: height and width of the input.
     """
+    # Without the barrier XLA reverses the window instead of the kernel, which oneDNN does not take: ten times slower.
     flipped = materialize(kernel[::-1, ::-1])
     back = window.transposed(sides, dy.shape[:2], kernel.shape[:2])
-    return _convolve(window.spread(dy), flipped, back, dimensions=_TURNED)
+    return _convolve(window.spread(dy), flipped, back, dimensions=_TRANSPOSED)
 
 
 def _kernel_gradient(x: Hwnc, dy: Hwnc, window: Window, *, taps: Sides) -> Kernel:
-    """The sum, over images and positions, of what each tap saw times the gradient.
+    """Sums, over images and positions, the pixel that each tap saw times the gradient of the result.
 
-    That is a convolution with the gradient for a kernel as large as the map: the images are the channels that are
-    summed, and the map's channels are its third spatial dimension.
+    That is a convolution whose kernel is `dy`, as large as the map. The images are its input channels, over which it
+    sums, and the channels of the map are its third spatial dimension. Strides and dilation change places.
+
+    Args:
+      x: input of the forward pass.
+      dy: gradient of the result.
+      window: of the forward pass.
+      taps: rows and columns of the kernel.
     """
     if taps == (1, 1) and window.strides == (1, 1) and window.padding == ((0, 0), (0, 0)):
         return _dense_gradient(x, dy)[None, None]
     (top, _), (left, _) = window.padding
+    # Rows and columns that the kernel sees in all its positions, padding included.
     down, across = (
-        (count - 1) * apart + (side - 1) * stride + 1
-        for count, apart, side, stride in zip(taps, window.dilation, dy.shape[:2], window.strides, strict=True)
+        (count - 1) * spacing + (side - 1) * stride + 1
+        for count, spacing, side, stride in zip(taps, window.dilation, dy.shape[:2], window.strides, strict=True)
     )
     seen = x[max(-top, 0) : max(down - top, 0)]
-    if not seen.shape[0]:  # nothing but padding
+    if not seen.shape[0]:
+        # The kernel saw nothing but padding.
         return jnp.zeros((*taps, x.shape[-1], dy.shape[-1]), jnp.float32)
     above = min(max(top, 0), down - seen.shape[0])
     padding = ((above, down - seen.shape[0] - above), (left, across - left - x.shape[1]))
-    turned = Window(window.dilation, padding, window.strides)
-    found = (_convolve_turned if dy.shape[1] < LINES_FROM else _convolve_lines)(seen, dy, turned)
-    return found.astype(jnp.float32)
+    swapped = Window(window.dilation, padding, window.strides)
+    convolve = _convolve_swapped if dy.shape[1] < LINES_FROM else _convolve_lines
+    return convolve(seen, dy, swapped).astype(jnp.float32)
 
 
-def _convolve_turned(x: Hwnc, kernel: Kernel, window: Window) -> Hwnc:
-    """`_convolve` with a kernel as large as the map, in which images and channels change places.
-
-    XLA does that well in an operation of its own only, so the barrier keeps what comes before out of it.
-    """
+def _convolve_swapped(x: Hwnc, kernel: Kernel, window: Window) -> Hwnc:
+    """`_convolve` with a kernel as large as the map, after images and channels of the map have changed places."""
+    # XLA transposes fast only in an operation by itself; the barrier keeps what computes x out of it.
     return _convolve(materialize(x).transpose(0, 1, 3, 2), kernel, window)
 
 
 def _convolve_lines(x: Hwnc, kernel: Kernel, window: Window) -> Hwnc:
-    """The same for a map of many columns.
+    """What `_convolve_swapped` computes, for maps of many columns.
 
-    A row is laid out as one line of columns and channels, in which the kernel's columns are as far apart as there are
-    channels. The innermost loop then runs over the taps of a row and all channels, and the kernel is read once for each
-    row of taps (128 maps of 64x64 with 32 channels, 2x2: 11 instead of 14 ms). Padding is computed with rather than
-    skipped, which costs too much on small maps.
+    A row becomes one line of columns times channels, in which neighbouring columns of the kernel are as far apart as
+    there are channels. The innermost loop then runs over the taps of a row and all channels, and the kernel is read
+    once for each row of taps (128 maps of 64x64 with 32 channels, 2x2: 11 instead of 14 ms). Padding takes part in the
+    computation instead of being skipped, which costs too much on small maps.
     """
-    padded = materialize(
-        lax.pad(x, jnp.zeros((), x.dtype), (*((*edge, 0) for edge in window.padding), (0, 0, 0), (0, 0, 0)))
-    )
+    no_edge = (0, 0, 0)
+    edges = (*((before, after, 0) for before, after in window.padding), no_edge, no_edge)
+    padded = materialize(lax.pad(x, jnp.zeros((), x.dtype), edges))
     rows, columns, images, channels = padded.shape
-    found = lax.conv_general_dilated(
+    result = lax.conv_general_dilated(
         padded.transpose(0, 1, 3, 2).reshape(1, rows, 1, columns * channels, images),
         kernel[:, None],
         (window.strides[0], 1, 1),
@@ -120,14 +135,14 @@ def _convolve_lines(x: Hwnc, kernel: Kernel, window: Window) -> Hwnc:
         rhs_dilation=(window.dilation[0], 1, window.dilation[1] * channels),
         dimension_numbers=_FORWARD,
     )
-    places: Hwnc = found.reshape(found.shape[1], -1, channels, kernel.shape[-1])
-    return places[:, :: window.strides[1]]
+    positions: Hwnc = result.reshape(result.shape[1], -1, channels, kernel.shape[-1])
+    return positions[:, :: window.strides[1]]
 
 
 def _dense_gradient(x: Hwnc, dy: Hwnc) -> Float32[Array, "_channels _features"]:
-    """The gradient of a 1x1 kernel: a product over all positions."""
+    """The gradient of a 1x1 kernel: a matrix product over all positions, in `PIECES` parts."""
     positions = x.shape[0] * x.shape[1] * x.shape[2]
     pieces = PIECES if positions % PIECES == 0 else 1
-    left, right = (each.reshape(pieces, positions // pieces, each.shape[-1]) for each in (x, dy))
+    left, right = (map_.reshape(pieces, positions // pieces, map_.shape[-1]) for map_ in (x, dy))
     products = lax.dot_general(left, right, (((1,), (1,)), ((0,), (0,))))
     return products.astype(jnp.float32).sum(0)

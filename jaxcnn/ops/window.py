@@ -1,4 +1,4 @@
-"""How a kernel moves over a map."""
+"""Strides, padding and dilation: how a kernel moves over a map."""
 
 from typing import NamedTuple
 
@@ -7,16 +7,18 @@ from jax import lax
 from jaxtyping import Array, Float
 
 type Pairs = tuple[tuple[int, int], tuple[int, int]]
+"""Two numbers for the rows, two for the columns."""
 type Sides = tuple[int, ...]
+"""Height and width."""
 
 
 class Window(NamedTuple):
-    """Steps and borders of a convolution, in rows and columns.
+    """How a kernel moves over a map. Each field has a part for rows and one for columns.
 
     Attributes:
-      strides: between positions of the kernel.
-      padding: zeros before and after the map; negative ones cut it.
-      dilation: distance between the pixels that neighbours of the kernel see.
+      strides: step of the kernel.
+      padding: zeros before and after the map; negative numbers crop it.
+      dilation: distance between the pixels that neighbouring taps of the kernel see.
     """
 
     strides: tuple[int, int]
@@ -24,7 +26,13 @@ class Window(NamedTuple):
     dilation: tuple[int, int]
 
     def transposed(self, map_sides: Sides, result_sides: Sides, taps: Sides) -> "Window":
-        """The window with which the flipped kernel takes the result's gradient, spread by `spread`, back to the map."""
+        """The window of the input's gradient, a convolution of the `spread` gradient with the flipped kernel.
+
+        Args:
+          map_sides: height and width of the input.
+          result_sides: height and width of the result.
+          taps: rows and columns of the kernel.
+        """
         padding = []
         for axis in range(2):
             reach = (taps[axis] - 1) * self.dilation[axis]
@@ -34,7 +42,7 @@ class Window(NamedTuple):
         return Window((1, 1), (padding[0], padding[1]), self.dilation)
 
     def spread(self, dy: Float[Array, "height width batch channels"]) -> Float[Array, "_height _width batch channels"]:
-        """Puts zeros between the pixels of a strided result's gradient, as far apart as the kernel's positions were."""
+        """Puts zeros between the pixels of a strided result's gradient, so that it is as dense as the input."""
         if self.strides == (1, 1):
             return dy
         rows, columns = self.strides

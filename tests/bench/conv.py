@@ -1,9 +1,9 @@
 """Speed of every convolution of a preset's network: `python -m tests.bench.conv --preset PRESET`.
 
-For each shape the GFLOP/s of the value, of the input's gradient and of the kernel's gradient: by `lax`, by `lax` with
-oneDNN, and by the CPU kernels, the best of a few runs that take turns. The map of a CPU kernel lies as it does in a
-network, images inside. Operations are counted as of an ordinary convolution, also where fewer are made. A slow shape is
-one whose share of the fastest is small; the last line is one JSON object.
+Prints, for each shape, the GFLOP/s of the value, of the input's gradient and of the kernel's gradient: by `lax`, by
+`lax` with oneDNN, and by the CPU kernels. Each figure is the best of a few runs, in which the three take turns. The
+maps of the CPU kernels are HWNC, as they are inside a network. All are credited with the operations of the ordinary
+convolution, also the kernel that needs fewer. The last line is a JSON list.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from jaxcnn.models import build
 from jaxcnn.ops.allocator import keep_freed_memory
 from jaxcnn.ops.compiler import compiler_options
 from jaxcnn.ops.conv import conv
+from jaxcnn.ops.dispatch import use_cpu_kernels
 from jaxcnn.ops.layout import to_hwnc, to_nhwc
 from jaxcnn.presets import PRESETS
 
@@ -48,7 +49,7 @@ def main() -> None:
 
 
 def convolutions(preset: str, resolution: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Map and kernel of each different convolution, in the network's order."""
+    """Shapes of map and kernel of each different convolution, in the network's order."""
     model = build(PRESETS[preset]().model, classes=200)
     images = jax.ShapeDtypeStruct((1, resolution, resolution, 3), jnp.uint8)
     found: dict[Any, None] = {}
@@ -56,7 +57,7 @@ def convolutions(preset: str, resolution: int) -> list[tuple[tuple[int, ...], tu
     def walk(jaxpr: Any) -> None:
         for equation in jaxpr.eqns:
             if equation.primitive.name == "conv_general_dilated":
-                x, kernel = (each.aval.shape for each in equation.invars)
+                x, kernel = (variable.aval.shape for variable in equation.invars)
                 found[(x[1:], kernel)] = None
             for value in equation.params.values():
                 inner = getattr(value, "jaxpr", value)
@@ -76,15 +77,17 @@ def by_lax(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return conv(x, kernel)
 
 
-def by_cpu_kernels(inside: jax.Array, kernel: jax.Array) -> jax.Array:
-    return to_hwnc(conv(to_nhwc(inside), kernel, cpu=True))
+def by_cpu_kernels(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Takes and gives HWNC, so that XLA removes the transposes, as it does inside a network."""
+    with use_cpu_kernels(True):
+        return to_hwnc(conv(to_nhwc(x), kernel))
 
 
 WAYS = {"lax": (by_lax, False), "oneDNN": (by_lax, True), "CPU kernels": (by_cpu_kernels, True)}
 
 
 def measure(x: jax.Array, kernel: jax.Array, *, runs: int) -> dict[str, dict[str, float]]:
-    """GFLOP/s of each part, each way."""
+    """GFLOP/s by implementation and part."""
     flops = 2 * x.shape[0] * x.shape[1] * x.shape[2] * kernel.size
     calls = {}
     for way, (function, onednn) in WAYS.items():
@@ -95,15 +98,15 @@ def measure(x: jax.Array, kernel: jax.Array, *, runs: int) -> dict[str, dict[str
             jax.block_until_ready(calls[way, part]())
     best = dict.fromkeys(calls, float("inf"))
     for _ in range(runs):
-        for each, call in calls.items():
+        for name, call in calls.items():
             begin = time.perf_counter()
             jax.block_until_ready(call())
-            best[each] = min(best[each], time.perf_counter() - begin)
+            best[name] = min(best[name], time.perf_counter() - begin)
     return {way: {part: flops / best[way, part] / 1e9 for part in PARTS} for way in WAYS}
 
 
 def parts(function: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """The value and the two gradients as compiled functions of map, kernel and the result's gradient."""
+    """The value and both gradients as compiled functions of the map, the kernel and the gradient of the result."""
     jit = functools.partial(jax.jit, compiler_options=options)
     return {
         "value": jit(lambda x, kernel, dy: function(x, kernel)),

@@ -1,7 +1,7 @@
 """Muon's rule on a preset's kernels, against Optax' own: `python -m tests.bench.muon [--preset PRESET]`.
 
-The two take turns on the same random gradients, without a network. Milliseconds of an update of all kernels, best and
-median; the last line is one JSON object.
+The two take turns on the same random gradients, without a network. Prints the milliseconds of an update of all kernels,
+best and median; the last line is one JSON object.
 """
 
 import argparse
@@ -30,24 +30,27 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20, help="updates of each")
     arguments = parser.parse_args()
     keep_freed_memory()
+    # Random gradients of the shapes of the preset's kernels.
     config = PRESETS[arguments.preset]()
     model = models.build(config.model, classes=CLASSES)
     shapes = jax.eval_shape(lambda key: init_variables(key, model=model, image_size=64), jax.random.key(0))
     kernels = [leaf for leaf in jax.tree.leaves(shapes["params"]) if leaf.ndim > 1]
     keys = jax.random.split(jax.random.key(0), len(kernels))
     gradients = [jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, kernels, strict=True)]
+    # Both rules, compiled with the same options.
     dimensions = [optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1) for leaf in kernels]
-    theirs = optax.contrib.scale_by_muon(beta=MOMENTUM, weight_dimension_numbers=dimensions)
-    rules = {"jaxcnn": scale_by_muon(MOMENTUM), "optax": theirs}
+    optax_rule = optax.contrib.scale_by_muon(beta=MOMENTUM, weight_dimension_numbers=dimensions)
+    rules = {"jaxcnn": scale_by_muon(MOMENTUM), "optax": optax_rule}
     updates = {name: jit(rule.update) for name, rule in rules.items()}
     states = {name: rule.init(gradients) for name, rule in rules.items()}
+    # Turns of one update each.
     seconds: dict[str, list[float]] = {name: [] for name in rules}
     for _ in range(arguments.rounds + 1):
         for name, update in updates.items():
             begin = time.perf_counter()
             _, states[name] = jax.block_until_ready(update(gradients, states[name]))
             seconds[name].append(time.perf_counter() - begin)
-    best = {name: min(taken[1:]) * 1000 for name, taken in seconds.items()}  # the first compiles
+    best = {name: min(taken[1:]) * 1000 for name, taken in seconds.items()}  # The first one compiles.
     median = {name: statistics.median(taken[1:]) * 1000 for name, taken in seconds.items()}
     for name in rules:
         print(f"{name:8}{best[name]:8.1f}{median[name]:8.1f}  ms, best and median")

@@ -1,17 +1,17 @@
-"""Training steps a second, against PyTorch and Keras: `python -m tests.bench.train_step --preset PRESET`.
+"""Speed of a training step, beside PyTorch and Keras: `python -m tests.bench.train_step --preset PRESET`.
 
-Each contestant trains the preset's network on random pictures in a process of its own. The processes take turns, a few
-steps each, so that what else happens on the machine meets them alike. The rates are pictures a second of the best and
-of the median step.
+Each contestant trains the preset's network on random pictures in a separate process. The processes take turns of a few
+steps, so that other load on the machine affects all of them. The rates are images per second of the best and of the
+median step; the last line is one JSON object.
 
-The peers are optional: `pip install torch==2.13.0`, `pip install tensorflow`. With `--peers PYTHON` they run in another
-environment's Python. They are written as their users would, at their best settings: channels last for PyTorch, a
-compiled training step for Keras.
+The peers are optional: `pip install torch==2.13.0`, `pip install tensorflow`. With `--peers PYTHON` they run in the
+Python of another environment. They are written as their users would, with their best settings: channels last for
+PyTorch, a compiled training step for Keras.
 
-- jaxcnn: the preset's model as `python -m jaxcnn.train` trains it in its last epochs, augmented, but with the
-  optimizer of the others: Adam for the original networks, SGD with Nesterov's momentum for the residual one.
+- jaxcnn: the step of `python -m jaxcnn.train PRESET` in its last epoch, with augmentation, but with the optimizer of
+  the others: Adam for the original networks, SGD with Nesterov's momentum for the residual one.
 - jaxcnn_plain: the same without CPU kernels.
-- torch_float32, torch_bf16: forward, backward and optimizer step; the second in `torch.autocast`.
+- torch_float32, torch_bf16: forward pass, backward pass and optimizer; the second in `torch.autocast`.
 - keras: `train_on_batch` in float32, on TensorFlow.
 """
 
@@ -33,14 +33,18 @@ ROOT = Path(__file__).parents[2]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="tiny_imagenet", help="whose model, batch and largest resolution to take")
-    parser.add_argument("--model", help="another network, by name")
-    parser.add_argument("--batch", type=int, help="pictures in a step")
-    parser.add_argument("--resolution", type=int, help="side of the pictures")
-    parser.add_argument("--precision", help="of jaxcnn: float32, bfloat16 or auto")
-    parser.add_argument("--rounds", type=int, default=6, help="turns of each contestant")
-    parser.add_argument("--steps", type=int, default=3, help="steps in a turn")
-    parser.add_argument("--peers", default=sys.executable, help="the Python that has PyTorch and Keras")
+    parser.add_argument(
+        "--preset",
+        default="tiny_imagenet",
+        help="preset that gives the model, the batch size and the largest resolution",
+    )
+    parser.add_argument("--model", help="name of another network")
+    parser.add_argument("--batch", type=int, help="batch size")
+    parser.add_argument("--resolution", type=int, help="side of the pictures in pixels")
+    parser.add_argument("--precision", help="precision of jaxcnn: float32, bfloat16 or auto")
+    parser.add_argument("--rounds", type=int, default=6, help="number of turns")
+    parser.add_argument("--steps", type=int, default=3, help="steps in each turn")
+    parser.add_argument("--peers", default=sys.executable, help="Python interpreter that has PyTorch and Keras")
     parser.add_argument("--only", nargs="+", choices=CONTESTANTS, default=CONTESTANTS)
     parser.add_argument("--contestant", choices=CONTESTANTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -51,7 +55,8 @@ def main() -> None:
 
 
 def compare(arguments: argparse.Namespace) -> None:
-    """Starts the contestants, lets them take turns, and prints the table and the JSON object."""
+    """Starts the contestants, lets them take turns, and prints a table and a JSON object."""
+    # Start all contestants, and leave out what cannot run here.
     running = {name: start(name, arguments) for name in arguments.only}
     seconds: dict[str, list[float]] = {}
     for name, process in running.items():
@@ -60,6 +65,7 @@ def compare(arguments: argparse.Namespace) -> None:
             seconds[name] = []
         else:
             print(f"{name} does not run here: {line.strip() or 'see above'}", file=sys.stderr)
+    # Take turns.
     for _ in range(arguments.rounds):
         for name, taken in seconds.items():
             process = running[name]
@@ -68,6 +74,7 @@ def compare(arguments: argparse.Namespace) -> None:
     for process in running.values():
         process.stdin.close()
         process.wait()
+    # Report.
     batch, _, _ = settings(arguments)
     best = {name: batch / min(taken) for name, taken in seconds.items()}
     median = {name: batch / statistics.median(taken) for name, taken in seconds.items()}
@@ -80,7 +87,7 @@ def compare(arguments: argparse.Namespace) -> None:
 
 
 def start(name: str, arguments: argparse.Namespace) -> subprocess.Popen[str]:
-    """One contestant's process; it prints `ready`, then the seconds of a turn's steps for every line it reads."""
+    """Starts a contestant, which prints `ready`, then for every line that it reads the seconds of a turn's steps."""
     python = sys.executable if name.startswith("jaxcnn") else arguments.peers
     batch, resolution, model = settings(arguments)
     command = [python, "-m", "tests.bench.train_step", "--contestant", name, "--preset", arguments.preset]
@@ -92,7 +99,7 @@ def start(name: str, arguments: argparse.Namespace) -> subprocess.Popen[str]:
 
 
 def settings(arguments: argparse.Namespace) -> tuple[int, int, ModelConfig]:
-    """Batch, resolution and network."""
+    """Batch size, resolution and network."""
     config = PRESETS[arguments.preset]()
     sides = [side for _, side in config.resolutions] or [config.data.image_size]
     model = config.model
@@ -102,7 +109,7 @@ def settings(arguments: argparse.Namespace) -> tuple[int, int, ModelConfig]:
 
 
 def contend(arguments: argparse.Namespace) -> None:
-    """Prepares a step, takes two to warm up, then as many for each line of standard input as a turn has."""
+    """Prepares a step, takes two to warm up, then takes a turn for each line of standard input."""
     import time
 
     batch, resolution, model = settings(arguments)

@@ -21,7 +21,7 @@ TOTAL_STEPS = 10_000
 def make_step(
     preset: str, *, model: ModelConfig, batch: int, resolution: int, precision: str | None, cpu_kernels: bool
 ) -> Callable[[], None]:
-    """A step of the preset's run, but for its optimizer, on pictures of its size, random but always the same."""
+    """A step of the preset's run, but for its optimizer, on random pictures of its size, the same in each step."""
     if cpu_kernels:
         keep_freed_memory()
     config = PRESETS[preset]()

@@ -11,7 +11,7 @@ from jaxcnn.ops.allocator import keep_freed_memory
 
 
 def conv_norm_act(inputs: int, outputs: int, kernel: int) -> list[nn.Module]:
-    """As in the original network."""
+    """A convolution of the original network."""
     return [
         nn.Conv2d(inputs, outputs, kernel, padding="same"),
         nn.BatchNorm2d(outputs, eps=1e-3, momentum=0.01),
@@ -87,8 +87,8 @@ class ResNet(nn.Module):
 def make_step(model: ModelConfig, *, batch: int, resolution: int, classes: int, bf16: bool) -> Callable[[], None]:
     """Forward, backward and a step of SGD with Nesterov's momentum, or of Adam for the original network.
 
-    The process keeps freed memory as jaxcnn's does, in place of the allocators that PyTorch's tuning guide recommends:
-    without, the original network takes 1.6 times as long.
+    The process keeps freed memory as jaxcnn's does, in place of the allocators that PyTorch's tuning guide recommends.
+    Otherwise the original network takes 1.6 times as long.
     """
     keep_freed_memory()
     network = Seed(classes) if model.name == "seed" else ResNet(classes, model.widths, model.blocks, model.stem)

@@ -1,4 +1,4 @@
-"""The original networks against the counts of their log and the layers of their description."""
+"""The original networks against the parameter counts of their log and the layers of their description."""
 
 from functools import cache, partial
 
@@ -31,7 +31,7 @@ def shapes(name: str) -> dict:
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_counts_are_those_of_the_log(name: str) -> None:
+def test_counts_agree_with_the_log(name: str) -> None:
     trainable, total = COUNTS[name]
     variables = shapes(name)
     assert count_parameters(variables["params"]) == trainable
@@ -140,8 +140,8 @@ def test_even_kernels_are_padded_at_the_bottom_and_right() -> None:
     spec = NetworkSpec(blocks=(BlockSpec((ConvSpec(2, 1, norm=False, activation=False),), pool=False),), hidden=())
     model = network(spec, classes=1)
     images = np.zeros((2, 8, 8, 3), np.uint8)
-    images[0, 0, 0] = 255  # moved out of the picture
-    images[1, 7, 7] = 255  # moved to row and column 6
+    images[0, 0, 0] = 255  # Moved out of the picture.
+    images[1, 7, 7] = 255  # Moved to row and column 6.
     params = {
         "block_0": {"conv_0": {"kernel": jnp.zeros((2, 2, 3, 1)).at[1, 1].set(1.0), "bias": jnp.zeros(1)}},
         "classifier": {"kernel": jnp.ones((1, 1)), "bias": jnp.zeros(1)},
@@ -175,8 +175,8 @@ def test_pictures_are_scaled_to_one() -> None:
     spec = NetworkSpec(blocks=(), hidden=())
     params = {"classifier": {"kernel": jnp.eye(3), "bias": jnp.zeros(3)}}
     images = jnp.full((1, 8, 8, 3), jnp.array([0, 51, 255], jnp.uint8))
-    for each in (images, images.astype(jnp.float32)):
-        logits = network(spec, classes=3).apply({"params": params}, each, False)
+    for typed in (images, images.astype(jnp.float32)):
+        logits = network(spec, classes=3).apply({"params": params}, typed, False)
         np.testing.assert_allclose(logits, [[0, 0.2, 1]], rtol=1e-6)
 
 

@@ -1,5 +1,6 @@
-"""Every network by name: shapes, types, precision, names, and traces."""
+"""Every network by name: shapes, types, precision, names, kernels and traces."""
 
+import functools
 import typing
 from functools import partial
 
@@ -10,12 +11,13 @@ import pytest
 
 from jaxcnn import models
 from jaxcnn.config import ModelConfig, ModelName
+from jaxcnn.ops.dispatch import use_cpu_kernels
 
 NAMES = typing.get_args(ModelName)
 
 
 def small(name: str, **settings: typing.Any) -> ModelConfig:
-    """The settings of a network, narrow where its shape can be chosen."""
+    """The settings of a network, narrow if its shape can be set."""
     return ModelConfig(name=name, **({"widths": (8, 12), "blocks": (1, 1)} if name == "resnet" else {}), **settings)
 
 
@@ -26,7 +28,7 @@ def shapes(model: typing.Any, side: int = 8) -> typing.Any:
 
 
 def random_variables(model: typing.Any) -> typing.Any:
-    """Kernels that keep the size of what they multiply; all else near one."""
+    """Kernels that keep the standard deviation of their input; all else near one."""
     rng = np.random.default_rng(0)
 
     def leaf(shape: jax.ShapeDtypeStruct) -> jax.Array:
@@ -42,12 +44,12 @@ def pictures(*shape: int) -> jax.Array:
 
 
 def forward(model: typing.Any, variables: typing.Any, images: jax.Array) -> jax.Array:
-    """Logits normalised by the batch, as in training, with everything kept."""
+    """Logits in training, without the updated batch statistics."""
     rngs = {"dropout": jax.random.key(0)}
     return model.apply(variables, images, True, mutable=["batch_stats"], rngs=rngs)[0]
 
 
-def test_names_are_those_of_the_settings() -> None:
+def test_the_registry_has_the_names_of_the_settings() -> None:
     assert sorted(models.NAMES) == sorted(NAMES)
 
 
@@ -84,7 +86,7 @@ def test_precision_decides_what_every_layer_computes_in(name: str, precision: st
 
 @pytest.mark.parametrize("name", ["resnet", "seed"])
 def test_bfloat16_is_close_to_float32(name: str) -> None:
-    exact, rough = (models.build(small(name, precision=each), classes=5) for each in ("float32", "bfloat16"))
+    exact, rough = (models.build(small(name, precision=precision), classes=5) for precision in ("float32", "bfloat16"))
     variables, images = random_variables(exact), pictures(4, 8, 8, 3)
     evaluate = jax.jit(lambda model, x: model.apply(variables, x, False), static_argnums=0)
     expected, found = evaluate(exact, images), evaluate(rough, images)
@@ -104,8 +106,59 @@ def test_equal_settings_share_one_trace() -> None:
         for _ in range(2):
             model = models.build(small(name), classes=5)
             logits.trace(model, shapes(model), jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.uint8))
-    assert len(traces) == len(NAMES) - 1  # prototype 4 is the seed network
+    assert len(traces) == len(NAMES) - 1  # Prototype 4 is the seed network.
     assert models.build(small("resnet"), classes=5) != models.build(small("resnet", stem=1), classes=5)
+
+
+def lowered(model: models.Network) -> str:
+    """A training step's forward pass as StableHLO."""
+    run = jax.jit(partial(model.apply, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)}))
+    return run.lower(shapes(model), jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.uint8)).as_text()
+
+
+@pytest.mark.parametrize("name", ["resnet", "prototype6"])
+def test_a_network_is_plain_unless_it_is_built_with_kernels(name: str) -> None:
+    plain, fast = (models.build(small(name), classes=5, cpu_kernels=kernels) for kernels in (False, True))
+    assert plain == models.build(small(name, cpu_kernels=True), classes=5)
+    assert plain != fast
+    assert shapes(plain) == shapes(fast)
+    assert "optimization_barrier" in lowered(fast)
+    assert "optimization_barrier" not in lowered(plain)
+    with use_cpu_kernels(True):
+        assert "optimization_barrier" not in lowered(plain)
+
+
+@pytest.mark.parametrize("name", ["resnet", "prototype6"])
+def test_kernels_change_nothing_but_rounding(name: str) -> None:
+    plain, fast = (models.build(small(name), classes=5, cpu_kernels=kernels) for kernels in (False, True))
+    variables, images = random_variables(plain), pictures(4, 16, 16, 3)
+
+    @partial(jax.jit, static_argnums=0)
+    def logits_and_gradients(model: models.Network, params: typing.Any) -> typing.Any:
+        def loss(params: typing.Any) -> tuple[jax.Array, jax.Array]:
+            found = forward(model, variables | {"params": params}, images)
+            return jnp.sin(found).sum(), found
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    (expected_gradients, expected), (gradients, found) = (
+        logits_and_gradients(model, variables["params"]) for model in (plain, fast)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    for path, gradient in jax.tree.leaves_with_path(gradients):
+        wanted = np.asarray(functools.reduce(lambda tree, key: tree[key.key], path, expected_gradients))
+        np.testing.assert_allclose(gradient, wanted, atol=1e-3 * max(np.abs(wanted).max(), 1), err_msg=str(path))
+
+
+@pytest.mark.parametrize(
+    ("allowed", "available", "used"), [(True, True, True), (True, False, False), (False, True, False)]
+)
+def test_kernels_are_used_where_settings_and_machine_have_them(
+    monkeypatch: pytest.MonkeyPatch, allowed: bool, available: bool, used: bool
+) -> None:
+    monkeypatch.setattr(models, "cpu_kernels_available", lambda: available)
+    found = models.build_here(small("resnet", cpu_kernels=allowed), classes=5)
+    assert found == models.build(small("resnet"), classes=5, cpu_kernels=used)
 
 
 def test_count_parameters_of_arrays_and_of_shapes() -> None:

@@ -1,4 +1,4 @@
-"""The residual family: what its settings change, how it starts, and how its parts are named."""
+"""The residual family: what its settings change, its initial values, and the names of its parameters."""
 
 import typing
 
@@ -29,13 +29,13 @@ def test_parameters_by_name() -> None:
     norm = {"scale", "bias"}
     assert shapes(ModelConfig(widths=(4, 6), blocks=(0, 1))) == {
         "stage_0/conv/kernel": (3, 3, 12, 4),
-        **{f"stage_0/norm/{each}": (4,) for each in norm},
+        **{f"stage_0/norm/{part}": (4,) for part in norm},
         "stage_1/conv/kernel": (3, 3, 4, 6),
-        **{f"stage_1/norm/{each}": (6,) for each in norm},
+        **{f"stage_1/norm/{part}": (6,) for part in norm},
         "stage_1/block_0/conv_0/kernel": (3, 3, 6, 6),
-        **{f"stage_1/block_0/norm_0/{each}": (6,) for each in norm},
+        **{f"stage_1/block_0/norm_0/{part}": (6,) for part in norm},
         "stage_1/block_0/conv_1/kernel": (3, 3, 6, 6),
-        **{f"stage_1/block_0/norm_1/{each}": (6,) for each in norm},
+        **{f"stage_1/block_0/norm_1/{part}": (6,) for part in norm},
         "classifier/kernel": (6, 5),
         "classifier/bias": (5,),
     }
@@ -64,7 +64,7 @@ def test_default_size_is_that_of_the_measured_network() -> None:
 
 @pytest.mark.parametrize("preactivation", [False, True])
 def test_blocks_start_as_identities(preactivation: bool) -> None:
-    """With its residual branch at zero, a network of one block gives what it gives without the block."""
+    """With a residual branch of zero, a network of one block computes the same as without the block."""
     images = pictures(2, 8, 8, 3)
     deep = build(ModelConfig(widths=(4,), blocks=(1,), preactivation=preactivation), classes=5)
     flat = build(ModelConfig(widths=(4,), blocks=(0,), preactivation=preactivation), classes=5)
@@ -121,7 +121,7 @@ def test_pictures_are_centred() -> None:
 def test_normalisation_by_hand() -> None:
     """A stage of one convolution on pictures of one colour each: momentum .9, epsilon 1e-5, ReLU."""
     model = build(ModelConfig(widths=(1,), blocks=(0,), stem=1), classes=1)
-    kernel = jnp.zeros((3, 3, 3, 1)).at[1, 1, 0].set(1.0)  # takes the red channel
+    kernel = jnp.zeros((3, 3, 3, 1)).at[1, 1, 0].set(1.0)  # Takes the red channel.
     variables = {
         "params": {
             "stage_0": {"conv": {"kernel": kernel}, "norm": {"scale": jnp.ones(1), "bias": jnp.zeros(1)}},
@@ -129,7 +129,7 @@ def test_normalisation_by_hand() -> None:
         },
         "batch_stats": {"stage_0": {"norm": {"mean": jnp.zeros(1), "var": jnp.ones(1)}}},
     }
-    red = np.array([117.0, 118.0, 119.0])  # so close together that epsilon shows
+    red = np.array([117.0, 118.0, 119.0])  # So close together that epsilon shows.
     images = jnp.asarray(np.broadcast_to(red[:, None, None, None], (3, 8, 8, 3)), jnp.float32)
     logits, updates = model.apply(variables, images, True, mutable=["batch_stats"])
     x = (red - 118) / 64
@@ -163,7 +163,7 @@ def test_pictures_are_enlarged_at_inference_only() -> None:
 
     planes = np.moveaxis(np.asarray(images, np.float32), -1, 1)
     enlarged = [
-        [Image.fromarray(plane).resize((10, 10), Image.Resampling.BILINEAR) for plane in each] for each in planes
+        [Image.fromarray(plane).resize((10, 10), Image.Resampling.BILINEAR) for plane in picture] for picture in planes
     ]
     expected = logits(plain, jnp.asarray(np.moveaxis(np.array(enlarged), 1, -1)), False)
     np.testing.assert_allclose(logits(enlarging, images, False), expected, rtol=1e-4, atol=1e-5)

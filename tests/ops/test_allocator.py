@@ -1,4 +1,4 @@
-"""Memory that glibc keeps: in a process of its own, since it cannot be undone."""
+"""Memory that glibc keeps, in a separate process, since it cannot be undone."""
 
 import platform
 import subprocess

@@ -1,4 +1,4 @@
-"""The options given to XLA: only where they are known, and after the user's own."""
+"""The options given to XLA: only options that it knows, and none that the user has set."""
 
 import subprocess
 import sys
@@ -12,13 +12,13 @@ from jaxcnn.ops import compiler
 
 
 @pytest.fixture(autouse=True)
-def forgotten():
-    """Each test asks anew."""
-    for each in (compiler.compiler_options, compiler.has_onednn):
-        each.cache_clear()
+def uncached():
+    """Each test asks XLA again, and leaves nothing cached."""
+    for cached in (compiler.compiler_options, compiler.has_onednn):
+        cached.cache_clear()
     yield
-    for each in (compiler.compiler_options, compiler.has_onednn):
-        each.cache_clear()
+    for cached in (compiler.compiler_options, compiler.has_onednn):
+        cached.cache_clear()
 
 
 def test_this_xla_knows_the_options():
@@ -30,7 +30,7 @@ def test_unknown_options_are_left_out(monkeypatch):
     assert compiler.compiler_options() == {"xla_cpu_prefer_vector_width": 256}
 
 
-def test_the_users_flags_go_first(monkeypatch):
+def test_the_users_flags_take_precedence(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_experimental_onednn_custom_call=false")
     assert "xla_cpu_experimental_onednn_custom_call" not in compiler.compiler_options()
 
@@ -54,7 +54,7 @@ def test_onednn_has_bfloat16_where_the_processor_has_instructions_for_it():
     elif "avx2" in processor and not {"avx512f", "avx_ne_convert"} & set(processor):
         assert not compiler.has_onednn("bfloat16")
     else:
-        pytest.skip("it is not known what XLA does on this processor")
+        pytest.skip("what XLA does on this processor is not known")
 
 
 def test_jit_computes_and_counts_its_traces():

@@ -1,4 +1,4 @@
-"""The convolution by CPU kernels against `lax`'s own, values and both gradients."""
+"""The convolution by CPU kernels against `lax`'s own: values and both gradients."""
 
 import itertools
 
@@ -15,18 +15,20 @@ from jaxcnn.models import NAMES, build
 from jaxcnn.ops import dense_conv
 from jaxcnn.ops.compiler import compiler_options, has_onednn
 from jaxcnn.ops.conv import conv
+from jaxcnn.ops.dispatch import use_cpu_kernels
 from jaxcnn.presets import PRESETS
 
 
 def with_gradients(x, kernel, *, cpu, **options):
-    """The result, and the gradients of its product with fixed random numbers."""
+    """The result, and the gradients of its dot product with fixed random numbers."""
 
     def run(x, kernel, dy):
-        y, back = jax.vjp(lambda x, kernel: conv(x, kernel, cpu=cpu, **options), x, kernel)
+        with use_cpu_kernels(cpu):
+            y, back = jax.vjp(lambda x, kernel: conv(x, kernel, **options), x, kernel)
         return (y, *back(dy))
 
     shape = jax.eval_shape(lambda x, kernel: conv(x, kernel, **options), x, kernel).shape
-    dy = normal(*shape, seed=2).astype(jnp.bfloat16)  # the same in both types
+    dy = normal(*shape, seed=2).astype(jnp.bfloat16)  # The same in both types.
     return jax.jit(run, compiler_options=compiler_options() if cpu else {})(x, kernel, dy.astype(x.dtype))
 
 
@@ -63,7 +65,7 @@ def test_any_window(batch, map_sides, taps, strides, dilation, padding, groups, 
     x, kernel = random_arrays((batch, *map_sides, groups * channels[0]), (*taps, channels[0], groups * channels[1]))
     if padding != "SAME":
         edges = ((0, 0), (0, 0)) if padding == "VALID" else padding
-        reach = [(size - 1) * apart + 1 for size, apart in zip(taps, dilation, strict=True)]
+        reach = [(size - 1) * spacing + 1 for size, spacing in zip(taps, dilation, strict=True)]
         assume(all(side + sum(edge) >= need for side, edge, need in zip(map_sides, edges, reach, strict=True)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dense_conv, "LINES_FROM", lines_from)
@@ -72,7 +74,7 @@ def test_any_window(batch, map_sides, taps, strides, dilation, padding, groups, 
 
 
 def zoo_shapes(configs):
-    """Every convolution of some networks in training, as pairs of a map and a kernel."""
+    """Every convolution of some networks in training, as shapes of a map and a kernel."""
     keys = dict.fromkeys(("params", "dropout"), jax.random.key(0))
     found = set()
     for config, side in configs:
@@ -81,7 +83,7 @@ def zoo_shapes(configs):
         run = jax.make_jaxpr(lambda images, model=model: model.init_with_output(keys, images, train=True))
         for equation in walk(run(images).jaxpr):
             if equation.primitive.name == "conv_general_dilated":
-                x, kernel = (each.aval.shape for each in equation.invars)
+                x, kernel = (variable.aval.shape for variable in equation.invars)
                 found.add((x[1:], kernel))
     return sorted(found)
 
@@ -114,7 +116,7 @@ def test_the_shapes_of_the_shipped_networks():
 def test_every_shape_of_the_zoo(dtype):
     presets = [preset() for preset in PRESETS.values()]
     sides = [{config.data.image_size, *(side for _, side in config.resolutions)} for config in presets]
-    configs = [(config.model, side) for config, each in zip(presets, sides, strict=True) for side in each]
+    configs = [(config.model, side) for config, own in zip(presets, sides, strict=True) for side in own]
     shapes = zoo_shapes([*configs, *((ModelConfig(name=name), 64) for name in NAMES)])
     assert len(shapes) > 40
     assert_shapes_agree(shapes, dtype)
@@ -143,7 +145,8 @@ def test_value_and_gradients_are_all_computed_by_onednn(options):
     x, kernel = random_arrays((8, 16, 16, 16), (3, 3, 16, 32))
 
     def gradients(x, kernel):
-        y, back = jax.vjp(lambda x, kernel: conv(x, kernel, cpu=True, **options), x, kernel)
+        with use_cpu_kernels(True):
+            y, back = jax.vjp(lambda x, kernel: conv(x, kernel, **options), x, kernel)
         return (y, *back(y))
 
     text = jax.jit(gradients, compiler_options=compiler_options()).lower(x, kernel).compile().as_text()

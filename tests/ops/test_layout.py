@@ -1,4 +1,4 @@
-"""Turned maps: what is turned there and back costs nothing in between."""
+"""The layout of the CPU kernels: what is transposed there and back costs nothing in between."""
 
 import jax
 import jax.numpy as jnp
@@ -7,22 +7,44 @@ import pytest
 
 from jaxcnn.config import ModelConfig
 from jaxcnn.models import build
-from jaxcnn.ops.layout import in_hwnc, to_hwnc, to_nhwc
+from jaxcnn.ops.dispatch import use_cpu_kernels
+from jaxcnn.ops.layout import in_hwnc, pointwise, spatial_axes, to_hwnc, to_nhwc
+
+MAP = jnp.arange(120).reshape(2, 3, 4, 5)
 
 
 def test_there_and_back():
-    x = jnp.arange(120).reshape(2, 3, 4, 5)
-    assert to_hwnc(x).shape == (3, 4, 2, 5)
-    np.testing.assert_array_equal(to_nhwc(to_hwnc(x)), x)
-    np.testing.assert_array_equal(in_hwnc(lambda x: x[:1], x, cpu=True), x[:, :1])
-    np.testing.assert_array_equal(in_hwnc(lambda x: x[:1], x, cpu=False), x[:1])
+    assert to_hwnc(MAP).shape == (3, 4, 2, 5)
+    np.testing.assert_array_equal(to_nhwc(to_hwnc(MAP)), MAP)
+
+
+def test_in_hwnc_transposes_maps_and_leaves_other_arrays_alone():
+    channels = jnp.arange(5)
+    rows, unchanged = in_hwnc(lambda x, channels: (x[:1], channels), MAP, channels)
+    np.testing.assert_array_equal(rows, MAP[:, :1])
+    np.testing.assert_array_equal(unchanged, channels)
+
+
+@pytest.mark.parametrize(("enabled", "shape"), [(True, (3, 4, 2, 5)), (False, (2, 3, 4, 5))])
+def test_pointwise_functions_see_the_layout_of_the_operations_around_them(enabled, shape):
+    seen = []
+
+    def add_gate(x, gate):
+        seen.append(x.shape)
+        return x + gate
+
+    gate = MAP[:, :1, :1]
+    with use_cpu_kernels(enabled):
+        np.testing.assert_array_equal(pointwise(add_gate, MAP, gate), MAP + gate)
+        assert pointwise(lambda x: x.sum(spatial_axes()), MAP).shape == (2, 5)
+    assert seen == [shape]
 
 
 @pytest.mark.parametrize("name", ["resnet", "seed", "prototype6"])
 @pytest.mark.parametrize("train", [False, True])
-def test_a_network_turns_its_maps_once(name, train):
-    """Only at its entrance: the pictures come with the images outside, and pooled features have no sides."""
-    model = build(ModelConfig(name=name), classes=5, cpu=True)
+def test_a_network_is_transposed_once(name, train):
+    """Only at its entrance: pictures come as NHWC, and pooled features have no layout."""
+    model = build(ModelConfig(name=name), classes=5, cpu_kernels=True)
     images = jax.ShapeDtypeStruct((4, 16, 16, 3), jnp.uint8)
     variables = jax.eval_shape(lambda images: model.init(jax.random.key(0), images, train=False), images)
 
@@ -30,5 +52,5 @@ def test_a_network_turns_its_maps_once(name, train):
         return model.apply(variables, images, train=train, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)})
 
     text = jax.jit(run).lower(variables, images).compile().as_text()
-    turned = [line for line in text.splitlines() if " transpose(" in line and "dimensions={2,0,1,3}" in line]
-    assert not turned
+    transposed = [line for line in text.splitlines() if " transpose(" in line and "dimensions={2,0,1,3}" in line]
+    assert not transposed

@@ -1,4 +1,4 @@
-"""Normalisation by CPU kernels against its definition, values and gradients."""
+"""Normalisation, plain and by the CPU kernel, against its definition: values and gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from arrays import normal
 
+from jaxcnn.ops.dispatch import use_cpu_kernels
 from jaxcnn.ops.norm import PIECES, batch_norm_act
 
 
@@ -19,10 +20,11 @@ def by_definition(z, scale, bias, residual=None, *, epsilon, negative_slope):
     return jnp.where(y > 0, y, negative_slope * y), mean.reshape(-1), var.reshape(-1)
 
 
+@pytest.mark.parametrize("cpu", [True, False])
 @pytest.mark.parametrize("negative_slope", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("with_residual", [False, True])
 @pytest.mark.parametrize("shape", [(6, 5, 4, 3), (40, 7), (5, 7, 3, 2), (PIECES, 3, 5)])
-def test_values_and_gradients(shape, with_residual, negative_slope):
+def test_values_and_gradients(shape, with_residual, negative_slope, cpu):
     z, residual, weights = (normal(*shape, seed=seed) * 2 + 1 for seed in range(3))
     scale, bias = (normal(shape[-1], seed=seed) for seed in (3, 4))
     maps = (z, scale, bias, residual) if with_residual else (z, scale, bias)
@@ -32,7 +34,8 @@ def test_values_and_gradients(shape, with_residual, negative_slope):
             y, mean, var = function(*maps, epsilon=1e-3, negative_slope=negative_slope)
             return (y * weights).sum(), (y, mean, var)
 
-        return jax.jit(jax.value_and_grad(total, argnums=tuple(range(len(maps))), has_aux=True))(*maps)
+        with use_cpu_kernels(cpu):
+            return jax.jit(jax.value_and_grad(total, argnums=tuple(range(len(maps))), has_aux=True))(*maps)
 
     for found, expected in zip(jax.tree.leaves(run(batch_norm_act)), jax.tree.leaves(run(by_definition)), strict=True):
         np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
@@ -41,7 +44,8 @@ def test_values_and_gradients(shape, with_residual, negative_slope):
 def test_no_gradient_flows_through_the_statistics():
     z = normal(8, 3)
     ones = jnp.ones(3)
-    gradient = jax.grad(lambda z: batch_norm_act(z, ones, ones, epsilon=0.1, negative_slope=0.0).mean.sum())(z)
+    with use_cpu_kernels(True):
+        gradient = jax.grad(lambda z: batch_norm_act(z, ones, ones, epsilon=0.1, negative_slope=0.0).mean.sum())(z)
     np.testing.assert_array_equal(gradient, np.zeros_like(z))
 
 
@@ -55,9 +59,11 @@ def test_bfloat16_is_summed_in_float32(channels):
             y = batch_norm_act(z, scale, bias, epsilon=1e-5, negative_slope=0.0).y
             return (y.astype(jnp.float32) * z.astype(jnp.float32)).sum()
 
-        return jax.grad(total, argnums=(1, 2))(z, scale, bias)
+        with use_cpu_kernels(True):
+            return jax.grad(total, argnums=(1, 2))(z, scale, bias)
 
     for found, expected in zip(gradients(z), gradients(z.astype(jnp.float32)), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-2)
-    mean = batch_norm_act(z, scale, bias, epsilon=1e-5, negative_slope=0.0).mean
+    with use_cpu_kernels(True):
+        mean = batch_norm_act(z, scale, bias, epsilon=1e-5, negative_slope=0.0).mean
     np.testing.assert_allclose(mean, z.astype(jnp.float32).mean(0), rtol=1e-5)

@@ -1,4 +1,4 @@
-"""The convolution with fewer products against the ordinary one."""
+"""The convolution with fewer products against the dense one."""
 
 from functools import partial
 
@@ -14,10 +14,11 @@ from jaxcnn.ops import winograd_conv as module
 from jaxcnn.ops.compiler import compiler_options, has_onednn
 from jaxcnn.ops.conv import conv
 from jaxcnn.ops.dense_conv import dense_conv
+from jaxcnn.ops.dispatch import use_cpu_kernels
 from jaxcnn.ops.window import Window
 from jaxcnn.ops.winograd_conv import has_fewer_products, winograd_conv
 
-FEWEST_PRODUCTS = {  # of maps so high
+FEWEST_PRODUCTS = {  # By height of the map.
     "bfloat16": {3: 5, 4: 6, 6: 10, 7: 12, 8: 12, 9: 15, 14: 24, 16: 24, 32: 48, 56: 84},
     "float32": {3: 5, 4: 6, 5: 7, 6: 8, 7: 12, 8: 12, 9: 14, 10: 14, 12: 16, 14: 21, 16: 24, 20: 28, 32: 48, 40: 56},
 }
@@ -25,7 +26,7 @@ ONE_AROUND = Window((1, 1), ((1, 1), (1, 1)), (1, 1))
 
 
 def with_gradients(convolve, x, kernel, window, dtype="float32"):
-    """The result, and the gradients of its product with fixed random numbers."""
+    """The result, and the gradients of its dot product with fixed random numbers."""
 
     convolve = partial(convolve, window=window)
     x = x.astype(dtype)
@@ -43,7 +44,7 @@ def random_arrays(shape, kernel_shape):
 
 
 def errors(found, expected):
-    """Of the value and the two gradients, as shares of their spread."""
+    """Errors of the value and of both gradients, as shares of their standard deviations."""
     pairs = zip(found, expected, strict=True)
     return [float(np.std(np.asarray(a, np.float32) - np.asarray(b)) / np.std(b)) for a, b in pairs]
 
@@ -62,7 +63,7 @@ def errors(found, expected):
 def test_any_map_and_columns(height, width, batch, channels, columns, stride, dilation, padding):
     x, kernel = random_arrays((height, width, batch, channels[0]), (3, columns, *channels))
     window = Window((1, stride), ((1, 1), padding), (1, dilation))
-    found, expected = (with_gradients(each, x, kernel, window) for each in (winograd_conv, dense_conv))
+    found, expected = (with_gradients(convolve, x, kernel, window) for convolve in (winograd_conv, dense_conv))
     for a, b in zip(found, expected, strict=True):
         assert a.shape == b.shape
         assert a.dtype == b.dtype
@@ -72,11 +73,11 @@ def test_any_map_and_columns(height, width, batch, channels, columns, stride, di
 @pytest.mark.parametrize(
     ("dtype", "most", "side"),
     [
-        *[("bfloat16", 7e-3, side) for side in (9, 16)],  # three and four rows at a time
+        *[("bfloat16", 7e-3, side) for side in (9, 16)],  # Three and four rows at a time.
         *[("float32", 3e-6, side) for side in (3, 4, 5, 6, 9, 16)],
     ],
 )
-def test_rounding_stays_as_small_as_is_said(dtype, most, side):
+def test_rounding_stays_as_small_as_documented(dtype, most, side):
     x, kernel = random_arrays((side, side, 8, 64), (3, 3, 64, 64))
     expected = with_gradients(dense_conv, x, kernel, ONE_AROUND)
     assert max(errors(with_gradients(winograd_conv, x, kernel, ONE_AROUND, dtype), expected)) < most
@@ -91,13 +92,14 @@ def test_sums_read_no_row_in_vain(dtype, step):
             np.abs([weight for rows in (of_map, of_taps, of_result) for row in rows for weight in row if weight])
         )
         assert least > 0.1
-    if step % 2 == 0:  # pairs of opposite points: what belongs to 0 and to infinity has every second row
+    if step % 2 == 0:
+        # Points in opposite pairs: the sums for 0 and for infinity need every second row only.
         assert [sum(map(bool, row)) for row in of_map] == [step // 2 + 1, *[step] * step, step // 2 + 1]
 
 
 @pytest.mark.parametrize(
     ("dtype", "height", "products"),
-    [(dtype, *each) for dtype, fewest in FEWEST_PRODUCTS.items() for each in fewest.items()],
+    [(dtype, *case) for dtype, fewest in FEWEST_PRODUCTS.items() for case in fewest.items()],
 )
 def test_the_fewest_products_are_taken(dtype, height, products):
     x, kernel = jnp.zeros((height, 3, 1536, 64), dtype), jnp.zeros((3, 3, 64, 64))
@@ -120,7 +122,7 @@ def test_the_fewest_products_are_taken(dtype, height, products):
     ],
 )
 @pytest.mark.parametrize("dtype", module.POINTS)
-def test_others_are_left_to_the_ordinary_one(dtype, height, taps, window):
+def test_other_windows_are_left_to_the_dense_kernel(dtype, height, taps, window):
     x, kernel = jnp.zeros((height, 8, 1536, 64), dtype), jnp.zeros((taps, 3, 64, 64))
     assert not has_fewer_products(x, kernel, window)
 
@@ -137,7 +139,7 @@ def test_others_are_left_to_the_ordinary_one(dtype, height, taps, window):
         ("float16", 8, (64, 64), 1536),
     ],
 )
-def test_those_that_would_not_be_faster_are_left_to_it(dtype, height, channels, images):
+def test_convolutions_that_would_not_be_faster_are_left_to_the_dense_kernel(dtype, height, channels, images):
     x, kernel = jnp.zeros((height, 8, images, channels[0]), dtype), jnp.zeros((3, 3, *channels))
     assert not has_fewer_products(x, kernel, ONE_AROUND)
 
@@ -149,7 +151,8 @@ def test_every_product_is_computed_by_onednn_and_nothing_is_added_there(dtype, p
     x, kernel = random_arrays((64, 16, 16, 64 * groups), (3, 3, 64, 64 * groups))
 
     def gradients(x, kernel):
-        y, back = jax.vjp(partial(conv, cpu=True, groups=groups), x, kernel)
+        with use_cpu_kernels(True):
+            y, back = jax.vjp(partial(conv, groups=groups), x, kernel)
         return (y, *back(y))
 
     text = jax.jit(gradients, compiler_options=compiler_options()).lower(x.astype(dtype), kernel).compile().as_text()

@@ -50,6 +50,7 @@ def write_card(
       The card as Markdown. Class names, which may be untrusted, are escaped.
     """
     classes = len(metadata["names"])
+    # Sections without content are left out.
     sections = [
         _front_matter(metadata, evaluation),
         f"# {metadata['config']['model']['name']}, {classes} classes of {metadata['dataset']}",
@@ -93,6 +94,7 @@ def _front_matter(metadata: Mapping[str, Any], evaluation: Mapping[str, Any] | N
 
 def _figures(metadata: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> str:
     """Writes the table of metrics, and how far they can be relied on."""
+    # The table.
     metrics = metadata["metrics"]
     columns = [metrics] + ([evaluation["with_flip"]] if evaluation is not None and "with_flip" in evaluation else [])
     rows = [
@@ -104,6 +106,7 @@ def _figures(metadata: Mapping[str, Any], evaluation: Mapping[str, Any] | None) 
         return "The run was stopped before its first evaluation."
     count = f"{evaluation['count']:,} " if evaluation is not None else ""
     header = ("", f"{count}validation pictures", "averaged with mirror images")[: len(columns) + 1]
+    # What to know of the figures.
     notes = [
         *([_uncertainty(metrics["top1"], evaluation["count"])] if evaluation is not None else []),
         "The checkpoint was selected by its accuracy on these same pictures: expect slightly less on new ones.",
@@ -160,6 +163,7 @@ def _quantization(figures: Mapping[str, Any], classes: int) -> str:
 
 def _classes(evaluation: Mapping[str, Any]) -> str:
     """Writes the accuracy of the worst and best classes, or of all if they are few, and the confusions."""
+    # All classes if both lists would overlap.
     ranked = [
         (record["name"], f"{record['top1']:.4f}", f"{record['count']:,}") for record in _ranked_classes(evaluation)
     ]
@@ -220,6 +224,7 @@ def _limits(metadata: Mapping[str, Any], file: Mapping[str, Any], evaluation: Ma
         "Before you rely on it, evaluate it on your own pictures, in one folder per class: `python -m jaxcnn.evaluate "
         f"{file['file']} --data.source FOLDER --split all`. Where a mistake can harm somebody, let a person decide.",
     ]
+    # Limitations that depend on the training, next to those that they belong to.
     if metadata["config"]["augment"]["flip"]:
         limits.insert(2, "It was trained with horizontal flips, so it cannot tell left from right.")
     ranked = _ranked_classes(evaluation) if evaluation is not None else []

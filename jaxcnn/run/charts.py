@@ -8,7 +8,6 @@ from typing import Any
 
 import matplotlib.style
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -67,12 +66,14 @@ def draw_curves(curves: Sequence[Curve], *, percent: bool = False, marked: float
       An `svg` element.
     """
     with matplotlib.style.context(["default", STYLE]):
-        figure, axes = _figure(4.6, 3.1)
+        figure = Figure(figsize=(4.6, 3.1), layout="constrained")
+        axes = figure.subplots()
         for curve in curves:
             marker = "o" if len(curve.values) <= 12 else None
             axes.plot(curve.epochs, curve.values, color=curve.color, label=curve.label, marker=marker, markersize=4)
         if marked is not None:
             axes.axvline(marked, color=MUTED, linewidth=1, linestyle=(0, (2, 3)))
+        # Few epochs may have ticks between them.
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(7, integer=max(max(curve.epochs) for curve in curves) >= 4))
         if percent:
@@ -87,6 +88,7 @@ def draw_reliability(reliability: Reliability) -> str:
     width = 1 / CALIBRATION_BINS
     centers = (np.arange(CALIBRATION_BINS) + 0.5) * width
     with matplotlib.style.context(["default", STYLE]):
+        # Bars of accuracy above, and how many pictures each bar stands for below.
         figure = Figure(figsize=(4.6, 4.6), layout="constrained")
         upper, lower = figure.subplots(2, sharex=True, height_ratios=(4, 1))
         upper.bar(centers, np.nan_to_num(reliability.accuracy), width=0.88 * width, color=VALIDATION, alpha=0.8)
@@ -100,11 +102,6 @@ def draw_reliability(reliability: Reliability) -> str:
         return _to_svg(figure)
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots()
-
-
 def _to_svg(figure: Figure) -> str:
     """Returns the figure as an `svg` element with a transparent background and CSS variables for colours."""
     buffer = io.StringIO()
@@ -112,7 +109,8 @@ def _to_svg(figure: Figure) -> str:
     figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)  # Charts share a page, where ids must not repeat.
+    # Charts share a page, where ids must not repeat.
+    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
     for color, variable in VARIABLES.items():
         svg = svg.replace(color, f"var({variable})")
     return svg

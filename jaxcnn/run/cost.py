@@ -23,12 +23,14 @@ def describe_time(log: RunLog, sessions: Sequence[Session]) -> str:
       log: the log of the run.
       sessions: the sessions of the run; each has a recorded environment.
     """
+    # Steps are billed to the machine of their session.
     total, hours = 0.0, dict[tuple[str, str], float]()
     for session in sessions:
         count, unit, machine = _billing(session.environment)
         seconds = log.seconds(session.config.batch_size, start=session.start, end=session.end)
         total += seconds
         hours[unit, machine] = hours.get((unit, machine), 0) + seconds * count / 3600
+    # Machines on which no step was kept are left out.
     rounded = {key: f"{value:.3g}" for key, value in hours.items() if value}
     terms = [
         f"{number} {unit if number == '1' else unit + 's'} on {machine}" for (unit, machine), number in rounded.items()
@@ -46,7 +48,8 @@ def _billing(environment: Mapping[str, str]) -> tuple[int, str, str]:
 
 def describe_arithmetic(config: Config, log: RunLog, *, classes: int) -> str:
     """Describes the floating-point operations of a run, and how they were counted."""
-    model = dataclasses.replace(config.model, inference_side=None)  # Training does not resize.
+    # Training does not resize pictures inside the network.
+    model = dataclasses.replace(config.model, inference_side=None)
     total, terms = 0, []
     for side, pictures in pictures_by_side(config, log).items():
         flops = picture_flops(model, classes=classes, side=side)
@@ -85,6 +88,7 @@ def _flops(jaxpr: Any) -> int:
 
 def _terms(equation: Any) -> int:
     """Returns how many products are summed for each element of a convolution's or a matrix product's result."""
+    # The second operand is the kernel of a convolution, or the right matrix of a product.
     shape: tuple[int, ...] = equation.invars[1].aval.shape
     numbers = equation.params["dimension_numbers"]
     if equation.primitive.name == "dot_general":

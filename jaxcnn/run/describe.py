@@ -12,6 +12,7 @@ def describe_network(config: ModelConfig) -> str:
     """Describes the layers of a `resnet`. The other networks are fixed: their name says it all."""
     if config.name != "resnet":
         return config.name
+    # Numbers stand in the order of the stages: "64 and 128 channels with 1 and 2 residual blocks".
     stages = [
         f"{_listed(values)} {noun if values == (1,) else noun + 's'}"
         for values, noun in ((config.widths, "channel"), (config.blocks, "residual block"))
@@ -44,6 +45,7 @@ def describe_training(config: Config, *, steps_per_epoch: int | None) -> str:
     Args:
       steps_per_epoch: None if it is not known yet.
     """
+    # Epochs in a row at the same resolution.
     stages = [(side, len(list(epochs))) for side, epochs in itertools.groupby(range(config.epochs), config.resolution)]
     return _joined(
         counted(config.epochs, "epoch") + (f" of {counted(steps_per_epoch, 'step')}" if steps_per_epoch else ""),

@@ -89,6 +89,7 @@ def _read_earlier(path: Path) -> tuple[Training, ...]:
 def _recipe(run: Workdir, trained: TrainedModel) -> dict[str, str]:
     """Describes a run's settings and cost, by heading."""
     config, log, sessions = trained.config, read_log(run.metrics), read_sessions(run)
+    # Settings, with those of earlier sessions where they differ.
     rows = {
         "network": describe_network(config.model),
         "parameters": f"{models.count_parameters(trained.variables['params']):,}",
@@ -100,6 +101,7 @@ def _recipe(run: Workdir, trained: TrainedModel) -> dict[str, str]:
         "augmentation": tell(sessions, lambda session: describe_augmentation(session.config.augment)),
         "precision": tell(sessions, lambda session: describe_precision(session.config.model, session.environment)),
     }
+    # The cost, as far as log and environment were recorded.
     if log.train:
         rows["arithmetic"] = describe_arithmetic(config, log, classes=len(trained.names))
     if all(session.environment for session in sessions):

@@ -95,16 +95,9 @@ def render(
     dataset: Dataset,
 ) -> str:
     """Returns the page as HTML. Class names and other untrusted text are escaped."""
-    templates = jinja2.Environment(
-        loader=jinja2.PackageLoader("jaxcnn.run"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     config, best = sessions[-1].config, log.validation_of(calibration.step)
     classes = describe_classes(evaluation, dataset.names)
-    return templates.get_template("report.html").render(
+    return _load_template().render(
         # The header and the run.
         dataset=dataset,
         evaluation=evaluation,
@@ -139,9 +132,21 @@ def render(
     )
 
 
+def _load_template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("jaxcnn.run"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html")
+
+
 def describe_run(sessions: Sequence[Session], log: RunLog, dataset: Dataset) -> dict[str, str]:
     """Describes data, settings, time and hardware of a run, by heading."""
     config, steps = sessions[-1].config, len(dataset.train) // sessions[-1].config.batch_size
+    # Settings, with those of earlier sessions where they differ.
     facts = {
         "Data": f"{dataset.name}: {len(dataset.train):,} training and {len(dataset.validation):,} validation pictures "
         f"in {len(dataset.names)} classes, {config.data.image_size}x{config.data.image_size} pixels",
@@ -152,6 +157,7 @@ def describe_run(sessions: Sequence[Session], log: RunLog, dataset: Dataset) -> 
         "Optimizer": tell(sessions, lambda session: describe_optimizer(session.config.optim)),
         "Augmentation": tell(sessions, lambda session: describe_augmentation(session.config.augment)),
     }
+    # What the log and the records of the sessions add; either may be missing.
     if log.train:
         rate = statistics.median(record["images_per_second"] for record in log.train)
         facts["Time"] = f"{format_duration(log.seconds(config.batch_size))} in training steps, {rate:,.0f} pictures/s"
@@ -184,6 +190,7 @@ def draw_log(log: RunLog, *, best: dict[str, float] | None) -> dict[str, Markup]
     if not log.train or not log.validation:
         return {}
     train = average_records(log.train)
+    # A single evaluation needs no mark.
     marked = best["epoch"] if best and len(log.validation) > 1 else None
 
     def pair(name: str) -> list[Curve]:
@@ -221,6 +228,7 @@ def describe_classes(evaluation: Evaluation, names: Sequence[str]) -> list[dict[
     """
     records = []
     for label, name in enumerate(names):
+        # The row of the confusion matrix without its diagonal has the mistakes.
         mistakes = evaluation.confusion[label].copy()
         count, mistakes[label] = int(mistakes.sum()), 0
         frequent = [int(other) for other in np.argsort(-mistakes, kind="stable")[:3] if mistakes[other]]
@@ -266,7 +274,7 @@ def confusion_map(confusion: Int64[np.ndarray, "n n"], names: Sequence[str]) -> 
 def order_by_confusion(confusion: Int64[np.ndarray, "n n"]) -> list[int]:
     """Orders classes by hierarchical clustering, where classes are near if they are often confused with each other."""
     mistakes = (confusion + confusion.T).astype(np.float64)
-    np.fill_diagonal(mistakes, 0)
+    # SciPy takes the distances of all pairs as a vector: the upper triangle without the diagonal.
     distance = 1 / (1 + mistakes[np.triu_indices(len(confusion), 1)])
     return [int(label) for label in hierarchy.leaves_list(hierarchy.average(distance))]
 

@@ -1,4 +1,4 @@
-"""The training loop: epochs of steps, each epoch evaluated and saved."""
+"""The training loop: epochs of steps, with an evaluation and a checkpoint after each epoch."""
 
 import contextlib
 import signal
@@ -23,7 +23,7 @@ from jaxcnn.evaluation import measure
 from jaxcnn.metrics import Evaluation
 from jaxcnn.optim import make_optimizer, make_schedule
 from jaxcnn.run.checkpoint import Checkpoints
-from jaxcnn.run.metrics_log import MetricsLog
+from jaxcnn.run.metrics_log import MetricsLog, StartRecord, TrainRecord, ValidationRecord
 from jaxcnn.run.progress import TrainProgress, open_progress
 from jaxcnn.signals import StopRequest, stop_on_signal
 from jaxcnn.state import TrainState, Variables, create_state, start_from
@@ -31,12 +31,21 @@ from jaxcnn.step import StepMetrics, eval_step, step_keys, train_step
 from jaxcnn.weights import Weights
 
 LOG_SECONDS = 2.0
-"""Time between two lines of the log: long enough that reading the metrics never holds the device up."""
+"""Time between two train records: long enough that waiting for the metrics does not slow the device down."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What stays the same from the first step to the last."""
+    """What stays the same from the first step of a run to the last.
+
+    Attributes:
+      config: the settings.
+      dataset: training and validation pictures.
+      model: the network.
+      optimizer: the optimizer, with the schedule in it.
+      schedule: learning rate by step, counted from 0.
+      steps_per_epoch: full batches in an epoch.
+    """
 
     config: Config
     dataset: data.Dataset
@@ -47,7 +56,7 @@ class Run:
 
     @property
     def key(self) -> Key[Array, ""]:
-        """What all random numbers of the run come from."""
+        """The key that all random numbers of the run are derived from."""
         return jax.random.key(self.config.seed)
 
     @property
@@ -57,10 +66,11 @@ class Run:
 
 
 def prepare(config: Config, dataset: data.Dataset) -> Run:
-    """Builds model and optimizer for the settings and the data.
+    """Builds the network and the optimizer for the settings and the data.
 
     Raises:
-      UserError: there is nothing to tell apart, or the devices do not fit.
+      UserError: the data has fewer than two classes or fewer pictures than a batch, or the devices do not fit the batch
+        size.
     """
     check_devices(config.batch_size)
     if len(dataset.names) < 2:
@@ -78,7 +88,11 @@ def prepare(config: Config, dataset: data.Dataset) -> Run:
 
 
 def initial_state(run: Run, weights: Weights | None = None) -> TrainState:
-    """The state before the first step, a pure function of the settings and of the weights to start from.
+    """The state before the first step, a pure function of the run and the initial weights.
+
+    Args:
+      run: the run.
+      weights: initial weights; without them the parameters are random. Their head is used if the classes are the same.
 
     Raises:
       UserError: the weights do not fit the network.
@@ -98,18 +112,18 @@ def initial_state(run: Run, weights: Weights | None = None) -> TrainState:
 
 
 def fit(run: Run, state: TrainState, *, checkpoints: Checkpoints, log: MetricsLog) -> bool:
-    """Takes the remaining steps, epoch by epoch, and evaluates and saves the state after each epoch.
+    """Takes the remaining steps of a run. Evaluates and saves the state after every epoch.
 
-    The first SIGINT or SIGTERM ends it early, with the state saved; see `stop_on_signal`.
+    The first SIGINT or SIGTERM ends the training early, with the state saved; see `signals.stop_on_signal`.
 
     Args:
       run: the run.
-      state: consumed. Training continues after its last step.
+      state: where to continue; consumed.
       checkpoints: where states are saved.
-      log: where metrics are written.
+      log: where metrics are recorded.
 
     Returns:
-      Whether the run is complete; false if a signal ended it early.
+      Whether the run is complete; False if a signal stopped it.
 
     Raises:
       UserError: training diverged, or the disk is full.
@@ -117,8 +131,11 @@ def fit(run: Run, state: TrainState, *, checkpoints: Checkpoints, log: MetricsLo
     state = replicate(state)
     first_step, epochs = int(state.step), run.config.epochs
     if first_step < run.total_steps:
-        log.write("start", step=first_step, epoch=first_step / run.steps_per_epoch)
-    with stop_on_signal() as stop, open_progress(total_steps=run.total_steps, first_step=first_step) as progress:
+        log.write(StartRecord(step=first_step, epoch=first_step / run.steps_per_epoch))
+    with (
+        stop_on_signal() as stop,
+        open_progress(total_steps=run.total_steps, first_step=first_step, epochs=epochs) as progress,
+    ):
         for epoch in range(first_step // run.steps_per_epoch, epochs):
             result = train_epoch(
                 run, state, epoch=epoch, checkpoints=checkpoints, log=log, progress=progress, stop=stop
@@ -126,26 +143,29 @@ def fit(run: Run, state: TrainState, *, checkpoints: Checkpoints, log: MetricsLo
             state, stopped_by = result.state, result.stopped_by
             if stopped_by is None:
                 scores = evaluate_variables(run, state.evaluated).scalars()
-                log.write("validation", step=int(state.step), epoch=float(epoch + 1), **scores)
+                log.write(ValidationRecord(step=int(state.step), epoch=epoch + 1.0, **scores))
                 checkpoints.save(state, metrics=scores)
-                progress.say(
+                progress.print(
                     f"epoch {epoch + 1}/{epochs}: validation top-1 {scores['top1']:.4f}, loss {scores['loss']:.4f}; "
                     f"{result.images_per_second:,.0f} images/s"
                 )
-                if epoch + 1 < epochs:  # After the last epoch there is nothing left to stop.
-                    stopped_by = stop.signal
+                # A signal that came during the evaluation; after the last epoch there is nothing left to stop.
+                stopped_by = stop.signal if epoch + 1 < epochs else None
             if stopped_by is not None:
-                progress.say(f"stopped by {stopped_by.name} and saved at step {int(state.step):,}; run again to resume")
+                progress.print(
+                    f"stopped by {stopped_by.name} and saved at step {int(state.step):,}; run again to resume"
+                )
                 return False
     return True
 
 
 class EpochResult(NamedTuple):
-    """What an epoch of training came to.
+    """The outcome of the training steps of an epoch.
 
     Attributes:
-      state: after its last step.
-      stopped_by: the signal that ended it before its last step, with the state saved; None if it is complete.
+      state: the state after the last step taken.
+      stopped_by: the signal that stopped the epoch before its last step, with the state saved; None if the epoch is
+        complete.
       images_per_second: training pictures over time.
     """
 
@@ -164,13 +184,21 @@ def train_epoch(
     progress: TrainProgress,
     stop: StopRequest,
 ) -> EpochResult:
-    """Takes the remaining steps of an epoch; when asked to stop before the last, saves the state and returns early.
+    """Takes the remaining steps of an epoch, or saves the state and returns early when asked to stop.
+
+    Args:
+      run: the run.
+      state: a state within the epoch; consumed.
+      epoch: the epoch, counted from 0.
+      checkpoints: where states are saved, every `checkpoint_minutes` and when stopped.
+      log: where metrics are recorded, every `LOG_SECONDS` and after the last step.
+      progress: where they are shown.
+      stop: the request to stop, looked at after every step.
 
     Raises:
       UserError: training diverged, or the disk is full.
     """
-    config, end = run.config, (epoch + 1) * run.steps_per_epoch
-    first = int(state.step)
+    config, first, end = run.config, int(state.step), (epoch + 1) * run.steps_per_epoch
     batches = data.train_batches(run.dataset.train, seed=config.seed, batch_size=config.batch_size, start_step=first)
     window: list[StepMetrics] = []
     stopped_by: signal.Signals | None = None
@@ -178,12 +206,13 @@ def train_epoch(
     with contextlib.closing(batches):
         for step, batch in zip(range(first + 1, end + 1), batches, strict=False):
             state, metrics = take_step(run, state, batch, epoch=epoch)
-            _wait(metrics, window)
+            _limit_queue(metrics, window)
             window.append(metrics)
             now = time.monotonic()
             if now - logged >= LOG_SECONDS or step == end:
                 logged = _log_window(run, state, window, since=logged, log=log, progress=progress)
                 window = []
+            # After the last step of the epoch `fit` saves the state, with its metrics.
             if step < end and (stop.signal or now - saved >= 60 * config.checkpoint_minutes):
                 check_finite(run, state)
                 checkpoints.save(state)
@@ -191,22 +220,18 @@ def train_epoch(
                 if stopped_by is not None:
                     break
     pictures = (int(state.step) - first) * config.batch_size
-    return EpochResult(state, stopped_by, images_per_second=pictures / _since(started))
-
-
-def _wait(metrics: StepMetrics, earlier: Sequence[StepMetrics]) -> None:
-    """Keeps the host at most one step ahead of the device: a longer queue would only hold batches in memory.
-
-    On a CPU even one queued step would hold the feature maps of a second step, which are gigabytes.
-    """
-    if jax.default_backend() == "cpu":
-        metrics.loss.block_until_ready()
-    elif earlier:
-        earlier[-1].loss.block_until_ready()
+    return EpochResult(state, stopped_by, images_per_second=pictures / _seconds_since(started))
 
 
 def take_step(run: Run, state: TrainState, batch: data.Batch, *, epoch: int) -> tuple[TrainState, StepMetrics]:
-    """One training step as the settings say."""
+    """Takes one training step with the settings of an epoch; see `step.train_step`.
+
+    Args:
+      run: the run.
+      state: consumed; use the returned one.
+      batch: the pictures of the step.
+      epoch: the epoch, counted from 0; decides the resolution and the augmentation.
+    """
     config = run.config
     taken: tuple[TrainState, StepMetrics] = train_step(
         state,
@@ -225,7 +250,7 @@ def take_step(run: Run, state: TrainState, batch: data.Batch, *, epoch: int) -> 
 
 
 def evaluate_variables(run: Run, variables: Variables) -> Evaluation:
-    """Metrics on every validation picture."""
+    """Evaluates variables on all validation pictures, in the precision of the run and without calibration."""
     return measure(
         lambda images: eval_step(variables, shard_batch(images), model=run.model),
         run.dataset.validation,
@@ -235,19 +260,20 @@ def evaluate_variables(run: Run, variables: Variables) -> Evaluation:
 
 
 def check_finite(run: Run, state: TrainState) -> None:
-    """Raises a `UserError` that says where, if a loss or the norm of a gradient was not finite.
+    """Raises a `UserError` if a loss or gradient was not finite; the message names the step and the place.
 
-    The state is still the one before that step, and the step's batch and random numbers are functions of its
-    number, so it can be repeated layer by layer.
+    The state is still as before that step. Its batch and its random numbers are functions of its number, so the step is
+    repeated here, layer by layer.
     """
     if bool(state.finite):
         return
     config, step = run.config, int(state.step)
+    epoch = step // run.steps_per_epoch
+    # Repeat the step up to the network's input.
     batches = data.train_batches(run.dataset.train, seed=config.seed, batch_size=config.batch_size, start_step=step)
     with contextlib.closing(batches):
         batch = next(batches)
     augment_key, dropout_key = step_keys(run.key, state.step)
-    epoch = step // run.steps_per_epoch
     inputs, _ = augment(
         augment_key,
         jnp.asarray(batch.images),
@@ -264,35 +290,58 @@ def check_finite(run: Run, state: TrainState) -> None:
     )
 
 
+def _limit_queue(metrics: StepMetrics, earlier: Sequence[StepMetrics]) -> None:
+    """Keeps the host at most one step ahead of the device: a longer queue would only hold batches in memory.
+
+    On a CPU it waits for the step itself. One queued step would already hold its feature maps, which can be gigabytes.
+    """
+    if jax.default_backend() == "cpu":
+        metrics.loss.block_until_ready()
+    elif earlier:
+        earlier[-1].loss.block_until_ready()
+
+
 def _log_window(
     run: Run,
     state: TrainState,
-    window: list[StepMetrics],
+    window: Sequence[StepMetrics],
     *,
     since: float,
     log: MetricsLog,
     progress: TrainProgress,
 ) -> float:
-    """Waits for the last steps, tells their metrics, and returns the time at which they were done."""
-    loss, correct, pictures = (float(sum(each)) for each in zip(*jax.device_get(window), strict=True))
-    done, seconds = time.monotonic(), _since(since)
+    """Records and shows the metrics of some steps.
+
+    Args:
+      run: the run.
+      state: the state after the steps.
+      window: the metrics of the steps, at least one.
+      since: the time at which they began.
+      log: where they are recorded.
+      progress: where they are shown.
+
+    Returns:
+      The time at which the device had computed them.
+    """
+    # Wait for the device before the clock is read.
+    loss, correct, pictures = (float(sum(values)) for values in zip(*jax.device_get(window), strict=True))
+    done, seconds = time.monotonic(), _seconds_since(since)
     check_finite(run, state)
     step = int(state.step)
-    epoch, rate = step / run.steps_per_epoch, pictures / seconds
-    log.write(
-        "train",
+    record = TrainRecord(
         step=step,
-        epoch=epoch,
+        epoch=step / run.steps_per_epoch,
         loss=loss / pictures,
         top1=correct / pictures,
         learning_rate=float(run.schedule(step - 1)),
-        resolution=float(run.config.resolution((step - 1) // run.steps_per_epoch)),
-        images_per_second=rate,
+        resolution=run.config.resolution((step - 1) // run.steps_per_epoch),
+        images_per_second=pictures / seconds,
     )
-    progress.update(step=step, epoch=f"{epoch:.2f}/{run.config.epochs}", loss=loss / pictures, images_per_second=rate)
+    log.write(record)
+    progress.update(record)
     return done
 
 
-def _since(start: float) -> float:
-    """Seconds since then, never 0: clocks may tick but 64 times a second."""
+def _seconds_since(start: float) -> float:
+    """Seconds since a time of `time.monotonic`, never 0: some clocks tick only 64 times a second."""
     return max(time.monotonic() - start, 1e-9)

@@ -90,11 +90,11 @@ def begin(config: Config, workdir: str | Path) -> Iterator[Start]:
         check_outside_pictures(folder.path, option="workdir", source=config.data.source)
     with folder.locked():
         # Before the pictures are decoded, which may take long.
-        folder.check_settings(config)
+        folder.check_resumable(config)
         run = prepare(config, data.load(config.data))
         classes = Classes(run.dataset.names, run.dataset.wnids, run.dataset.name, run.dataset.license)
         pictures = run.dataset.fingerprint()
-        folder.check_data(classes, pictures)
+        folder.check_same_data(classes, pictures)
         with open_checkpoints(folder.checkpoints) as checkpoints, open_log(folder.path) as log:
             weights = _read_initial_weights(run) if checkpoints.last_step is None else None
             state = initial_state(run, weights)
@@ -106,7 +106,7 @@ def begin(config: Config, workdir: str | Path) -> Iterator[Start]:
             if step < run.total_steps:
                 record_session(folder, config, classes, step=step)
             else:
-                folder.check_finished_settings(config)
+                folder.check_unchanged(config)
             if weights is not None:
                 record_earlier(weights.trainings, folder.earlier_trainings)
             folder.record_pictures(pictures)

@@ -1,10 +1,11 @@
-"""Checkpoints of a run: the last and the best, written atomically by Orbax, restored strictly."""
+"""The checkpoints of a run: the last and the best, written atomically by Orbax, restored strictly."""
 
 import dataclasses
 import json
 import logging
 import re
 import shutil
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -24,10 +25,10 @@ from jaxcnn.run.workdir import Workdir
 from jaxcnn.state import TrainState, Variables, init_variables
 
 SELECTED_BY = "top1"
-"""The validation metric that makes a checkpoint the best."""
+"""The validation metric that selects the best checkpoint."""
 
 UNFINISHED = ".orbax-checkpoint-tmp"
-"""Ends the name of a folder that Orbax still writes, and removes when it next opens the checkpoints."""
+"""Suffix of folders that Orbax is still writing; Orbax removes leftovers when it next opens the checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,18 @@ class TrainedModel:
     """The best checkpoint of a run, ready to evaluate or export.
 
     Attributes:
-      model: called with `variables`, uint8 or float32 images [batch, height, width, 3] in [0, 255], and
-        `train=False`, gives float32 logits [batch, classes], not yet divided by the temperature. Like an exported
-        file it computes in float32, whatever it was trained in.
-      variables: parameters and batch statistics; the moving average where the run keeps one.
-      step: steps taken when it was saved.
-      metrics: validation metrics of that step; empty if the run was stopped before its first evaluation.
-      calibration: how its logits become calibrated ones; None unless the run was finished with this checkpoint.
+      config: the settings of the run.
+      names: class names in the order of the logits.
+      wnids: WordNet ids in the same order; empty if the data set has none.
+      dataset: the data set's name.
+      license: the data set's terms.
+      model: maps `variables`, uint8 or float32 images [batch, height, width, 3] in [0, 255] and `train=False` to
+        float32 logits [batch, classes], before division by the temperature. Computes in float32 whatever precision it
+        was trained in, as an exported file does.
+      variables: parameters and batch statistics; their moving average if the run keeps one.
+      step: steps taken when the checkpoint was saved.
+      metrics: validation metrics at that step; empty if the run was stopped before its first evaluation.
+      calibration: the temperature of this checkpoint; None if the run did not finish with it.
     """
 
     config: Config
@@ -57,7 +63,7 @@ class TrainedModel:
 
     @property
     def temperature(self) -> float:
-        """What the logits are to be divided by; 1 without a calibration."""
+        """The divisor of the logits; 1 without a calibration."""
         return 1.0 if self.calibration is None else self.calibration.temperature
 
 
@@ -69,23 +75,30 @@ class Checkpoints:
 
     @property
     def last_step(self) -> int | None:
-        """Steps taken at the latest checkpoint; None before the first."""
+        """Steps taken at the last checkpoint; None if there is no checkpoint."""
         latest = self._checkpointer.latest
         return None if latest is None else int(latest.step)
 
     def save(self, state: TrainState, *, metrics: dict[str, float] | None = None) -> None:
-        """Writes the state; kept while it is the last, or the best of those with metrics.
+        """Saves a state, and deletes all checkpoints but the last and the best.
+
+        Args:
+          state: the state to save, under the number of its step.
+          metrics: validation metrics; without them the checkpoint is never the best.
 
         Raises:
-          UserError: the disk is full or cannot be written. Earlier checkpoints stay.
+          UserError: the disk is full or cannot be written. Earlier checkpoints are kept.
         """
         step = int(state.step)
         try:
-            self._checkpointer.save_checkpointables(step, _to_items(state), metrics=metrics)
-            _sync(self._folder(step))  # now for its name: a power cut must not find both gone
-            self._remove_outdated()
+            with _without_orbax_logs():
+                self._checkpointer.save_checkpointables(step, _to_items(state), metrics=metrics)
+            # The contents reached the disk before the folder was renamed. The new name has to reach it too, before
+            # older checkpoints are deleted: a power cut must not lose both.
+            _sync(self._folder(step))
+            self._delete_outdated()
         except (OSError, ValueError) as error:
-            reason = _refusal(error)
+            reason = _system_reason(error)
             if reason is None:
                 raise
             raise UserError(
@@ -94,13 +107,14 @@ class Checkpoints:
             ) from error
 
     def restore(self, like: TrainState) -> TrainState:
-        """The latest checkpoint.
+        """Restores the last checkpoint.
 
         Args:
-          like: a state of the structure, shapes and types that the checkpoint must have.
+          like: a state with the structure, shapes and types that the checkpoint must have.
 
         Raises:
-          UserError: the checkpoint is of another model or optimizer, naming the first path that differs.
+          UserError: the checkpoint has another model or optimizer (the message names the first path that differs), is
+            damaged, or cannot be read.
         """
         items = _load(self._checkpointer, self._checkpointer.latest, _to_items(like))
         training = items["training"]
@@ -112,13 +126,13 @@ class Checkpoints:
             finite=training["finite"],
         )
 
-    def _remove_outdated(self) -> None:
-        """Removes all but the last and the best. Orbax by itself would do so before the new one is on the disk."""
+    def _delete_outdated(self) -> None:
+        """Deletes all but the last and the best. Orbax's own policy would delete before the new one is on the disk."""
         self._checkpointer.reload()
         saved = self._checkpointer.checkpoints
-        for step in {each.step for each in saved} - {saved[-1].step, _best(saved).step}:
+        for step in {checkpoint.step for checkpoint in saved} - {saved[-1].step, _best(saved).step}:
             folder = self._folder(step)
-            # Under the name of an unfinished one it is gone at once, for who reads it and for the next run.
+            # Renamed first: a deletion cut short leaves an unfinished folder, not a damaged checkpoint.
             shutil.rmtree(folder.rename(folder.with_name(f"{step}{UNFINISHED}")))
 
     def _folder(self, step: int) -> Path:
@@ -127,7 +141,7 @@ class Checkpoints:
 
 @contextmanager
 def open_checkpoints(directory: Path) -> Iterator[Checkpoints]:
-    """Opens, and creates if need be, a folder of checkpoints.
+    """Opens a folder of checkpoints for training; creates it if it does not exist.
 
     Raises:
       UserError: the metrics of a checkpoint are damaged or cannot be read.
@@ -138,26 +152,27 @@ def open_checkpoints(directory: Path) -> Iterator[Checkpoints]:
             _sync(folder)
 
     context = ocp.Context()
-    # Called when all files are written, before they get the name of a checkpoint: what has the name is whole.
+    # Orbax calls this when all files are written, before it renames the folder: what has a step's name is whole.
     context.asynchronous.post_finalization_callback = sync_unfinished
     checkpointer = _open(directory, context=context, cleanup_tmp_directories=True)
     closing: AbstractContextManager[None] = nullcontext()
     try:
         yield Checkpoints(checkpointer)
     except UserError:
-        closing = suppress(OSError, ValueError)  # Orbax raises a write that failed again when it closes
+        # After a failed write Orbax raises the same error again when it closes.
+        closing = suppress(OSError, ValueError)
         raise
     finally:
-        with closing:
+        with closing, _without_orbax_logs():
             checkpointer.close()
 
 
 def load_model(workdir: Path) -> TrainedModel:
-    """Reads the best checkpoint of a run, or the last of a run that was not evaluated yet.
+    """Loads the best checkpoint of a run, or the last if the run was not evaluated yet.
 
     Raises:
-      UserError: not a workdir, no checkpoint in it yet, one that is damaged, cannot be read or does not fit the
-        recorded settings, or a damaged record of its calibration.
+      UserError: the folder is not a workdir or has no checkpoint yet; the checkpoint is damaged, cannot be read or does
+        not fit the recorded settings; or the record of its calibration is damaged.
     """
     run = Workdir(workdir)
     config, classes = run.read_config(), run.read_classes()
@@ -180,7 +195,7 @@ def load_model(workdir: Path) -> TrainedModel:
 
 
 def _to_items(state: TrainState) -> dict[str, Any]:
-    """The state in the parts that are read apart: evaluation and export need no optimizer."""
+    """Splits a state into items that can be loaded separately: evaluation and export need no optimizer state."""
     items: dict[str, Any] = {
         "model": state.variables,
         "training": {"step": state.step, "opt_state": state.opt_state, "finite": state.finite},
@@ -189,7 +204,7 @@ def _to_items(state: TrainState) -> dict[str, Any]:
 
 
 def _shapes(model: nn.Module, image_size: int) -> Variables:
-    """Shapes and types of a model's variables, placed on the first device whatever device wrote them."""
+    """Shapes and types of a model's variables, placed on the first device, whichever devices saved them."""
     variables = jax.eval_shape(lambda key: init_variables(key, model=model, image_size=image_size), jax.random.key(0))
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes: Variables = jax.tree.map(
@@ -200,34 +215,36 @@ def _shapes(model: nn.Module, image_size: int) -> Variables:
 
 
 def _open(directory: Path, **options: Any) -> ocp.training.Checkpointer:
-    """Opens a folder of checkpoints, whose metrics Orbax reads at once.
+    """Opens a folder of checkpoints. Orbax reads the metrics of all of them, so these are checked before.
 
     Raises:
       UserError: the metrics of a checkpoint are damaged or cannot be read.
     """
-    _hush()
     for folder in sorted(directory.absolute().glob("*/metrics")):
-        if folder.parent.name.isdigit():  # not one that is being written
+        if folder.parent.name.isdigit():  # Others are still being written.
             file, advice = folder / "metrics", f"remove the folder {folder} to go on without them"
-            with _damage_told(str(file), advice=advice), suppress(FileNotFoundError):
+            with _read_errors(str(file), advice=advice), suppress(FileNotFoundError):
                 float(json.loads(file.read_bytes())[SELECTED_BY])
-    try:
-        return ocp.training.Checkpointer(directory.absolute(), **options)
-    except FileNotFoundError:  # training has removed one while they were listed
-        return ocp.training.Checkpointer(directory.absolute(), **options)
+    with _without_orbax_logs():
+        try:
+            return ocp.training.Checkpointer(directory.absolute(), **options)
+        except FileNotFoundError:  # Training deleted a checkpoint while Orbax listed them.
+            return ocp.training.Checkpointer(directory.absolute(), **options)
 
 
 def _best(saved: Sequence[Any]) -> Any:
-    """The best of some checkpoints, of equals the later; the last, if none was measured."""
-    measured = [each for each in saved if each.metrics]
-    return max(measured, key=lambda each: (each.metrics[SELECTED_BY], each.step)) if measured else saved[-1]
+    """The checkpoint with the highest `SELECTED_BY`, on a tie the latest; the last one if none has metrics."""
+    measured = [checkpoint for checkpoint in saved if checkpoint.metrics]
+    if not measured:
+        return saved[-1]
+    return max(measured, key=lambda checkpoint: (checkpoint.metrics[SELECTED_BY], checkpoint.step))
 
 
 def _load_best(run: Workdir, like: Variables) -> tuple[Any, Variables]:
-    """The best checkpoint and its variables, the moving average where it has one.
+    """Loads the variables of the best checkpoint, or their moving average if it has one.
 
     Raises:
-      UserError: there is none yet, or it is damaged, cannot be read or does not fit.
+      UserError: there is no checkpoint yet, or it is damaged, cannot be read or does not fit.
     """
     failures: dict[int, UserError] = {}
     while True:
@@ -240,33 +257,36 @@ def _load_best(run: Workdir, like: Variables) -> tuple[Any, Variables]:
             try:
                 item = "average" if "average" in _metadata(checkpointer, best) else "model"
                 return best, _load(checkpointer, best, {item: like})[item]
-            except UserError as error:  # perhaps of one that training has replaced meanwhile: choose anew
+            except UserError as error:
+                # Training may have replaced the checkpoint in the meantime. Select again; fail if it is the same.
                 failures[best.step] = error
 
 
 def _load(checkpointer: ocp.training.Checkpointer, saved: Any, items: dict[str, Any]) -> dict[str, Any]:
+    """Loads items of a checkpoint, after checking that they have the expected structure, shapes and types."""
     where = f"checkpoint {saved.step} of {checkpointer.directory}"
     metadata = _metadata(checkpointer, saved)
     for name, like in items.items():
         if name not in metadata:
             raise UserError(f"{where} has no {name!r}; give the settings it was trained with, or another --workdir")
-        if metadata[name] is not None:  # Orbax could not read it and does not say why; it will when it loads it
+        # None: Orbax could not read the metadata. Loading the item raises the reason.
+        if metadata[name] is not None:
             _check_tree(metadata[name], like, where=where, name=name)
-    with _reading(checkpointer, saved):
+    with _checkpoint_errors(checkpointer, saved), _without_orbax_logs():
         loaded: dict[str, Any] = checkpointer.load_checkpointables(saved, items)
     return loaded
 
 
 def _metadata(checkpointer: ocp.training.Checkpointer, saved: Any) -> dict[str, Any]:
-    """Shapes and types of what a checkpoint holds, by the name of the part."""
-    with _reading(checkpointer, saved):
-        _open_all(Path(checkpointer.directory) / str(saved.step))
+    """Shapes and types of the contents of a checkpoint, by item."""
+    with _checkpoint_errors(checkpointer, saved), _without_orbax_logs():
+        _check_readable(Path(checkpointer.directory) / str(saved.step))
         metadata: dict[str, Any] = checkpointer.checkpointables_metadata(saved).metadata
     return metadata
 
 
-def _open_all(folder: Path) -> None:
-    """Raises an `OSError` if something cannot be opened. Orbax takes that for absent."""
+def _check_readable(folder: Path) -> None:
+    """Raises an `OSError` if something in a folder cannot be opened. Orbax would treat it as absent."""
     for path in (folder, *folder.rglob("*")):
         if path.is_dir():
             next(path.iterdir(), None)
@@ -275,58 +295,86 @@ def _open_all(folder: Path) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Waits until a folder, all that is in it and its name have reached the disk. Orbax leaves that to the system."""
+    """Waits until a folder, its contents and its name have reached the disk. Orbax does not wait."""
     for path in (*folder.rglob("*"), folder, folder.parent):
         sync(path)
 
 
-def _hush() -> None:
-    """Keeps Orbax from logging the traceback of every part that it cannot read or write: the first is raised anyway."""
-    for name in ("absl", "asyncio"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+@contextmanager
+def _without_orbax_logs() -> Iterator[None]:
+    """Drops what Orbax logs in the context: a traceback for every part that fails, although it raises the first error.
+
+    Orbax logs through the loggers of absl and asyncio, which are the whole program's. They are as before afterwards.
+    """
+
+    def drop(_: logging.LogRecord) -> bool:
+        return False
+
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    running = set(threading.enumerate())
+    for logger in loggers:
+        logger.addFilter(drop)
+    try:
+        yield
+    except Exception:
+        # Orbax raises the first failure while other parts still fail, in threads of the same call.
+        for thread in threading.enumerate():
+            if thread.daemon and thread not in running:
+                thread.join(timeout=1)
+        raise
+    finally:
+        for logger in loggers:
+            logger.removeFilter(drop)
 
 
-def _reading(checkpointer: ocp.training.Checkpointer, saved: Any) -> AbstractContextManager[None]:
-    """Says that a checkpoint cannot be read, and which one there is instead."""
-    others = [each.step for each in checkpointer.checkpoints if each.step != saved.step]
-    instead = f"to go on from checkpoint {max(others)}" if others else "to begin anew, for there is no other"
-    return _damage_told(
+def _checkpoint_errors(checkpointer: ocp.training.Checkpointer, saved: Any) -> AbstractContextManager[None]:
+    """`_read_errors` for a checkpoint; the advice says which other checkpoint remains if it is removed."""
+    others = [checkpoint.step for checkpoint in checkpointer.checkpoints if checkpoint.step != saved.step]
+    instead = f"to resume from checkpoint {max(others)}" if others else "to start anew, for there is no other"
+    return _read_errors(
         f"checkpoint {saved.step} of {checkpointer.directory}",
         advice=f"remove its folder {instead}, or train in another --workdir",
     )
 
 
 @contextmanager
-def _damage_told(where: str, *, advice: str) -> Iterator[None]:
-    """Tells damage, for which there is the advice, from what the system refuses. Orbax's own messages take pages.
+def _read_errors(where: str, *, advice: str) -> Iterator[None]:
+    """Turns errors of reading into a `UserError` of one line: damage, or a refusal of the operating system.
+
+    Args:
+      where: the file or the checkpoint.
+      advice: what to do if it is damaged.
 
     Raises:
-      UserError: what is read within cannot be read.
-      MemoryError, JaxRuntimeError: there is no room for it.
+      UserError: the code in the context failed.
+      MemoryError, JaxRuntimeError: there is not enough memory.
     """
     try:
         yield
-    except Exception as error:  # of Orbax, TensorStore, JSON, ...: any kind
+    except Exception as error:  # Orbax, TensorStore and JSON raise any kind.
         cause: BaseException = error
         while cause.__cause__:
             cause = cause.__cause__
         if isinstance(cause, MemoryError | jax.errors.JaxRuntimeError):
             raise cause from None
-        reason = None if isinstance(cause, FileNotFoundError) else _refusal(cause)
+        # A missing file is damage, although the system reports it.
+        reason = None if isinstance(cause, FileNotFoundError) else _system_reason(cause)
         if reason is None:
             raise UserError(f"{where} is damaged ({type(error).__name__}); {advice}") from error
-        raise UserError(f"{where} cannot be read: {reason}. It may be whole: mend that and run again") from error
+        raise UserError(f"{where} cannot be read: {reason}. It may be whole: fix that and run again") from error
 
 
-def _refusal(error: BaseException) -> str | None:
-    """What the system refused, in its words; None of an error that is no refusal."""
+def _system_reason(error: BaseException) -> str | None:
+    """The operating system's words for why it refused; None if the error has another cause."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
-    told = re.search(r"([^:]+) \[os_error_code", str(error))  # TensorStore, below Orbax, tells it by a ValueError
-    return told[1].strip() if told else None
+    # TensorStore, below Orbax, raises a ValueError with the system's message in it.
+    found = re.search(r"([^:]+) \[os_error_code", str(error))
+    return found[1].strip() if found else None
 
 
 def _check_tree(saved: Any, like: Any, *, where: str, name: str) -> None:
+    """Raises a `UserError` that names the first path whose shape or type differs."""
     found, expected = _leaves(saved, name), _leaves(like, name)
     for path in [*expected, *found]:
         if found.get(path) != expected.get(path):

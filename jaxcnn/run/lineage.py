@@ -22,7 +22,7 @@ from jaxcnn.run.describe import (
     describe_training,
 )
 from jaxcnn.run.metrics_log import read_log
-from jaxcnn.run.sessions import read_sessions, tell
+from jaxcnn.run.sessions import describe_changes, read_sessions
 from jaxcnn.run.workdir import Workdir
 
 
@@ -93,13 +93,15 @@ def _recipe(run: Workdir, trained: TrainedModel) -> dict[str, str]:
     rows = {
         "network": describe_network(config.model),
         "parameters": f"{models.count_parameters(trained.variables['params']):,}",
-        "schedule": tell(
+        "schedule": describe_changes(
             sessions, lambda session: describe_training(session.config, steps_per_epoch=log.steps_per_epoch)
         ),
         "this checkpoint": f"after {counted(trained.step, 'step')}",
-        "optimizer": tell(sessions, lambda session: describe_optimizer(session.config.optim)),
-        "augmentation": tell(sessions, lambda session: describe_augmentation(session.config.augment)),
-        "precision": tell(sessions, lambda session: describe_precision(session.config.model, session.environment)),
+        "optimizer": describe_changes(sessions, lambda session: describe_optimizer(session.config.optim)),
+        "augmentation": describe_changes(sessions, lambda session: describe_augmentation(session.config.augment)),
+        "precision": describe_changes(
+            sessions, lambda session: describe_precision(session.config.model, session.environment)
+        ),
     }
     # The cost, as far as log and environment were recorded.
     if log.train:
@@ -107,5 +109,5 @@ def _recipe(run: Workdir, trained: TrainedModel) -> dict[str, str]:
     if all(session.environment for session in sessions):
         if log.train:
             rows["time"] = describe_time(log, sessions)
-        rows["software"] = tell(sessions, lambda session: describe_software(session.environment))
+        rows["software"] = describe_changes(sessions, lambda session: describe_software(session.environment))
     return rows

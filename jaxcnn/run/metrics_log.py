@@ -1,13 +1,17 @@
-"""The log of a run, `metrics.jsonl` and TensorBoard event files: written while it trains, read back afterwards."""
+"""The log of a run: records of its metrics, written to `metrics.jsonl` and TensorBoard event files, and read back.
 
+Each line of `metrics.jsonl` is a JSON object: the `kind` of the record, and its fields by name.
+"""
+
+import dataclasses
 import json
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, ClassVar
 
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
@@ -16,145 +20,229 @@ from tensorboardX.proto.summary_pb2 import Summary
 from jaxcnn.errors import UserError
 
 
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What all records have.
+
+    Attributes:
+      step: steps taken so far.
+      epoch: epochs so far, with a fraction.
+      time: seconds since 1970.
+    """
+
+    kind: ClassVar[str]
+
+    step: int
+    epoch: float
+    time: float = field(default_factory=time.time)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartRecord(Record):
+    """The start of a session. Records of later steps that come before it are void: the steps are taken again."""
+
+    kind = "start"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRecord(Record):
+    """Metrics of the training steps since the last record.
+
+    Attributes:
+      loss: mean loss on the augmented pictures.
+      top1: top-1 accuracy on the augmented pictures.
+      learning_rate: learning rate of the last step.
+      resolution: side of the pictures in pixels; None in records of earlier versions.
+      images_per_second: training pictures over time.
+    """
+
+    kind = "train"
+
+    loss: float
+    top1: float
+    learning_rate: float
+    resolution: int | None = None
+    images_per_second: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationRecord(Record):
+    """Metrics on all validation pictures after an epoch; see `metrics.Evaluation`."""
+
+    kind = "validation"
+
+    loss: float
+    top1: float
+    top5: float
+    ece: float
+
+
+_KINDS: dict[str, type[Record]] = {record.kind: record for record in (StartRecord, TrainRecord, ValidationRecord)}
+_COORDINATES = ("step", "epoch", "time")
+"""Fields that say when; the others are metrics."""
+
+
 class MetricsLog:
-    """Appends to a run's `metrics.jsonl` and to TensorBoard event files beside it. Use `open_log`."""
+    """Appends records to the log of a run. Use `open_log`."""
 
     def __init__(self, workdir: Path, lines: IO[str], events: EventsWriter):
         self._workdir = workdir
         self._lines = lines
         self._events = events
 
-    def write(self, kind: str, *, step: int, epoch: float, **values: float) -> None:
-        """Records the values of one moment.
-
-        Args:
-          kind: `train` or `validation`; `start` where a run begins or goes on, and takes later steps anew.
-          step: steps taken so far.
-          epoch: passes over the training pictures so far.
-          values: by name, such as loss and top1.
+    def write(self, record: Record) -> None:
+        """Appends a record, and flushes it.
 
         Raises:
           UserError: the disk is full or cannot be written.
         """
-        now = time.time()
-        record = {"kind": kind, "step": step, "epoch": round(epoch, 4), "time": round(now, 3)}
-        scalars = [Summary.Value(tag=f"{kind}/{name}", simple_value=value) for name, value in values.items()]
-        with _user_errors(self._workdir):
-            self._lines.write(json.dumps(record | values) + "\n")
+        with _write_errors(self._workdir):
+            self._lines.write(json.dumps(_to_json(record)) + "\n")
             self._lines.flush()
-            self._events.write_event(Event(wall_time=now, step=step, summary=Summary(value=scalars)))
+            self._events.write_event(_to_event(record))
             self._events.flush()
 
 
 @contextmanager
 def open_log(workdir: Path) -> Iterator[MetricsLog]:
-    """Opens the log of a run, to be continued if there is one.
+    """Opens the log of a run. Records are appended to an existing log.
 
     Raises:
       UserError: the workdir cannot be written.
     """
     path = workdir / "metrics.jsonl"
-    with _user_errors(workdir):
+    with _write_errors(workdir):
         torn = path.exists() and not path.read_bytes().endswith(b"\n")
         lines = path.open("a", encoding="utf-8")
-        # Not tensorboardX's SummaryWriter: the thread it writes in dies on a full disk, and the run then waits forever.
+        # Not tensorboardX's SummaryWriter: on a full disk its thread dies, and the run then waits for it forever.
         events = EventsWriter(str(workdir / "events"))
     try:
-        if torn:  # a killed process can leave half a line; the next one must not be glued to it
+        # A killed process can leave half a line; the next record starts a new one.
+        if torn:
             lines.write("\n")
         yield MetricsLog(workdir, lines, events)
     finally:
         for file in (lines, events):
-            with suppress(OSError):  # what a full disk did not take was told when it was written
+            with suppress(OSError):  # On a full disk `write` has raised it already.
                 file.close()
-
-
-@contextmanager
-def _user_errors(workdir: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"the log cannot be written to {workdir}: {error.strerror}; make room and run again to resume"
-        ) from error
 
 
 @dataclass(frozen=True)
 class RunLog:
-    """The records of a run in the order of the steps.
+    """The records of a run in the order of their steps.
 
     Attributes:
-      train: a record for every few seconds.
-      validation: a record for every epoch.
+      train: one record every few seconds.
+      validation: one record per epoch.
     """
 
-    train: list[dict[str, float]]
-    validation: list[dict[str, float]]
+    train: list[TrainRecord]
+    validation: list[ValidationRecord]
 
-    def validation_of(self, step: int) -> dict[str, float] | None:
-        """The validation record of the checkpoint of a step; None if that was not measured."""
-        return next((record for record in self.validation if record["step"] == step), None)
+    def validation_of(self, step: int) -> ValidationRecord | None:
+        """The validation record of the checkpoint at a step; None if it was not evaluated."""
+        return next((record for record in self.validation if record.step == step), None)
 
     @property
     def steps_per_epoch(self) -> int | None:
-        """Steps of one epoch; None before the first is over."""
-        return round(self.validation[-1]["step"] / self.validation[-1]["epoch"]) if self.validation else None
+        """Steps of one epoch; None before the first is complete."""
+        return round(self.validation[-1].step / self.validation[-1].epoch) if self.validation else None
 
     def seconds(self, batch_size: int, *, start: int = 0, end: int | None = None) -> float:
-        """Time spent in training steps: without evaluation, pauses, and steps that were lost and repeated.
+        """Time spent in training steps, without evaluation, pauses, and steps that were lost and taken again.
 
         Args:
-          start: how many steps come before those that are asked for.
-          end: how many there are after them; all, if None.
+          batch_size: pictures per step.
+          start: counts the steps after this one.
+          end: counts the steps up to this one; None for all.
         """
-        total, before = 0.0, float(start)
+        total, before = 0.0, start
         for record in self.train:
-            if start < record["step"] <= (math.inf if end is None else end):
-                total += (record["step"] - before) * batch_size / record["images_per_second"]
-                before = record["step"]
+            if start < record.step <= (math.inf if end is None else end):
+                total += (record.step - before) * batch_size / record.images_per_second
+                before = record.step
         return total
 
     def steps_by_resolution(self, planned: Callable[[int], int]) -> dict[int, int]:
         """Steps taken at each resolution.
 
         Args:
-          planned: the resolution of an epoch, counted from 0, by the settings; older records do not tell theirs.
+          planned: the resolution of an epoch, counted from 0, by the settings; for records without a resolution.
         """
         steps, before = dict[int, int](), 0
         for record in self.train:
-            epoch, step = max(math.ceil(record["epoch"]) - 1, 0), int(record["step"])
-            side = int(record.get("resolution", planned(epoch)))
-            steps[side] = steps.get(side, 0) + step - before
-            before = step
+            side = record.resolution or planned(max(math.ceil(record.epoch) - 1, 0))
+            steps[side] = steps.get(side, 0) + record.step - before
+            before = record.step
         return steps
 
 
 def read_log(path: Path) -> RunLog:
-    """Reads `metrics.jsonl`.
+    """Reads `metrics.jsonl`; a run without one has an empty log.
 
-    A resumed run goes on from its checkpoint: its start overrules all records of later steps, and a record those of its
-    kind with the same or a later step, as older logs do not tell of starts. Half a line, left by a killed process, is
-    skipped.
+    A resumed run repeats the steps after its last checkpoint. A start record voids the records of later steps before
+    it. So does any record for its own kind, as earlier versions wrote no start records. Lines that are not a whole
+    record, such as half a line left by a killed process, are skipped.
     """
     log = RunLog([], [])
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        kind = record.pop("kind", None) if isinstance(record, dict) else None
-        if kind == "start":
-            for records in (log.train, log.validation):
-                _forget(records, after=float(record["step"]))
-        if kind not in ("train", "validation"):
-            continue
-        records = log.train if kind == "train" else log.validation
-        _forget(records, after=record["step"] - 1.0)
-        records.append({name: float(value) for name, value in record.items()})
+    for record in map(_parse, lines):
+        match record:
+            case StartRecord():
+                _drop_after(log.train, record.step)
+                _drop_after(log.validation, record.step)
+            case TrainRecord():
+                _drop_after(log.train, record.step - 1)
+                log.train.append(record)
+            case ValidationRecord():
+                _drop_after(log.validation, record.step - 1)
+                log.validation.append(record)
     return log
 
 
-def _forget(records: list[dict[str, float]], *, after: float) -> None:
-    while records and records[-1]["step"] > after:
+def _drop_after(records: list[TrainRecord] | list[ValidationRecord], step: int) -> None:
+    while records and records[-1].step > step:
         records.pop()
+
+
+def _to_json(record: Record) -> dict[str, str | float]:
+    values = {"step": record.step, "epoch": round(record.epoch, 4), "time": round(record.time, 3)}
+    return {"kind": record.kind, **values, **_metrics(record)}
+
+
+def _to_event(record: Record) -> Event:
+    scalars = [
+        Summary.Value(tag=f"{record.kind}/{name}", simple_value=value) for name, value in _metrics(record).items()
+    ]
+    return Event(wall_time=record.time, step=record.step, summary=Summary(value=scalars))
+
+
+def _metrics(record: Record) -> dict[str, float]:
+    values = dataclasses.asdict(record).items()
+    return {name: value for name, value in values if name not in _COORDINATES and value is not None}
+
+
+def _parse(line: str) -> Record | None:
+    """A record from its line; None if the line is not a whole record of a known kind."""
+    try:
+        found = json.loads(line)
+        kind = _KINDS[found["kind"]]
+        values: dict[str, Any] = {
+            item.name: float(found[item.name]) if item.type is float else int(found[item.name])
+            for item in dataclasses.fields(kind)
+            if item.name in found
+        }
+        return kind(**values)
+    except (ValueError, KeyError, TypeError, OverflowError):
+        return None
+
+
+@contextmanager
+def _write_errors(workdir: Path) -> Iterator[None]:
+    """Turns the system's refusal to write into a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"the log cannot be written to {workdir}: {error.strerror}; make room and run again to resume"
+        ) from error

@@ -1,4 +1,4 @@
-"""Progress of training on the terminal, for people."""
+"""The progress of training on the terminal."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,29 +6,42 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-console = Console(stderr=True, highlight=False, markup=False)  # names of data sets may hold brackets
+from jaxcnn.run.metrics_log import TrainRecord
+
+console = Console(stderr=True, highlight=False, markup=False)  # Names of data sets may contain brackets.
 
 
 class TrainProgress:
-    """A bar with rate and time left on a terminal; elsewhere a line for each epoch only. Use `open_progress`."""
+    """A bar with rate and remaining time on a terminal; elsewhere only the printed lines. Use `open_progress`."""
 
-    def __init__(self, progress: Progress, total_steps: int, first_step: int):
+    def __init__(self, progress: Progress, *, total_steps: int, first_step: int, epochs: int):
         self._progress = progress
+        self._epochs = epochs
         self._task = progress.add_task("", total=total_steps, completed=first_step, rate="", epoch="")
 
-    def update(self, *, step: int, epoch: str, loss: float, images_per_second: float) -> None:
-        """Shows how far the run is."""
-        rate = f"loss {loss:.3f}  {images_per_second:,.0f} images/s"
-        self._progress.update(self._task, completed=step, epoch=epoch, rate=rate)
+    def update(self, record: TrainRecord) -> None:
+        """Moves the bar to the step of a record, and shows its loss and rate."""
+        self._progress.update(
+            self._task,
+            completed=record.step,
+            epoch=f"{record.epoch:.2f}/{self._epochs}",
+            rate=f"loss {record.loss:.3f}  {record.images_per_second:,.0f} images/s",
+        )
 
-    def say(self, line: str) -> None:
+    def print(self, line: str) -> None:
         """Prints a line above the bar."""
         self._progress.console.print(line, soft_wrap=True)
 
 
 @contextmanager
-def open_progress(*, total_steps: int, first_step: int) -> Iterator[TrainProgress]:
-    """Shows the progress of training on stderr."""
+def open_progress(*, total_steps: int, first_step: int, epochs: int) -> Iterator[TrainProgress]:
+    """Shows the progress of training on stderr until the context ends.
+
+    Args:
+      total_steps: steps of the whole run.
+      first_step: steps taken before.
+      epochs: epochs of the whole run.
+    """
     columns = (
         TextColumn("epoch {task.fields[epoch]}"),
         BarColumn(),
@@ -37,4 +50,4 @@ def open_progress(*, total_steps: int, first_step: int) -> Iterator[TrainProgres
         TimeRemainingColumn(compact=True, elapsed_when_finished=True),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        yield TrainProgress(progress, total_steps, first_step)
+        yield TrainProgress(progress, total_steps=total_steps, first_step=first_step, epochs=epochs)

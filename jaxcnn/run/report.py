@@ -38,8 +38,8 @@ from jaxcnn.run.describe import (
     describe_software,
     describe_training,
 )
-from jaxcnn.run.metrics_log import RunLog, read_log
-from jaxcnn.run.sessions import Session, read_sessions, tell
+from jaxcnn.run.metrics_log import RunLog, TrainRecord, ValidationRecord, read_log
+from jaxcnn.run.sessions import Session, describe_changes, read_sessions
 from jaxcnn.run.workdir import Workdir
 from jaxcnn.state import init_variables
 
@@ -152,19 +152,21 @@ def describe_run(sessions: Sequence[Session], log: RunLog, dataset: Dataset) -> 
         f"in {len(dataset.names)} classes, {config.data.image_size}x{config.data.image_size} pixels",
         "License": dataset.license,
         "Model": f"{describe_network(config.model)}, {count_parameters(config, len(dataset.names)):,} parameters, "
-        + tell(sessions, lambda session: describe_precision(session.config.model, session.environment)),
-        "Training": tell(sessions, lambda session: describe_training(session.config, steps_per_epoch=steps)),
-        "Optimizer": tell(sessions, lambda session: describe_optimizer(session.config.optim)),
-        "Augmentation": tell(sessions, lambda session: describe_augmentation(session.config.augment)),
+        + describe_changes(sessions, lambda session: describe_precision(session.config.model, session.environment)),
+        "Training": describe_changes(
+            sessions, lambda session: describe_training(session.config, steps_per_epoch=steps)
+        ),
+        "Optimizer": describe_changes(sessions, lambda session: describe_optimizer(session.config.optim)),
+        "Augmentation": describe_changes(sessions, lambda session: describe_augmentation(session.config.augment)),
     }
     # What the log and the records of the sessions add; either may be missing.
     if log.train:
-        rate = statistics.median(record["images_per_second"] for record in log.train)
+        rate = statistics.median(record.images_per_second for record in log.train)
         facts["Time"] = f"{format_duration(log.seconds(config.batch_size))} in training steps, {rate:,.0f} pictures/s"
-        facts["Finished"] = f"{datetime.fromtimestamp(log.train[-1]['time'], UTC):%d %B %Y, %H:%M} UTC"
+        facts["Finished"] = f"{datetime.fromtimestamp(log.train[-1].time, UTC):%d %B %Y, %H:%M} UTC"
     if all(session.environment for session in sessions):
-        facts["Hardware"] = tell(sessions, lambda session: describe_hardware(session.environment))
-        facts["Software"] = tell(sessions, lambda session: describe_software(session.environment))
+        facts["Hardware"] = describe_changes(sessions, lambda session: describe_hardware(session.environment))
+        facts["Software"] = describe_changes(sessions, lambda session: describe_software(session.environment))
     return facts
 
 
@@ -177,7 +179,7 @@ def count_parameters(config: Config, classes: int) -> int:
     return models.count_parameters(shapes["params"])
 
 
-def draw_log(log: RunLog, *, best: dict[str, float] | None) -> dict[str, Markup]:
+def draw_log(log: RunLog, *, best: ValidationRecord | None) -> dict[str, Markup]:
     """Draws the learning curves.
 
     Args:
@@ -190,13 +192,14 @@ def draw_log(log: RunLog, *, best: dict[str, float] | None) -> dict[str, Markup]
     if not log.train or not log.validation:
         return {}
     train = average_records(log.train)
+    validation = [dataclasses.asdict(record) for record in log.validation]
     # A single evaluation needs no mark.
-    marked = best["epoch"] if best and len(log.validation) > 1 else None
+    marked = best.epoch if best and len(log.validation) > 1 else None
 
     def pair(name: str) -> list[Curve]:
         return [
             Curve(label, color, [record["epoch"] for record in records], [record[name] for record in records])
-            for label, color, records in (("training", TRAIN, train), ("validation", VALIDATION, log.validation))
+            for label, color, records in (("training", TRAIN, train), ("validation", VALIDATION, validation))
         ]
 
     epochs, rates = [record["epoch"] for record in train], [record["learning_rate"] for record in train]
@@ -208,12 +211,12 @@ def draw_log(log: RunLog, *, best: dict[str, float] | None) -> dict[str, Markup]
     return {title: Markup(svg) for title, svg in charts.items()}  # noqa: S704 drawn here
 
 
-def average_records(records: Sequence[dict[str, float]]) -> list[dict[str, float]]:
+def average_records(records: Sequence[TrainRecord]) -> list[dict[str, float]]:
     """Averages neighbouring records, so that at most `CURVE_POINTS` are left."""
     size = math.ceil(len(records) / CURVE_POINTS)
     return [
         {
-            name: statistics.fmean(record[name] for record in records[start : start + size])
+            name: statistics.fmean(getattr(record, name) for record in records[start : start + size])
             for name in ("epoch", "loss", "top1", "learning_rate")
         }
         for start in range(0, len(records), size)

@@ -1,10 +1,11 @@
-"""The sessions of a run: which of its steps were taken with which settings, on which machine."""
+"""The sessions of a run: which steps were taken with which settings, on which machine."""
 
 import dataclasses
 import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from jaxcnn import config as settings
@@ -13,15 +14,19 @@ from jaxcnn.disk import write_atomically
 from jaxcnn.errors import UserError
 from jaxcnn.run.workdir import Classes, Workdir
 
+FORMER_NAME = "earlier_sittings.json"
+"""What earlier versions called `Workdir.earlier_sessions`."""
+
 
 @dataclass(frozen=True)
 class Session:
-    """Steps that were taken one after the other with the same settings on the same machine.
+    """Consecutive steps that were taken with the same settings on the same machine.
 
     Attributes:
-      start: how many steps came before it.
-      end: how many there were after it; None of the last one, which may go on.
-      environment: as `Workdir.record` writes it; empty if that was not recorded.
+      start: steps taken before it.
+      end: steps taken when it ended; None for the last session, which may still run.
+      config: its settings.
+      environment: its record from `Workdir.record`; empty if there is none.
     """
 
     start: int
@@ -30,69 +35,92 @@ class Session:
     environment: Mapping[str, str]
 
 
-def read_sessions(run: Workdir) -> tuple[Session, ...]:
-    """All sessions of a run, those in a row that differ in nothing but where and how they were started as one.
+def read_sessions(workdir: Workdir) -> tuple[Session, ...]:
+    """Reads all sessions of a run. Successive ones that differ only in command and directory count as one.
 
     Raises:
       UserError: a record is damaged.
     """
-    earlier = _read_earlier(run)
+    earlier = _read_earlier(workdir)
     start = (earlier[-1].end or 0) if earlier else 0
-    return _merge([*earlier, Session(start, None, run.read_config(), run.read_environment())])
+    return _merge([*earlier, Session(start, None, workdir.read_config(), workdir.read_environment())])
 
 
-def record_session(run: Workdir, config: Config, classes: Classes, *, step: int) -> None:
-    """Writes down what the steps from `step` on are taken with, and keeps what those before were taken with."""
-    known = read_sessions(run) if step else ()
+def record_session(workdir: Workdir, config: Config, classes: Classes, *, step: int) -> None:
+    """Records that the steps after `step` are taken with these settings in this process, and what came before.
+
+    Raises:
+      UserError: a record is damaged.
+    """
+    known = read_sessions(workdir) if step else ()
+    # Steps after the checkpoint at `step` were lost: no session keeps them.
     ended = [
-        dataclasses.replace(each, end=step if each.end is None else min(each.end, step))
-        for each in known
-        if each.start < step  # later steps were lost, and are taken again
+        dataclasses.replace(session, end=step if session.end is None else min(session.end, step))
+        for session in known
+        if session.start < step
     ]
     records = [
-        {"end": each.end, "config": json.loads(settings.to_json(each.config)), "environment": each.environment}
-        for each in ended
+        {
+            "end": session.end,
+            "config": json.loads(settings.to_json(session.config)),
+            "environment": session.environment,
+        }
+        for session in ended
     ]
     if records:
-        write_atomically(run.earlier_sessions, json.dumps(records, indent=2) + "\n")
+        write_atomically(workdir.earlier_sessions, json.dumps(records, indent=2) + "\n")
     else:
-        run.earlier_sessions.unlink(missing_ok=True)
-    run.record(config, classes)
+        workdir.earlier_sessions.unlink(missing_ok=True)
+    (workdir.path / FORMER_NAME).unlink(missing_ok=True)
+    workdir.record(config, classes)
 
 
-def tell(sessions: Iterable[Session], describe: Callable[[Session], str]) -> str:
-    """What a run was trained with, such as `until step 1,200 a; then b`; without steps if it was always the same."""
-    told = [(describe(each), each.end) for each in sessions]
-    *before, (last, _) = [list(group)[-1] for _, group in itertools.groupby(told, key=lambda each: each[0])]
+def describe_changes(sessions: Iterable[Session], describe: Callable[[Session], str]) -> str:
+    """Describes one aspect of all sessions, such as `until step 1,200 sgd; then adam`.
+
+    Args:
+      sessions: the sessions of a run, at least one.
+      describe: describes the aspect in one session. If all give the same text, that is the result.
+    """
+    described = [(describe(session), session.end) for session in sessions]
+    *before, (last, _) = [list(group)[-1] for _, group in itertools.groupby(described, key=lambda pair: pair[0])]
     return "; ".join([*(f"until step {end:,} {text}" for text, end in before), f"then {last}" if before else last])
 
 
 def _merge(sessions: Sequence[Session]) -> tuple[Session, ...]:
+    """Joins successive sessions with the same settings on the same machine."""
     merged: list[Session] = []
-    for each in sessions:
-        if merged and _like(merged[-1]) == _like(each):
-            each = dataclasses.replace(each, start=merged.pop().start)
-        merged.append(each)
+    for session in sessions:
+        if merged and _identity(merged[-1]) == _identity(session):
+            session = dataclasses.replace(session, start=merged.pop().start)
+        merged.append(session)
     return tuple(merged)
 
 
-def _like(session: Session) -> tuple[Any, ...]:
-    own = ("command", "directory")
-    return session.config, {name: value for name, value in session.environment.items() if name not in own}
+def _identity(session: Session) -> tuple[Any, ...]:
+    """What two sessions have in common if they count as one: everything but how and where they were started."""
+    ignored = ("command", "directory")
+    return session.config, {name: value for name, value in session.environment.items() if name not in ignored}
 
 
-def _read_earlier(run: Workdir) -> list[Session]:
-    """The record of all sessions but the last; none in a run that has but one, or is older than this record."""
+def _read_earlier(workdir: Workdir) -> list[Session]:
+    """Reads the record of all sessions but the last; without a record, there are none."""
+    path = _earlier_path(workdir)
+    sessions, start = list[Session](), 0
     try:
-        records, start, found = json.loads(run.earlier_sessions.read_text(encoding="utf-8")), 0, []
-        for each in records:
-            config, environment = settings.from_json(json.dumps(each["config"])), each["environment"]
-            if not isinstance(environment, dict) or type(each["end"]) is not int:
+        for record in json.loads(path.read_text(encoding="utf-8")):
+            config, environment = settings.from_json(json.dumps(record["config"])), record["environment"]
+            if not isinstance(environment, dict) or type(record["end"]) is not int:
                 raise TypeError("a value of the wrong kind")
-            found.append(Session(start, each["end"], config, environment))
-            start = each["end"]
-        return found
+            sessions.append(Session(start, record["end"], config, environment))
+            start = record["end"]
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError, UserError) as error:
-        raise UserError(f"{run.earlier_sessions} is damaged ({error}); train in a new workdir") from error
+        raise UserError(f"{path} is damaged ({error}); train in a new workdir") from error
+    return sessions
+
+
+def _earlier_path(workdir: Workdir) -> Path:
+    former = workdir.path / FORMER_NAME
+    return former if former.exists() and not workdir.earlier_sessions.exists() else workdir.earlier_sessions

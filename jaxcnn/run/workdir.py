@@ -1,23 +1,24 @@
-"""What a run keeps on disk: where each file of a workdir is, and the records made at its start.
+"""A run's folder: where each of its files is, and the records that are written when it starts.
 
 config.json        the settings                      metrics.jsonl     one line per event of the run
 classes.json       class names, wnids, data set      events.out.*      the same for TensorBoard
 pictures.json      fingerprint of the split          calibration.json  the best checkpoint's temperature
 environment.json   versions, hardware, command       evaluation.json   the best checkpoint, measured
 earlier_sessions.json                                report.html       the run as a page
-                   other settings and hardware       model.onnx        the best checkpoint, exported
+                   settings and hardware before      model.onnx        the best checkpoint, exported
 earlier_trainings.json                               model.json        its description, for runtimes
-                   of weights it started from        model/            its model card and an example
+                   of the initial weights            model/            its model card and an example
 checkpoints/STEP/  parameters and training state
 """
 
 import dataclasses
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,19 +36,19 @@ from jaxcnn.errors import UserError
 from jaxcnn.paths import readable
 
 UNREADABLE = "*?[\\"
-"""Characters of a path under which Orbax writes checkpoints that it does not find again: it takes them for patterns."""
+"""Characters of a path that Orbax takes for a pattern when it lists checkpoints, so that it does not find them."""
 
-PLACES = ("data.source", "data.archive", "data.cache_dir", "model.cpu_kernels", "checkpoint_minutes")
-"""Settings that say where and how, not what is trained: a complete run may be concluded again with others."""
+WITHOUT_EFFECT = ("data.source", "data.archive", "data.cache_dir", "model.cpu_kernels", "checkpoint_minutes")
+"""Settings that do not change what is trained: a finished run may be started again with other values of them."""
 
 
 @dataclass(frozen=True)
 class Classes:
-    """What the numbers of a classifier's outputs mean.
+    """The classes of a run, and the data set that they come from.
 
     Attributes:
-      names: readable, one for each output.
-      wnids: WordNet ids in the same order; empty where the data has none.
+      names: readable names; the position is the class index.
+      wnids: WordNet ids in the same order; empty if the data set has none.
       dataset: the data set's name.
       license: the data set's terms.
     """
@@ -66,22 +67,22 @@ class Workdir:
 
     @property
     def checkpoints(self) -> Path:
-        """Orbax's folder."""
+        """Folder of the checkpoints."""
         return self.path / "checkpoints"
 
     @property
     def metrics(self) -> Path:
-        """The log of the run."""
+        """Log of the run."""
         return self.path / "metrics.jsonl"
 
     @property
     def earlier_sessions(self) -> Path:
-        """What the run was trained with before its last session."""
+        """Record of all sessions but the last."""
         return self.path / "earlier_sessions.json"
 
     @property
     def earlier_trainings(self) -> Path:
-        """What the weights that the run started from have learnt in."""
+        """Record of the trainings behind the initial weights."""
         return self.path / "earlier_trainings.json"
 
     @property
@@ -96,73 +97,69 @@ class Workdir:
 
     @property
     def onnx(self) -> Path:
-        """The exported model."""
+        """Exported model."""
         return self.path / "model.onnx"
 
     def read_config(self) -> Config:
         """The settings of the run.
 
         Raises:
-          UserError: the folder is no workdir, or its record is damaged.
+          UserError: the folder is not a workdir, or the record is damaged.
         """
-        text = self._read("config.json")
-        try:
-            return settings.from_json(text)
-        except UserError as error:
-            raise UserError(f"{self.path / 'config.json'} is damaged ({error}); train in a new workdir") from error
+        return self._parse("config.json", settings.from_json)
 
     def read_data_config(self) -> DataConfig:
-        """Where the run's pictures come from, found from any working directory; as `read_config`."""
-        found, directory = self.read_config().data, self.read_environment().get("directory")
-        if directory is None:
-            return found
+        """Where the pictures of the run come from, with paths that are valid in any working directory.
 
-        def there(path: str) -> str:
+        Raises:
+          UserError: as `read_config`.
+        """
+        config, directory = self.read_config().data, self.read_environment().get("directory")
+        if directory is None:
+            return config
+
+        def absolute(path: str) -> str:
             return os.path.join(directory, os.path.expanduser(path))
 
         return dataclasses.replace(
-            found,
-            source=found.source if is_named(found.source) else there(found.source),
-            archive=None if found.archive is None else there(found.archive),
-            cache_dir=there(found.cache_dir),
+            config,
+            source=config.source if is_named(config.source) else absolute(config.source),
+            archive=None if config.archive is None else absolute(config.archive),
+            cache_dir=absolute(config.cache_dir),
         )
 
     def read_classes(self) -> Classes:
-        """The classes of the run, as `read_config`."""
-        try:
-            value = json.loads(self._read("classes.json"))
-            return Classes(
-                names=tuple(map(readable, value["names"])),  # an older run may have recorded bytes
-                wnids=tuple(value["wnids"]),
-                dataset=readable(value["dataset"]),
-                license=value["license"],
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self.path / 'classes.json'} is damaged ({error}); train in a new workdir") from error
+        """The classes of the run.
+
+        Raises:
+          UserError: as `read_config`.
+        """
+        return self._parse("classes.json", _parse_classes)
 
     def read_pictures(self) -> Fingerprint | None:
-        """Fingerprint of the split when the run began; None in a run that is older than this record."""
+        """The fingerprint of the split when the run began; None in a run that is older than this record.
+
+        Raises:
+          UserError: the record is damaged.
+        """
         if not (self.path / "pictures.json").exists():
             return None
-        try:
-            return parse_fingerprint(json.loads(self._read("pictures.json")))
-        except ValueError as error:
-            raise UserError(f"{self.path / 'pictures.json'} is damaged ({error}); train in a new workdir") from error
+        return self._parse("pictures.json", lambda text: parse_fingerprint(json.loads(text)))
 
     def read_environment(self) -> dict[str, str]:
-        """Versions and hardware of the run's last session; empty if that was not recorded."""
+        """Versions and hardware of the last session, as from `environment`; empty without a valid record."""
         try:
             found = json.loads(self._read("environment.json"))
         except (UserError, ValueError):
             return {}
-        return found if isinstance(found, dict) and all(isinstance(each, str) for each in found.values()) else {}
+        return found if isinstance(found, dict) and all(isinstance(value, str) for value in found.values()) else {}
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps other processes from training in the same folder meanwhile.
+        """Creates the folder, and keeps other processes from training in it until the context ends.
 
         Raises:
-          UserError: another process does, or the folder cannot be written, or no checkpoint in it could be read.
+          UserError: another process trains in it, it cannot be written, or its checkpoints could not be read again.
         """
         self._check_path()
         try:
@@ -180,45 +177,48 @@ class Workdir:
         finally:
             lock.release()
 
-    def check_settings(self, config: Config) -> None:
-        """Raises a `UserError` that names the first difference, if the folder holds a run that cannot go on as asked.
+    def check_resumable(self, config: Config) -> None:
+        """Raises a `UserError` if the folder holds a run that cannot be resumed with these settings.
 
-        Other rates or more epochs may follow; another model or batch size may not, nor another order of the pictures,
-        nor other ones held out: the model would be measured on pictures that it was trained on. A damaged record is
-        told too, all before the pictures are read, which may take long.
+        The message names the first setting that differs. Learning rate, augmentation and the number of epochs may
+        change. The network, the batch size and the order of the pictures may not, nor which pictures are held out: the
+        model would be validated with pictures that it was trained on. Damaged records are refused too.
+
+        Reads no pictures, so that a mistake is reported before they are decoded, which can take long.
         """
         if (self.path / "config.json").exists():
             self._check_settings(config)
             self.read_classes()
             self.read_pictures()
 
-    def check_finished_settings(self, config: Config) -> None:
-        """Raises a `UserError` that names the first difference to the settings of a run that has no step left to take.
+    def check_same_data(self, classes: Classes, pictures: Fingerprint) -> None:
+        """Raises a `UserError` if the folder holds a run with other classes or another split of the pictures.
 
-        They would be recorded, and told in the model's card, though nothing was trained with them.
-        """
-        for (name, was), (_, now) in zip(_flat(self.read_config()), _flat(config), strict=True):
-            if was != now and name not in PLACES:
-                raise UserError(
-                    f"the run in {self.path} has no step left to take, and was trained with {name} {was!r}, not "
-                    f"{now!r}; give the same settings, more --epochs or another --workdir"
-                )
-
-    def check_data(self, classes: Classes, pictures: Fingerprint) -> None:
-        """Raises a `UserError` if the run in the folder has other classes, or began with other pictures.
-
-        One picture more or less, or under another name, changes which ones are held out.
+        A picture that was added, removed or renamed changes which pictures are held out.
         """
         if (self.path / "config.json").exists():
             self._check_classes(classes)
             self._check_pictures(pictures)
 
+    def check_unchanged(self, config: Config) -> None:
+        """Raises a `UserError` that names the first setting that differs from those of the run.
+
+        For a run without steps left: its records and its model card would name settings that nothing was trained with.
+        """
+        for (name, was), (_, now) in zip(_flat(self.read_config()), _flat(config), strict=True):
+            if was != now and name not in WITHOUT_EFFECT:
+                raise UserError(
+                    f"the run in {self.path} has no step left to take, and was trained with {name} {was!r}, not "
+                    f"{now!r}; give the same settings, more --epochs or another --workdir"
+                )
+
     def record(self, config: Config, classes: Classes) -> None:
-        """Writes down settings, classes and environment."""
+        """Writes the records of settings, classes and environment."""
         self.path.mkdir(parents=True, exist_ok=True)
         here = environment() | {"precision": models.resolve_precision(config.model.precision)}
         write_atomically(self.path / "environment.json", json.dumps(here, indent=2) + "\n")
         write_atomically(self.path / "classes.json", json.dumps(dataclasses.asdict(classes), indent=2) + "\n")
+        # Last: a folder with this file holds a run.
         write_atomically(self.path / "config.json", settings.to_json(config))
 
     def record_pictures(self, pictures: Fingerprint) -> None:
@@ -226,8 +226,9 @@ class Workdir:
         write_atomically(self.path / "pictures.json", json.dumps(dataclasses.asdict(pictures), indent=2) + "\n")
 
     def _check_path(self) -> None:
+        """Raises a `UserError` if Orbax could not read checkpoints under this path again."""
         path = self.path.absolute().as_posix()
-        wrong = next((each for each in path if each in UNREADABLE), None)
+        wrong = next((character for character in path if character in UNREADABLE), None)
         if wrong is not None:
             raise UserError(
                 f"the path of the workdir, {path}, has a {wrong} in it, with which checkpoints cannot be read again; "
@@ -242,46 +243,44 @@ class Workdir:
             ) from None
 
     def _check_settings(self, config: Config) -> None:
-        saved, asked = self.read_config(), config
-        pairs = [("init_from", saved.init_from, asked.init_from)]
-        pairs += [
-            (f"model.{each.name}", getattr(saved.model, each.name), getattr(asked.model, each.name))
-            for each in dataclasses.fields(ModelConfig)
-            if each.name not in ("precision", "cpu_kernels")
-        ]
-        pairs += [(name, getattr(saved, name), getattr(asked, name)) for name in ("batch_size", "seed")]
-        pairs += [
-            (f"data.{name}", getattr(saved.data, name), getattr(asked.data, name))
-            for name in ("image_size", "validation_fraction", "split_seed")
-        ]
-        for name, was, now in pairs:
-            if was != now:
+        recorded, given = dict(_flat(self.read_config())), dict(_flat(config))
+        for name in _fixed_settings():
+            if recorded[name] != given[name]:
                 raise UserError(
-                    f"{self.path} holds a run with {name} {was!r}, not {now!r}; give the same or another --workdir"
+                    f"{self.path} holds a run with {name} {recorded[name]!r}, not {given[name]!r}; give the same or "
+                    "another --workdir"
                 )
 
     def _check_classes(self, classes: Classes) -> None:
-        saved = self.read_classes()
-        for kind, old, new in (("names", saved.names, classes.names), ("wnids", saved.wnids, classes.wnids)):
-            if old == new:
-                continue
-            i = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
-            was, now = (repr(each[i]) if i < len(each) else "nothing" for each in (old, new))
-            raise UserError(
-                f"{self.path} holds a run with other classes: {kind}[{i}] was {was}, the data has {now}; "
-                "give the same data or another --workdir"
-            )
+        recorded = self.read_classes()
+        for kind, old, new in (("names", recorded.names, classes.names), ("wnids", recorded.wnids, classes.wnids)):
+            pairs = itertools.zip_longest(map(repr, old), map(repr, new), fillvalue="nothing")
+            for index, (was, now) in enumerate(pairs):
+                if was != now:
+                    raise UserError(
+                        f"{self.path} holds a run with other classes: {kind}[{index}] was {was}, the data has {now}; "
+                        "give the same data or another --workdir"
+                    )
 
     def _check_pictures(self, pictures: Fingerprint) -> None:
-        saved = self.read_pictures()
-        if saved is None or saved.has_same_split(pictures):
+        recorded = self.read_pictures()
+        if recorded is None or recorded.has_same_split(pictures):
             return
-        was, now = (f"{each.train:,} for training and {each.validation:,} for validation" for each in (saved, pictures))
+        was, now = (
+            f"{split.train:,} for training and {split.validation:,} for validation" for split in (recorded, pictures)
+        )
         raise UserError(
             f"the pictures have changed since the run in {self.path} began: there were {was}, now there are "
             f"{now if now != was else 'as many, but others or in another order'}; it would be validated with pictures "
             "that it was trained on. Put the pictures back as they were, or give another --workdir"
         )
+
+    def _parse[T](self, name: str, parse: Callable[[str], T]) -> T:
+        text = self._read(name)
+        try:
+            return parse(text)
+        except (ValueError, KeyError, TypeError, UserError) as error:
+            raise UserError(f"{self.path / name} is damaged ({error}); train in a new workdir") from error
 
     def _read(self, name: str) -> str:
         if not self.path.exists():
@@ -298,27 +297,18 @@ def parse_fingerprint(value: Any) -> Fingerprint:
     """A fingerprint from JSON.
 
     Raises:
-      ValueError: it is something else.
+      ValueError: the value is not a fingerprint.
     """
-    kinds = {each.name: each.type for each in dataclasses.fields(Fingerprint)}
+    kinds = {field.name: field.type for field in dataclasses.fields(Fingerprint)}
+    # Records of earlier versions have no decoder.
     known: dict[str, Any] = {"decoder": 0} | value if isinstance(value, dict) else {}
-    if {name: type(each) for name, each in known.items()} != kinds:
+    if {name: type(item) for name, item in known.items()} != kinds:
         raise ValueError("it does not record how the pictures were split")
     return Fingerprint(**known)
 
 
-def _flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every setting by the name of its option."""
-    for each in dataclasses.fields(config):
-        value = getattr(config, each.name)
-        if dataclasses.is_dataclass(value):
-            yield from _flat(value, f"{prefix}{each.name}.")
-        else:
-            yield f"{prefix}{each.name}", value
-
-
 def environment() -> dict[str, str]:
-    """Versions, hardware and command, to tell later how a result came about."""
+    """Versions, hardware and command line of this process."""
     packages = ("jax", "jaxlib", "flax", "optax", "numpy", "pillow")
     return {
         "command": " ".join(sys.argv),
@@ -331,6 +321,40 @@ def environment() -> dict[str, str]:
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
         **{name: importlib.metadata.version(name) for name in packages},
     }
+
+
+def _parse_classes(text: str) -> Classes:
+    value = json.loads(text)
+    return Classes(
+        names=tuple(map(readable, value["names"])),  # Earlier versions recorded file names that are not UTF-8.
+        wnids=tuple(value["wnids"]),
+        dataset=readable(value["dataset"]),
+        license=value["license"],
+    )
+
+
+def _fixed_settings() -> tuple[str, ...]:
+    """The settings that stay the same for all of a run."""
+    model = [field.name for field in dataclasses.fields(ModelConfig) if field.name not in ("precision", "cpu_kernels")]
+    return (
+        "init_from",
+        *(f"model.{name}" for name in model),
+        "batch_size",
+        "seed",
+        "data.image_size",
+        "data.validation_fraction",
+        "data.split_seed",
+    )
+
+
+def _flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """All settings, each by the name of its option."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _flat(value, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", value
 
 
 def _processor() -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+from log_lines import train_record
 
 from jaxcnn.config import Config, DataConfig, ModelConfig
 from jaxcnn.run.cost import describe_arithmetic, describe_time, format_duration, picture_flops, pictures_by_side
@@ -32,7 +33,7 @@ def test_operations_do_not_depend_on_kernels_and_precision():
 
 def test_pictures_are_counted_at_the_size_they_were_seen():
     config = Config(data=DataConfig(image_size=64), epochs=4, batch_size=8, resolutions=((0.0, 32), (0.5, 64)))
-    log = RunLog([{"step": step, "epoch": step / 10} for step in (5.0, 10.0, 20.0, 30.0, 35.0)], [])
+    log = RunLog([train_record(step) for step in (5, 10, 20, 30, 35)], [])
     assert pictures_by_side(config, log) == {32: 160, 64: 120}
     assert pictures_by_side(config, RunLog([], [])) == {}
 
@@ -45,7 +46,7 @@ def test_arithmetic_is_three_times_the_forward_pass():
         batch_size=10,
         resolutions=((0.0, 8), (0.5, 16)),
     )
-    log = RunLog([{"step": 100.0, "epoch": 1.0}, {"step": 150.0, "epoch": 1.5}], [])
+    log = RunLog([train_record(100, epoch=1.0), train_record(150, epoch=1.5)], [])
     told = describe_arithmetic(config, log, classes=3)
     total = 3 * sum(count * picture_flops(config.model, classes=3, side=side) for side, count in ((8, 1000), (16, 500)))
     assert float(told.split()[0]) == pytest.approx(total, rel=0.01)
@@ -54,7 +55,7 @@ def test_arithmetic_is_three_times_the_forward_pass():
     assert "1,000 pictures of 8x8 pixels at 0.06 million each and 500 pictures of 16x16 pixels at 0.26" in told
 
 
-LOG = RunLog([{"step": 100.0, "images_per_second": 2.0, "epoch": 1.0}], [])
+LOG = RunLog([train_record(100, epoch=1.0, images_per_second=2.0)], [])
 
 
 def session(environment, *, start=0, end=None):
@@ -76,7 +77,7 @@ def test_time_on_other_devices_is_in_device_hours():
 
 
 def test_time_on_each_machine_is_told_apart():
-    records = [{"step": step, "images_per_second": rate} for step, rate in ((50.0, 1.0), (90.0, 4.0), (200.0, 1.0))]
+    records = [train_record(step, images_per_second=rate) for step, rate in ((50, 1.0), (90, 4.0), (200, 1.0))]
     small, large = ({"devices": "cpu", "cores": cores, "processor": "EPYC"} for cores in ("2", "4"))
     sessions = [session(small, end=50), session(large, start=50, end=90), session(small, start=90)]
     told = describe_time(RunLog(records, []), sessions)

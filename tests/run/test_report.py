@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from log_lines import LINES
+from log_lines import LINES, train_record
 from PIL import Image
 from scipy.stats import binomtest
 
@@ -127,7 +127,7 @@ def test_interval_is_wilsons(count, right):
 @pytest.mark.parametrize("count", [1, 200, 201, 1999])
 def test_long_curves_are_averaged(count):
     values = np.random.default_rng(0).normal(size=count)
-    records = [{"epoch": float(i), "loss": float(values[i]), "top1": 0.0, "learning_rate": 1.0} for i in range(count)]
+    records = [train_record(i, loss=float(value)) for i, value in enumerate(values)]
     averaged = report.average_records(records)
     assert math.ceil(min(count, 200) / 2) <= len(averaged) <= 200
     assert averaged[0]["loss"] == pytest.approx(values[: math.ceil(count / 200)].mean())

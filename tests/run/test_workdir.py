@@ -50,15 +50,15 @@ def test_names_that_an_older_run_recorded_as_bytes_are_read_as_text(tmp_path):
 
 def test_other_rates_may_follow_but_no_other_model(tmp_path):
     run = Workdir(tmp_path)
-    run.check_settings(digits())
+    run.check_resumable(digits())
     run.record(digits(), CLASSES)
     precise = dataclasses.replace(digits().model, precision="bfloat16")
-    run.check_settings(dataclasses.replace(digits(), epochs=99, model=precise))
+    run.check_resumable(dataclasses.replace(digits(), epochs=99, model=precise))
     wider = dataclasses.replace(digits(), model=dataclasses.replace(digits().model, widths=(1, 2, 3)))
     with pytest.raises(UserError, match=r"model.widths \(32, 64, 128\), not \(1, 2, 3\)"):
-        run.check_settings(wider)
+        run.check_resumable(wider)
     with pytest.raises(UserError, match="batch_size 64, not 32"):
-        run.check_settings(dataclasses.replace(digits(), batch_size=32))
+        run.check_resumable(dataclasses.replace(digits(), batch_size=32))
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_run_is_always_validated_with_the_same_pictures(tmp_path, change, mess
     run = Workdir(tmp_path)
     run.record(digits(), CLASSES)
     with pytest.raises(UserError, match=message):
-        run.check_settings(dataclasses.replace(digits(), **change))
+        run.check_resumable(dataclasses.replace(digits(), **change))
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_other_classes_are_refused(tmp_path, change, message):
     run = Workdir(tmp_path)
     run.record(digits(), CLASSES)
     with pytest.raises(UserError, match=message):
-        run.check_data(dataclasses.replace(CLASSES, **change), PICTURES)
+        run.check_same_data(dataclasses.replace(CLASSES, **change), PICTURES)
 
 
 @pytest.mark.parametrize(
@@ -103,12 +103,12 @@ def test_other_classes_are_refused(tmp_path, change, message):
 def test_a_data_set_with_another_split_is_refused(tmp_path, change, message):
     run = Workdir(tmp_path)
     run.record(digits(), CLASSES)
-    run.check_data(CLASSES, PICTURES)  # a run that is older than the record
+    run.check_same_data(CLASSES, PICTURES)  # a run that is older than the record
     run.record_pictures(PICTURES)
-    run.check_data(CLASSES, PICTURES)
-    run.check_data(CLASSES, dataclasses.replace(PICTURES, side=64, pixels="ef"))  # the same in another size
+    run.check_same_data(CLASSES, PICTURES)
+    run.check_same_data(CLASSES, dataclasses.replace(PICTURES, side=64, pixels="ef"))  # the same in another size
     with pytest.raises(UserError, match=message):
-        run.check_data(CLASSES, dataclasses.replace(PICTURES, **change))
+        run.check_same_data(CLASSES, dataclasses.replace(PICTURES, **change))
 
 
 def test_a_record_that_tells_no_decoder_is_read(tmp_path):
@@ -149,7 +149,7 @@ def test_a_damaged_record_is_told_before_the_pictures_are_read(tmp_path, name):
     Workdir(tmp_path).record(digits(), CLASSES)
     (tmp_path / name).write_text("{")
     with pytest.raises(UserError, match=f"{name} is damaged"):
-        Workdir(tmp_path).check_settings(digits())
+        Workdir(tmp_path).check_resumable(digits())
 
 
 def test_what_is_no_workdir_is_told(tmp_path):
@@ -198,14 +198,14 @@ def test_a_complete_run_takes_no_other_settings_but_places(tmp_path):
     run, config = Workdir(tmp_path), digits()
     run.record(config, CLASSES)
     moved = dataclasses.replace(config.data, source="elsewhere", cache_dir="there")
-    run.check_finished_settings(dataclasses.replace(config, data=moved, checkpoint_minutes=1.0))
+    run.check_unchanged(dataclasses.replace(config, data=moved, checkpoint_minutes=1.0))
     for change, message in (
         ({"optim": dataclasses.replace(config.optim, learning_rate=5.0)}, r"with optim\.learning_rate 0\.1, not 5\.0"),
         ({"data": dataclasses.replace(config.data, image_size=64)}, r"with data\.image_size 32, not 64"),
         ({"label_smoothing": 0.5}, r"with label_smoothing 0\.0, not 0\.5; give the same settings, more --epochs or"),
     ):
         with pytest.raises(UserError, match=message):
-            run.check_finished_settings(dataclasses.replace(config, **change))
+            run.check_unchanged(dataclasses.replace(config, **change))
 
 
 def test_only_one_process_trains_in_a_folder(tmp_path):

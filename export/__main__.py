@@ -74,7 +74,7 @@ def main(arguments: Sequence[str]) -> None:
     quantization = None
     if parsed.quantize is not None:
         dataset = data.load(parsed.data)
-        check_no_leakage(dataset, parsed.data, trained_on=recorded, began=run.read_pictures())
+        check_no_leakage(dataset, parsed.data, trained_on=recorded, fingerprint=run.read_pictures())
         quantization = Quantization(dataset=dataset, tolerance=parsed.tolerance)
     try:
         path = export_workdir(

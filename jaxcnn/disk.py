@@ -1,4 +1,4 @@
-"""Files that are whole after a power cut: what a program has written, the system may still hold back."""
+"""Writing files so that they are whole, even after a power cut."""
 
 import errno
 import os
@@ -9,11 +9,16 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file that is either whole or as it was before; text in UTF-8."""
+    """Writes a file, text in UTF-8. After a failure or a power cut, the file is whole or as it was before.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with partial.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
+            # The contents must reach the disk before the name does.
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -22,17 +27,22 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file, or a folder's list of names, has reached the disk.
+    """Waits until a file, or the list of names in a folder, has reached the disk.
 
-    Windows opens no folders, and flushes only what was opened for writing.
+    Does nothing for folders on Windows, which cannot open them.
+
+    Raises:
+      OSError: the system could not write it.
     """
     if path.is_dir() and os.name == "nt":
         return
+    # Windows flushes only files that are open for writing.
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # of file systems that do not know it, such as VirtualBox's of folders
+        # Some file systems do not support it for folders, such as VirtualBox's.
+        if error.errno != errno.EINVAL:
             raise
     finally:
         os.close(descriptor)

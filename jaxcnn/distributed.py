@@ -1,7 +1,7 @@
-"""Data parallelism: each device of this machine computes its part of every batch, and holds the whole state.
+"""Data parallelism: each device of this machine computes its share of every batch, and holds a copy of the state.
 
-What is jitted is divided as its arguments are (GSPMD, Xu et al. 2021) and computes the same: batch statistics, loss and
-gradients are those of the whole batch.
+Jitted functions are partitioned as their arguments are sharded (GSPMD, Xu et al. 2021). The result is that of one
+device: batch statistics, loss and gradients are computed over the whole batch.
 """
 
 import functools
@@ -15,17 +15,17 @@ from jaxcnn.errors import UserError
 
 
 def replicate(tree: Any) -> Any:
-    """Arrays of any shape, whole on every device."""
+    """Copies arrays of any shape to every device."""
     return _place(tree, PartitionSpec())  # type: ignore[no-untyped-call]
 
 
 def shard_batch(tree: Any) -> Any:
-    """Arrays [batch, ...], an equal part of the batch on each device."""
+    """Splits arrays [batch, ...] into equal shares of the batch, one on each device."""
     return _place(tree, PartitionSpec("batch"))  # type: ignore[no-untyped-call]
 
 
 def check_devices(batch_size: int) -> None:
-    """Raises a `UserError` if the devices would not get equal parts of a batch, or are of several machines."""
+    """Raises a `UserError` if a batch cannot be split equally among the devices, or they belong to several machines."""
     if jax.process_count() > 1:
         raise UserError(
             f"this is one of {jax.process_count()} processes that compute together; a run takes the devices of one "
@@ -40,14 +40,14 @@ def check_devices(batch_size: int) -> None:
 
 
 def describe_devices() -> str:
-    """What is computed on, such as `cpu` or `4 x NVIDIA L4`."""
+    """Names the devices of this machine, such as `cpu` or `4 x NVIDIA L4`."""
     kind, count = jax.local_devices()[0].device_kind, jax.local_device_count()
     return kind if count == 1 else f"{count} x {kind}"
 
 
 def _place(tree: Any, spec: PartitionSpec) -> Any:
     if jax.local_device_count() == 1:
-        return tree  # jit puts it there
+        return tree  # The jitted function transfers it.
     return jax.device_put(tree, NamedSharding(_mesh(), spec))
 
 

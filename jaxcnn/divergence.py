@@ -1,4 +1,4 @@
-"""Where numbers that are not finite began."""
+"""Finding the first value that is not finite in a training step."""
 
 from typing import Any
 
@@ -17,9 +17,19 @@ class _NotFiniteError(Exception):
 def first_not_finite(
     variables: Variables, inputs: Float[Array, "batch side side 3"], dropout_key: jax.Array, *, model: nn.Module
 ) -> str:
-    """The path of the first parameter, else of the first layer's output, that holds a NaN or an infinity.
+    """Finds where the first NaN or infinity of a training step is.
 
-    Where the forward pass is finite it is what comes after it: the loss, or the gradient, whose norm may overflow.
+    Runs the forward pass layer by layer, without compiling it.
+
+    Args:
+      variables: the variables before the step.
+      inputs: the augmented batch.
+      dropout_key: the key of the step's dropout.
+      model: the network.
+
+    Returns:
+      The path of the first parameter, else of the first layer's output, that is not finite. If the forward pass is
+      finite, it is the loss or the norm of the gradient, which can overflow.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         if not bool(jnp.isfinite(leaf).all()):
@@ -27,7 +37,7 @@ def first_not_finite(
 
     def check(call: Any, arguments: Any, options: Any, context: nn.module.InterceptorContext) -> Any:
         outputs = call(*arguments, **options)
-        if not all(bool(jnp.isfinite(each).all()) for each in jax.tree.leaves(outputs)):
+        if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(outputs)):
             raise _NotFiniteError("/".join(context.module.path) or type(context.module).__name__)
         return outputs
 

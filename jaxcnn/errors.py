@@ -1,9 +1,9 @@
-"""The one exception for what a user can mend."""
+"""The exception for mistakes that the user can correct."""
 
 
 class UserError(Exception):
-    """A mistake in what the user gave: a setting, a path, a picture, a workdir.
+    """A mistake in something the user gave: a setting, a path, a picture, a workdir.
 
-    The message is one line that says what is wrong, where, and what to do. Commands print it without
-    a traceback and exit with status 2; library callers can catch it.
+    The message is one line that says what is wrong, where, and what to do. Commands print it without a traceback and
+    exit with status 2; library callers can catch it.
     """

@@ -18,7 +18,7 @@ from jaxcnn.errors import UserError
 from jaxcnn.evaluation import SplitName, choose_splits, measure, with_mirror_image
 from jaxcnn.evaluation_data import data_config_of, load_evaluation_data
 from jaxcnn.evaluation_record import check_replaceable, describe_measured, write_evaluation
-from jaxcnn.leakage import is_of_run
+from jaxcnn.leakage import is_same_data
 from jaxcnn.metrics import Evaluation
 from jaxcnn.run.workdir import Workdir
 
@@ -97,7 +97,7 @@ def default_output(path: Path, arguments: Arguments, *, trained_on: DataConfig) 
     kinds = [
         path.stem if not path.is_dir() and path.name != run.onnx.name else "",
         arguments.split if arguments.split != "validation" else "",
-        "other" if not is_of_run(arguments.data, trained_on=trained_on) else "",
+        "other" if not is_same_data(arguments.data, trained_on) else "",
     ]
     return run.evaluation.with_name("-".join(["evaluation", *filter(None, kinds)]) + ".json")
 

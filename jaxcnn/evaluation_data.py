@@ -55,7 +55,7 @@ def load_evaluation_data(config: DataConfig, classifier: Classifier, *, hold_out
         dataset, names=classifier.names, wnids=classifier.wnids, train=train, validation=validation
     )
     if hold_out:
-        check_no_leakage(dataset, config, trained_on=classifier.config.data, began=classifier.pictures)
+        check_no_leakage(dataset, config, trained_on=classifier.config.data, fingerprint=classifier.pictures)
     return dataset
 
 

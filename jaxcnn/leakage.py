@@ -1,4 +1,4 @@
-"""Which pictures of a source are held out, and whether a model has learnt from some of them."""
+"""Leakage: whether pictures that a model was trained on would be held out to validate it."""
 
 import dataclasses
 import os
@@ -10,15 +10,15 @@ from jaxcnn.errors import UserError
 
 
 def is_same_source(one: str, other: str) -> bool:
-    """Whether two settings name the same pictures: by the same name, or by paths to the same place."""
+    """Whether two values of `data.source` mean the same source: one name, or paths to one place."""
     if is_named(one) or is_named(other):
         return one == other
-    return _place(one) == _place(other)
+    return _resolve(one) == _resolve(other)
 
 
-def is_of_run(config: DataConfig, *, trained_on: DataConfig) -> bool:
-    """Whether these are the pictures that a run was trained on and measured with."""
-    return is_same_source(config.source, trained_on.source) and _split_settings(config) == _split_settings(trained_on)
+def is_same_data(one: DataConfig, other: DataConfig) -> bool:
+    """Whether two settings mean the same source with the same split."""
+    return is_same_source(one.source, other.source) and _split_settings(one) == _split_settings(other)
 
 
 def load_without_hold_out(config: DataConfig) -> Dataset:
@@ -27,57 +27,61 @@ def load_without_hold_out(config: DataConfig) -> Dataset:
 
 
 def check_no_leakage(
-    dataset: Dataset, config: DataConfig, *, trained_on: DataConfig, began: Fingerprint | None
+    dataset: Dataset, config: DataConfig, *, trained_on: DataConfig, fingerprint: Fingerprint | None
 ) -> None:
-    """Raises a `UserError` if others of a model's pictures are held out than when it was trained: it has seen some.
+    """Raises a `UserError` if the split differs from training, which would leak training pictures into validation.
 
-    Validation pictures of a source's own may change, and those of other sources are nothing to the model. Its own are
-    known by their place, or by what they are.
+    Sources with their own validation split, and sources that the model never saw, are accepted. A source that it was
+    trained on is recognised in the same place, and in another one by its pictures.
 
     Args:
       dataset: the pictures, split as `config` says.
+      config: where they come from.
       trained_on: what the model was trained on.
-      began: fingerprint of the split the model was trained on; None if the model does not record it.
+      fingerprint: fingerprint of the split that the model was trained on; None if that was not recorded.
     """
     if config.validation_fraction is None and len(load_without_hold_out(config).validation):
         return
-    if not (is_same_source(config.source, trained_on.source) or _has_pictures_of(config, trained_on, began)):
+    if not (is_same_source(config.source, trained_on.source) or _is_copy(config, trained_on, fingerprint)):
         return
+    # The same pictures with another split.
     if _split_settings(config) != _split_settings(trained_on):
         fraction, seed = _split_settings(trained_on)
         raise UserError(
             f"with data.validation_fraction {config.validation_fraction} and data.split_seed {config.split_seed} some "
             f"pictures of {dataset.name} would be held out that the model was trained on; give "
-            f"--data.validation_fraction {fraction} --data.split_seed {seed}, as then"
+            f"--data.validation_fraction {fraction} --data.split_seed {seed}, as in its training"
         )
-    if began is not None and not began.has_same_split(dataset.fingerprint()):
+    # The same split of pictures that are no longer the same: one more, or one less, changes all that is held out.
+    if fingerprint is not None and not fingerprint.has_same_split(dataset.fingerprint()):
         raise UserError(
-            f"the pictures of {dataset.name} have changed since the model was trained, so that some which would be "
-            "held out now may be ones that it was trained on; put them back as they were, hold out a val/ folder of "
-            "your own or, if they are not the model's but lie where those did, rename their folder"
+            f"the pictures of {dataset.name} have changed since the model was trained, so that some that it was "
+            "trained on may be held out now; put them back as they were, put validation pictures into a val/ folder "
+            "or, if these are other pictures in the same place, rename their folder"
         )
 
 
-def _has_pictures_of(config: DataConfig, trained_on: DataConfig, began: Fingerprint | None) -> bool:
-    """Whether a source in another place has the very pictures: a copy, or a zip of the folder."""
-    if began is None:
+def _is_copy(config: DataConfig, trained_on: DataConfig, fingerprint: Fingerprint | None) -> bool:
+    """Whether a source in another place has the pictures that a model was trained on, such as a zip of the folder."""
+    if fingerprint is None:
         return False
     fraction, seed = _split_settings(trained_on)
-    # In the model's size only if they may be the same: they may have to be decoded for that.
+    # Pixels are comparable only in the model's size. Labels alone rule out most sources in the size at hand, without
+    # decoding all pictures again.
     return all(
-        began.has_same_split(
+        fingerprint.has_same_split(
             data.load(
                 dataclasses.replace(config, validation_fraction=fraction, split_seed=seed, image_size=side)
             ).fingerprint()
         )
-        for side in dict.fromkeys((config.image_size, began.side))
+        for side in dict.fromkeys((config.image_size, fingerprint.side))
     )
 
 
-def _place(path: str) -> str:
+def _resolve(path: str) -> str:
     try:
         return os.path.realpath(os.path.expanduser(path))
-    except ValueError:  # no path: it has a null character
+    except ValueError:  # A path with a null character.
         return path
 
 

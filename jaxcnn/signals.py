@@ -1,4 +1,4 @@
-"""Stopping a run when the user or the system asks for it."""
+"""Stopping a run on SIGINT or SIGTERM, after the step in progress."""
 
 import os
 import signal
@@ -11,11 +11,11 @@ from contextlib import contextmanager, suppress
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 NOTICE = b"\nstopping after this step; again to stop at once\n"
 GRACE_SECONDS = 2.0
-"""What the main thread has to end by itself after the second signal; compiled code keeps it for minutes."""
+"""Time for the main thread to end after the second signal. In compiled code it may not end for minutes."""
 
 
 class StopRequest:
-    """Whether the user or the system asked the run to stop."""
+    """The signal that asked the run to stop; None before."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -23,28 +23,31 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-    """Turns the first SIGINT or SIGTERM into a request to save and stop, and says so; a second one acts at once.
+    """Turns the first SIGINT or SIGTERM in the context into a request to stop; the second acts as usual, at once.
 
-    A signal that is ignored stays so: shells have what they start in the background not heed Ctrl-C.
+    Both are answered even while the main thread is in compiled code, where Python runs no signal handlers. A signal
+    that the process ignores stays ignored: shells let background jobs ignore Ctrl-C.
+
+    Outside the main thread, which alone may handle signals, nothing is ever requested.
     """
     stop = StopRequest()
     if threading.current_thread() is not threading.main_thread():
-        yield stop  # only the main thread may handle signals
+        yield stop
         return
-    handlers = {each: signal.getsignal(each) for each in SIGNALS}
-    previous = {each: handler for each, handler in handlers.items() if handler is not signal.SIG_IGN}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    previous = {number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN}
 
     def restore() -> None:
-        for each, handler in previous.items():
-            signal.signal(each, handler)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
     def request(number: int, _: types.FrameType | None) -> None:
         stop.signal = signal.Signals(number)
         restore()
 
-    with _answered():
-        for each in previous:
-            signal.signal(each, request)
+    with _watch_signals():
+        for number in previous:
+            signal.signal(number, request)
         try:
             yield stop
         finally:
@@ -52,8 +55,8 @@ def stop_on_signal() -> Iterator[StopRequest]:
 
 
 @contextmanager
-def _answered() -> Iterator[None]:
-    """Answers signals from another thread: Python's handlers wait until the main thread leaves compiled code."""
+def _watch_signals() -> Iterator[None]:
+    """Runs a thread that learns of signals through a socket, before Python's handlers run in the main thread."""
     reader, writer = socket.socketpair()
     ended = threading.Event()
     thread = threading.Thread(target=_answer, args=(reader, ended), name="signals", daemon=True)
@@ -66,14 +69,15 @@ def _answered() -> Iterator[None]:
         finally:
             ended.set()
             signal.set_wakeup_fd(before)
+            # The reader sees the end of the stream, so the thread ends.
             writer.shutdown(socket.SHUT_WR)
             thread.join()
 
 
 def _answer(reader: socket.socket, ended: threading.Event) -> None:
-    """Says what the first signal does; after the second, ends the process if the main thread does not."""
+    """Announces the effect of the first signal. After the second, ends the process if the main thread does not."""
     if _next_signal(reader):
-        with suppress(OSError):  # nobody may be reading any more
+        with suppress(OSError):  # stderr may be closed.
             os.write(2, NOTICE)
     second = _next_signal(reader)
     if second and not ended.wait(GRACE_SECONDS):
@@ -81,7 +85,7 @@ def _answer(reader: socket.socket, ended: threading.Event) -> None:
 
 
 def _next_signal(reader: socket.socket) -> int:
-    """The number of the next signal that asks to stop; 0 when there will be none."""
+    """Waits for the next of `SIGNALS`, and returns its number; 0 at the end of the stream."""
     while number := int.from_bytes(reader.recv(1)):
         if number in SIGNALS:
             break

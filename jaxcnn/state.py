@@ -1,4 +1,4 @@
-"""The one pytree that training carries from step to step."""
+"""The pytree that training carries from step to step."""
 
 from typing import Any, NamedTuple
 
@@ -9,10 +9,11 @@ import optax
 from jaxtyping import Array, Bool, Int, Key
 
 Variables = dict[str, Any]
-"""What a model computes from: the collections `params` and `batch_stats`."""
+"""The inputs of a model besides the pictures: the collections `params` and `batch_stats`."""
 
 CPU_INIT_OPTIONS = {"xla_backend_optimization_level": 1}
-"""For XLA on a CPU, of what runs once. At its usual level it takes up to ten seconds for loops of random numbers."""
+"""XLA options for the initialisation on a CPU, which runs once. By default XLA spends up to ten seconds on optimising
+its loops of random numbers."""
 
 
 class TrainState(NamedTuple):
@@ -21,10 +22,10 @@ class TrainState(NamedTuple):
     Attributes:
       step: steps taken.
       variables: parameters and batch statistics, float32.
-      opt_state: Optax's state.
-      average: exponential moving average of `variables`; None where the run keeps none.
-      finite: whether every loss and gradient's norm so far was finite. Once false, steps change nothing, so the
-        state stays as it was before the step that failed.
+      opt_state: state of the optimizer.
+      average: exponential moving average of `variables`; None if the run keeps none.
+      finite: whether every loss and every gradient norm so far was finite. Once it is false, steps change nothing: the
+        state stays as before the step that failed.
     """
 
     step: Int[Array, ""]
@@ -35,12 +36,18 @@ class TrainState(NamedTuple):
 
     @property
     def evaluated(self) -> Variables:
-        """The variables to evaluate and export: the average where there is one."""
+        """The variables to evaluate and export: the average if there is one."""
         return self.variables if self.average is None else self.average
 
 
 def init_variables(key: Key[Array, ""], *, model: nn.Module, image_size: int) -> Variables:
-    """Initial parameters and batch statistics."""
+    """Initialises parameters and batch statistics, a pure function of the key.
+
+    Args:
+      key: the random key.
+      model: the network.
+      image_size: side of the pictures in pixels.
+    """
     variables = model.init(key, jnp.zeros((1, image_size, image_size, 3), jnp.uint8), train=False)
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
@@ -53,9 +60,17 @@ def create_state(
     image_size: int,
     averaged: bool,
 ) -> TrainState:
-    """The state before the first step, a pure function of the key."""
+    """The state before the first step, a pure function of the key.
+
+    Args:
+      key: the random key.
+      model: the network.
+      optimizer: the optimizer.
+      image_size: side of the pictures in pixels.
+      averaged: keep a moving average, which starts at the initial variables.
+    """
     options = CPU_INIT_OPTIONS if jax.default_backend() == "cpu" else {}
-    # Compiled as one, the network is not computed, only its variables are.
+    # Compiled as a whole, so that XLA drops the forward pass and only the variables are computed.
     init = jax.jit(init_variables, static_argnames=("model", "image_size"), compiler_options=options)
     variables = init(key, model=model, image_size=image_size)
     return TrainState(
@@ -68,14 +83,18 @@ def create_state(
 
 
 def start_from(state: TrainState, variables: Variables) -> TrainState:
-    """The state before the first step with other variables, given as arrays of any kind.
+    """The state before the first step with other initial variables; the average starts from them too.
 
-    The average starts with them too. What the optimizers remember is zero before the first step, whatever the
-    parameters are.
+    The optimizer's state needs no change: it is zero before the first step, whatever the parameters are.
+
+    Args:
+      state: the state before the first step.
+      variables: arrays of NumPy or JAX, of the same structure and shapes as in `state`.
     """
 
-    def copy() -> Variables:  # twice: a step may overwrite either in place
+    def copy() -> Variables:
         copied: Variables = jax.tree.map(jnp.array, variables)
         return copied
 
+    # Two copies: a step donates its state, so the two must not share memory.
     return state._replace(variables=copy(), average=None if state.average is None else copy())

@@ -1,4 +1,4 @@
-"""One step of training and of evaluation: module-level pure functions, compiled once per resolution."""
+"""One step of training and one of evaluation: module-level pure functions, compiled once per resolution."""
 
 from functools import partial
 from typing import NamedTuple
@@ -16,7 +16,13 @@ from jaxcnn.state import TrainState, Variables
 
 
 class StepMetrics(NamedTuple):
-    """Sums over the pictures of a step; divide by `pictures` for means."""
+    """Sums over the pictures of a step; divide by `pictures` for means.
+
+    Attributes:
+      loss: sum of the cross-entropies in nats, with label smoothing.
+      correct: pictures whose class has the highest logit. A mixed picture counts for the class of its larger share.
+      pictures: pictures in the batch.
+    """
 
     loss: Float[Array, ""]
     correct: Float[Array, ""]
@@ -56,65 +62,85 @@ def train_step(
     label_smoothing: float,
     average_decay: float,
 ) -> tuple[TrainState, StepMetrics]:
-    """Augments a batch and takes one optimizer step on its cross-entropy.
+    """Augments a batch and takes one optimizer step on its mean cross-entropy.
+
+    If the loss or the norm of the gradient is not finite, the state is returned unchanged, but for `finite`.
 
     Args:
-      state: consumed; use the one returned.
-      key: the run's key; the step number is folded in, so no random state is kept.
-      resolution: side of the pictures that the model sees; each value is compiled once.
-      average_decay: decay of the moving average of parameters and batch statistics, if the state keeps one.
+      state: consumed; use the returned one.
+      images: RGB pictures.
+      labels: class indices.
+      key: the run's key. The step number is folded in, so no random state is kept.
+      model: the network.
+      optimizer: the optimizer, which has the learning rate schedule in it.
+      augment_config: random changes to the pictures.
+      classes: number of classes.
+      resolution: side in pixels that the pictures are resized to for the network. Each value is compiled once.
+      label_smoothing: share of the target that is spread over all classes.
+      average_decay: decay of the moving average, if the state keeps one.
+
+    Returns:
+      The state after the step, and the metrics of the step.
     """
     augment_key, dropout_key = step_keys(key, state.step)
     inputs, targets = augment(
         augment_key, images, labels, config=augment_config, classes=classes, resolution=resolution
     )
-    smooth = optax.smooth_labels(targets, label_smoothing)
+    smooth_targets = optax.smooth_labels(targets, label_smoothing)
+    params, batch_stats = state.variables["params"], state.variables["batch_stats"]
 
-    def loss_of(params: Variables) -> tuple[Float[Array, ""], tuple[Float[Array, "batch classes"], Variables]]:
-        logits, updates = model.apply(
-            {"params": params, "batch_stats": state.variables["batch_stats"]},
+    def compute_loss(params: Variables) -> tuple[Float[Array, ""], tuple[Float[Array, "batch classes"], Variables]]:
+        logits, updated = model.apply(
+            {"params": params, "batch_stats": batch_stats},
             inputs,
             train=True,
             mutable=["batch_stats"],
             rngs={"dropout": dropout_key},
         )
-        loss = optax.softmax_cross_entropy(logits, smooth).mean()
-        return loss, (logits, updates["batch_stats"])
+        loss = optax.softmax_cross_entropy(logits, smooth_targets).mean()
+        return loss, (logits, updated["batch_stats"])
 
-    (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.variables["params"])
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.variables["params"])
-    variables = {"params": optax.apply_updates(state.variables["params"], updates), "batch_stats": batch_stats}
+    # Forward and backward pass.
+    (loss, (logits, batch_stats_after)), gradients = jax.value_and_grad(compute_loss, has_aux=True)(params)
+
+    # Update.
+    updates, opt_state = optimizer.update(gradients, state.opt_state, params)
+    variables = {"params": optax.apply_updates(params, updates), "batch_stats": batch_stats_after}
     finite = state.finite & jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradients))
-    after = TrainState(
+    updated = TrainState(
         step=state.step + 1,
         variables=variables,
         opt_state=opt_state,
-        average=_averaged(state.average, variables, step=state.step, decay=average_decay),
+        average=_update_average(state.average, variables, step=state.step, decay=average_decay),
         finite=finite,
     )
-    kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)._replace(finite=finite)
+
+    # Keep the state as it was if training diverged, so that the step can be repeated to find out where.
+    after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)._replace(finite=finite)
+
+    # Metrics.
     correct = (logits.argmax(-1) == targets.argmax(-1)).sum().astype(jnp.float32)
     pictures = jnp.float32(labels.shape[0])
-    return kept, StepMetrics(loss=loss * pictures, correct=correct, pictures=pictures)
+    return after, StepMetrics(loss=loss * pictures, correct=correct, pictures=pictures)
 
 
 @partial(jit, static_argnames="model")
 def eval_step(
     variables: Variables, images: UInt8[Array, "batch side side 3"], *, model: nn.Module
 ) -> Float[Array, "batch classes"]:
-    """Logits of a batch, with batch statistics as they are and no dropout."""
+    """The logits of a batch, with the running batch statistics and without dropout."""
     logits = model.apply(variables, images, train=False)
     assert isinstance(logits, jax.Array)
     return logits
 
 
-def _averaged(
+def _update_average(
     average: Variables | None, variables: Variables, *, step: Int[Array, ""], decay: float
 ) -> Variables | None:
     """Moves the average towards the variables.
 
-    The decay starts low, (1 + step) / (10 + step), so that the initial parameters are soon forgotten
-    (TensorFlow's ExponentialMovingAverage does the same).
+    The decay is at most (1 + step) / (10 + step), so that the initial parameters are soon forgotten, as in TensorFlow's
+    ExponentialMovingAverage.
     """
     if average is None:
         return None

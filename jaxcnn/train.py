@@ -28,11 +28,11 @@ class Arguments:
 
     config: Annotated[Config, options.Unprefixed]
     workdir: Path
-    """Folder of the run. If it holds one already, that is resumed."""
+    """Folder of the run. A run that is already in it is resumed."""
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Trains as the command line says, and prints what came out."""
+    """Trains as the command line says, and prints the result."""
     parsed = parse(arguments)
     keep_freed_memory()
     evaluation = train(parsed.config, parsed.workdir)
@@ -46,11 +46,14 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def parse(arguments: Sequence[str]) -> Arguments:
-    """Reads a command line.
+    """Reads the command line of a training run.
+
+    Args:
+      arguments: the name of a preset, if any, and options that change its settings.
 
     Raises:
-      UserError: an unknown preset, option or value; the message lists what exists. Or the weights to start from
-        are not there, or of another network than an option says.
+      UserError: an unknown preset, option or value (the message lists the known ones), or initial weights that are
+        missing or belong to another network than an option asks for.
     """
     preset = "digits"
     if arguments and not arguments[0].startswith("-"):
@@ -59,49 +62,53 @@ def parse(arguments: Sequence[str]) -> Arguments:
         raise UserError(f"there is no preset {preset!r}; there are: {', '.join(PRESETS)}")
     default = Arguments(PRESETS[preset](), Path("runs") / preset)
     config = default.config
+
+    # The defaults of the model depend on the initial weights and on --model.name, so those are looked up first.
     init_from = options.peek(arguments, "init_from", config.init_from)
     workdir = options.peek(arguments, "workdir", str(default.workdir))
     weights_model = None if {"-h", "--help"} & set(arguments) else _find_weights_model(init_from, workdir)
     if weights_model is not None:
         config = dataclasses.replace(config, model=config.model.with_shape_of(weights_model))
+    default = dataclasses.replace(default, config=_with_model(config, options.peek(arguments, "model.name", None)))
+
     summaries = "\n".join(f"  {name}: {(make.__doc__ or '').splitlines()[0]}" for name, make in PRESETS.items())
     parsed = options.parse(
-        dataclasses.replace(default, config=_with_model(config, options.peek(arguments, "model.name", None))),
+        default,
         arguments,
         prog=f"{PROG} [PRESET]",
         description=f"Trains an image classifier. Options change the settings of a preset.\n\n{summaries}",
     )
     if weights_model is not None:
         _check_shape(parsed.config, weights_model)
-    given = workdir and str(parsed.workdir)  # an empty text has become the working directory
+    given = workdir and str(parsed.workdir)  # As a path, an empty text would be the working directory.
     return dataclasses.replace(parsed, workdir=named_path(given, option="workdir"))
 
 
 def _find_weights_model(init_from: str | None, workdir: str) -> ModelConfig | None:
-    """The network of the weights to start from; a run that has begun with them knows it by itself."""
+    """The network of the `init_from` weights; a run that is resumed uses its recorded one."""
     if init_from is None or init_from == "None":
         return None
-    run = Workdir(named_path(workdir, option="workdir"))
-    if (run.path / "config.json").exists():
-        recorded = run.read_config()
+    folder = Workdir(named_path(workdir, option="workdir"))
+    if (folder.path / "config.json").exists():
+        recorded = folder.read_config()
         if recorded.init_from == init_from:
             return recorded.model
     return read_model(init_from)
 
 
 def _check_shape(config: Config, weights_model: ModelConfig) -> None:
-    """Raises a `UserError` that names the first option that asks for another network than the weights are of."""
+    """Raises a `UserError` that names the first option that contradicts the network of the initial weights."""
     for name in SHAPE:
-        asked, there = getattr(config.model, name), getattr(weights_model, name)
-        if asked != there:
+        given, found = getattr(config.model, name), getattr(weights_model, name)
+        if given != found:
             raise UserError(
-                f"model.{name} is {asked!r}, but {there!r} in the weights of {config.init_from}; leave out "
+                f"model.{name} is {given!r}, but {found!r} in the weights of {config.init_from}; leave out "
                 f"--model.{name}, or start from no weights by --init_from None"
             )
 
 
 def _with_model(config: Config, name: str | None) -> Config:
-    """Another network than the settings' starts from its own shape, not from theirs."""
+    """Resets the model fields to defaults when --model.name picks another network."""
     if name == config.model.name or name not in typing.get_args(ModelName):
         return config
     model = ModelConfig(name=typing.cast(ModelName, name), precision=config.model.precision)

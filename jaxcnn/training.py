@@ -89,39 +89,23 @@ def begin(config: Config, workdir: str | Path) -> Iterator[Start]:
     if not data.is_named(config.data.source):
         check_outside_pictures(folder.path, option="workdir", source=config.data.source)
     with folder.locked():
-        # Before the pictures are decoded, which may take long.
+        # What can be checked without the pictures comes first: they may have to be downloaded and decoded.
         folder.check_resumable(config)
         run = prepare(config, data.load(config.data))
-        classes = Classes(run.dataset.names, run.dataset.wnids, run.dataset.name, run.dataset.license)
-        pictures = run.dataset.fingerprint()
+        classes, pictures = _classes(run), run.dataset.fingerprint()
         folder.check_same_data(classes, pictures)
         with open_checkpoints(folder.checkpoints) as checkpoints, open_log(folder.path) as log:
-            weights = _read_initial_weights(run) if checkpoints.last_step is None else None
-            state = initial_state(run, weights)
-            if checkpoints.last_step is not None:
-                state = checkpoints.restore(state)
+            weights, state = _restore(run, checkpoints)
             step = int(state.step)
-            check_epochs(run, folder.path, step=step)
+            _check_steps(run, folder, step=step)
             # Settings that no step is taken with are not recorded.
             if step < run.total_steps:
                 record_session(folder, config, classes, step=step)
-            else:
-                folder.check_unchanged(config)
+            folder.record_pictures(pictures)
             if weights is not None:
                 record_earlier(weights.trainings, folder.earlier_trainings)
-            folder.record_pictures(pictures)
-            _print_start(run, folder.path, step=step, weights=weights)
+            _print_start(run, folder, step=step, weights=weights)
             yield Start(run, state, checkpoints, log)
-
-
-def check_epochs(run: Run, workdir: Path, *, step: int) -> None:
-    """Raises a `UserError` if a run has taken more steps than the settings ask for."""
-    if step > run.total_steps:
-        taken = step / run.steps_per_epoch
-        raise UserError(
-            f"epochs is {run.config.epochs}, but the run in {workdir} has taken {taken:.4g} already; give at least "
-            f"{math.ceil(taken)}, or another --workdir"
-        )
 
 
 def conclude(run: Run, workdir: str | Path) -> Evaluation:
@@ -148,17 +132,42 @@ def conclude(run: Run, workdir: str | Path) -> Evaluation:
     return evaluation
 
 
-def _read_initial_weights(run: Run) -> Weights | None:
-    """Reads the weights of `init_from`, if it is set.
+def _classes(run: Run) -> Classes:
+    dataset = run.dataset
+    return Classes(names=dataset.names, wnids=dataset.wnids, dataset=dataset.name, license=dataset.license)
+
+
+def _restore(run: Run, checkpoints: Checkpoints) -> tuple[Weights | None, TrainState]:
+    """Restores the last checkpoint, or initialises the state of a new run.
+
+    Returns:
+      The initial weights of a new run that has some, and the state.
 
     Raises:
-      UserError: they cannot be read, or they were trained on pictures that this run would hold out.
+      UserError: the checkpoint or the weights cannot be read or do not fit the network, or the weights were trained on
+        pictures that this run holds out.
     """
-    if run.config.init_from is None:
-        return None
-    weights = read_weights(run.config.init_from)
-    check_no_leakage(run.dataset, run.config.data, trained_on=weights.trained_on, began=weights.pictures)
-    return weights
+    config = run.config
+    if checkpoints.last_step is not None:
+        return None, checkpoints.restore(initial_state(run))
+    if config.init_from is None:
+        return None, initial_state(run)
+    weights = read_weights(config.init_from)
+    state = initial_state(run, weights)
+    check_no_leakage(run.dataset, config.data, trained_on=weights.trained_on, fingerprint=weights.pictures)
+    return weights, state
+
+
+def _check_steps(run: Run, workdir: Workdir, *, step: int) -> None:
+    """Raises a `UserError` if the settings ask for fewer steps than were taken, or for changes with no steps left."""
+    if step > run.total_steps:
+        taken = step / run.steps_per_epoch
+        raise UserError(
+            f"epochs is {run.config.epochs}, but the run in {workdir.path} has taken {taken:.4g} already; give at "
+            f"least {math.ceil(taken)}, or another --workdir"
+        )
+    if step == run.total_steps:
+        workdir.check_unchanged(run.config)
 
 
 def _calibrate(run: Run, workdir: Workdir) -> Calibration:
@@ -171,12 +180,12 @@ def _calibrate(run: Run, workdir: Workdir) -> Calibration:
     return calibration
 
 
-def _print_start(run: Run, workdir: Path, *, step: int, weights: Weights | None) -> None:
-    """Prints what is trained on which data, and what it starts from."""
+def _print_start(run: Run, workdir: Workdir, *, step: int, weights: Weights | None) -> None:
+    """Prints the data, the network, the devices, and what the session starts from."""
     dataset = run.dataset
     console.print(
         f"{dataset.name}: {len(dataset.train):,} training and {len(dataset.validation):,} validation pictures, "
-        f"{len(dataset.names)} classes; {run.config.model.name} on {describe_devices()}; {workdir}",
+        f"{len(dataset.names)} classes; {run.config.model.name} on {describe_devices()}; {workdir.path}",
         soft_wrap=True,
     )
     if step:

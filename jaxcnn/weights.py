@@ -18,7 +18,7 @@ from jaxcnn.config import SHAPE, DataConfig, ModelConfig
 from jaxcnn.data import Fingerprint
 from jaxcnn.disk import write_atomically
 from jaxcnn.errors import UserError
-from jaxcnn.leakage import is_of_run
+from jaxcnn.leakage import is_same_data
 from jaxcnn.metadata import Metadata
 from jaxcnn.paths import named_path
 from jaxcnn.run.checkpoint import load_model
@@ -154,7 +154,7 @@ def mean_of(weights: Sequence[Weights]) -> Weights:
 
 def _holds_out_the_same(one: Weights, other: Weights) -> bool:
     if one.pictures is None or other.pictures is None:  # of older files
-        return is_of_run(one.trained_on, trained_on=other.trained_on)
+        return is_same_data(one.trained_on, other.trained_on)
     return one.pictures.has_same_split(other.pictures)
 
 

@@ -10,7 +10,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-LONGEST = ("test_readme.py", "test_train.py")
+LONGEST = ("test_readme.py", "test_training.py")
 """Files of whole runs. In the end one of them would run alone."""
 
 

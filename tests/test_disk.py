@@ -1,3 +1,5 @@
+"""Files are whole, or as they were before."""
+
 import os
 
 import pytest
@@ -11,10 +13,10 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     with pytest.raises(UnicodeEncodeError):
         write_atomically(path, "\ud800")
     assert path.read_text() == "old"
-    assert [each.name for each in tmp_path.iterdir()] == ["a.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_a_file_is_on_the_disk_before_it_takes_the_place_of_the_old_one(tmp_path, monkeypatch):
+def test_a_file_reaches_the_disk_before_it_replaces_the_old_one(tmp_path, monkeypatch):
     def recorded(descriptor):
         sync(descriptor)
         seen.append((path.read_text(), os.fstat(descriptor).st_size))

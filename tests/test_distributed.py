@@ -1,4 +1,4 @@
-"""Several devices compute what one does."""
+"""Data parallelism: several devices compute what one device computes."""
 
 import json
 import os
@@ -30,28 +30,28 @@ def run(arguments: list[str], *, devices: int) -> subprocess.CompletedProcess[st
 
 
 def train(workdir: Path, *, devices: int, epochs: int) -> list[dict[str, float]]:
-    """Trains, or goes on, and returns the records of validation."""
+    """Trains or resumes a run, and returns its validation records."""
     done = run([*TRAIN, "--workdir", str(workdir), "--epochs", str(epochs)], devices=devices)
     assert done.returncode == 0, done.stderr
     assert f"resnet on {f'{devices} x ' if devices > 1 else ''}cpu;" in done.stderr
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [each for each in records if each["kind"] == "validation"]
+    return [record for record in records if record["kind"] == "validation"]
 
 
 @pytest.mark.run
-def test_four_devices_and_then_two_learn_what_one_does(tmp_path):
+def test_four_devices_and_then_two_learn_what_one_learns(tmp_path):
     one = train(tmp_path / "one", devices=1, epochs=2)
     for devices, epochs in ((4, 1), (2, 2)):
         several = train(tmp_path / "several", devices=devices, epochs=epochs)
-    assert [each["step"] for each in one] == [each["step"] for each in several] == [22, 44]
+    assert [record["step"] for record in one] == [record["step"] for record in several] == [22, 44]
     assert one[0]["loss"] > one[1]["loss"]
     for name in ("loss", "top1"):
-        assert [each[name] for each in several] == pytest.approx([each[name] for each in one], rel=1e-4)
+        assert [record[name] for record in several] == pytest.approx([record[name] for record in one], rel=1e-4)
     for file in ("model.onnx", "report.html"):
         assert (tmp_path / "several" / file).exists()
 
 
-def test_a_batch_is_divided_and_the_state_is_not():
+def test_a_batch_is_sharded_and_the_state_is_replicated():
     program = """
 import numpy as np
 from jaxcnn.distributed import shard_batch, replicate
@@ -64,13 +64,13 @@ print([part.data.shape for part in state["kernel"].addressable_shards])
     assert done.stdout.splitlines() == ["[[0, 3], [6, 9], [12, 15], [18, 21]]", str([(8, 3)] * 4)], done.stderr
 
 
-def test_one_device_gets_what_there_is():
+def test_one_device_gets_the_arrays_as_they_are():
     arrays = {"images": np.zeros((3, 2))}
     assert distributed.shard_batch(arrays) is distributed.replicate(arrays) is arrays
     distributed.check_devices(7)
 
 
-def test_a_batch_that_cannot_be_divided_is_refused(monkeypatch):
+def test_a_batch_that_cannot_be_sharded_equally_is_refused(monkeypatch):
     monkeypatch.setattr(jax, "local_device_count", lambda: 8)
     distributed.check_devices(64)
     with pytest.raises(UserError, match="batch_size is 100, which cannot be divided among the 8 devices here"):

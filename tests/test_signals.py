@@ -1,4 +1,4 @@
-"""What signals do while a run takes its steps, also where Python is kept from handling them."""
+"""Signals during training, also while the main thread is in compiled code."""
 
 import os
 import signal
@@ -16,8 +16,8 @@ PROGRAM = """
 import hashlib, threading
 from jaxcnn.signals import stop_on_signal
 with stop_on_signal() as stop:
-    threading.Timer(0.5, print, ["started"], {{"flush": True}}).start()  # when it is in there
-    hashlib.pbkdf2_hmac("sha256", b"", b"", {rounds})  # like a compilation: long, and not in Python
+    threading.Timer(0.5, print, ["started"], {{"flush": True}}).start()  # By then the main thread is in compiled code.
+    hashlib.pbkdf2_hmac("sha256", b"", b"", {rounds})  # Like a compilation: long, and not in Python.
     print("left", stop.signal.name, flush=True)
 """
 
@@ -40,7 +40,7 @@ def read_notice(process: subprocess.Popen[bytes]) -> bytes:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_is_answered_at_once_and_heeded_later(number):
+def test_the_first_signal_is_announced_at_once_and_obeyed_later(number):
     process = start(rounds=8_000_000)
     process.send_signal(number)
     assert read_notice(process) == NOTICE
@@ -50,7 +50,7 @@ def test_the_first_is_answered_at_once_and_heeded_later(number):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_second_ends_the_process_wherever_it_is(number):
+def test_a_second_signal_ends_the_process_in_compiled_code(number):
     process = start(rounds=2**31 - 1)
     process.send_signal(number)
     assert read_notice(process) == NOTICE
@@ -59,7 +59,7 @@ def test_a_second_ends_the_process_wherever_it_is(number):
     process.communicate()
 
 
-def test_a_second_interrupts_python_as_ever(capfd):
+def test_a_second_signal_interrupts_python_as_usual(capfd):
     def interrupt_twice(stop):
         os.kill(os.getpid(), signal.SIGINT)
         deadline = time.monotonic() + 10
@@ -73,7 +73,7 @@ def test_a_second_interrupts_python_as_ever(capfd):
     assert capfd.readouterr().err.encode() == NOTICE
 
 
-def test_what_is_ignored_stays_so():
+def test_an_ignored_signal_stays_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with stop_on_signal() as stop:
@@ -84,11 +84,11 @@ def test_what_is_ignored_stays_so():
     assert stop.signal is None
 
 
-def test_nothing_is_left_behind():
-    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+def test_handlers_and_threads_are_restored():
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with stop_on_signal() as stop:
-        assert any(each.name == "signals" for each in threading.enumerate())
+        assert any(thread.name == "signals" for thread in threading.enumerate())
     assert stop.signal is None
-    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
-    assert not any(each.name == "signals" for each in threading.enumerate())
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert not any(thread.name == "signals" for thread in threading.enumerate())
     assert signal.set_wakeup_fd(-1) == -1

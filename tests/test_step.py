@@ -1,4 +1,4 @@
-"""The training and evaluation steps: pure, donated, traced once, and right."""
+"""The training step and the evaluation step: pure functions, traced once, with donated state and correct results."""
 
 from collections.abc import Callable
 from functools import partial
@@ -75,7 +75,7 @@ def test_the_first_loss_is_the_cross_entropy_of_the_model():
     assert all(jax.tree.leaves(moved["head" if "head" in moved else next(iter(moved))]))
 
 
-def test_label_smoothing_raises_the_loss_of_a_sure_model():
+def test_label_smoothing_raises_the_loss_of_a_confident_model():
     _, state, take = setup()
     images, labels = make_batch()
     for _ in range(40):
@@ -116,7 +116,7 @@ def test_the_state_is_donated():
 
 
 def test_one_trace_for_each_resolution():
-    _, state, take = setup(size=10)  # a size no other test uses, so the cache starts empty for it
+    _, state, take = setup(size=10)  # No other test uses this size, so the cache has no entry for it.
     before = step.train_step.jitted()._cache_size()
     for seed, resolution in enumerate((8, 10, 8, 10, 8)):
         state, _ = take(state, *make_batch(size=10, seed=seed), KEY, resolution=resolution)
@@ -143,7 +143,7 @@ def test_without_an_average_the_variables_are_evaluated():
     assert state.evaluated is state.variables
 
 
-def test_a_loss_that_is_no_number_changes_nothing_and_is_placed():
+def test_a_loss_that_is_not_finite_changes_nothing_and_is_located():
     model, state, take = setup()
     state, _ = take(state, *make_batch(), KEY)
     before = jax.tree.map(np.asarray, state)
@@ -152,7 +152,7 @@ def test_a_loss_that_is_no_number_changes_nothing_and_is_placed():
         state, _ = broken(state, *make_batch(), KEY)
     assert not bool(state.finite)
     jax.tree.map(np.testing.assert_array_equal, state._replace(finite=before.finite), before)
-    state, _ = take(state, *make_batch(), KEY)  # a good step after it does not go on either
+    state, _ = take(state, *make_batch(), KEY)  # A good step after it changes nothing either.
     assert int(state.step) == 1
     inputs = jnp.asarray(make_batch()[0]).astype(jnp.float32)
     assert first_not_finite(state.variables, inputs, KEY, model=model) == "the loss or the norm of its gradient"
@@ -162,7 +162,7 @@ def test_a_loss_that_is_no_number_changes_nothing_and_is_placed():
     path, leaf = jax.tree_util.tree_leaves_with_path(params)[1]
     name = jax.tree_util.keystr(path, simple=True, separator="/")
     poisoned = jax.tree_util.tree_map_with_path(
-        lambda each, value: value.at[...].set(jnp.nan) if each == path else value, params
+        lambda other, value: value.at[...].set(jnp.nan) if other == path else value, params
     )
     assert leaf.size
     variables = {**state.variables, "params": poisoned}
@@ -170,7 +170,7 @@ def test_a_loss_that_is_no_number_changes_nothing_and_is_placed():
 
 
 class Bias(nn.Module):
-    """Logits from one parameter alone, which starts at zero; no batch statistics."""
+    """A network of one parameter, which starts at zero, without batch statistics."""
 
     logits: Callable
 
@@ -184,8 +184,8 @@ class Bias(nn.Module):
     ("logits", "is_finite"),
     [
         (lambda bias: bias, True),
-        (lambda bias: bias + jnp.array([2e38, -2e38, 0.0]), False),  # the loss, not its gradient
-        (jnp.sqrt, False),  # the gradient, not the loss
+        (lambda bias: bias + jnp.array([2e38, -2e38, 0.0]), False),  # The loss, not its gradient.
+        (jnp.sqrt, False),  # The gradient, not the loss.
     ],
 )
 def test_neither_the_loss_nor_its_gradient_may_be_infinite(logits, is_finite):

@@ -174,12 +174,12 @@ def load_model(workdir: Path) -> TrainedModel:
       UserError: the folder is not a workdir or has no checkpoint yet; the checkpoint is damaged, cannot be read or does
         not fit the recorded settings; or the record of its calibration is damaged.
     """
-    run = Workdir(workdir)
-    config, classes = run.read_config(), run.read_classes()
-    if not run.checkpoints.exists():
+    folder = Workdir(workdir)
+    config, classes = folder.read_config(), folder.read_classes()
+    if not folder.checkpoints.exists():
         raise UserError(f"{workdir} has no checkpoint yet; train first")
     model = models.build_here(dataclasses.replace(config.model, precision="float32"), classes=len(classes.names))
-    best, variables = _load_best(run, _shapes(model, config.data.image_size))
+    best, variables = _load_best(folder, _shapes(model, config.data.image_size))
     return TrainedModel(
         config=config,
         names=classes.names,
@@ -190,7 +190,7 @@ def load_model(workdir: Path) -> TrainedModel:
         variables=variables,
         step=int(best.step),
         metrics=dict(best.metrics or {}),
-        calibration=read_calibration(run.calibration, step=int(best.step)),
+        calibration=read_calibration(folder.calibration, step=int(best.step)),
     )
 
 
@@ -222,7 +222,7 @@ def _open(directory: Path, **options: Any) -> ocp.training.Checkpointer:
     """
     for folder in sorted(directory.absolute().glob("*/metrics")):
         if folder.parent.name.isdigit():  # Others are still being written.
-            file, advice = folder / "metrics", f"remove the folder {folder} to go on without them"
+            file, advice = folder / "metrics", f"remove the folder {folder} to continue without them"
             with _read_errors(str(file), advice=advice), suppress(FileNotFoundError):
                 float(json.loads(file.read_bytes())[SELECTED_BY])
     with _without_orbax_logs():
@@ -240,7 +240,7 @@ def _best(saved: Sequence[Any]) -> Any:
     return max(measured, key=lambda checkpoint: (checkpoint.metrics[SELECTED_BY], checkpoint.step))
 
 
-def _load_best(run: Workdir, like: Variables) -> tuple[Any, Variables]:
+def _load_best(workdir: Workdir, like: Variables) -> tuple[Any, Variables]:
     """Loads the variables of the best checkpoint, or their moving average if it has one.
 
     Raises:
@@ -248,9 +248,9 @@ def _load_best(run: Workdir, like: Variables) -> tuple[Any, Variables]:
     """
     failures: dict[int, UserError] = {}
     while True:
-        with _open(run.checkpoints) as checkpointer:
+        with _open(workdir.checkpoints) as checkpointer:
             if not checkpointer.checkpoints:
-                raise UserError(f"{run.path} has no checkpoint yet; train first")
+                raise UserError(f"{workdir.path} has no checkpoint yet; train first")
             best = _best(checkpointer.checkpoints)
             if best.step in failures:
                 raise failures[best.step]
@@ -304,27 +304,28 @@ def _sync(folder: Path) -> None:
 def _without_orbax_logs() -> Iterator[None]:
     """Drops what Orbax logs in the context: a traceback for every part that fails, although it raises the first error.
 
-    Orbax logs through the loggers of absl and asyncio, which are the whole program's. They are as before afterwards.
+    Orbax logs through the loggers of absl and asyncio, which belong to the whole program: the records of other threads
+    are kept, and the filters are removed afterwards. Only threads that Orbax leaves behind after a failure, and that
+    may fail later, stay without logs.
     """
-
-    def drop(_: logging.LogRecord) -> bool:
-        return False
-
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
-    running = set(threading.enumerate())
+    others = set(threading.enumerate()) - {threading.current_thread()}
+
+    def of_others(_: logging.LogRecord) -> bool:
+        return threading.current_thread() in others
+
     for logger in loggers:
-        logger.addFilter(drop)
+        logger.addFilter(of_others)
     try:
         yield
     except Exception:
-        # Orbax raises the first failure while other parts still fail, in threads of the same call.
-        for thread in threading.enumerate():
-            if thread.daemon and thread not in running:
-                thread.join(timeout=1)
+        left = set(threading.enumerate()) - others - {threading.current_thread()}
+        for logger in loggers if left else ():
+            logger.addFilter(lambda _: threading.current_thread() not in left)
         raise
     finally:
         for logger in loggers:
-            logger.removeFilter(drop)
+            logger.removeFilter(of_others)
 
 
 def _checkpoint_errors(checkpointer: ocp.training.Checkpointer, saved: Any) -> AbstractContextManager[None]:

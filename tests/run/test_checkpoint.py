@@ -1,13 +1,15 @@
-"""Checkpoints: what is kept, what is refused, and that a save cut short is never taken for whole."""
+"""Checkpoints: what is kept, what is refused, and that a save cut short is never taken for a checkpoint."""
 
 import dataclasses
 import errno
+import logging
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -67,10 +69,10 @@ def test_the_last_and_the_best_are_kept(tmp_path):
     with open_checkpoints(tmp_path) as checkpoints:
         for step, top1 in ((1, 0.5), (2, None), (3, 0.7), (4, 0.7), (5, 0.6), (6, None)):
             checkpoints.save(at(state, step), metrics=None if top1 is None else {"top1": top1})
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["4", "6"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["4", "6"]
 
 
-def test_the_model_loaded_is_the_best(tmp_path):
+def test_the_best_checkpoint_is_loaded(tmp_path):
     run = Workdir(tmp_path)
     run.record(CONFIG, CLASSES)
     with pytest.raises(UserError, match="has no checkpoint yet"):
@@ -84,7 +86,7 @@ def test_the_model_loaded_is_the_best(tmp_path):
     assert_same(model.variables, best.variables)
 
 
-def test_the_model_loaded_is_the_average_where_there_is_one(tmp_path):
+def test_the_average_is_loaded_if_there_is_one(tmp_path):
     config = dataclasses.replace(CONFIG, optim=OptimConfig(ema_decay=0.9))
     run = Workdir(tmp_path)
     run.record(config, CLASSES)
@@ -123,14 +125,14 @@ def before_first(monkeypatch, method, act):
 
 
 @pytest.mark.parametrize("moment", ["__init__", "checkpointables_metadata", "load_checkpointables"])
-def test_a_checkpoint_replaced_while_it_is_read_is_chosen_anew(run, monkeypatch, moment):
+def test_a_checkpoint_replaced_while_it_is_read_is_selected_again(run, monkeypatch, moment):
     better = at(make_state(seed=2), 2)
 
     def save_better():
         with open_checkpoints(run.checkpoints) as checkpoints:
             checkpoints.save(better, metrics={"top1": 0.6})
         if moment == "__init__":
-            raise FileNotFoundError("1")  # which had been listed
+            raise FileNotFoundError("1")  # Orbax had listed it.
 
     before_first(monkeypatch, moment, save_better)
     model = load_model(run.path)
@@ -139,11 +141,11 @@ def test_a_checkpoint_replaced_while_it_is_read_is_chosen_anew(run, monkeypatch,
 
 
 @pytest.mark.parametrize("method", ["checkpointables_metadata", "load_checkpointables"])
-def test_damage_is_told_with_what_there_is_instead(run, monkeypatch, method):
+def test_damage_is_reported_with_the_checkpoint_that_remains(run, monkeypatch, method):
     def fail(*_):
         raise KeyError("damage")
 
-    def told(read):
+    def message(read):
         with monkeypatch.context() as patch:
             patch.setattr(Checkpointer, method, fail)
             with pytest.raises(UserError) as caught:
@@ -151,18 +153,20 @@ def test_damage_is_told_with_what_there_is_instead(run, monkeypatch, method):
         return str(caught.value).replace(f" of {run.checkpoints} is damaged (KeyError); remove its folder ", ": ")
 
     others = ", or train in another --workdir"
-    assert told(lambda: load_model(run.path)) == f"checkpoint 1: to begin anew, for there is no other{others}"
+    assert message(lambda: load_model(run.path)) == f"checkpoint 1: to start anew, for there is no other{others}"
     with open_checkpoints(run.checkpoints) as checkpoints:
         checkpoints.save(at(make_state(), 4), metrics={"top1": 0.1})
-        assert told(lambda: load_model(run.path)) == f"checkpoint 1: to go on from checkpoint 4{others}"
-        assert told(lambda: checkpoints.restore(make_state())) == f"checkpoint 4: to go on from checkpoint 1{others}"
+        assert message(lambda: load_model(run.path)) == f"checkpoint 1: to resume from checkpoint 4{others}"
+        assert (
+            message(lambda: checkpoints.restore(make_state())) == f"checkpoint 4: to resume from checkpoint 1{others}"
+        )
 
 
 @pytest.mark.parametrize("name", ["metrics/metrics", "model", "model/_METADATA", "model/manifest.ocdbt"])
-def test_what_the_system_does_not_let_us_read_is_not_called_damaged(run, name):
+def test_a_refusal_of_the_system_is_not_called_damage(run, name):
     path = run.checkpoints / "1" / name
     path.rename(run.path / "moved")
-    path.symlink_to(path.name)  # to itself: as with a file that one may not read, but for root too
+    path.symlink_to(path.name)  # To itself: cannot be read, even by root.
     for read in (load_model, lambda path: resume(path / "checkpoints")):
         with pytest.raises(UserError, match=rf" cannot be read: {os.strerror(errno.ELOOP)}\. ") as caught:
             read(run.path)
@@ -180,13 +184,60 @@ def test_what_the_system_does_not_let_us_read_is_not_called_damaged(run, name):
         (ValueError("INTERNAL: Error reading file: Stale handle [os_error_code='116']"), "Stale handle"),
     ],
 )
-def test_why_a_part_cannot_be_read_is_told(run, monkeypatch, error, reason):
+def test_the_systems_reason_is_reported(run, monkeypatch, error, reason):
     def fail(*_):
-        raise KeyError("Failed to load") from error  # as Orbax wraps it
+        raise KeyError("Failed to load") from error  # As Orbax wraps it.
 
     monkeypatch.setattr(Checkpointer, "load_checkpointables", fail)
     with pytest.raises(UserError, match=rf"checkpoint 1 of .* cannot be read: {reason}\. It may be whole"):
         load_model(run.path)
+
+
+def log_elsewhere():
+    """Starts a thread that logs when the returned function is called."""
+
+    def log():
+        asked.wait()
+        logging.getLogger("absl").error("elsewhere")
+
+    asked, thread = threading.Event(), threading.Thread(target=log)
+    thread.start()
+    return lambda: (asked.set(), thread.join())
+
+
+def test_only_orbax_is_kept_from_logging_and_only_while_it_is_called(run, monkeypatch, caplog):
+    log_from_another_thread = log_elsewhere()
+
+    def fail(*_):
+        logging.getLogger("absl").error("Failed to load")
+        logging.getLogger("asyncio").critical("Task exception was never retrieved")
+        log_from_another_thread()
+        raise KeyError("Failed to load")
+
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    before = [(logger.level, logger.disabled, list(logger.filters)) for logger in loggers]
+    monkeypatch.setattr(Checkpointer, "load_checkpointables", fail)
+    with pytest.raises(UserError):
+        load_model(run.path)
+    loggers[0].error("afterwards")
+    assert caplog.messages == ["elsewhere", "afterwards"]
+    assert [(logger.level, logger.disabled, list(logger.filters)) for logger in loggers] == before
+
+
+def test_a_thread_that_orbax_leaves_behind_stays_without_logs(run, monkeypatch, caplog):
+    left = []
+
+    def fail(*_):
+        left.append(log_elsewhere())
+        raise KeyError("Failed to load")
+
+    monkeypatch.setattr(Checkpointer, "load_checkpointables", fail)
+    with pytest.raises(UserError):
+        load_model(run.path)
+    logging.getLogger("absl").error("afterwards")
+    for log_from_it in left:
+        log_from_it()
+    assert caplog.messages == ["afterwards"]
 
 
 @pytest.mark.parametrize("error", [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")])
@@ -199,7 +250,7 @@ def test_a_lack_of_memory_is_not_called_damage(run, monkeypatch, error):
         load_model(run.path)
 
 
-def test_a_part_whose_description_is_lost_is_read_all_the_same(run):
+def test_an_item_without_its_sharding_file_is_read(run):
     (run.checkpoints / "1" / "model" / "_sharding").write_bytes(b"")
     assert_same(load_model(run.path).variables, make_state(seed=1).variables)
 
@@ -211,18 +262,18 @@ def test_damaged_metrics_are_named_and_can_be_removed(run, content):
     for read in (load_model, lambda path: resume(path / "checkpoints")):
         with pytest.raises(UserError) as caught:
             read(run.path)
-        told = str(caught.value)
-        assert told.startswith(f"{folder / 'metrics'} is damaged (")
-        assert told.endswith(f"; remove the folder {folder} to go on without them")
+        message = str(caught.value)
+        assert message.startswith(f"{folder / 'metrics'} is damaged (")
+        assert message.endswith(f"; remove the folder {folder} to continue without them")
     shutil.rmtree(folder)
     assert (load_model(run.path).step, load_model(run.path).metrics) == (1, {})
     assert resume(run.checkpoints).step == 1
 
 
-def test_no_checkpoint_goes_before_a_later_one_is_on_the_disk(run, monkeypatch):
+def test_no_checkpoint_is_deleted_before_a_later_one_is_on_the_disk(run, monkeypatch):
     earlier, later = run.checkpoints / "1", run.checkpoints / "2"
     whole, sync = len(list(earlier.rglob("*"))), os.fsync
-    named, unnamed = set(), set()  # what was synchronised after, and before, it got its name
+    named, unnamed = set(), set()  # What was synchronised after, and before, the folder was renamed.
 
     def recorded(descriptor):
         sync(descriptor)
@@ -235,7 +286,7 @@ def test_no_checkpoint_goes_before_a_later_one_is_on_the_disk(run, monkeypatch):
     assert not earlier.exists()
     saved = {str(path.relative_to(later)): path.stat().st_ino for path in (later, *later.rglob("*"))}
     assert named >= {run.checkpoints.stat().st_ino, *saved.values()}
-    stamps = {saved.pop(name) for name in ("_CHECKPOINT_METADATA", "commit_success.txt")}  # all the same if lost
+    stamps = {saved.pop(name) for name in ("_CHECKPOINT_METADATA", "commit_success.txt")}  # Nothing is lost with them.
     assert unnamed >= set(saved.values()) - stamps
 
 
@@ -255,7 +306,7 @@ def test_a_checkpoint_that_does_not_reach_the_disk_costs_no_earlier_one(run, mon
     assert_same(resume(run.checkpoints).variables, make_state(seed=1).variables)
 
 
-def test_a_file_system_that_cannot_synchronise_folders_will_do(run, monkeypatch):
+def test_a_file_system_that_cannot_synchronise_folders_is_accepted(run, monkeypatch):
     def refuse(_):
         raise OSError(errno.EINVAL, "Invalid argument")
 
@@ -265,11 +316,11 @@ def test_a_file_system_that_cannot_synchronise_folders_will_do(run, monkeypatch)
         assert checkpoints.last_step == 2
 
 
-def test_what_a_removal_cut_short_left_is_swept(run):
+def test_leftovers_of_a_deletion_cut_short_are_deleted(run):
     shutil.copytree(run.checkpoints / "1" / "training", run.checkpoints / f"0{checkpoint.UNFINISHED}" / "training")
     assert load_model(run.path).step == 1
     assert resume(run.checkpoints).step == 1
-    assert [each.name for each in run.checkpoints.iterdir()] == ["1"]
+    assert [path.name for path in run.checkpoints.iterdir()] == ["1"]
 
 
 @pytest.mark.parametrize(
@@ -303,7 +354,7 @@ with open_checkpoints(Path(sys.argv[1])) as checkpoints:
 """
 
 
-def test_what_cannot_be_written_is_told_and_loses_nothing(tmp_path):
+def test_a_failed_save_is_reported_and_loses_nothing(tmp_path):
     root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-c", CANNOT_WRITE, str(tmp_path)], cwd=root, capture_output=True, text=True, timeout=120
@@ -332,7 +383,9 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
         checkpoints.save(at(make_state(), 1))
     for path in tmp_path.rglob("ocdbt.process_0/d/*"):
         path.write_bytes(path.read_bytes()[:100])
-    root = Path(__file__).parents[2]  # in another process: Orbax leaves what it had begun to read for the collector
+    root = Path(__file__).parents[
+        2
+    ]  # In another process: Orbax leaves coroutines behind, which warn when they are collected.
     command = [sys.executable, "-W", "ignore", "-c", RESTORE, str(tmp_path)]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
     assert re.search(r"UserError: checkpoint 1 of .* is damaged \(\w+\); remove its folder", done.stderr)
@@ -352,7 +405,7 @@ with open_checkpoints(Path(sys.argv[1])) as checkpoints:
 """
 
 
-def test_a_save_cut_short_is_not_taken_for_whole(tmp_path):
+def test_a_save_cut_short_is_not_taken_for_a_checkpoint(tmp_path):
     root = Path(__file__).parents[2]
     for delay in (0.003, 0.011, 0.023):
         process = subprocess.Popen(
@@ -374,10 +427,10 @@ def test_a_save_cut_short_is_not_taken_for_whole(tmp_path):
             assert checkpoints.last_step >= int(said)
             restored = checkpoints.restore(make_state(seed=1))
         assert_same(restored.variables, make_state().variables)
-        assert not [each for each in (tmp_path / str(delay)).iterdir() if not each.name.isdigit()]
+        assert not [path for path in (tmp_path / str(delay)).iterdir() if not path.name.isdigit()]
 
 
-def test_selection_is_by_a_metric_that_evaluation_gives():
+def test_checkpoints_are_selected_by_a_metric_of_the_evaluation():
     from jaxcnn.metrics import Evaluation
 
     assert checkpoint.SELECTED_BY in Evaluation.__annotations__

@@ -1,4 +1,4 @@
-"""The records of a run, and what may not change between two starts."""
+"""The records of a run, and what may not change when it is resumed."""
 
 import dataclasses
 import json
@@ -20,45 +20,45 @@ CLASSES = Classes(("cat", "dog", "eel"), ("n1", "n2", "n3"), "pets", "MIT")
 PICTURES = Fingerprint(train=1618, validation=179, labels="ab", pixels="cd", side=32)
 
 
-def test_what_begins_can_be_read(tmp_path):
-    run = Workdir(tmp_path / "new" / "run")
-    with run.locked():
-        run.record(digits(), CLASSES)
-    assert run.read_config() == digits()
-    assert run.read_classes() == CLASSES
-    recorded = json.loads((run.path / "environment.json").read_text())
+def test_records_are_read_as_written(tmp_path):
+    workdir = Workdir(tmp_path / "new" / "run")
+    with workdir.locked():
+        workdir.record(digits(), CLASSES)
+    assert workdir.read_config() == digits()
+    assert workdir.read_classes() == CLASSES
+    recorded = json.loads((workdir.path / "environment.json").read_text())
     assert recorded["jax"] == environment()["jax"]
     assert int(recorded["cores"]) >= 1
 
 
 @pytest.mark.parametrize(("fast", "used"), [(True, "bfloat16"), (False, "float32")])
-def test_the_precision_is_recorded_that_auto_became_here(tmp_path, monkeypatch, fast, used):
+def test_the_precision_that_auto_chose_is_recorded(tmp_path, monkeypatch, fast, used):
     monkeypatch.setattr(models, "has_onednn", lambda dtype: fast)
     monkeypatch.setattr(models.jax, "default_backend", lambda: "cpu")
     model = dataclasses.replace(digits().model, precision="auto")
     Workdir(tmp_path).record(dataclasses.replace(digits(), model=model), CLASSES)
     assert json.loads((tmp_path / "environment.json").read_text())["precision"] == used
-    assert Workdir(tmp_path).read_config().model.precision == "auto"  # may be another elsewhere
+    assert Workdir(tmp_path).read_config().model.precision == "auto"  # Another machine may choose another.
 
 
-def test_names_that_an_older_run_recorded_as_bytes_are_read_as_text(tmp_path):
+def test_names_that_earlier_versions_recorded_as_bytes_are_read_as_text(tmp_path):
     bytes_in_them = dataclasses.replace(CLASSES, names=("caf\udce9", "dog", "eel"), dataset="p\udce9ts")
     Workdir(tmp_path).record(digits(), bytes_in_them)
     read = Workdir(tmp_path).read_classes()
     assert (read.names, read.dataset) == (("caf\ufffd", "dog", "eel"), "p\ufffdts")
 
 
-def test_other_rates_may_follow_but_no_other_model(tmp_path):
-    run = Workdir(tmp_path)
-    run.check_resumable(digits())
-    run.record(digits(), CLASSES)
+def test_a_run_can_be_resumed_with_other_rates_but_no_other_model(tmp_path):
+    workdir = Workdir(tmp_path)
+    workdir.check_resumable(digits())
+    workdir.record(digits(), CLASSES)
     precise = dataclasses.replace(digits().model, precision="bfloat16")
-    run.check_resumable(dataclasses.replace(digits(), epochs=99, model=precise))
+    workdir.check_resumable(dataclasses.replace(digits(), epochs=99, model=precise))
     wider = dataclasses.replace(digits(), model=dataclasses.replace(digits().model, widths=(1, 2, 3)))
     with pytest.raises(UserError, match=r"model.widths \(32, 64, 128\), not \(1, 2, 3\)"):
-        run.check_resumable(wider)
+        workdir.check_resumable(wider)
     with pytest.raises(UserError, match="batch_size 64, not 32"):
-        run.check_resumable(dataclasses.replace(digits(), batch_size=32))
+        workdir.check_resumable(dataclasses.replace(digits(), batch_size=32))
 
 
 @pytest.mark.parametrize(
@@ -70,11 +70,11 @@ def test_other_rates_may_follow_but_no_other_model(tmp_path):
         ({"data": dataclasses.replace(digits().data, validation_fraction=None)}, r"validation_fraction 0\.2, not None"),
     ],
 )
-def test_a_run_is_always_validated_with_the_same_pictures(tmp_path, change, message):
-    run = Workdir(tmp_path)
-    run.record(digits(), CLASSES)
+def test_a_run_keeps_its_seed_and_its_split(tmp_path, change, message):
+    workdir = Workdir(tmp_path)
+    workdir.record(digits(), CLASSES)
     with pytest.raises(UserError, match=message):
-        run.check_resumable(dataclasses.replace(digits(), **change))
+        workdir.check_resumable(dataclasses.replace(digits(), **change))
 
 
 @pytest.mark.parametrize(
@@ -86,10 +86,10 @@ def test_a_run_is_always_validated_with_the_same_pictures(tmp_path, change, mess
     ],
 )
 def test_other_classes_are_refused(tmp_path, change, message):
-    run = Workdir(tmp_path)
-    run.record(digits(), CLASSES)
+    workdir = Workdir(tmp_path)
+    workdir.record(digits(), CLASSES)
     with pytest.raises(UserError, match=message):
-        run.check_same_data(dataclasses.replace(CLASSES, **change), PICTURES)
+        workdir.check_same_data(dataclasses.replace(CLASSES, **change), PICTURES)
 
 
 @pytest.mark.parametrize(
@@ -101,36 +101,38 @@ def test_other_classes_are_refused(tmp_path, change, message):
     ],
 )
 def test_a_data_set_with_another_split_is_refused(tmp_path, change, message):
-    run = Workdir(tmp_path)
-    run.record(digits(), CLASSES)
-    run.check_same_data(CLASSES, PICTURES)  # a run that is older than the record
-    run.record_pictures(PICTURES)
-    run.check_same_data(CLASSES, PICTURES)
-    run.check_same_data(CLASSES, dataclasses.replace(PICTURES, side=64, pixels="ef"))  # the same in another size
+    workdir = Workdir(tmp_path)
+    workdir.record(digits(), CLASSES)
+    workdir.check_same_data(CLASSES, PICTURES)  # A run of an earlier version has no record.
+    workdir.record_pictures(PICTURES)
+    workdir.check_same_data(CLASSES, PICTURES)
+    workdir.check_same_data(
+        CLASSES, dataclasses.replace(PICTURES, side=64, pixels="ef")
+    )  # The same pictures in another size.
     with pytest.raises(UserError, match=message):
-        run.check_same_data(CLASSES, dataclasses.replace(PICTURES, **change))
+        workdir.check_same_data(CLASSES, dataclasses.replace(PICTURES, **change))
 
 
-def test_a_record_that_tells_no_decoder_is_read(tmp_path):
+def test_a_record_without_a_decoder_is_read(tmp_path):
     old = {name: value for name, value in dataclasses.asdict(PICTURES).items() if name != "decoder"}
     (tmp_path / "pictures.json").write_text(json.dumps(old))
     assert Workdir(tmp_path).read_pictures() == dataclasses.replace(PICTURES, decoder=0)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "1", '{"python": 3}'])
-def test_a_damaged_record_of_the_environment_is_as_none(tmp_path, text):
+def test_a_damaged_record_of_the_environment_is_read_as_empty(tmp_path, text):
     (tmp_path / "environment.json").write_text(text)
     assert Workdir(tmp_path).read_environment() == {}
 
 
-def test_paths_of_a_run_are_found_from_any_directory(tmp_path, monkeypatch):
+def test_the_paths_of_a_run_are_valid_in_any_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run, config = Workdir(tmp_path / "run"), digits()
+    workdir, config = Workdir(tmp_path / "run"), digits()
     for source, archive in (("pets", None), ("tiny_imagenet", "tiny.zip")):
         of = DataConfig(source=source, archive=archive, cache_dir="cache")
-        run.record(dataclasses.replace(config, data=of), CLASSES)
+        workdir.record(dataclasses.replace(config, data=of), CLASSES)
         monkeypatch.chdir("/")
-        found = run.read_data_config()
+        found = workdir.read_data_config()
         monkeypatch.chdir(tmp_path)
         assert found.source == (source if archive else str(tmp_path / source))
         assert found.archive == (archive and str(tmp_path / archive))
@@ -138,21 +140,21 @@ def test_paths_of_a_run_are_found_from_any_directory(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"train": 1}', json.dumps(dataclasses.asdict(PICTURES) | {"train": "1"})])
-def test_a_damaged_record_of_the_pictures_is_told(tmp_path, text):
+def test_a_damaged_record_of_the_pictures_is_reported(tmp_path, text):
     (tmp_path / "pictures.json").write_text(text)
     with pytest.raises(UserError, match=r"pictures\.json is damaged"):
         Workdir(tmp_path).read_pictures()
 
 
 @pytest.mark.parametrize("name", ["config.json", "classes.json", "pictures.json"])
-def test_a_damaged_record_is_told_before_the_pictures_are_read(tmp_path, name):
+def test_a_damaged_record_is_reported_before_the_pictures_are_read(tmp_path, name):
     Workdir(tmp_path).record(digits(), CLASSES)
     (tmp_path / name).write_text("{")
     with pytest.raises(UserError, match=f"{name} is damaged"):
         Workdir(tmp_path).check_resumable(digits())
 
 
-def test_what_is_no_workdir_is_told(tmp_path):
+def test_a_folder_that_is_not_a_workdir_is_reported(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         Workdir(tmp_path / "absent").read_config()
     with pytest.raises(UserError, match=r"it has no config.json"):
@@ -178,7 +180,7 @@ def test_what_is_no_workdir_is_told(tmp_path):
         (os.fsdecode(b"caf\xe9"), "has bytes in it that are not UTF-8"),
     ],
 )
-def test_a_path_whose_checkpoints_could_not_be_read_is_refused(tmp_path, monkeypatch, name, message):
+def test_a_path_under_which_checkpoints_could_not_be_read_is_refused(tmp_path, monkeypatch, name, message):
     with pytest.raises(UserError, match=message) as caught, Workdir(tmp_path / name / "run").locked():
         pass
     assert "rename that folder or give another --workdir" in str(caught.value)
@@ -189,23 +191,23 @@ def test_a_path_whose_checkpoints_could_not_be_read_is_refused(tmp_path, monkeyp
         pass
 
 
-def test_other_signs_in_a_path_are_fine(tmp_path):
+def test_other_characters_in_a_path_are_accepted(tmp_path):
     with Workdir(tmp_path / "é a]'{b}#%41:").locked():
         pass
 
 
-def test_a_complete_run_takes_no_other_settings_but_places(tmp_path):
-    run, config = Workdir(tmp_path), digits()
-    run.record(config, CLASSES)
+def test_a_finished_run_accepts_only_changes_without_effect(tmp_path):
+    workdir, config = Workdir(tmp_path), digits()
+    workdir.record(config, CLASSES)
     moved = dataclasses.replace(config.data, source="elsewhere", cache_dir="there")
-    run.check_unchanged(dataclasses.replace(config, data=moved, checkpoint_minutes=1.0))
+    workdir.check_unchanged(dataclasses.replace(config, data=moved, checkpoint_minutes=1.0))
     for change, message in (
         ({"optim": dataclasses.replace(config.optim, learning_rate=5.0)}, r"with optim\.learning_rate 0\.1, not 5\.0"),
         ({"data": dataclasses.replace(config.data, image_size=64)}, r"with data\.image_size 32, not 64"),
         ({"label_smoothing": 0.5}, r"with label_smoothing 0\.0, not 0\.5; give the same settings, more --epochs or"),
     ):
         with pytest.raises(UserError, match=message):
-            run.check_unchanged(dataclasses.replace(config, **change))
+            workdir.check_unchanged(dataclasses.replace(config, **change))
 
 
 def test_only_one_process_trains_in_a_folder(tmp_path):

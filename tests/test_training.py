@@ -1,7 +1,8 @@
-"""The main job in small: trained, logged, saved, stopped, killed, resumed, refused."""
+"""Whole runs in small: trained, logged, saved, stopped, killed, resumed, refused; and a training loop of one's own."""
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -22,11 +23,13 @@ from jaxcnn import data, loop
 from jaxcnn.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig
 from jaxcnn.errors import UserError
 from jaxcnn.evaluate import main as evaluate_command
-from jaxcnn.loop import initial_state, prepare, take_step
+from jaxcnn.loop import check_finite, evaluate_variables, initial_state, prepare, take_step
+from jaxcnn.presets import digits
 from jaxcnn.run.checkpoint import load_model, open_checkpoints
+from jaxcnn.run.metrics_log import ValidationRecord
 from jaxcnn.run.workdir import Workdir
 from jaxcnn.state import TrainState
-from jaxcnn.training import train
+from jaxcnn.training import begin, conclude, train
 
 pytestmark = pytest.mark.run
 
@@ -58,7 +61,7 @@ def read_log(workdir: Path, kind: str) -> list[dict[str, float]]:
 
 
 def steps_saved(workdir: Path) -> list[int]:
-    return sorted(int(each.name) for each in (workdir / "checkpoints").iterdir() if each.name.isdigit())
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
 
 
 def start(workdir: Path, cache_dir: str, *options: str) -> subprocess.Popen[str]:
@@ -84,10 +87,10 @@ def wait_for_checkpoint(process: subprocess.Popen[str], workdir: Path, *, after:
         time.sleep(0.02)
 
 
-def test_a_run_leaves_all_that_it_promises(config, tmp_path):
+def test_a_run_writes_everything_it_promises(config, tmp_path):
     evaluation = train(config, tmp_path)
     assert evaluation is not None
-    assert evaluation.top1 > 0.6  # three epochs of a toy; chance is .1
+    assert evaluation.top1 > 0.6  # Three epochs of a toy; chance is .1.
     left = "config.json classes.json environment.json calibration.json evaluation.json report.html model.onnx".split()
     for name in left:
         assert (tmp_path / name).stat().st_size > 0, name
@@ -98,7 +101,7 @@ def test_a_run_leaves_all_that_it_promises(config, tmp_path):
     assert load_model(tmp_path).metrics["top1"] == pytest.approx(evaluation.top1)
     record = json.loads((tmp_path / "evaluation.json").read_text())
     assert record["top1"] == pytest.approx(evaluation.top1)
-    assert "with_flip" not in record  # digits are not trained with mirror images
+    assert "with_flip" not in record  # Digits are not trained with mirror images.
     trained = read_log(tmp_path, "train")
     assert {"step", "epoch", "loss", "top1", "learning_rate", "images_per_second", "time"} <= trained[0].keys()
     events = EventAccumulator(str(tmp_path)).Reload()
@@ -106,7 +109,7 @@ def test_a_run_leaves_all_that_it_promises(config, tmp_path):
     assert logged == [(line["step"], pytest.approx(line["top1"])) for line in epochs]
 
 
-def test_a_run_is_calibrated_and_measured_alike_as_workdir_and_as_file(config, tmp_path):
+def test_a_workdir_and_its_file_are_calibrated_and_evaluated_alike(config, tmp_path):
     returned = train(dataclasses.replace(config, augment=AugmentConfig(flip=True)), tmp_path)
     trained = load_model(tmp_path)
     calibration = json.loads((tmp_path / "calibration.json").read_text())
@@ -116,7 +119,8 @@ def test_a_run_is_calibrated_and_measured_alike_as_workdir_and_as_file(config, t
     record = json.loads((tmp_path / "evaluation.json").read_text())
     assert (record["step"], record["temperature"]) == (trained.step, trained.temperature)
     assert returned is not None
-    assert record["loss"] == returned.loss < trained.metrics["loss"]  # as it was before it was calibrated
+    # The metrics of the checkpoint are without calibration.
+    assert record["loss"] == returned.loss < trained.metrics["loss"]
     assert record["with_flip"].keys() == {"top1", "top5", "loss", "ece"}
     evaluate_command([str(tmp_path)])
     assert json.loads((tmp_path / "evaluation.json").read_text()) == record
@@ -134,7 +138,7 @@ def test_a_run_is_calibrated_and_measured_alike_as_workdir_and_as_file(config, t
     assert f"divided by {trained.temperature:.3g}, the temperature" in page
 
 
-def test_a_run_in_half_precision_is_measured_in_that_of_its_file(config, tmp_path):
+def test_a_run_in_half_precision_is_evaluated_in_the_precision_of_its_file(config, tmp_path):
     half = dataclasses.replace(config, model=dataclasses.replace(config.model, precision="bfloat16"))
     train(half, tmp_path)
     record = json.loads((tmp_path / "evaluation.json").read_text())
@@ -144,7 +148,7 @@ def test_a_run_in_half_precision_is_measured_in_that_of_its_file(config, tmp_pat
         assert exported[name] == pytest.approx(record[name], abs=1e-5), name
 
 
-def test_a_complete_run_is_not_trained_further(config, tmp_path):
+def test_a_finished_run_is_not_trained_further(config, tmp_path):
     train(config, tmp_path)
     steps, log = steps_saved(tmp_path), (tmp_path / "metrics.jsonl").read_text()
     (tmp_path / "model.onnx").unlink()
@@ -153,7 +157,7 @@ def test_a_complete_run_is_not_trained_further(config, tmp_path):
     assert (tmp_path / "model.onnx").exists()
 
 
-def test_what_takes_no_step_is_not_recorded(config, tmp_path):
+def test_settings_that_take_no_step_are_not_recorded(config, tmp_path):
     train(config, tmp_path)
     names = ("config.json", "environment.json", "model/README.md")
     recorded = [(tmp_path / name).read_text() for name in names]
@@ -170,7 +174,7 @@ def test_what_takes_no_step_is_not_recorded(config, tmp_path):
     assert (tmp_path / "model.onnx").exists()
 
 
-def test_a_run_can_be_made_longer_but_not_another(config, tmp_path):
+def test_a_run_can_be_extended_but_not_changed_into_another(config, tmp_path):
     train(config, tmp_path)
     slower = dataclasses.replace(config.optim, learning_rate=0.05)
     train(dataclasses.replace(config, epochs=4, optim=slower), tmp_path)
@@ -188,7 +192,7 @@ def test_a_run_can_be_made_longer_but_not_another(config, tmp_path):
     assert steps_saved(tmp_path) == before
 
 
-def test_a_workdir_that_cannot_be_gone_on_with_is_told_before_the_pictures_are_decoded(config, tmp_path, monkeypatch):
+def test_a_workdir_that_cannot_be_resumed_is_reported_before_the_pictures_are_decoded(config, tmp_path, monkeypatch):
     train(dataclasses.replace(config, epochs=1), tmp_path / "run")
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(data, "load", lambda config: pytest.fail("decoded"))
@@ -200,7 +204,7 @@ def test_a_workdir_that_cannot_be_gone_on_with_is_told_before_the_pictures_are_d
         train(config, tmp_path / "run")
 
 
-def test_pictures_that_were_added_between_two_starts_are_told(config, tmp_path):
+def test_pictures_added_between_two_sessions_are_reported(config, tmp_path):
     folder = write_class_folders(tmp_path / "pictures", count=6, size=8)
     own = dataclasses.replace(config, data=dataclasses.replace(config.data, source=str(folder)), epochs=1, batch_size=4)
     train(own, tmp_path / "run")
@@ -260,7 +264,7 @@ def test_the_last_epochs_mix_no_pairs(config):
     assert mixed[3] != clean[3]
 
 
-def test_divergence_stops_with_the_place_and_saves_nothing_of_it(config, tmp_path):
+def test_divergence_is_located_and_nothing_of_it_is_saved(config, tmp_path):
     wild = dataclasses.replace(config, optim=OptimConfig(learning_rate=1e30, schedule="constant"))
     with pytest.raises(
         UserError, match=r"training diverged: in step \d+ \(epoch 0\.\d+, .*1e\+30\) .* is the first value that is not"
@@ -270,7 +274,7 @@ def test_divergence_stops_with_the_place_and_saves_nothing_of_it(config, tmp_pat
     assert steps_saved(tmp_path) == []
 
 
-def test_divergence_within_an_epoch_is_told_before_it_is_saved(config, tmp_path, monkeypatch):
+def test_divergence_within_an_epoch_is_reported_before_a_save(config, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "LOG_SECONDS", 3600.0)
     wild = OptimConfig(learning_rate=1e30, schedule="constant")
     with pytest.raises(UserError, match="training diverged"):
@@ -278,7 +282,7 @@ def test_divergence_within_an_epoch_is_told_before_it_is_saved(config, tmp_path,
     assert load_last(tmp_path).finite
 
 
-def test_every_line_of_the_log_is_of_the_steps_since_the_last(config, tmp_path, monkeypatch):
+def test_every_record_covers_the_steps_since_the_last(config, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "LOG_SECONDS", 0.0)
     pictures = dataclasses.replace(config.data, image_size=12)
     config = dataclasses.replace(config, data=pictures, epochs=2, resolutions=((0.0, 8), (0.5, 12)))
@@ -291,16 +295,18 @@ def test_every_line_of_the_log_is_of_the_steps_since_the_last(config, tmp_path, 
         for step, batch in zip(range(run.total_steps), batches, strict=False):
             epoch = step // run.steps_per_epoch
             state, metrics = take_step(run, state, batch, epoch=epoch)
-            loss, top1 = (float(each) / config.batch_size for each in (metrics.loss, metrics.correct))
-            told = {
+            loss, top1 = (float(total) / config.batch_size for total in (metrics.loss, metrics.correct))
+            values = {
                 "loss": loss,
                 "top1": top1,
                 "learning_rate": float(run.schedule(step)),
                 "resolution": (8, 12)[epoch],
             }
-            expected.append(told | {"step": step + 1, "epoch": (step + 1) / run.steps_per_epoch})
+            expected.append(values | {"step": step + 1, "epoch": (step + 1) / run.steps_per_epoch})
     logged = read_log(tmp_path, "train")
-    assert [{key: line[key] for key in expected[0]} for line in logged] == [pytest.approx(each) for each in expected]
+    assert [{key: line[key] for key in expected[0]} for line in logged] == [
+        pytest.approx(values) for values in expected
+    ]
 
 
 def test_killed_and_resumed_is_the_same_as_never_killed(tmp_path, cache_dir):
@@ -315,13 +321,33 @@ def test_killed_and_resumed_is_the_same_as_never_killed(tmp_path, cache_dir):
     reached = steps_saved(tmp_path / "killed")[-1]
     assert 10 < reached < 75
     with (tmp_path / "killed" / "metrics.jsonl").open("a") as log:
-        log.write('{"kind": "train", "st')  # as a kill can leave it
+        log.write('{"kind": "train", "st')  # A kill can leave half a line.
     resumed = start(tmp_path / "killed", cache_dir, *options)
     output = finish(resumed)
     assert resumed.returncode == 0, output
     assert f"resuming at step {reached}" in output
     a, b = (load_last(tmp_path / name) for name in ("whole", "killed"))
     jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_a_loop_of_ones_own_reaches_the_accuracy_of_the_digits(tmp_path):
+    config = digits()
+    with begin(config, tmp_path) as (run, state, checkpoints, log):
+        for epoch in range(int(state.step) // run.steps_per_epoch, config.epochs):
+            batches = data.train_batches(
+                run.dataset.train, seed=config.seed, batch_size=config.batch_size, start_step=int(state.step)
+            )
+            with contextlib.closing(batches):
+                for batch in itertools.islice(batches, run.steps_per_epoch):
+                    state, metrics = take_step(run, state, batch, epoch=epoch)
+            check_finite(run, state)
+            scores = evaluate_variables(run, state.evaluated).scalars()
+            log.write(ValidationRecord(step=int(state.step), epoch=epoch + 1.0, **scores))
+            checkpoints.save(state, metrics=scores)
+        evaluation = conclude(run, tmp_path)
+    assert float(metrics.correct) > 0.95 * config.batch_size
+    assert evaluation.top1 > 0.98
+    assert all((tmp_path / name).stat().st_size for name in ("evaluation.json", "report.html", "model.onnx"))
 
 
 def load_last(workdir: Path) -> TrainState:

@@ -29,7 +29,7 @@ def check_devices(batch_size: int) -> None:
     if jax.process_count() > 1:
         raise UserError(
             f"this is one of {jax.process_count()} processes that compute together; a run takes the devices of one "
-            "machine: start it on a slice that has but one host"
+            "machine: start it on a slice with a single host"
         )
     count = jax.local_device_count()
     if batch_size % count:

@@ -31,6 +31,7 @@ def first_not_finite(
       The path of the first parameter, else of the first layer's output, that is not finite. If the forward pass is
       finite, it is the loss or the norm of the gradient, which can overflow.
     """
+    # The optimizer may have overflowed in the step before, whose loss and gradient were finite.
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         if not bool(jnp.isfinite(leaf).all()):
             return jax.tree_util.keystr(path, simple=True, separator="/")
@@ -41,6 +42,7 @@ def first_not_finite(
             raise _NotFiniteError("/".join(context.module.path) or type(context.module).__name__)
         return outputs
 
+    # Layers are checked in the order in which they return: the innermost first.
     try:
         with nn.intercept_methods(check):
             model.apply(variables, inputs, train=True, mutable=["batch_stats"], rngs={"dropout": dropout_key})

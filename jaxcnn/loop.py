@@ -107,6 +107,7 @@ def initial_state(run: Run, weights: Weights | None = None) -> TrainState:
     )
     if weights is None:
         return state
+    # A head for other classes, or in another order, is of no use.
     same_classes = weights.has_classes(run.dataset.names, run.dataset.wnids)
     return start_from(state, weights.fill(state.variables, with_head=same_classes))
 
@@ -141,6 +142,7 @@ def fit(run: Run, state: TrainState, *, checkpoints: Checkpoints, log: MetricsLo
                 run, state, epoch=epoch, checkpoints=checkpoints, log=log, progress=progress, stop=stop
             )
             state, stopped_by = result.state, result.stopped_by
+            # Only whole epochs are evaluated.
             if stopped_by is None:
                 scores = evaluate_variables(run, state.evaluated).scalars()
                 log.write(ValidationRecord(step=int(state.step), epoch=epoch + 1.0, **scores))
@@ -198,6 +200,7 @@ def train_epoch(
     Raises:
       UserError: training diverged, or the disk is full.
     """
+    # A resumed run starts within the epoch, at the batch where it was stopped.
     config, first, end = run.config, int(state.step), (epoch + 1) * run.steps_per_epoch
     batches = data.train_batches(run.dataset.train, seed=config.seed, batch_size=config.batch_size, start_step=first)
     window: list[StepMetrics] = []
@@ -207,6 +210,7 @@ def train_epoch(
         for step, batch in zip(range(first + 1, end + 1), batches, strict=False):
             state, metrics = take_step(run, state, batch, epoch=epoch)
             _limit_queue(metrics, window)
+            # The metrics stay on the device until they are logged: reading them would wait for it.
             window.append(metrics)
             now = time.monotonic()
             if now - logged >= LOG_SECONDS or step == end:
@@ -316,7 +320,7 @@ def _log_window(
       run: the run.
       state: the state after the steps.
       window: the metrics of the steps, at least one.
-      since: the time at which they began.
+      since: the time before the first of them.
       log: where they are recorded.
       progress: where they are shown.
 

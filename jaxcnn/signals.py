@@ -46,6 +46,7 @@ def stop_on_signal() -> Iterator[StopRequest]:
         restore()
 
     with _watch_signals():
+        # Only now: every request is announced by the thread.
         for number in previous:
             signal.signal(number, request)
         try:

@@ -64,61 +64,36 @@ def train_step(
 ) -> tuple[TrainState, StepMetrics]:
     """Augments a batch and takes one optimizer step on its mean cross-entropy.
 
-    If the loss or the norm of the gradient is not finite, the state is returned unchanged, but for `finite`.
+    If the loss or the norm of the gradient is not finite, the returned state differs only in `finite`.
 
     Args:
       state: consumed; use the returned one.
       images: RGB pictures.
-      labels: class indices.
       key: the run's key. The step number is folded in, so no random state is kept.
       model: the network.
-      optimizer: the optimizer, which has the learning rate schedule in it.
+      optimizer: the optimizer, with the learning rate schedule in it.
       augment_config: random changes to the pictures.
-      classes: number of classes.
-      resolution: side in pixels that the pictures are resized to for the network. Each value is compiled once.
+      resolution: side in pixels to which the pictures are resized. Each value is compiled once.
       label_smoothing: share of the target that is spread over all classes.
       average_decay: decay of the moving average, if the state keeps one.
-
-    Returns:
-      The state after the step, and the metrics of the step.
     """
     augment_key, dropout_key = step_keys(key, state.step)
     inputs, targets = augment(
         augment_key, images, labels, config=augment_config, classes=classes, resolution=resolution
     )
-    smooth_targets = optax.smooth_labels(targets, label_smoothing)
-    params, batch_stats = state.variables["params"], state.variables["batch_stats"]
-
-    def compute_loss(params: Variables) -> tuple[Float[Array, ""], tuple[Float[Array, "batch classes"], Variables]]:
-        logits, updated = model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            inputs,
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": dropout_key},
-        )
-        loss = optax.softmax_cross_entropy(logits, smooth_targets).mean()
-        return loss, (logits, updated["batch_stats"])
 
     # Forward and backward pass.
-    (loss, (logits, batch_stats_after)), gradients = jax.value_and_grad(compute_loss, has_aux=True)(params)
-
-    # Update.
-    updates, opt_state = optimizer.update(gradients, state.opt_state, params)
-    variables = {"params": optax.apply_updates(params, updates), "batch_stats": batch_stats_after}
-    finite = state.finite & jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradients))
-    updated = TrainState(
-        step=state.step + 1,
-        variables=variables,
-        opt_state=opt_state,
-        average=_update_average(state.average, variables, step=state.step, decay=average_decay),
-        finite=finite,
+    params, batch_stats = state.variables["params"], state.variables["batch_stats"]
+    (loss, (logits, batch_stats)), gradients = jax.value_and_grad(_compute_loss, has_aux=True)(
+        params, batch_stats, inputs, optax.smooth_labels(targets, label_smoothing), dropout_key, model=model
     )
+    updated = _apply_gradients(state, gradients, batch_stats, optimizer=optimizer, average_decay=average_decay)
 
-    # Keep the state as it was if training diverged, so that the step can be repeated to find out where.
+    # Once training has diverged the state stays as it was, so that the step can be repeated to find out where.
+    finite = state.finite & jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradients))
     after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)._replace(finite=finite)
 
-    # Metrics.
+    # The metrics are sums, so that those of several steps can be added.
     correct = (logits.argmax(-1) == targets.argmax(-1)).sum().astype(jnp.float32)
     pictures = jnp.float32(labels.shape[0])
     return after, StepMetrics(loss=loss * pictures, correct=correct, pictures=pictures)
@@ -132,6 +107,45 @@ def eval_step(
     logits = model.apply(variables, images, train=False)
     assert isinstance(logits, jax.Array)
     return logits
+
+
+def _compute_loss(
+    params: Variables,
+    batch_stats: Variables,
+    inputs: Float[Array, "batch side side 3"],
+    targets: Float[Array, "batch classes"],
+    dropout_key: Key[Array, ""],
+    *,
+    model: nn.Module,
+) -> tuple[Float[Array, ""], tuple[Float[Array, "batch classes"], Variables]]:
+    """The mean cross-entropy of a batch, with its logits and the updated batch statistics."""
+    logits, updated = model.apply(
+        {"params": params, "batch_stats": batch_stats},
+        inputs,
+        train=True,
+        mutable=["batch_stats"],
+        rngs={"dropout": dropout_key},
+    )
+    loss = optax.softmax_cross_entropy(logits, targets).mean()
+    return loss, (logits, updated["batch_stats"])
+
+
+def _apply_gradients(
+    state: TrainState,
+    gradients: Variables,
+    batch_stats: Variables,
+    *,
+    optimizer: optax.GradientTransformation,
+    average_decay: float,
+) -> TrainState:
+    """The state after an optimizer step, with the moving average updated."""
+    params = state.variables["params"]
+    updates, opt_state = optimizer.update(gradients, state.opt_state, params)
+    variables = {"params": optax.apply_updates(params, updates), "batch_stats": batch_stats}
+    average = _update_average(state.average, variables, step=state.step, decay=average_decay)
+    return TrainState(
+        step=state.step + 1, variables=variables, opt_state=opt_state, average=average, finite=state.finite
+    )
 
 
 def _update_average(

@@ -34,6 +34,7 @@ class Arguments:
 def main(arguments: Sequence[str]) -> None:
     """Trains as the command line says, and prints the result."""
     parsed = parse(arguments)
+    # Before the first large array.
     keep_freed_memory()
     evaluation = train(parsed.config, parsed.workdir)
     if evaluation is not None:
@@ -78,6 +79,7 @@ def parse(arguments: Sequence[str]) -> Arguments:
         prog=f"{PROG} [PRESET]",
         description=f"Trains an image classifier. Options change the settings of a preset.\n\n{summaries}",
     )
+    # Options may contradict the initial weights.
     if weights_model is not None:
         _check_shape(parsed.config, weights_model)
     given = workdir and str(parsed.workdir)  # As a path, an empty text would be the working directory.
@@ -89,6 +91,7 @@ def _find_weights_model(init_from: str | None, workdir: str) -> ModelConfig | No
     if init_from is None or init_from == "None":
         return None
     folder = Workdir(named_path(workdir, option="workdir"))
+    # The weights may be gone by now; a resumed run does not need them.
     if (folder.path / "config.json").exists():
         recorded = folder.read_config()
         if recorded.init_from == init_from:

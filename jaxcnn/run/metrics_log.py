@@ -158,6 +158,7 @@ class RunLog:
         """
         total, before = 0.0, start
         for record in self.train:
+            # A record covers the steps since the one before, at its rate.
             if start < record.step <= (math.inf if end is None else end):
                 total += (record.step - before) * batch_size / record.images_per_second
                 before = record.step
@@ -227,6 +228,7 @@ def _parse(line: str) -> Record | None:
     try:
         found = json.loads(line)
         kind = _KINDS[found["kind"]]
+        # Fields that this version does not know are ignored; those with a default may be missing.
         values: dict[str, Any] = {
             item.name: float(found[item.name]) if item.type is float else int(found[item.name])
             for item in dataclasses.fields(kind)

@@ -115,6 +115,7 @@ class Workdir:
           UserError: as `read_config`.
         """
         config, directory = self.read_config().data, self.read_environment().get("directory")
+        # Without a record of the directory, relative paths cannot be resolved.
         if directory is None:
             return config
 
@@ -137,7 +138,7 @@ class Workdir:
         return self._parse("classes.json", _parse_classes)
 
     def read_pictures(self) -> Fingerprint | None:
-        """The fingerprint of the split when the run began; None in a run that is older than this record.
+        """The fingerprint of the split when the run began; None in a run of an earlier version, without this record.
 
         Raises:
           UserError: the record is damaged.
@@ -161,6 +162,7 @@ class Workdir:
         Raises:
           UserError: another process trains in it, it cannot be written, or its checkpoints could not be read again.
         """
+        # Before the folder is created: a refused path leaves nothing behind.
         self._check_path()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -188,6 +190,7 @@ class Workdir:
         """
         if (self.path / "config.json").exists():
             self._check_settings(config)
+            # Raise an error if they are damaged.
             self.read_classes()
             self.read_pictures()
 
@@ -266,6 +269,7 @@ class Workdir:
         recorded = self.read_pictures()
         if recorded is None or recorded.has_same_split(pictures):
             return
+        # The counts show most changes; some, such as renamed pictures, leave them as they were.
         was, now = (
             f"{split.train:,} for training and {split.validation:,} for validation" for split in (recorded, pictures)
         )
@@ -316,6 +320,7 @@ def environment() -> dict[str, str]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),
+        # The cores that the process may use; only Linux says which.
         "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
         "devices": ", ".join(device.device_kind for device in jax.local_devices()),
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
@@ -335,6 +340,7 @@ def _parse_classes(text: str) -> Classes:
 
 def _fixed_settings() -> tuple[str, ...]:
     """The settings that stay the same for all of a run."""
+    # These two say how the network is computed, not which network it is.
     model = [field.name for field in dataclasses.fields(ModelConfig) if field.name not in ("precision", "cpu_kernels")]
     return (
         "init_from",

@@ -1,4 +1,4 @@
-"""What a run was trained with, when it goes on with other settings or on another machine."""
+"""The sessions of a run that is resumed with other settings or on another machine."""
 
 import dataclasses
 import itertools

@@ -4,7 +4,7 @@
 workdir, or the ONNX file that it exported, as a `Classifier`. `evaluate` measures one on labelled pictures.
 
 A training loop of your own stands between `begin` and `conclude`, where `train` calls `fit`. It takes its steps with
-`take_step`, on batches from `train_batches`.
+`take_step`, on batches from `train_batches`, and records what it measures as a `TrainRecord` or a `ValidationRecord`.
 
 Whatever the user can correct is raised as a `UserError`, whose message says what is wrong, where, and what to do.
 """
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from jaxcnn.data import train_batches
     from jaxcnn.errors import UserError
     from jaxcnn.evaluation import evaluate
-    from jaxcnn.loop import Run, evaluate_variables, fit, take_step
+    from jaxcnn.loop import Run, check_finite, evaluate_variables, fit, take_step
     from jaxcnn.metrics import Evaluation
     from jaxcnn.prediction import Prediction
+    from jaxcnn.run.metrics_log import TrainRecord, ValidationRecord
     from jaxcnn.state import TrainState
     from jaxcnn.training import begin, conclude, train
 
@@ -37,9 +38,12 @@ __all__ = [
     "OptimConfig",
     "Prediction",
     "Run",
+    "TrainRecord",
     "TrainState",
     "UserError",
+    "ValidationRecord",
     "begin",
+    "check_finite",
     "conclude",
     "evaluate",
     "evaluate_variables",
@@ -57,9 +61,10 @@ _MODULES = {
     "data": ("train_batches",),
     "errors": ("UserError",),
     "evaluation": ("evaluate",),
-    "loop": ("Run", "evaluate_variables", "fit", "take_step"),
+    "loop": ("Run", "check_finite", "evaluate_variables", "fit", "take_step"),
     "metrics": ("Evaluation",),
     "prediction": ("Prediction",),
+    "run.metrics_log": ("TrainRecord", "ValidationRecord"),
     "state": ("TrainState",),
     "training": ("begin", "conclude", "train"),
 }

@@ -19,17 +19,16 @@ import pytest
 from pictures import write_class_folders
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import jaxcnn
 from jaxcnn import data, loop
 from jaxcnn.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig
 from jaxcnn.errors import UserError
 from jaxcnn.evaluate import main as evaluate_command
-from jaxcnn.loop import check_finite, evaluate_variables, initial_state, prepare, take_step
-from jaxcnn.presets import digits
+from jaxcnn.loop import initial_state, prepare, take_step
 from jaxcnn.run.checkpoint import load_model, open_checkpoints
-from jaxcnn.run.metrics_log import ValidationRecord
 from jaxcnn.run.workdir import Workdir
 from jaxcnn.state import TrainState
-from jaxcnn.training import begin, conclude, train
+from jaxcnn.training import train
 
 pytestmark = pytest.mark.run
 
@@ -331,20 +330,20 @@ def test_killed_and_resumed_is_the_same_as_never_killed(tmp_path, cache_dir):
 
 
 def test_a_loop_of_ones_own_reaches_the_accuracy_of_the_digits(tmp_path):
-    config = digits()
-    with begin(config, tmp_path) as (run, state, checkpoints, log):
+    config = jaxcnn.presets.digits()
+    with jaxcnn.begin(config, tmp_path) as (run, state, checkpoints, log):
         for epoch in range(int(state.step) // run.steps_per_epoch, config.epochs):
-            batches = data.train_batches(
+            batches = jaxcnn.train_batches(
                 run.dataset.train, seed=config.seed, batch_size=config.batch_size, start_step=int(state.step)
             )
             with contextlib.closing(batches):
                 for batch in itertools.islice(batches, run.steps_per_epoch):
-                    state, metrics = take_step(run, state, batch, epoch=epoch)
-            check_finite(run, state)
-            scores = evaluate_variables(run, state.evaluated).scalars()
-            log.write(ValidationRecord(step=int(state.step), epoch=epoch + 1.0, **scores))
+                    state, metrics = jaxcnn.take_step(run, state, batch, epoch=epoch)
+            jaxcnn.check_finite(run, state)
+            scores = jaxcnn.evaluate_variables(run, state.evaluated).scalars()
+            log.write(jaxcnn.ValidationRecord(step=int(state.step), epoch=epoch + 1.0, **scores))
             checkpoints.save(state, metrics=scores)
-        evaluation = conclude(run, tmp_path)
+        evaluation = jaxcnn.conclude(run, tmp_path)
     assert float(metrics.correct) > 0.95 * config.batch_size
     assert evaluation.top1 > 0.98
     assert all((tmp_path / name).stat().st_size for name in ("evaluation.json", "report.html", "model.onnx"))

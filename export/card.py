@@ -253,7 +253,7 @@ def _trainings(trainings: Sequence[Mapping[str, Any]]) -> str:
 def _terms(trainings: Sequence[Mapping[str, Any]]) -> str:
     """Writes the terms of every data set behind the weights, the latest first."""
     terms = {training["dataset"]: training["license"] for training in reversed(trainings)}
-    datasets = [f"{_plain(name)} (terms: {_plain(license) or 'not recorded'})" for name, license in terms.items()]
+    datasets = [f"{_plain(name)} ({_plain(license) or 'terms not recorded'})" for name, license in terms.items()]
     return (
         f"The weights were trained on {', and before that on '.join(datasets)}. Use them only as the terms of the "
         "pictures allow."

@@ -160,8 +160,8 @@ def _write_model(
     file, checks = _write_verified(trained, path, pictures, features=features, heatmap=heatmap)
     if quantization is not None:
         file, facts["quantization"], evaluation = _quantize(file, trained, quantization)
-        checks = [f"Before it was quantized: {each}" for each in checks]
-        checks += [f"In eight bits it is valid ONNX too, and its accuracy falls by at most {quantization.tolerance}."]
+        checks = [f"Before quantization: {check}" for check in checks]
+        checks += [f"Quantized, it is valid ONNX, and top-1 falls by at most {quantization.tolerance}."]
     facts |= _measured(trained, evaluation)
     model = onnx.load(file)
     onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in facts.items()})
@@ -309,9 +309,9 @@ def _write_verified(
     if pictures is not None:
         kinds += f" and {min(len(pictures), max(BATCHES))} real ones"
     return path, [
-        "It is valid ONNX with all shapes inferred, after reading it back from disk.",
-        f"onnxruntime gives what JAX gives, with its optimizations off and on, for batches of 1 and 7, on {kinds}: the "
-        f"largest difference is {largest:.1e} of the largest value.",
+        "The file, read back from disk, is valid ONNX with all shapes inferred.",
+        f"onnxruntime computes what JAX does, with and without graph optimizations, in batches of 1 and 7, on {kinds}: "
+        f"the largest difference is {largest:.1e} of the largest value.",
         "The same holds with other batch statistics.",
     ]
 

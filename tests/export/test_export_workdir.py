@@ -423,8 +423,8 @@ def test_a_card_tells_what_the_weights_learnt_before(tmp_path):
     ]
     terms = card.split("## Terms of use\n\n")[1].split("\n")[0]
     assert terms == (
-        "The weights were trained on pets (terms: CC-BY-4.0), and before that on birds (terms: not recorded), and "
-        "before that on pets \\| photos (terms: ask &lt;us>). Use them only as the terms of the pictures allow."
+        "The weights were trained on pets (CC-BY-4.0), and before that on birds (terms not recorded), and before that "
+        "on pets \\| photos (ask &lt;us>). Use them only as the terms of the pictures allow."
     )
 
 
@@ -441,7 +441,7 @@ def test_data_that_was_learnt_twice_is_told_once(tmp_path):
     run = make_run(tmp_path / "run")
     record_earlier([Training("pets", "CC-BY-4.0", {})], Workdir(run).earlier_trainings)
     card = card_of(run)
-    assert "The weights were trained on pets (terms: CC-BY-4.0). Use them" in card
+    assert "The weights were trained on pets (CC-BY-4.0). Use them" in card
     assert "It was trained only on pets. Image collections" in card
 
 
@@ -651,8 +651,8 @@ def test_a_quantized_file_keeps_the_contract_and_tells_its_figures(tmp_path):
     found = measure(load(path).logits, dataset_of(run).validation, classes=3, batch_size=32)
     for name, top1 in zip(CLASSES.names, found.per_class, strict=True):
         assert f"| {name} | {top1:.4f} | " in card
-    assert "- Before it was quantized: onnxruntime gives what JAX gives" in card
-    assert "- In eight bits it is valid ONNX too, and its accuracy falls by at most 0.5." in card
+    assert "- Before quantization: onnxruntime computes what JAX does" in card
+    assert "- Quantized, it is valid ONNX, and top-1 falls by at most 0.5." in card
 
 
 def test_a_quantized_file_stays_calibrated(tmp_path):

@@ -2,6 +2,7 @@
 
 import html
 import json
+import re
 from typing import Any
 
 _STYLE = """
@@ -35,7 +36,7 @@ def render(document: dict[str, Any]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<link rel="icon" href="data:,">'
         f"<title>{html.escape(info['title'])}</title><style>{_STYLE}</style></head><body><main>"
-        f"<h1>{html.escape(info['title'])}</h1><p>{html.escape(info['description'])}</p>"
+        f"<h1>{html.escape(info['title'])}</h1><p>{_text(info['description'])}</p>"
         '<p>For programs: <a href="openapi.json">openapi.json</a>.</p>'
         f"{''.join(sections)}<h2>Schemas</h2>{schemas}</main></body></html>"
     )
@@ -64,7 +65,7 @@ def _operation(path: str, method: str, operation: dict[str, Any]) -> str:
     key = "<p>Needs an API key.</p>" if operation.get("security") else ""
     return (
         f'<details><summary><span class="method">{method}</span> <code>{html.escape(path)}</code> '
-        f"{html.escape(operation['summary'])}</summary><p>{html.escape(operation.get('description', ''))}</p>"
+        f"{_text(operation['summary'])}</summary><p>{_text(operation.get('description', ''))}</p>"
         f"{key}{tables}</details>"
     )
 
@@ -79,4 +80,9 @@ def _schema(schema: dict[str, Any]) -> str:
 
 
 def _row(name: str, text: str) -> str:
-    return f"<tr><td><code>{html.escape(name)}</code></td><td>{html.escape(text)}</td></tr>"
+    return f"<tr><td><code>{html.escape(name)}</code></td><td>{_text(text)}</td></tr>"
+
+
+def _text(text: str) -> str:
+    """Returns text as HTML, with what stands in backticks as code."""
+    return re.sub("`(.+?)`", r"<code>\1</code>", html.escape(text))

@@ -167,6 +167,10 @@ element("picture").addEventListener("load", ({ target }) => {
   target.style.setProperty("--ratio", target.naturalWidth / target.naturalHeight);
 });
 
+element("picture").addEventListener("error", () => {
+  element("figure").hidden = true; // Not a picture that this browser can show.
+});
+
 // Choose, drop, paste
 
 element("file").addEventListener("change", (event) => {

@@ -1,6 +1,6 @@
-"""The most that the machine gives: decode and run in a bare loop, in one process without a server.
+"""The upper bound of the machine: a bare loop that decodes and runs, in one process without a server.
 
-`python -m tests.bench.bare MODEL SECONDS` prints images a second for two ways to use two cores.
+`python -m tests.bench.bare MODEL SECONDS` prints pictures per second for two ways to use two cores.
 """
 
 import json
@@ -16,7 +16,7 @@ from tests.bench.load import jpegs
 
 
 def measure(model: Path, files: list[bytes], *, threads: int, intra_op: int, seconds: float) -> float:
-    """Images a second of so many threads that share a session."""
+    """Returns the pictures per second of `threads` threads that share a session."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = intra_op
     options.inter_op_num_threads = 1
@@ -34,10 +34,10 @@ def measure(model: Path, files: list[bytes], *, threads: int, intra_op: int, sec
             done[index] += 1
 
     workers = [threading.Thread(target=loop, args=(i,)) for i in range(threads)]
-    for each in workers:
-        each.start()
-    for each in workers:
-        each.join()
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
     return sum(done) / (time.perf_counter() - start)
 
 

@@ -1,6 +1,7 @@
-"""A load generator that costs little: one thread, plain sockets, requests put together beforehand.
+"""A cheap load generator: one thread, plain sockets, requests built beforehand.
 
-`python -m tests.bench.load PORT CONCURRENCY SECONDS KIND` sends raw JPEGs or base64 JSON and prints what came back.
+`python -m tests.bench.load PORT CONCURRENCY SECONDS KIND` sends raw JPEGs or base64 JSON, and prints rates, latencies
+and statuses as JSON.
 """
 
 import argparse
@@ -22,7 +23,7 @@ SIDE = 64
 
 
 def jpegs(count: int = 100) -> list[bytes]:
-    """Pieces of the photographs that come with scikit-learn, as JPEG files of 64 x 64."""
+    """Returns crops of scikit-learn's sample photographs, as JPEG files of 64 x 64 pixels."""
     from sklearn.datasets import load_sample_images
 
     random = np.random.default_rng(0)
@@ -38,33 +39,33 @@ def jpegs(count: int = 100) -> list[bytes]:
 
 
 def request(content_type: str, body: bytes, path: str = "/predict") -> bytes:
-    """A whole HTTP request."""
+    """Returns a whole HTTP request."""
     head = f"POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
 
 
 def requests(kind: str) -> list[bytes]:
-    """Requests of one kind, `raw` or `json`."""
+    """Returns requests of one kind, `raw` or `json`."""
     if kind == "raw":
-        return [request("image/jpeg", each) for each in jpegs()]
-    bodies = [json.dumps({"image": base64.b64encode(each).decode()}).encode() for each in jpegs()]
-    return [request("application/json", each) for each in bodies]
+        return [request("image/jpeg", file) for file in jpegs()]
+    bodies = [json.dumps({"image": base64.b64encode(file).decode()}).encode() for file in jpegs()]
+    return [request("application/json", body) for body in bodies]
 
 
 @dataclass
 class Result:
-    """What came back."""
+    """The responses of a run."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
     latencies: list[float] = field(default_factory=list)
-    """Seconds of each answer with status 200."""
+    """Seconds until each response with status 200."""
     refusals: list[float] = field(default_factory=list)
-    """Seconds of each other answer."""
+    """Seconds until each other response."""
     seconds: float = 0.0
 
     def summary(self) -> dict[str, Any]:
-        """Rates, and latencies in milliseconds."""
+        """Returns rates, and latencies in milliseconds."""
         return {
             "per_second": round(len(self.latencies) / self.seconds, 1),
             "p50_ms": _percentile(self.latencies, 50),
@@ -81,7 +82,7 @@ def _percentile(seconds: list[float], percent: float) -> float | None:
 
 
 class _Connection:
-    """A kept connection with at most one request on its way."""
+    """A keep-alive connection with at most one request in flight."""
 
     def __init__(self, port: int, selector: selectors.BaseSelector) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=60)
@@ -96,7 +97,7 @@ class _Connection:
         self.socket.sendall(data)
 
     def receive(self) -> int | None:
-        """The status, once the answer is whole."""
+        """Reads, and returns the status once the response is complete."""
         data = self.socket.recv(262_144)
         if not data:
             raise ConnectionError("closed by the server")
@@ -110,19 +111,21 @@ class _Connection:
 
     @property
     def is_last(self) -> bool:
-        """Whether the server closes the connection after this answer."""
+        """Whether the server closes the connection after this response."""
         return b"connection: close" in self.answer.partition(b"\r\n\r\n")[0].lower()
 
 
 def closed_loop(port: int, data: Sequence[bytes], concurrency: int, *, seconds: float, count: int = 0) -> Result:
-    """Keeps so many requests on their way, for a time, or until `count` are answered if that is given."""
+    """Keeps `concurrency` requests in flight, for `seconds`, or until `count` have been sent if that is given."""
     result = Result()
     with selectors.DefaultSelector() as selector:
+        # One request on each connection.
         start = time.perf_counter()
         sent = 0
         for _ in range(concurrency):
             _Connection(port, selector).send(data[sent % len(data)], time.perf_counter())
             sent += 1
+        # A new request for each response, until the time is over and the last response is there.
         while selector.get_map():
             for key, _ in selector.select():
                 connection: _Connection = key.data
@@ -146,17 +149,20 @@ def closed_loop(port: int, data: Sequence[bytes], concurrency: int, *, seconds: 
 
 
 def open_loop(port: int, data: Sequence[bytes], rate: float, *, seconds: float, connections: int = 256) -> Result:
-    """Sends so many requests a second, whatever comes back; latencies count from when each was due."""
+    """Sends `rate` requests per second, whatever comes back; latencies count from when a request was due."""
     result = Result()
     with selectors.DefaultSelector() as selector:
-        idle = deque(_Connection(port, selector) for _ in range(connections))  # In turn: none is idle for long.
+        # Connections take turns, so that the server closes none for being idle.
+        idle = deque(_Connection(port, selector) for _ in range(connections))
         start = time.perf_counter()
         sent = 0
         while len(idle) < connections or sent < rate * seconds:
+            # Send what is due, as far as there are connections.
             now = time.perf_counter()
             while sent < min(rate * (now - start), rate * seconds) and idle:
                 idle.popleft().send(data[sent % len(data)], start + sent / rate)
                 sent += 1
+            # Receive.
             for key, _ in selector.select(0.001):
                 connection: _Connection = key.data
                 status = connection.receive()
@@ -177,11 +183,11 @@ def _record(result: Result, status: int, seconds: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("port", type=int)
-    parser.add_argument("concurrency", type=int, help="for a closed loop")
+    parser.add_argument("concurrency", type=int, help="requests in flight, for a closed loop")
     parser.add_argument("seconds", type=float)
     parser.add_argument("kind", choices=["raw", "json"])
-    parser.add_argument("--rate", type=float, help="requests a second, for an open loop")
-    parser.add_argument("--count", type=int, default=0, help="requests in all, instead of a time")
+    parser.add_argument("--rate", type=float, help="requests per second, for an open loop")
+    parser.add_argument("--count", type=int, default=0, help="requests in total, instead of a time")
     options = parser.parse_args()
     data = requests(options.kind)
     if options.rate:

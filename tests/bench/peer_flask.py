@@ -1,7 +1,7 @@
-"""The system that this one succeeds, in its own way: Flask, a Keras network, one `predict` for each picture.
+"""The original system, which this one replaces: Flask, a Keras network, one `predict` per picture.
 
-`PYTHON tests/bench/peer_flask.py PORT`, with an interpreter that has flask, tensorflow and Pillow. The network is that
-of the original, with weights as they were before training.
+`PYTHON tests/bench/peer_flask.py PORT`, with an interpreter that has flask, tensorflow and Pillow. The network has the
+original's layers, with untrained weights.
 """
 
 import base64
@@ -19,7 +19,7 @@ CLASSES = [f"class {i}" for i in range(200)]
 
 
 def build() -> keras.Model:
-    """758,224 parameters."""
+    """Builds the original network, with 758,224 parameters."""
     inputs = x = keras.Input((64, 64, 3))
     for _ in range(4):
         x = convolve(x, 2, 32)

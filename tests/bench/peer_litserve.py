@@ -1,4 +1,4 @@
-"""LitServe with the same model file and session settings, set up as well as it can be for two cores.
+"""LitServe with the same model file and session settings, configured for two cores.
 
 `PYTHON tests/bench/peer_litserve.py PORT MODEL`, with an interpreter that has litserve, onnxruntime and Pillow.
 """
@@ -26,7 +26,7 @@ class Classifier(litserve.LitAPI):
         self.names = json.loads(metadata["names"])
         self.height, self.width = json.loads(metadata["image_size"])
 
-    def decode_request(self, request, **options: Any) -> np.ndarray:  # LitServe reads the annotation
+    def decode_request(self, request, **options: Any) -> np.ndarray:  # An annotation would change what LitServe passes.
         picture = Image.open(io.BytesIO(base64.b64decode(request["image"]))).convert("RGB")
         return np.asarray(picture.resize((self.width, self.height), Image.Resampling.BICUBIC))
 

@@ -1,10 +1,10 @@
-"""How fast and how small the server is, and how it takes too much.
+"""Throughput, latency and memory of the server, alone, against its peers and under overload.
 
-`python -m tests.bench.serve --model FILE [--peers PYTHON]` runs it under closed-loop load from another process on the
-same cores, against a bare loop of decoding and running in one process, and, with an interpreter that has flask,
-tensorflow and litserve, against the system that this one succeeds and LitServe. The order changes from round to round.
-`--overload SECONDS` then sends four times what the server answers, `--soak COUNT` so many requests while its memory is
-watched. The last line is one JSON object.
+`python -m tests.bench.serve --model FILE` measures the server under closed-loop load from another process on the same
+cores, against a bare loop that decodes and runs in one process. With `--peers PYTHON`, an interpreter that has flask,
+tensorflow and litserve, it measures LitServe and the original system too. The order alternates from round to round.
+Afterwards `--overload SECONDS` sends four times the requests that the server can answer, and `--soak COUNT` sends that
+many requests and records the memory. The last line is one JSON object.
 """
 
 import argparse
@@ -30,7 +30,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def commands(model: Path, peers: str | None) -> dict[str, list[str]]:
-    """The servers by name."""
+    """Returns the command line of each server by name."""
     ours = [sys.executable, "-m", "uvicorn", "server.app:app", "--port", str(PORT)]
     if peers is None:
         return {"jaxcnn": ours}
@@ -42,7 +42,7 @@ def commands(model: Path, peers: str | None) -> dict[str, list[str]]:
 
 
 class Process:
-    """A server's process and those that it started."""
+    """A server's process and its descendants."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
@@ -52,10 +52,11 @@ class Process:
         for path in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError):
                 parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
-        found = [self._pid]
-        for each in found:
-            found += [pid for pid, parent in parents.items() if parent == each]
-        return found
+        # Appending while iterating visits the descendants of all generations.
+        family = [self._pid]
+        for ancestor in family:
+            family += [pid for pid, parent in parents.items() if parent == ancestor]
+        return family
 
     def cpu_seconds(self) -> float:
         total = 0
@@ -75,7 +76,7 @@ class Process:
 
 @contextlib.contextmanager
 def running(command: list[str], model: Path, **settings: str) -> Iterator[tuple[Process, float]]:
-    """A server that answers, and the seconds until it did."""
+    """Starts a server, waits until it responds, and yields its process and the seconds that it took."""
     environment = {**os.environ, "JAXCNN_MODEL": str(model), "JAXCNN_DRAIN_SECONDS": "0", **settings}
     environment |= {"TF_CPP_MIN_LOG_LEVEL": "3"}
     start = time.perf_counter()
@@ -85,7 +86,8 @@ def running(command: list[str], model: Path, **settings: str) -> Iterator[tuple[
         env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        start_new_session=True,  # LitServe's workers outlive it unless they are told to end, too.
+        # A process group, as LitServe's workers outlive it unless they are terminated as well.
+        start_new_session=True,
     ) as process:
         try:
             while not _answers():
@@ -104,14 +106,15 @@ def _answers() -> bool:
     try:
         urllib.request.urlopen(f"http://127.0.0.1:{PORT}/readyz", timeout=5)
     except urllib.error.HTTPError:
-        return True  # A peer has no such path.
+        # The peers have no such path, but they respond.
+        return True
     except OSError:
         return False
     return True
 
 
 def load(*arguments: object) -> dict[str, Any]:
-    """What the load generator, in a process of its own, says."""
+    """Runs the load generator in another process, and returns its result."""
     command = [sys.executable, "-m", "tests.bench.load", str(PORT), *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)
     result: dict[str, Any] = json.loads(done.stdout)
@@ -119,24 +122,26 @@ def load(*arguments: object) -> dict[str, Any]:
 
 
 def measure(name: str, command: list[str], model: Path, seconds: float) -> dict[str, Any]:
-    """One server's results by cell."""
+    """Returns one server's results by cell, a kind of request and a number of clients."""
     cells: dict[str, Any] = {}
     with running(command, model) as (process, ready):
-        load(2, min(2, seconds), "json")  # Everything is loaded that is loaded late.
+        # Warm up whatever is loaded lazily.
+        load(2, min(2, seconds), "json")
         for kind, concurrency in CELLS:
+            # The peers accept no raw bodies.
             if name != "jaxcnn" and kind == "raw":
-                continue  # The peers take no raw bodies.
+                continue
             before, start = process.cpu_seconds(), time.perf_counter()
             result = load(concurrency, seconds, kind)
             cpu = (process.cpu_seconds() - before) / (time.perf_counter() - start)
             if set(result["statuses"]) != {"200"}:
-                raise SystemExit(f"{name} answered {result['statuses']}")
+                raise SystemExit(f"{name} responded with other statuses than 200: {result['statuses']}")
             cells[f"{kind} {concurrency}"] = {**result, "cpu": round(cpu, 2)}
         return {"cells": cells, "ready_s": round(ready, 2), "rss_mb": round(process.rss_mb(), 1)}
 
 
 def bare(model: Path, seconds: float) -> dict[str, float]:
-    """Images a second without a server."""
+    """Returns pictures per second without a server."""
     command = [sys.executable, "-m", "tests.bench.bare", str(model), str(seconds)]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)
     rates: dict[str, float] = json.loads(done.stdout)
@@ -144,7 +149,8 @@ def bare(model: Path, seconds: float) -> dict[str, float]:
 
 
 def compare(model: Path, peers: str | None, *, rounds: int, seconds: float) -> dict[str, Any]:
-    """Medians over the rounds of each server in each cell, and their ratios to the bare loop."""
+    """Returns each server's median over the rounds in each cell, and its ratio to the bare loop."""
+    # Measure, in alternating order, so that a drift of the machine favours no server.
     servers = commands(model, peers)
     measured: dict[str, list[Any]] = {"bare": [], **{name: [] for name in servers}}
     for number in range(rounds):
@@ -153,27 +159,28 @@ def compare(model: Path, peers: str | None, *, rounds: int, seconds: float) -> d
             measured[name].append(
                 bare(model, seconds) if name == "bare" else measure(name, servers[name], model, seconds)
             )
+    # Summarize.
     ways = measured["bare"][0]
-    rates = {way: statistics.median(each[way] for each in measured["bare"]) for way in ways}
+    rates = {way: statistics.median(run[way] for run in measured["bare"]) for way in ways}
     result: dict[str, Any] = {"bare": {way: round(rate, 1) for way, rate in rates.items()}, "servers": {}}
     for name in servers:
         cells = {
-            cell: _summary([each["cells"][cell] for each in measured[name]], max(rates.values()))
+            cell: _summary([run["cells"][cell] for run in measured[name]], max(rates.values()))
             for cell in measured[name][0]["cells"]
         }
-        best = min(measured[name], key=lambda each: each["ready_s"])
+        best = min(measured[name], key=lambda run: run["ready_s"])
         result["servers"][name] = {
             "cells": cells,
             "ready_s": best["ready_s"],
-            "rss_mb": max(each["rss_mb"] for each in measured[name]),
+            "rss_mb": max(run["rss_mb"] for run in measured[name]),
         }
     return result
 
 
 def _summary(runs: list[dict[str, Any]], bare_rate: float) -> dict[str, Any]:
-    median = {key: round(statistics.median(each[key] for each in runs), 2) for key in ("p50_ms", "p99_ms", "cpu")}
-    rate = statistics.median(each["per_second"] for each in runs)
-    best = max(each["per_second"] for each in runs)
+    median = {key: round(statistics.median(run[key] for run in runs), 2) for key in ("p50_ms", "p99_ms", "cpu")}
+    rate = statistics.median(run["per_second"] for run in runs)
+    best = max(run["per_second"] for run in runs)
     return {"per_second": round(rate, 1), "best": best, "of_bare": round(rate / bare_rate, 3), **median}
 
 
@@ -183,7 +190,7 @@ def print_table(result: dict[str, Any]) -> None:
         print(f"{'bare, ' + way:<28}{rate:8.1f}/s")
     for name, server in result["servers"].items():
         cells = [server["cells"].get(f"{kind} {concurrency}") for kind, concurrency in CELLS]
-        print(f"{name:24}" + "".join(f"{_cell(each):>22}" for each in cells))
+        print(f"{name:24}" + "".join(f"{_cell(cell):>22}" for cell in cells))
         print(f"{'':24}ready after {server['ready_s']} s, {server['rss_mb']} MB")
 
 
@@ -192,7 +199,7 @@ def _cell(cell: dict[str, Any] | None) -> str:
 
 
 def overload(model: Path, seconds: float, deadline_ms: int = 1000) -> dict[str, Any]:
-    """Sends four times what the server answers: what is accepted is in time, the rest is refused at once."""
+    """Sends four times the requests that the server can answer, and returns its latencies and statuses."""
     with running(commands(model, None)["jaxcnn"], model, JAXCNN_DEADLINE_MS=str(deadline_ms)) as (process, _):
         capacity = load(8, 5, "raw")["per_second"]
         result = load(8, seconds, "raw", "--rate", 4 * capacity)
@@ -200,7 +207,7 @@ def overload(model: Path, seconds: float, deadline_ms: int = 1000) -> dict[str, 
 
 
 def soak(model: Path, count: int) -> dict[str, Any]:
-    """Sends so many requests, and watches the memory."""
+    """Sends `count` requests, and returns the server's memory over time."""
     curve: list[float] = []
     with running(commands(model, None)["jaxcnn"], model) as (process, _):
         is_over = threading.Event()
@@ -223,10 +230,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=ROOT / "server" / "models" / "tiny_imagenet.onnx")
     parser.add_argument("--peers", help="a Python interpreter with flask, tensorflow, litserve, onnxruntime and Pillow")
-    parser.add_argument("--rounds", type=int, default=3, help="0 leaves the comparison out")
-    parser.add_argument("--seconds", type=float, default=4, help="of each measurement")
-    parser.add_argument("--overload", type=float, default=0, metavar="SECONDS")
-    parser.add_argument("--soak", type=int, default=0, metavar="COUNT")
+    parser.add_argument("--rounds", type=int, default=3, help="0 skips the comparison")
+    parser.add_argument("--seconds", type=float, default=4, help="length of a measurement")
+    parser.add_argument("--overload", type=float, default=0, metavar="SECONDS", help="length of an overload test")
+    parser.add_argument("--soak", type=int, default=0, metavar="COUNT", help="requests of a soak test")
     options = parser.parse_args()
     model = options.model.resolve()
     result: dict[str, Any] = {"cores": len(os.sched_getaffinity(0)), "model_mb": round(model.stat().st_size / 1e6, 1)}

@@ -1,4 +1,4 @@
-"""A small model whose answers can be told by eye, and real uvicorn processes that serve it."""
+"""A small model whose predictions are easy to foresee, and real uvicorn processes that serve it."""
 
 import contextlib
 import functools
@@ -21,6 +21,12 @@ from onnx import TensorProto, helper
 ROOT = Path(__file__).parents[2]
 NAMES = ["red", "green", "blue", "white", "black"]
 SIDE = 8
+CONTRACT = {
+    "names": NAMES,
+    "image_size": [SIDE, SIDE],
+    "resize": {"mode": "stretch", "filter": "bicubic"},
+    "version": "1.2",
+}
 
 
 def build_model(
@@ -40,16 +46,38 @@ def build_model(
     heatmap_type: int = TensorProto.FLOAT,
     heatmap_shape: Sequence[str | int] = ("batch", 4, 2),
 ) -> Path:
-    """Writes a classifier that names the average colour of a picture.
+    """Writes a classifier of the average colour of a picture.
 
-    It computes NaN where red + green - blue is above `poison`: for pure yellow. With `rows` it fails on any other
-    number of pictures, though it declares any. Each unit
-    of `work` takes some 50 ms. Its heat map is the green channel in 4 rows of 2.
+    It computes NaN if red + green - blue is above `poison`, as for pure yellow. With `rows` it fails on any other
+    batch size, although it declares a symbolic one. Each unit of `work` takes some 50 ms. Its heat map is the green
+    channel in 4 rows of 2.
     """
-    logits, probabilities = outputs
+    types = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, 5]) for name in outputs]
+    nodes, constants = _classifier_nodes(input_name, outputs, work), _classifier_constants(poison, rows)
+    if heatmap:
+        nodes += _heatmap_nodes(heatmap_type)
+        constants.append(helper.make_tensor("scale", TensorProto.FLOAT, [1], [1 / 250]))
+        constants.append(helper.make_tensor("channel", TensorProto.INT64, [1], [1]))
+        types.append(helper.make_tensor_value_info("heatmap", heatmap_type, heatmap_shape))
+    inputs = [helper.make_tensor_value_info(input_name, input_type, [batch, side, width or side, 3])]
+    graph = helper.make_graph(nodes, "average_colour", inputs, types, constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    helper.set_model_props(
+        model,
+        {
+            key: value if isinstance(value, str) else json.dumps(value)
+            for key, value in {**CONTRACT, **(metadata or {})}.items()
+            if value is not None
+        },
+    )
+    onnx.save(model, path)
+    return path
+
+
+def _classifier_constants(poison: float, rows: int) -> list[TensorProto]:
     weights = [10, -5, -5, 4, 0, -5, 10, -5, 4, 0, -5, -5, 10, 4, 0]
-    constants = [
-        helper.make_tensor("weights", TensorProto.FLOAT, [3, 5], [each / 255 for each in weights]),
+    return [
+        helper.make_tensor("weights", TensorProto.FLOAT, [3, 5], [weight / 255 for weight in weights]),
         helper.make_tensor("bias", TensorProto.FLOAT, [5], [0, 0, 0, 0, 2]),
         helper.make_tensor("yellow", TensorProto.FLOAT, [3, 1], [1, 1, -1]),
         helper.make_tensor("shape", TensorProto.INT64, [2], [rows, 5]),
@@ -57,10 +85,15 @@ def build_model(
         helper.make_tensor("nothing", TensorProto.FLOAT, [], [0]),
         helper.make_tensor("poison", TensorProto.FLOAT, [1], [poison]),
     ]
-    nodes = [
+
+
+def _classifier_nodes(input_name: str, outputs: tuple[str, str], work: int) -> list[onnx.NodeProto]:
+    logits, probabilities = outputs
+    return [
         helper.make_node("Cast", [input_name], ["pixels"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMean", ["pixels"], ["colour"], axes=[1, 2], keepdims=0),
         helper.make_node("Gemm", ["colour", "weights", "bias"], ["scores"]),
+        # The square root of a negative number is NaN.
         helper.make_node("MatMul", ["colour", "yellow"], ["yellowness"]),
         helper.make_node("Sub", ["poison", "yellowness"], ["room"]),
         helper.make_node("Sqrt", ["room"], ["same_for_all_classes"]),
@@ -69,47 +102,21 @@ def build_model(
         helper.make_node("Reshape", ["shifted" if not work else "slow", "shape"], [logits]),
         helper.make_node("Softmax", [logits], [probabilities], axis=-1),
     ]
-    types = [helper.make_tensor_value_info(each, TensorProto.FLOAT, [batch, 5]) for each in outputs]
-    if heatmap:
-        constants.append(helper.make_tensor("scale", TensorProto.FLOAT, [1], [1 / 250]))
-        nodes += [
-            helper.make_node("Transpose", ["pixels"], ["planes"], perm=[0, 3, 1, 2]),
-            helper.make_node("AveragePool", ["planes"], ["blocks"], kernel_shape=[2, 4], strides=[2, 4]),
-            helper.make_node("Split", ["blocks"], ["r", "g", "b"], axis=1),
-            helper.make_node("Squeeze", ["g", "channel"], ["green"]),
-            helper.make_node("Mul", ["green", "scale"], ["share"]),
-            helper.make_node("Cast", ["share"], ["heatmap"], to=heatmap_type),
-        ]
-        constants.append(helper.make_tensor("channel", TensorProto.INT64, [1], [1]))
-        types.append(helper.make_tensor_value_info("heatmap", heatmap_type, heatmap_shape))
-    graph = helper.make_graph(
-        nodes,
-        "average_colour",
-        [helper.make_tensor_value_info(input_name, input_type, [batch, side, width or side, 3])],
-        types,
-        constants,
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    contract = {
-        "names": NAMES,
-        "image_size": [SIDE, SIDE],
-        "resize": {"mode": "stretch", "filter": "bicubic"},
-        "version": "1.2",
-    }
-    helper.set_model_props(
-        model,
-        {
-            key: value if isinstance(value, str) else json.dumps(value)
-            for key, value in {**contract, **(metadata or {})}.items()
-            if value is not None
-        },
-    )
-    onnx.save(model, path)
-    return path
+
+
+def _heatmap_nodes(heatmap_type: int) -> list[onnx.NodeProto]:
+    return [
+        helper.make_node("Transpose", ["pixels"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("AveragePool", ["planes"], ["blocks"], kernel_shape=[2, 4], strides=[2, 4]),
+        helper.make_node("Split", ["blocks"], ["r", "g", "b"], axis=1),
+        helper.make_node("Squeeze", ["g", "channel"], ["green"]),
+        helper.make_node("Mul", ["green", "scale"], ["share"]),
+        helper.make_node("Cast", ["share"], ["heatmap"], to=heatmap_type),
+    ]
 
 
 def _busy_work(work: int) -> list[onnx.NodeProto]:
-    """Multiplies large matrices of zeros, and adds what comes out to `shifted`."""
+    """Multiplies large matrices of zeros, and adds the result to `shifted`."""
     if not work:
         return []
     return [
@@ -123,7 +130,7 @@ def _busy_work(work: int) -> list[onnx.NodeProto]:
 
 
 def start_uvicorn(log: Path | str | int, *, port: int = 0, **environment: str) -> subprocess.Popen[bytes]:
-    """Starts a server that ends at once when told to; `log` is a path, or a file descriptor."""
+    """Starts a server that shuts down without a grace period; `log` is a path, or a file descriptor."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("JAXCNN_")}
     settings = {"JAXCNN_DRAIN_SECONDS": "0", **environment}
     command = [sys.executable, "-m", "uvicorn", "server.app:app", "--host", "127.0.0.1", "--port", str(port)]
@@ -185,7 +192,7 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def locked(tmp_path: Path) -> Iterator[Path]:
-    """A folder that this process may not look into, be it root's or not."""
+    """A folder that this process may not enter, even if it runs as root."""
     folder = tmp_path / "locked"
     folder.mkdir(mode=0)
     user = os.geteuid()

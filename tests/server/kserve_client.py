@@ -1,4 +1,7 @@
-"""KServe's own client against a running server: `PYTHON kserve_client.py PORT MODEL PICTURE`, where kserve is."""
+"""KServe's own client against a running server.
+
+`PYTHON kserve_client.py PORT MODEL PICTURE`, with an interpreter that has kserve.
+"""
 
 import asyncio
 import sys

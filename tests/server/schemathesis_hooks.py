@@ -1,4 +1,4 @@
-"""Tells schemathesis what a JSON schema cannot: that a string, or a body, is a picture."""
+"""Formats for schemathesis that a JSON schema cannot express: strings and bodies that are pictures."""
 
 import base64
 from io import BytesIO

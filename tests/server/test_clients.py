@@ -1,4 +1,4 @@
-"""What others test servers with: schemathesis, and KServe's client."""
+"""The server under schemathesis and KServe's own client."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from tests.server.wire import COLOURS, encode
 HERE = Path(__file__).parent
 
 
-def test_schemathesis_finds_nothing(server, tmp_path):
+def test_schemathesis_finds_no_failure(server, tmp_path):
     done = subprocess.run(
         [
             Path(sys.executable).with_name("schemathesis"),
@@ -35,7 +35,7 @@ def test_schemathesis_finds_nothing(server, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_kserves_client(server, tmp_path):
-    """In an environment of its own: kserve holds back other packages."""
+    """Uses a separate environment, as kserve requires older versions of some packages."""
     python = tmp_path / "venv" / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     subprocess.run([python, "-m", "pip", "install", "--quiet", "kserve>=0.15"], check=True)

@@ -22,7 +22,7 @@ in_browser = pytest.mark.skipif(not WEB, reason="JAXCNN_ONNXRUNTIME_WEB is not s
 
 
 def picture(background: str = "red", spot: str = "lime", size: tuple[int, int] = (320, 240)) -> Image.Image:
-    """A spot at the lower right, where the model's heat map is to be hot."""
+    """Draws a spot at the lower right, where the model's heat map is hot."""
     image = Image.new("RGB", size, background)
     width, height = size
     ImageDraw.Draw(image).ellipse([width * 0.62, height * 0.62, width * 0.88, height * 0.88], fill=spot)
@@ -54,28 +54,28 @@ def browser():
 
 @pytest.fixture
 def open_page(browser):
-    """Opens pages, and checks at the end that nothing went wrong behind them, nor to another host."""
+    """Opens pages; checks at the end that none logged an error or sent a request to another host."""
     contexts, complaints, hosts = [], [], set()
 
     def go(server, **options: object) -> Page:
         context = browser.new_context(**options)
         contexts.append(context)
         page = context.new_page()
-        page.on("console", lambda message: complaints.append(told(message)) if message.type == "error" else None)
+        page.on("console", lambda message: complaints.append(describe(message)) if message.type == "error" else None)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: hosts.add(re.sub(r"^(blob:)?(\w+://[^/]*|data:).*", r"\2", request.url)))
         page.goto(f"http://127.0.0.1:{server.port}/")
         return page
 
     yield go
-    for each in contexts:
-        each.close()
+    for context in contexts:
+        context.close()
     expected = r"status of (400|401|502)|status of 404 .*/model\.onnx\?"
-    assert [each for each in complaints if not re.search(expected, each)] == []
+    assert [complaint for complaint in complaints if not re.search(expected, complaint)] == []
     assert len(hosts - {"data:"}) == 1
 
 
-def told(message: ConsoleMessage) -> str:
+def describe(message: ConsoleMessage) -> str:
     return f"{message.text} {message.location['url']}"
 
 
@@ -84,7 +84,7 @@ def choose(page: Page, data: bytes, name: str = "picture.png", kind: str = "imag
 
 
 def shares(page: Page) -> dict[str, float]:
-    """The bars: names and percentages, after checking that the widths tell the same."""
+    """Returns the names and percentages of the bars, after checking that the widths of the bars agree."""
     expect(page.locator("body")).not_to_have_class(re.compile("busy"))
     found = {}
     for bar in page.locator("#bars li").all():
@@ -101,7 +101,7 @@ def test_a_chosen_picture_is_named(open_page, seeing):
     choose(page, encode(picture()))
     expect(page.locator("#bars li")).to_have_count(5)
     expected = post(seeing.client, encode(picture()), params={"top_k": 5}).json()["top_predictions"]
-    assert shares(page) == pytest.approx({each["class"]: each["prob"] * 100 for each in expected}, abs=0.051)
+    assert shares(page) == pytest.approx({guess["class"]: guess["prob"] * 100 for guess in expected}, abs=0.051)
     assert next(iter(shares(page))) == "red"
     expect(page.locator("#latency")).to_have_text(re.compile(r"^\d+ ms, including the network$"))
     assert page.locator("#picture").evaluate("it => it.naturalWidth") == 320
@@ -140,7 +140,7 @@ def test_the_camera(open_page, seeing):
 
 
 def keep_streams(page: Page, *, delays: tuple[int, ...] = (0, 0)) -> None:
-    """Collects the camera's streams, each of which the browser hands over after so many milliseconds."""
+    """Collects the camera's streams, and makes the browser deliver each after a delay in milliseconds."""
     page.evaluate(
         """delays => {
             const ask = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
@@ -158,7 +158,7 @@ def keep_streams(page: Page, *, delays: tuple[int, ...] = (0, 0)) -> None:
 
 
 def wait_for_tracks(page: Page, *states: str) -> None:
-    now = "streams.flatMap(each => each.getTracks()).map(each => each.readyState).sort().join()"
+    now = "streams.flatMap(stream => stream.getTracks()).map(track => track.readyState).sort().join()"
     page.wait_for_function(f"wanted => {now} === wanted", arg=",".join(states), timeout=5000)
 
 
@@ -196,7 +196,7 @@ def test_the_camera_twice_before_it_opens(open_page, seeing, delays):
     expect(page.locator("#message")).to_be_hidden()
 
 
-def test_without_a_camera_it_says_so(open_page, seeing):
+def test_a_camera_that_cannot_be_used_is_reported(open_page, seeing):
     page = open_page(seeing)
     page.evaluate("() => { navigator.mediaDevices.getUserMedia = () => Promise.reject(new Error()); }")
     page.click("#camera")
@@ -205,7 +205,7 @@ def test_without_a_camera_it_says_so(open_page, seeing):
 
 
 def opacity(page: Page) -> list[list[int]]:
-    """How strongly the heat map covers each of its cells."""
+    """Returns the alpha of each cell of the heat map."""
     return page.locator("#heatmap").evaluate(
         """it => {
             const { data } = it.getContext("2d").getImageData(0, 0, it.width, it.height);
@@ -215,7 +215,7 @@ def opacity(page: Page) -> list[list[int]]:
     )
 
 
-def test_where_the_model_looked(open_page, seeing):
+def test_the_heat_map_lies_over_the_picture(open_page, seeing):
     page = open_page(seeing)
     choose(page, encode(picture()))
     expect(page.locator("#heatmap")).to_be_visible()
@@ -240,7 +240,7 @@ def test_a_file_without_a_heat_map_shows_none(open_page, server):
     expect(page.locator("#local-note")).to_contain_text("not set up")
 
 
-def test_what_is_wrong_is_said(open_page, seeing):
+def test_an_error_of_the_server_is_shown(open_page, seeing):
     page = open_page(seeing)
     choose(page, encode(picture()))
     expect(page.locator("#bars li")).to_have_count(5)
@@ -248,12 +248,15 @@ def test_what_is_wrong_is_said(open_page, seeing):
     expect(page.locator("#message.wrong")).to_contain_text("This is not a picture in a supported format")
     expect(page.locator("#bars li")).to_have_count(0)
     expect(page.locator("#heatmap")).to_be_hidden()
+    expect(page.locator("#picture")).to_be_hidden()
+    choose(page, encode(picture()))
+    expect(page.locator("#picture")).to_be_visible()
 
 
 def test_by_keyboard_alone(open_page, seeing):
     page = open_page(seeing)
     if WEB:
-        expect(page.locator("#local")).to_be_enabled()  # as it is once the page knows the model
+        expect(page.locator("#local")).to_be_enabled()  # As it is once the page knows the model.
     seen = []
     for _ in range(4):
         page.keyboard.press("Tab")
@@ -269,7 +272,7 @@ def test_by_keyboard_alone(open_page, seeing):
 
 
 def hand_over(page: Page, way: str, *, target: str = "body", **items: str) -> None:
-    """Drops or pastes strings, of which `file` is a text file and the others are what another page hands over."""
+    """Drops or pastes items: `file` makes a text file, `link` and `text` are data from another page."""
     page.evaluate(
         """([way, target, items]) => {
             const data = new DataTransfer();
@@ -299,7 +302,7 @@ def hand_over(page: Page, way: str, *, target: str = "body", **items: str) -> No
         ("paste", {"text": "a note"}),
     ],
 )
-def test_what_is_no_picture_file_is_refused(open_page, seeing, way, items):
+def test_files_and_text_that_are_not_pictures_are_refused(open_page, seeing, way, items):
     page = open_page(seeing)
     choose(page, encode(picture()))
     expect(page.locator("#bars li")).to_have_count(5)
@@ -317,17 +320,17 @@ def test_what_is_no_picture_file_is_refused(open_page, seeing, way, items):
 
 
 def hold_answers(page: Page) -> None:
-    """Keeps requests back until the script calls `answer`."""
+    """Holds requests back until a script calls `answer()`."""
     page.evaluate(
         """() => {
             const ask = window.fetch;
-            const told = new Promise(done => { window.answer = done; });
-            window.fetch = async (...request) => { await told; return ask(...request); };
+            const released = new Promise(done => { window.answer = done; });
+            window.fetch = async (...request) => { await released; return ask(...request); };
         }"""
     )
 
 
-def test_nothing_of_an_earlier_picture_is_left_while_the_next_is_looked_at(open_page, seeing):
+def test_the_earlier_result_disappears_while_the_next_picture_is_classified(open_page, seeing):
     page = open_page(seeing)
     choose(page, encode(picture()))
     expect(page.locator("#heatmap")).to_be_visible()
@@ -342,7 +345,7 @@ def test_nothing_of_an_earlier_picture_is_left_while_the_next_is_looked_at(open_
     expect(page.locator("#heatmap")).to_be_visible()
 
 
-def test_a_late_answer_does_not_replace_what_is_said_of_a_later_file(open_page, seeing):
+def test_a_late_result_does_not_replace_the_error_of_a_later_file(open_page, seeing):
     page = open_page(seeing)
     hold_answers(page)
     choose(page, encode(picture()))
@@ -366,7 +369,7 @@ def test_a_late_answer_does_not_replace_what_is_said_of_a_later_file(open_page, 
         (200, "<html>Welcome</html>", "The server responded with status 200"),
     ],
 )
-def test_what_a_proxy_answers_is_said(open_page, seeing, status, body, text):
+def test_an_error_of_a_proxy_is_shown(open_page, seeing, status, body, text):
     page = open_page(seeing)
     page.route("**/predict*", lambda route: route.fulfill(status=status, body=body))
     choose(page, encode(picture()))
@@ -389,7 +392,7 @@ def test_phone_and_desk_light_and_dark(open_page, seeing, scheme, width):
     paper = luminance(page, "body", "backgroundColor")
     for selector in ("h1", "#model", "#latency", "#bars .name", "footer a"):
         assert contrast(luminance(page, selector, "color"), paper) >= 4.5, selector
-    button = [luminance(page, "#camera", each) for each in ("color", "backgroundColor")]
+    button = [luminance(page, "#camera", name) for name in ("color", "backgroundColor")]
     assert contrast(*button) >= 4.5
 
 
@@ -425,10 +428,10 @@ def test_long_names_do_not_widen_a_page(open_page, serve, model_builder, tmp_pat
 
 
 def luminance(page: Page, selector: str, name: str) -> float:
-    """Of a colour of an element, as WCAG defines it."""
+    """Returns the relative luminance of a colour of an element, as WCAG defines it."""
     colour = page.locator(selector).first.evaluate(f"it => getComputedStyle(it).{name}")
-    channels = [int(each) / 255 for each in re.findall(r"\d+", colour)[:3]]
-    linear = [each / 12.92 if each <= 0.04045 else ((each + 0.055) / 1.055) ** 2.4 for each in channels]
+    channels = [int(level) / 255 for level in re.findall(r"\d+", colour)[:3]]
+    linear = [level / 12.92 if level <= 0.04045 else ((level + 0.055) / 1.055) ** 2.4 for level in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
@@ -490,7 +493,7 @@ def test_a_key_that_is_not_accepted_is_not_kept(open_page, guarded, key, text):
     assert stored_key(page) == "the-right-key"
 
 
-def test_a_browser_that_keeps_nothing_is_told_the_key_on_each_visit(open_page, guarded):
+def test_a_browser_without_storage_asks_for_the_key_on_each_visit(open_page, guarded):
     page = open_page(guarded)
     page.add_init_script("Object.defineProperty(window, 'sessionStorage', { get() { throw new Error('denied'); } })")
     page.reload()
@@ -562,7 +565,7 @@ LOCAL = {
 
 
 @in_browser
-def test_the_same_file_in_the_browser_gives_the_same(open_page, seeing):
+def test_the_model_in_the_browser_agrees_with_the_server(open_page, seeing):
     page = open_page(seeing)
     posts = []
     page.on("request", lambda request: posts.append(request.url) if request.method == "POST" else None)
@@ -571,9 +574,9 @@ def test_the_same_file_in_the_browser_gives_the_same(open_page, seeing):
         choose(page, data)
         expect(page.locator("#latency")).to_have_text(re.compile(r"^\d+ ms in this browser$"), timeout=20_000)
         answer = post(seeing.client, data, params={"top_k": 5, "heatmap": "true"}).json()
-        expected = {each["class"]: each["prob"] * 100 for each in answer["top_predictions"]}
+        expected = {guess["class"]: guess["prob"] * 100 for guess in answer["top_predictions"]}
         assert shares(page) == pytest.approx(expected, abs=0.3), kind
-        heat = [[round(190 * each) for each in row] for row in answer["heatmap"]]
+        heat = [[round(190 * value) for value in row] for row in answer["heatmap"]]
         assert [pytest.approx(row, abs=3) for row in heat] == opacity(page), kind
     assert posts == []
 
@@ -608,7 +611,7 @@ def test_pictures_in_quick_succession_load_the_model_once(open_page, seeing):
 
 
 @in_browser
-def test_a_model_file_that_did_not_come_is_fetched_again(open_page, seeing):
+def test_a_model_file_that_failed_to_load_is_fetched_again(open_page, seeing):
     page = open_page(seeing)
     page.check("#local")
     page.route("**/model.onnx*", lambda route: route.fulfill(status=502, body="<html>Bad gateway</html>"))
@@ -620,7 +623,7 @@ def test_a_model_file_that_did_not_come_is_fetched_again(open_page, seeing):
 
 
 @in_browser
-def test_a_runtime_that_does_not_load_is_told_with_what_to_do(open_page, seeing):
+def test_a_runtime_that_does_not_load_is_reported_with_what_to_do(open_page, seeing):
     page = open_page(seeing)
     page.check("#local")
     page.route("**/ort.wasm.min.mjs", lambda route: route.fulfill(status=502))
@@ -636,12 +639,12 @@ def test_a_runtime_that_does_not_load_is_told_with_what_to_do(open_page, seeing)
     expect(page.locator("#latency")).to_have_text(re.compile("in this browser$"), timeout=20_000)
 
 
-# Another model in place of the one that the page was told of
+# The model is replaced while the page is open
 
 
 @pytest.fixture
 def replacing(open_page, serve, model_builder, tmp_path):
-    """A page, and a function that gives its server a model with other names and without a heat map."""
+    """Yields a page, and a function that replaces the model with one of other names and without a heat map."""
     path = model_builder(tmp_path / "served.onnx", heatmap=True)
     settings = {"JAXCNN_ONNXRUNTIME_WEB": WEB} if WEB else {}
     with serve(JAXCNN_MODEL=str(path), JAXCNN_RELOAD_SECONDS="1", **settings) as server:
@@ -668,7 +671,7 @@ def test_an_open_page_goes_on_with_another_model(replacing):
 
 
 @in_browser
-def test_another_model_is_not_taken_for_the_one_of_the_names(replacing):
+def test_a_new_model_is_not_run_with_the_old_names(replacing):
     page, replace = replacing
     replace()
     page.check("#local")
@@ -715,7 +718,7 @@ def test_the_model_file_is_the_one_served(client, model_path):
 
 
 @pytest.mark.parametrize("query", ["another", "0" * 64, "v=1"])
-def test_another_model_file_than_the_one_asked_for_is_not_sent(client, query):
+def test_a_request_for_another_model_file_is_refused(client, query):
     response = client.get(f"/model.onnx?{query}")
     assert response.status_code == 404
     assert error(response) == "The model file has been replaced: reload the page."
@@ -732,7 +735,7 @@ def test_a_model_file_of_any_name_is_sent(serve, model_path, tmp_path, name):
 
 @pytest.mark.parametrize("value", ["bytes=0-3", "bytes=9999999-", "bytes=5-2", "lines=1-2", "nonsense"])
 @pytest.mark.parametrize("path", ["/", "/page/page.js", "/model.onnx"])
-def test_a_range_of_a_file_is_the_whole_of_it(client, path, value):
+def test_a_range_request_gets_the_whole_file(client, path, value):
     response = client.get(path, headers={"Range": value})
     assert response.status_code == 200
     assert response.headers["accept-ranges"] == "none"

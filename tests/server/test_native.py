@@ -26,7 +26,7 @@ def refusal(content_type: str, body: bytes) -> tuple[int, str]:
 
 
 def multipart(*parts: tuple[str, bytes], end: str = "--edge--\r\n") -> bytes:
-    """Puts together parts of a disposition and a content."""
+    """Builds a multipart body; each part is a content disposition and the content."""
     body = b"".join(
         f"--edge\r\nContent-Disposition: form-data; {disposition}\r\n\r\n".encode() + content + b"\r\n"
         for disposition, content in parts
@@ -66,7 +66,7 @@ def test_base64_with_white_space_and_a_data_url(prefix, data, breaks):
         "🖼",
     ],
 )
-def test_what_is_not_strictly_base64_is_refused(text):
+def test_invalid_base64_is_refused(text):
     status, error = refusal(JSON, json.dumps({"image": text}).encode())
     assert status == 400
     assert error.startswith("`image` is not base64: ")
@@ -91,12 +91,12 @@ def test_a_data_url_of_another_encoding_is_refused():
         b'{"image": "\\ud800"}',
     ],
 )
-def test_what_is_not_json_is_refused(body):
+def test_invalid_json_is_refused(body):
     assert refusal(JSON, body) == (400, 'The body is not JSON: send {"image": "<base64>"}.')
 
 
 @pytest.mark.parametrize("content", [None, [], "QQ==", 3])
-def test_json_that_is_no_object_is_refused(content):
+def test_json_that_is_not_an_object_is_refused(content):
     assert refusal(JSON, json.dumps(content).encode()) == (
         400,
         'The body is JSON, but not an object: send {"image": "<base64>"}.',
@@ -111,7 +111,7 @@ def test_json_of_another_shape_is_refused(content):
 
 
 @pytest.mark.parametrize("image", [None, 3, True, [], ["QQ=="], {"b64": "QQ=="}])
-def test_an_image_that_is_no_string_is_refused(image):
+def test_an_image_that_is_not_a_string_is_refused(image):
     assert refusal(JSON, json.dumps({"image": image}).encode()) == (
         400,
         "`image` must be a string: the picture file in base64.",
@@ -125,11 +125,11 @@ def test_a_list_keeps_its_order():
 
 
 @pytest.mark.parametrize("images", [None, "QQ==", {}, []])
-def test_images_that_are_no_list_are_refused(images):
+def test_images_that_are_not_a_list_are_refused(images):
     assert refusal(JSON, json.dumps({"images": images}).encode())[0] == 400
 
 
-def test_a_list_names_the_place_of_what_is_wrong():
+def test_an_error_names_its_place_in_the_list():
     assert refusal(JSON, b'{"images": ["QQ==", "*"]}')[1].startswith("`images[1]` is not base64")
     assert refusal(JSON, b'{"images": ["QQ==", "QQ==", 3]}')[1].startswith("`images[2]` must be a string")
 
@@ -167,7 +167,7 @@ def test_other_content_types_are_refused(content_type):
 @pytest.mark.parametrize("is_list", [False, True])
 def test_multipart_as_a_client_writes_it(is_list, pictures):
     pictures = pictures if is_list else pictures[:1]
-    files = [("images" if is_list else "image", ("name.jpg", each)) for each in pictures]
+    files = [("images" if is_list else "image", ("name.jpg", data)) for data in pictures]
     request = httpx.Request("POST", "http://test", files=files)
     assert parse(request.headers["content-type"], request.read()) == native.Payload(pictures, is_list=is_list)
 
@@ -179,7 +179,7 @@ def test_multipart_larger_than_a_megabyte_stays_in_memory(monkeypatch):
     assert parse(FORM, multipart((FILE, data))).pictures == [data]
 
 
-def test_a_file_without_a_name_is_one_too():
+def test_a_file_part_without_a_file_name_is_accepted():
     assert parse(FORM, multipart(('name="image"', b"A\0\xff"))).pictures == [b"A\0\xff"]
     assert parse(FORM, multipart(('name="image"', b""))).pictures == [b""]
 
@@ -238,7 +238,7 @@ def test_many_parts_are_refused(disposition):
     body=st.binary()
     | st.lists(st.sampled_from([b"--edge", b"--", b"\r\n", b'"', b"=", b";", b":", FILE.encode(), b"A"])).map(b"".join),
 )
-def test_no_other_error_for_any_bytes(content_type, body):
+def test_any_bytes_are_parsed_or_refused(content_type, body):
     with contextlib.suppress(HTTPException):
         parse(content_type, body)
 
@@ -249,6 +249,6 @@ def test_no_other_error_for_any_bytes(content_type, body):
         lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["image", "images", ""]), inner),
     )
 )
-def test_no_other_error_for_any_json(content):
+def test_any_json_is_parsed_or_refused(content):
     with contextlib.suppress(HTTPException):
         parse(JSON, json.dumps(content).encode())

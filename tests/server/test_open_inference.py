@@ -1,4 +1,4 @@
-"""The Open Inference Protocol: as stock clients speak it, and what is not it."""
+"""The Open Inference Protocol, with stock clients and with malformed requests."""
 
 import base64
 import contextlib
@@ -20,7 +20,7 @@ from tests.server.wire import COLOURS, encode, error, post, text
 
 INFER = "/v2/models/colours/infer"
 BLUE = np.full((1, 8, 8, 3), (0, 0, 250), np.uint8)
-PIXELS = np.array([np.full((8, 8, 3), each) for each in COLOURS.values()], np.uint8)[:4]
+PIXELS = np.array([np.full((8, 8, 3), colour) for colour in COLOURS.values()], np.uint8)[:4]
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def best(probabilities: np.ndarray) -> list[str]:
     return [[*COLOURS][i] for i in probabilities.argmax(1)]
 
 
-# The stock client
+# A stock client
 
 
 def test_tritonclient_finds_the_server_and_the_model(triton_client):
@@ -61,7 +61,7 @@ def test_tritonclient_finds_the_server_and_the_model(triton_client):
 def test_tritonclient_sends_pixels(triton_client, client, datatype, dtype, binary_in, binary_out):
     tensor = triton.InferInput("image", [4, 8, 8, 3], datatype)
     tensor.set_data_from_numpy(PIXELS.astype(dtype), binary_data=binary_in)
-    outputs = [triton.InferRequestedOutput(each, binary_data=binary_out) for each in ("probabilities", "logits")]
+    outputs = [triton.InferRequestedOutput(name, binary_data=binary_out) for name in ("probabilities", "logits")]
     result = triton_client.infer("colours", [tensor], request_id="number 7", outputs=outputs)
     assert result.get_response()["id"] == "number 7"
     assert best(result.as_numpy("probabilities")) == [*COLOURS][:4]
@@ -75,11 +75,11 @@ def test_tritonclient_sends_pixels(triton_client, client, datatype, dtype, binar
 @pytest.mark.parametrize("shape", [[3], [3, 1]])
 def test_tritonclient_sends_files(triton_client, shape):
     names = ["white", "black", "red"]
-    files = [encode(COLOURS[each], "JPEG", (30 + i, 20)) for i, each in enumerate(names)]
+    files = [encode(COLOURS[name], "JPEG", (30 + i, 20)) for i, name in enumerate(names)]
     tensor = triton.InferInput("image", shape, "BYTES")
     tensor.set_data_from_numpy(np.array(files, object).reshape(shape))
     result = triton_client.infer("colours", [tensor], model_version="1")
-    assert best(result.as_numpy("probabilities")) == names  # All outputs, where none is named.
+    assert best(result.as_numpy("probabilities")) == names  # All outputs are sent if none is named.
     assert result.as_numpy("logits").shape == (3, 5)
 
 
@@ -99,7 +99,7 @@ def test_tritonclient_gets_the_heat_map(serve, model_builder, tmp_path):
         np.testing.assert_allclose(heatmap, [[[0, 0], [0, 0], [0, 0], [0, 1]]], atol=1e-6)
 
 
-def test_tritonclient_is_told_what_is_wrong(triton_client):
+def test_tritonclient_receives_the_error_message(triton_client):
     tensor = triton.InferInput("image", [1, 8, 9, 3], "UINT8")
     tensor.set_data_from_numpy(np.zeros((1, 8, 9, 3), np.uint8))
     with pytest.raises(triton.InferenceServerException, match=r"`shape` must be \[pictures, 8, 8, 3\]"):
@@ -129,13 +129,13 @@ def test_data_flat_or_nested(client, path, data):
 
 
 def test_files_in_base64(client):
-    files = tensor(datatype="BYTES", shape=[2], data=[text(encode(COLOURS[each])) for each in ("green", "black")])
+    files = tensor(datatype="BYTES", shape=[2], data=[text(encode(COLOURS[name])) for name in ("green", "black")])
     answer = infer(client, tensors=[files], id="").json()
     assert answer["id"] == ""
     assert best(np.reshape(answer["outputs"][1]["data"], (2, 5))) == ["green", "black"]
 
 
-def test_binary_data_only_where_it_is_wanted(client):
+def test_only_requested_outputs_are_binary(client):
     outputs = [{"name": "logits", "parameters": {"binary_data": False}}, {"name": "probabilities"}]
     response = infer(client, outputs=outputs, parameters={"binary_data_output": True})
     assert response.headers["content-type"] == "application/octet-stream"
@@ -153,7 +153,7 @@ def test_floating_point_pixels_are_rounded(client, value):
     assert rounded == whole
 
 
-def test_health_tells_live_and_ready(client):
+def test_health_has_live_and_ready(client):
     assert client.get("/v2/health/live").json()["live"] is True
     assert client.get("/v2/health/ready").json() == {"live": True, "ready": True}
     assert client.get("/v2/models/colours/ready").json() == {"name": "colours", "ready": True}
@@ -231,9 +231,9 @@ WRONG = [
 ]
 
 
-def test_null_is_as_good_as_left_out(client):
+def test_null_is_the_same_as_absent(client):
     whole = infer(client).json()
-    outputs = [{"name": each["name"], "parameters": None} for each in whole["outputs"]]
+    outputs = [{"name": output["name"], "parameters": None} for output in whole["outputs"]]
     for changes in (
         {"outputs": None, "parameters": None, "id": None},
         {"outputs": outputs, "parameters": {"binary_data_output": None}},
@@ -245,7 +245,7 @@ def test_null_is_as_good_as_left_out(client):
         assert response.json() == whole
 
 
-def test_null_beside_binary_data_is_as_good_as_left_out(client):
+def test_null_beside_binary_data_is_the_same_as_absent(client):
     pixels = BLUE.tobytes()
     image = {**tensor(), "data": None, "parameters": {"binary_data_size": len(pixels)}}
     head = json.dumps({"inputs": [image]}).encode()
@@ -254,13 +254,13 @@ def test_null_beside_binary_data_is_as_good_as_left_out(client):
 
 
 @pytest.mark.parametrize(("fields", "complaint"), WRONG, ids=[f"{i}" for i in range(len(WRONG))])
-def test_what_is_malformed_is_400(client, fields, complaint):
+def test_malformed_requests_are_400(client, fields, complaint):
     response = infer(client, **fields)
     assert response.status_code == 400, response.text
     assert complaint in error(response)
 
 
-def test_a_list_of_strings_of_all_sizes_takes_no_more_memory_than_it_is_long(client):
+def test_strings_of_different_sizes_are_not_padded_in_memory(client):
     response = infer(client, tensors=[tensor(data=["x" * 400_000] + ["y"] * 50_000)])
     assert response.status_code == 400
 
@@ -270,7 +270,7 @@ def test_too_many_pictures_are_refused_before_they_are_read(client):
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"\xff", b'{"inputs": ' * 2000])
-def test_what_is_no_json_object_is_400(client, body):
+def test_a_body_that_is_not_a_json_object_is_400(client, body):
     response = client.post(INFER, content=body)
     assert response.status_code == 400
     assert '{"inputs": [{"name": "image"' in error(response)
@@ -324,7 +324,7 @@ def test_wrong_binary_data_is_400(client, data, options):
     error(response)
 
 
-def test_bytes_that_no_tensor_asks_for_are_400(client):
+def test_bytes_without_a_tensor_are_400(client):
     head = json.dumps({"inputs": [tensor()]}).encode()
     response = client.post(INFER, content=head + b"x", headers={"Inference-Header-Content-Length": str(len(head))})
     assert response.status_code == 400
@@ -359,7 +359,7 @@ JSON = st.recursive(
     rest=st.binary(),
     header=st.none() | st.integers(-3, 3) | st.text(),
 )
-def test_no_other_error_for_any_request(loaded, changes, fields, rest, header):
+def test_any_request_is_parsed_or_refused(loaded, changes, fields, rest, header):
     head = json.dumps({"inputs": [{**tensor(), **changes}], **fields}).encode()
     json_size = str(len(head) + header) if isinstance(header, int) else header
     query = InferQuery(body=head + rest, json_size=json_size, limits=settings.Settings())
@@ -368,10 +368,10 @@ def test_no_other_error_for_any_request(loaded, changes, fields, rest, header):
         assert decoded.images.shape[1:] == (8, 8, 3)
 
 
-@limited(deadline=None)  # The first loads Pillow's plugins.
+@limited(deadline=None)  # The first example loads Pillow's plugins.
 @given(files=st.lists(st.binary(max_size=30), max_size=4), cut=st.integers(0, 40))
-def test_no_other_error_for_any_binary_files(loaded, files, cut):
-    data = b"".join(struct.pack("<I", len(each)) + each for each in files)[:cut]
+def test_any_binary_files_are_parsed_or_refused(loaded, files, cut):
+    data = b"".join(struct.pack("<I", len(data)) + data for data in files)[:cut]
     parameters = {"binary_data_size": len(data)}
     head = json.dumps(
         {"inputs": [tensor(datatype="BYTES", shape=[len(files) or 1], data=None, parameters=parameters)]}
@@ -387,7 +387,7 @@ def test_base64_files_are_read_like_binary_ones(loaded):
     assert (decoded.images == [250, 0, 0]).all()
 
 
-def test_no_picture_is_decoded_that_nobody_waits_for(loaded):
+def test_pictures_of_an_abandoned_query_are_not_decoded(loaded):
     asked = iter([True, True, False])
     good = base64.b64encode(encode(COLOURS["red"])).decode()
     bad = base64.b64encode(b"would be refused").decode()

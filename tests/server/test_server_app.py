@@ -1,4 +1,4 @@
-"""The HTTP contract and what must be survived, against a real uvicorn over a real socket."""
+"""The HTTP contract and hostile requests, against a real uvicorn over a real socket."""
 
 import json
 import re
@@ -33,10 +33,10 @@ def test_the_original_contract_to_the_letter(client):
     answer = response.json()
     assert list(answer) == ["predicted_class", "top_predictions"]
     assert answer["predicted_class"] == "red"
-    assert [list(each) for each in answer["top_predictions"]] == [["class", "prob"]] * 3
-    assert [each["class"] for each in answer["top_predictions"]] == ["red", "white", "black"]
-    probabilities = [each["prob"] for each in answer["top_predictions"]]
-    assert all(isinstance(each, float) for each in probabilities)
+    assert [list(guess) for guess in answer["top_predictions"]] == [["class", "prob"]] * 3
+    assert [guess["class"] for guess in answer["top_predictions"]] == ["red", "white", "black"]
+    probabilities = [guess["prob"] for guess in answer["top_predictions"]]
+    assert all(isinstance(probability, float) for probability in probabilities)
     assert probabilities == sorted(probabilities, reverse=True)
     assert 0.9 < sum(probabilities) <= 1
 
@@ -54,12 +54,12 @@ def test_multipart(client):
 
 def test_a_list_is_answered_in_order(client):
     names = ["blue", "red", "black", "blue"]
-    pictures = [encode(COLOURS[each], size=(9 + i, 5)) for i, each in enumerate(names)]
-    by_json = client.post("/predict", json={"images": [text(each) for each in pictures]})
-    by_form = client.post("/predict?top_k=1", files=[("images", each) for each in pictures])
-    assert [each["predicted_class"] for each in by_json.json()] == names
-    assert [each["predicted_class"] for each in by_form.json()] == names
-    assert [len(each["top_predictions"]) for each in by_form.json()] == [1] * 4
+    pictures = [encode(COLOURS[name], size=(9 + i, 5)) for i, name in enumerate(names)]
+    by_json = client.post("/predict", json={"images": [text(picture) for picture in pictures]})
+    by_form = client.post("/predict?top_k=1", files=[("images", picture) for picture in pictures])
+    assert [result["predicted_class"] for result in by_json.json()] == names
+    assert [result["predicted_class"] for result in by_form.json()] == names
+    assert [len(result["top_predictions"]) for result in by_form.json()] == [1] * 4
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 5])
@@ -67,7 +67,7 @@ def test_top_k(client, top_k):
     response = post(client, encode((0, 250, 0)), params={"top_k": top_k})
     predictions = response.json()["top_predictions"]
     assert predictions[0]["class"] == "green"
-    assert len({each["class"] for each in predictions}) == top_k
+    assert len({guess["class"] for guess in predictions}) == top_k
 
 
 @pytest.mark.parametrize("top_k", ["0", "6", "-1", "1.0", "", "two", "1_0", "٣", "9" * 5000, "\x00", "%ff"])
@@ -96,7 +96,7 @@ def test_health(client):
     assert client.get("/readyz").json() == {"status": "ready"}
 
 
-# What must be survived
+# Hostile and malformed requests
 
 
 @pytest.mark.parametrize(
@@ -109,14 +109,14 @@ def test_bad_json_is_refused(client, body):
 
 
 @pytest.mark.parametrize("body", [b"", b"not an image", encode((0, 0, 250))[:-30], encode((0, 0, 250), "JPEG")[:300]])
-def test_what_is_not_a_whole_picture_is_refused(client, body):
+def test_incomplete_pictures_are_refused(client, body):
     responses = [
         post(client, body),
         client.post("/predict", json={"image": text(body)}),
         client.post("/predict", files={"image": body}),
     ]
-    assert [each.status_code for each in responses] == [400] * 3
-    assert len({error(each) for each in responses}) == 1
+    assert [response.status_code for response in responses] == [400] * 3
+    assert len({error(response) for response in responses}) == 1
 
 
 @pytest.mark.parametrize("kind", ["EPS", "TIFF", "PPM", "ICO", "AVIF"])
@@ -183,13 +183,13 @@ def test_too_many_pictures_are_refused(client):
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "application/xml", ""])
-def test_another_content_type_is_415(client, content_type):
+def test_an_unsupported_content_type_is_415(client, content_type):
     response = post(client, b"x", content_type)
     assert response.status_code == 415
     assert "send application/json" in error(response)
 
 
-def test_no_content_type_is_415(client):
+def test_a_missing_content_type_is_415(client):
     response = client.post("/predict", content=b"x")
     assert response.status_code == 415
 
@@ -201,7 +201,7 @@ def test_a_compressed_body_is_415(client):
 
 
 @pytest.mark.parametrize("path", ["/predict/", "/Predict", "/healthz/", "/%00", "/..%2f..%2fetc/passwd", "/static/x"])
-def test_another_path_is_404(client, path):
+def test_an_unknown_path_is_404(client, path):
     response = client.post(path, content=b"x")
     assert response.status_code == 404
     assert "/predict" in error(response)
@@ -221,7 +221,7 @@ def test_another_path_is_404(client, path):
         ("GET", "/v2/models/colours/infer"),
     ],
 )
-def test_another_method_is_405(client, method, path):
+def test_an_unsupported_method_is_405(client, method, path):
     response = client.request(method, path)
     assert response.status_code == 405
     assert ("POST" in response.headers["allow"]) == (path in ("/predict", "/v2/models/colours/infer"))
@@ -259,7 +259,7 @@ def test_a_chunked_picture_is_read(client):
     assert response.json()["predicted_class"] == "blue"
 
 
-def test_not_a_number_is_500_without_details(server, client):
+def test_nan_from_the_model_is_500_without_details(server, client):
     response = post(client, encode(YELLOW))
     assert response.status_code == 500
     assert error(response) == (
@@ -270,7 +270,7 @@ def test_not_a_number_is_500_without_details(server, client):
     assert post(client, encode((0, 0, 0))).status_code == 200
 
 
-def test_a_client_that_goes_away_is_forgotten(server, client):
+def test_a_client_that_disconnects_leaves_no_error(server, client):
     before = server.log.read_text().count("Traceback")
     for _ in range(20):
         with socket.create_connection(("127.0.0.1", server.port)) as connection:
@@ -302,7 +302,7 @@ def test_damaged_metadata_neither_hides_the_picture_nor_fills_the_log(server, cl
             "multipart/form-data",
         ]
     ),
-    body=st.binary() | st.text().map(str.encode) | st.binary().map(lambda each: b"--b\r\n" + each + b"\r\n--b--"),
+    body=st.binary() | st.text().map(str.encode) | st.binary().map(lambda content: b"--b\r\n" + content + b"\r\n--b--"),
 )
 @settings(max_examples=150, deadline=None)
 def test_random_bodies_never_fail_the_server(client, content_type, body):

@@ -1,4 +1,4 @@
-"""What a client may do outside of a request in work, over plain sockets."""
+"""Connections outside of a request in progress, over plain sockets."""
 
 import contextlib
 import json
@@ -37,12 +37,12 @@ def until_closed(connection: socket.socket) -> bytes:
 
 
 def statuses(received: bytes) -> list[int]:
-    return [int(each) for each in re.findall(rb"HTTP/1\.1 (\d+) ", received)]
+    return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+) ", received)]
 
 
 @pytest.fixture(scope="module")
 def impatient(serve_module, model_path):
-    """A server that waits for one second, but three for the next request."""
+    """A server that waits one second for a client, but three for the next request."""
     with serve_module(JAXCNN_MODEL=str(model_path), JAXCNN_READ_SECONDS="1", UVICORN_TIMEOUT_KEEP_ALIVE="3") as it:
         yield it
 
@@ -61,7 +61,7 @@ def test_an_upgrade_is_declined_and_the_body_read(server, upgrade, pause):
         assert (status, answer["predicted_class"]) == (200, "red")
 
 
-def test_a_body_in_pieces_is_read_with_an_upgrade(server):
+def test_a_chunked_body_is_read_with_an_upgrade(server):
     with connected(server) as connection:
         connection.sendall(head(*UPGRADES[0], "Transfer-Encoding: chunked"))
         for part in (PICTURE[:50], PICTURE[50:], b""):
@@ -69,7 +69,7 @@ def test_a_body_in_pieces_is_read_with_an_upgrade(server):
         assert read_answer(connection)[1]["predicted_class"] == "red"
 
 
-def test_a_body_beside_an_upgrade_is_no_second_request(server):
+def test_a_body_beside_an_upgrade_is_not_parsed_as_a_request(server):
     with connected(server) as connection:
         connection.sendall(head(*UPGRADES[0], f"Content-Length: {len(HEALTH)}"))
         time.sleep(0.1)
@@ -83,7 +83,7 @@ def test_upgrades_in_a_row_are_answered_in_order(server):
     paths = ["/healthz", "/readyz"] * 500
     request = "GET {} HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
     with connected(server) as connection:
-        connection.sendall("".join(request.format(each) for each in paths).encode())
+        connection.sendall("".join(request.format(path) for path in paths).encode())
         connection.sendall(b"GET /v2 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
         received = until_closed(connection)
     assert statuses(received) == [200] * 1001
@@ -99,7 +99,7 @@ def test_connect_is_refused(server, target):
     assert list(json.loads(received.partition(b"\r\n\r\n")[2])) == ["error"]
 
 
-# Clients that send no more
+# Clients that stop sending
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_a_connection_is_closed_though_something_came_after_the_answer(impatient
 
 
 @pytest.mark.parametrize("drop", [b"\r\n", b"x"], ids=["empty lines", "a late body"])
-def test_no_drops_keep_a_connection_open(impatient, drop):
+def test_a_trickle_of_bytes_does_not_keep_a_connection_open(impatient, drop):
     with connected(impatient) as connection:
         connection.sendall(HEALTH if drop == b"\r\n" else head("Content-Length: 100000", path="/nothing"))
         read_answer(connection)
@@ -150,7 +150,7 @@ def test_a_body_that_ends_after_its_answer_leaves_the_connection_open(impatient)
             connection.sendall(b"x")
             time.sleep(0.2)
             connection.sendall(b"x")
-            time.sleep(1.5)  # Longer than a body may take.
+            time.sleep(1.5)  # Longer than `read_seconds`.
         connection.sendall(HEALTH)
         assert read_answer(connection)[0] == 200
 
@@ -197,7 +197,7 @@ def test_a_slow_head_does_not_cut_off_the_answer_before_it(serve, model_builder,
 
 @pytest.fixture(scope="module")
 def generous(serve_module, model_path, tmp_path_factory):
-    """A server that waits for one second, with a file of the demo page that no buffer of the system takes in."""
+    """A server that waits one second for a client, with a demo page file larger than any socket buffer."""
     folder = tmp_path_factory.mktemp("web")
     (folder / "ort.wasm.min.mjs").touch()
     (folder / "ort-wasm-simd-threaded.wasm").write_bytes(bytes(WASM_BYTES))
@@ -206,14 +206,14 @@ def generous(serve_module, model_path, tmp_path_factory):
         yield it
 
 
-def test_an_answer_that_nobody_reads_is_dropped(generous):
+def test_a_response_that_nobody_reads_is_dropped(generous):
     with connected(generous) as connection:
         connection.sendall(WASM)
         time.sleep(3)
         assert len(until_closed(connection)) < WASM_BYTES
 
 
-def test_who_reads_slowly_gets_the_whole_answer(generous):
+def test_a_client_that_reads_slowly_gets_the_whole_response(generous):
     with connected(generous) as connection:
         connection.sendall(WASM)
         parts = []
@@ -224,10 +224,10 @@ def test_who_reads_slowly_gets_the_whole_answer(generous):
     assert len(received.partition(b"\r\n\r\n")[2]) == WASM_BYTES
 
 
-# Requests in a row
+# Pipelined requests
 
 
-def test_requests_in_a_row_are_answered_in_order(server):
+def test_pipelined_requests_are_answered_in_order(server):
     request = head(f"Content-Length: {len(PICTURE)}") + PICTURE + HEALTH
     with connected(server) as connection:
         for _ in range(2):
@@ -241,7 +241,7 @@ def test_requests_in_a_row_are_answered_in_order(server):
 
 
 @pytest.mark.parametrize("cut", [7, len(PICTURE) // 2, len(PICTURE) + 20])
-def test_the_last_in_a_row_may_come_late(server, cut):
+def test_the_last_pipelined_request_may_arrive_late(server, cut):
     requests = HEALTH * 300 + head(f"Content-Length: {len(PICTURE)}", "Connection: close") + PICTURE
     with connected(server) as connection:
         connection.sendall(requests[:-cut])
@@ -250,8 +250,8 @@ def test_the_last_in_a_row_may_come_late(server, cut):
         assert statuses(until_closed(connection)) == [200] * 301
 
 
-def test_requests_in_a_row_are_not_all_read_at_once(serve, model_path):
-    """Parsed, they take a hundred times the memory."""
+def test_pipelined_requests_are_not_all_parsed_at_once(serve, model_path):
+    """Parsed requests take a hundred times the memory."""
     tiny = b"GET / HTTP/1.1\r\n\r\n" * 10_000
     with serve(JAXCNN_MODEL=str(model_path)) as server, contextlib.ExitStack() as stack:
         before = resident(server)
@@ -284,7 +284,7 @@ def test_a_head_after_a_large_body_is_not_counted_with_it(server):
 # Trailers
 
 
-def test_trailers_are_no_headers(serve, model_path):
+def test_trailers_are_not_headers(serve, model_path):
     with serve(JAXCNN_MODEL=str(model_path), JAXCNN_API_KEYS="secretsecret") as server, connected(server) as connection:
         start = head("Transfer-Encoding: chunked", "Connection: close") + b"%x\r\n" % len(PICTURE) + PICTURE
         connection.sendall(start + b"\r\n0\r\nX-API-Key: secretsecret\r\n\r\n")
@@ -305,6 +305,6 @@ def test_trailers_without_end_are_refused(server, line, path):
 def test_chunks_of_all_sizes_are_read(server):
     with connected(server) as connection:
         pieces = [PICTURE[:1], PICTURE[1:50], PICTURE[50:], *[bytes(1000)] * 300]
-        body = b"".join(b"%x\r\n%s\r\n" % (len(each), each) for each in pieces)
+        body = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces)
         connection.sendall(head("Transfer-Encoding: chunked", "Connection: close") + body + b"0\r\nX-Sum: 1\r\n\r\n")
         assert statuses(until_closed(connection)) == [200]

@@ -1,4 +1,4 @@
-"""The files of the demo page, and what happens to them while they are asked for."""
+"""The files of the demo page, including files that change while they are requested."""
 
 import asyncio
 import os
@@ -14,7 +14,7 @@ from server import demo, files, model
 
 
 class Site:
-    """What the page's endpoints need of a service, and a client."""
+    """The part of `Service` that the page's endpoints use, and a client."""
 
     def __init__(self, path, reload_seconds=0):
         self.path = path
@@ -25,7 +25,7 @@ class Site:
         self.file_digest = self.model.signature, self.model.digest
 
     def ask(self, endpoint=demo.model_file, *, query=None, method="GET", between=lambda: None, **parameters):
-        """Gets the status, the bytes, and whether they are all; `between` is done when the answer is decided on."""
+        """Returns status, content, and whether it is complete; `between` runs after the headers are decided."""
 
         async def send(message):
             sent.append(message)
@@ -46,7 +46,11 @@ class Site:
         sent = []
         asyncio.run(main())
         start, *parts = sent
-        return start["status"], b"".join(each["body"] for each in parts), bool(parts) and not parts[-1]["more_body"]
+        return (
+            start["status"],
+            b"".join(message["body"] for message in parts),
+            bool(parts) and not parts[-1]["more_body"],
+        )
 
     def refusal(self, *arguments, **options):
         with pytest.raises(HTTPException) as caught:
@@ -72,14 +76,14 @@ def other(model_builder, tmp_path):
 
 @pytest.fixture
 def digests(monkeypatch):
-    """Notes each digest that is computed."""
+    """Records the digests that are computed."""
     found, compute = [], files.digest
     monkeypatch.setattr(files, "digest", lambda file: found.append(compute(file)) or found[-1])
     return found
 
 
 @pytest.mark.parametrize("change", ["touched", "copied"])
-def test_the_file_of_the_model_is_sent_whatever_its_time_and_is_read_for_that_once(site, digests, change, tmp_path):
+def test_a_touched_or_copied_model_file_is_sent_and_hashed_once(site, digests, change, tmp_path):
     content = site.path.read_bytes()
     assert site.ask() == (200, content, True)
     assert digests == []
@@ -92,7 +96,7 @@ def test_the_file_of_the_model_is_sent_whatever_its_time_and_is_read_for_that_on
     assert digests == [site.model.digest]
 
 
-def test_of_another_file_it_is_said_what_helps_and_it_is_read_for_that_once(site, other, digests):
+def test_a_replaced_model_file_is_refused_with_what_to_do_and_hashed_once(site, other, digests):
     content = site.path.read_bytes()
     other.replace(site.path)
     for _ in range(3):
@@ -104,13 +108,13 @@ def test_of_another_file_it_is_said_what_helps_and_it_is_read_for_that_once(site
     assert site.ask() == (200, content, True)
 
 
-def test_where_the_server_looks_for_another_file_it_is_waited_for(path, other):
+def test_with_hot_reload_the_visitor_is_asked_to_wait(path, other):
     site = Site(path, reload_seconds=7)
     other.replace(path)
     assert "checks every 7 seconds, has not loaded the new one yet: reload the page later" in site.refusal()
 
 
-def test_a_page_with_another_model_is_told_to_reload(site):
+def test_a_page_with_an_old_model_is_asked_to_reload(site):
     assert site.refusal(query="0" * 64) == "The model file has been replaced: reload the page."
 
 
@@ -122,14 +126,14 @@ def test_a_file_replaced_before_it_is_sent_is_still_sent(site, other):
 
 
 @pytest.mark.parametrize("length", [0, 1000, None, 2000])
-def test_a_file_written_to_before_it_is_sent_is_not_sent_to_its_end(site, length, caplog):
+def test_a_file_written_to_before_it_is_sent_is_cut_short(site, length, caplog):
     size = site.path.stat().st_size if length is None else length
     status, content, is_whole = site.ask(between=lambda: site.path.write_bytes(bytes(size)))
     assert (status, content, is_whole) == (200, b"", False)
     assert "was written to while it was being sent" in caplog.text
 
 
-def test_a_file_written_to_while_it_is_looked_at_is_not_sent_to_its_end(site, monkeypatch):
+def test_a_file_written_to_while_it_is_hashed_is_cut_short(site, monkeypatch):
     def digest_and_write(file):
         found = compute(file)
         site.path.write_bytes(bytes(site.path.stat().st_size))
@@ -141,7 +145,7 @@ def test_a_file_written_to_while_it_is_looked_at_is_not_sent_to_its_end(site, mo
     assert site.ask() == (200, b"", False)
 
 
-def test_a_file_of_many_pieces_is_sent_whole(site, monkeypatch):
+def test_a_file_of_many_chunks_is_sent_whole(site, monkeypatch):
     monkeypatch.setattr(demo, "_CHUNK_BYTES", 100)
     assert site.ask() == (200, site.path.read_bytes(), True)
     assert site.ask(method="HEAD") == (200, b"", True)
@@ -153,7 +157,7 @@ def test_an_empty_file_is_sent_too(site):
     assert site.ask(demo.runtime_file, name=name) == (200, b"", True)
 
 
-def test_a_file_that_cannot_be_read_is_told_of(site, locked):
+def test_a_file_that_cannot_be_read_is_reported(site, locked):
     site.settings.onnxruntime_web = locked
     text = site.refusal(demo.runtime_file, name="ort.wasm.min.mjs")
     assert text == "The server cannot read this file of the demo page (Permission denied): ask its operator."

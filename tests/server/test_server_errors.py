@@ -14,7 +14,7 @@ from server.middleware.errors import OneLineStartErrors
     ("error", "report"),
     [(StartError("what is wrong"), "^what is wrong$"), (RuntimeError("a bug"), "(?s)^Traceback.*a bug")],
 )
-def test_only_a_mistake_of_the_operator_is_reported_without_its_traceback(error, report):
+def test_only_a_start_error_is_reported_without_its_traceback(error, report):
     @asynccontextmanager
     async def lifespan(app):
         raise error
@@ -30,5 +30,5 @@ def test_only_a_mistake_of_the_operator_is_reported_without_its_traceback(error,
     app = Starlette(lifespan=lifespan, middleware=[Middleware(OneLineStartErrors)])
     with pytest.raises(type(error)):
         asyncio.run(app({"type": "lifespan", "state": {}}, receive, send))
-    assert [each["type"] for each in sent] == ["lifespan.startup.failed"]
+    assert [message["type"] for message in sent] == ["lifespan.startup.failed"]
     assert re.search(report, sent[0]["message"])

@@ -6,7 +6,7 @@ import pytest
 from server import files
 
 
-def test_a_file_is_opened_and_told_from_others(tmp_path):
+def test_a_file_is_opened_and_has_a_signature(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"content")
     with files.open_file(path) as file:
@@ -19,7 +19,7 @@ def test_a_file_is_opened_and_told_from_others(tmp_path):
         assert files.signature(file) != files.signature_of(path)
 
 
-def test_a_file_is_told_by_its_time_its_size_and_its_place(tmp_path):
+def test_a_signature_depends_on_time_size_and_inode(tmp_path):
     path, other = tmp_path / "file", tmp_path / "other"
     seen = set()
     for content, written in ((b"content", 1), (b"content", 2), (b"longer content", 2)):
@@ -32,7 +32,7 @@ def test_a_file_is_told_by_its_time_its_size_and_its_place(tmp_path):
     assert len({*seen, files.signature_of(path)}) == 4
 
 
-def test_a_link_is_the_file_that_it_leads_to(tmp_path):
+def test_a_link_stands_for_its_target(tmp_path):
     (tmp_path / "file").write_bytes(b"content")
     (tmp_path / "link").symlink_to("file")
     with files.open_file(tmp_path / "link") as file:
@@ -40,7 +40,7 @@ def test_a_link_is_the_file_that_it_leads_to(tmp_path):
         assert files.signature(file) == files.signature_of(tmp_path / "link")
 
 
-def test_what_is_no_file_is_not_there(tmp_path):
+def test_folders_and_pipes_count_as_missing(tmp_path):
     (tmp_path / "file").touch()
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "absent", tmp_path / "pipe", tmp_path / "file" / "within"):
@@ -49,12 +49,12 @@ def test_what_is_no_file_is_not_there(tmp_path):
     assert files.signature_of(tmp_path / "absent") is None
 
 
-def test_a_file_that_may_not_be_looked_at_is_none_that_is_not_there(locked):
+def test_a_forbidden_file_is_not_reported_as_missing(locked):
     with pytest.raises(PermissionError):
         files.open_file(locked / "file")
     assert files.signature_of(locked / "file") is None
 
 
-def test_neither_is_one_whose_name_is_too_long(tmp_path):
+def test_a_name_that_is_too_long_is_not_reported_as_missing(tmp_path):
     with pytest.raises(OSError, match="File name too long"):
         files.open_file(tmp_path / ("x" * 300))

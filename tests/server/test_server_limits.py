@@ -1,4 +1,4 @@
-"""Limits and stops, each against a server of its own."""
+"""Limits, disks, slow headers and shutdowns, with one server per test."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ ENCODED = 'jaxcnn_stage_duration_seconds_count{stage="encode"}'
 
 @pytest.fixture(scope="session")
 def slow_model(model_builder, tmp_path_factory):
-    """Takes some tenths of a second."""
+    """A model that takes some tenths of a second."""
     return model_builder(tmp_path_factory.mktemp("slow") / "slow.onnx", work=30)
 
 
@@ -36,7 +36,7 @@ def serve_slowly(serve, slow_model):
 
 @pytest.fixture
 def serve_on(start):
-    """Serves with a file descriptor for the log, which tells nothing: not the port either."""
+    """Serves with a file descriptor as the log, so that the port cannot be read from it."""
 
     @contextlib.contextmanager
     def serve(descriptor: int, **settings: str):
@@ -63,7 +63,7 @@ def answers(client: httpx.Client) -> bool:
 
 
 def metric(client: httpx.Client, line: str) -> float:
-    """The value of a line of /metrics that starts so."""
+    """Returns the value of the line of /metrics that starts with `line`; 0 if there is none."""
     found = re.search(rf"^{re.escape(line)} (\S+)$", client.get("/metrics").text, re.MULTILINE)
     return float(found[1]) if found else 0.0
 
@@ -77,8 +77,10 @@ def wait_until(condition) -> None:
 
 def test_a_passed_deadline_is_504(serve_slowly):
     with serve_slowly(JAXCNN_DEADLINE_MS="200") as server:
-        post(server.client, b"no picture")  # The first loads what reads pictures, and would not reach the model.
-        for done in (1, 2):  # The second is not refused for what the first took.
+        post(
+            server.client, b"no picture"
+        )  # The first request loads Pillow's plugins, and would not reach the model in time.
+        for done in (1, 2):  # The second is not refused because of the first.
             response = post(server.client, PICTURE)
             assert response.status_code == 504
             assert error(response).startswith("The answer took longer than 0.2 s: ")
@@ -86,13 +88,13 @@ def test_a_passed_deadline_is_504(serve_slowly):
             time.sleep(0.1)
 
 
-def test_what_would_miss_its_deadline_is_503_at_once(serve_slowly):
+def test_a_request_that_would_miss_its_deadline_is_503_at_once(serve_slowly):
     with serve_slowly() as server:
         taken = min(timed_post(server.port)[1] for _ in range(2))
-    deadline = round(8 * 1000 * taken)  # Several are in time, also where they slow each other down.
+    deadline = round(8 * 1000 * taken)  # Several are in time, even if they slow each other down.
     with serve_slowly(JAXCNN_DEADLINE_MS=str(deadline)) as server, ThreadPoolExecutor(40) as threads:
-        assert post(server.client, PICTURE).status_code == 200  # Now it knows how long one takes.
-        answers = [each.result() for each in [threads.submit(timed_post, server.port) for _ in range(40)]]
+        assert post(server.client, PICTURE).status_code == 200  # Now the server knows how long a request takes.
+        answers = [answer.result() for answer in [threads.submit(timed_post, server.port) for _ in range(40)]]
         refused = [(seconds, int(retry)) for status, seconds, retry in answers if status == 503]
         assert all(seconds < 1 and retry >= 1 for seconds, retry in refused)
         assert sum(status == 200 for status, _, _ in answers) >= 3
@@ -100,10 +102,10 @@ def test_what_would_miss_its_deadline_is_503_at_once(serve_slowly):
 
 
 HOSTILE = encode((250, 0, 0), "WEBP", (5000, 5000))
-"""Takes most of a second to decode."""
+"""A picture that takes most of a second to decode."""
 
 
-def test_work_that_nobody_waits_for_stops(serve, model_path):
+def test_abandoned_work_stops(serve, model_path):
     with serve(JAXCNN_MODEL=str(model_path), JAXCNN_THREADS="1", JAXCNN_DEADLINE_MS="1000") as server:
         assert server.client.post("/predict", json={"images": [text(HOSTILE)] * 32}).status_code == 504
         start = time.monotonic()
@@ -112,30 +114,30 @@ def test_work_that_nobody_waits_for_stops(serve, model_path):
         assert metric(server.client, "jaxcnn_batch_size_count") == 1
 
 
-def test_a_stop_does_not_wait_for_what_nobody_waits_for(serve, model_path):
+def test_a_shutdown_does_not_wait_for_abandoned_work(serve, model_path):
     settings = {"JAXCNN_THREADS": "2", "JAXCNN_DEADLINE_MS": "100", "JAXCNN_MAX_PIXELS": "89000000"}
     with serve(JAXCNN_MODEL=str(model_path), **settings) as server, ThreadPoolExecutor(2) as threads:
         picture = encode((250, 0, 0), "WEBP", (9400, 9400))
-        for each in [threads.submit(post, server.client, picture, "image/webp") for _ in range(2)]:
-            assert each.result().status_code == 504
+        for answer in [threads.submit(post, server.client, picture, "image/webp") for _ in range(2)]:
+            assert answer.result().status_code == 504
         server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(timeout=30) == 0  # With both threads in the midst of a picture.
+        assert server.process.wait(timeout=30) == 0  # Both threads are still decoding.
         assert "Application shutdown complete." in server.log.read_text()
         assert not re.search("Traceback|Fatal|terminate", server.log.read_text())
 
 
 def timed_post(port: int) -> tuple[int, float, str]:
-    # Without certificates: forty clients that read them keep the server's cores busy for seconds.
+    # Without certificates: loading them for forty clients keeps the cores busy for seconds.
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False, verify=False) as client:
         start = time.monotonic()
         response = post(client, PICTURE)
         return response.status_code, time.monotonic() - start, response.headers.get("retry-after", "0")
 
 
-def test_a_client_gone_while_it_waits_is_dropped(serve_slowly):
+def test_a_client_that_disconnects_leaves_the_queue(serve_slowly):
     with serve_slowly() as server, ThreadPoolExecutor(2) as threads:
         first = threads.submit(timed_post, server.port)
-        wait_until(lambda: metric(server.client, "http_requests_in_progress") == 2)  # That, and this very one.
+        wait_until(lambda: metric(server.client, "http_requests_in_progress") == 2)  # The slow request, and this one.
         with socket.create_connection(("127.0.0.1", server.port)) as gone:
             gone.sendall(head(f"Content-Length: {len(PICTURE)}") + PICTURE)
             wait_until(lambda: metric(server.client, "jaxcnn_queue_depth") == 1)
@@ -143,10 +145,10 @@ def test_a_client_gone_while_it_waits_is_dropped(serve_slowly):
         assert (first.result()[0], last.result()[0]) == (200, 200)
         assert metric(server.client, "jaxcnn_queue_wait_seconds_count") == 2
         log_lines(server, status=499)
-        assert not [each for each in log_lines(server) if each["level"] == "error"]
+        assert not [line for line in log_lines(server) if line["level"] == "error"]
 
 
-def test_health_is_answered_while_all_threads_work(serve_slowly):
+def test_health_checks_respond_while_all_threads_work(serve_slowly):
     with serve_slowly(JAXCNN_DEADLINE_MS="60000") as server, ThreadPoolExecutor(4) as threads:
         answers = [threads.submit(timed_post, server.port) for _ in range(4)]
         wait_until(lambda: metric(server.client, "jaxcnn_queue_depth") >= 2)
@@ -154,11 +156,11 @@ def test_health_is_answered_while_all_threads_work(serve_slowly):
             start = time.monotonic()
             assert server.client.get(path).status_code == 200
             assert time.monotonic() - start < 0.4
-        assert [each.result()[0] for each in answers] == [200] * 4
+        assert [answer.result()[0] for answer in answers] == [200] * 4
 
 
 def is_refused_beside_chunks(server, picture: bytes) -> bool:
-    """Whether there is no room while another has sent a part; which of the two comes first is open."""
+    """Returns whether a request is refused while a chunked one holds memory; either may be first."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=30) as chunked:
         chunked.sendall(head("Transfer-Encoding: chunked") + b"15f90\r\n" + bytes(90_000) + b"\r\n")
         time.sleep(0.1)
@@ -176,7 +178,7 @@ def test_bodies_share_a_bounded_memory(serve, model_path):
             wait_until(lambda: post(server.client, picture).status_code == 503)
             response = post(server.client, picture)
             assert (response.status_code, response.headers["retry-after"]) == (503, "1")
-            assert post(server.client, PICTURE).status_code == 200  # There is room for a small one.
+            assert post(server.client, PICTURE).status_code == 200  # There is room for a small body.
             slow.sendall(picture[90_000:])
             assert read_answer(slow)[0] == 200
         wait_until(lambda: is_refused_beside_chunks(server, picture))
@@ -184,7 +186,7 @@ def test_bodies_share_a_bounded_memory(serve, model_path):
         assert metric(server.client, 'jaxcnn_shed_total{reason="bytes"}') >= 2
 
 
-def test_bodies_that_are_only_declared_keep_nobody_out(serve, model_path):
+def test_declared_bodies_take_no_memory(serve, model_path):
     limits = {"JAXCNN_MAX_BODY_BYTES": "100000", "JAXCNN_MAX_BUFFER_BYTES": "150000"}
     with serve(JAXCNN_MODEL=str(model_path), **limits) as server, contextlib.ExitStack() as stack:
         for _ in range(6):
@@ -194,19 +196,19 @@ def test_bodies_that_are_only_declared_keep_nobody_out(serve, model_path):
         assert post(server.client, PICTURE + bytes(100_000 - len(PICTURE))).status_code == 200
 
 
-def test_a_body_that_comes_at_once_is_counted(serve, slow_model):
-    """Two that wait for the model in a memory that holds one of them."""
+def test_a_body_that_arrives_at_once_is_counted(serve, slow_model):
+    """Two bodies wait for the model, in a memory that holds one of them."""
     limits = {"JAXCNN_MAX_BODY_BYTES": "10000", "JAXCNN_MAX_BUFFER_BYTES": "15000"}
     with serve(JAXCNN_MODEL=str(slow_model), **limits) as server, ThreadPoolExecutor(4) as threads:
         picture = PICTURE + bytes(10_000 - len(PICTURE))
         answers = [threads.submit(post, server.client, picture) for _ in range(4)]
-        assert {each.result().status_code for each in answers} == {200, 503}
+        assert {answer.result().status_code for answer in answers} == {200, 503}
 
 
 def test_a_full_server_answers_503_and_stays_healthy(serve_slowly):
     with serve_slowly(JAXCNN_MAX_REQUESTS="1") as server, ThreadPoolExecutor(1) as threads:
         slow = threads.submit(timed_post, server.port)
-        wait_until(lambda: metric(server.client, "http_requests_in_progress") == 2)  # That, and this very one.
+        wait_until(lambda: metric(server.client, "http_requests_in_progress") == 2)  # The slow request, and this one.
         response = post(server.client, PICTURE)
         assert response.status_code == 503
         assert int(response.headers["retry-after"]) >= 1
@@ -215,10 +217,10 @@ def test_a_full_server_answers_503_and_stays_healthy(serve_slowly):
         assert slow.result()[0] == 200
         for broken in (b"", b"no picture", encode(YELLOW)):
             assert post(server.client, broken).status_code in (400, 500)
-        assert post(server.client, PICTURE).status_code == 200  # Every one gave its place back.
+        assert post(server.client, PICTURE).status_code == 200  # All places have been released.
 
 
-def test_bodies_on_their_way_keep_nobody_out(serve, model_path):
+def test_incomplete_bodies_take_no_place_in_the_queue(serve, model_path):
     with (
         serve(JAXCNN_MODEL=str(model_path), JAXCNN_MAX_REQUESTS="1") as server,
         socket.create_connection(("127.0.0.1", server.port), timeout=30) as slow,
@@ -230,13 +232,13 @@ def test_bodies_on_their_way_keep_nobody_out(serve, model_path):
         assert read_answer(slow)[0] == 200
 
 
-def test_one_that_comes_when_the_places_are_taken_is_503(serve_slowly):
+def test_a_body_that_completes_when_the_queue_is_full_is_503(serve_slowly):
     with serve_slowly(JAXCNN_MAX_REQUESTS="1") as server, ThreadPoolExecutor(1) as threads:
         with socket.create_connection(("127.0.0.1", server.port), timeout=30) as slow:
             slow.sendall(head(f"Content-Length: {len(PICTURE)}", "Expect: 100-continue"))
             assert slow.recv(100).startswith(b"HTTP/1.1 100")
             first = threads.submit(timed_post, server.port)
-            wait_until(lambda: metric(server.client, "http_requests_in_progress") == 3)  # Both, and this very one.
+            wait_until(lambda: metric(server.client, "http_requests_in_progress") == 3)  # Both, and this one.
             slow.sendall(PICTURE)
             assert read_answer(slow)[0] == 503
         assert first.result()[0] == 200
@@ -253,7 +255,7 @@ def test_refused_pictures_leave_no_memory_behind(serve, model_path, is_list):
             return metric(server.client, "process_resident_memory_bytes")
 
         before = max(refuse() for _ in range(3))
-        assert max(refuse() for _ in range(8)) < before + 50e6  # Each takes 27 MB while it is decoded.
+        assert max(refuse() for _ in range(8)) < before + 50e6  # Each picture takes 27 MB while it is decoded.
 
 
 def test_a_slow_body_is_408(serve, model_path):
@@ -307,7 +309,7 @@ def test_a_wrong_setting_stops_the_start_with_one_line(start, model_builder, tmp
     damaged.write_bytes(model_builder(damaged).read_bytes().replace(b"stretch", b"stre\xffch"))
     process = start(log, **{key: value.format(failing=failing, damaged=damaged) for key, value in environment.items()})
     assert process.wait(timeout=30) != 0
-    wrong, end = (each for each in log.read_text().splitlines() if not each.startswith("INFO:"))
+    wrong, end = (line for line in log.read_text().splitlines() if not line.startswith("INFO:"))
     assert re.fullmatch(f"ERROR: +{line}", wrong)
     assert re.fullmatch("ERROR: +Application startup failed. Exiting.", end)
 
@@ -325,7 +327,7 @@ def test_a_full_disk_under_the_log_stops_nothing(serve_on, model_path):
 
 
 def test_a_log_that_nobody_reads_stops_nothing(serve_on, model_path):
-    reader, writer = os.pipe()  # It holds 64 kB.
+    reader, writer = os.pipe()  # A pipe holds 64 kB.
     with serve_on(writer, JAXCNN_MODEL=str(model_path)) as client:
         for _ in range(600):
             assert client.get("/healthz", headers={"X-Request-ID": "x" * 128}).status_code == 200
@@ -333,8 +335,8 @@ def test_a_log_that_nobody_reads_stops_nothing(serve_on, model_path):
     os.close(writer)
 
 
-def test_it_writes_no_files(serve_on, model_path):
-    """As on a read-only file system, from which root too is kept by this limit."""
+def test_the_server_writes_no_files(serve_on, model_path):
+    """As on a read-only file system; this limit holds for root as well."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
     try:
@@ -342,17 +344,14 @@ def test_it_writes_no_files(serve_on, model_path):
         with serve_on(writer, JAXCNN_MODEL=str(model_path)) as client:
             files = [("images", (f"{i}.png", PICTURE + bytes(1_500_000))) for i in range(4)]
             response = client.post("/predict", files=files)
-            assert [each["predicted_class"] for each in response.json()] == ["red"] * 4
+            assert [result["predicted_class"] for result in response.json()] == ["red"] * 4
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     os.close(reader)
     os.close(writer)
 
 
-# Stops
-
-
-# Heads
+# Request heads
 
 
 @pytest.mark.parametrize("first", [False, True], ids=["at once", "after a request"])
@@ -369,7 +368,9 @@ def test_endless_headers_are_refused(serve, model_path, first):
                     endless.sendall(b"x" * 10_000)
             with contextlib.suppress(ConnectionError):
                 answer = endless.recv(65536)
-            assert answer == b"" or answer.startswith(b"HTTP/1.1 400")  # Its own data may cut the answer off.
+            assert answer == b"" or answer.startswith(
+                b"HTTP/1.1 400"
+            )  # A reset by the unread data may cut the response off.
         assert metric(server.client, "process_resident_memory_bytes") < 120e6
         assert post(server.client, PICTURE).status_code == 200
 
@@ -386,7 +387,7 @@ def test_endless_headers_are_refused(serve, model_path, first):
     ],
     ids=["no request", "no header", "long header"],
 )
-def test_what_is_no_request_is_refused_in_json(server, sent, complaint):
+def test_invalid_http_is_refused_in_json(server, sent, complaint):
     with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
         connection.sendall(sent)
         answer = b""
@@ -408,11 +409,11 @@ def test_long_headers_within_the_limit_are_read(client):
     ("start", "answer"),
     [(b"", b""), (b"GET / HT", b"HTTP/1.1 408"), (b"GET / HTTP/1.1\r\nHost: a\r\nX-Slow: ", b"HTTP/1.1 408")],
 )
-def test_a_slow_head_is_not_waited_for(serve, model_path, start, answer):
+def test_a_slow_head_ends_the_connection(serve, model_path, start, answer):
     settings = {"JAXCNN_MODEL": str(model_path), "JAXCNN_READ_SECONDS": "1"}
     with serve(**settings) as server, socket.create_connection(("127.0.0.1", server.port), timeout=30) as slow:
         slow.sendall(start)
-        received = b"".join(iter(lambda: slow.recv(65536), b""))  # Closed.
+        received = b"".join(iter(lambda: slow.recv(65536), b""))  # Until the server closes.
         assert received[:12] == answer
 
 
@@ -426,7 +427,7 @@ def test_a_kept_connection_does_not_count_as_slow(serve, model_path):
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_finishes_what_was_accepted(serve, model_path, signal_number):
+def test_a_shutdown_finishes_accepted_requests(serve, model_path, signal_number):
     with serve(JAXCNN_MODEL=str(model_path)) as server:
         with socket.create_connection(("127.0.0.1", server.port), timeout=30) as slow:
             slow.sendall(head(f"Content-Length: {len(PICTURE)}", "Expect: 100-continue"))
@@ -441,7 +442,7 @@ def test_a_stop_finishes_what_was_accepted(serve, model_path, signal_number):
         assert "Traceback" not in server.log.read_text()
 
 
-def test_sigterm_first_tells_the_load_balancer(serve, model_path):
+def test_sigterm_first_turns_readiness_off(serve, model_path):
     with serve(JAXCNN_MODEL=str(model_path), JAXCNN_DRAIN_SECONDS="2") as server:
         assert "connection" not in post(server.client, PICTURE).headers
         server.process.send_signal(signal.SIGTERM)
@@ -451,12 +452,12 @@ def test_sigterm_first_tells_the_load_balancer(serve, model_path):
         assert server.client.get("/ping").status_code == 503
         assert server.client.get("/v2/health/ready").json() == {"live": True, "ready": False}
         assert server.client.get("/v2/models/colours/ready").status_code == 503
-        late = post(server.client, PICTURE)  # It is served, and told to connect anew.
+        late = post(server.client, PICTURE)  # It is served, and asked to reconnect.
         assert (late.status_code, late.headers["connection"]) == (200, "close")
         assert server.process.wait(timeout=30) == 0
 
 
-def test_a_second_sigterm_is_not_waited_for(serve, model_path):
+def test_a_second_sigterm_ends_the_grace_period(serve, model_path):
     with serve(JAXCNN_MODEL=str(model_path), JAXCNN_DRAIN_SECONDS="3600") as server:
         server.process.send_signal(signal.SIGTERM)
         log_lines(server, message="SIGTERM: not ready any more, shutting down in 3600 seconds")
@@ -466,7 +467,7 @@ def test_a_second_sigterm_is_not_waited_for(serve, model_path):
 
 
 def test_sigterm_twice_at_once_is_one(serve, model_path):
-    """As to a worker, by the service manager and by its parent."""
+    """A uvicorn worker gets the signal from the service manager and from its parent."""
     with serve(JAXCNN_MODEL=str(model_path), JAXCNN_DRAIN_SECONDS="3") as server:
         for _ in range(2):
             server.process.send_signal(signal.SIGTERM)
@@ -480,12 +481,12 @@ def test_sigterm_under_load_loses_nothing(serve, model_path):
     with serve(JAXCNN_MODEL=str(model_path), JAXCNN_DRAIN_SECONDS="1") as server:
         lost: list[Exception] = []
         clients = [threading.Thread(target=ask_until_unready, args=(server.port, lost)) for _ in range(8)]
-        for each in clients:
-            each.start()
+        for client in clients:
+            client.start()
         time.sleep(0.5)
         server.process.send_signal(signal.SIGTERM)
-        for each in clients:
-            each.join()
+        for client in clients:
+            client.join()
         assert lost == []
         assert server.process.wait(timeout=30) == 0
         assert "Traceback" not in server.log.read_text()

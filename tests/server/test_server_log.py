@@ -17,20 +17,19 @@ def written(fields: dict[str, object], count: int = 1) -> list[dict[str, object]
 
 def test_every_line_is_written_before_the_end():
     lines = written({"message": "hello\nworld"}, count=300)
-    assert [each["message"] for each in lines] == ["hello\nworld"] * 300
+    assert [line["message"] for line in lines] == ["hello\nworld"] * 300
     assert list(lines[0]) == ["time", "message"]
 
 
 def test_text_that_is_not_unicode_does_not_stop_the_log():
-    assert written({"message": "file \udcff"}) == written({"message": "file \udcff"}) or True
     assert written({"message": "file \udcff"})[0]["message"] == "file \udcff"
 
 
-def test_what_waits_too_long_is_lost_not_kept():
+def test_the_oldest_of_too_many_lines_are_dropped():
     reader, descriptor = os.pipe()
     writer = LogWriter(descriptor)
     for _ in range(20_000):
         writer.write({"message": "x" * 100})
     assert len(writer._lines) <= 10_000
-    writer.close()  # Nobody reads.
+    writer.close()  # Nobody reads the pipe.
     os.close(reader)

@@ -32,7 +32,7 @@ def test_threads_are_set_and_do_not_spin(model_path):
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
 
 
-def test_tells_what_it_is(model_path):
+def test_a_model_knows_its_name_digest_and_outputs(model_path):
     loaded = load(model_path)
     assert (loaded.name, loaded.version, loaded.names) == ("colours", "1.2", ("red", "green", "blue", "white", "black"))
     assert loaded.digest == hashlib.sha256(model_path.read_bytes()).hexdigest()
@@ -45,12 +45,12 @@ def test_pictures_need_not_be_square(model_builder, tmp_path):
     assert (loaded.height, loaded.width) == (8, 6)
 
 
-def test_a_file_need_not_tell_its_version(model_builder, tmp_path):
+def test_the_version_is_optional(model_builder, tmp_path):
     assert load(model_builder(tmp_path / "model.onnx", metadata={"version": None})).version == ""
 
 
 @pytest.mark.parametrize(("max_batch", "counts"), [(4, [4, 3, 2, 1]), (1, [2, 1])])
-def test_every_number_of_pictures_is_tried(model_path, monkeypatch, max_batch, counts):
+def test_every_batch_size_is_warmed_up(model_path, monkeypatch, max_batch, counts):
     def counted(loaded, images, outputs):
         tried.append(len(images))
         return run(loaded, images, outputs)
@@ -113,7 +113,7 @@ def test_a_file_that_breaks_the_contract_is_refused_in_one_line(model_builder, t
 
 
 @pytest.mark.parametrize("content", [b"", b"no model at all", b"\x08\x08" * 1000])
-def test_a_file_that_is_no_model_is_refused(tmp_path, content):
+def test_a_file_that_is_not_a_model_is_refused(tmp_path, content):
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
     with pytest.raises(StartError, match="cannot be served: onnxruntime cannot open it"):
@@ -129,12 +129,12 @@ def test_a_file_with_text_that_is_not_utf8_is_refused(model_path, tmp_path, text
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_version_that_no_answer_could_hold_is_refused(model_builder, tmp_path):
+def test_a_version_that_is_not_unicode_is_refused(model_builder, tmp_path):
     with pytest.raises(StartError, match="version that is not valid Unicode"):
         load(model_builder(tmp_path / "model.onnx", metadata={"version": r'"\udcff"'}))
 
 
-def test_a_file_that_goes_while_it_is_read_is_refused(model_path, tmp_path, monkeypatch):
+def test_a_file_removed_while_it_is_read_is_refused(model_path, tmp_path, monkeypatch):
     path = tmp_path / "model.onnx"
     shutil.copy(model_path, path)
     opened = model._open
@@ -158,7 +158,7 @@ def test_a_file_that_cannot_be_read_is_refused(model_path, monkeypatch):
         load(model_path)
 
 
-def test_a_file_that_may_not_be_looked_at_is_refused(locked):
+def test_a_file_in_a_folder_that_may_not_be_entered_is_refused(locked):
     with pytest.raises(StartError, match=r"it cannot be read \(Permission denied\)\. Set JAXCNN_MODEL to a file that"):
         load(locked / "model.onnx")
 
@@ -168,20 +168,20 @@ def test_a_name_that_is_too_long_is_refused(tmp_path):
         load(tmp_path / f"{'x' * 300}.onnx")
 
 
-def test_a_name_that_no_answer_could_hold_is_refused(model_path, tmp_path):
+def test_a_path_that_is_not_utf8_is_refused(model_path, tmp_path):
     path = Path(shutil.copy(model_path, tmp_path / os.fsdecode(b"mod\xff.onnx")))
     with pytest.raises(StartError, match=r"its path is not valid UTF-8\. Rename it"):
         load(path)
 
 
 @pytest.mark.parametrize("side", [2**20, 2**40])
-def test_a_model_of_pictures_that_no_memory_holds_is_refused(model_builder, tmp_path, side):
+def test_a_model_whose_input_exceeds_memory_is_refused(model_builder, tmp_path, side):
     path = model_builder(tmp_path / "model.onnx", side=side, metadata={"image_size": [side, side]})
     with pytest.raises(StartError, match="it fails on a batch of 4 black pictures"):
         load(path)
 
 
-def test_a_file_replaced_while_it_is_read_is_the_one_that_is_told(model_builder, model_path, tmp_path, monkeypatch):
+def test_a_file_replaced_while_it_is_read_is_read_again(model_builder, model_path, tmp_path, monkeypatch):
     path = tmp_path / "model.onnx"
     new = model_builder(tmp_path / "new.onnx", metadata={"names": ["a", "b", "c", "d", "e"]})
     shutil.copy(model_path, path)
@@ -200,7 +200,7 @@ def test_a_file_replaced_while_it_is_read_is_the_one_that_is_told(model_builder,
     assert loaded.signature == files.signature_of(path)
 
 
-def test_a_file_that_never_rests_is_refused(model_path, tmp_path, monkeypatch):
+def test_a_file_that_keeps_changing_is_refused(model_path, tmp_path, monkeypatch):
     path = tmp_path / "model.onnx"
     shutil.copy(model_path, path)
     opened = model._open

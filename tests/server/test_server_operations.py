@@ -1,4 +1,4 @@
-"""What an operator needs: metrics, logs, documentation, keys, other web sites, and new model files."""
+"""Operations: metrics, logs, documentation, API keys, CORS and hot reload."""
 
 import dataclasses
 import hashlib
@@ -25,11 +25,11 @@ PICTURE = encode(COLOURS["red"])
 
 
 def samples(client: httpx.Client) -> dict[tuple[str, ...], float]:
-    """Every sample of /metrics by its name and label values."""
+    """Returns all samples of /metrics by name and label values."""
     response = client.get("/metrics")
     assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
     families = text_string_to_metric_families(response.text)
-    return {(each.name, *each.labels.values()): each.value for family in families for each in family.samples}
+    return {(item.name, *item.labels.values()): item.value for family in families for item in family.samples}
 
 
 # Metrics
@@ -71,8 +71,8 @@ def test_the_stages_of_a_request_are_measured(client):
     assert after["jaxcnn_batch_size_sum",] == before["jaxcnn_batch_size_sum",] + 3
     assert after["jaxcnn_queue_wait_seconds_count",] == before["jaxcnn_queue_wait_seconds_count",] + 1
     assert after["jaxcnn_queue_depth",] == 0
-    assert after["http_requests_in_progress",] == 1  # This one.
-    assert {each[1] for each in after if each[0] == "jaxcnn_shed_total"} == {"requests", "bytes", "deadline"}
+    assert after["http_requests_in_progress",] == 1  # This request.
+    assert {key[1] for key in after if key[0] == "jaxcnn_shed_total"} == {"requests", "bytes", "deadline"}
     assert after["process_resident_memory_bytes",] > 1e7
 
 
@@ -84,8 +84,8 @@ def test_durations_have_opentelemetrys_buckets(client):
     assert bounds == set(expected.split())
 
 
-def test_the_model_is_told(client, model_path):
-    (info,) = [each for each in samples(client) if each[0] == "jaxcnn_model_info"]
+def test_metrics_name_the_model(client, model_path):
+    (info,) = [key for key in samples(client) if key[0] == "jaxcnn_model_info"]
     assert "colours" in info
     assert "1.2" in info
 
@@ -128,12 +128,12 @@ def test_a_path_cannot_forge_a_line(server, client):
     assert line["path"] == '/\n{"level":"error"}"'
 
 
-def test_the_access_log_can_be_left_out(serve, model_path):
+def test_the_access_log_can_be_turned_off(serve, model_path):
     with serve(JAXCNN_MODEL=str(model_path), JAXCNN_ACCESS_LOG="off") as server:
         post(server.client, PICTURE)
         post(server.client, encode(YELLOW))
         log_lines(server, level="error")
-        assert not [each for each in log_lines(server) if each["message"] == "request"]
+        assert not [line for line in log_lines(server) if line["message"] == "request"]
 
 
 # Documentation
@@ -161,16 +161,16 @@ def test_the_openapi_document_is_valid_and_complete(client):
 
 
 @pytest.mark.parametrize("names", [["image"], ["images"], ["images", "images"], [], ["image", "images"]])
-def test_the_openapi_document_tells_which_forms_are_taken(client, names):
+def test_the_openapi_document_describes_the_accepted_forms(client, names):
     schema = client.get("/openapi.json").json()["components"]["schemas"]["Form"]
-    form = {each: ["file"] * names.count(each) if each == "images" else "file" for each in names}
-    response = client.post("/predict", files=[(each, PICTURE) for each in names or ["another"]])
+    form = {name: ["file"] * names.count(name) if name == "images" else "file" for name in names}
+    response = client.post("/predict", files=[(name, PICTURE) for name in names or ["another"]])
     assert Draft202012Validator(schema).is_valid(form) == (response.status_code == 200)
     assert response.status_code in (200, 400)
 
 
 @pytest.mark.parametrize(("count", "expected"), [(2, 2), (3, 3), (5, 3)])
-def test_the_openapi_document_tells_how_many_classes_are_told(model_path, count, expected):
+def test_the_openapi_document_bounds_top_k(model_path, count, expected):
     model = load(model_path, max_batch=1, threads=1)
     fewer = dataclasses.replace(model, names=model.names[:count])
     document = openapi.document(fewer, Settings(model=model_path), open_paths=frozenset())
@@ -202,7 +202,7 @@ def test_sagemakers_paths(client):
 # Heat maps
 
 
-def test_a_heat_map_only_where_it_is_wanted(serve, model_builder, tmp_path):
+def test_a_heat_map_is_sent_on_request(serve, model_builder, tmp_path):
     path = model_builder(tmp_path / "seeing.onnx", heatmap=True)
     with serve(JAXCNN_MODEL=str(path)) as server:
         green = encode(COLOURS["green"])
@@ -212,19 +212,19 @@ def test_a_heat_map_only_where_it_is_wanted(serve, model_builder, tmp_path):
         assert answer["heatmap"][0][0] == pytest.approx(1)
         pair = {"images": [text(PICTURE), text(green)]}
         answers = server.client.post("/predict?heatmap=true", json=pair).json()
-        assert [each["heatmap"][3][1] for each in answers] == pytest.approx([0, 1])
+        assert [result["heatmap"][3][1] for result in answers] == pytest.approx([0, 1])
 
 
-def test_a_heat_map_that_there_is_not_is_refused(client):
+def test_a_heat_map_is_refused_if_the_model_has_none(client):
     assert error(post(client, PICTURE, params={"heatmap": "true"})).startswith("This model has no heat map")
     assert post(client, PICTURE, params={"heatmap": "1"}).status_code == 400
     assert post(client, PICTURE, params={"heatmap": "false"}).status_code == 200
 
 
-# API keys and other web sites
+# API keys and CORS
 
 
-def test_keys_guard_all_but_health_and_the_page(serve, model_path):
+def test_all_but_health_and_the_page_need_a_key(serve, model_path):
     with serve(JAXCNN_MODEL=str(model_path), JAXCNN_API_KEYS="first-key-1, second-key") as server:
         client = server.client
         for headers in (
@@ -285,7 +285,7 @@ def test_openapi_and_the_middleware_agree_on_which_routes_need_a_key(serve, mode
         assert server.client.get("/docs").text.count("Needs an API key.") == guarded > 0
 
 
-def test_keys_guard_the_same_below_a_root_path(serve, model_path):
+def test_the_same_paths_need_a_key_below_a_root_path(serve, model_path):
     settings = {"JAXCNN_MODEL": str(model_path), "JAXCNN_API_KEYS": "some-key"}
     with serve(**settings, UVICORN_ROOT_PATH="/api") as server:
         for path in ("/healthz", "/readyz", "/ping", "/v2/health/ready", "/", "/page/page.js", "/docs"):
@@ -295,7 +295,7 @@ def test_keys_guard_the_same_below_a_root_path(serve, model_path):
         assert server.client.get("/metrics", headers={"X-API-Key": "some-key"}).status_code == 200
 
 
-def test_only_the_web_sites_of_the_setting_may_call(serve, model_path):
+def test_only_the_origins_of_the_setting_are_allowed(serve, model_path):
     origin = "https://example.org"
     with serve(
         JAXCNN_MODEL=str(model_path), JAXCNN_CORS_ORIGINS=f"{origin},http://localhost:3000", JAXCNN_API_KEYS="some-key"
@@ -323,15 +323,15 @@ def post_from(client: httpx.Client, origin: str, picture: bytes = PICTURE) -> ht
     return client.post("/predict", content=picture, headers=headers)
 
 
-def test_no_web_site_may_call_unless_told(client):
+def test_no_origin_is_allowed_by_default(client):
     assert "access-control-allow-origin" not in post_from(client, "https://example.org").headers
 
 
-# New model files
+# Hot reload
 
 
 def replace(path, new) -> None:
-    """Puts a file in place of another at once."""
+    """Replaces a file atomically."""
     temporary = path.with_name("temporary")
     shutil.copy(new, temporary)
     os.replace(temporary, path)
@@ -339,9 +339,9 @@ def replace(path, new) -> None:
 
 @pytest.fixture
 def models(model_builder, tmp_path):
-    """A model, one with other names, and one that is damaged."""
+    """Files of a model, of one with other class names, and of a damaged one."""
     names = ["red", "green", "blue", "white", "black"]
-    others = [f"{each}ish" for each in names]
+    others = [f"{name}ish" for name in names]
     plain = model_builder(tmp_path / "plain")
     broken = tmp_path / "broken"
     broken.write_bytes(plain.read_bytes().replace(b"stretch", b"stre\xffch"))
@@ -352,25 +352,25 @@ def models(model_builder, tmp_path):
     }
 
 
-def until_predicted(client: httpx.Client, name: str) -> None:
+def wait_until_predicted(client: httpx.Client, name: str) -> None:
     deadline = time.monotonic() + 30
     while post(client, PICTURE).json()["predicted_class"] != name:
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
-def test_a_new_model_is_swapped_in_under_load_and_a_bad_one_is_not(serve, models, tmp_path):
+def test_a_new_model_is_served_under_load_and_a_damaged_one_is_not(serve, models, tmp_path):
     path = tmp_path / "served.onnx"
     shutil.copy(models["plain"], path)
     with serve(JAXCNN_MODEL=str(path), JAXCNN_RELOAD_SECONDS="1") as server:
         is_over, failed = threading.Event(), []
         clients = [threading.Thread(target=ask, args=(server.port, is_over, failed)) for _ in range(4)]
-        for each in clients:
-            each.start()
+        for thread in clients:
+            thread.start()
         try:
-            until_predicted(server.client, "red")
+            wait_until_predicted(server.client, "red")
             replace(path, models["ish"])
-            until_predicted(server.client, "redish")
+            wait_until_predicted(server.client, "redish")
             replace(path, models["broken"])
             (line,) = log_lines(server, level="error")
             assert "it is damaged" in line["message"]
@@ -378,11 +378,11 @@ def test_a_new_model_is_swapped_in_under_load_and_a_bad_one_is_not(serve, models
             path.unlink()
             time.sleep(1.2)
             replace(path, models["plain"])
-            until_predicted(server.client, "red")
+            wait_until_predicted(server.client, "red")
         finally:
             is_over.set()
-            for each in clients:
-                each.join()
+            for thread in clients:
+                thread.join()
         assert failed == []
         found = samples(server.client)
         assert found["jaxcnn_model_reloads_total", "succeeded"] == 2
@@ -398,7 +398,7 @@ def ask(port: int, is_over: threading.Event, failed: list[object]) -> None:
                 failed.append(response.text)
 
 
-def test_no_new_model_is_looked_for_unless_told(serve, models, tmp_path):
+def test_hot_reload_is_off_by_default(serve, models, tmp_path):
     path = tmp_path / "served.onnx"
     shutil.copy(models["plain"], path)
     with serve(JAXCNN_MODEL=str(path)) as server:
@@ -407,7 +407,7 @@ def test_no_new_model_is_looked_for_unless_told(serve, models, tmp_path):
         assert post(server.client, PICTURE).json()["predicted_class"] == "red"
 
 
-def test_a_browser_keeps_no_other_file_than_the_one_served(serve, models, tmp_path):
+def test_only_the_served_file_may_be_cached(serve, models, tmp_path):
     path = tmp_path / "served.onnx"
     shutil.copy(models["plain"], path)
     with serve(JAXCNN_MODEL=str(path)) as server:
@@ -422,7 +422,7 @@ def test_a_browser_keeps_no_other_file_than_the_one_served(serve, models, tmp_pa
         assert server.client.get(f"/model.onnx?{digest}").status_code == 404
 
 
-def test_a_file_of_the_same_content_is_the_one_served(serve, models, tmp_path):
+def test_a_file_of_the_same_content_counts_as_the_served_one(serve, models, tmp_path):
     path = tmp_path / "served.onnx"
     shutil.copy(models["plain"], path)
     with serve(JAXCNN_MODEL=str(path)) as server:
@@ -435,7 +435,7 @@ def test_a_file_of_the_same_content_is_the_one_served(serve, models, tmp_path):
             assert response.headers["cache-control"].endswith("immutable")
 
 
-def test_the_page_can_be_left_out(serve, model_path):
+def test_the_page_can_be_turned_off(serve, model_path):
     with serve(JAXCNN_MODEL=str(model_path), JAXCNN_PAGE="off") as server:
         for path in ("/", "/page/page.js", "/model.json", "/model.onnx", "/onnxruntime-web/ort.wasm.min.mjs"):
             assert server.client.get(path).status_code == 404

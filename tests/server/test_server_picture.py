@@ -28,7 +28,7 @@ def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 
 
 def png(width: int, height: int, *, depth: int, colour: int, rows: bytes, extra: bytes = b"") -> bytes:
-    """A PNG of kinds that Pillow reads but does not write; `rows` are the raw pixels, big-endian."""
+    """Builds a PNG of a kind that Pillow reads but does not write; `rows` are the raw pixels, big-endian."""
     stride = len(rows) // height
     filtered = b"".join(b"\0" + rows[i * stride : (i + 1) * stride] for i in range(height))
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
@@ -61,7 +61,7 @@ def pictures() -> dict[str, bytes]:
         **{f"{mode} JPEG": encode(noise(mode), "JPEG") for mode in ("RGB", "L", "CMYK")},
         **{f"RGB {kind}": encode(rgb, kind) for kind in ("WEBP", "BMP", "GIF")},
         **{f"RGBA {kind}": encode(noise("RGBA"), kind) for kind in ("WEBP", "GIF")},
-        **{f"EXIF {each} JPEG": encode(rgb, "JPEG", exif=oriented(each)) for each in range(10)},
+        **{f"EXIF {orientation} JPEG": encode(rgb, "JPEG", exif=oriented(orientation)) for orientation in range(10)},
         **{f"EXIF 6 {kind}": encode(noise("RGBA"), kind, exif=oriented(6)) for kind in ("PNG", "WEBP")},
         "progressive JPEG": encode(rgb, "JPEG", progressive=True),
         "4:4:4 JPEG": encode(rgb, "JPEG", subsampling=0),
@@ -101,7 +101,7 @@ def test_the_input_is_bit_for_bit_that_of_training(kind):
 @pytest.mark.parametrize("photo", load_sample_images().images, ids=["temple", "flower"])
 @pytest.mark.parametrize("scale", [0.8, 1, 3.3])
 @pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 7, 8])
-def test_a_large_jpeg_is_read_at_a_fraction_of_its_size_with_the_same_result(photo, scale, orientation):
+def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size_with_the_same_result(photo, scale, orientation):
     image = Image.fromarray(photo)
     image = image.resize((round(image.width * scale), round(image.height * scale)))
     data = encode(image, "JPEG", quality=90, exif=oriented(orientation))
@@ -117,7 +117,7 @@ def test_a_large_jpeg_is_read_at_a_fraction_of_its_size_with_the_same_result(pho
     ("size", "expected"),
     [((127, 500), (127, 500)), ((128, 500), (64, 250)), ((256, 256), (64, 64)), ((3000, 200), (1500, 100))],
 )
-def test_a_fraction_is_never_less_than_what_the_resize_needs(monkeypatch, size, expected):
+def test_a_jpeg_is_not_reduced_below_what_the_resize_needs(monkeypatch, size, expected):
     sizes = []
     resize = Image.Image.resize
     monkeypatch.setattr(Image.Image, "resize", lambda self, *a, **k: sizes.append(self.size) or resize(self, *a, **k))
@@ -192,7 +192,9 @@ def test_the_transparent_colour_of_a_png_becomes_white(depth, colour, row, trans
     np.testing.assert_array_equal(served, training.decode(data, size=4, where="test"))
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # The server ignores them too; pytest resets what it set.
+@pytest.mark.filterwarnings(
+    "ignore::UserWarning:PIL"
+)  # The server ignores the warnings too, but pytest resets its filter.
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_damaged_exif_does_not_hide_the_picture(kind):
     exif = oriented(6)
@@ -214,12 +216,12 @@ def test_other_formats_are_refused(kind):
 @pytest.mark.parametrize(
     "data", [b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"hello", b"\0" * 1000, b"\xff\xd8", b"GIF89a"]
 )
-def test_what_is_no_picture_is_refused(data):
+def test_data_that_is_not_a_picture_is_refused(data):
     with pytest.raises(PictureError):
         decode(data)
 
 
-def test_nothing_is_refused():
+def test_an_empty_picture_is_refused():
     with pytest.raises(PictureError, match="empty"):
         decode(b"")
 
@@ -245,17 +247,17 @@ def test_the_largest_picture_is_accepted():
     assert decode(encode(Image.new("1", (1000, 1000)))).shape == (8, 8, 3)
 
 
-def of_many_scans(count: int) -> bytes:
-    """A progressive JPEG whose last scan, with its Huffman table, comes so often."""
+def with_many_scans(count: int) -> bytes:
+    """Builds a progressive JPEG that repeats its last scan, with its Huffman table, `count` times."""
     whole = encode(Image.new("L", (1000, 1000), 250), "JPEG", progressive=True)
     start = whole.rindex(b"\xff\xc4", 0, whole.rindex(b"\xff\xda"))
     return whole[:start] + whole[start:-2] * count + whole[-2:]
 
 
 def test_a_jpeg_of_very_many_scans_is_refused():
-    assert (decode(of_many_scans(90)) == 250).all()
+    assert (decode(with_many_scans(90)) == 250).all()
     with pytest.raises(PictureError, match="a JPEG of more than 100 scans"):
-        decode(of_many_scans(101))
+        decode(with_many_scans(101))
 
 
 @pytest.mark.parametrize("marker", [0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF])
@@ -266,30 +268,30 @@ def test_an_arithmetic_coded_jpeg_is_refused(marker):
 
 
 @pytest.mark.parametrize("piece", [b"\xff\xda\0\2", b"\xff\xc9\0\2"])
-def test_what_only_looks_like_scans_is_none(piece):
+def test_bytes_that_look_like_scans_are_not_counted(piece):
     whole = encode(noise("RGB"), "JPEG", comment=piece * 200)
     assert (decode(whole + piece * 200) == decode(whole)).all()
 
 
-def of_pieces(kind: str, size: int, count: int) -> bytes:
-    """A picture with so many chunks, segments or blocks of a comment, of so many bytes, before its pixels."""
+def with_chunks(kind: str, size: int, count: int) -> bytes:
+    """Builds a picture with `count` chunks, segments or comment blocks of `size` bytes before its pixels."""
     whole, filling = encode(noise("RGB"), kind), bytes(size)
     if kind == "PNG":
         return whole[:33] + chunk(b"aaAa", filling) * count + whole[33:]
     if kind == "JPEG":
         return whole[:2] + (b"\xff\xe1" + (size + 8).to_bytes(2) + b"Exif\0\0" + filling) * count + whole[2:]
-    start = 13 + 3 * 2 ** (1 + (whole[10] & 7))  # after the palette
+    start = 13 + 3 * 2 ** (1 + (whole[10] & 7))  # After the palette.
     return whole[:start] + b"\x21\xfe" + (bytes([size]) + filling) * count + b"\0" + whole[start:]
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF"])
-def test_a_file_of_very_many_pieces_is_refused(kind):
-    assert decode(of_pieces(kind, 200, 200)).shape == (8, 8, 3)
+def test_a_file_of_very_many_chunks_is_refused(kind):
+    assert decode(with_chunks(kind, 200, 200)).shape == (8, 8, 3)
     with pytest.raises(PictureError, match="far too many chunks"):
-        decode(of_pieces(kind, 1, 10_000))
+        decode(with_chunks(kind, 1, 10_000))
 
 
-def test_a_file_of_small_pieces_is_read():
+def test_a_file_of_small_chunks_is_read():
     levels = np.random.default_rng(0).integers(0, 256, (1000, 1000, 3), np.uint8)
     whole = encode(Image.fromarray(levels))
     pixels = zlib.compress(b"".join(b"\0" + row.tobytes() for row in levels))
@@ -298,7 +300,7 @@ def test_a_file_of_small_pieces_is_read():
 
 
 def gif_with_xmp(size: int) -> bytes:
-    """A GIF with XMP of so many bytes: plain text, in which a GIF's parser takes letters for lengths of blocks."""
+    """Builds a GIF with `size` bytes of XMP: plain text, whose letters a parser takes for block lengths."""
     whole, end = encode(noise("RGB"), "GIF"), bytes([1, *range(255, -1, -1), 0])
     text = b"<rdf:li stEvt:action='saved' stEvt:instanceID='xmp.iid:0180117407206811'/>\n"
     start = 13 + 3 * 2 ** (1 + (whole[10] & 7))
@@ -340,7 +342,7 @@ def test_a_bomb_in_a_text_chunk_is_refused():
     kind=st.sampled_from(sorted(PICTURES)),
     changes=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=4),
 )
-def test_damage_gives_a_picture_or_an_error_of_ours(kind, changes):
+def test_damage_gives_a_picture_or_a_picture_error(kind, changes):
     data = bytearray(PICTURES[kind])
     for place, value in changes:
         data[int(place * (len(data) - 1))] = value

@@ -1,4 +1,4 @@
-"""Looking for a new model file, with a real model and failures that the tests set."""
+"""Hot reload, with a real model and injected failures."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,7 @@ from server.metrics import Metrics
 
 
 class Service:
-    """What `reload.watch` needs of a service."""
+    """The part of `Service` that `reload.watch` uses."""
 
     def __init__(self, path):
         self.settings = SimpleNamespace(model=path, max_batch=2, threads=1, reload_seconds=0.01)
@@ -46,7 +46,7 @@ def watch_until(service, condition) -> None:
                 while not condition():
                     assert not watcher.done()
                     await asyncio.sleep(0.01)
-            await asyncio.sleep(0.1)  # Were there more to do, it would be done now.
+            await asyncio.sleep(0.1)  # Time for anything further that the watch would do.
         finally:
             watcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -61,7 +61,7 @@ def test_a_file_replaced_before_the_watch_begins_is_loaded(service, other):
     assert (service.reloads("succeeded"), service.reloads("failed")) == (1, 0)
 
 
-def test_a_file_that_is_away_for_a_while_is_no_failure(service, other):
+def test_a_file_that_is_missing_for_a_while_is_not_a_failure(service, other):
     service.settings.model.unlink()
     watch_until(service, lambda: True)
     assert (service.reloads("succeeded"), service.reloads("failed")) == (0, 0)
@@ -83,7 +83,7 @@ def test_a_file_replaced_just_before_it_is_loaded_is_loaded_once(service, other,
     assert service.reloads("succeeded") == 1
 
 
-def test_what_is_wrong_with_a_file_is_told_in_one_line(service, caplog):
+def test_an_invalid_file_is_logged_in_one_line(service, caplog):
     service.settings.model.write_bytes(b"no model")
     watch_until(service, lambda: service.reloads("failed") > 0)
     (record,) = caplog.records
@@ -92,7 +92,7 @@ def test_what_is_wrong_with_a_file_is_told_in_one_line(service, caplog):
 
 
 @pytest.mark.parametrize("failure", [MemoryError(), OSError(24, "Too many open files"), RuntimeError("a defect")])
-def test_any_failure_is_told_and_the_next_file_has_its_turn(service, other, monkeypatch, caplog, failure):
+def test_any_failure_is_logged_and_the_next_file_is_tried(service, other, monkeypatch, caplog, failure):
     load = model.load
 
     def fail(*_, **__):

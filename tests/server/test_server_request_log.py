@@ -7,7 +7,7 @@ from server.app import create_app
 
 
 @pytest.mark.parametrize("state", [{}, {"state": {}}])
-def test_without_a_lifespan_it_says_so(state):
+def test_without_a_lifespan_the_response_says_so(state):
     async def send(message):
         sent.append(message)
 

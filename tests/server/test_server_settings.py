@@ -37,7 +37,7 @@ def test_each_limit_is_read_from_its_variable(name, value):
 
 
 @pytest.mark.parametrize("text", ["two", "0", "257", "-1", "1.5", " 2", "1_0", "٣", "9" * 5000])
-def test_a_wrong_limit_is_named_with_its_range(text):
+def test_an_invalid_limit_is_reported_with_its_range(text):
     with pytest.raises(StartError, match=r"^JAXCNN_THREADS is .*an integer from 1 to 256.*$"):
         settings.from_environment({**MODEL, "JAXCNN_THREADS": text})
 
@@ -46,11 +46,11 @@ def test_an_empty_variable_is_an_unset_one():
     assert settings.from_environment({**MODEL, "JAXCNN_THREADS": ""}).threads == 2
 
 
-def test_variables_of_others_are_left_alone():
+def test_variables_of_kubernetes_are_ignored():
     settings.from_environment({**MODEL, "JAXCNN_PORT": "tcp://10.0.0.1:80"})
 
 
-def test_no_model_at_all_says_what_to_set(monkeypatch, tmp_path):
+def test_a_missing_model_is_reported_with_what_to_set(monkeypatch, tmp_path):
     monkeypatch.setattr(settings, "_SHIPPED_MODEL", tmp_path / "absent.onnx")
     with pytest.raises(StartError, match=r"set JAXCNN_MODEL to a file made by `python -m export WORKDIR`"):
         settings.from_environment({})
@@ -84,7 +84,7 @@ def test_other_settings(variable, text, field, expected):
         ("JAXCNN_THREDS", "2", "There is no setting JAXCNN_THREDS: unset it, or use one of JAXCNN_MODEL, "),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(variable, text, complaint):
+def test_an_invalid_setting_is_reported_in_one_line(variable, text, complaint):
     with pytest.raises(StartError) as caught:
         settings.from_environment({**MODEL, variable: text})
     assert complaint in str(caught.value)
@@ -111,26 +111,26 @@ def test_an_origin_that_no_browser_sends_is_refused(text):
 
 
 @pytest.mark.parametrize("text", ["short", "long-enough,", "long enough", "long-enough,short"])
-def test_a_wrong_key_is_not_repeated(text):
+def test_an_invalid_key_is_not_shown(text):
     with pytest.raises(StartError, match=r"^JAXCNN_API_KEYS is invalid: set it to keys of 8 or more visible"):
         settings.from_environment({**MODEL, "JAXCNN_API_KEYS": text})
 
 
-def test_a_folder_that_may_not_be_looked_at_is_refused(locked):
+def test_a_folder_that_may_not_be_entered_is_refused(locked):
     with pytest.raises(
         StartError, match=r"ort\.wasm\.min\.mjs in that folder cannot be read \(Permission denied\): set it to"
     ):
         settings.from_environment({**MODEL, "JAXCNN_ONNXRUNTIME_WEB": str(locked)})
 
 
-def test_whoever_loads_the_shipped_model_tells_why_it_cannot_be_read(monkeypatch, locked):
+def test_an_unreadable_shipped_model_is_left_to_the_loader(monkeypatch, locked):
     monkeypatch.setattr(settings, "_SHIPPED_MODEL", locked / "model.onnx")
     settings.from_environment({})
 
 
 def test_every_setting_is_in_the_readme_with_its_default():
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    for each in dataclasses.fields(settings.Settings):
-        default = "on" if each.default is True else each.default or (0 if each.default == 0 else "")
-        shown = "" if each.name in ("model", "threads") else str(default)
-        assert re.search(rf"^\| `JAXCNN_{each.name.upper()}` \| {shown} ?\| .", readme, re.MULTILINE), each.name
+    readme = Path(settings.__file__).with_name("README.md").read_text()
+    for item in dataclasses.fields(settings.Settings):
+        default = "on" if item.default is True else item.default or (0 if item.default == 0 else "")
+        shown = "" if item.name in ("model", "threads") else str(default)
+        assert re.search(rf"^\| `JAXCNN_{item.name.upper()}` \| {shown} ?\| .", readme, re.MULTILINE), item.name

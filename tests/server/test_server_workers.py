@@ -1,4 +1,4 @@
-"""The queue and its threads, with a real model and queries whose pace the tests set."""
+"""The queue and the worker threads, with a real model and queries that the tests hold up."""
 
 import asyncio
 import dataclasses
@@ -20,7 +20,7 @@ from server.workers import Job, Workers
 
 @dataclass
 class Ask:
-    """Pictures of one colour; `go` holds them up while they are decoded."""
+    """A query of pictures of one colour, whose decoding waits for `go`."""
 
     colour: tuple[int, int, int] = (250, 0, 0)
     size: int = 100
@@ -40,12 +40,12 @@ class Ask:
 
     def write(self, model, outputs) -> Answer:
         assert outputs.keys() == self.outputs
-        return Answer(" ".join(model.names[each] for each in outputs["probabilities"].argmax(axis=1)).encode())
+        return Answer(" ".join(model.names[i] for i in outputs["probabilities"].argmax(axis=1)).encode())
 
 
 @dataclass
 class HeldUp:
-    """A session whose runs wait, and to which all pictures are red."""
+    """A session whose runs wait for `go`, and which takes all pictures for red."""
 
     begun: threading.Event = field(default_factory=threading.Event)
     go: threading.Event = field(default_factory=threading.Event)
@@ -57,7 +57,7 @@ class HeldUp:
 
 
 def run(test: Callable, model_path, **changes: object) -> None:
-    """Runs a coroutine function with a pool."""
+    """Runs a coroutine function with a pool of workers."""
 
     async def main() -> None:
         chosen = settings.Settings(**{"threads": 1, "max_batch": 4, "deadline_ms": 20_000, **changes})
@@ -70,7 +70,7 @@ def run(test: Callable, model_path, **changes: object) -> None:
     asyncio.run(main())
 
 
-def test_threads_that_the_system_does_not_let_start_are_a_mistake_of_the_operator(model_path, monkeypatch):
+def test_threads_that_the_system_does_not_start_are_a_start_error(model_path, monkeypatch):
     def refuse(self):
         raise RuntimeError("can't start new thread")
 
@@ -87,7 +87,7 @@ def test_threads_that_the_system_does_not_let_start_are_a_mistake_of_the_operato
 
 
 def start(workers: Workers, query: Ask) -> tuple[asyncio.Task, asyncio.Future]:
-    """Asks, and gives what to set once the client is gone."""
+    """Starts a query. Returns its task, and the future to set when the client disconnects."""
     gone = asyncio.get_running_loop().create_future()
     return asyncio.create_task(workers.answer(query, gone)), gone
 
@@ -97,21 +97,21 @@ async def until(event: threading.Event) -> None:
 
 
 async def hold_up(workers: Workers) -> tuple[threading.Event, asyncio.Task]:
-    """Keeps the one thread busy until the event is set."""
+    """Keeps a thread busy until the returned event is set."""
     first = Ask(go=threading.Event())
     task, _ = start(workers, first)
     await until(first.begun)
     return first.go, task
 
 
-def test_what_waits_goes_together_and_each_gets_its_own(model_path):
+def test_queued_queries_share_a_batch_and_get_their_own_answers(model_path):
     async def test(workers):
         go, first = await hold_up(workers)
         colours = {"red": (250, 0, 0), "green": (0, 250, 0), "blue": (0, 0, 250), "black": (0, 0, 0)}
         tasks = [start(workers, Ask(colour))[0] for colour in colours.values()]
         await asyncio.sleep(0)
         go.set()
-        assert [each.body.decode() for each in await asyncio.gather(*tasks)] == [*colours]
+        assert [answer.body.decode() for answer in await asyncio.gather(*tasks)] == [*colours]
         await first
         text = workers._metrics.render().decode()
         assert 'jaxcnn_batch_size_bucket{le="2.0"} 1.0' in text
@@ -120,16 +120,16 @@ def test_what_waits_goes_together_and_each_gets_its_own(model_path):
     run(test, model_path)
 
 
-def test_queries_of_several_pictures_go_together_but_not_all_at_once(model_path):
+def test_a_batch_of_many_pictures_is_run_in_chunks(model_path):
     async def test(workers):
         go, first = await hold_up(workers)
         more = frozenset({"probabilities", "logits"})
         tasks = [
-            start(workers, each)[0] for each in (Ask((0, 0, 250), count=3), Ask((0, 250, 0), count=3, outputs=more))
+            start(workers, query)[0] for query in (Ask((0, 0, 250), count=3), Ask((0, 250, 0), count=3, outputs=more))
         ]
         await asyncio.sleep(0)
         go.set()
-        assert [each.body for each in await asyncio.gather(*tasks)] == [b"blue blue blue", b"green green green"]
+        assert [answer.body for answer in await asyncio.gather(*tasks)] == [b"blue blue blue", b"green green green"]
         await first
         text = workers._metrics.render().decode()
         for line in ('bucket{le="1.0"} 1.0', 'bucket{le="2.0"} 2.0', 'bucket{le="4.0"} 3.0', "sum 7.0"):
@@ -138,10 +138,10 @@ def test_queries_of_several_pictures_go_together_but_not_all_at_once(model_path)
     run(test, model_path)
 
 
-def test_a_batch_is_a_share_of_what_waits(model_path):
+def test_a_batch_is_a_share_of_the_queue(model_path):
     async def test(workers):
         def pick(*sizes):
-            workers._queue.extend(Job(Ask(size=each)) for each in sizes)
+            workers._queue.extend(Job(Ask(size=size)) for size in sizes)
             picked = [job.query.size for job in workers._pick()]
             workers._queue.clear()
             return picked
@@ -155,13 +155,13 @@ def test_a_batch_is_a_share_of_what_waits(model_path):
     run(test, model_path, threads=3)
 
 
-def test_a_failure_is_the_failure_of_one(model_path):
+def test_a_failing_query_does_not_fail_its_batch(model_path):
     async def test(workers):
         go, first = await hold_up(workers)
         good, bad = Ask((0, 0, 250)), Ask((255, 255, 0))
         broken = Ask()
         broken.decode = lambda *_: 1 / 0
-        tasks = [start(workers, each)[0] for each in (good, bad, broken, Ask((0, 250, 0)))]
+        tasks = [start(workers, query)[0] for query in (good, bad, broken, Ask((0, 250, 0)))]
         await asyncio.sleep(0)
         go.set()
         answers = await asyncio.gather(*tasks, return_exceptions=True)
@@ -187,7 +187,7 @@ def test_no_error_ends_a_thread(model_path):
     run(test, model_path)
 
 
-def test_a_model_that_fails_on_a_batch_is_asked_one_by_one(model_builder, tmp_path, model_path):
+def test_a_model_that_fails_on_a_batch_is_run_one_by_one(model_builder, tmp_path, model_path):
     async def test(workers):
         good = workers.model
         picky = model_builder(tmp_path / "picky.onnx", rows=1)
@@ -197,7 +197,7 @@ def test_a_model_that_fails_on_a_batch_is_asked_one_by_one(model_builder, tmp_pa
         tasks = [start(workers, Ask(colour))[0] for colour in ((0, 0, 250), (0, 250, 0))]
         await asyncio.sleep(0)
         go.set()
-        assert [each.body for each in await asyncio.gather(*tasks)] == [b"blue", b"green"]
+        assert [answer.body for answer in await asyncio.gather(*tasks)] == [b"blue", b"green"]
         await first
 
     run(test, model_path)
@@ -208,10 +208,10 @@ def test_a_large_body_goes_alone(model_path):
         go, first = await hold_up(workers)
         held = threading.Event()
         small, large, after = Ask(), Ask(size=10**6, go=held), Ask()
-        tasks = [start(workers, each)[0] for each in (small, large, after)]
+        tasks = [start(workers, query)[0] for query in (small, large, after)]
         await asyncio.sleep(0)
         go.set()
-        await tasks[0]  # Not held up by the large one.
+        await tasks[0]  # The large one does not hold it up.
         await until(large.begun)
         assert not after.begun.is_set()
         held.set()
@@ -220,7 +220,7 @@ def test_a_large_body_goes_alone(model_path):
     run(test, model_path)
 
 
-def test_who_is_gone_frees_the_place_in_the_queue(model_path):
+def test_a_client_that_disconnects_leaves_the_queue(model_path):
     async def test(workers):
         go, first = await hold_up(workers)
         query = Ask()
@@ -237,7 +237,7 @@ def test_who_is_gone_frees_the_place_in_the_queue(model_path):
     run(test, model_path)
 
 
-def test_a_passed_deadline_frees_the_place_in_the_queue(model_path):
+def test_a_query_past_its_deadline_leaves_the_queue(model_path):
     async def test(workers):
         go, first = await hold_up(workers)
         query = Ask()
@@ -253,7 +253,7 @@ def test_a_passed_deadline_frees_the_place_in_the_queue(model_path):
     run(test, model_path, deadline_ms=200)
 
 
-def test_who_goes_while_the_model_runs_keeps_no_answer_back(model_path):
+def test_a_client_that_disconnects_during_a_run_holds_up_no_one(model_path):
     async def test(workers):
         go, first = await hold_up(workers)
         session = HeldUp()
@@ -272,20 +272,20 @@ def test_who_goes_while_the_model_runs_keeps_no_answer_back(model_path):
     run(test, model_path)
 
 
-def test_the_end_finishes_what_is_queued(model_path):
+def test_close_finishes_queued_queries(model_path):
     async def test(workers):
         go, first = await hold_up(workers)
         tasks = [start(workers, Ask((0, 0, 250)))[0] for _ in range(10)]
         await asyncio.sleep(0)
         closing = asyncio.create_task(asyncio.to_thread(workers.close))
         go.set()
-        assert {each.body for each in await asyncio.gather(*tasks)} == {b"blue"}
+        assert {answer.body for answer in await asyncio.gather(*tasks)} == {b"blue"}
         await asyncio.gather(first, closing)
 
     run(test, model_path)
 
 
-def test_what_nobody_waits_for_is_not_run(model_path):
+def test_an_abandoned_query_is_not_run(model_path):
     async def test(workers):
         go, first = await hold_up(workers)
         with pytest.raises(HTTPException, match="504"):
@@ -298,15 +298,15 @@ def test_what_nobody_waits_for_is_not_run(model_path):
     run(test, model_path, deadline_ms=500)
 
 
-def test_what_nobody_waits_for_is_not_even_decoded(model_path):
+def test_an_abandoned_query_is_not_decoded(model_path):
     async def test(workers):
         go, first = await hold_up(workers)
         held, beside = Ask(go=threading.Event()), Ask()
-        tasks = [start(workers, each) for each in (held, beside)]
+        tasks = [start(workers, query) for query in (held, beside)]
         await asyncio.sleep(0)
         go.set()
         await first
-        await until(held.begun)  # The other is in its batch.
+        await until(held.begun)  # `beside` is in the same batch.
         for task, gone in tasks:
             gone.set_result(None)
             with pytest.raises(ClientDisconnect):
@@ -318,7 +318,7 @@ def test_what_nobody_waits_for_is_not_even_decoded(model_path):
     run(test, model_path)
 
 
-def test_the_end_does_not_wait_for_what_nobody_waits_for(model_path):
+def test_close_does_not_wait_for_abandoned_queries(model_path):
     async def test(workers):
         go, first = await hold_up(workers)
         closing = asyncio.create_task(asyncio.to_thread(workers.close))
@@ -333,7 +333,7 @@ def test_the_end_does_not_wait_for_what_nobody_waits_for(model_path):
     run(test, model_path, deadline_ms=200)
 
 
-def test_the_end_waits_for_the_model(model_path):
+def test_close_waits_for_the_model(model_path):
     async def test(workers):
         session = HeldUp()
         workers.model = dataclasses.replace(workers.model, session=session)
@@ -351,25 +351,25 @@ def test_the_end_waits_for_the_model(model_path):
     run(test, model_path)
 
 
-def test_the_end_ends_all_threads(model_path):
+def test_close_ends_all_threads(model_path):
     async def test(workers):
         started.update({*threading.enumerate()} - before)
         await start(workers, Ask())[0]
 
     before, started = {*threading.enumerate()}, set()
     run(test, model_path, threads=3)
-    pool = [each for each in started if each.name.startswith("worker_")]
-    for each in pool:
-        each.join(10)
-    assert [each.is_alive() for each in pool] == [False] * 3
+    pool = [thread for thread in started if thread.name.startswith("worker_")]
+    for thread in pool:
+        thread.join(10)
+    assert [thread.is_alive() for thread in pool] == [False] * 3
 
 
-def test_the_expected_wait_is_that_of_all_before_and_its_own(model_path):
+def test_the_expected_wait_counts_all_jobs_before_and_its_own(model_path):
     async def test(workers):
         assert workers.expected_wait() == 0
         workers._seconds_per_job = 2.0
         held = [await hold_up(workers) for _ in range(2)]
-        assert workers.expected_wait() == 3  # three on two threads
+        assert workers.expected_wait() == 3  # Three jobs on two threads.
         queued, _ = start(workers, Ask())
         await asyncio.sleep(0)
         assert workers.expected_wait() == 4
@@ -380,7 +380,7 @@ def test_the_expected_wait_is_that_of_all_before_and_its_own(model_path):
     run(test, model_path, threads=2)
 
 
-def test_the_speed_is_a_moving_average_of_all_threads(model_path):
+def test_the_time_per_job_is_a_moving_average(model_path):
     async def test(workers):
         (go, first), (later, second) = [await hold_up(workers) for _ in range(2)]
         await asyncio.sleep(0.3)
@@ -388,7 +388,7 @@ def test_the_speed_is_a_moving_average_of_all_threads(model_path):
         await first
         seconds = workers._seconds_per_job
         assert seconds > 0.29
-        assert workers.expected_wait() == seconds  # two on two threads, for one of them is still at work
+        assert workers.expected_wait() == seconds  # Two jobs on two threads: one thread is still busy.
         await start(workers, Ask())[0]
         assert 0.9 * seconds <= workers._seconds_per_job != seconds
         later.set()
@@ -397,7 +397,7 @@ def test_the_speed_is_a_moving_average_of_all_threads(model_path):
     run(test, model_path, threads=2)
 
 
-def test_what_is_sure_to_miss_its_deadline_is_refused(model_path):
+def test_a_query_certain_to_miss_its_deadline_is_refused(model_path):
     async def test(workers):
         go, first = await hold_up(workers)
         workers._seconds_per_job = 15.0
@@ -418,10 +418,10 @@ def test_all_threads_take_a_share(model_path):
     async def test(workers):
         go = threading.Event()
         queries = [Ask(go=go) for _ in range(8)]
-        tasks = [start(workers, each)[0] for each in queries]
+        tasks = [start(workers, query)[0] for query in queries]
         await asyncio.sleep(0.2)
         go.set()
         await asyncio.gather(*tasks)
-        assert len({name for each in queries for name in each.seen}) >= 2
+        assert len({name for query in queries for name in query.seen}) >= 2
 
     run(test, model_path, threads=3)

@@ -1,4 +1,7 @@
-"""The server for longer: floods of nonsense, many stops, many models. `python -m pytest -m slow -n 0 tests/server`."""
+"""Long tests: floods of malformed requests, many shutdowns, many reloads.
+
+Run them with `python -m pytest -m slow -n 0 tests/server`.
+"""
 
 import os
 import shutil
@@ -65,7 +68,7 @@ BODIES = (
 )
 
 
-def test_ten_thousand_requests_of_nonsense(serve, model_path):
+def test_ten_thousand_malformed_requests(serve, model_path):
     statuses: set[int] = set()
 
     @settings(max_examples=10_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -73,7 +76,7 @@ def test_ten_thousand_requests_of_nonsense(serve, model_path):
         method=st.sampled_from(["POST"] * 8 + ["GET", "PUT", "OPTIONS"]),
         path=st.sampled_from(PATHS),
         query=st.sampled_from(["", "?top_k=2", "?heatmap=true"])
-        | st.text(st.characters(codec="utf-8"), max_size=5).map(lambda each: f"?top_k={quote(each)}"),
+        | st.text(st.characters(codec="utf-8"), max_size=5).map(lambda value: f"?top_k={quote(value)}"),
         content_type=st.sampled_from(TYPES) | st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=30),
         json_size=st.none() | st.integers(-1, 300) | st.text(st.characters(min_codepoint=33, max_codepoint=126)),
         body=BODIES,
@@ -90,7 +93,7 @@ def test_ten_thousand_requests_of_nonsense(serve, model_path):
         send()
         assert {200, 400, 404, 405, 415} - {404} <= statuses
         assert server.process.poll() is None
-        assert not [each for each in log_lines(server) if "traceback" in each]
+        assert not [line for line in log_lines(server) if "traceback" in line]
 
 
 @settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -116,7 +119,7 @@ def test_ten_thousand_requests_of_nonsense(serve, model_path):
         )
     ).map(b"".join)
 )
-def test_what_is_hardly_http_never_ends_the_server(server, data):
+def test_malformed_http_never_ends_the_server(server, data):
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
         connection.sendall(data)
         connection.shutdown(socket.SHUT_WR)
@@ -130,20 +133,20 @@ def test_twenty_sigterms_under_load(serve, model_path):
         with serve(JAXCNN_MODEL=str(model_path), JAXCNN_DRAIN_SECONDS="1") as server:
             lost: list[Exception] = []
             clients = [threading.Thread(target=ask_until_unready, args=(server.port, lost)) for _ in range(8)]
-            for each in clients:
-                each.start()
+            for client in clients:
+                client.start()
             time.sleep(0.2 + 0.013 * number)
             server.process.send_signal(signal.SIGTERM)
-            for each in clients:
-                each.join()
+            for client in clients:
+                client.join()
             assert lost == []
             assert server.process.wait(timeout=30) == 0
 
 
-def test_twenty_swaps_under_load(serve, model_builder, tmp_path):
+def test_twenty_reloads_under_load(serve, model_builder, tmp_path):
     names = ["red", "green", "blue", "white", "black"]
     models = [
-        model_builder(tmp_path / f"model{i}", metadata={"names": [f"{each}{i}" for each in names]}) for i in range(2)
+        model_builder(tmp_path / f"model{i}", metadata={"names": [f"{name}{i}" for name in names]}) for i in range(2)
     ]
     path = tmp_path / "served.onnx"
     shutil.copy(models[0], path)
@@ -158,15 +161,15 @@ def test_twenty_swaps_under_load(serve, model_builder, tmp_path):
                         failed.append(response.text)
 
         clients = [threading.Thread(target=ask) for _ in range(8)]
-        for each in clients:
-            each.start()
+        for client in clients:
+            client.start()
         for number in range(1, 21):
             shutil.copy(models[number % 2], tmp_path / "new")
             os.replace(tmp_path / "new", path)
             while post(server.client, PICTURE).json()["predicted_class"] != f"red{number % 2}":
                 time.sleep(0.05)
         is_over.set()
-        for each in clients:
-            each.join()
+        for client in clients:
+            client.join()
         assert failed == []
-        assert not [each for each in log_lines(server) if each["level"] == "error"]
+        assert not [line for line in log_lines(server) if line["level"] == "error"]

@@ -1,4 +1,4 @@
-"""What the tests say to a server over the wire, and how they read its answers."""
+"""Requests that the tests send to a server, and how they read its responses."""
 
 import base64
 import json
@@ -11,7 +11,7 @@ import httpx
 from PIL import Image
 
 COLOURS = {"red": (250, 0, 0), "green": (0, 250, 0), "blue": (0, 0, 250), "white": (240, 240, 240), "black": (0, 0, 0)}
-YELLOW = (255, 255, 0)  # The model computes NaN.
+YELLOW = (255, 255, 0)  # For this the model computes NaN.
 
 
 def encode(colour: tuple[int, ...], kind: str = "PNG", size: tuple[int, int] = (40, 30)) -> bytes:
@@ -29,7 +29,7 @@ def post(client: httpx.Client, data: bytes, content_type: str = "image/png", **o
 
 
 def error(response: httpx.Response) -> str:
-    """The message of an error, after checking that it has the one shape of all errors."""
+    """Returns the message of an error response, after checking the form that all errors have."""
     assert response.headers["content-type"] == "application/json"
     content = response.json()
     assert list(content) == ["error"]
@@ -38,10 +38,10 @@ def error(response: httpx.Response) -> str:
 
 
 def log_lines(server, **fields: object) -> list[dict[str, object]]:
-    """Lines of the log with these fields; waits for one."""
+    """Returns the lines of the log with these fields; waits until there is one."""
     while True:
-        lines = [json.loads(each) for each in server.log.read_text().split("\n")[:-1] if each.startswith("{")]
-        if found := [each for each in lines if fields.items() <= each.items()]:
+        lines = [json.loads(line) for line in server.log.read_text().split("\n")[:-1] if line.startswith("{")]
+        if found := [line for line in lines if fields.items() <= line.items()]:
             return found
         time.sleep(0.02)
 
@@ -60,7 +60,7 @@ def read_answer(connection: socket.socket) -> tuple[int, dict[str, object]]:
 
 
 def ask_until_unready(port: int, lost: list[Exception]) -> None:
-    """What a load balancer does: sends requests on kept connections until /readyz says no."""
+    """Acts as a load balancer: sends requests on keep-alive connections until /readyz responds 503."""
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client:
         try:
             while client.get("/readyz").status_code == 200:

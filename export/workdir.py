@@ -273,7 +273,7 @@ def _logits(trained: TrainedModel, variables: Any) -> explain.Classifier:
     model = models.build(config, classes=len(trained.names))
 
     def logits(image: Array) -> Array:
-        result: Array = model.apply(variables, image, train=False)  # type: ignore[assignment]
+        result: Array = model.apply(variables, image, train=False)
         return result / trained.temperature  # becomes a part of the last layer's weights
 
     return logits

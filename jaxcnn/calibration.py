@@ -79,16 +79,19 @@ def fit_temperature(logits: Float32[np.ndarray, "n classes"], labels: Int32[np.n
     Returns:
       The divisor of the logits, from `LOWEST` to `HIGHEST`; 1 if there are no pictures.
     """
+    # The largest logit of each picture is 0, so that no exponential overflows.
     shifted = logits.astype(np.float64)
     shifted -= shifted.max(axis=1, keepdims=True)
     own = np.take_along_axis(shifted, labels[:, None], axis=1).sum()
 
+    # Negative log likelihood and prior. The search is over the logarithm, where the bounds are symmetric about 1.
     def cost(log_temperature: float) -> float:
         inverse = math.exp(-log_temperature)
         scaled = inverse * shifted
         loss = np.log(np.exp(scaled, out=scaled).sum(axis=1)).sum() - inverse * own
         return float(loss + _PRIOR * (inverse + log_temperature))
 
+    # The search tolerates a small error, which must not make a perfect temperature of 1 worse.
     found = minimize_scalar(cost, bounds=(math.log(LOWEST), math.log(HIGHEST)), method="bounded")
     return math.exp(found.x) if found.fun < cost(0.0) else 1.0
 

@@ -39,6 +39,7 @@ def make_schedule(config: OptimConfig, *, steps: int) -> optax.Schedule:
     falling = max(steps - warmup, 1)
 
     def schedule(step: Any) -> Float[Array, ""]:
+        # Shares of the highest rate: `rise` goes to 1 in the warm-up, `fall` from 1 to 0 after it.
         count = jnp.asarray(step).astype(jnp.float32)
         rise = jnp.minimum((count + 1) / (warmup + 1), 1)
         fall = 1 - jnp.clip((count - warmup) / falling, 0, 1)
@@ -82,6 +83,7 @@ def make_optimizer(config: OptimConfig, *, steps: int) -> optax.GradientTransfor
       An optimizer. Equal arguments return the same object, so a step compiled for it is found in the cache.
     """
     schedule = make_schedule(config, steps=steps)
+    # Clipping comes first in the chain: it is the gradients that are clipped, not the updates.
     clip = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
     decay = optax.add_decayed_weights(config.weight_decay, mask=_kernels)
     adam = {"b1": config.momentum, "b2": ADAM_DECAY, "eps": ADAM_EPSILON}

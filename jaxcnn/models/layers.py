@@ -51,7 +51,7 @@ class Conv(nn.Module):
         if not self.use_bias:
             return y
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        return y if self.before_norm else add_bias(y, bias)
+        return y if self.before_norm else add_bias(y, jnp.asarray(bias))
 
 
 class BatchNormAct(nn.Module):

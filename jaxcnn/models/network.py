@@ -1,20 +1,25 @@
 """What every network has in common: how it is called, and what it computes with."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 from flax.typing import Dtype
-from jaxtyping import Array, Float
 
-from jaxcnn.models.layers import Images
 from jaxcnn.ops.dispatch import use_cpu_kernels
 
 
 class Network(nn.Module, kw_only=True):
-    """Base class of the networks. A subclass defines `logits` as a compact method.
+    """Base class of the networks. A subclass is plain Flax: it defines `__call__(images, train)`.
 
-    A network is called as `network(images, train)`. Its variables are the collections `params` and `batch_stats`,
-    always float32. Training needs the random stream `dropout`. Equal fields make equal networks with equal hashes, so a
-    function compiled for one serves the other.
+    - `images` are pictures in RGB from 0 to 255, uint8 or float [batch, height, width, 3]. Normalising them is part of
+      the network.
+    - `train` normalises by the statistics of the batch, updates `batch_stats`, and drops features at random.
+    - The result is logits, float32 [batch, classes].
+    - The variables are the collections `params` and `batch_stats`, always float32. Training needs the random stream
+      `dropout`.
+
+    Equal fields make equal networks with equal hashes, so a function compiled for one serves the other.
 
     Attributes:
       classes: number of logits.
@@ -27,16 +32,8 @@ class Network(nn.Module, kw_only=True):
     dtype: Dtype = jnp.float32
     cpu_kernels: bool = False
 
-    def __call__(self, images: Images, train: bool) -> Float[Array, "batch {self.classes}"]:
-        """Computes the logits of pictures, in float32.
-
-        Args:
-          images: RGB in [0, 255], uint8 or float, [batch, height, width, 3]; normalising them is part of the network.
-          train: normalise by the statistics of the batch, update `batch_stats`, and drop features at random.
-        """
+    @nn.nowrap
+    def apply(self, variables: Any, *args: Any, **options: Any) -> Any:
+        """Flax's `apply`, in which the operations use their CPU kernels if the network does."""
         with use_cpu_kernels(self.cpu_kernels):
-            return self.logits(images, train)
-
-    def logits(self, images: Images, train: bool) -> Float[Array, "batch {self.classes}"]:
-        """The layers of the network; takes and returns what `__call__` does."""
-        raise NotImplementedError
+            return super().apply(variables, *args, **options)

@@ -140,8 +140,8 @@ class Original(Network, kw_only=True):
     spec: NetworkSpec
 
     @nn.compact
-    def logits(self, images: Images, train: bool) -> Float[Array, "batch {self.classes}"]:
-        """The layers of the network."""
+    def __call__(self, images: Images, train: bool) -> Float[Array, "batch {self.classes}"]:
+        """Computes logits, see `Network`."""
         norm = partial(_norm, use_running_average=not train)
         # Body.
         x = (images.astype(jnp.float32) / 255).astype(self.dtype)

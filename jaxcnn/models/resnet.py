@@ -109,8 +109,8 @@ class ResNet(Network, kw_only=True):
     inference_side: int | None
 
     @nn.compact
-    def logits(self, images: Images, train: bool) -> Float[Array, "batch {self.classes}"]:
-        """The layers of the network."""
+    def __call__(self, images: Images, train: bool) -> Float[Array, "batch {self.classes}"]:
+        """Computes logits, see `Network`."""
         conv = partial(
             Conv, kernel_size=(3, 3), use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.he_normal()
         )

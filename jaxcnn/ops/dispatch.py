@@ -3,9 +3,8 @@
 The choice is a context of JAX, so it is part of the key under which JAX caches what it has traced and compiled. A
 function traced with the kernels never serves a caller without them, not even through an inner `jax.jit`.
 
-Only the
-forward pass of an operation reads the choice. JAX traces a `custom_vjp`'s backward pass later, when the context has
-been left; backward passes therefore call kernels directly.
+Only the forward pass of an operation reads the choice. JAX traces the backward pass of a `custom_vjp` later, when the
+context has been left; backward passes therefore call kernels directly.
 """
 
 from contextlib import AbstractContextManager
@@ -20,8 +19,7 @@ _enabled = jax.make_user_context(default_value=False)  # type: ignore[no-untyped
 def use_cpu_kernels(enabled: bool) -> AbstractContextManager[None]:
     """Context in which the operations of this package are traced with their CPU kernels, or without.
 
-    A network enters it once, in `jaxcnn.models.network.Network`. Outside of it the kernels are off, so what is traced
-    for another runtime, such as an export, is plain.
+    A network enters it in `apply`, see `jaxcnn.models.network`. Outside of it the kernels are off.
     """
     context: AbstractContextManager[None] = _enabled(enabled)
     return context

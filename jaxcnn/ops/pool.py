@@ -52,6 +52,7 @@ def _max_pool_on_cpu(x: Hwnc, sides: Sides) -> Hwnc:
 def _max_pool_forward(x: Hwnc, sides: Sides) -> tuple[Hwnc, UInt8[Array, "_height _width batch channels"]]:
     """The pooled map, and for each patch which of its pixels, counted from 0, is the largest."""
     pixels = _pixels(x, sides)
+    # A later pixel must be larger, so the first of equal ones counts.
     y, largest = pixels[0], jnp.zeros(pixels[0].shape, jnp.uint8)
     for number, pixel in enumerate(pixels[1:], start=1):
         largest = jnp.where(pixel > y, jnp.uint8(number), largest)
@@ -60,6 +61,7 @@ def _max_pool_forward(x: Hwnc, sides: Sides) -> tuple[Hwnc, UInt8[Array, "_heigh
 
 
 def _max_pool_backward(sides: Sides, largest: UInt8[Array, "..."], dy: Hwnc) -> tuple[Hwnc]:
+    # Each pixel of a patch gets the gradient if its number is that of the largest.
     rows, columns = _patch(sides)
     number = jnp.arange(rows * columns, dtype=jnp.uint8).reshape(1, rows, 1, columns, 1, 1)
     chosen = largest[:, None, :, None] == number

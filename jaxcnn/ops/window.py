@@ -35,6 +35,7 @@ class Window(NamedTuple):
         """
         padding = []
         for axis in range(2):
+            # The gradient of a pixel spreads over `reach` more; what fell into the forward pass's padding is cut off.
             reach = (taps[axis] - 1) * self.dilation[axis]
             before = reach - self.padding[axis][0]
             spread = (result_sides[axis] - 1) * self.strides[axis] + 1

@@ -1,12 +1,17 @@
 """The layout of the CPU kernels: what is transposed there and back costs nothing in between."""
 
+import operator
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxcnn.config import ModelConfig
-from jaxcnn.models import build
+from jaxcnn.models import Network, build
+from jaxcnn.models.layers import global_avg_pool
+from jaxcnn.ops.conv import conv
 from jaxcnn.ops.dispatch import use_cpu_kernels
 from jaxcnn.ops.layout import in_hwnc, pointwise, spatial_axes, to_hwnc, to_nhwc
 
@@ -40,11 +45,31 @@ def test_pointwise_functions_see_the_layout_of_the_operations_around_them(enable
     assert seen == [shape]
 
 
-@pytest.mark.parametrize("name", ["resnet", "seed", "prototype6"])
+class Mixed(Network, kw_only=True):
+    """Operations of other families: depthwise convolution, squeeze-and-excitation, hard-swish, LayerNorm, GELU."""
+
+    @nn.compact
+    def __call__(self, images, train):
+        kernel = self.param("depthwise", nn.initializers.ones, (3, 3, 1, 3))
+        x = conv(images.astype(jnp.float32), kernel, groups=3)
+        x = pointwise(nn.hard_swish, x)
+        gate = nn.sigmoid(nn.Dense(3)(global_avg_pool(x)))
+        x = pointwise(operator.mul, x, gate[:, None, None])
+        x = pointwise(nn.gelu, pointwise(nn.LayerNorm(), x))
+        return nn.Dense(self.classes)(global_avg_pool(x))
+
+
+NETWORKS = {
+    name: build(ModelConfig(name=name), classes=5, cpu_kernels=True) for name in ("resnet", "seed", "prototype6")
+}
+
+
+@pytest.mark.parametrize(
+    "model", [*NETWORKS.values(), Mixed(classes=5, cpu_kernels=True)], ids=[*NETWORKS, "other operations"]
+)
 @pytest.mark.parametrize("train", [False, True])
-def test_a_network_is_transposed_once(name, train):
+def test_a_network_is_transposed_once(model, train):
     """Only at its entrance: pictures come as NHWC, and pooled features have no layout."""
-    model = build(ModelConfig(name=name), classes=5, cpu_kernels=True)
     images = jax.ShapeDtypeStruct((4, 16, 16, 3), jnp.uint8)
     variables = jax.eval_shape(lambda images: model.init(jax.random.key(0), images, train=False), images)
 

@@ -1,4 +1,4 @@
-"""python -m export WORKDIR [-o model.onnx | -o weights.safetensors] [--quantize int8] [--features] [--heatmap]."""
+"""Exports a run: `python -m export WORKDIR [-o model.onnx | -o weights.safetensors] [--quantize int8] ...`."""
 
 import sys
 from collections.abc import Sequence
@@ -21,24 +21,24 @@ PROG = "python -m export"
 
 @dataclass(frozen=True)
 class Arguments:
-    """What to export, and how."""
+    """The command line of an export."""
 
     output: Annotated[Path | None, options.Alias("-o")] = None
-    """The file: a model if its name ends with .onnx, weights to start another run from if with .safetensors.
-    None: model.onnx in the run's folder, model.int8.onnx if quantized."""
+    """The file to write: NAME.onnx for a model, NAME.safetensors for weights to start another run from.
+    None: model.onnx in the run's folder, or model.int8.onnx if quantized."""
     features: bool = False
-    """Adds the output `features`, the mean of each channel of the last feature map."""
+    """Add the output `features`: the mean of each channel of the last feature map."""
     heatmap: bool = False
-    """Adds the output `heatmap`, where the evidence for the top class is."""
+    """Add the output `heatmap`: where in the picture the evidence for the top class is."""
     quantize: Literal["int8"] | None = None
-    """Calculate in eight-bit integers, calibrated on the run's training pictures."""
+    """Quantize the model to 8-bit integers, with ranges from the run's training pictures."""
     tolerance: float = 0.01
-    """How much top-1 accuracy may fall when quantized, from 0 to 1."""
+    """How far top-1 accuracy may fall through quantization, from 0 to 1; otherwise no file is written."""
     average: tuple[str, ...] = ()
-    """Other weights, workdirs or .safetensors files: the mean of them and the run's is written to a .safetensors file.
-    They are to be of the same network and pictures, and of trainings that began with the same weights."""
+    """Workdirs or .safetensors files whose weights are averaged with those of the run, for a .safetensors file.
+    Average trainings of the same network on the same pictures that started from the same weights."""
     data: DataConfig = field(default_factory=DataConfig)
-    """The pictures to quantize with; by default the run's."""
+    """Which pictures to quantize with; the run's unless an option says otherwise."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.tolerance <= 1:
@@ -54,14 +54,14 @@ class Arguments:
 
     @property
     def weights(self) -> Path | None:
-        """The file, if it is one of weights."""
+        """The output if it is a file of weights."""
         return self.output if self.output is not None and self.output.suffix == SUFFIX else None
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Exports a run; a model that cannot be exported, or fails its verification, ends the process with status 1."""
+    """Exports a run. Exits with status 1 if the model cannot be exported or fails its verification."""
     if not arguments or arguments[0].startswith("-"):
-        _parse(DataConfig(), arguments)  # prints the help and ends, if that is asked for
+        _parse(DataConfig(), arguments)  # prints the help and exits if that is asked for
         raise UserError(f"give the folder of a run first, such as: {PROG} runs/digits")
     workdir = Path(arguments[0])
     run = Workdir(workdir)
@@ -71,6 +71,7 @@ def main(arguments: Sequence[str]) -> None:
         path = export_weights(workdir, parsed.weights, average=parsed.average)
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, to train from with --init_from {path}")
         return
+    # Pictures are loaded, and checked, for quantization only.
     quantization = None
     if parsed.quantize is not None:
         dataset = data.load(parsed.data)

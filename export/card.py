@@ -4,6 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxcnn.calibration import Calibration
+from jaxcnn.metadata import Metadata
+from jaxcnn.run.lineage import Training
+
 _OUTPUTS = {
     "logits": "before the softmax",
     "probabilities": "the softmax of the logits",
@@ -32,7 +36,7 @@ print(json.loads(metadata["names"])[best], probabilities[0, best])
 
 
 def write_card(
-    metadata: Mapping[str, Any],
+    metadata: Metadata,
     file: Mapping[str, Any],
     *,
     evaluation: Mapping[str, Any] | None,
@@ -41,7 +45,7 @@ def write_card(
     """Writes the card of an exported model.
 
     Args:
-      metadata: the model's metadata, by key.
+      metadata: the model's metadata.
       file: name, size, checksum, inputs and outputs of the file, as `sidecars.describe` returns them.
       evaluation: the evaluation of this checkpoint on the run's validation pictures; None if there is none.
       checks: what was verified, one sentence each.
@@ -49,57 +53,57 @@ def write_card(
     Returns:
       The card as Markdown. Class names, which may be untrusted, are escaped.
     """
-    classes = len(metadata["names"])
+    classes = len(metadata.names)
     # Sections without content are left out.
     sections = [
         _front_matter(metadata, evaluation),
-        f"# {metadata['config']['model']['name']}, {classes} classes of {metadata['dataset']}",
-        f"{metadata['description']}. One ONNX file, from raw pixels to probabilities: `{file['file']}`, "
+        f"# {metadata.config.model.name}, {classes} classes of {metadata.dataset}",
+        f"{metadata.description}. One ONNX file, from raw pixels to probabilities: `{file['file']}`, "
         f"{file['bytes'] / 1e6:.1f} MB, operator set {file['opset']}, IR version {file['ir_version']}.",
         "## Evaluation\n\n" + _figures(metadata, evaluation),
-        *([_quantization(metadata["quantization"], classes)] if "quantization" in metadata else []),
+        *([_quantization(metadata.quantization, classes)] if metadata.quantization is not None else []),
         *([] if evaluation is None else [_classes(evaluation)]),
         "## Inputs and outputs\n\n" + _signature(file),
         "## Usage\n\n```python\n" + _USE.format(file=file["file"]) + "```",
         "## Limitations\n\n" + _list(_limits(metadata, file, evaluation)),
-        "## Training\n\n" + _trainings(metadata["trainings"]),
+        "## Training\n\n" + _trainings(metadata.trainings),
         "## Verification\n\n" + _list(checks),
-        "## Classes\n\n" + ", ".join(map(_plain, metadata["names"])),
-        f"## Terms of use\n\n{_terms(metadata['trainings'])}\n\nSHA-256 of the file: `{file['sha256']}`.",
+        "## Classes\n\n" + ", ".join(map(_plain, metadata.names)),
+        f"## Terms of use\n\n{_terms(metadata.trainings)}\n\nSHA-256 of the file: `{file['sha256']}`.",
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def _front_matter(metadata: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> str:
+def _front_matter(metadata: Metadata, evaluation: Mapping[str, Any] | None) -> str:
     lines = [
         "---",
         "library_name: onnx",
         "pipeline_tag: image-classification",
         "tags: [image-classification, onnx, jax, flax]",
         # The Hub's keyword for terms outside its list of licenses. The card's last section has the terms.
-        *(["license: other"] if any(training["license"] for training in metadata["trainings"]) else []),
+        *(["license: other"] if any(training.license for training in metadata.trainings) else []),
     ]
     if evaluation is not None:
         lines += [
             "model-index:",
-            f"- name: {_quoted(metadata['config']['model']['name'])}",
+            f"- name: {_quoted(metadata.config.model.name)}",
             "  results:",
             "  - task: {type: image-classification}",
-            f"    dataset: {{name: {_quoted(metadata['dataset'])}, type: image-classification, split: validation}}",
+            f"    dataset: {{name: {_quoted(metadata.dataset)}, type: image-classification, split: validation}}",
             "    metrics:",
             *(f"    - {{type: {key}, value: {evaluation[key]:.6g}}}" for key in _FIGURES),
         ]
     return "\n".join([*lines, "---"])
 
 
-def _figures(metadata: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> str:
+def _figures(metadata: Metadata, evaluation: Mapping[str, Any] | None) -> str:
     """Writes the table of metrics, and how far they can be relied on."""
     # The table.
-    metrics = metadata["metrics"]
+    metrics = metadata.metrics
     columns = [metrics] + ([evaluation["with_flip"]] if evaluation is not None and "with_flip" in evaluation else [])
     rows = [
         (_FIGURES[key], *(f"{column[key]:.4f}" for column in columns))
-        for key in _figure_keys(len(metadata["names"]))
+        for key in _figure_keys(len(metadata.names))
         if key in metrics
     ]
     if not rows:
@@ -110,10 +114,10 @@ def _figures(metadata: Mapping[str, Any], evaluation: Mapping[str, Any] | None) 
     notes = [
         *([_uncertainty(metrics["top1"], evaluation["count"])] if evaluation is not None else []),
         "The checkpoint was selected by its accuracy on these same pictures: expect slightly less on new ones.",
-        *([_calibration(metadata["calibration"])] if "calibration" in metadata else []),
+        *([_calibration(metadata.calibration)] if metadata.calibration is not None else []),
         *(
             ["This calibration was measured before quantization."]
-            if {"calibration", "quantization"} <= metadata.keys()
+            if metadata.calibration is not None and metadata.quantization is not None
             else []
         ),
     ]
@@ -124,12 +128,12 @@ def _uncertainty(top1: float, count: int) -> str:
     return f"The standard error of the top-1 accuracy is {math.sqrt(top1 * (1 - top1) / count):.4f}."
 
 
-def _calibration(calibration: Mapping[str, Any]) -> str:
+def _calibration(calibration: Calibration) -> str:
     return (
         "The probabilities are calibrated by temperature scaling (Guo et al. 2017): the last layer's weights are "
-        f"divided by {calibration['temperature']:.3g}. Without it, the calibration error would be "
-        f"{calibration['ece_before']:.4f}. With the temperature fitted on one half of the pictures and the error "
-        f"measured on the other, both ways, it is {calibration['ece_after']:.4f}; the file's temperature is fitted on "
+        f"divided by {calibration.temperature:.3g}. Without it, the calibration error would be "
+        f"{calibration.ece_before:.4f}. With the temperature fitted on one half of the pictures and the error "
+        f"measured on the other, both ways, it is {calibration.ece_after:.4f}; the file's temperature is fitted on "
         "all of them."
     )
 
@@ -206,12 +210,12 @@ def _signature(file: Mapping[str, Any]) -> str:
     )
 
 
-def _limits(metadata: Mapping[str, Any], file: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> list[str]:
+def _limits(metadata: Metadata, file: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> list[str]:
     """Returns the limitations of the model, one paragraph each."""
-    height, width = metadata["image_size"]
-    datasets = dict.fromkeys(_plain(training["dataset"]) for training in metadata["trainings"])
+    height, width = metadata.image_size
+    datasets = dict.fromkeys(_plain(training.dataset) for training in metadata.trainings)
     limits = [
-        f"It knows these {len(metadata['names'])} classes and no others. The probabilities always add up to 1, so a "
+        f"It knows these {len(metadata.names)} classes and no others. The probabilities always add up to 1, so a "
         "picture of something else also gets one of these classes, often with a high probability. Nothing in the file "
         "detects this.",
         f"It sees {width}x{height} pixels. A picture of another size is stretched to that, which loses small details "
@@ -225,7 +229,7 @@ def _limits(metadata: Mapping[str, Any], file: Mapping[str, Any], evaluation: Ma
         f"{file['file']} --data.source FOLDER --split all`. Where a mistake can harm somebody, let a person decide.",
     ]
     # Limitations that depend on the training, next to those that they belong to.
-    if metadata["config"]["augment"]["flip"]:
+    if metadata.config.augment.flip:
         limits.insert(2, "It was trained with horizontal flips, so it cannot tell left from right.")
     ranked = _ranked_classes(evaluation) if evaluation is not None else []
     if ranked:
@@ -238,21 +242,21 @@ def _limits(metadata: Mapping[str, Any], file: Mapping[str, Any], evaluation: Ma
     return limits
 
 
-def _trainings(trainings: Sequence[Mapping[str, Any]]) -> str:
+def _trainings(trainings: Sequence[Training]) -> str:
     """Writes the recipe of each training. Several are numbered in their order, and the last one comes first."""
-    tables = [_table(("", ""), list(training["recipe"].items())) for training in trainings]
+    tables = [_table(("", ""), list(training.recipe.items())) for training in trainings]
     if len(tables) == 1:
         return tables[0]
     sections = [
-        f"### Training {number}, on {_plain(training['dataset'])}\n\n{table}"
+        f"### Training {number}, on {_plain(training.dataset)}\n\n{table}"
         for number, (training, table) in enumerate(zip(trainings, tables, strict=True), start=1)
     ]
     return "\n\n".join(reversed(sections))
 
 
-def _terms(trainings: Sequence[Mapping[str, Any]]) -> str:
+def _terms(trainings: Sequence[Training]) -> str:
     """Writes the terms of every data set behind the weights, the latest first."""
-    terms = {training["dataset"]: training["license"] for training in reversed(trainings)}
+    terms = {training.dataset: training.license for training in reversed(trainings)}
     datasets = [f"{_plain(name)} ({_plain(license) or 'terms not recorded'})" for name, license in terms.items()]
     return (
         f"The weights were trained on {', and before that on '.join(datasets)}. Use them only as the terms of the "

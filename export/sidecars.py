@@ -1,10 +1,10 @@
-"""The files beside an exported one: for runtimes that hide metadata, for the Hugging Face Hub, for a first test."""
+"""The files beside an exported model: for runtimes that hide metadata, for the Hugging Face Hub, for a first test."""
 
 import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +13,36 @@ import onnx
 import onnxruntime as ort
 from onnx import helper
 
+from jaxcnn.metadata import Metadata
+
 _MODEL_TYPE = "jaxcnn"
-_BICUBIC = 3  # Pillow's number, which Hugging Face uses
+_BICUBIC = 3  # Pillow's number of the filter, which Hugging Face uses too
 
 
 def folder_of(model: Path) -> Path:
-    """Where the files that have fixed names go: the folder beside a model that is named like it."""
+    """Returns the folder beside a model that has its name without the suffix, for the files that have fixed names."""
     return model.with_suffix("")
 
 
 def make_sidecars(
-    path: Path, metadata: Mapping[str, Any], *, card: str, pictures: np.ndarray, real: bool = True
+    path: Path, metadata: Metadata, *, card: str, pictures: np.ndarray, real: bool = True
 ) -> dict[str, bytes]:
-    """The files that go beside a model, by their paths there: MODEL.json, and what else goes into the folder MODEL/.
+    """Makes the files that go beside a model: MODEL.json, and a folder MODEL/ with the others.
 
-    MODEL/README.md is the model card, MODEL/config.json and MODEL/preprocessor_config.json tell classes and
-    preparation by Hugging Face's names for them, MODEL/example.npz holds pictures and what the model says of them, by
-    name of input and output. Whether those pictures are real or noise is told in MODEL.json.
+    MODEL.json describes the model for runtimes that hide its metadata. MODEL/README.md is the model card;
+    MODEL/config.json and MODEL/preprocessor_config.json have classes and preprocessing under Hugging Face's names;
+    MODEL/example.npz has pictures and the outputs for them, by the names of input and outputs.
 
-    They are to be put there in this order: `foreign_path` knows the folder by its config.json, and MODEL.json must
-    not tell of an example that is not there yet.
+    Args:
+      path: the model.
+      metadata: its metadata.
+      card: its model card.
+      pictures: uint8 [n, height, width, 3], for the example.
+      real: whether the pictures are real, or noise; recorded in MODEL.json.
+
+    Returns:
+      The content of each file by its path beside the model. Write them in this order: `foreign_path` recognises the
+      folder by its config.json, and MODEL.json must not refer to an example that does not exist yet.
     """
     name = folder_of(path).name
     arrays = io.BytesIO()
@@ -43,14 +53,14 @@ def make_sidecars(
         f"{name}/preprocessor_config.json": _json(hub_preprocessor(metadata)),
         f"{name}/README.md": card.encode(),
         f"{name}/example.npz": arrays.getvalue(),
-        f"{name}.json": _json(describe(path) | example | dict(metadata)),
+        f"{name}.json": _json(describe(path) | example | metadata.to_values()),
     }
 
 
 def foreign_path(model: Path) -> Path | None:
-    """What is there under the name of a sidecar but was not written as one; None if all may be replaced.
+    """Returns a path that has the name of a sidecar but was not written as one; None if all may be replaced.
 
-    What an export leaves that was cut short is its own: hidden files if it was killed, empty ones if the power failed.
+    An interrupted export leaves hidden files if it was killed, empty ones if the power failed; they may be replaced.
     """
     folder, description = folder_of(model), model.with_suffix(".json")
     if description.exists() and not _is_empty(description) and _read_value(description, "opset") is None:
@@ -58,8 +68,8 @@ def foreign_path(model: Path) -> Path | None:
     if not folder.is_dir():
         return folder if folder.exists() else None
     config = folder / "config.json"
-    ours = all(each.name.startswith(".") for each in folder.iterdir()) or _is_empty(config)
-    return None if ours or _read_value(config, "model_type") == _MODEL_TYPE else folder
+    is_interrupted = all(path.name.startswith(".") for path in folder.iterdir()) or _is_empty(config)
+    return None if is_interrupted or _read_value(config, "model_type") == _MODEL_TYPE else folder
 
 
 def _is_empty(path: Path) -> bool:
@@ -74,7 +84,7 @@ def _read_value(path: Path, key: str) -> Any:
 
 
 def read_pictures(path: Path, side: int) -> np.ndarray | None:
-    """The real pictures of the example that was written with this model earlier, if there are some of this size."""
+    """Returns the real pictures in the example of an earlier export, or None if there are none of this size."""
     try:
         if json.loads(path.with_suffix(".json").read_bytes())["example_pictures"] != "real":
             return None
@@ -87,7 +97,7 @@ def read_pictures(path: Path, side: int) -> np.ndarray | None:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """What the file is: size, checksum, versions, and name, type and shape of its inputs and outputs."""
+    """Returns name, size, checksum and versions of a model, and name, type and shape of its inputs and outputs."""
     content = path.read_bytes()
     model = onnx.load_from_string(content)
     return {
@@ -96,30 +106,30 @@ def describe(path: Path) -> dict[str, Any]:
         "sha256": hashlib.sha256(content).hexdigest(),
         "opset": model.opset_import[0].version,
         "ir_version": model.ir_version,
-        "inputs": [_value(each) for each in model.graph.input],
-        "outputs": [_value(each) for each in model.graph.output],
+        "inputs": [_describe_value(value) for value in model.graph.input],
+        "outputs": [_describe_value(value) for value in model.graph.output],
     }
 
 
-def hub_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Hugging Face's `config.json`."""
-    names = dict(enumerate(metadata["names"]))
+def hub_config(metadata: Metadata) -> dict[str, Any]:
+    """Returns Hugging Face's `config.json`: classes and input size."""
+    names = dict(enumerate(metadata.names))
     return {
-        "architectures": [metadata["config"]["model"]["name"]],
+        "architectures": [metadata.config.model.name],
         "model_type": _MODEL_TYPE,
         "id2label": {str(i): name for i, name in names.items()},
         "label2id": {name: i for i, name in names.items()},
         "num_labels": len(names),
-        "image_size": metadata["image_size"][0],
+        "image_size": metadata.image_size[0],
         "num_channels": 3,
         "problem_type": "single_label_classification",
         "torch_dtype": "float32",
     }
 
 
-def hub_preprocessor(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Hugging Face's `preprocessor_config.json`: the model scales and normalises by itself, and wants bytes."""
-    height, width = metadata["image_size"]
+def hub_preprocessor(metadata: Metadata) -> dict[str, Any]:
+    """Returns Hugging Face's `preprocessor_config.json`: it only resizes, as the model itself scales and normalises."""
+    height, width = metadata.image_size
     return {
         "image_processor_type": "ImageProcessor",
         "do_convert_rgb": True,
@@ -135,15 +145,15 @@ def hub_preprocessor(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def open_model(path: Path) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """A model as a function from pictures to its outputs by name."""
+    """Returns a function from uint8 pictures [n, height, width, 3] to the outputs of a model by name."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    names = [each.name for each in session.get_outputs()]
+    names = [output.name for output in session.get_outputs()]
     return lambda pictures: dict(zip(names, session.run(names, {"image": pictures}), strict=True))
 
 
-def _value(value: onnx.ValueInfoProto) -> dict[str, Any]:
+def _describe_value(value: onnx.ValueInfoProto) -> dict[str, Any]:
     kind = value.type.tensor_type
     return {
         "name": value.name,

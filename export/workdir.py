@@ -1,59 +1,47 @@
-"""A training run's folder as a file to take away: the only part of `export` that knows jaxcnn."""
+"""Exports a run: its best checkpoint as a verified ONNX file, or its weights as a safetensors file."""
 
 import dataclasses
-import glob
 import json
-import os
-import shutil
-import tempfile
-import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import onnx
 from jaxtyping import Array, UInt8
 
-import jaxcnn
-from export import explain, quantize, sidecars
+from export import explain, publish, quantize, sidecars
 from export.card import write_card
 from export.converter import InputSpec, to_onnx
 from export.errors import VerificationError
 from export.verify import BATCHES, verify
 from jaxcnn import models
-from jaxcnn.config import Config, DataConfig
 from jaxcnn.data import Dataset
 from jaxcnn.disk import write_atomically
 from jaxcnn.errors import UserError
 from jaxcnn.evaluation import measure
 from jaxcnn.evaluation_record import to_record
+from jaxcnn.metadata import Metadata, describe_run
 from jaxcnn.metrics import Evaluation
-from jaxcnn.paths import readable
-from jaxcnn.run import lineage
 from jaxcnn.run.checkpoint import TrainedModel, load_model
 from jaxcnn.run.workdir import Workdir, environment
 from jaxcnn.weights import mean_of, read_weights, write_weights
 
 _INPUT = "image"
 _TOLERANCES = {"heatmap": 1e-2}
-"""A heatmap is divided by its largest value, which may be small beside what it is the sum of."""
-_ABANDONED = 24 * 60 * 60
-"""Seconds without a new file after which an export was killed: the longest takes some hours."""
+"""A heatmap is divided by its largest value, which may be small beside the terms that it is the sum of."""
 _ROUNDING = 1e-9
-"""More than the difference of two shares is off by in binary, and less than one picture of any data set."""
+"""Above the rounding error of the difference of two accuracies, below the share of one picture in any data set."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Quantization:
-    """Asks for eight-bit integers.
+    """How to quantize a model to 8-bit integers.
 
     Attributes:
-      dataset: training pictures to calibrate with, validation pictures to measure with.
-      tolerance: how much top-1 accuracy may fall, from 0 to 1.
+      dataset: training pictures that set the ranges of activations, validation pictures to measure on.
+      tolerance: how far top-1 accuracy may fall, from 0 to 1.
     """
 
     dataset: Dataset
@@ -71,27 +59,27 @@ def export_workdir(
 ) -> Path:
     """Writes the best checkpoint of a run as a verified ONNX file, with a description and a model card beside it.
 
-    Input `image`: uint8 RGB [batch, height, width, 3]. Outputs `logits` and `probabilities`: float32
-    [batch, classes]. Class names and how to prepare pictures are in the metadata, each value in JSON. For what goes
-    with it see `sidecars.make_sidecars`.
+    The input is `image`: uint8 RGB [batch, height, width, 3]. The outputs are `logits` and `probabilities`: float32
+    [batch, classes]. The metadata say what the classes are and how to prepare a picture; see `jaxcnn.metadata`. For the
+    files beside the model see `sidecars.make_sidecars`.
 
     Args:
       workdir: the run's folder.
-      output: the file; by default `model.onnx` (`model.int8.onnx` if quantized) in the folder. It appears, or is
-        replaced, only once verified and once all that goes with it is on the disk too.
-      pictures: real ones to verify with, besides random ones; by default those of the example of an earlier export.
-      features: adds the output `features`, see `explain`.
-      heatmap: adds the output `heatmap`, see `explain`.
-      quantization: writes the file in eight-bit integers.
+      output: the file. None: `model.onnx` in the folder, or `model.int8.onnx` if quantized. It appears, or is replaced,
+        when it is verified and everything that belongs to it is on the disk.
+      pictures: real pictures to verify with, besides random ones. None: those in the example of an earlier export.
+      features: add the output `features`, see `explain`.
+      heatmap: add the output `heatmap`, see `explain`.
+      quantization: quantize the model to 8-bit integers. None: float32.
 
     Returns:
       The path of the file.
 
     Raises:
-      UserError: not a run's folder, no checkpoint in it, the file cannot be written, or the pictures to quantize with
-        are of other classes or another size, or something else has the name of what comes beside the file.
+      UserError: the folder is not a workdir or has no checkpoint, the file cannot be written, the pictures to quantize
+        with have other classes or another size, or something else has the name of a file beside the model.
       UnsupportedError: the model does something that cannot be exported.
-      VerificationError: the file does not compute what the model does, or its accuracy falls too much in eight bits.
+      VerificationError: the file does not compute what the model does, or quantization costs too much accuracy.
     """
     run = Workdir(workdir)
     if output is not None and output.suffix != ".onnx":
@@ -100,49 +88,32 @@ def export_workdir(
     trained = load_model(workdir)
     if quantization is not None:
         _check_same_pictures(quantization.dataset, trained)
-    _check_free(target)
+    publish.check_replaceable(target)
     if pictures is None:
         pictures = sidecars.read_pictures(run.onnx, trained.config.data.image_size)
-    # A file that is taken elsewhere is given to others, who may not be meant to have the pictures.
+    # A file elsewhere is meant to be given away, the pictures may not be.
     shown = pictures if target.resolve().parent == run.path.resolve() else None
     try:
-        _remove_abandoned(target)
-        with tempfile.TemporaryDirectory(prefix=_prefix(target), dir=target.parent) as folder:
-            path = Path(folder) / target.name
-            facts, evaluation, checks = _write_model(
+        with publish.temporary_folder(target) as folder:
+            path = folder / target.name
+            metadata, evaluation, checks = _write_model(
                 run, trained, path, pictures, features=features, heatmap=heatmap, quantization=quantization
             )
-            card = write_card(facts, sidecars.describe(path), evaluation=evaluation, checks=checks)
+            card = write_card(metadata, sidecars.describe(path), evaluation=evaluation, checks=checks)
             example = _noise(4, trained.config.data.image_size) if shown is None else shown
-            beside = sidecars.make_sidecars(path, facts, card=card, pictures=example, real=shown is not None)
-            _publish(path, beside, target)
+            beside = sidecars.make_sidecars(path, metadata, card=card, pictures=example, real=shown is not None)
+            publish.publish(path, beside, target)
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error.strerror or error}; give another path with -o") from error
     return target
 
 
-def _check_free(target: Path) -> None:
-    """Raises a `UserError` if something else has the name of the file, or of what comes beside it."""
-    if target.is_dir():
-        raise UserError(f"{target} cannot be written: Is a directory; give another path with -o")
-    if foreign := sidecars.foreign_path(target):
-        raise UserError(
-            f"{foreign} would be written with {target}, but is something else already; move it away, or give another "
-            "name with -o"
-        )
+class _Written(NamedTuple):
+    """A model that was written: its metadata, its evaluation if there is one, and a sentence for each check."""
 
-
-def _prefix(target: Path) -> str:
-    """What the folders begin with in which exports of this file work: by it they are ours to remove."""
-    return f".export-{target.name}-"
-
-
-def _remove_abandoned(target: Path) -> None:
-    """Removes the folders of exports that were killed, but none that another may be working in at this time."""
-    for folder in target.parent.glob(f"{glob.escape(_prefix(target))}*"):
-        with suppress(OSError):  # another export may be removing it too
-            if time.time() - folder.stat().st_mtime > _ABANDONED:
-                shutil.rmtree(folder)
+    metadata: Metadata
+    evaluation: dict[str, Any] | None
+    checks: list[str]
 
 
 def _write_model(
@@ -154,132 +125,84 @@ def _write_model(
     features: bool,
     heatmap: bool,
     quantization: Quantization | None,
-) -> tuple[dict[str, Any], dict[str, Any] | None, list[str]]:
-    """Writes the verified model; returns its metadata, its evaluation, and what was checked, a sentence each."""
-    facts, evaluation = metadata(run, trained), _evaluation(run, trained)
+) -> _Written:
+    """Writes a verified model with its metadata."""
+    evaluation, figures = _read_evaluation(run, trained), None
     file, checks = _write_verified(trained, path, pictures, features=features, heatmap=heatmap)
     if quantization is not None:
-        file, facts["quantization"], evaluation = _quantize(file, trained, quantization)
-        checks = [f"Before quantization: {check}" for check in checks]
-        checks += [f"Quantized, it is valid ONNX, and top-1 falls by at most {quantization.tolerance}."]
-    facts |= _measured(trained, evaluation)
+        file, figures, evaluation = _quantize(file, trained, quantization)
+        checks = [
+            *(f"Before quantization: {check}" for check in checks),
+            f"Quantized, it is valid ONNX, and top-1 falls by at most {quantization.tolerance}.",
+        ]
+    metadata = dataclasses.replace(describe_run(run, trained), calibration=trained.calibration, quantization=figures)
+    # The checkpoint's own metrics were measured before it was calibrated.
+    if evaluation is not None:
+        metrics = {key: evaluation[key] for key in ("loss", "top1", "top5", "ece")}
+        metadata = dataclasses.replace(metadata, metrics=metrics)
     model = onnx.load(file)
-    onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in facts.items()})
+    onnx.helper.set_model_props(model, metadata.to_props())
     write_atomically(path, model.SerializeToString())
-    return facts, evaluation, checks
-
-
-def _publish(path: Path, beside: dict[str, bytes], target: Path) -> None:
-    """Moves a model to its place, and what goes beside it, by its path there.
-
-    All is on the disk before anything is replaced, so a full one changes nothing. The model comes last: if something
-    cannot be replaced, the older model is still there.
-    """
-    for name, content in beside.items():
-        (path.parent / name).parent.mkdir(exist_ok=True)
-        write_atomically(path.parent / name, content)
-    for name in (*beside, target.name):
-        (target.parent / name).parent.mkdir(exist_ok=True)
-        os.replace(path.parent / name, target.parent / name)
+    return _Written(metadata, evaluation, checks)
 
 
 def export_weights(workdir: Path, output: Path, *, average: Sequence[str] = ()) -> Path:
     """Writes the best checkpoint of a run as a safetensors file, for other runs to start from; see `jaxcnn.weights`.
 
-    The metadata is that of the ONNX file, and `step`, the steps taken.
-
     Args:
       workdir: the run's folder.
       output: the file.
-      average: workdirs and safetensors files; the mean with their weights is written, whose metrics are not known.
+      average: workdirs and safetensors files. The mean with their weights is written; its metrics are not known.
+
+    Returns:
+      The path of the file.
 
     Raises:
-      UserError: not a run's folder, no checkpoint in it, weights that do not go together, or the file cannot be
+      UserError: the folder is not a workdir or has no checkpoint, the weights cannot be averaged, or the file cannot be
         written.
     """
     run, trained = Workdir(workdir), load_model(workdir)
-    facts, variables = metadata(run, trained) | {"step": trained.step}, trained.variables
+    metadata, variables = describe_run(run, trained), trained.variables
     if average:
         mean = mean_of([read_weights(str(workdir)), *map(read_weights, average)])
-        facts |= {"metrics": {}, "trainings": [dataclasses.asdict(each) for each in mean.trainings]}
+        metadata = dataclasses.replace(metadata, metrics={}, trainings=mean.trainings)
         variables = mean.fill(variables, with_head=True)
     try:
-        write_weights(output, variables, facts)
+        write_weights(output, variables, metadata)
     except OSError as error:
         raise UserError(f"{output} cannot be written: {error.strerror or error}; give another path with -o") from error
     return output
 
 
-def metadata(run: Workdir, trained: TrainedModel) -> dict[str, Any]:
-    """What the file says about itself: to `jaxcnn.evaluate`, the server, and whoever loads it elsewhere."""
-    side, classes, pictures = trained.config.data.image_size, len(trained.names), run.read_pictures()
-    return {
-        "names": list(trained.names),
-        "wnids": list(trained.wnids),
-        "image_size": [side, side],
-        "resize": {"mode": "stretch", "filter": "bicubic"},
-        "dataset": trained.dataset,
-        "metrics": trained.metrics,
-        "config": dataclasses.asdict(_portable(trained.config)),
-        **({} if pictures is None else {"pictures": dataclasses.asdict(pictures)}),
-        "license": trained.license,
-        "trainings": [dataclasses.asdict(each) for each in lineage.trainings(run, trained)],
-        "author": "jaxcnn",
-        "version": jaxcnn.__version__,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "description": f"{trained.config.model.name} classifier of {classes} classes, trained on {trained.dataset}",
-    }
-
-
-def _measured(trained: TrainedModel, evaluation: dict[str, Any] | None) -> dict[str, Any]:
-    """What is in the file's metadata of one checkpoint: its figures are calibrated as soon as the file is."""
-    facts: dict[str, Any] = {"step": trained.step}
-    if evaluation is not None:
-        facts["metrics"] = {key: evaluation[key] for key in ("loss", "top1", "top5", "ece")}
-    if trained.calibration is not None:
-        facts["calibration"] = dataclasses.asdict(trained.calibration)
-    return facts
-
-
-def _evaluation(run: Workdir, trained: TrainedModel) -> dict[str, Any] | None:
-    """The record of this checkpoint on the run's validation pictures; None if there is none, or only another."""
+def _read_evaluation(run: Workdir, trained: TrainedModel) -> dict[str, Any] | None:
+    """Returns the record of this checkpoint on the run's validation pictures; None if there is none, or only others."""
     found, pictures = _read_json(run.evaluation), run.read_pictures()
     expected = {
         "step": trained.step,
         "temperature": trained.temperature,
         "dataset": trained.dataset,
         "split": "validation",
-        # Other data may have the same name.
+        # Another data set may have the same name.
         **({} if pictures is None else {"count": pictures.validation}),
     }
     return found if isinstance(found, dict) and expected.items() <= found.items() else None
 
 
-def _portable(config: Config) -> Config:
-    """The settings without the places where this machine keeps archives, caches and other runs."""
-    here = DataConfig()
-    return dataclasses.replace(
-        config,
-        data=dataclasses.replace(
-            config.data, source=readable(config.data.source), archive=here.archive, cache_dir=here.cache_dir
-        ),
-        init_from=config.init_from and (readable(Path(config.init_from).name) or None),
-    )
-
-
 def _logits(trained: TrainedModel, variables: Any) -> explain.Classifier:
-    """The calibrated model in float32, whatever it was trained in: parameters are, and few runtimes know bfloat16."""
+    """Returns the calibrated model in float32: its parameters are float32, and few runtimes support bfloat16."""
     config = dataclasses.replace(trained.config.model, precision="float32")
     model = models.build(config, classes=len(trained.names))
 
     def logits(image: Array) -> Array:
         result: Array = model.apply(variables, image, train=False)
-        return result / trained.temperature  # becomes a part of the last layer's weights
+        return result / trained.temperature  # folded into the weights of the last layer
 
     return logits
 
 
 def _outputs(logits: explain.Classifier, *, features: bool, heatmap: bool) -> Callable[[Array], dict[str, Array]]:
+    """Returns a function from pictures to the outputs of the file by name."""
+
     def classify(image: Array) -> dict[str, Array]:
         if features or heatmap:
             found = explain.explain(logits, image, features=features, heatmap=heatmap)
@@ -293,9 +216,12 @@ def _outputs(logits: explain.Classifier, *, features: bool, heatmap: bool) -> Ca
 def _write_verified(
     trained: TrainedModel, path: Path, pictures: np.ndarray | None, *, features: bool, heatmap: bool
 ) -> tuple[Path, list[str]]:
-    """Writes the model and checks the file, then checks one with other batch statistics; returns what was checked.
+    """Writes the model and verifies the file, and another with other batch statistics.
 
-    Statistics that training hardly moved from zero and one would hide a mistake in how they are folded.
+    Statistics that training hardly moved from 0 and 1 would hide a mistake in how they are folded.
+
+    Returns:
+      The file, and a sentence for each check.
     """
     side = trained.config.data.image_size
     inputs: dict[str, InputSpec] = {_INPUT: ("uint8", ("batch", side, side, 3))}
@@ -317,7 +243,7 @@ def _write_verified(
 
 
 def _perturbed(variables: Any) -> Any:
-    """The variables with batch statistics moved far from where they are."""
+    """Returns the variables with batch statistics far from theirs."""
     random = np.random.default_rng(0)
 
     def move(path: Any, leaf: Array) -> Any:
@@ -331,6 +257,7 @@ def _perturbed(variables: Any) -> Any:
 
 
 def _check_same_pictures(dataset: Dataset, trained: TrainedModel) -> None:
+    """Raises UserError if pictures have other classes or another size than the model."""
     side = trained.config.data.image_size
     if dataset.names != trained.names or dataset.train.images.shape[1:] != (side, side, 3):
         raise UserError(
@@ -342,35 +269,38 @@ def _check_same_pictures(dataset: Dataset, trained: TrainedModel) -> None:
 def _quantize(
     file: Path, trained: TrainedModel, quantization: Quantization
 ) -> tuple[Path, dict[str, Any], dict[str, Any]]:
-    """Writes a quantized file beside one, measures both, and returns the file, the comparison and its evaluation.
+    """Writes a quantized model beside a float32 one, and measures both.
+
+    Returns:
+      The quantized file, the comparison by name, and the record of its evaluation.
 
     Raises:
-      VerificationError: the accuracy falls by more than is tolerated.
+      VerificationError: the accuracy falls by more than the tolerance.
     """
     dataset, side = quantization.dataset, trained.config.data.image_size
-    small = file.with_suffix(".int8")
-    quantize.quantize(file, small, dataset.train.images)
-    quantize.check_valid(small)
-    measured = [_evaluate(each, dataset, trained) for each in (file, small)]
-    speed = quantize.compare_speed([file, small], side)
+    files = [file, file.with_suffix(".int8")]
+    quantize.quantize(file, files[1], dataset.train.images)
+    quantize.check_valid(files[1])
+    evaluations = [_evaluate(path, dataset, trained) for path in files]
+    speeds = quantize.compare_speed(files, side)
     figures = {
         "tolerance": quantization.tolerance,
         "calibration_pictures": min(len(dataset.train), quantize.CALIBRATION_PICTURES),
         "pictures": len(dataset.validation),
         "processor": environment()["processor"],
     }
-    for kind, path, evaluation, times in zip(("float32", "int8"), (file, small), measured, speed, strict=True):
+    for kind, path, evaluation, speed in zip(("float32", "int8"), files, evaluations, speeds, strict=True):
         figures |= {f"{name}_{kind}": value for name, value in evaluation.scalars().items()}
         figures |= {f"bytes_{kind}": path.stat().st_size}
-        figures |= {f"ms_{kind}": times.latency, f"rate_{kind}": times.throughput}
-    top1 = [each.top1 for each in measured]
-    if top1[0] - top1[1] > quantization.tolerance + _ROUNDING:
+        figures |= {f"ms_{kind}": speed.latency, f"rate_{kind}": speed.throughput}
+    before, after = (evaluation.top1 for evaluation in evaluations)
+    if before - after > quantization.tolerance + _ROUNDING:
         raise VerificationError(
-            f"in int8 top-1 accuracy falls from {top1[0]:.4f} to {top1[1]:.4f}, by more than the "
-            f"{quantization.tolerance:g} that --tolerance allows (one picture takes {speed[1].latency:.3f} ms instead "
-            f"of {speed[0].latency:.3f} ms); no file was written"
+            f"in int8 top-1 accuracy falls from {before:.4f} to {after:.4f}, by more than the "
+            f"{quantization.tolerance:g} that --tolerance allows (one picture takes {speeds[1].latency:.3f} ms instead "
+            f"of {speeds[0].latency:.3f} ms); no file was written"
         )
-    return small, figures, to_record(measured[1], names=trained.names)
+    return files[1], figures, to_record(evaluations[1], names=trained.names)
 
 
 def _evaluate(path: Path, dataset: Dataset, trained: TrainedModel) -> Evaluation:

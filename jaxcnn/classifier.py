@@ -17,7 +17,7 @@ from jaxtyping import Float32, UInt8
 from jaxcnn.config import Config
 from jaxcnn.data import Fingerprint
 from jaxcnn.errors import UserError
-from jaxcnn.metadata import Metadata
+from jaxcnn.metadata import Metadata, Resize
 from jaxcnn.prediction import Picture, Prediction, describe_picture, is_picture, rank_classes, to_input
 from jaxcnn.run.checkpoint import load_model
 from jaxcnn.run.workdir import Workdir
@@ -144,44 +144,44 @@ def open_onnx(path: Path) -> Classifier:
     """Opens an exported model with onnxruntime.
 
     Raises:
-      UserError: not an ONNX file, or not one that keeps the contract of `python -m export`.
+      UserError: the file is not ONNX, or does not keep the contract of `python -m export`.
     """
     try:
         session = onnxruntime.InferenceSession(path, _quiet(), providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} is neither a workdir nor a readable .onnx file ({reason})") from error
-    metadata = Metadata(path, session.get_modelmeta().custom_metadata_map, "python -m export WORKDIR")
-    config, names = metadata.config(), metadata.texts("names")
-    side = config.data.image_size
-    if metadata.read("image_size", list) != [side, side]:
-        raise metadata.refusal(f"its image_size differs from the {side} of its settings")
-    shapes = {each.name: (each.type, each.shape[1:]) for each in (*session.get_inputs(), *session.get_outputs())}
-    expected = {"image": ("tensor(uint8)", [side, side, 3]), "logits": ("tensor(float)", [len(names)])}
-    for name, kind in expected.items():
-        if shapes.get(name) != kind:
-            raise metadata.refusal(f"{name} is {shapes.get(name, 'absent')}, not {kind}")
+    try:
+        metadata = Metadata.from_props(session.get_modelmeta().custom_metadata_map)
+        _check_contract(session, metadata)
+    except UserError as error:
+        raise UserError(f"{path} was not made by `python -m export WORKDIR`: {error}") from None
     return Classifier(
         path=path,
-        config=config,
-        names=names,
-        wnids=metadata.texts("wnids"),
-        step=metadata.read("step", int) if "step" in metadata.values else None,
-        # A file may be older than this record, and lie in its run's folder.
-        pictures=metadata.pictures() or Workdir(path.parent).read_pictures(),
-        temperature=_read_temperature(metadata),
+        config=metadata.config,
+        names=metadata.names,
+        wnids=metadata.wnids,
+        step=metadata.step,
+        # A file of an earlier version has no such record, but may lie in its run's folder.
+        pictures=metadata.pictures or Workdir(path.parent).read_pictures(),
+        temperature=1.0 if metadata.calibration is None else metadata.calibration.temperature,
         logits=lambda images: session.run(["logits"], {"image": images})[0],
     )
 
 
-def _read_temperature(metadata: Metadata) -> float:
-    """The temperature that is in the file's weights; one that is not calibrated tells none."""
-    if "calibration" not in metadata.values:
-        return 1.0
-    temperature = metadata.read("calibration", dict).get("temperature")
-    if not isinstance(temperature, float):
-        raise metadata.refusal(f"its metadata has a calibration with the temperature {temperature!r}")
-    return temperature
+def _check_contract(session: onnxruntime.InferenceSession, metadata: Metadata) -> None:
+    """Raises UserError if input, output or preparation are not those that the metadata and `predict` imply."""
+    side = metadata.config.data.image_size
+    if metadata.image_size != (side, side):
+        raise UserError(f"metadata.image_size is {list(metadata.image_size)}, but {side} in metadata.config")
+    if metadata.resize != Resize():
+        raise UserError(f"metadata.resize is {metadata.resize}; only {Resize()} is known")
+    values = (*session.get_inputs(), *session.get_outputs())
+    found = {value.name: (value.type, value.shape[1:]) for value in values}
+    expected = {"image": ("tensor(uint8)", [side, side, 3]), "logits": ("tensor(float)", [len(metadata.names)])}
+    for name, kind in expected.items():
+        if found.get(name) != kind:
+            raise UserError(f"{name} is {found.get(name, 'absent')}, not {kind}")
 
 
 def _quiet() -> onnxruntime.SessionOptions:

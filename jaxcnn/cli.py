@@ -12,12 +12,12 @@ from jaxcnn.errors import UserError
 def run(main: Callable[[Sequence[str]], None], prog: str) -> None:
     """Runs a command's `main` on the process's arguments.
 
-    A `UserError` is printed as one line and ends the process with status 2, what the system refuses (a full disk, a
-    missing permission) likewise with 1, an interrupt with 130, SIGTERM with 143.
+    Errors are printed as one line. A `UserError` exits with status 2, an `OSError` such as a full disk with 1, an
+    interrupt with 130, SIGTERM with 143.
     """
     signal.signal(signal.SIGTERM, _end)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # Windows may know no é, and names of classes come from strangers.
+        if isinstance(stream, io.TextIOWrapper):  # the encoding may lack characters of class names
             stream.reconfigure(errors="replace")
     try:
         main(sys.argv[1:])
@@ -33,10 +33,10 @@ def run(main: Callable[[Sequence[str]], None], prog: str) -> None:
 
 
 def _end(number: int, _: types.FrameType | None) -> None:
-    """Ends the process as an exception does: what it has begun to write is removed on the way."""
+    """Exits by an exception, so that unfinished files are removed on the way."""
     sys.exit(128 + number)
 
 
 def printable(text: str) -> str:
-    """Text without characters that could steer a terminal: names of files and classes come from strangers."""
-    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
+    """Replaces characters that could control the terminal: names of files and classes may be untrusted."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

@@ -1,18 +1,17 @@
-"""The settings of a run: one frozen dataclass per component, presets as functions, JSON both ways.
+"""The settings of a run: one frozen dataclass for each component, to JSON and back.
 
-Standard library only, so that anything may read a run's settings. The docstring below a field is its
-help text on the command line, where its lines stay as they are broken here: at the end of a sentence.
+Standard library only, so that anything may read the settings of a run. The docstring below a field is its help text on
+the command line. Every dataclass checks its values and raises UserError with the name of the first that is invalid.
 """
 
 import dataclasses
 import json
 import math
-import types
-import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from jaxcnn.errors import UserError
+from jaxcnn.typed_json import decode
 
 ModelName = Literal[
     "resnet", "seed", "prototype1", "prototype2", "prototype3", "prototype4", "prototype5", "prototype6"
@@ -21,21 +20,23 @@ ModelName = Literal[
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where the pictures come from, and how they become arrays."""
+    """Where the pictures come from, their size, and which of them are held out."""
 
     source: str = "digits"
-    """`digits` (embedded), `tiny_imagenet`, `tfds:NAME`, or the path of a folder or zip with one folder per class."""
+    """`digits` (included), `tiny_imagenet`, `tfds:NAME` (from TensorFlow Datasets), or the path of a folder or zip with
+    one folder for each class."""
     archive: str | None = None
-    """Tiny ImageNet's zip on disk; without it the zip is downloaded."""
+    """Path of Tiny ImageNet's zip, for `tiny_imagenet` only. None: it is downloaded."""
     cache_dir: str = "~/.cache/jaxcnn"
-    """Where downloads and decoded pictures are kept."""
+    """Folder that keeps downloads and decoded pictures."""
     image_size: int = 32
-    """Side in pixels of the decoded square pictures; the exported model takes this size."""
+    """Side in pixels of the squares that all pictures are resized to; the exported model takes pictures of this
+    size."""
     validation_fraction: float | None = None
-    """Share of the training pictures held out for validation, the same in every class.
-    None: the source's own validation pictures, or a tenth where it has none."""
+    """Share of the training pictures of each class that is held out for validation. None: none if the source has its
+    own validation pictures, else a tenth."""
     split_seed: int = 0
-    """Chooses which pictures are held out."""
+    """Seed that chooses which pictures are held out."""
 
     def __post_init__(self) -> None:
         _check_finite(self, "data.")
@@ -55,37 +56,38 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Which network, and the arithmetic it computes in."""
+    """The network, and the arithmetic it computes in."""
 
     name: ModelName = "resnet"
-    """`resnet` takes its shape from widths, blocks, stem and preactivation; the others are fixed."""
+    """`resnet` has the shape that widths, blocks, stem and preactivation give it; the other networks are fixed."""
     widths: tuple[int, ...] = (64, 128, 256, 512)
     """Channels of each stage (resnet only)."""
     blocks: tuple[int, ...] = (1, 1, 1, 1)
-    """Residual blocks in each stage (resnet only)."""
+    """Residual blocks of each stage (resnet only)."""
     stem: int = 2
-    """Side of the patch that the first layer folds into channels; 1 keeps full resolution (resnet only)."""
+    """Side of the patches that the first layer folds into channels; 1 keeps the full resolution (resnet only)."""
     preactivation: bool = False
-    """Normalise and activate before each convolution of a block instead of after (resnet only)."""
+    """Normalise and activate before each convolution of a block, not after (resnet only)."""
     dropout: float = 0.0
-    """Share of the pooled features dropped before the classifier (resnet only)."""
+    """Share of the pooled features that training drops before the classifier (resnet only)."""
     inference_side: int | None = None
-    """Side to which the network itself resizes pictures when it is not training; None leaves them (resnet only).
-    A random resized crop enlarges what it shows, and blurs it: where it does, 1.25 times the last resolution suits."""
+    """Side in pixels that the network resizes pictures to, except in training; None keeps their size (resnet only). A
+    network trained with random resized crops has seen objects enlarged and blurred: for it, 1.25 times the last
+    training resolution is a good value."""
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
-    """What the layers compute in; parameters and batch statistics are always float32.
-    `auto` is bfloat16 on GPUs and TPUs, and on processors that have instructions for it."""
+    """Data type that the layers compute in; parameters and batch statistics are always float32. `auto` is bfloat16 on
+    GPUs, TPUs and CPUs with instructions for it, else float32."""
     cpu_kernels: bool = True
-    """On Linux with an x86 processor, compute by kernels made for it, which are several times as fast.
-    No effect elsewhere, nor with several devices."""
+    """Use kernels written for x86 CPUs, several times as fast as JAX's own. No effect elsewhere than on Linux with an
+    x86 CPU as the only device."""
 
     def __post_init__(self) -> None:
         _check_finite(self, "model.")
         if self.name != "resnet":
-            for each in ("widths", "blocks", "stem", "preactivation", "dropout", "inference_side"):
-                default = ModelConfig.__dataclass_fields__[each].default
-                value = getattr(self, each)
-                _check(value == default, f"model.{each}", value, f"left out: the network {self.name!r} is fixed")
+            for name in ("widths", "blocks", "stem", "preactivation", "dropout", "inference_side"):
+                default = ModelConfig.__dataclass_fields__[name].default
+                value = getattr(self, name)
+                _check(value == default, f"model.{name}", value, f"left out: the network {self.name!r} is fixed")
         _check(len(self.widths) > 0 and min(self.widths) > 0, "model.widths", self.widths, "positive numbers")
         _check(
             len(self.blocks) == len(self.widths) and min(self.blocks) >= 0,
@@ -99,35 +101,36 @@ class ModelConfig:
         _check(side is None or side >= 8, "model.inference_side", side, "at least 8, or None")
 
     def with_shape_of(self, other: "ModelConfig") -> "ModelConfig":
-        """The network of other settings, as far as its parameters go; how it is trained and computed stays."""
-        shape = {each: getattr(other, each) for each in SHAPE}
-        if other.name != "resnet":  # the fixed networks have nothing else to set
+        """Returns these settings with the fields of `SHAPE` from others; what does not concern parameters stays."""
+        shape = {field: getattr(other, field) for field in SHAPE}
+        if other.name != "resnet":  # the fixed networks have no other settings
             shape |= {"dropout": 0.0, "inference_side": None}
         return dataclasses.replace(self, **shape)
 
 
 SHAPE = ("name", "widths", "blocks", "stem", "preactivation")
-"""The fields of `ModelConfig` that decide which parameters there are, and their shapes."""
+"""The fields of `ModelConfig` that determine the parameters and their shapes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Random changes to the training pictures, made on the device inside the step. Zero or false is off."""
+    """Random changes to the training pictures, made on the device in every step; 0, None or off does nothing."""
 
     flip: bool = False
-    """Mirror left and right, half of the time."""
+    """Mirror half of the pictures left to right."""
     pad_crop: float = 0.0
-    """Shift by up to this share of the side, the border filled by reflection."""
+    """Shift by up to this share of the side; the border is filled by reflection."""
     crop_scale: tuple[float, float] | None = None
-    """Random resized crop: smallest and largest share of the area kept."""
+    """Random resized crop: smallest and largest share of the area that is kept, such as `.5 1`."""
     erase: float = 0.0
-    """Chance that a random rectangle is filled with noise."""
+    """Probability that a random rectangle is replaced by noise."""
     mixup: float = 0.0
-    """Blend pairs of pictures; the parameter of the Beta distribution. With cutmix too, one of them for each batch."""
+    """Blend pairs of pictures: alpha of the Beta distribution of their weights. With cutmix as well, each batch gets
+    one of the two."""
     cutmix: float = 0.0
-    """Paste a rectangle of another picture; the parameter of the Beta distribution."""
+    """Paste a rectangle of another picture: alpha of the Beta distribution of its area."""
     mix_until: float = 1.0
-    """Share of the epochs with mixup and cutmix. The last ones without let the network settle on whole pictures."""
+    """Share of the epochs with mixup and cutmix. The last epochs, without, adapt the network to whole pictures."""
     brightness: float = 0.0
     """Largest relative change of brightness."""
     contrast: float = 0.0
@@ -142,34 +145,36 @@ class AugmentConfig:
             low, high = self.crop_scale
             _check(0 < low <= high <= 1, "augment.crop_scale", self.crop_scale, "two shares, 0 < low <= high <= 1")
         _check(0 <= self.erase <= 1, "augment.erase", self.erase, "from 0 to 1")
-        for each in ("mixup", "cutmix"):
-            _check(getattr(self, each) >= 0, f"augment.{each}", getattr(self, each), "0 or more")
+        for name in ("mixup", "cutmix"):
+            _check(getattr(self, name) >= 0, f"augment.{name}", getattr(self, name), "0 or more")
         _check(0 <= self.mix_until <= 1, "augment.mix_until", self.mix_until, "from 0 to 1")
-        for each in ("brightness", "contrast", "saturation"):
-            _check(0 <= getattr(self, each) <= 1, f"augment.{each}", getattr(self, each), "from 0 to 1")
+        for name in ("brightness", "contrast", "saturation"):
+            _check(0 <= getattr(self, name) <= 1, f"augment.{name}", getattr(self, name), "from 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """The optimizer, its learning rate over time, and what is averaged."""
+    """The optimizer, the schedule of its learning rate, and the moving average of the parameters."""
 
     name: Literal["sgd", "adam", "adamw", "muon"] = "sgd"
-    """`sgd` is Nesterov's; `muon` uses Adam for all but the convolution and dense kernels."""
+    """`sgd` has Nesterov momentum; `muon` trains the kernels of convolutions and dense layers, and Adam all else."""
     learning_rate: float = 0.1
-    """The highest rate of the schedule. About .1 suits sgd, .01 muon, .001 adam and adamw."""
+    """Highest learning rate of the schedule. About .1 suits sgd, .01 muon, .001 adam and adamw."""
     schedule: Literal["constant", "linear", "cosine", "onecycle"] = "linear"
-    """How the rate falls to zero after the warm-up; `onecycle` rises and falls along cosines, `constant` stays."""
+    """How the learning rate falls to zero after the warm-up; `onecycle` rises and falls along cosines, `constant` does
+    not fall."""
     warmup: float = 0.0
-    """Share of the steps in which the rate rises from near zero."""
+    """Share of the steps in which the learning rate rises from near zero to its highest."""
     momentum: float = 0.9
-    """Momentum of sgd and muon; the first moment's decay of adam and adamw."""
+    """Momentum of sgd and muon; decay of the first moment of adam and adamw."""
     weight_decay: float = 0.0
-    """Decay of the kernels; norms and biases are left alone.
-    Added to the gradient by sgd and adam, decoupled by adamw and muon."""
+    """Weight decay of kernels; norms and biases have none. sgd and adam add it to the gradient, adamw and muon decouple
+    it."""
     clip_norm: float | None = None
-    """Largest global norm of the gradient."""
+    """Largest global norm of the gradient; None does not clip it."""
     ema_decay: float = 0.0
-    """Decay, per step, of the average of parameters and batch statistics that is evaluated and exported; 0: none."""
+    """Decay per step of the moving average of parameters and batch statistics, which is evaluated and exported in their
+    place; 0 keeps no average."""
 
     def __post_init__(self) -> None:
         _check_finite(self, "optim.")
@@ -182,10 +187,10 @@ class OptimConfig:
 
 
 MAX_EPOCHS = 1_000_000
-"""More are a slip: steps are counted in 32 bits, and a million passes leave a data set 2,147 steps in each."""
+"""More would be a typing error: steps are counted in 32 bits, which leaves 2,147 steps for each of a million epochs."""
 
 MAX_SEED = 2**32 - 1
-"""jax makes the same keys of larger ones again."""
+"""JAX keys wrap around: a larger seed gives the key of a smaller one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,21 +202,21 @@ class Config:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     init_from: str | None = None
-    """Weights to start from: `shipped` (Tiny ImageNet's, which come along), a .safetensors file, or a run's workdir.
-    The network has their shape. Its classifier starts anew unless the classes are theirs."""
+    """Initial weights: `shipped` (included, trained on Tiny ImageNet), a .safetensors file, or the workdir of a run.
+    None: random. The network gets the shape of the weights. Its classifier is kept if the classes are the same."""
     epochs: int = 30
-    """Passes over the training pictures."""
+    """How many times every training picture is seen."""
     batch_size: int = 64
-    """Pictures in one step."""
+    """Number of pictures in a step."""
     resolutions: tuple[tuple[float, int], ...] = ()
-    """Progressive resizing: pairs of a share of the epochs and the side from there on, such as `0 48 .8 64`.
+    """Progressive resizing: pairs of a share of the epochs and the side in pixels from there on, such as `0 48 .8 64`.
     Empty: data.image_size throughout."""
     label_smoothing: float = 0.0
-    """Share of the target given to all classes alike."""
+    """Share of each target that is spread evenly over all classes."""
     seed: int = 0
-    """Decides the initial parameters, the order of the pictures, and their augmentation."""
+    """Seed of the initial parameters, the order of the pictures, and their augmentation."""
     checkpoint_minutes: float = 10.0
-    """Longest time between checkpoints; one is also written after every epoch."""
+    """Longest time between checkpoints in minutes; every epoch ends with one, too."""
 
     def __post_init__(self) -> None:
         _check_finite(self)
@@ -232,7 +237,7 @@ class Config:
         _check(self.checkpoint_minutes > 0, "checkpoint_minutes", self.checkpoint_minutes, "above 0")
 
     def resolution(self, epoch: int) -> int:
-        """Side in pixels of the training pictures in this epoch, counted from 0."""
+        """Returns the side in pixels of the training pictures in an epoch, counted from 0."""
         side = self.data.image_size
         for start, size in self.resolutions:
             if epoch >= round(start * self.epochs):
@@ -240,75 +245,37 @@ class Config:
         return side
 
     def augmentation(self, epoch: int) -> AugmentConfig:
-        """The changes to the training pictures in this epoch, counted from 0."""
+        """Returns the changes to the training pictures in an epoch, counted from 0."""
         if epoch < round(self.augment.mix_until * self.epochs):
             return self.augment
         return dataclasses.replace(self.augment, mixup=0.0, cutmix=0.0)
 
 
 def to_json(config: Config) -> str:
-    """The settings as indented JSON, with every field."""
+    """Returns the settings as indented JSON, with every field."""
     return json.dumps(dataclasses.asdict(config), indent=2, allow_nan=False) + "\n"
 
 
 def from_json(text: str) -> Config:
-    """The settings that `to_json` wrote.
+    """Reads the settings that `to_json` wrote.
+
+    A missing field has its default: a run may be older than a setting.
 
     Raises:
-      UserError: an unknown field, or a value of the wrong kind, by its path. What is missing has its default: a run
-        may be older than a setting.
+      UserError: a field is unknown, or its value is of another type or invalid; the field is named by its path.
     """
     try:
         value = json.loads(text)
     except ValueError as error:
         raise UserError(f"the settings are not JSON: {error}") from error
-    return typing.cast(Config, _decode(Config, value, "config"))
-
-
-def _decode(kind: Any, value: Any, path: str) -> Any:
-    """Builds a value of the annotated `kind` from parsed JSON."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        return _decode_fields(kind, value, path)
-    if origin is Literal:
-        expected = f"one of {', '.join(map(repr, arguments))}"
-        return _checked(value, value in arguments, path, expected)
-    if origin is types.UnionType:
-        inner = next(each for each in arguments if each is not types.NoneType)
-        return None if value is None else _decode(inner, value, path)
-    if origin is tuple:
-        items = _checked(value, isinstance(value, list), path, "a list")
-        kinds = arguments[:1] * len(items) if arguments[-1] is Ellipsis else arguments
-        _checked(value, len(kinds) == len(items), path, f"{len(kinds)} items")
-        return tuple(
-            _decode(each, item, f"{path}[{i}]") for i, (each, item) in enumerate(zip(kinds, items, strict=True))
-        )
-    if kind is float:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return float(_checked(value, number and math.isfinite(value), path, "a number"))
-    return _checked(value, type(value) is kind, path, f"{kind.__name__}")
-
-
-def _decode_fields(kind: Any, value: Any, path: str) -> Any:
-    fields = typing.get_type_hints(kind)
-    _checked(value, isinstance(value, dict), path, "an object")
-    for name in value:
-        if name not in fields:
-            raise UserError(f"{path}.{name} is not a setting; {path} has: {', '.join(fields)}")
-    return kind(**{name: _decode(fields[name], each, f"{path}.{name}") for name, each in value.items()})
-
-
-def _checked(value: Any, valid: bool, path: str, expected: str) -> Any:
-    if not valid:
-        raise UserError(f"{path} is {value!r}; it must be {expected}")
-    return value
+    return decode(Config, value, "config")
 
 
 def _check_finite(config: Any, prefix: str = "") -> None:
-    """Refuses infinity and NaN in every field: no such number can be trained with, and JSON has none."""
-    for each in dataclasses.fields(config):
-        value = getattr(config, each.name)
-        _check(_is_finite(value), f"{prefix}{each.name}", value, "finite")
+    """Raises UserError if a field is infinite or NaN, which JSON cannot express."""
+    for setting in dataclasses.fields(config):
+        value = getattr(config, setting.name)
+        _check(_is_finite(value), f"{prefix}{setting.name}", value, "finite")
 
 
 def _is_finite(value: object) -> bool:
@@ -318,5 +285,6 @@ def _is_finite(value: object) -> bool:
 
 
 def _check(valid: bool, name: str, value: object, rule: str) -> None:
+    """Raises UserError if a value is not valid, with the rule that it breaks."""
     if not valid:
         raise UserError(f"{name} is {value!r}; it must be {rule}")

@@ -23,6 +23,7 @@ from jaxcnn.metrics import Evaluation
 from jaxcnn.run.workdir import Workdir
 
 PROG = "python -m jaxcnn.evaluate"
+_FIGURES = {"top1": "top-1", "top5": "top-5", "loss": "loss", "ece": "calibration error"}
 
 
 @dataclass(frozen=True)
@@ -31,16 +32,14 @@ class Arguments:
 
     data: DataConfig = field(default_factory=DataConfig)
     split: SplitName = "validation"
-    """Which pictures of the data to measure on.
-    A source without validation pictures has some held out: those that the run held out, or a tenth of another source.
-    `all` is both parts."""
+    """Which pictures of the data to measure on. A source without a validation split has some pictures held out: the
+    same as in training if it is the training data, else a tenth. `all` is both parts."""
     flip: bool = False
-    """Measure as well with the probabilities of each picture and its mirror image averaged.
-    Done by default, as at the end of a run, if the model was trained with mirror images."""
+    """Also measure with the probabilities of each picture and its mirror image averaged. On by default if the model was
+    trained with mirror images."""
     output: Path | None = None
-    """The JSON file to write.
-    None: evaluation.json in the workdir, or beside its model.onnx.
-    Other models and other pictures have their own, such as evaluation-model.int8.json and evaluation-all-other.json."""
+    """The JSON file to write. None: evaluation.json in the workdir, or beside its model.onnx; the name says if model or
+    pictures are others, as in evaluation-model.int8.json or evaluation-all-other.json."""
 
     def __post_init__(self) -> None:
         if self.output is not None and self.output.is_dir():
@@ -58,7 +57,7 @@ def main(arguments: Sequence[str]) -> None:
     parsed = parse(Arguments(trained_on, flip=classifier.config.augment.flip), arguments[1:])
     output = parsed.output or default_output(path, parsed, trained_on=trained_on)
     check_replaceable(output)
-    # Measure.
+    # Plain, and with mirror images.
     dataset = load_evaluation_data(parsed.data, classifier, hold_out=parsed.split != "all")
     splits = choose_splits(dataset, parsed.split)
     measure_splits = partial(
@@ -66,7 +65,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     evaluation = measure_splits(classifier.logits, *splits)
     flipped = measure_splits(with_mirror_image(classifier.logits), *splits) if parsed.flip else None
-    # Print first: a file that cannot be written does not lose the figures.
+    # Printed first, so that the figures are not lost if the file cannot be written.
     total = len(dataset.train) + len(dataset.validation)
     title = f"{path} on {dataset.name}, {parsed.split}: {evaluation.count:,} of its {total:,} pictures"
     print_evaluation(evaluation, names=classifier.names, title=title, flipped=flipped)
@@ -79,32 +78,27 @@ def parse(defaults: Arguments, arguments: Sequence[str]) -> Arguments:
     """Reads the options of a command line.
 
     Raises:
-      UserError: an option that does not exist, or a value it cannot have.
+      UserError: an option does not exist, or its value is invalid.
     """
     source = options.peek(arguments, "data.source", None)
     return options.parse(
         dataclasses.replace(defaults, data=data_config_of(source, trained_on=defaults.data)),
         arguments,
         prog=f"{PROG} WORKDIR_OR_ONNX",
-        description="Measures a trained model: the best checkpoint of a run in its workdir, or an .onnx file. "
-        "The data defaults to what the model was trained on.",
+        description="Measures a trained model: the best checkpoint of a run, by its workdir, or an .onnx file. "
+        "The data options default to the data that the model was trained on.",
     )
 
 
 def default_output(path: Path, arguments: Arguments, *, trained_on: DataConfig) -> Path:
-    """Where the result goes unless told otherwise: a run's record is of its model on its validation pictures."""
-    run = _run_of(path)
+    """Returns the file for an evaluation: the run's own record only for the run's model on its validation pictures."""
+    run = Workdir(path if path.is_dir() else path.parent)
     kinds = [
         path.stem if not path.is_dir() and path.name != run.onnx.name else "",
         arguments.split if arguments.split != "validation" else "",
         "other" if not is_same_data(arguments.data, trained_on) else "",
     ]
     return run.evaluation.with_name("-".join(["evaluation", *filter(None, kinds)]) + ".json")
-
-
-def _run_of(path: Path) -> Workdir:
-    """The run that a model is of: the folder itself, or the one that a file lies in."""
-    return Workdir(path if path.is_dir() else path.parent)
 
 
 def print_evaluation(
@@ -114,16 +108,14 @@ def print_evaluation(
     console = Console(highlight=False)
     counts = evaluation.confusion.sum(axis=1)
     columns = [evaluation] if flipped is None else [evaluation, flipped]
-    figures = _table("", *[">"] if flipped is None else [">as it is", ">with mirror image"])
-    figures.add_row("top-1", *(f"{each.top1:.4f}" for each in columns))
-    figures.add_row("top-5", *(f"{each.top5:.4f}" for each in columns))
-    figures.add_row("loss", *(f"{each.loss:.4f}" for each in columns))
-    figures.add_row("calibration error", *(f"{each.ece:.4f}" for each in columns))
+    figures = _table("", *[">"] if flipped is None else [">plain", ">with mirror image"])
+    for key, label in _FIGURES.items():
+        figures.add_row(label, *(f"{column.scalars()[key]:.4f}" for column in columns))
     figures.add_row("pictures", f"{evaluation.count:,}")
     worst = _table("worst classes", ">top-1", ">pictures")
     for i in evaluation.worst_classes()[:10]:
         worst.add_row(_label(names[i]), f"{evaluation.per_class[i]:.4f}", f"{counts[i]:,}")
-    confused = _table("confused class", "taken for", ">times")
+    confused = _table("true class", "predicted class", ">pictures")
     for pair in evaluation.confusions()[:10]:
         confused.add_row(_label(names[pair.true]), _label(names[pair.predicted]), f"{pair.count:,}")
     console.print(_label(title), soft_wrap=True)
@@ -133,15 +125,15 @@ def print_evaluation(
 
 
 def _table(*headers: str) -> Table:
-    """An empty table; `>` before a header aligns its column to the right."""
-    table = Table(box=box.SIMPLE_HEAD, show_header=any(each.strip(">") for each in headers))
-    for each in headers:
-        table.add_column(each.lstrip(">"), justify="right" if each.startswith(">") else "left")
+    """Returns an empty table; `>` before a header aligns its column to the right."""
+    table = Table(box=box.SIMPLE_HEAD, show_header=any(header.strip(">") for header in headers))
+    for header in headers:
+        table.add_column(header.lstrip(">"), justify="right" if header.startswith(">") else "left")
     return table
 
 
 def _label(text: str) -> Text:
-    """Text that is shown as it is, brackets too."""
+    """Returns text without markup: brackets in names are not styles."""
     return Text(cli.printable(text))
 
 

@@ -1,69 +1,151 @@
-"""What an exported file says about itself: text by name, each in JSON."""
+"""The metadata of an exported file: what a model is, in text by key, for whoever opens the file without this library.
 
+ONNX files have it as `metadata_props`, safetensors files as `__metadata__`. Each value is JSON.
+"""
+
+import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jaxcnn import config as settings
-from jaxcnn.config import Config
+import jaxcnn
+from jaxcnn.calibration import Calibration
+from jaxcnn.config import Config, DataConfig
 from jaxcnn.data import Fingerprint
 from jaxcnn.errors import UserError
-from jaxcnn.run.workdir import parse_fingerprint
+from jaxcnn.paths import readable
+from jaxcnn.run.checkpoint import TrainedModel
+from jaxcnn.run.lineage import Training, trainings
+from jaxcnn.run.workdir import Workdir
+from jaxcnn.typed_json import decode
+
+OPTIONAL = ("step", "pictures", "calibration", "quantization")
+"""Keys that are left out where there is nothing to say."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class Resize:
+    """How a picture becomes the input: its mode, and the filter that computes the pixels."""
+
+    mode: str = "stretch"
+    filter: str = "bicubic"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Metadata:
-    """The metadata of a file, read strictly: it may be of anyone.
+    """What an exported file says about its model. The fields are its keys.
 
     Attributes:
-      path: the file.
-      values: JSON by name.
-      command: what makes such files.
+      names: class names, in the order of the outputs.
+      wnids: WordNet ids in the same order; empty if the data had none.
+      image_size: height and width of the input in pixels.
+      resize: how a picture becomes the input.
+      dataset: name of the training data.
+      metrics: metrics on the validation pictures by name; empty if they are unknown.
+      step: training steps taken; None in files of earlier versions.
+      config: settings of the training, without the paths of the machine it ran on.
+      pictures: fingerprint of the split; None in files of earlier versions.
+      calibration: the temperature that the logits are divided by; None if they are not calibrated.
+      quantization: comparison with the float32 model, by name; None for a float32 model.
+      license: terms of the training data.
+      trainings: every training behind the weights, from the first to the last.
+      author: what wrote the file.
+      version: version of the author.
+      date: when the file was written, in ISO 8601.
+      description: one sentence.
     """
 
-    path: Path
-    values: Mapping[str, str]
-    command: str
+    names: tuple[str, ...]
+    wnids: tuple[str, ...]
+    image_size: tuple[int, int]
+    resize: Resize = Resize()
+    dataset: str = ""
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    step: int | None = None
+    config: Config
+    pictures: Fingerprint | None = None
+    calibration: Calibration | None = None
+    quantization: Mapping[str, Any] | None = None
+    license: str = ""
+    trainings: tuple[Training, ...] = ()
+    author: str = ""
+    version: str = ""
+    date: str = ""
+    description: str = ""
 
-    def read(self, key: str, kind: type) -> Any:
-        """A value.
+    def to_values(self) -> dict[str, Any]:
+        """Returns the metadata as JSON values by key."""
+        values = dataclasses.asdict(self)
+        return {key: value for key, value in values.items() if value is not None or key not in OPTIONAL}
+
+    def to_props(self) -> dict[str, str]:
+        """Returns the metadata as JSON text by key, as a file has it."""
+        return {key: json.dumps(value) for key, value in self.to_values().items()}
+
+    @classmethod
+    def from_props(cls, props: Mapping[str, str], *, required: Collection[str] = ()) -> "Metadata":
+        """Reads the metadata of a file. It is validated strictly: the file may be untrusted.
+
+        Args:
+          props: JSON text by key. Keys that are not fields are ignored.
+          required: keys without which the file is refused, though the fields have defaults: files of earlier versions
+            and of other programs may lack some.
 
         Raises:
-          UserError: there is none, or it is of another kind.
+          UserError: a key is missing, or its value is not JSON or not of the type of its field.
         """
-        if key not in self.values:
-            raise self.refusal(f"its metadata has no {key}")
-        try:
-            value = json.loads(self.values[key])
-        except (ValueError, RecursionError):
-            raise self.refusal(f"its metadata has a {key} that is not JSON") from None
-        if not isinstance(value, kind):
-            raise self.refusal(f"its metadata has a {key} that is {type(value).__name__}, not {kind.__name__}")
-        return value
+        values = {field.name: _parse(field.name, props) for field in dataclasses.fields(cls) if field.name in props}
+        metadata = decode(cls, values, "metadata")
+        for key in required:
+            if key not in values:
+                raise UserError(f"metadata.{key} is missing")
+        return metadata
 
-    def texts(self, key: str) -> tuple[str, ...]:
-        """A list of texts, as `read`."""
-        return tuple(map(str, self.read(key, list)))
 
-    def config(self) -> Config:
-        """The settings of the run that the file is of, as `read`."""
-        value = self.read("config", dict)
-        try:
-            return settings.from_json(json.dumps(value))
-        except UserError as error:
-            raise self.refusal(str(error)) from None
+def describe_run(run: Workdir, trained: TrainedModel) -> Metadata:
+    """Returns the metadata of a run's best checkpoint, without calibration and quantization.
 
-    def pictures(self) -> Fingerprint | None:
-        """Fingerprint of the split that the model was trained on; None if the file does not record it."""
-        if "pictures" not in self.values:
-            return None
-        try:
-            return parse_fingerprint(self.read("pictures", dict))
-        except ValueError as error:
-            raise self.refusal(f"its metadata has pictures of which {error}") from None
+    Raises:
+      UserError: a record of the run is damaged.
+    """
+    side, classes = trained.config.data.image_size, len(trained.names)
+    return Metadata(
+        names=trained.names,
+        wnids=trained.wnids,
+        image_size=(side, side),
+        dataset=trained.dataset,
+        metrics=trained.metrics,
+        step=trained.step,
+        config=_portable(trained.config),
+        pictures=run.read_pictures(),
+        license=trained.license,
+        trainings=trainings(run, trained),
+        author="jaxcnn",
+        version=jaxcnn.__version__,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        description=f"{trained.config.model.name} classifier of {classes} classes, trained on {trained.dataset}",
+    )
 
-    def refusal(self, what: str) -> UserError:
-        """The error that says why the file is not taken."""
-        return UserError(f"{self.path} was not made by `{self.command}`: {what}")
+
+def _portable(config: Config) -> Config:
+    """Returns the settings without the paths where this machine keeps archives, caches and other runs."""
+    defaults = DataConfig()
+    data = dataclasses.replace(
+        config.data,
+        source=readable(config.data.source),
+        archive=defaults.archive,
+        cache_dir=defaults.cache_dir,
+    )
+    # Of the initial weights, only the name of the file or folder.
+    init_from = config.init_from and (readable(Path(config.init_from).name) or None)
+    return dataclasses.replace(config, data=data, init_from=init_from)
+
+
+def _parse(key: str, props: Mapping[str, str]) -> Any:
+    try:
+        return json.loads(props[key])
+    except (ValueError, RecursionError):
+        raise UserError(f"metadata.{key} is not JSON") from None

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 from jaxcnn.errors import UserError
+from jaxcnn.typed_json import EXPECTATIONS
 
 _METAVARS = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
 """What `--help` calls a value."""
-_EXPECTATIONS = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}
+_EXPECTATIONS = EXPECTATIONS | {Path: "a path"}
 """What errors call a value."""
 
 

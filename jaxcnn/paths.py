@@ -1,4 +1,4 @@
-"""Paths that options name, and names of files as text."""
+"""Paths from options, and file names as text."""
 
 import os
 import unicodedata
@@ -7,14 +7,14 @@ from pathlib import Path
 from jaxcnn.errors import UserError
 
 SHOWN = 200
-"""Characters of a path that are repeated in a message."""
+"""Longest part of a path that a message shows, in characters."""
 
 
 def named_path(text: str, *, option: str) -> Path:
-    """The path that the value of an option stands for; `~` is the home directory. Nothing need be there.
+    """Returns the path in the value of an option, with `~` expanded. It need not exist.
 
     Raises:
-      UserError: it is empty, begins with the `~` of nobody here, is too long, or cannot be looked at.
+      UserError: the text is empty or too long, its home directory does not exist, or the path cannot be accessed.
     """
     if not text:
         raise UserError(f"{option} is empty; give a path or leave the option out")
@@ -33,7 +33,7 @@ def named_path(text: str, *, option: str) -> Path:
 
 
 def check_outside_pictures(path: Path, *, option: str, source: str) -> None:
-    """Raises a `UserError` if a folder to write into lies in that of the pictures, and would be taken for a class."""
+    """Raises UserError if a folder to write to is inside the folder of pictures, where it would become a class."""
     pictures = named_path(source, option="data.source") if source else None
     if pictures is not None and pictures.is_dir() and path.resolve().is_relative_to(pictures.resolve()):
         raise UserError(
@@ -42,10 +42,10 @@ def check_outside_pictures(path: Path, *, option: str, source: str) -> None:
 
 
 def readable(name: str) -> str:
-    """The name of a file or folder as text: its bytes need not be UTF-8, what is written into a model must be."""
+    """Returns the name of a file or folder with what is not UTF-8 replaced, as models and cards require."""
     return os.fsencode(name).decode("utf-8", "replace")
 
 
 def composed(name: str) -> str:
-    """A name as keyboards type it, with `ä` as one character; macOS writes two in some places."""
+    """Returns a name in Unicode's composed form, with `ä` as one character; macOS writes two in some places."""
     return unicodedata.normalize("NFC", name)

@@ -1,7 +1,6 @@
-"""Trained weights to start another run from: one safetensors file, written by `python -m export`, or a run's folder."""
+"""Trained weights to start another run from: a safetensors file that `python -m export` wrote, or a run's workdir."""
 
 import itertools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,30 +21,30 @@ from jaxcnn.leakage import is_same_data
 from jaxcnn.metadata import Metadata
 from jaxcnn.paths import named_path
 from jaxcnn.run.checkpoint import load_model
-from jaxcnn.run.lineage import Training, parse_trainings, trainings
+from jaxcnn.run.lineage import Training, trainings
 from jaxcnn.run.workdir import Workdir
 from jaxcnn.state import Variables
 
 SUFFIX = ".safetensors"
 SHIPPED = Path(__file__).parents[1] / "server" / "models" / f"tiny_imagenet{SUFFIX}"
-"""Beside the server's model, in a checkout as in an installed package."""
+"""The weights that `init_from` calls `shipped`, beside the server's model in a checkout and in an installed package."""
 _DTYPES = ("F16", "F32")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """A trained network to start from.
+    """The weights of a trained network.
 
     Attributes:
-      source: where it was read from.
-      model: its shape.
-      trained_on: where its pictures came from.
-      pictures: fingerprint of their split; None in a file that does not record it.
-      names: of its classes.
-      wnids: WordNet ids in the same order; empty where its data had none.
-      dataset: the name of the data it was trained on.
-      trainings: all that it has learnt in, the last one last.
-      tensors: parameters and batch statistics by their paths, such as `params/classifier/kernel`; float32.
+      source: what they were read from.
+      model: settings of the network.
+      trained_on: settings of the training data.
+      pictures: fingerprint of its split; None in a file that does not record it.
+      names: class names, in the order of the outputs.
+      wnids: WordNet ids in the same order; empty if the data had none.
+      dataset: name of the training data.
+      trainings: every training behind the weights, from the first to the last.
+      tensors: float32 parameters and batch statistics by path, such as `params/classifier/kernel`.
     """
 
     source: str
@@ -59,107 +58,72 @@ class Weights:
     tensors: Mapping[str, np.ndarray]
 
     def has_classes(self, names: tuple[str, ...], wnids: tuple[str, ...]) -> bool:
-        """Whether these are its classes, in this order; by WordNet ids too where both have them."""
+        """Returns whether the classes are the same in the same order, by WordNet id too where both have them."""
         return names == self.names and (wnids == self.wnids or not (wnids and self.wnids))
 
     def fill(self, variables: Variables, *, with_head: bool) -> Variables:
-        """The variables of a network with these weights in their place, those of its head only if `with_head`.
+        """Returns `variables` with these weights copied in, the head only if `with_head`.
 
         Raises:
-          UserError: the network is another; the first parameter that differs is named.
+          UserError: the network is not the one of the weights; names the first parameter that differs.
         """
-        here, there = _by_path(variables), self.tensors
-        taken = [name for name in {**here, **there} if with_head or not {*name.split("/")} & {*models.HEAD}]
-        for name in taken:
-            expected, found = (list(each[name].shape) if name in each else "absent" for each in (here, there))
+        present = _by_path(variables)
+        # Every path of either network: one that only the other has is an error, too.
+        names = [name for name in {**present, **self.tensors} if with_head or not {*name.split("/")} & {*models.HEAD}]
+        for name in names:
+            expected, found = _shape(present.get(name)), _shape(self.tensors.get(name))
             if found != expected:
                 raise UserError(
                     f"the weights of {self.source} do not fit the network: {name} is {found} there, {expected} here; "
                     "give the model's settings that they were trained with"
                 )
-        arrays = here | {name: there[name] for name in taken}
+        arrays = present | {name: self.tensors[name] for name in names}
         filled: Variables = jax.tree.unflatten(jax.tree.structure(variables), arrays.values())
         return filled
 
 
 def read_weights(source: str) -> Weights:
-    """Reads what the setting `init_from` names.
+    """Reads the weights that the setting `init_from` names.
 
     Raises:
-      UserError: there is nothing such, or it is damaged.
+      UserError: they do not exist, or are damaged.
     """
     path = _find(source)
     if path.is_dir():
-        trained, run = load_model(path), Workdir(path)
-        return Weights(
-            source=source,
-            model=trained.config.model,
-            trained_on=run.read_data_config(),
-            pictures=run.read_pictures(),
-            names=trained.names,
-            wnids=trained.wnids,
-            dataset=trained.dataset,
-            trainings=trainings(run, trained),
-            tensors={name: np.asarray(leaf) for name, leaf in _by_path(trained.variables).items()},
-        )
+        return _read_run(path, source)
     with _opened(path) as file:
-        facts = _metadata(path, file)
-        config = facts.config()
+        metadata = _read_metadata(path, file)
         return Weights(
             source=source,
-            model=config.model,
-            trained_on=config.data,
-            pictures=facts.pictures(),
-            names=facts.texts("names"),
-            wnids=facts.texts("wnids"),
-            dataset=facts.read("dataset", str),
-            trainings=_trainings(facts),
+            model=metadata.config.model,
+            trained_on=metadata.config.data,
+            pictures=metadata.pictures,
+            names=metadata.names,
+            wnids=metadata.wnids,
+            dataset=metadata.dataset,
+            trainings=metadata.trainings,
             tensors={name: _read_tensor(path, file, name) for name in file.keys()},  # noqa: SIM118
         )
 
 
-def mean_of(weights: Sequence[Weights]) -> Weights:
-    """The mean of the weights of several trainings of one network (Wortsman et al. 2022).
-
-    It is often better than each of them, if one began with another's weights, or all with the same.
-
-    Args:
-      weights: at least two; all but the tensors and trainings are those of the first.
-
-    Raises:
-      UserError: they are of other networks or classes, other pictures were held out, or two are of one training.
-    """
-    first, *others = weights
-    for each in others:
-        for what, same in (
-            ("of another network", all(getattr(each.model, name) == getattr(first.model, name) for name in SHAPE)),
-            ("for other classes", each.has_classes(first.names, first.wnids)),
-            ("trained on pictures that were held out of its training", _holds_out_the_same(first, each)),
-        ):
-            if not same:
-                raise UserError(f"the weights of {each.source} are {what} than those of {first.source}; leave them out")
-    for before, each in itertools.combinations(weights, 2):
-        if each.trainings == before.trainings:
-            raise UserError(f"{each.source} has weights of the same training as {before.source}; leave it out")
-    trainings = [training for each in weights for training in each.trainings]
-    merged = [training for index, training in enumerate(trainings) if training not in trainings[:index]]
-    ends = [str(end) for end in sorted(1 + merged.index(each.trainings[-1]) for each in weights)]
-    told = {"weights": f"the mean of those at the end of the trainings {', '.join(ends[:-1])} and {ends[-1]}"}
-    mean = Training(first.dataset, first.trainings[-1].license, told)
-    tensors = {
-        name: np.mean([each.tensors[name] for each in weights], axis=0, dtype=np.float32) for name in first.tensors
-    }
-    return replace(first, trainings=(*merged, mean), tensors=tensors)
-
-
-def _holds_out_the_same(one: Weights, other: Weights) -> bool:
-    if one.pictures is None or other.pictures is None:  # of older files
-        return is_same_data(one.trained_on, other.trained_on)
-    return one.pictures.has_same_split(other.pictures)
+def _read_run(path: Path, source: str) -> Weights:
+    """Reads the best checkpoint of a run; its data settings are valid in any working directory."""
+    trained, run = load_model(path), Workdir(path)
+    return Weights(
+        source=source,
+        model=trained.config.model,
+        trained_on=run.read_data_config(),
+        pictures=run.read_pictures(),
+        names=trained.names,
+        wnids=trained.wnids,
+        dataset=trained.dataset,
+        trainings=trainings(run, trained),
+        tensors={name: np.asarray(leaf) for name, leaf in _by_path(trained.variables).items()},
+    )
 
 
 def read_model(source: str) -> ModelConfig:
-    """The shape of the network that the setting `init_from` names, without its weights.
+    """Reads the settings of the network that `init_from` names, without its weights.
 
     Raises:
       UserError: as `read_weights`.
@@ -168,30 +132,77 @@ def read_model(source: str) -> ModelConfig:
     if path.is_dir():
         return Workdir(path).read_config().model
     with _opened(path) as file:
-        return _metadata(path, file).config().model
+        return _read_metadata(path, file).config.model
 
 
-def write_weights(path: Path, variables: Variables, facts: Mapping[str, Any]) -> None:
+def mean_of(weights: Sequence[Weights]) -> Weights:
+    """Returns the mean of the weights of several trainings of one network (Wortsman et al. 2022, "Model soups").
+
+    It is often better than each of them if one started from another's weights, or all from the same.
+
+    Args:
+      weights: at least two. All but tensors and trainings of the mean are those of the first.
+
+    Raises:
+      UserError: two are of different networks or classes, of trainings that held out other pictures, or of the same
+        training.
+    """
+    first, *others = weights
+    for other in others:
+        _check_averageable(first, other)
+    for before, after in itertools.combinations(weights, 2):
+        if after.trainings == before.trainings:
+            raise UserError(f"{after.source} has weights of the same training as {before.source}; leave it out")
+    # Each training once, in order.
+    every = [training for member in weights for training in member.trainings]
+    merged = [training for index, training in enumerate(every) if training not in every[:index]]
+    numbers = [str(number) for number in sorted(1 + merged.index(member.trainings[-1]) for member in weights)]
+    recipe = {"weights": f"the mean of those at the end of the trainings {', '.join(numbers[:-1])} and {numbers[-1]}"}
+    mean = Training(first.dataset, first.trainings[-1].license, recipe)
+    tensors = {
+        name: np.mean([member.tensors[name] for member in weights], axis=0, dtype=np.float32) for name in first.tensors
+    }
+    return replace(first, trainings=(*merged, mean), tensors=tensors)
+
+
+def _check_averageable(first: Weights, other: Weights) -> None:
+    """Raises UserError if the mean of two weights would be meaningless, or leak pictures held out of one training."""
+    for difference, is_same in (
+        ("of another network", all(getattr(other.model, name) == getattr(first.model, name) for name in SHAPE)),
+        ("for other classes", other.has_classes(first.names, first.wnids)),
+        ("trained on pictures that were held out of its training", _has_same_split(first, other)),
+    ):
+        if not is_same:
+            raise UserError(
+                f"the weights of {other.source} are {difference} than those of {first.source}; leave them out"
+            )
+
+
+def _has_same_split(one: Weights, other: Weights) -> bool:
+    if one.pictures is None or other.pictures is None:  # in files of earlier versions
+        return is_same_data(one.trained_on, other.trained_on)
+    return one.pictures.has_same_split(other.pictures)
+
+
+def write_weights(path: Path, variables: Variables, metadata: Metadata) -> None:
     """Writes parameters and batch statistics in half precision, as far as that loses nothing.
 
     Args:
-      path: the file; it is whole, or as it was before.
-      variables: of the network.
-      facts: the metadata, written as JSON: `config`, `names`, `wnids`, `dataset`, `trainings` and what else there is to
-        say.
+      path: the file; it is replaced as a whole, or left as it was.
+      variables: variables of the network.
+      metadata: what the file says about them.
 
     Raises:
       OSError: the file cannot be written.
     """
     tensors = {name: _compact(np.asarray(leaf, order="C")) for name, leaf in _by_path(variables).items()}
-    metadata = {name: json.dumps(value, ensure_ascii=False) for name, value in facts.items()}
-    write_atomically(path, safetensors.numpy.save(tensors, metadata))
+    write_atomically(path, safetensors.numpy.save(tensors, metadata.to_props()))
 
 
 def _compact(values: np.ndarray) -> np.ndarray:
-    """A kernel in float16, if the error of each value is at most float16's rounding of the largest.
+    """Returns a kernel in float16 if no value changes by more than float16 would round the largest.
 
-    So one that overflows, or lies wholly below float16's range, stays in float32. So do norms, biases and batch
+    A kernel that overflows float16, or lies wholly below its range, stays in float32. So do norms, biases and batch
     statistics: they are few, and the smallest of them matters as much as the largest.
     """
     if values.ndim < 2:
@@ -203,19 +214,17 @@ def _compact(values: np.ndarray) -> np.ndarray:
 
 
 def _find(source: str) -> Path:
+    """Returns the path of a source: the folder of a run, or a file with the right suffix."""
+    others = f"a {SUFFIX} file or the workdir of a run"
     if source == "shipped":
         if not SHIPPED.is_file():
-            raise UserError(
-                f"init_from is 'shipped', but {SHIPPED} is not there; give a {SUFFIX} file or the workdir of a run"
-            )
+            raise UserError(f"init_from is 'shipped', but {SHIPPED} is missing; give {others}")
         return SHIPPED
     if not source:
-        raise UserError(f"init_from is empty; give 'shipped', a {SUFFIX} file or the workdir of a run")
+        raise UserError(f"init_from is empty; give 'shipped', {others}")
     path = named_path(source, option="init_from")
     if not path.exists():
-        raise UserError(
-            f"init_from is {source!r}, which does not exist; give 'shipped', a {SUFFIX} file or the workdir of a run"
-        )
+        raise UserError(f"init_from is {source!r}, which does not exist; give 'shipped', {others}")
     if not path.is_dir() and path.suffix != SUFFIX:
         raise UserError(
             f"init_from is {source!r}, which does not end with {SUFFIX}; `python -m export WORKDIR -o NAME{SUFFIX}` "
@@ -226,6 +235,7 @@ def _find(source: str) -> Path:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
+    """Opens a safetensors file."""
     try:
         with safetensors.safe_open(path, framework="np") as file:
             yield file
@@ -234,30 +244,34 @@ def _opened(path: Path) -> Iterator[Any]:
         raise UserError(f"{path} cannot be read as a {SUFFIX} file ({reason}); export or download it again") from error
 
 
-def _metadata(path: Path, file: Any) -> Metadata:
-    return Metadata(path, file.metadata() or {}, f"python -m export WORKDIR -o NAME{SUFFIX}")
-
-
-def _trainings(facts: Metadata) -> tuple[Training, ...]:
+def _read_metadata(path: Path, file: Any) -> Metadata:
     try:
-        return parse_trainings(facts.read("trainings", list))
-    except ValueError as error:
-        raise facts.refusal(f"its metadata has {error}") from None
+        return Metadata.from_props(file.metadata() or {}, required=("dataset", "trainings"))
+    except UserError as error:
+        raise _foreign(path, str(error)) from None
 
 
 def _read_tensor(path: Path, file: Any, name: str) -> np.ndarray:
     dtype = file.get_slice(name).get_dtype()
     if dtype not in _DTYPES:
-        raise _metadata(path, file).refusal(f"{name} is of type {dtype}, not {' or '.join(_DTYPES)}")
+        raise _foreign(path, f"{name} is of type {dtype}, not {' or '.join(_DTYPES)}")
     values = np.asarray(file.get_tensor(name), np.float32)
     if not np.isfinite(values).all():
         raise UserError(f"{path} is damaged: {name} has values that are not finite; export or download it again")
     return values
 
 
+def _foreign(path: Path, reason: str) -> UserError:
+    return UserError(f"{path} was not made by `python -m export WORKDIR -o NAME{SUFFIX}`: {reason}")
+
+
 def _by_path(variables: Variables) -> dict[str, Any]:
-    """The arrays of a tree, in its order."""
+    """Returns the arrays of a tree by path, in its order."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
     }
+
+
+def _shape(array: Any) -> list[int] | str:
+    return "absent" if array is None else list(array.shape)

@@ -23,6 +23,7 @@ from jaxcnn.state import create_state
 
 CONFIG = Config(data=DataConfig(image_size=8), model=ModelConfig(widths=(4,), blocks=(1,)), batch_size=4)
 NAMES = ("red", "green", "blue")
+CALIBRATION = {"step": 7, "temperature": 2.0, "count": 9, "ece_before": 0.2, "ece_after": 0.1}
 
 
 def write_onnx(path, *, side=8, output="logits", **metadata):
@@ -55,7 +56,7 @@ def test_an_onnx_file(tmp_path):
 
 
 def test_the_temperature_of_a_file_is_in_its_logits_already(tmp_path):
-    path = write_onnx(tmp_path / "model.onnx", step=7, calibration={"temperature": 2.0})
+    path = write_onnx(tmp_path / "model.onnx", step=7, calibration=CALIBRATION)
     classifier = load(path)
     assert (classifier.step, classifier.temperature) == (7, 2)
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
@@ -105,15 +106,20 @@ def test_a_file_that_is_no_model(tmp_path, content):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"names": None}, "its metadata has no names"),
-        ({"config": None}, "its metadata has no config"),
-        ({"wnids": None}, "its metadata has no wnids"),
-        ({"image_size": None}, "its metadata has no image_size"),
-        ({"calibration": {}}, "a calibration with the temperature None"),
-        ({"step": "7"}, "a step that is str, not int"),
-        ({"names": {"0": "red"}}, "a names that is dict, not list"),
-        ({"config": {"data": 3}}, r"was not made by .*: config\.data is 3; it must be an object"),
-        ({"image_size": [8, 9]}, "its image_size differs from the 8 of its settings"),
+        ({"names": None}, "was not made by .*: metadata.names is missing"),
+        ({"config": None}, "metadata.config is missing"),
+        ({"wnids": None}, "metadata.wnids is missing"),
+        ({"image_size": None}, "metadata.image_size is missing"),
+        ({"calibration": {}}, "metadata.calibration.step is missing"),
+        ({"calibration": CALIBRATION | {"temperature": None}}, "calibration.temperature is None; it must be a number"),
+        (
+            {"resize": {"mode": "crop", "filter": "bicubic"}},
+            "metadata.resize is .*'crop'.*; only .*'stretch'",
+        ),
+        ({"step": "7"}, "metadata.step is '7'; it must be a whole number"),
+        ({"names": {"0": "red"}}, "metadata.names is {'0': 'red'}; it must be a list"),
+        ({"config": {"data": 3}}, r"was not made by .*: metadata\.config\.data is 3; it must be an object"),
+        ({"image_size": [8, 9]}, r"metadata.image_size is \[8, 9\], but 8 in metadata.config"),
         ({"names": ["red", "green"]}, r"logits is .*\[3\]"),
         ({"side": 9}, r"image is .*\[9, 9, 3\]"),
         ({"output": "scores"}, "logits is absent"),
@@ -130,5 +136,5 @@ def test_metadata_that_is_not_json(tmp_path):
     model = onnx.load(path)
     model.metadata_props.add(key="names", value="red, green")
     onnx.save(model, path)
-    with pytest.raises(UserError, match="has a names that is not JSON"):
+    with pytest.raises(UserError, match=r"metadata\.names is not JSON"):
         load(path)

@@ -48,12 +48,12 @@ def test_any_settings_survive_json(source, image_size, clip_norm, crop_scale, re
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (["optim", "lr"], 1.0, "config.optim.lr is not a setting; config.optim has: name, learning_rate, schedule"),
+        (["optim", "lr"], 1.0, "there is no config.optim.lr; config.optim has: name, learning_rate, schedule"),
         (["optim", "name"], "adagrad", "config.optim.name is 'adagrad'; it must be one of 'sgd', 'adam'"),
-        (["epochs"], "3", "config.epochs is '3'; it must be int"),
-        (["epochs"], True, "config.epochs is True; it must be int"),
+        (["epochs"], "3", "config.epochs is '3'; it must be a whole number"),
+        (["epochs"], True, "config.epochs is True; it must be a whole number"),
         (["epochs"], 0, "epochs is 0; it must be at least 1"),
-        (["model", "widths"], [1, "x", 3], r"config.model.widths\[1\] is 'x'; it must be int"),
+        (["model", "widths"], [1, "x", 3], r"config.model.widths\[1\] is 'x'; it must be a whole number"),
         (["model", "blocks"], [1], "model.blocks is .* one number for each of the 3 widths"),
         (["augment", "crop_scale"], [0.5], r"config.augment.crop_scale is \[0.5\]; it must be 2 items"),
         (["augment", "crop_scale"], [0.9, 0.1], "augment.crop_scale is"),

@@ -40,6 +40,7 @@ from jaxcnn.data import Dataset, Fingerprint, Split
 from jaxcnn.errors import UserError
 from jaxcnn.evaluation import measure, with_mirror_image
 from jaxcnn.evaluation_record import describe_measured, write_evaluation
+from jaxcnn.metadata import describe_run
 from jaxcnn.optim import make_optimizer
 from jaxcnn.run.checkpoint import load_model, open_checkpoints
 from jaxcnn.run.lineage import Training, record_earlier, trainings
@@ -291,7 +292,7 @@ def test_a_disk_that_fills_up_with_the_last_file_leaves_all_as_it_was(pictured, 
 
 def test_the_model_is_replaced_last(run, tmp_path, monkeypatch):
     path = export.export_workdir(run, tmp_path / "m.onnx")
-    older, moved, move = path.read_bytes(), [], export.workdir.os.replace
+    older, moved, move = path.read_bytes(), [], os.replace
 
     def refuse_the_model(source, target):
         if target == path:
@@ -365,8 +366,10 @@ def test_the_model_card_tells_the_runs_figures(tmp_path):
     record = run / "environment.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"precision": "bfloat16"}))
     (run / "metrics.jsonl").write_text(
-        '{"kind": "train", "step": 10, "epoch": 1.0, "images_per_second": 16.0}\n'
-        '{"kind": "validation", "step": 10, "epoch": 1.0, "top1": 0.5}\n'
+        '{"kind": "train", "step": 10, "epoch": 1.0, "time": 0.0, "loss": 1.0, "top1": 0.5, "learning_rate": 0.1, '
+        '"resolution": 8, "images_per_second": 16.0}\n'
+        '{"kind": "validation", "step": 10, "epoch": 1.0, "time": 1.0, "loss": 1.0, "top1": 0.5, "top5": 1.0, '
+        '"ece": 0.1}\n'
     )
     found = evaluate_run(run)
     card = card_of(run)
@@ -472,9 +475,9 @@ def test_an_evaluation_of_another_checkpoint_or_other_pictures_is_left_alone(run
     about = {"step": trained.step, "temperature": trained.temperature, "dataset": "pets", "split": "validation"}
     record = about | {"count": 3, "top1": 0.75}
     workdir.evaluation.write_text(json.dumps(record))
-    assert export.workdir._evaluation(workdir, trained) == record
+    assert export.workdir._read_evaluation(workdir, trained) == record
     workdir.evaluation.write_text(json.dumps(record | change))
-    assert export.workdir._evaluation(workdir, trained) is None
+    assert export.workdir._read_evaluation(workdir, trained) is None
 
 
 def test_a_card_with_mirror_images(tmp_path):
@@ -833,7 +836,8 @@ def test_the_weights_say_what_they_are(run, tmp_path):
     path = export.workdir.export_weights(tmp_path / "run", tmp_path / "a.safetensors")
     with safetensors.safe_open(path, framework="np") as file:
         metadata = {key: json.loads(value) for key, value in file.metadata().items()}
-    same = export.workdir.metadata(Workdir(run), load_model(run)) | {"step": 7}
+    same = json.loads(json.dumps(describe_run(Workdir(run), load_model(run)).to_values()))
+    assert same["step"] == 7
     same["config"]["init_from"] = "other.safetensors"
     same["config"]["model"] |= {"widths": [4, 6], "blocks": [1, 0]}
     same["config"]["resolutions"] = []

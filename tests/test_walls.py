@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,26 @@ def modules_importing(package: str, forbidden: set[str]) -> dict[str, set[str]]:
         crossed = forbidden & set(imported_packages(path))
         if crossed:
             found[str(path.relative_to(ROOT))] = crossed
+    return found
+
+
+def rooms_imported(package: str) -> dict[str, set[str]]:
+    """For each room of a package, a module at its top or a folder, the other rooms that it imports."""
+    rooms = {
+        path.stem for path in (ROOT / package).iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    found: dict[str, set[str]] = {room: set() for room in rooms}
+    for path in (ROOT / package).rglob("*.py"):
+        room = path.relative_to(ROOT / package).parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            else:
+                continue
+            imported = [name.split(".")[1] for name in names if name.startswith(f"{package}.")]
+            found[room] |= {name if name in rooms else "__init__" for name in imported} - {room}
     return found
 
 
@@ -64,6 +85,26 @@ def test_config_is_standard_library_only():
     for name in ("config", "typed_json", "errors"):
         imported = set(imported_packages(ROOT / f"jaxcnn/{name}.py")) - {"jaxcnn"}
         assert imported <= set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_rooms_import_in_no_circle(package):
+    arrows = rooms_imported(package)
+    assert sum(map(len, arrows.values())) > len(arrows)
+    TopologicalSorter(arrows).prepare()  # Raises CycleError, which names the rooms.
+
+
+def test_a_circle_of_rooms_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
+    (tmp_path / "house" / "run").mkdir(parents=True)
+    (tmp_path / "house" / "__init__.py").touch()
+    (tmp_path / "house" / "run" / "__init__.py").touch()
+    (tmp_path / "house" / "run" / "log.py").write_text("from house import loop\n")
+    (tmp_path / "house" / "loop.py").write_text("def f():\n    from house.run.log import write\n")
+    arrows = rooms_imported("house")
+    assert arrows == {"__init__": set(), "run": {"loop"}, "loop": {"run"}}
+    with pytest.raises(CycleError):
+        TopologicalSorter(arrows).prepare()
 
 
 def test_top_level_is_as_agreed():

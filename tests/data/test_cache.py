@@ -278,7 +278,7 @@ def test_a_disk_that_fills_up_reports_the_size_and_leaves_no_files(tmp_path):
         f"the disk is full: the decoded pictures take 0.1 MB in {tmp_path}; "
         "make room or choose another --data.cache_dir\n"
     ), errors
-    assert [file.name for file in tmp_path.iterdir()] == ["some.lock"]
+    assert {file.name for file in tmp_path.iterdir()} <= {"some.lock"}  # Which some versions of filelock remove.
 
 
 STUCK = """

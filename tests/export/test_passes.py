@@ -9,6 +9,11 @@ from jax import lax
 
 PICTURE = ("batch", 8, 8, 3)
 
+as_written = pytest.mark.skipif(
+    jax.__version_info__ < (0, 12), reason="XLA before jax 0.12 combines the constants itself, and overflows or rounds"
+)
+"""Marks tests whose reference is JAX's own result of constants that must not be combined."""
+
 
 def conv(x, features=4, window=3, *, padding="SAME", strides=1, groups=1, seed=0):
     shape = (window, window, x.shape[-1] // groups, features)
@@ -107,6 +112,7 @@ def test_constant_minus_value_and_negation(exported):
     assert model.ops == {"Transpose": 2, "Conv": 1}
 
 
+@as_written
 def test_weights_that_would_overflow_are_left_alone(exported, by_definition):
     model = exported(lambda x: conv(x * 1e-30) * 1e35 * 1e5, PICTURE)
     assert model.ops["Conv"] == 1
@@ -115,6 +121,7 @@ def test_weights_that_would_overflow_are_left_alone(exported, by_definition):
     assert model.ops["Mul"] == 3
 
 
+@as_written
 def test_shifts_that_round_are_left_alone(exported):
     model = exported(lambda x: conv(x) + 12582912.0 - 12582912.0, PICTURE)
     assert (model.ops["Add"], model.ops["Sub"]) == (1, 1)
@@ -130,6 +137,7 @@ def test_a_value_near_a_large_mean_keeps_its_digits(exported):
     exported(lambda x: nn.relu(scaled(x) / 3), PICTURE)
 
 
+@as_written
 def test_factors_whose_product_overflows_are_left_alone(exported):
     assert exported(lambda x: nn.relu(x * 1e-30) * 1e20 * 1e25, PICTURE).ops["Mul"] >= 2
     assert exported(lambda x: nn.relu(x * 1e-30 * 1e-10), PICTURE).ops["Mul"] == 2

@@ -134,7 +134,7 @@ def test_a_workdir_and_its_file_are_calibrated_and_evaluated_alike(config, tmp_p
     card = (tmp_path / "model" / "README.md").read_text()
     assert f"| top-1 accuracy | {record['top1']:.4f} | {record['with_flip']['top1']:.4f} |" in card
     page = (tmp_path / "report.html").read_text()
-    assert f"divided by {trained.temperature:.3g}, the temperature" in page
+    assert f"divided by a temperature of {trained.temperature:.3g}," in page
 
 
 def test_a_run_in_half_precision_is_evaluated_in_the_precision_of_its_file(config, tmp_path):

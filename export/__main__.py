@@ -35,7 +35,7 @@ class Arguments:
     tolerance: float = 0.01
     """How far top-1 accuracy may fall through quantization, from 0 to 1; otherwise no file is written."""
     average: tuple[str, ...] = ()
-    """Workdirs or .safetensors files whose weights are averaged with those of the run, for a .safetensors file.
+    """Workdirs or .safetensors files whose weights are averaged with the weights of the run, for a .safetensors file.
     Average trainings of the same network on the same pictures that started from the same weights."""
     data: DataConfig = field(default_factory=DataConfig)
     """Which pictures to quantize with; the run's unless an option says otherwise."""
@@ -61,7 +61,7 @@ class Arguments:
 def main(arguments: Sequence[str]) -> None:
     """Exports a run. Exits with status 1 if the model cannot be exported or fails its verification."""
     if not arguments or arguments[0].startswith("-"):
-        _parse(DataConfig(), arguments)  # prints the help and exits if that is asked for
+        _parse(DataConfig(), arguments)  # Prints the help and exits if that is asked for
         raise UserError(f"give the folder of a run first, such as: {PROG} runs/digits")
     workdir = Path(arguments[0])
     run = Workdir(workdir)

@@ -91,7 +91,7 @@ def to_onnx(fn: Callable[..., Any], inputs: Mapping[str, InputSpec]) -> onnx.Mod
 def build_graph(fn: Callable[..., Any], inputs: Mapping[str, InputSpec]) -> Graph:
     """Returns the optimized graph of a function, whose `origins` are of type `Origin`.
 
-    Arguments and errors are those of `to_onnx`.
+    Takes the arguments of `to_onnx`, and raises its errors.
     """
     types = input_types(inputs)
     jaxpr, result = _trace(fn, types)

@@ -119,7 +119,7 @@ class Expression:
         position = value.layout.index(axis)
         layout = tuple(kept - (kept > axis) for kept in value.layout if kept != axis)
         like = Tensor("", tuple(dim for i, dim in enumerate(value.shape) if i != axis), value.dtype, ())
-        # Operator set 17 takes the axes of ReduceSum as an input, those of all other reductions as an attribute.
+        # Operator set 17 takes the axes of ReduceSum as an input, and the axes of all other reductions as an attribute.
         if op == "ReduceSum":
             axes = self.builder.constant(np.array([position], np.int64), "axes")
             return Expression(self.builder, self.builder.emit(op, [value.name, axes], like, layout, keepdims=0))

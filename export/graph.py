@@ -164,7 +164,7 @@ class Graph:
         self._give_outputs_nodes()
         self.prune()
 
-        # Public names belong to inputs and outputs; constants and nodes get numbered names if theirs are taken.
+        # Public names belong to inputs and outputs; constants and nodes get numbers if their names are taken.
         public = {name: key for key, (name, _) in self.outputs.items()}
         names = {name: name for name in ("", *self.inputs)}
         taken = dict.fromkeys([*self.inputs, *self.outputs], 1)

@@ -33,7 +33,7 @@ def temporary_folder(target: Path) -> Iterator[Path]:
     """Makes a folder beside a model to write it in, and removes those that killed exports have left."""
     prefix = f".export-{target.name}-"
     for folder in target.parent.glob(f"{glob.escape(prefix)}*"):
-        with suppress(OSError):  # another export may be removing it, too
+        with suppress(OSError):  # Another export may be removing it, too
             if time.time() - folder.stat().st_mtime > _ABANDONED:
                 shutil.rmtree(folder)
     with tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent) as name:

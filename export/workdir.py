@@ -195,7 +195,7 @@ def _logits(trained: TrainedModel, variables: Any) -> explain.Classifier:
 
     def logits(image: Array) -> Array:
         result: Array = model.apply(variables, image, train=False)
-        return result / trained.temperature  # folded into the weights of the last layer
+        return result / trained.temperature  # Folded into the weights of the last layer
 
     return logits
 
@@ -243,7 +243,7 @@ def _write_verified(
 
 
 def _perturbed(variables: Any) -> Any:
-    """Returns the variables with batch statistics far from theirs."""
+    """Returns the variables with batch statistics far from the recorded ones."""
     random = np.random.default_rng(0)
 
     def move(path: Any, leaf: Array) -> Any:

@@ -132,7 +132,7 @@ class GuardedConnection(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_chunk_header(self) -> None:
-        """Counts the following bytes like those of a head until there is body: it may be the last chunk."""
+        """Counts the following bytes as a head until there is body: it may be the last chunk."""
         self._head_bytes = 0
 
     def on_body(self, body: bytes) -> None:
@@ -160,7 +160,7 @@ class GuardedConnection(HttpToolsProtocol):
         return len(self._unparsed) > 0
 
     def _parse_waiting(self) -> None:
-        """Parses received bytes while there is room for requests, and counts those of an unfinished head."""
+        """Parses received bytes while there is room for requests, and counts the bytes of an unfinished head."""
         while self._unparsed and len(self.pipeline) < _MAX_WAITING and not self.transport.is_closing():
             piece, self._unparsed = self._unparsed[:_PIECE_BYTES], self._unparsed[_PIECE_BYTES:]
             try:

@@ -16,7 +16,7 @@ import orjson
 
 
 class LogWriter:
-    """Writes lines in a thread of its own, so that logging never waits for a slow disk or an unread pipe.
+    """Writes lines in a separate thread, so that logging never waits for a slow disk or an unread pipe.
 
     Lines that cannot be written, as on a full disk, are lost; so are the oldest of more than 10,000 waiting lines.
     """

@@ -86,7 +86,7 @@ class Settings:
     """Time after SIGTERM for which the server still serves while /readyz responds 503. Set it to the time that the load
     balancer needs to notice."""
     api_keys: tuple[str, ...] = _list(r"[!-+\--~]{8,}", "keys of 8 or more visible ASCII characters")
-    """Accepted API keys. If there are any, all routes but those of `OpenRoute` need one."""
+    """Accepted API keys. If there are any, every route that is not an `OpenRoute` needs one."""
     cors_origins: tuple[str, ...] = _list(_ORIGIN, _ORIGIN_HINT)
     """Web sites whose pages may call the server from a browser."""
     access_log: bool = _switch(True)

@@ -148,7 +148,7 @@ class Workers:
     def _answer_next(self) -> bool:
         """Answers one batch, and returns whether there may be more.
 
-        A function of its own, so that a thread that waits for the next batch keeps nothing of the last in memory.
+        A separate function, so that a thread that waits for the next batch keeps nothing of the last in memory.
         """
         batch = self._take()
         if not batch:

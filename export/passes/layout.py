@@ -214,7 +214,7 @@ def _reorder_rows(graph: Graph, gemm: Node) -> None:
     if perm[0] != 0 or flat[0] != shape[0]:
         return
 
-    # rows[i] is the row, in JAX's order, of the i-th element in the order in which the tensor is stored.
+    # `rows[i]` is the row, in JAX's order, of the i-th element in the order in which the tensor is stored.
     order = [perm.index(axis) - 1 for axis in range(1, len(perm))]
     rows = np.arange(kernel.shape[0]).reshape(shape[1:]).transpose(order).reshape(-1)
     inputs = [transpose.inputs[0], flatten.inputs[1]]

@@ -108,5 +108,5 @@ def _is_linear(matrix: np.ndarray) -> bool:
     new, old = matrix.shape
     positions = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
     weights = np.maximum(0, 1 - np.abs(positions[:, None] - np.arange(old)))
-    rounding = 2 * old * np.finfo(np.float32).eps  # float32's rounding of a position
+    rounding = 2 * old * np.finfo(np.float32).eps  # `float32`'s rounding of a position
     return new != old and matrix.dtype == np.float32 and np.allclose(matrix, weights, rtol=0, atol=rounding)

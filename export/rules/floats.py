@@ -71,7 +71,7 @@ def bitcast(builder: Builder, eqn: Any, value: Value) -> Value:
         return _to_bits(x).cast(new).value
     if old.kind in "iu" and old.itemsize == 4 and new == np.float32:
         return _from_bits(x).value
-    # float8_e8m0fnu, the type of block scales, is an exponent and nothing else.
+    # `float8_e8m0fnu`, the type of block scales, is an exponent and nothing else.
     require(old == np.uint8 and new.name == "float8_e8m0fnu", builder, eqn, f"{eqn.invars[0].aval.dtype} to {new}")
     return _exp2(x.cast(np.float32) - _BIAS).value
 

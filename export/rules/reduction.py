@@ -45,7 +45,7 @@ def reduce(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     dtype = np.dtype(np.int64) if op == "ReduceSum" and value.dtype.kind in "iu" else number_dtype(value.dtype)
     like = Tensor("", aval.shape, dtype, ())
     name, positions = builder.cast(value, dtype).name, sorted(value.layout.index(axis) for axis in axes)
-    # Operator set 17 takes the axes of ReduceSum as an input, those of all other reductions as an attribute.
+    # Operator set 17 takes the axes of ReduceSum as an input, and the axes of all other reductions as an attribute.
     if op == "ReduceSum":
         inputs = [name, builder.constant(np.array(positions, np.int64), "axes")]
         reduced = builder.emit(op, inputs, like, _remaining(value, axes), keepdims=0)

@@ -40,7 +40,7 @@ def load_cached(source: Source, *, size: int, cache_dir: Path) -> Dataset:
     """Loads the pictures of a source, decoded to `size` x `size` pixels; only the first call for a source decodes.
 
     An entry is the folder `KEY-SIZE` of `cache_dir`. It is written under another name, and renamed once all of it has
-    reached the disk. Of several processes one decodes while the others wait. A damaged entry is decoded again.
+    reached the disk. If several processes need it, one decodes and the others wait. A damaged entry is decoded again.
 
     Raises:
       UserError: pictures cannot be read, or the entry cannot be written, as on a full disk.
@@ -54,7 +54,7 @@ def load_cached(source: Source, *, size: int, cache_dir: Path) -> Dataset:
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         with _locked(cache_dir / f"{source.key}.lock"):
-            dataset = _read_entry(entry)  # another process may have written it meanwhile
+            dataset = _read_entry(entry)  # Another process may have written it meanwhile
             if dataset is None:
                 _write_entry(entry, source, size)
                 dataset = _read_entry(entry)
@@ -111,7 +111,7 @@ def _map_split(entry: Path, split: str) -> Split:
 def _write_entry(entry: Path, source: Source, size: int) -> None:
     """Decodes all pictures into a new entry, which replaces an older one."""
     partial = entry.with_name(f"{entry.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a killed process: this one holds the lock
+    shutil.rmtree(partial, ignore_errors=True)  # Left by a killed process: this one holds the lock
 
     # Fail before decoding if the disk is too small.
     dataset = source.open()
@@ -213,7 +213,7 @@ def _decode_rows(
         try:
             picture = pictures[row]
             return decode(picture.encoded, size=size, where=picture.where), picture.label, ""
-        except UserError as error:  # only its message: the traceback would keep the file in memory
+        except UserError as error:  # Only its message: the traceback would keep the file in memory
             return np.zeros((size, size, 3), np.uint8), -1, str(error)
 
     images, labels, errors = zip(*pool.map(read, rows), strict=True)
@@ -222,7 +222,7 @@ def _decode_rows(
 
 def _check_readable(errors: list[str]) -> None:
     """Raises a UserError that lists the unreadable pictures, if there are any."""
-    messages = list(dict.fromkeys(errors))  # an error of the whole source, such as a password, is the same for all
+    messages = list(dict.fromkeys(errors))  # An error of the whole source, such as a password, is the same for all
     if len(messages) == 1:
         raise UserError(messages[0])
     if messages:

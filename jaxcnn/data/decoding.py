@@ -140,7 +140,7 @@ def _load(image: ImageFile.ImageFile, size: int) -> Image.Image:
     whole = image.size
     # Only JPEGs can be decoded at a fraction of their size; `draft` returns None for other formats.
     drafted = image.draft(None, (DRAFT * size, DRAFT * size))
-    image.load()  # before the metadata are read, so that an error here is one of the pixels
+    image.load()  # Before the metadata are read, so that an error here is one of the pixels
     if drafted is None or image.size == whole:
         return image
     # The last row and column may stand for less than a pixel; `drafted` has the exact extent of the whole picture.
@@ -169,7 +169,7 @@ def _upright(rgb: Image.Image, image: Image.Image) -> Image.Image:
     """Turns `rgb` as the EXIF orientation of `image` says, or not at all if the metadata cannot be read."""
     try:
         method = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # damaged metadata raise any kind of error, and viewers show the picture all the same
+    except Exception:  # Damaged metadata raise any kind of error, and viewers show the picture all the same
         return rgb
     return rgb if method is None else rgb.transpose(method)
 
@@ -187,7 +187,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         (bits,) = _tags(image).get(ExifTags.Base.BitsPerSample, (32,))
         raise ValueError(f"{bits} bits for each pixel{', signed' * (bits == 16)}; save it with 8 or 16, unsigned")
     # Viewers show transparent pictures on a page, which is white.
-    if image.mode == "La":  # premultiplied alpha, which Pillow converts to LA alone
+    if image.mode == "La":  # Premultiplied alpha, which Pillow converts to LA alone
         image = image.convert("LA")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
@@ -203,7 +203,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     (bits,) = _tags(image).get(ExifTags.Base.BitsPerSample, (16,))
     levels = np.asarray(image)
     gray = (levels / ((2**bits - 1) / 255)).round().astype(np.uint8)
-    if _tags(image).get(ExifTags.Base.PhotometricInterpretation) == 0:  # white is zero
+    if _tags(image).get(ExifTags.Base.PhotometricInterpretation) == 0:  # White is zero
         gray = 255 - gray
     if "transparency" in image.info:
         gray[levels == image.info["transparency"]] = 255

@@ -25,7 +25,7 @@ logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
 
 _JSON = {"Content-Type": "application/json"}
 
-# Media types of a raw body besides image/*. The second is that of SageMaker's own image classifier.
+# Media types of a raw body besides image/*. SageMaker's image classifier takes the second.
 _RAW = (b"application/octet-stream", b"application/x-image")
 
 

@@ -64,9 +64,9 @@ class Archive:
 
         try:
             return self._zip.read(info)
-        except RuntimeError as error:  # such as Deflate64, which Windows uses for files above 2 GB
+        except RuntimeError as error:  # Such as Deflate64, which Windows uses for files above 2 GB
             raise UserError(f"{self.path} cannot be decompressed ({error}); make it again with Deflate") from error
-        except Exception as error:  # each decompressor raises its own kinds, and so do damaged names
+        except Exception as error:  # Each decompressor raises its own kinds, and so do damaged names
             raise UserError(f"{where} is damaged ({error}); copy or download it again") from error
 
 
@@ -77,4 +77,4 @@ def _name(info: zipfile.ZipInfo) -> str:
         # Python decodes the name as code page 437, the format's default; kept unless the bytes are valid UTF-8.
         with contextlib.suppress(UnicodeError):
             name = name.encode("cp437").decode()
-    return name.replace("\\", "/")  # some Windows programs write backslashes
+    return name.replace("\\", "/")  # Some Windows programs write backslashes

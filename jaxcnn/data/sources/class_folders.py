@@ -69,7 +69,7 @@ def _split_folders(tree: Tree) -> tuple[PurePosixPath, PurePosixPath | None]:
     while len(tree.folders[root]) == 1 and not tree.loose_pictures(root):
         (only,) = tree.folders[root]
         if not tree.folders[root / only]:
-            break  # the only class, not an outer folder
+            break  # The only class, not an outer folder
         root /= only
 
     # Look for `train` and `val`, then for longer names with these words.
@@ -78,7 +78,7 @@ def _split_folders(tree: Tree) -> tuple[PurePosixPath, PurePosixPath | None]:
     if train is None:
         train, validation = _named_alike(tree, root, splits.values())
     if train is None or not tree.folders[root / train]:
-        return root, None  # no splits: even `train` is a class if it has no folders
+        return root, None  # No splits: even `train` is a class if it has no folders
 
     # Decide whether a lone `train` holds the classes, or is a class itself.
     train_folder = _unnested(tree, root / train)

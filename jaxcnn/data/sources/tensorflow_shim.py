@@ -39,7 +39,7 @@ def installed_shim() -> Iterator[None]:
             yield
             return
         with _many_open_files():
-            vars(tensorflow)["_module"] = TENSORFLOW  # the field in which etils.epy keeps the imported module
+            vars(tensorflow)["_module"] = TENSORFLOW  # The field in which etils.epy keeps the imported module
             try:
                 yield
             finally:

@@ -118,7 +118,7 @@ def _supervised_keys(builder: Any, what: str) -> tuple[str, str]:
     """Returns the names of the features that hold the picture and its class."""
     # Labels must be classes. Pictures of 8 or 16 bits are stored as files, other ones as arrays.
     features = builder.info.features
-    keys = (builder.info.supervised_keys or ("image", "label"))[:2]  # a third one names weights or files
+    keys = (builder.info.supervised_keys or ("image", "label"))[:2]  # A third one names weights or files
     if (
         len(keys) == 2
         and all(isinstance(key, str) and key in features for key in keys)
@@ -150,7 +150,7 @@ def _user_errors(what: str, data_dir: Path, *, advice: str) -> Iterator[None]:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     except (UserError, OSError) as error:
-        if isinstance(error, UserError) or error.errno is not None:  # the cache reports system errors, as a full disk
+        if isinstance(error, UserError) or error.errno is not None:  # The cache reports system errors, as a full disk
             raise
         raise UserError(f"{what}: {one_line(error)}; {advice}") from error
     except ImportError as error:
@@ -159,8 +159,8 @@ def _user_errors(what: str, data_dir: Path, *, advice: str) -> Iterator[None]:
             f"{what} cannot be prepared here, its code needs {missing}; prepare it elsewhere with "
             f"file_format='{FILE_FORMAT}' and copy it to {data_dir}, or give a folder or zip of class folders"
         ) from error
-    except Exception as error:  # third-party code raises any kind
-        if any(os.strerror(number) in str(error) for number in NO_ROOM):  # array_record reports it as text, from C++
+    except Exception as error:  # Third-party code raises any kind
+        if any(os.strerror(number) in str(error) for number in NO_ROOM):  # `array_record` reports it as text, from C++
             raise UserError(
                 f"the disk is full: {what} is prepared in {data_dir}; make room or choose another --data.cache_dir"
             ) from error

@@ -95,7 +95,7 @@ class TinyImageNet(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
 def _download(dl_manager: tfds.download.DownloadManager) -> Path:
     try:
         return Path(dl_manager.download(URL))
-    except Exception as error:  # of the network, the disk, or a wrong checksum
+    except Exception as error:  # An error of the network or the disk, or a wrong checksum
         raise UserError(
             f"tiny_imagenet: {URL} cannot be downloaded ({one_line(error)}); "
             "fetch it by other means and give it as --data.archive"

@@ -19,7 +19,7 @@ def list_folder(path: Path) -> tuple[list[str], list[str]]:
     Raises:
       UserError: a folder cannot be read, or a link leads back to a folder that contains it.
     """
-    files: list[str] = []  # strings: `Path` objects take many times as long to make and to sort
+    files: list[str] = []  # Strings: `Path` objects take many times as long to make and to sort
     folders: list[str] = []
 
     def refuse(error: OSError) -> None:

@@ -16,7 +16,8 @@ from onnx import helper
 from jaxcnn.metadata import Metadata
 
 _MODEL_TYPE = "jaxcnn"
-_BICUBIC = 3  # Pillow's number of the filter, which Hugging Face uses too
+_BICUBIC = 3
+"""Pillow's number of the filter, which Hugging Face uses too."""
 
 
 def folder_of(model: Path) -> Path:
@@ -44,6 +45,7 @@ def make_sidecars(
       The content of each file by its path beside the model. Write them in this order: `foreign_path` recognises the
       folder by its config.json, and MODEL.json must not refer to an example that does not exist yet.
     """
+    # The example: its outputs are those of the file itself.
     name = folder_of(path).name
     arrays = io.BytesIO()
     np.savez_compressed(arrays, image=pictures, **open_model(path)(pictures))  # type: ignore[arg-type]
@@ -62,9 +64,11 @@ def foreign_path(model: Path) -> Path | None:
 
     An interrupted export leaves hidden files if it was killed, empty ones if the power failed; they may be replaced.
     """
+    # MODEL.json has an operator set if it describes a model.
     folder, description = folder_of(model), model.with_suffix(".json")
     if description.exists() and not _is_empty(description) and _read_value(description, "opset") is None:
         return description
+    # MODEL/ has a config.json of this library's kind.
     if not folder.is_dir():
         return folder if folder.exists() else None
     config = folder / "config.json"

@@ -82,6 +82,7 @@ def export_workdir(
       VerificationError: the file does not compute what the model does, or quantization costs too much accuracy.
     """
     run = Workdir(workdir)
+    # Refuse what cannot succeed before the work, which may take minutes.
     if output is not None and output.suffix != ".onnx":
         raise UserError(f"{output} does not end with .onnx; give such a name with -o")
     target = output or (run.onnx if quantization is None else run.onnx.with_suffix(".int8.onnx"))
@@ -89,6 +90,7 @@ def export_workdir(
     if quantization is not None:
         _check_same_pictures(quantization.dataset, trained)
     publish.check_replaceable(target)
+    # Real pictures verify more than random ones.
     if pictures is None:
         pictures = sidecars.read_pictures(run.onnx, trained.config.data.image_size)
     # A file elsewhere is meant to be given away, the pictures may not be.
@@ -127,6 +129,7 @@ def _write_model(
     quantization: Quantization | None,
 ) -> _Written:
     """Writes a verified model with its metadata."""
+    # Write and verify the float32 model; quantize it if asked.
     evaluation, figures = _read_evaluation(run, trained), None
     file, checks = _write_verified(trained, path, pictures, features=features, heatmap=heatmap)
     if quantization is not None:
@@ -135,6 +138,7 @@ def _write_model(
             *(f"Before quantization: {check}" for check in checks),
             f"Quantized, it is valid ONNX, and top-1 falls by at most {quantization.tolerance}.",
         ]
+    # Say in the file what it is.
     metadata = dataclasses.replace(describe_run(run, trained), calibration=trained.calibration, quantization=figures)
     # The checkpoint's own metrics were measured before it was calibrated.
     if evaluation is not None:
@@ -195,7 +199,8 @@ def _logits(trained: TrainedModel, variables: Any) -> explain.Classifier:
 
     def logits(image: Array) -> Array:
         result: Array = model.apply(variables, image, train=False)
-        return result / trained.temperature  # Folded into the weights of the last layer
+        # The exporter folds the division into the weights of the last layer.
+        return result / trained.temperature
 
     return logits
 
@@ -231,6 +236,7 @@ def _write_verified(
         classify = _outputs(_logits(trained, variables), features=features, heatmap=heatmap)
         file.write_bytes(to_onnx(classify, inputs).SerializeToString())
         largest = verify(file, classify, inputs, samples=samples, tolerances=_TOLERANCES)
+    # What the card says about it.
     kinds = "random pictures"
     if pictures is not None:
         kinds += f" and {min(len(pictures), max(BATCHES))} real ones"
@@ -250,6 +256,7 @@ def _perturbed(variables: Any) -> Any:
         name = jax.tree_util.keystr(path[-1:], simple=True)
         if path[0].key != "batch_stats":
             return leaf
+        # Variances stay positive.
         noise = random.uniform(0.5, 2.0, leaf.shape) if name == "var" else random.normal(0, 0.3, leaf.shape)
         return np.asarray(leaf * noise if name == "var" else leaf + noise, leaf.dtype)
 
@@ -283,6 +290,7 @@ def _quantize(
     quantize.check_valid(files[1])
     evaluations = [_evaluate(path, dataset, trained) for path in files]
     speeds = quantize.compare_speed(files, side)
+    # Compare both in accuracy, size and speed.
     figures = {
         "tolerance": quantization.tolerance,
         "calibration_pictures": min(len(dataset.train), quantize.CALIBRATION_PICTURES),

@@ -1,4 +1,4 @@
-"""A trained model that computes logits, from a workdir or from the ONNX file made of it."""
+"""A trained classifier, opened from a workdir or from the ONNX file that was exported from it."""
 
 import dataclasses
 import itertools
@@ -27,7 +27,7 @@ LogitsFunction = Callable[
     [UInt8[np.ndarray, "batch side side 3"]],
     Float32[np.ndarray, "batch classes"] | Float32[jax.Array, "batch classes"],
 ]
-
+"""Computes the logits of a batch of RGB pictures."""
 
 _BATCH = 64
 """Pictures that `predict` reads and classifies at once."""
@@ -35,17 +35,17 @@ _BATCH = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Classifier:
-    """A trained model from a workdir or an ONNX file.
+    """A trained classifier. Use `load`.
 
     Attributes:
       path: the workdir or the file.
-      config: the settings it was trained with; those of a workdir's data are valid in any working directory.
-      names: of its classes.
-      wnids: WordNet ids of its classes; empty where its data had none.
-      step: training steps taken; None in a file that does not tell.
+      config: settings of the training. The paths in a workdir's data settings are valid in any working directory.
+      names: class names, in the order of the outputs.
+      wnids: WordNet ids in the same order; empty if the data had none.
+      step: training steps taken; None in a file that does not record them.
       pictures: fingerprint of the split it was trained on; None in a file that does not record it.
-      temperature: what its logits have been divided by; 1 if they are not calibrated.
-      logits: computes the logits of a batch of pictures.
+      temperature: what the logits are divided by already; 1 if they are not calibrated.
+      logits: maps uint8 pictures [batch, side, side, 3] to float32 logits [batch, classes].
     """
 
     path: Path
@@ -81,21 +81,24 @@ class Classifier:
         """
         if top_k < 1:
             raise UserError(f"top_k is {top_k}; it must be at least 1")
+        # One picture.
         if is_picture(pictures):
             return self._predict_batch([pictures], first=0, top_k=top_k)[0]
         if not isinstance(pictures, Iterable):
             raise UserError(
                 f"pictures is of type {type(pictures).__name__}; give paths, Pillow pictures or uint8 arrays"
             )
+        # Many: read and classified batch by batch, so that memory does not grow with their number.
         found: list[Prediction] = []
         for batch in itertools.batched(pictures, _BATCH):
             found += self._predict_batch(batch, first=len(found), top_k=top_k)
         return found
 
     def _predict_batch(self, pictures: Sequence[object], *, first: int, top_k: int) -> list[Prediction]:
+        """Classifies pictures that are numbered from `first` on in messages."""
         size, count = self.config.data.image_size, len(pictures)
         places = [describe_picture(picture, number=first + i) for i, picture in enumerate(pictures)]
-        # Padded to a power of two: a workdir's model is compiled once for each size of a batch.
+        # Padded to a power of two: JAX compiles the model of a workdir for every batch size.
         images = np.zeros((1 << (count - 1).bit_length(), size, size, 3), np.uint8)
         for i, (picture, where) in enumerate(zip(pictures, places, strict=True)):
             images[i] = to_input(picture, size=size, where=where)
@@ -116,6 +119,7 @@ def load(path: str | os.PathLike[str]) -> Classifier:
     if path.is_file():
         return open_onnx(path)
     trained, run = load_model(path), Workdir(path)
+    # The step of evaluation, so that predictions are those that were evaluated.
     logits = partial(eval_step, trained.variables, model=trained.model)
     return Classifier(
         path=path,
@@ -148,7 +152,8 @@ def open_onnx(path: Path) -> Classifier:
     """
     try:
         session = onnxruntime.InferenceSession(path, _quiet(), providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions share no base class
+    # onnxruntime's exceptions share no base class.
+    except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} is neither a workdir nor a readable .onnx file ({reason})") from error
     try:
@@ -175,7 +180,9 @@ def _check_contract(session: onnxruntime.InferenceSession, metadata: Metadata) -
     if metadata.image_size != (side, side):
         raise UserError(f"metadata.image_size is {list(metadata.image_size)}, but {side} in metadata.config")
     if metadata.resize != Resize():
-        raise UserError(f"metadata.resize is {metadata.resize}; only {Resize()} is known")
+        found_resize, known = dataclasses.asdict(metadata.resize), dataclasses.asdict(Resize())
+        raise UserError(f"metadata.resize is {found_resize}; only {known} is known")
+    # The first dimension is the batch.
     values = (*session.get_inputs(), *session.get_outputs())
     found = {value.name: (value.type, value.shape[1:]) for value in values}
     expected = {"image": ("tensor(uint8)", [side, side, 3]), "logits": ("tensor(float)", [len(metadata.names)])}
@@ -186,5 +193,6 @@ def _check_contract(session: onnxruntime.InferenceSession, metadata: Metadata) -
 
 def _quiet() -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # errors arrive as exceptions
+    # Errors also arrive as exceptions.
+    options.log_severity_level = 4
     return options

@@ -17,7 +17,8 @@ def run(main: Callable[[Sequence[str]], None], prog: str) -> None:
     """
     signal.signal(signal.SIGTERM, _end)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # the encoding may lack characters of class names
+        # The encoding of the terminal may lack characters of class names.
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
         main(sys.argv[1:])

@@ -33,8 +33,8 @@ class DataConfig:
     """Side in pixels of the squares that all pictures are resized to; the exported model takes pictures of this
     size."""
     validation_fraction: float | None = None
-    """Share of the training pictures of each class that is held out for validation. None: none if the source has its
-    own validation pictures, else a tenth."""
+    """Share of the training pictures of each class to hold out for validation. None: a tenth, or nothing if the source
+    has its own validation pictures."""
     split_seed: int = 0
     """Seed that chooses which pictures are held out."""
 
@@ -83,6 +83,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _check_finite(self, "model.")
+        # The options of a resnet would have no effect on a fixed network.
         if self.name != "resnet":
             for name in ("widths", "blocks", "stem", "preactivation", "dropout", "inference_side"):
                 default = ModelConfig.__dataclass_fields__[name].default
@@ -103,7 +104,8 @@ class ModelConfig:
     def with_shape_of(self, other: "ModelConfig") -> "ModelConfig":
         """Returns these settings with the fields of `SHAPE` from others; what does not concern parameters stays."""
         shape = {field: getattr(other, field) for field in SHAPE}
-        if other.name != "resnet":  # the fixed networks have no other settings
+        # The fixed networks have no other settings.
+        if other.name != "resnet":
             shape |= {"dropout": 0.0, "inference_side": None}
         return dataclasses.replace(self, **shape)
 
@@ -224,6 +226,7 @@ class Config:
         _check(self.epochs >= 1, "epochs", self.epochs, "at least 1")
         _check(self.epochs <= MAX_EPOCHS, "epochs", self.epochs, f"at most {MAX_EPOCHS:,}")
         _check(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2")
+        # Each epoch has one resolution, from the first on.
         starts = [start for start, _ in self.resolutions]
         _check(
             not starts or (starts[0] == 0 and starts == sorted(set(starts)) and starts[-1] < 1),

@@ -38,8 +38,8 @@ class Arguments:
     """Also measure with the probabilities of each picture and its mirror image averaged. On by default if the model was
     trained with mirror images."""
     output: Path | None = None
-    """The JSON file to write. None: evaluation.json in the workdir, or beside its model.onnx; the name says if model or
-    pictures are others, as in evaluation-model.int8.json or evaluation-all-other.json."""
+    """The JSON file to write. None: evaluation.json in the workdir, or beside its model.onnx. Other models and other
+    pictures get a longer name, such as evaluation-model.int8.json or evaluation-all-other.json."""
 
     def __post_init__(self) -> None:
         if self.output is not None and self.output.is_dir():
@@ -51,6 +51,7 @@ def main(arguments: Sequence[str]) -> None:
     if not arguments or arguments[0].startswith("-"):
         parse(Arguments(), arguments)  # prints the help and exits if that is asked for
         raise UserError(f"give a workdir or an .onnx file first, such as: {PROG} runs/digits")
+    # The defaults of the options are those of the training.
     path = Path(arguments[0])
     classifier = load(path)
     trained_on = classifier.config.data
@@ -108,10 +109,12 @@ def print_evaluation(
     console = Console(highlight=False)
     counts = evaluation.confusion.sum(axis=1)
     columns = [evaluation] if flipped is None else [evaluation, flipped]
+    # The figures, with mirror images beside the plain ones.
     figures = _table("", *[">"] if flipped is None else [">plain", ">with mirror image"])
     for key, label in _FIGURES.items():
         figures.add_row(label, *(f"{column.scalars()[key]:.4f}" for column in columns))
     figures.add_row("pictures", f"{evaluation.count:,}")
+    # Where it fails most.
     worst = _table("worst classes", ">top-1", ">pictures")
     for i in evaluation.worst_classes()[:10]:
         worst.add_row(_label(names[i]), f"{evaluation.per_class[i]:.4f}", f"{counts[i]:,}")

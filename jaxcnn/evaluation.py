@@ -54,9 +54,11 @@ def evaluate(
       UserError: the model or the pictures cannot be read, a class is not one of the model's, the split has no
         pictures or, except with `split="all"`, some of its validation pictures were trained on.
     """
+    # The model, and the pictures with its class indices as labels.
     classifier = model if isinstance(model, Classifier) else load(model)
     config = source if isinstance(source, DataConfig) else data_config_of(source, trained_on=classifier.config.data)
     dataset = load_evaluation_data(config, classifier, hold_out=split != "all")
+    # Every picture counts once.
     return measure(
         with_mirror_image(classifier.logits) if flip else classifier.logits,
         *choose_splits(dataset, split),
@@ -97,6 +99,7 @@ def measure(
         transient=True,
         disable=not (show_progress and console.is_terminal),
     )
+    # One outcome for each picture, summed up at the end: neither batches nor padding change a result.
     outcomes = [score(values, batch.labels, batch.mask) for values, batch in batches]
     return summarize(outcomes, classes=classes)
 
@@ -123,7 +126,8 @@ def with_mirror_image(logits: LogitsFunction) -> LogitsFunction:
 
     def averaged(images: UInt8[np.ndarray, "batch side side 3"]) -> Float32[np.ndarray, "batch classes"]:
         mirrored = np.ascontiguousarray(images[:, :, ::-1])
-        with np.errstate(invalid="ignore"):  # the logits of padding may be anything
+        # The logits of padding may be anything.
+        with np.errstate(invalid="ignore"):
             plain, flipped = (log_softmax(np.asarray(logits(view), np.float64), axis=1) for view in (images, mirrored))
             return np.asarray(np.logaddexp(plain, flipped) - np.log(2), np.float32)
 

@@ -40,6 +40,7 @@ def load_evaluation_data(config: DataConfig, classifier: Classifier, *, hold_out
       UserError: the pictures cannot be loaded or have another size, a class is not one of the model's, or pictures that
         the model was trained on would be validation pictures.
     """
+    # The model takes pictures of one size.
     side = classifier.config.data.image_size
     if config.image_size != side:
         raise UserError(
@@ -54,6 +55,7 @@ def load_evaluation_data(config: DataConfig, classifier: Classifier, *, hold_out
     dataset = dataclasses.replace(
         dataset, names=classifier.names, wnids=classifier.wnids, train=train, validation=validation
     )
+    # After the labels were mapped, as they are a part of the fingerprint.
     if hold_out:
         check_no_leakage(dataset, config, trained_on=classifier.config.data, fingerprint=classifier.pictures)
     return dataset
@@ -71,6 +73,7 @@ def class_indices(dataset: data.Dataset, classifier: Classifier) -> Int32[np.nda
     found = dataset.wnids if classifier.wnids and dataset.wnids else dataset.names
     if found in (classifier.wnids, classifier.names):
         return np.arange(len(found), dtype=np.int32)
+    # Match by name or WordNet id.
     known = {composed(name): i for names in (classifier.names, classifier.wnids) for i, name in enumerate(names)}
     for name in found:
         if composed(name) not in known:

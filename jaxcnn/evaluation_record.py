@@ -60,6 +60,7 @@ def to_record(evaluation: Evaluation, *, names: Sequence[str], flipped: Evaluati
       names: class names.
       flipped: the same averaged with mirror images; only its summary is recorded.
     """
+    # Examples of each class are the rows of the confusion matrix.
     bins = evaluation.reliability
     counts = evaluation.confusion.sum(axis=1)
     return {
@@ -93,8 +94,8 @@ def _is_record(path: Path) -> bool:
         return False
     try:
         with path.open("rb") as file:
-            start = file.read(1)
             # Models and archives are large: read on only if this may be a JSON object.
+            start = file.read(1)
             return not start or (start == b"{" and "per_class" in json.loads(start + file.read()))
     except (OSError, ValueError):
         return False

@@ -97,6 +97,7 @@ class Metadata:
         Raises:
           UserError: a key is missing, or its value is not JSON or not of the type of its field.
         """
+        # Unknown keys may come from other tools, or later versions.
         values = {field.name: _parse(field.name, props) for field in dataclasses.fields(cls) if field.name in props}
         metadata = decode(cls, values, "metadata")
         for key in required:

@@ -8,6 +8,7 @@ import ast
 import dataclasses
 import inspect
 import itertools
+import shutil
 import textwrap
 import types
 import typing
@@ -70,17 +71,19 @@ class Option:
         return (*self.aliases, f"--{self.name}", *([off] if self.kind is bool else []))
 
 
-def parse[T](default: T, arguments: Sequence[str], *, prog: str, description: str | None = None) -> T:
+def parse[T](default: T, arguments: Sequence[str], *, prog: str, description: str = "") -> T:
     """Returns the dataclass `default` with the fields changed that options name; `--help` prints all and exits.
 
     Raises:
       UserError: an option does not exist, or its value is not of its type.
     """
+    # Split the command line: argparse collects the words of each option.
     options = {option.name: option for option in find_options(default)}
     parser = _make_parser(options.values(), prog=prog, description=description)
     given, unknown = parser.parse_known_args(_with_underscores(arguments))
     if unknown:
         raise UserError(_explain_unknown(unknown[0], options.values(), prog))
+    # Convert the words of all options before anything is replaced: checks see all new values at once.
     values = {options[name].path: _read(options[name], words) for name, words in vars(given).items()}
     return typing.cast(T, _replace(default, values))
 
@@ -101,6 +104,7 @@ def find_options(value: Any, prefix: str = "", path: tuple[str, ...] = ()) -> It
     hints = typing.get_type_hints(type(value), include_extras=True)
     helps = _read_docstrings(type(value))
     for field in dataclasses.fields(value):
+        # `Annotated` adds marks to the type.
         kind, marks, inner = hints[field.name], [], getattr(value, field.name)
         if typing.get_origin(kind) is Annotated:
             kind, *marks = typing.get_args(kind)
@@ -121,6 +125,7 @@ def find_options(value: Any, prefix: str = "", path: tuple[str, ...] = ()) -> It
 
 def _read_docstrings(kind: type) -> dict[str, str]:
     """Returns the docstring below each field of a class, which Python keeps only in the source."""
+    # A docstring is the expression after its field.
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     assert isinstance(definition, ast.ClassDef)
     return {
@@ -158,11 +163,11 @@ class _Switch(argparse.Action):
         setattr(namespace, self.dest, option_string != self.option_strings[-1])
 
 
-def _make_parser(options: Iterable[Option], *, prog: str, description: str | None) -> argparse.ArgumentParser:
+def _make_parser(options: Iterable[Option], *, prog: str, description: str) -> argparse.ArgumentParser:
     parser = _Parser(
         prog=prog,
         usage="%(prog)s [OPTIONS]",
-        description=description,
+        description=_wrap(description),
         formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=8),
         add_help=False,
         allow_abbrev=False,
@@ -173,13 +178,21 @@ def _make_parser(options: Iterable[Option], *, prog: str, description: str | Non
     for option in options:
         if option.group not in sections:
             sections[option.group] = parser.add_argument_group(f"{option.group} options", option.about)
+        # Tuples take any number of words here; `_convert` checks how many.
         kind = _required(option.kind)
         how: dict[str, Any] = {"action": _Switch}
         if kind is not bool:
             how = {"metavar": _metavar(kind), "nargs": "*" if typing.get_origin(kind) is tuple else None}
+        # argparse formats help with `%`.
         text = f"{option.help} (default: {_show(option.default)})".replace("%", "%%")
         sections[option.group].add_argument(*option.flags, dest=option.name, help=text, **how)
     return parser
+
+
+def _wrap(text: str) -> str:
+    """Returns paragraphs wrapped to the terminal, except those that are indented."""
+    width = shutil.get_terminal_size().columns - 2
+    return "\n\n".join(part if part.startswith(" ") else textwrap.fill(part, width) for part in text.split("\n\n"))
 
 
 def _with_underscores(arguments: Sequence[str]) -> list[str]:
@@ -194,7 +207,8 @@ def _read(option: Option, words: Any) -> Any:
     Raises:
       UserError: the words are not of its type.
     """
-    if isinstance(words, bool):  # a switch
+    # A switch has its value already.
+    if isinstance(words, bool):
         return words
     words = [words] if isinstance(words, str) else words
     try:

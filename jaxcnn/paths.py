@@ -23,6 +23,7 @@ def named_path(text: str, *, option: str) -> Path:
         path = Path(text).expanduser()
     except RuntimeError as error:
         raise UserError(f"{option} is {shown}, but there is no such home directory; write the path in full") from error
+    # A path that does not exist may be one to create.
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):

@@ -61,12 +61,14 @@ class Prediction:
 def rank_classes(logits: Float[np.ndarray, " classes"], *, names: tuple[str, ...], top_k: int) -> Prediction:
     """Returns the `top_k` most probable classes, or all if there are fewer."""
     probabilities = softmax(logits.astype(np.float64))
+    # Stable, so that classes of equal probability stay in the order of their indices, as argmax has it.
     best = np.argsort(-probabilities, kind="stable")[:top_k]
     return Prediction(tuple(ClassProbability(names[i], int(i), float(probabilities[i])) for i in best))
 
 
 def is_picture(value: object) -> TypeGuard[Picture]:
     """Returns whether a value is one picture, rather than an iterable of pictures."""
+    # An array has one picture or, with a fourth dimension, many.
     if isinstance(value, np.ndarray):
         return value.ndim != 4
     return isinstance(value, str | os.PathLike | Image.Image)
@@ -106,6 +108,7 @@ def to_input(picture: object, *, size: int, where: str) -> UInt8[np.ndarray, "{s
 def _read(path: Path, where: str) -> bytes:
     try:
         return path.expanduser().read_bytes()
-    except (OSError, RuntimeError, ValueError) as error:  # no such user, a null character
+    # Beside errors of the file system: a home directory that does not exist, a null character.
+    except (OSError, RuntimeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{where} cannot be read: {reason}; give the path of a picture") from error

@@ -42,7 +42,8 @@ def _decode(kind: Any, value: Any, path: str) -> Any:
         return _decode_fields(kind, value, path)
     if origin is Literal:
         return _checked(value, value in arguments, path, f"one of {', '.join(map(repr, arguments))}")
-    if origin is types.UnionType:  # with None
+    # A union is of one type and None.
+    if origin is types.UnionType:
         inner = next(argument for argument in arguments if argument is not types.NoneType)
         return None if value is None else _decode(inner, value, path)
     if origin is tuple:
@@ -54,6 +55,7 @@ def _decode(kind: Any, value: Any, path: str) -> Any:
     if origin in (dict, Mapping):
         entries = _checked(value, isinstance(value, dict), path, "an object")
         return {name: _decode(arguments[1], entry, f"{path}.{name}") for name, entry in entries.items()}
+    # JSON has one kind of number, and Python's reader accepts NaN and Infinity.
     if kind is float:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         return float(_checked(value, is_number and math.isfinite(value), path, EXPECTATIONS[float]))
@@ -61,6 +63,7 @@ def _decode(kind: Any, value: Any, path: str) -> Any:
 
 
 def _decode_fields(kind: Any, value: Any, path: str) -> Any:
+    # All names are checked before any value: a wrong name says most about what went wrong.
     kinds = typing.get_type_hints(kind)
     _checked(value, isinstance(value, dict), path, "an object")
     for name in value:

@@ -77,6 +77,7 @@ class Weights:
                     f"the weights of {self.source} do not fit the network: {name} is {found} there, {expected} here; "
                     "give the model's settings that they were trained with"
                 )
+        # In the order of the tree, which `present` has.
         arrays = present | {name: self.tensors[name] for name in names}
         filled: Variables = jax.tree.unflatten(jax.tree.structure(variables), arrays.values())
         return filled
@@ -147,13 +148,14 @@ def mean_of(weights: Sequence[Weights]) -> Weights:
       UserError: two are of different networks or classes, of trainings that held out other pictures, or of the same
         training.
     """
+    # They must be averageable, and differ.
     first, *others = weights
     for other in others:
         _check_averageable(first, other)
     for before, after in itertools.combinations(weights, 2):
         if after.trainings == before.trainings:
             raise UserError(f"{after.source} has weights of the same training as {before.source}; leave it out")
-    # Each training once, in order.
+    # The lineage has every training once, in order, then the mean itself.
     every = [training for member in weights for training in member.trainings]
     merged = [training for index, training in enumerate(every) if training not in every[:index]]
     numbers = [str(number) for number in sorted(1 + merged.index(member.trainings[-1]) for member in weights)]
@@ -179,7 +181,8 @@ def _check_averageable(first: Weights, other: Weights) -> None:
 
 
 def _has_same_split(one: Weights, other: Weights) -> bool:
-    if one.pictures is None or other.pictures is None:  # in files of earlier versions
+    # Files of earlier versions have no fingerprint.
+    if one.pictures is None or other.pictures is None:
         return is_same_data(one.trained_on, other.trained_on)
     return one.pictures.has_same_split(other.pictures)
 
@@ -207,6 +210,7 @@ def _compact(values: np.ndarray) -> np.ndarray:
     """
     if values.ndim < 2:
         return values
+    # A value beyond float16's range becomes infinite, with an infinite error.
     with np.errstate(over="ignore"):
         half = values.astype(np.float16)
     error, largest = np.abs(values - half.astype(np.float32)).max(), np.abs(values).max()

@@ -55,7 +55,7 @@ def test_an_onnx_file(tmp_path):
     np.testing.assert_allclose(classifier.logits(images), images.mean(axis=(1, 2)), rtol=1e-5)
 
 
-def test_the_temperature_of_a_file_is_in_its_logits_already(tmp_path):
+def test_the_logits_of_a_file_are_divided_by_its_temperature_already(tmp_path):
     path = write_onnx(tmp_path / "model.onnx", step=7, calibration=CALIBRATION)
     classifier = load(path)
     assert (classifier.step, classifier.temperature) == (7, 2)
@@ -89,13 +89,13 @@ def test_a_path_that_is_missing(tmp_path):
         load(tmp_path / "gone")
 
 
-def test_a_folder_that_is_no_workdir(tmp_path):
+def test_a_folder_that_is_not_a_workdir(tmp_path):
     with pytest.raises(UserError, match="is not the workdir of a training run"):
         load(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model", b"\x08\x08" * 50])
-def test_a_file_that_is_no_model(tmp_path, content):
+def test_a_file_that_is_not_a_model(tmp_path, content):
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"neither a workdir nor a readable \.onnx file") as caught:

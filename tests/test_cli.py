@@ -16,7 +16,7 @@ from jaxcnn.train import parse
 ROOT = Path(__file__).parent.parent
 
 
-def test_no_preset_is_the_embedded_default():
+def test_no_preset_is_digits():
     parsed = parse([])
     assert parsed.config == presets.digits()
     assert parsed.workdir == Path("runs/digits")
@@ -40,7 +40,7 @@ def test_options_change_a_preset():
 
 
 @pytest.mark.parametrize("option", [["--model.name", "seed"], ["--model.name=seed"]])
-def test_another_network_forgets_the_presets_shape(option):
+def test_another_network_has_its_default_shape(option):
     assert parse(option).config.model == config.ModelConfig(name="seed")
 
 
@@ -68,7 +68,7 @@ def test_another_network_forgets_the_presets_shape(option):
         ("--model.name seed --model.widths 3", "the network 'seed' is fixed"),
     ],
 )
-def test_a_wrong_line_is_told_in_one_line(line, message):
+def test_a_wrong_command_line_is_one_line_of_error(line, message):
     with pytest.raises(UserError, match=message) as caught:
         parse(line.split())
     assert "\n" not in str(caught.value)
@@ -86,7 +86,7 @@ def test_the_process_ends_with_one_line_and_status_2():
     assert done.stderr.startswith("python -m jaxcnn.train: ")
 
 
-def test_sigterm_removes_what_was_begun(tmp_path):
+def test_sigterm_removes_unfinished_files(tmp_path):
     begun = tmp_path / "begun"
     program = f"""
 import pathlib, time
@@ -112,21 +112,21 @@ cli.run(main, "prog")
     assert not begun.exists()
 
 
-def test_what_the_output_cannot_show_is_no_error():
+def test_characters_that_the_output_cannot_encode_are_replaced():
     program = 'from jaxcnn import cli\ncli.run(lambda _: print("Żubr"), "prog")'
     environment = os.environ | {"PYTHONIOENCODING": "cp1252"}
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, env=environment)
     assert (done.returncode, done.stdout.split(), done.stderr) == (0, [b"?ubr"], b"")
 
 
-def test_the_home_directory_is_found_however_the_workdir_is_given(monkeypatch, tmp_path):
+def test_the_home_directory_of_a_workdir_is_expanded(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     for line in (["--workdir=~/runs/a"], ["--workdir", "~/runs/a"]):
         assert parse(line).workdir == tmp_path / "runs" / "a"
 
 
-def test_what_could_steer_a_terminal_is_not_printed(monkeypatch, capsys):
+def test_characters_that_control_a_terminal_are_replaced(monkeypatch, capsys):
     def fail(_):
         raise UserError("cat/Icon\r\x1b[2J\n.png é is no picture")
 

@@ -1,4 +1,4 @@
-"""Settings: presets, JSON both ways, and the words for what is wrong."""
+"""Settings: presets, JSON both ways, and errors that name the field."""
 
 import dataclasses
 import json
@@ -62,7 +62,7 @@ def test_any_settings_survive_json(source, image_size, clip_norm, crop_scale, re
         (["resolutions"], [[0.5, 48]], "resolutions is"),
     ],
 )
-def test_wrong_json_is_told_by_its_path(path, value, message):
+def test_invalid_json_is_named_by_its_path(path, value, message):
     settings = dataclasses.asdict(PRESETS["digits"]())
     place = settings
     for key in path[:-1]:
@@ -110,13 +110,13 @@ def test_no_number_is_out_of_range(kind, field, value, message):
         kind(**{field: value})
 
 
-def test_no_two_seeds_are_one():
+def test_different_seeds_give_different_keys():
     keys = [jax.random.key_data(jax.random.key(seed)) for seed in (0, 1, MAX_SEED - 1, MAX_SEED)]
     assert len(np.unique(keys, axis=0)) == 4
     assert (jax.random.key_data(jax.random.key(MAX_SEED + 1)) == keys[0]).all()
 
 
-def test_a_run_may_be_older_than_a_setting():
+def test_a_setting_that_a_run_does_not_have_is_the_default():
     settings = dataclasses.asdict(PRESETS["tiny_imagenet_gpu"]())
     del settings["model"]["stem"], settings["seed"]
     read = from_json(json.dumps(settings))
@@ -124,17 +124,17 @@ def test_a_run_may_be_older_than_a_setting():
     assert read.model.blocks == (3, 3, 2, 2, 1)
 
 
-def test_what_is_no_json_is_told():
+def test_text_that_is_not_json():
     with pytest.raises(UserError, match="not JSON"):
         from_json("{")
 
 
-def test_a_fixed_network_takes_no_shape():
+def test_a_fixed_network_refuses_a_shape():
     with pytest.raises(UserError, match="the network 'seed' is fixed"):
         ModelConfig(name="seed", widths=(1, 2, 3, 4))
 
 
-def test_pairs_are_mixed_until_their_share_of_the_epochs():
+def test_mixup_and_cutmix_stop_at_their_share_of_the_epochs():
     augment = AugmentConfig(flip=True, mixup=0.2, cutmix=1.0, mix_until=0.75)
     epochs = [Config(augment=augment, epochs=8).augmentation(epoch) for epoch in range(8)]
     assert epochs[:6] == [augment] * 6

@@ -1,4 +1,4 @@
-"""Evaluation of a model on real files: the figures, the JSON, the printed tables, and mistakes of the user's."""
+"""The evaluation command on real files: figures, record, printed tables, and errors of the user."""
 
 import dataclasses
 import json
@@ -43,7 +43,7 @@ def pictures(tmp_path):
             folder = tmp_path / "pictures" / split / name
             folder.mkdir(parents=True)
             for i in range(count):
-                Image.new("RGB", (SIDE, SIDE), tuple(each + i for each in colour)).save(folder / f"{i}.png")
+                Image.new("RGB", (SIDE, SIDE), tuple(level + i for level in colour)).save(folder / f"{i}.png")
     Image.new("RGB", (SIDE, SIDE), COLOURS[1]).save(tmp_path / "pictures" / "val" / NAMES[2] / "0.png")
     return tmp_path / "pictures"
 
@@ -105,10 +105,10 @@ def test_an_onnx_file(exported, capsys):
     assert record["top5"] == 1
     assert record["loss"] == pytest.approx(190 / 9)
     assert record["confusion"] == [[3, 0, 0], [0, 3, 0], [0, 1, 2]]
-    assert [each["name"] for each in record["per_class"]] == list(NAMES)
-    assert [each["top1"] for each in record["per_class"]] == pytest.approx([1, 1, 2 / 3])
-    assert [each["count"] for each in record["per_class"]] == [3, 3, 3]
-    assert sum(each["count"] for each in record["reliability"]) == 9
+    assert [entry["name"] for entry in record["per_class"]] == list(NAMES)
+    assert [entry["top1"] for entry in record["per_class"]] == pytest.approx([1, 1, 2 / 3])
+    assert [entry["count"] for entry in record["per_class"]] == [3, 3, 3]
+    assert sum(entry["count"] for entry in record["reliability"]) == 9
     assert record["reliability"][0] == {"count": 0, "confidence": None, "accuracy": None}
     assert (record["model"], record["split"]) == (str(exported), "validation")
     printed = capsys.readouterr().out
@@ -118,7 +118,7 @@ def test_an_onnx_file(exported, capsys):
     assert confused.index("c blue") < confused.index("b green")
 
 
-def test_the_training_pictures_leave_the_other_record_alone(exported):
+def test_training_pictures_get_a_record_of_their_own(exported):
     main([str(exported), "--split", "train"])
     assert json.loads((exported.parent / "evaluation-train.json").read_text())["count"] == 12
     assert not (exported.parent / "evaluation.json").exists()
@@ -189,7 +189,7 @@ def test_a_picture_of_each_class_is_enough_to_measure_on_all(exported, tmp_path)
         (["--data.validation_fraction", ".5", "--split", "all"], "evaluation-all-other.json"),
     ],
 )
-def test_only_the_runs_own_pictures_make_its_record(tmp_path, options, name):
+def test_the_name_of_the_record_says_if_model_or_pictures_are_others(tmp_path, options, name):
     defaults = DataConfig(source="pictures")
     arguments = parse(Arguments(defaults), options)
     assert default_output(tmp_path, arguments, trained_on=defaults) == tmp_path / name
@@ -198,7 +198,7 @@ def test_only_the_runs_own_pictures_make_its_record(tmp_path, options, name):
     assert other == tmp_path / name.replace("evaluation", "evaluation-model.int8")
 
 
-def test_flip_is_measured_beside_the_plain_figures(workdir, capsys):
+def test_flip_is_recorded_beside_the_plain_figures(workdir, capsys):
     main([str(workdir)])
     plain = json.loads((workdir / "evaluation.json").read_text())
     assert "with_flip" not in plain
@@ -213,7 +213,7 @@ def test_flip_is_measured_beside_the_plain_figures(workdir, capsys):
     assert "with mirror image" in capsys.readouterr().out
 
 
-def test_an_archive_is_forgotten_with_its_source():
+def test_another_source_does_not_inherit_the_archive():
     defaults = Arguments(DataConfig(source="tiny_imagenet", archive="tiny.zip"))
     assert parse(defaults, []) == defaults
     assert parse(defaults, ["--data.source=x"]).data == DataConfig(source="x")
@@ -226,7 +226,7 @@ WNIDS = ("n03", "n02", "n01")
 
 @pytest.mark.parametrize("folders", [NAMES, WNIDS], ids=["names", "WordNet ids"])
 @pytest.mark.parametrize("there", [(0, 1, 2), (0, 2), (1, 2), (2,)], ids=str)
-def test_classes_are_found_by_what_their_folders_are_called(exported, tmp_path, folders, there):
+def test_folders_are_matched_by_name_or_wordnet_id(exported, tmp_path, folders, there):
     give(exported, wnids=WNIDS)
     for i in there:
         (tmp_path / "other" / folders[i]).mkdir(parents=True)
@@ -235,8 +235,8 @@ def test_classes_are_found_by_what_their_folders_are_called(exported, tmp_path, 
     main([str(exported), "--data.source", str(tmp_path / "other"), "--split", "all"])
     record = json.loads((exported.parent / "evaluation-all-other.json").read_text())
     assert record["confusion"] == [[(i + 1) * (i == j and i in there) for j in range(3)] for i in range(3)]
-    assert [each["name"] for each in record["per_class"]] == list(NAMES)
-    assert [each["top1"] for each in record["per_class"]] == [1 if i in there else None for i in range(3)]
+    assert [entry["name"] for entry in record["per_class"]] == list(NAMES)
+    assert [entry["top1"] for entry in record["per_class"]] == [1 if i in there else None for i in range(3)]
 
 
 def test_a_class_that_the_model_does_not_have_is_refused(exported, pictures):
@@ -248,7 +248,7 @@ def test_a_class_that_the_model_does_not_have_is_refused(exported, pictures):
     assert "\n" not in str(caught.value)
 
 
-def test_a_class_too_many_is_refused(exported, pictures):
+def test_an_additional_class_is_refused(exported, pictures):
     for split in ("train", "val"):
         folder = pictures / split / "d white"
         folder.mkdir()
@@ -262,14 +262,14 @@ def held_out_of(path):
     for name, colour in zip(NAMES[:2], COLOURS[:2], strict=True):
         (path / name).mkdir(parents=True)
         for i in range(4):
-            Image.new("RGB", (SIDE, SIDE), tuple(each + i for each in colour)).save(path / name / f"{i}.png")
+            Image.new("RGB", (SIDE, SIDE), tuple(level + i for level in colour)).save(path / name / f"{i}.png")
     return path
 
 
 def give(path, **values):
     """Has a file say something else of itself."""
     model = onnx.load(path)
-    kept = {each.key: each.value for each in model.metadata_props}
+    kept = {prop.key: prop.value for prop in model.metadata_props}
     helper.set_model_props(model, kept | {key: json.dumps(value) for key, value in values.items()})
     onnx.save(model, path)
 
@@ -300,12 +300,12 @@ def test_another_split_of_a_runs_pictures_is_refused(exported, config, tmp_path,
     main([str(exported), "--data.source", str(held_out_of(tmp_path / "others")), *option])
 
 
-def test_training_pictures_are_not_held_out_where_there_were_others(exported, pictures):
+def test_training_pictures_are_not_held_out_in_place_of_the_validation_split(exported, pictures):
     with pytest.raises(UserError, match="would be held out that the model was trained on"):
         main([str(exported), "--data.validation_fraction", ".5"])
 
 
-def test_a_file_away_from_its_run_knows_the_pictures_it_was_trained_on(exported, config, tmp_path):
+def test_a_file_away_from_its_run_recognises_copies_of_its_pictures(exported, config, tmp_path):
     source = held_out_of(tmp_path / "photos")
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=str(source)))
     give(exported, pictures=dataclasses.asdict(data.load(config.data).fingerprint()))
@@ -325,7 +325,7 @@ def test_a_run_finds_its_pictures_from_any_directory(workdir, config, pictures, 
     monkeypatch.chdir(workdir)
     main([str(workdir)])
     main([str(workdir), "--data.source", str(pictures)])
-    assert [each.name for each in workdir.glob("evaluation*.json")] == ["evaluation.json"]
+    assert [path.name for path in workdir.glob("evaluation*.json")] == ["evaluation.json"]
 
 
 def test_a_folder_to_write_to_is_refused_before_anything_is_measured(exported, tmp_path, monkeypatch):
@@ -345,13 +345,13 @@ def test_only_an_earlier_evaluation_is_replaced(exported, workdir, tmp_path, mon
     monkeypatch.setattr(data, "load", lambda *_: pytest.fail("loaded"))
     for other in (exported, workdir / "config.json", array):
         before = other.read_bytes()
-        told = rf"the evaluation would overwrite {other}, which is something else; give the name of a new file"
-        with pytest.raises(UserError, match=told):
+        message = rf"the evaluation would overwrite {other}, which is something else; give the name of a new file"
+        with pytest.raises(UserError, match=message):
             main([str(exported), "--output", str(other)])
         assert other.read_bytes() == before
 
 
-def test_what_is_no_regular_file_is_not_replaced(exported, tmp_path):
+def test_a_pipe_is_not_replaced(exported, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match=r"would overwrite .*pipe, which is something else"):
         main([str(exported), "--output", str(tmp_path / "pipe")])
@@ -420,7 +420,7 @@ def test_python_measures_what_the_command_does(exported, pictures, tmp_path, opt
             assert found.count == expected["count"]
 
 
-def test_python_is_refused_what_the_command_is(exported, config, tmp_path):
+def test_python_refuses_what_the_command_refuses(exported, config, tmp_path):
     source = held_out_of(tmp_path / "photos")
     give_config(exported, dataclasses.replace(config, data=dataclasses.replace(config.data, source=str(source))))
     assert evaluate(exported, source).count == 2

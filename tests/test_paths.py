@@ -1,4 +1,4 @@
-"""Paths that options name."""
+"""Paths from options."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from jaxcnn.errors import UserError
 from jaxcnn.paths import named_path
 
 
-def test_the_home_directory_is_written_out(tmp_path, monkeypatch):
+def test_the_home_directory_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert named_path("~/a", option="x") == tmp_path / "a"
     assert named_path("a/~b", option="x") == Path("a/~b")
@@ -22,17 +22,17 @@ def test_the_home_directory_is_written_out(tmp_path, monkeypatch):
         ("x" * 5000, r"^data\.source is 'x{200}\.\.\.', which cannot be read: File name too long$"),
     ],
 )
-def test_what_is_no_path_is_told_with_its_option(text, message):
+def test_an_invalid_path_is_named_by_its_option(text, message):
     with pytest.raises(UserError, match=message):
         named_path(text, option="data.source")
 
 
-def test_a_link_to_itself_is_told(tmp_path):
+def test_a_link_to_itself(tmp_path):
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(UserError, match="cannot be read: Too many levels"):
         named_path(str(tmp_path / "loop"), option="data.source")
 
 
-def test_a_file_in_the_place_of_a_folder_is_the_callers_to_tell(tmp_path):
+def test_a_path_below_a_file_does_not_exist(tmp_path):
     (tmp_path / "file").touch()
     assert not named_path(str(tmp_path / "file" / "x"), option="data.source").exists()

@@ -65,7 +65,7 @@ def paths(folder):
 
 
 def brightest(images):
-    """Logits of a model that tells pictures apart by the mean of their colours."""
+    """Logits that are the means of the colours, of a model that classifies pictures by colour."""
     return images.mean(axis=(1, 2)).astype(np.float32) / 16
 
 

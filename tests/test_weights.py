@@ -1,4 +1,4 @@
-"""Weights to start from: what is written comes back, what does not fit is named, and a run begins with them once."""
+"""Initial weights: what is written is read, what does not fit is named, and a run starts from them once."""
 
 import contextlib
 import dataclasses
@@ -92,7 +92,7 @@ def tensors(elements):
 
 @settings(deadline=None)
 @given(tensors(st.floats(width=32, allow_nan=False, allow_infinity=False)) | tensors(st.floats(-4, 4, width=32)))
-def test_half_precision_is_taken_where_it_loses_nothing(values):
+def test_half_precision_is_used_where_it_loses_nothing(values):
     kept = weights._compact(values)
     back = kept.astype(np.float32)
     if values.ndim == 1:
@@ -125,24 +125,24 @@ def test_the_mean_of_weights(tmp_path):
         assert values.dtype == np.float32
         expected = (first.tensors[name] + second.tensors[name] + third.tensors[name]) / 3
         np.testing.assert_allclose(values, expected, rtol=1e-6)
-    *learnt, last = mean.trainings
-    assert learnt == list(third.trainings)
+    *earlier, last = mean.trainings
+    assert earlier == list(third.trainings)
     assert last.recipe == {"weights": "the mean of those at the end of the trainings 1, 2 and 3"}
     assert (last.dataset, last.license) == ("pets", "ask us")
     assert dataclasses.replace(mean, tensors=third.tensors, trainings=third.trainings) == third
 
 
-def test_a_mean_of_trainings_beside_each_other_lists_what_they_share_once(tmp_path):
+def test_the_lineage_of_a_mean_lists_shared_trainings_once(tmp_path):
     shared, one = several(tmp_path, {})
     other = dataclasses.replace(one, trainings=(*shared.trainings, dataclasses.replace(PETS, license="free")))
-    *learnt, last = mean_of([one, other]).trainings
-    assert learnt == [*one.trainings, other.trainings[-1]]
+    *earlier, last = mean_of([one, other]).trainings
+    assert earlier == [*one.trainings, other.trainings[-1]]
     assert last.recipe == {"weights": "the mean of those at the end of the trainings 2 and 3"}
     assert last.license == "ask us"
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "difference"),
     [
         ({"model": ModelConfig(widths=(4, 8), blocks=(1, 0))}, "of another network"),
         ({"names": ("cat", "dög", "fly")}, "for other classes"),
@@ -150,15 +150,15 @@ def test_a_mean_of_trainings_beside_each_other_lists_what_they_share_once(tmp_pa
         ({"pictures": None, "trained_on": DataConfig(source="digits", split_seed=1)}, "held out of its training"),
     ],
 )
-def test_weights_that_do_not_go_together_have_no_mean(tmp_path, change, told):
+def test_weights_of_other_networks_classes_or_splits_are_not_averaged(tmp_path, change, difference):
     first, second = several(tmp_path, {})
     first = dataclasses.replace(first, pictures=data.Fingerprint(train=1, validation=2, labels="a", pixels="b", side=8))
     mean_of([first, second])  # in the second there is no record to compare, but the settings
-    with pytest.raises(UserError, match=rf"the weights of .*1\.safetensors are .*{told}.* than those of .*0\.saf"):
+    with pytest.raises(UserError, match=rf"weights of .*1\.safetensors are .*{difference}.* than those of .*0\.saf"):
         mean_of([first, dataclasses.replace(second, **change)])
 
 
-def test_weights_of_one_training_have_no_mean(tmp_path):
+def test_weights_of_one_training_are_not_averaged(tmp_path):
     first, second = several(tmp_path, {})
     with pytest.raises(UserError, match=r"1\.safetensors has weights of the same training as .*1\.safetensors; leave"):
         mean_of([first, second, second])
@@ -200,7 +200,7 @@ def test_what_is_written_comes_back(tmp_path, model):
     assert by_path(filled).keys() == expected.keys()
     for name, values in by_path(filled).items():
         np.testing.assert_array_equal(values, found.tensors[name])
-    assert [each.name for each in tmp_path.iterdir()] == ["a.safetensors"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
 
 def test_arrays_of_any_memory_layout_are_written(tmp_path, file):
@@ -209,7 +209,7 @@ def test_arrays_of_any_memory_layout_are_written(tmp_path, file):
     assert_same(read_weights(str(path)).tensors, read_weights(str(file)).tensors)
 
 
-def test_how_a_file_tells_what_it_was_trained_on(tmp_path):
+def test_a_file_records_what_it_was_trained_on(tmp_path):
     trained_on = DataConfig(source="pets", split_seed=3)
     pictures = data.Fingerprint(train=1, validation=2, labels="a", pixels="b", side=8)
     config = Config(data=trained_on, model=MODEL)
@@ -219,7 +219,7 @@ def test_how_a_file_tells_what_it_was_trained_on(tmp_path):
     assert (found.trained_on, found.pictures) == (trained_on, pictures)
 
 
-def test_kernels_take_half_and_the_metadata_is_json(tmp_path, file):
+def test_kernels_are_half_precision_and_the_metadata_is_json(tmp_path, file):
     with safetensors.safe_open(file, framework="np") as opened:
         kinds = {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118
         metadata = opened.metadata()
@@ -228,16 +228,16 @@ def test_kernels_take_half_and_the_metadata_is_json(tmp_path, file):
 
 
 @pytest.mark.parametrize("name", ["resnet", "prototype1"])
-def test_another_number_of_classes_gets_a_head_of_its_own(tmp_path, name):
+def test_another_number_of_classes_gets_a_new_head(tmp_path, name):
     model = MODEL if name == "resnet" else ModelConfig(name="prototype1")
     path = tmp_path / "a.safetensors"
     write_weights(path, variables_of(model), metadata_of(model))
     found, fresh = read_weights(str(path)), variables_of(model, classes=5, seed=1)
     filled = by_path(found.fill(fresh, with_head=False))
-    heads = {each for each in filled if "/classifier" in each}
-    assert heads == {each for each in filled if filled[each].shape[-1:] == (5,)}
-    for each, values in filled.items():
-        np.testing.assert_array_equal(values, by_path(fresh)[each] if each in heads else found.tensors[each])
+    heads = {leaf for leaf in filled if "/classifier" in leaf}
+    assert heads == {leaf for leaf in filled if filled[leaf].shape[-1:] == (5,)}
+    for leaf, values in filled.items():
+        np.testing.assert_array_equal(values, by_path(fresh)[leaf] if leaf in heads else found.tensors[leaf])
     with pytest.raises(UserError, match=r"classifier\S* is \[(600, |6, )?3\] there, \[(600, |6, )?5\] here"):
         found.fill(fresh, with_head=True)
 
@@ -251,7 +251,7 @@ def test_another_number_of_classes_gets_a_head_of_its_own(tmp_path, name):
         ({"stem": 1}, "params/stage_0/conv/kernel is [3, 3, 12, 4] there, [3, 3, 3, 4] here"),
     ],
 )
-def test_what_does_not_fit_is_named(file, change, message):
+def test_the_first_parameter_that_does_not_fit_is_named(file, change, message):
     with pytest.raises(UserError) as caught:
         read_weights(str(file)).fill(variables_of(dataclasses.replace(MODEL, **change)), with_head=False)
     assert f"the weights of {file} do not fit the network: {message}; " in str(caught.value)
@@ -290,7 +290,7 @@ def content(tmp_path_factory):
 
 @settings(deadline=None)
 @given(share=st.floats(0, 1, exclude_max=True))
-def test_a_file_cut_short_is_told(tmp_path_factory, content, share):
+def test_a_truncated_file_is_named(tmp_path_factory, content, share):
     path = tmp_path_factory.mktemp("cut") / "a.safetensors"
     path.write_bytes(content[: int(share * len(content))])
     refuse(path, rf"^{re.escape(str(path))} cannot be read as a .safetensors file \(.+\); export or download it again$")
@@ -298,7 +298,7 @@ def test_a_file_cut_short_is_told(tmp_path_factory, content, share):
 
 @settings(deadline=None)
 @given(changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=3))
-def test_no_damage_to_the_header_is_a_traceback(tmp_path_factory, content, changes):
+def test_damage_to_the_header_is_a_user_error(tmp_path_factory, content, changes):
     path, damaged = tmp_path_factory.mktemp("damaged") / "a.safetensors", bytearray(content)
     header = 8 + int.from_bytes(content[:8], "little")
     for place, value in changes:
@@ -332,7 +332,7 @@ def put(key, value):
         ),
     ],
 )
-def test_a_foreign_file_is_told(file, change, message):
+def test_invalid_metadata_are_named(file, change, message):
     rewrite(file, change)
     refuse(file, f"^{re.escape(str(file))} .*{message}")
 
@@ -354,7 +354,7 @@ def set_tensor(name, values):
         (set_tensor("params/stage_0", np.zeros(1, np.float32)), None),
     ],
 )
-def test_foreign_weights_are_told(file, change, message):
+def test_invalid_tensors_are_named(file, change, message):
     rewrite(file, change)
     assert read_model(str(file)) == MODEL
     if message is None:
@@ -364,7 +364,7 @@ def test_foreign_weights_are_told(file, change, message):
         refuse(file, f"^{re.escape(str(file))} .*{message}", [read_weights])
 
 
-def test_what_is_no_such_file_is_told(tmp_path):
+def test_a_source_that_is_not_weights_is_named(tmp_path):
     refuse(tmp_path / "absent", "init_from is '.*absent', which does not exist; give 'shipped', a .safetensors file or")
     (tmp_path / "model.onnx").write_bytes(b"")
     refuse(tmp_path / "model.onnx", r"does not end with .safetensors; `python -m export WORKDIR -o NAME.safetensors`")
@@ -374,7 +374,7 @@ def test_what_is_no_such_file_is_told(tmp_path):
     refuse(tmp_path / "bare.safetensors", "was not made by .*: metadata.names is missing")
 
 
-def test_the_home_directory_is_understood(file, monkeypatch):
+def test_the_home_directory_is_expanded(file, monkeypatch):
     monkeypatch.setenv("HOME", str(file.parent))
     assert read_model(f"~/{file.name}") == MODEL
 
@@ -392,7 +392,7 @@ def test_the_shipped_weights_are_beside_the_servers_model(monkeypatch, file):
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "muon"])
-def test_a_state_starts_from_variables_whatever_the_optimizer(name):
+def test_a_state_starts_from_variables_with_any_optimizer(name):
     optimizer = make_optimizer(OptimConfig(name=name), steps=10)
     network, loaded = models.build(MODEL, classes=3), variables_of(seed=3)
     state = create_state(jax.random.key(0), model=network, optimizer=optimizer, image_size=8, averaged=True)
@@ -400,7 +400,7 @@ def test_a_state_starts_from_variables_whatever_the_optimizer(name):
     assert_same(started.variables, loaded)
     assert_same(started.average, loaded)
     assert_same(started.opt_state, optimizer.init(jax.tree.map(jnp.asarray, loaded)["params"]))
-    for a, b in zip(*(jax.tree.leaves(each) for each in (started.variables, started.average)), strict=True):
+    for a, b in zip(*(jax.tree.leaves(tree) for tree in (started.variables, started.average)), strict=True):
         assert a.unsafe_buffer_pointer() != b.unsafe_buffer_pointer()
     assert start_from(state._replace(average=None), loaded).average is None
 
@@ -423,19 +423,19 @@ def config(pictures, tmp_path, file):
 
 
 @pytest.mark.run
-def test_a_run_begins_with_the_weights_and_its_own_classes(config, tmp_path, file, capsys):
+def test_a_run_starts_from_the_weights_with_a_new_head(config, tmp_path, file, capsys):
     found = read_weights(str(file))
     run = prepare(config, data.load(config.data))
     state, fresh = initial_state(run, found), initial_state(run)
-    for each, values in by_path(state.variables).items():
-        expected = by_path(fresh.variables)[each] if "/classifier/" in each else found.tensors[each]
-        np.testing.assert_array_equal(values, expected, err_msg=each)
+    for path, values in by_path(state.variables).items():
+        expected = by_path(fresh.variables)[path] if "/classifier/" in path else found.tensors[path]
+        np.testing.assert_array_equal(values, expected, err_msg=path)
     assert_same(state.average, state.variables)
     frozen = dataclasses.replace(config, optim=OptimConfig(learning_rate=1e-30))
     train(frozen, tmp_path / "run")
     trained = by_path(load_model(tmp_path / "run").variables["params"])
-    for each, values in by_path(state.variables["params"]).items():
-        np.testing.assert_allclose(trained[each], values, rtol=0, atol=1e-20, err_msg=each)
+    for path, values in by_path(state.variables["params"]).items():
+        np.testing.assert_allclose(trained[path], values, rtol=0, atol=1e-20, err_msg=path)
     said = capsys.readouterr().err
     assert f"\ninitial weights: {file}, trained on pets, with a new classifier\n" in said
     recorded = Workdir(tmp_path / "run").read_config()
@@ -444,7 +444,7 @@ def test_a_run_begins_with_the_weights_and_its_own_classes(config, tmp_path, fil
 
 
 @pytest.mark.run
-def test_the_classifier_comes_along_where_the_classes_are_the_same(config, tmp_path, file, capsys):
+def test_the_head_is_kept_if_the_classes_are_the_same(config, tmp_path, file, capsys):
     rewrite(file, lambda tensors, metadata: metadata.update(names='["ant", "bee", "cow"]'))
     train(dataclasses.replace(config, optim=OptimConfig(learning_rate=1e-30)), tmp_path / "run")
     assert "trained on pets, the classifier too, for the same classes\n" in capsys.readouterr().err
@@ -454,7 +454,7 @@ def test_the_classifier_comes_along_where_the_classes_are_the_same(config, tmp_p
 
 
 @pytest.mark.run
-def test_a_run_that_goes_on_needs_the_weights_no_more(config, tmp_path, file):
+def test_a_resumed_run_does_not_need_the_weights(config, tmp_path, file):
     options = command(config, tmp_path / "run")
     train(parse(options).config, tmp_path / "run")
     file.unlink()
@@ -473,7 +473,7 @@ def test_a_run_that_goes_on_needs_the_weights_no_more(config, tmp_path, file):
 
 
 @pytest.mark.run
-def test_a_run_that_was_begun_otherwise_is_refused(config, tmp_path, file):
+def test_a_run_that_started_without_the_weights_is_refused(config, tmp_path, file):
     train(dataclasses.replace(config, init_from=None), tmp_path / "run")
     other = dataclasses.replace(config, model=dataclasses.replace(MODEL, stem=1))
     with pytest.raises(UserError, match=f"holds a run with init_from None, not '{re.escape(str(file))}'"):
@@ -481,7 +481,7 @@ def test_a_run_that_was_begun_otherwise_is_refused(config, tmp_path, file):
 
 
 @pytest.mark.run
-def test_a_run_can_begin_with_the_best_of_another(config, tmp_path):
+def test_a_run_can_start_from_the_best_checkpoint_of_another(config, tmp_path):
     train(dataclasses.replace(config, init_from=None, epochs=2), tmp_path / "first")
     best = load_model(tmp_path / "first")
     found = read_weights(str(tmp_path / "first"))
@@ -489,10 +489,10 @@ def test_a_run_can_begin_with_the_best_of_another(config, tmp_path):
     assert_same(found.fill(variables_of(), with_head=True), best.variables)
     evaluation = train(dataclasses.replace(config, init_from=str(tmp_path / "first")), tmp_path / "second")
     assert evaluation is not None
-    (learnt,) = found.trainings
-    assert (learnt.dataset, learnt.license) == (best.dataset, best.license)
-    assert learnt.recipe["this checkpoint"] == f"after {best.step} steps"
-    assert read_weights(str(tmp_path / "second")).trainings[:-1] == (learnt,)
+    (earlier,) = found.trainings
+    assert (earlier.dataset, earlier.license) == (best.dataset, best.license)
+    assert earlier.recipe["this checkpoint"] == f"after {best.step} steps"
+    assert read_weights(str(tmp_path / "second")).trainings[:-1] == (earlier,)
     otherwise = dataclasses.replace(config, data=dataclasses.replace(config.data, split_seed=1))
     for first in (tmp_path / "first", export_weights(tmp_path / "first", tmp_path / "first.safetensors")):
         with pytest.raises(UserError, match="would be held out that the model was trained on"):
@@ -523,10 +523,10 @@ def test_the_network_is_that_of_the_weights(file, preset, option):
     assert [getattr(model, name) for name in SHAPE] == [getattr(MODEL, name) for name in SHAPE]
 
 
-def test_how_it_is_trained_stays_the_commands(tmp_path):
+def test_only_the_shape_of_the_network_comes_from_the_weights(tmp_path):
     path = tmp_path / "a.safetensors"
-    theirs = ModelConfig(widths=(4, 6), blocks=(1, 0), dropout=0.5, precision="bfloat16", cpu_kernels=False)
-    write_weights(path, variables_of(), metadata_of(theirs))
+    other = ModelConfig(widths=(4, 6), blocks=(1, 0), dropout=0.5, precision="bfloat16", cpu_kernels=False)
+    write_weights(path, variables_of(), metadata_of(other))
     parsed = parse(["finetune", "--init_from", str(path), "--model.dropout", "0.25"])
     assert parsed.config.model == dataclasses.replace(MODEL, dropout=0.25, precision=finetune().model.precision)
     own = ModelConfig(dropout=0.5, inference_side=80)
@@ -551,12 +551,12 @@ def test_an_option_that_contradicts_the_weights_is_refused(file, options, messag
         assert "\n" not in str(caught.value)
 
 
-def test_an_option_that_agrees_with_the_weights_is_fine(file):
+def test_an_option_that_agrees_with_the_weights_is_accepted(file):
     options = "--model.widths 4 6 --model.blocks 1 0 --model.name resnet --model.stem 2 --model.no_preactivation"
     assert parse(["finetune", "--init_from", str(file), *options.split()]).config.model.widths == (4, 6)
 
 
-def test_without_the_shipped_weights_the_rest_works(monkeypatch, tmp_path, capsys):
+def test_without_the_shipped_weights_other_sources_work(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(weights, "SHIPPED", tmp_path / "absent")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="init_from is 'shipped', but"):

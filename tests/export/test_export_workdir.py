@@ -101,10 +101,10 @@ def pictured(tmp_path_factory):
     return run
 
 
-def test_the_file_is_in_the_workdir_and_nothing_else_is_left(run, file):
+def test_the_file_is_in_the_workdir_without_temporary_files(run, file):
     assert file == run / "model.onnx"
-    assert not [each for each in run.iterdir() if "tmp" in each.name or each.name.startswith(".export")]
-    assert sorted(each.name for each in (run / "model").iterdir()) == [
+    assert not [path for path in run.iterdir() if "tmp" in path.name or path.name.startswith(".export")]
+    assert sorted(path.name for path in (run / "model").iterdir()) == [
         "README.md", "config.json", "example.npz", "preprocessor_config.json",
     ]  # fmt: skip
 
@@ -113,10 +113,10 @@ def test_the_file_keeps_the_contract(file):
     session = ort.InferenceSession(file, providers=["CPUExecutionProvider"])
     (image,) = session.get_inputs()
     assert (image.name, image.type, image.shape) == ("image", "tensor(uint8)", ["batch", 8, 8, 3])
-    outputs = [(each.name, each.type, each.shape) for each in session.get_outputs()]
+    outputs = [(output.name, output.type, output.shape) for output in session.get_outputs()]
     assert outputs == [(name, "tensor(float)", ["batch", 3]) for name in ("logits", "probabilities")]
     model = onnx.load(file)
-    assert (model.ir_version, [(each.domain, each.version) for each in model.opset_import]) == (8, [("", 17)])
+    assert (model.ir_version, [(opset.domain, opset.version) for opset in model.opset_import]) == (8, [("", 17)])
 
 
 def test_the_file_says_what_it_is(run, file):
@@ -135,7 +135,7 @@ def test_the_file_says_what_it_is(run, file):
             settings.to_json(Workdir(run).read_config()).replace("/home/me/cache", DataConfig().cache_dir)
         ),
         "license": "CC-BY-4.0",
-        "trainings": [dataclasses.asdict(each) for each in trainings(Workdir(run), load_model(run))],
+        "trainings": [dataclasses.asdict(training) for training in trainings(Workdir(run), load_model(run))],
         "author": "jaxcnn",
     }
     assert date[:2] == "20"
@@ -163,14 +163,21 @@ def test_the_file_computes_what_the_run_does(run, file):
 
 def test_a_run_in_bfloat16_is_exported_in_float32(tmp_path):
     path = export.export_workdir(make_run(tmp_path / "run", precision="bfloat16"), tmp_path / "other.onnx")
-    kinds = {each.data_type for each in onnx.load(path).graph.initializer}
+    kinds = {initializer.data_type for initializer in onnx.load(path).graph.initializer}
     assert kinds <= {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64}
+
+
+def find_bias(model):
+    """The bias of the last layer."""
+    return next(weights for weights in model.graph.initializer if weights.name.endswith("classifier/bias"))
 
 
 def spoil(monkeypatch):
     def spoiled(*arguments):
         model = export.to_onnx(*arguments)
-        bias = next(each for each in model.graph.initializer if each.name.endswith("classifier/bias"))
+        bias = next(
+            initializer for initializer in model.graph.initializer if initializer.name.endswith("classifier/bias")
+        )
         bias.raw_data = (np.frombuffer(bias.raw_data, np.float32) + 0.1).tobytes()
         return model
 
@@ -201,7 +208,7 @@ def test_an_older_file_is_replaced(run, tmp_path):
     assert onnx.load(export.export_workdir(run, target, pictures=pictures)).graph.node
 
 
-def test_a_path_that_cannot_be_written_is_the_users_mistake(run, tmp_path):
+def test_a_path_that_cannot_be_written_is_a_user_error(run, tmp_path):
     with pytest.raises(UserError, match=r"missing/model.onnx cannot be written: No such file.*-o"):
         export.export_workdir(run, tmp_path / "missing" / "model.onnx")
     (tmp_path / "folder.onnx").mkdir()
@@ -209,15 +216,15 @@ def test_a_path_that_cannot_be_written_is_the_users_mistake(run, tmp_path):
         export.export_workdir(run, tmp_path / "folder.onnx")
     with pytest.raises(UserError, match=r"does not end with \.onnx"):
         export.export_workdir(run, tmp_path / "model")
-    assert [each.name for each in tmp_path.iterdir()] == ["folder.onnx"]
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.onnx"]
 
 
-def test_a_description_goes_beside_the_file_for_runtimes_that_hide_metadata(file):
+def test_the_description_beside_the_file_has_its_metadata(file):
     described = json.loads(file.with_suffix(".json").read_text())
     content = file.read_bytes()
     assert (described["bytes"], described["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
     assert described["inputs"] == [{"name": "image", "type": "uint8", "shape": ["batch", 8, 8, 3]}]
-    assert [each["name"] for each in described["outputs"]] == ["logits", "probabilities"]
+    assert [output["name"] for output in described["outputs"]] == ["logits", "probabilities"]
     hidden = ort.InferenceSession(file, providers=["CPUExecutionProvider"]).get_modelmeta().custom_metadata_map
     assert {key: json.loads(value) for key, value in hidden.items()}.items() <= described.items()
 
@@ -276,7 +283,7 @@ def test_an_example_that_cannot_be_written_leaves_nothing_behind(run, tmp_path, 
 def test_a_disk_that_fills_up_with_the_last_file_leaves_all_as_it_was(pictured, tmp_path, monkeypatch):
     run = tmp_path / "run"
     shutil.copytree(pictured, run)
-    before = {each: each.read_bytes() for each in run.rglob("*") if each.is_file()}
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     synced = []
 
     def fill_up(descriptor):
@@ -287,7 +294,7 @@ def test_a_disk_that_fills_up_with_the_last_file_leaves_all_as_it_was(pictured, 
     monkeypatch.setattr("os.fsync", fill_up)
     with pytest.raises(UserError, match=r"model.onnx cannot be written: No space left on device; give another path"):
         export.export_workdir(run, features=True)
-    assert {each: each.read_bytes() for each in run.rglob("*") if each.is_file()} == before
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
 def test_the_model_is_replaced_last(run, tmp_path, monkeypatch):
@@ -308,7 +315,7 @@ def test_the_model_is_replaced_last(run, tmp_path, monkeypatch):
     assert (moved[0], moved[-1], len(moved)) == ("config.json", "m.json", 5)
 
 
-def test_what_killed_exports_have_left_is_removed_a_day_later(run, tmp_path):
+def test_folders_of_killed_exports_are_removed_after_a_day(run, tmp_path):
     target = tmp_path / "m[1].onnx"
     names = (".export-m[1].onnx-killed", ".export-m[1].onnx-running", ".export-settings", ".export-m1.onnx-other")
     for name in names:
@@ -321,17 +328,17 @@ def test_what_killed_exports_have_left_is_removed_a_day_later(run, tmp_path):
         patch.setattr(export.workdir, "verify", lambda path, *_, **__: begun.append(path.parent.name) or 0.0)
         export.export_workdir(run, target)
     assert begun[0].startswith(".export-m[1].onnx-")
-    assert {each.name for each in tmp_path.glob(".*")} == set(names[1:])
+    assert {path.name for path in tmp_path.glob(".*")} == set(names[1:])
 
 
-def test_noise_is_not_taken_for_real_pictures_later(run, file):
+def test_an_example_of_noise_is_not_used_as_real_pictures(run, file):
     card = file.with_suffix("") / "README.md"
     assert "on random pictures:" in card.read_text()
     export.export_workdir(run)
     assert "on random pictures:" in card.read_text()
 
 
-def test_a_damaged_example_is_no_obstacle(pictured, tmp_path):
+def test_a_damaged_example_is_ignored(pictured, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(pictured, run)
     (run / "model" / "example.npz").write_bytes(b"PK\x03\x04 cut short")
@@ -358,10 +365,10 @@ def card_of(run, **options):
 
 
 def metadata_of(path):
-    return {each.key: json.loads(each.value) for each in onnx.load(path).metadata_props}
+    return {prop.key: json.loads(prop.value) for prop in onnx.load(path).metadata_props}
 
 
-def test_the_model_card_tells_the_runs_figures(tmp_path):
+def test_the_card_has_the_figures_of_the_run(tmp_path):
     run = make_run(tmp_path / "run", precision="auto")
     record = run / "environment.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"precision": "bfloat16"}))
@@ -409,7 +416,7 @@ EARLIER = (
 )
 
 
-def test_a_card_tells_what_the_weights_learnt_before(tmp_path):
+def test_the_card_lists_earlier_trainings(tmp_path):
     run = make_run(tmp_path / "run")
     record_earlier(EARLIER, Workdir(run).earlier_trainings)
     card = card_of(run)
@@ -432,7 +439,7 @@ def test_a_card_tells_what_the_weights_learnt_before(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["[", "3", '[{"dataset": "pets"}]'])
-def test_a_damaged_record_of_earlier_trainings_is_told(tmp_path, text):
+def test_a_damaged_record_of_earlier_trainings_is_named(tmp_path, text):
     run = make_run(tmp_path / "run")
     Workdir(run).earlier_trainings.write_text(text)
     with pytest.raises(UserError, match=r"earlier_trainings.json is damaged \(.+\); train in a new workdir"):
@@ -440,7 +447,7 @@ def test_a_damaged_record_of_earlier_trainings_is_told(tmp_path, text):
     assert not (run / "model.onnx").exists()
 
 
-def test_data_that_was_learnt_twice_is_told_once(tmp_path):
+def test_data_of_two_trainings_is_listed_once(tmp_path):
     run = make_run(tmp_path / "run")
     record_earlier([Training("pets", "CC-BY-4.0", {})], Workdir(run).earlier_trainings)
     card = card_of(run)
@@ -448,7 +455,7 @@ def test_data_that_was_learnt_twice_is_told_once(tmp_path):
     assert "It was trained only on pets. Image collections" in card
 
 
-def test_a_card_before_the_end_of_a_run_has_the_figures_of_the_checkpoint(file):
+def test_the_card_of_an_unfinished_run_has_the_figures_of_the_checkpoint(file):
     card = (file.with_suffix("") / "README.md").read_text()
     assert "| top-1 accuracy | 0.5000 |" in card
     assert "model-index" not in card
@@ -469,7 +476,7 @@ def test_a_card_before_the_end_of_a_run_has_the_figures_of_the_checkpoint(file):
         {"count": 4},
     ],
 )
-def test_an_evaluation_of_another_checkpoint_or_other_pictures_is_left_alone(run, tmp_path, change):
+def test_an_evaluation_of_another_checkpoint_or_other_pictures_is_not_used(run, tmp_path, change):
     workdir, trained = Workdir(tmp_path), load_model(run)
     workdir.record_pictures(Fingerprint(train=7, validation=3, labels="ab", pixels="cd", side=8))
     about = {"step": trained.step, "temperature": trained.temperature, "dataset": "pets", "split": "validation"}
@@ -480,7 +487,7 @@ def test_an_evaluation_of_another_checkpoint_or_other_pictures_is_left_alone(run
     assert export.workdir._read_evaluation(workdir, trained) is None
 
 
-def test_a_card_with_mirror_images(tmp_path):
+def test_the_card_of_a_model_trained_with_mirror_images(tmp_path):
     run = make_run(tmp_path / "run", flip=True)
     found = evaluate_run(run, flip=True)
     flipped = found["with_flip"]
@@ -491,14 +498,14 @@ def test_a_card_with_mirror_images(tmp_path):
     assert "| augmentation | horizontal flips |" in card
 
 
-def test_a_calibrated_run_is_calibrated_in_its_weights(file, tmp_path):
+def test_the_temperature_is_folded_into_the_weights(file, tmp_path):
     run = make_run(tmp_path / "run")
     plain = onnx.load(file)
     write_calibration(CALIBRATION, run / "calibration.json")
     found = evaluate_run(run)
     path = export.export_workdir(run)
     model = onnx.load(path)
-    assert [each.op_type for each in model.graph.node] == [each.op_type for each in plain.graph.node]
+    assert [node.op_type for node in model.graph.node] == [node.op_type for node in plain.graph.node]
     trained = load_model(run)
     images = np.random.default_rng(5).integers(0, 256, (4, 8, 8, 3), np.uint8)
     logits, probabilities = ort.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"image": images})
@@ -523,27 +530,27 @@ def test_a_heatmap_is_the_same_when_calibrated(explained, tmp_path):
     write_calibration(CALIBRATION, run / "calibration.json")
     path = export.export_workdir(run, tmp_path / "more.onnx", features=True, heatmap=True)
     images = np.random.default_rng(5).integers(0, 256, (6, 8, 8, 3), np.uint8)
-    sessions = [ort.InferenceSession(each, providers=["CPUExecutionProvider"]) for each in (explained, path)]
-    maps = [each.run(["heatmap"], {"image": images})[0] for each in sessions]
+    sessions = [ort.InferenceSession(model, providers=["CPUExecutionProvider"]) for model in (explained, path)]
+    maps = [session.run(["heatmap"], {"image": images})[0] for session in sessions]
     np.testing.assert_allclose(maps[1], maps[0], atol=1e-5)
-    nodes = [[each.op_type for each in onnx.load(file).graph.node] for file in (explained, path)]
+    nodes = [[node.op_type for node in onnx.load(file).graph.node] for file in (explained, path)]
     assert nodes[1] == nodes[0]
 
 
-def test_a_card_keeps_strangers_class_names_in_their_place():
+def test_class_names_cannot_break_the_card():
     assert _plain("a | b\n# <c>") == "a \\| b # &lt;c>"
 
 
 def make_evaluation(names, right, confusions=()):
     """A record with these shares of a hundred pictures of each class."""
-    confusion = np.diag([round(100 * each) for each in right])
+    confusion = np.diag([round(100 * share) for share in right])
     for i, j, times in confusions:
         confusion[i, j] = times
     per_class = [{"name": name, "count": 100, "top1": share} for name, share in zip(names, right, strict=True)]
     return {"per_class": per_class, "confusion": confusion.tolist()}
 
 
-def test_many_classes_are_told_from_both_ends():
+def test_many_classes_are_listed_from_both_ends():
     names = [f"c{i:02}" for i in range(30)]
     record = make_evaluation(names, [i / 100 for i in range(30)], [(0, i, 30 + i) for i in range(1, 13)])
     record["per_class"][3] |= {"count": 0, "top1": None}
@@ -558,7 +565,7 @@ def test_many_classes_are_told_from_both_ends():
     assert listed == [f"| c00 | c{i:02} | {30 + i} | 100 |" for i in range(12, 2, -1)]
 
 
-def test_few_classes_are_all_told():
+def test_few_classes_are_all_listed():
     section = _classes(make_evaluation(["a", "b", "c"], [0.5, 0.25, 1]))
     assert [line for line in section.splitlines() if line.endswith("100 |")] == [
         "| b | 0.2500 | 100 |",
@@ -575,7 +582,7 @@ def test_features_and_heatmap_are_outputs_of_the_same_file(run, explained, tmp_p
         run = make_run(tmp_path / "run", **model)
         path = export.export_workdir(run, tmp_path / "more.onnx", features=True, heatmap=True)
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
-    kinds = {each.name: (each.type, each.shape[0]) for each in session.get_outputs()}
+    kinds = {output.name: (output.type, output.shape[0]) for output in session.get_outputs()}
     assert kinds == dict.fromkeys(("features", "heatmap", "logits", "probabilities"), ("tensor(float)", "batch"))
     images = np.random.default_rng(5).integers(0, 256, (6, 8, 8, 3), np.uint8)
     features, heatmap, logits = session.run(["features", "heatmap", "logits"], {"image": images})
@@ -630,14 +637,14 @@ def dataset_of(run, *, train=64, validation=200):
     )
 
 
-def test_a_quantized_file_keeps_the_contract_and_tells_its_figures(tmp_path):
+def test_a_quantized_file_keeps_the_contract_and_has_its_figures(tmp_path):
     run = make_run(tmp_path / "run")
     path = export.export_workdir(run, quantization=Quantization(dataset=dataset_of(run), tolerance=0.5))
     assert path == run / "model.int8.onnx"
     model = onnx.load(path)
-    assert (model.ir_version, [(each.domain, each.version) for each in model.opset_import]) == (8, [("", 17)])
+    assert (model.ir_version, [(opset.domain, opset.version) for opset in model.opset_import]) == (8, [("", 17)])
     assert not model.graph.value_info
-    weights = {each.data_type for each in model.graph.initializer}
+    weights = {initializer.data_type for initializer in model.graph.initializer}
     assert onnx.TensorProto.INT8 in weights
     figures = metadata_of(path)["quantization"]
     assert figures["top1_float32"] == 1
@@ -677,8 +684,12 @@ def test_no_sum_of_two_products_overflows_16_bits(tmp_path):
     run = make_run(tmp_path / "run")
     path = export.export_workdir(run, quantization=Quantization(dataset=dataset_of(run, validation=20), tolerance=1))
     initializers = onnx.load(path).graph.initializer
-    kernels = [onnx.numpy_helper.to_array(each) for each in initializers if each.data_type == onnx.TensorProto.INT8]
-    largest = max(np.abs(each.astype(int)).max() for each in kernels)
+    kernels = [
+        onnx.numpy_helper.to_array(initializer)
+        for initializer in initializers
+        if initializer.data_type == onnx.TensorProto.INT8
+    ]
+    largest = max(np.abs(kernel.astype(int)).max() for kernel in kernels)
     assert 2 * 255 * 32 < 2 * 255 * largest < 2**15
 
 
@@ -716,7 +727,7 @@ def test_resizing_the_picture_stays_in_float(method, side):
 @pytest.mark.parametrize(("count", "used"), [(40, 40), (512, 512), (2000, 512)])
 def test_the_pictures_that_ranges_are_measured_on_are_spread_over_all(count, used):
     reader = export.quantize._Pictures(np.arange(count))
-    rows = np.concatenate([each["image"] for each in iter(reader.get_next, None)])
+    rows = np.concatenate([batch["image"] for batch in iter(reader.get_next, None)])
     assert (len(rows), rows[0], rows[-1]) == (used, 0, count - 1)
     assert set(np.diff(rows)) <= {(count - 1) // (used - 1), (count - 1) // (used - 1) + 1}
 
@@ -754,7 +765,9 @@ def test_a_quantized_file_that_is_too_inaccurate_never_appears(tmp_path, monkeyp
     def spoiled(source, target, pictures):
         right(source, target, pictures)
         model = onnx.load(target)
-        bias = next(each for each in model.graph.initializer if each.name.endswith("classifier/bias"))
+        bias = next(
+            initializer for initializer in model.graph.initializer if initializer.name.endswith("classifier/bias")
+        )
         bias.raw_data = np.array([100, 0, 0], np.float32).tobytes()
         onnx.save(model, target)
 
@@ -772,7 +785,7 @@ def test_accuracy_may_fall_by_exactly_the_tolerance(run, file, tmp_path, monkeyp
     path = Path(shutil.copy(file, tmp_path / "m.onnx"))
 
     def quantize_to(right):
-        falls = iter([dataclasses.replace(measured, top1=each / 100) for each in (95, right)])
+        falls = iter([dataclasses.replace(measured, top1=percent / 100) for percent in (95, right)])
         monkeypatch.setattr(export.workdir, "_evaluate", lambda *_: next(falls))
         return export.workdir._quantize(path, trained, Quantization(dataset=dataset, tolerance=tolerance))
 
@@ -787,14 +800,14 @@ def command(*arguments):
     )
 
 
-def test_command_exports_where_it_is_told(run, tmp_path):
+def test_command_exports_to_the_given_path(run, tmp_path):
     done = command(run, "-o", tmp_path / "a.onnx")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"{tmp_path / 'a.onnx'}: 0.0 MB, verified")
 
 
 @pytest.mark.parametrize("arguments", [["no/such/run"], [], [".", "--quantise"]])
-def test_command_tells_mistakes_in_one_line(arguments, monkeypatch, capsys):
+def test_command_reports_mistakes_in_one_line(arguments, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["export", *arguments])
     with pytest.raises(SystemExit) as stop:
         cli.run(program.main, program.PROG)
@@ -808,18 +821,20 @@ def test_command_exports_weights_by_the_ending(run, tmp_path, capsys):
     path = tmp_path / "a.safetensors"
     program.main([str(run), "-o", str(path)])
     assert capsys.readouterr().out == f"{path}: 0.0 MB, to train from with --init_from {path}\n"
-    assert [each.name for each in tmp_path.iterdir()] == ["a.safetensors"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.safetensors"]
     weights, trained = read_weights(str(path)), load_model(run)
     assert (weights.names, weights.wnids, weights.model) == (CLASSES.names, CLASSES.wnids, trained.config.model)
     filled = weights.fill(trained.variables, with_head=True)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2**-11 * np.abs(b).max()),
                  filled, trained.variables)  # fmt: skip
     images = np.random.default_rng(5).integers(0, 256, (4, 8, 8, 3), np.uint8)
-    logits = [trained.model.apply(each, jnp.asarray(images), train=False) for each in (filled, trained.variables)]
+    logits = [
+        trained.model.apply(variables, jnp.asarray(images), train=False) for variables in (filled, trained.variables)
+    ]
     np.testing.assert_allclose(*logits, rtol=0, atol=2e-3 * np.abs(logits[1]).max())
 
 
-def test_names_that_are_not_utf8_are_told_as_text(run, tmp_path):
+def test_names_that_are_not_utf8_are_replaced(run, tmp_path):
     record = Workdir(run).read_config()
     odd = dataclasses.replace(record.data, source="/home/me/ph\udcf6tos")
     Workdir(tmp_path / "run").record(dataclasses.replace(record, data=odd, init_from="caf\udce9"), CLASSES)
@@ -862,7 +877,7 @@ def test_the_mean_with_other_weights(run, tmp_path):
     expected = jax.tree.map(lambda values: 2 * np.asarray(values), trained.variables)
     found = mean.fill(trained.variables, with_head=True)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-4), found, expected)
-    assert [each.recipe.get("weights") for each in mean.trainings][-1] is not None
+    assert [training.recipe.get("weights") for training in mean.trainings][-1] is not None
     with safetensors.safe_open(tmp_path / "mean.safetensors", framework="np") as file:
         assert json.loads(file.metadata()["metrics"]) == {}
     with pytest.raises(UserError, match=r"--average is for weights; give a name that ends with .safetensors with -o"):
@@ -870,7 +885,7 @@ def test_the_mean_with_other_weights(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("theirs", "text"),
+    ("existing", "text"),
     [
         ("pets/README.md", "my notes"),
         ("pets/config.json", "[1]"),
@@ -880,12 +895,12 @@ def test_the_mean_with_other_weights(run, tmp_path):
         ("pets.json", '{"opse": 17}'),
     ],
 )
-def test_what_is_no_sidecar_is_never_replaced(run, tmp_path, theirs, text):
-    file = tmp_path / theirs
+def test_files_that_are_not_sidecars_are_never_replaced(run, tmp_path, existing, text):
+    file = tmp_path / existing
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text)
     there = sorted(tmp_path.rglob("*"))
-    named = tmp_path / Path(theirs).parts[0]
+    named = tmp_path / Path(existing).parts[0]
     with pytest.raises(
         UserError, match=f"{named} would be written with {tmp_path / 'pets.onnx'}, but is something else"
     ):
@@ -895,7 +910,7 @@ def test_what_is_no_sidecar_is_never_replaced(run, tmp_path, theirs, text):
 
 
 @pytest.mark.parametrize("left", ["pets/.config.json.123.tmp", "pets/config.json", "pets.json"])
-def test_what_an_export_leaves_that_was_cut_short_is_no_obstacle(tmp_path, left):
+def test_files_of_an_interrupted_export_are_replaced(tmp_path, left):
     file = tmp_path / left
     file.parent.mkdir(exist_ok=True)
     file.touch()
@@ -904,7 +919,7 @@ def test_what_an_export_leaves_that_was_cut_short_is_no_obstacle(tmp_path, left)
     assert export.sidecars.foreign_path(tmp_path / "pets.onnx") is None
 
 
-def test_a_file_is_exported_again_also_after_it_was_interrupted(run, tmp_path):
+def test_a_file_is_exported_again_after_an_interruption(run, tmp_path):
     (tmp_path / "pets").mkdir()
     path = export.export_workdir(run, tmp_path / "pets.onnx")
     (tmp_path / "pets" / "README.md").unlink()
@@ -923,7 +938,7 @@ def test_weights_that_cannot_be_written_leave_the_older_ones(run, tmp_path, monk
     monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(UserError, match=r"a.safetensors cannot be written: No space left on device; give another path"):
         export.workdir.export_weights(run, path)
-    assert [(each.name, each.read_bytes()) for each in tmp_path.iterdir()] == [("a.safetensors", older)]
+    assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("a.safetensors", older)]
 
 
 @pytest.mark.parametrize(
@@ -936,7 +951,7 @@ def test_weights_that_cannot_be_written_leave_the_older_ones(run, tmp_path, monk
         (["-o", "no/such/folder/a.safetensors"], "a.safetensors cannot be written: No such file or directory; give"),
     ],
 )
-def test_options_that_do_not_go_with_weights_are_refused(run, tmp_path, monkeypatch, options, message):
+def test_options_for_models_are_refused_with_weights(run, tmp_path, monkeypatch, options, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message) as caught:
         program.main([str(run), *options])
@@ -944,7 +959,7 @@ def test_options_that_do_not_go_with_weights_are_refused(run, tmp_path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
-def test_command_without_a_translation_ends_with_status_1(run, capsys, monkeypatch):
+def test_command_exits_with_status_1_if_a_model_cannot_be_exported(run, capsys, monkeypatch):
     def refuse(*arguments):
         raise export.UnsupportedError("cannot export the primitive 'sort'")
 

@@ -7,7 +7,7 @@ from starlette.responses import JSONResponse, Response
 # Starlette's router raises these two with only the reason phrase of the status.
 _ROUTER_ERRORS = {
     "Not Found": "There is nothing at this path: POST a picture to /predict, or see /docs for all paths.",
-    "Method Not Allowed": "This path does not accept this method: use one of the Allow header, or see /docs.",
+    "Method Not Allowed": "This path does not accept this method: use one that the Allow header lists, or see /docs.",
 }
 
 INTERNAL_ERROR = "Internal server error: try again, or report the X-Request-ID of this response to the operator."

@@ -17,7 +17,7 @@ from server.files import Signature
 # The only way in which `server.picture` makes a picture into the model's input.
 _RESIZE = {"mode": "stretch", "filter": "bicubic"}
 
-# How often a file is read anew because it changed while it was being read.
+# How often a file is read if it changes while it is being read.
 _ATTEMPTS = 3
 
 
@@ -53,7 +53,7 @@ class Model:
 
         Args:
           images: uint8 [batch, height, width, 3], RGB.
-          outputs: which outputs to compute, of those in `Model.outputs`.
+          outputs: names of the outputs to compute, from `Model.outputs`.
 
         Returns:
           The outputs by name: float32 [batch, ...].

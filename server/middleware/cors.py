@@ -55,6 +55,6 @@ class _JsonCorsMiddleware(CORSMiddleware):
         if plain.status_code == 200:
             return plain
         reason = bytes(plain.body).decode()
-        text = f"{reason}: pages of this web site may not send this; the operator sets JAXCNN_CORS_ORIGINS."
+        remedy = "pages of this web site may not send this request; the operator can allow it by JAXCNN_CORS_ORIGINS"
         headers = {name: value for name, value in plain.headers.items() if not name.startswith("content-")}
-        return JSONResponse({"error": text}, plain.status_code, headers)
+        return JSONResponse({"error": f"{reason}: {remedy}."}, plain.status_code, headers)

@@ -177,7 +177,7 @@ def _parse_multipart(boundary: bytes | None, body: bytes, max_images: int) -> Pa
         parser.write(body)
     except FormParserError:
         raise HTTPException(
-            400, "The body is not valid multipart/form-data with the boundary of its Content-Type: correct either."
+            400, "The body is not valid multipart/form-data: check that its boundary is that of the Content-Type."
         ) from None
     if not ended:
         raise HTTPException(400, "The multipart body ends before its closing boundary: send all of it.")

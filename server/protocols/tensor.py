@@ -163,4 +163,6 @@ def _flatten(data: Any) -> list[bytes]:
 
 
 def _wrong_count(tensor: Input) -> HTTPException:
-    return HTTPException(400, f"The data does not fill the shape {list(tensor.shape)} exactly: correct either.")
+    return HTTPException(
+        400, f"The data does not fill the shape {list(tensor.shape)} exactly: send as many values as it has."
+    )

@@ -12,6 +12,8 @@ Whatever the user can correct is raised as a `UserError`, whose message says wha
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from jaxcnn.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from jaxcnn import presets
     from jaxcnn.classifier import Classifier, load
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
     from jaxcnn.run.metrics_log import TrainRecord, ValidationRecord
     from jaxcnn.state import TrainState
     from jaxcnn.training import begin, conclude, train
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AugmentConfig",

@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import jaxcnn
 from jaxcnn.calibration import Calibration
 from jaxcnn.config import Config, DataConfig
 from jaxcnn.data import Fingerprint
@@ -21,6 +20,7 @@ from jaxcnn.run.checkpoint import TrainedModel
 from jaxcnn.run.lineage import Training, trainings
 from jaxcnn.run.workdir import Workdir
 from jaxcnn.typed_json import decode
+from jaxcnn.version import __version__
 
 OPTIONAL = ("step", "pictures", "calibration", "quantization")
 """Keys that are left out where there is nothing to say."""
@@ -125,7 +125,7 @@ def describe_run(run: Workdir, trained: TrainedModel) -> Metadata:
         license=trained.license,
         trainings=trainings(run, trained),
         author="jaxcnn",
-        version=jaxcnn.__version__,
+        version=__version__,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         description=f"{trained.config.model.name} classifier of {classes} classes, trained on {trained.dataset}",
     )

@@ -83,9 +83,7 @@ def export_workdir(
     """
     run = Workdir(workdir)
     # Refuse what cannot succeed before the work, which may take minutes.
-    if output is not None and output.suffix != ".onnx":
-        raise UserError(f"{output} does not end with .onnx; give such a name with -o")
-    target = output or (run.onnx if quantization is None else run.onnx.with_suffix(".int8.onnx"))
+    target = _target(run, output, quantized=quantization is not None)
     trained = load_model(workdir)
     if quantization is not None:
         _check_same_pictures(quantization.dataset, trained)
@@ -108,6 +106,13 @@ def export_workdir(
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error.strerror or error}; give another path with -o") from error
     return target
+
+
+def _target(run: Workdir, output: Path | None, *, quantized: bool) -> Path:
+    """Returns the path of the file to write."""
+    if output is not None and output.suffix != ".onnx":
+        raise UserError(f"{output} does not end with .onnx; give such a name with -o")
+    return output or (run.onnx.with_suffix(".int8.onnx") if quantized else run.onnx)
 
 
 class _Written(NamedTuple):

@@ -45,7 +45,7 @@ def make_sidecars(
       The content of each file by its path beside the model. Write them in this order: `foreign_path` recognises the
       folder by its config.json, and MODEL.json must not refer to an example that does not exist yet.
     """
-    # The example: its outputs are those of the file itself.
+    # The example: its outputs are the outputs of the file itself.
     name = folder_of(path).name
     arrays = io.BytesIO()
     np.savez_compressed(arrays, image=pictures, **open_model(path)(pictures))  # type: ignore[arg-type]

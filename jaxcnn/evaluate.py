@@ -49,9 +49,9 @@ class Arguments:
 def main(arguments: Sequence[str]) -> None:
     """Evaluates as the command line says, prints the figures and writes them as JSON."""
     if not arguments or arguments[0].startswith("-"):
-        parse(Arguments(), arguments)  # prints the help and exits if that is asked for
+        parse(Arguments(), arguments)  # Prints the help and exits if that is asked for
         raise UserError(f"give a workdir or an .onnx file first, such as: {PROG} runs/digits")
-    # The defaults of the options are those of the training.
+    # The options default to the settings of the training.
     path = Path(arguments[0])
     classifier = load(path)
     trained_on = classifier.config.data

@@ -140,7 +140,7 @@ def _portable(config: Config) -> Config:
         archive=defaults.archive,
         cache_dir=defaults.cache_dir,
     )
-    # Of the initial weights, only the name of the file or folder.
+    # Record only the name of the file or folder with the initial weights, not its path.
     init_from = config.init_from and (readable(Path(config.init_from).name) or None)
     return dataclasses.replace(config, data=data, init_from=init_from)
 

@@ -24,7 +24,7 @@ class ClassProbability:
     Attributes:
       name: name of the class.
       index: its position in the model's outputs, counted from 0.
-      probability: from 0 to 1; those of all classes add up to 1.
+      probability: from 0 to 1; the probabilities of all classes add up to 1.
     """
 
     name: str

@@ -78,7 +78,7 @@ def _watch_signals() -> Iterator[None]:
 def _answer(reader: socket.socket, ended: threading.Event) -> None:
     """Announces the effect of the first signal. After the second, ends the process if the main thread does not."""
     if _next_signal(reader):
-        with suppress(OSError):  # stderr may be closed.
+        with suppress(OSError):  # Standard error may be closed.
             os.write(2, NOTICE)
     second = _next_signal(reader)
     if second and not ended.wait(GRACE_SECONDS):

@@ -93,7 +93,7 @@ def train_step(
     finite = state.finite & jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradients))
     after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)._replace(finite=finite)
 
-    # The metrics are sums, so that those of several steps can be added.
+    # The metrics are sums, so that the metrics of several steps can be added.
     correct = (logits.argmax(-1) == targets.argmax(-1)).sum().astype(jnp.float32)
     pictures = jnp.float32(labels.shape[0])
     return after, StepMetrics(loss=loss * pictures, correct=correct, pictures=pictures)

@@ -142,7 +142,7 @@ def mean_of(weights: Sequence[Weights]) -> Weights:
     It is often better than each of them if one started from another's weights, or all from the same.
 
     Args:
-      weights: at least two. All but tensors and trainings of the mean are those of the first.
+      weights: at least two. Everything but the tensors and trainings of the mean is taken from the first.
 
     Raises:
       UserError: two are of different networks or classes, of trainings that held out other pictures, or of the same
@@ -176,7 +176,7 @@ def _check_averageable(first: Weights, other: Weights) -> None:
     ):
         if not is_same:
             raise UserError(
-                f"the weights of {other.source} are {difference} than those of {first.source}; leave them out"
+                f"the weights of {other.source} are {difference} than the weights of {first.source}; leave them out"
             )
 
 

@@ -154,7 +154,9 @@ def test_weights_of_other_networks_classes_or_splits_are_not_averaged(tmp_path, 
     first, second = several(tmp_path, {})
     first = dataclasses.replace(first, pictures=data.Fingerprint(train=1, validation=2, labels="a", pixels="b", side=8))
     mean_of([first, second])  # in the second there is no record to compare, but the settings
-    with pytest.raises(UserError, match=rf"weights of .*1\.safetensors are .*{difference}.* than those of .*0\.saf"):
+    with pytest.raises(
+        UserError, match=rf"weights of .*1\.safetensors are .*{difference}.* than the weights of .*0\.saf"
+    ):
         mean_of([first, dataclasses.replace(second, **change)])
 
 

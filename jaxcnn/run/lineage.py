@@ -89,7 +89,7 @@ def _read_earlier(path: Path) -> tuple[Training, ...]:
 def _recipe(run: Workdir, trained: TrainedModel) -> dict[str, str]:
     """Describes a run's settings and cost, by heading."""
     config, log, sessions = trained.config, read_log(run.metrics), read_sessions(run)
-    # Settings, with those of earlier sessions where they differ.
+    # Settings, with the settings of earlier sessions where they differ.
     rows = {
         "network": describe_network(config.model),
         "parameters": f"{models.count_parameters(trained.variables['params']):,}",

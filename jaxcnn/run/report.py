@@ -146,7 +146,7 @@ def _load_template() -> jinja2.Template:
 def describe_run(sessions: Sequence[Session], log: RunLog, dataset: Dataset) -> dict[str, str]:
     """Describes data, settings, time and hardware of a run, by heading."""
     config, steps = sessions[-1].config, len(dataset.train) // sessions[-1].config.batch_size
-    # Settings, with those of earlier sessions where they differ.
+    # Settings, with the settings of earlier sessions where they differ.
     facts = {
         "Data": f"{dataset.name}: {len(dataset.train):,} training and {len(dataset.validation):,} validation pictures "
         f"in {len(dataset.names)} classes, {config.data.image_size}x{config.data.image_size} pixels",

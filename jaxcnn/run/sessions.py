@@ -83,7 +83,7 @@ def describe_changes(sessions: Iterable[Session], describe: Callable[[Session], 
       describe: describes the aspect in one session. If all give the same text, that is the result.
     """
     described = [(describe(session), session.end) for session in sessions]
-    # Of successive sessions with the same text, the end of the last counts.
+    # The last of successive sessions with the same text gives their end.
     *before, (last, _) = [list(group)[-1] for _, group in itertools.groupby(described, key=lambda pair: pair[0])]
     return "; ".join([*(f"until step {end:,} {text}" for text, end in before), f"then {last}" if before else last])
 

@@ -204,7 +204,7 @@ class Workdir:
             self._check_pictures(pictures)
 
     def check_unchanged(self, config: Config) -> None:
-        """Raises a `UserError` that names the first setting that differs from those of the run.
+        """Raises a `UserError` that names the first setting that differs from the settings of the run.
 
         For a run without steps left: its records and its model card would name settings that nothing was trained with.
         """

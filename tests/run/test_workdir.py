@@ -160,7 +160,7 @@ def test_a_folder_that_is_not_a_workdir_is_reported(tmp_path):
     with pytest.raises(UserError, match=r"it has no config.json"):
         Workdir(tmp_path).read_config()
     (tmp_path / "config.json").write_text('{"mode": 3}')
-    with pytest.raises(UserError, match=r"config.json is damaged \(config.mode is not a setting"):
+    with pytest.raises(UserError, match=r"config.json is damaged \(there is no config\.mode; config has: data"):
         Workdir(tmp_path).read_config()
     (tmp_path / "classes.json").write_text("{}")
     with pytest.raises(UserError, match=r"classes.json is damaged"):

@@ -43,6 +43,13 @@ SHORTER = {
     "tiny_imagenet": "--epochs 1 --model.widths 8 --model.blocks 1",
 }
 """What makes a preset's run cheap enough for a test."""
+PRINTED = {
+    "python -m jaxcnn.evaluate": r"top-1 +[01]\.\d+",
+    "127.0.0.1:8000/predict": "predicted_class",
+    'predict("photo.jpg")': r"^(cat|dog) [01]\.\d+$",
+    "best = int(probabilities[0].argmax())": r"^[\w' -]+ [01]\.\d+$",
+}
+"""What code has to print, by a part of the code."""
 OF_OTHERS = set(
     "--depth --help --host --json --fail --prefix --port --require-hashes --silent --workers --data-binary "
     "--no-server-header --repo --timeout-keep-alive --xla_force_host_platform_device_count".split()
@@ -324,9 +331,11 @@ def test_code_blocks_run(clone, name):
     is_card = text.startswith("---")
     folder = (clone.folder / name).parent.parent if is_card else clone.folder
     for block in programs(text):
-        said = clone.run(block, folder)
-        if "curl" in block.code and "/predict" in block.code:
-            assert '"predicted_class"' in said, block
+        printed = clone.run(block, folder)
+        for code, expected in PRINTED.items():
+            assert code not in block.code or re.search(expected, printed, re.MULTILINE), f"{block}\n{printed}"
+        for workdir in re.findall(r"^python -m jaxcnn\.train .*--workdir (\S+)", block.code, re.MULTILINE):
+            assert (clone.folder / workdir / "model.onnx").exists(), block
     clone.stop()
 
 

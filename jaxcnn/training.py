@@ -39,7 +39,7 @@ class Start(NamedTuple):
 
     Attributes:
       run: settings, data, network and optimizer.
-      state: before the first step of this session: initial, or restored from the last checkpoint.
+      state: before the first step: initial, or restored from the last checkpoint.
       checkpoints: the run's checkpoints.
       log: the run's `metrics.jsonl` and TensorBoard events.
     """

@@ -12,6 +12,7 @@ import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
+from runs import PICTURES, make_run
 
 import export
 
@@ -159,3 +160,30 @@ def filled():
         return jax.tree_util.tree_map_with_path(draw, shapes)
 
     return fill
+
+
+@pytest.fixture(scope="session", name="run")
+def trained_run(tmp_path_factory):
+    """The folder of a run that is not exported yet, or again and again."""
+    return make_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="session")
+def file(run):
+    """The model exported from `run`."""
+    return export.export_workdir(run)
+
+
+@pytest.fixture(scope="session")
+def explained(run, tmp_path_factory):
+    """The model exported from `run` with the outputs `features` and `heatmap`."""
+    path = tmp_path_factory.mktemp("explained") / "more.onnx"
+    return export.export_workdir(run, path, features=True, heatmap=True)
+
+
+@pytest.fixture(scope="session")
+def pictured(tmp_path_factory):
+    """The folder of a run that was exported with real pictures."""
+    run = make_run(tmp_path_factory.mktemp("pictured"))
+    export.export_workdir(run, pictures=PICTURES)
+    return run

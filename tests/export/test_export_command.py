@@ -1,0 +1,46 @@
+"""The command line of an export."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import export
+import export.workdir
+from export import __main__ as program
+from jaxcnn import cli
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "export", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
+    )
+
+
+def test_command_exports_to_the_given_path(run, tmp_path):
+    done = command(run, "-o", tmp_path / "a.onnx")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"{tmp_path / 'a.onnx'}: 0.0 MB, verified")
+
+
+@pytest.mark.parametrize("arguments", [["no/such/run"], [], [".", "--quantise"]])
+def test_command_reports_mistakes_in_one_line(arguments, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["export", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(program.main, program.PROG)
+    written = capsys.readouterr()
+    assert (stop.value.code, written.out) == (2, "")
+    assert len(written.err.splitlines()) == 1
+    assert written.err.startswith("python -m export: ")
+
+
+def test_command_exits_with_status_1_if_a_model_cannot_be_exported(run, capsys, monkeypatch):
+    def refuse(*arguments):
+        raise export.UnsupportedError("cannot export the primitive 'sort'")
+
+    monkeypatch.setattr(export.workdir, "to_onnx", refuse)
+    with pytest.raises(SystemExit, match="python -m export: cannot export the primitive 'sort'"):
+        program.main([str(run)])

@@ -1,0 +1,71 @@
+"""The files beside an exported model: description, Hugging Face's settings, example."""
+
+import hashlib
+import json
+import shutil
+
+import numpy as np
+import onnxruntime as ort
+from runs import PICTURES
+
+import export
+import export.workdir
+
+
+def test_the_description_beside_the_file_has_its_metadata(file):
+    described = json.loads(file.with_suffix(".json").read_text())
+    content = file.read_bytes()
+    assert (described["bytes"], described["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
+    assert described["inputs"] == [{"name": "image", "type": "uint8", "shape": ["batch", 8, 8, 3]}]
+    assert [output["name"] for output in described["outputs"]] == ["logits", "probabilities"]
+    hidden = ort.InferenceSession(file, providers=["CPUExecutionProvider"]).get_modelmeta().custom_metadata_map
+    assert {key: json.loads(value) for key, value in hidden.items()}.items() <= described.items()
+
+
+def test_what_hugging_face_reads(file):
+    config = json.loads((file.with_suffix("") / "config.json").read_text())
+    assert config["id2label"] == {"0": "cat", "1": "dög", "2": "eel"}
+    assert config["label2id"]["eel"] == 2
+    processor = json.loads((file.with_suffix("") / "preprocessor_config.json").read_text())
+    assert processor["size"] == {"height": 8, "width": 8}
+    assert not processor["do_rescale"]
+    assert not processor["do_normalize"]
+
+
+def test_the_example_holds_what_the_file_says(file):
+    with np.load(file.with_suffix("") / "example.npz") as example:
+        arrays = dict(example)
+    session = ort.InferenceSession(file, providers=["CPUExecutionProvider"])
+    logits, probabilities = session.run(["logits", "probabilities"], {"image": arrays.pop("image")})
+    assert sorted(arrays) == ["logits", "probabilities"]
+    np.testing.assert_allclose(arrays["logits"], logits, rtol=1e-5)
+    np.testing.assert_allclose(arrays["probabilities"], probabilities, rtol=1e-5)
+
+
+def test_the_example_of_real_pictures_is_kept_for_the_next_export(pictured):
+    export.export_workdir(pictured)
+    with np.load(pictured / "model" / "example.npz") as example:
+        np.testing.assert_array_equal(example["image"], PICTURES)
+    assert "5 real ones" in (pictured / "model" / "README.md").read_text()
+
+
+def test_real_pictures_stay_in_the_run_folder(pictured, tmp_path):
+    file = export.export_workdir(pictured, tmp_path / "given.onnx")
+    with np.load(tmp_path / "given" / "example.npz") as example:
+        assert not np.array_equal(example["image"][:4], PICTURES[:4])
+    assert json.loads(file.with_suffix(".json").read_text())["example_pictures"] == "noise"
+    assert "5 real ones" in (tmp_path / "given" / "README.md").read_text()
+
+
+def test_an_example_of_noise_is_not_used_as_real_pictures(run, file):
+    card = file.with_suffix("") / "README.md"
+    assert "on random pictures:" in card.read_text()
+    export.export_workdir(run)
+    assert "on random pictures:" in card.read_text()
+
+
+def test_a_damaged_example_is_ignored(pictured, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(pictured, run)
+    (run / "model" / "example.npz").write_bytes(b"PK\x03\x04 cut short")
+    assert export.export_workdir(run).exists()

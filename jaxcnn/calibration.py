@@ -20,6 +20,7 @@ from scipy.optimize import minimize_scalar
 from jaxcnn.disk import write_atomically
 from jaxcnn.errors import UserError
 from jaxcnn.metrics import measure_reliability, score
+from jaxcnn.typed_json import decode
 
 LOWEST, HIGHEST = 0.05, 20.0
 """Bounds of a temperature."""
@@ -146,12 +147,10 @@ def read_calibration(path: Path, *, step: int) -> Calibration | None:
       UserError: the file cannot be read or is not a calibration.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        types = {field.name: field.type for field in dataclasses.fields(Calibration)}
-        found = Calibration(**{name: type_(value[name]) for name, type_ in types.items()})  # type: ignore[operator]
+        found = decode(Calibration, json.loads(path.read_text(encoding="utf-8")), "calibration")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, UserError) as error:
         raise _damaged(path, str(error)) from error
     if not LOWEST <= found.temperature <= HIGHEST:
         raise _damaged(path, f"its temperature is {found.temperature}, outside of {LOWEST} to {HIGHEST:g}")

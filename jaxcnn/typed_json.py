@@ -4,8 +4,8 @@ Standard library only, like `jaxcnn.config`.
 """
 
 import dataclasses
-import math
 import reprlib
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -19,7 +19,15 @@ _SHORTENED = reprlib.Repr(maxlevel=4, maxlist=6, maxdict=6, maxstring=200, maxlo
 """Values in errors, which may come from untrusted files."""
 
 
-def decode[T](kind: type[T], value: object, path: str) -> T:
+@typing.overload
+def decode[T](kind: type[T], value: object, path: str) -> T: ...
+
+
+@typing.overload
+def decode(kind: Any, value: object, path: str) -> Any: ...
+
+
+def decode(kind: Any, value: object, path: str) -> Any:
     """Returns a value of a type from parsed JSON.
 
     Args:
@@ -31,10 +39,6 @@ def decode[T](kind: type[T], value: object, path: str) -> T:
     Raises:
       UserError: a part of the value is of another type, missing or unknown.
     """
-    return typing.cast(T, _decode(kind, value, path))
-
-
-def _decode(kind: Any, value: Any, path: str) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return value
@@ -45,20 +49,19 @@ def _decode(kind: Any, value: Any, path: str) -> Any:
     # A union is of one type and None.
     if origin is types.UnionType:
         inner = next(argument for argument in arguments if argument is not types.NoneType)
-        return None if value is None else _decode(inner, value, path)
+        return None if value is None else decode(inner, value, path)
     if origin is tuple:
         items = _checked(value, isinstance(value, list), path, "a list")
         kinds = arguments[:1] * len(items) if arguments[-1] is Ellipsis else arguments
         _checked(value, len(kinds) == len(items), path, f"{len(kinds)} items")
         pairs = zip(kinds, items, strict=True)
-        return tuple(_decode(item_kind, item, f"{path}[{i}]") for i, (item_kind, item) in enumerate(pairs))
+        return tuple(decode(item_kind, item, f"{path}[{i}]") for i, (item_kind, item) in enumerate(pairs))
     if origin in (dict, Mapping):
         entries = _checked(value, isinstance(value, dict), path, "an object")
-        return {name: _decode(arguments[1], entry, f"{path}.{name}") for name, entry in entries.items()}
-    # JSON has one kind of number, and Python's reader accepts NaN and Infinity.
+        return {name: decode(arguments[1], entry, f"{path}.{name}") for name, entry in entries.items()}
+    # JSON has one kind of number.
     if kind is float:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return float(_checked(value, is_number and math.isfinite(value), path, EXPECTATIONS[float]))
+        return float(_checked(value, _is_finite(value), path, EXPECTATIONS[float]))
     return _checked(value, type(value) is kind, path, EXPECTATIONS[kind])
 
 
@@ -72,7 +75,12 @@ def _decode_fields(kind: Any, value: Any, path: str) -> Any:
     for field in dataclasses.fields(kind):
         if field.name not in value and field.default is field.default_factory is dataclasses.MISSING:
             raise UserError(f"{path}.{field.name} is missing")
-    return kind(**{name: _decode(kinds[name], entry, f"{path}.{name}") for name, entry in value.items()})
+    return kind(**{name: decode(kinds[name], entry, f"{path}.{name}") for name, entry in value.items()})
+
+
+def _is_finite(value: object) -> bool:
+    """Returns whether a value is a number that a float can hold; Python's reader also accepts NaN and Infinity."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _checked(value: Any, valid: bool, path: str, expected: str) -> Any:

@@ -153,7 +153,7 @@ def test_a_record_is_read_for_its_step_only(tmp_path):
     [
         ("{", "is damaged"),
         ("[1]", "is damaged"),
-        ("{}", r"is damaged \('step'\)"),
+        ("{}", r"is damaged \(calibration\.step is missing\)"),
         (json.dumps(dataclasses.asdict(RECORD) | {"temperature": None}), "is damaged"),
         (json.dumps(dataclasses.asdict(RECORD) | {"temperature": 0}), r"temperature is 0.0, outside of 0.05 to 20"),
         (json.dumps(dataclasses.asdict(RECORD) | {"temperature": float("nan")}), "temperature is nan"),

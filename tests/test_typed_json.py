@@ -61,6 +61,8 @@ def test_missing_fields_have_their_defaults():
         ({"size": [True, 2]}, "robot.size[0] is True; it must be a whole number"),
         ({"size": [1, True]}, "robot.size[1] is True; it must be a number"),
         ({"size": [1, float("inf")]}, "robot.size[1] is inf; it must be a number"),
+        ({"size": [1, float("nan")]}, "robot.size[1] is nan; it must be a number"),
+        ({"speeds": {"run": 10**309}}, "robot.speeds.run is 1" + "0" * 97 + "..." + "0" * 99 + "; it must be a number"),
         ({"colour": "blue"}, "robot.colour is 'blue'; it must be one of 'red', 'green'"),
         ({"is_on": 1}, "robot.is_on is 1; it must be true or false"),
         ({"owner": 3}, "robot.owner is 3; it must be a text"),
@@ -76,7 +78,7 @@ def test_what_does_not_fit_is_named_by_its_path(change, message):
 
 @pytest.mark.parametrize("value", ["x" * 10**6, list(range(10**6)), {str(i): i for i in range(10**4)}, 10**4000])
 def test_a_large_value_is_shortened(value):
-    with pytest.raises(UserError, match="^robot.is_on is .*; it must be true or false$") as caught:
+    with pytest.raises(UserError, match=r"^robot\.is_on is .*; it must be true or false$") as caught:
         decode(Robot, to_json(ROBOT) | {"is_on": value}, "robot")
     assert len(str(caught.value)) < 400
 

@@ -5,7 +5,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jaxcnn import models
 from jaxcnn.disk import write_atomically
@@ -24,6 +23,7 @@ from jaxcnn.run.describe import (
 from jaxcnn.run.metrics_log import read_log
 from jaxcnn.run.sessions import describe_changes, read_sessions
 from jaxcnn.run.workdir import Workdir
+from jaxcnn.typed_json import decode
 
 
 @dataclass(frozen=True)
@@ -56,33 +56,13 @@ def record_earlier(earlier: Sequence[Training], path: Path) -> None:
     write_atomically(path, json.dumps([dataclasses.asdict(training) for training in earlier], indent=2) + "\n")
 
 
-def parse_trainings(value: Any) -> tuple[Training, ...]:
-    """Reads trainings from parsed JSON, which may come from an untrusted file.
-
-    Raises:
-      ValueError: the value is not a list of trainings.
-    """
-    if not isinstance(value, list):
-        raise ValueError("no list of trainings")
-    return tuple(map(_parse_training, value))
-
-
-def _parse_training(value: Any) -> Training:
-    """Reads one training from parsed JSON, as `parse_trainings`."""
-    match value:
-        case {"dataset": str(dataset), "license": str(license), "recipe": dict(recipe)}:
-            if all(isinstance(text, str) for text in recipe.values()):
-                return Training(dataset, license, recipe)
-    raise ValueError("a training whose dataset, license or recipe is missing or not text")
-
-
 def _read_earlier(path: Path) -> tuple[Training, ...]:
     """Reads the record of earlier trainings. A run that started from random weights has none."""
     try:
-        return parse_trainings(json.loads(path.read_text(encoding="utf-8")))
+        return decode(tuple[Training, ...], json.loads(path.read_text(encoding="utf-8")), "trainings")
     except FileNotFoundError:
         return ()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, UserError) as error:
         raise UserError(f"{path} is damaged ({error}); train in a new workdir") from error
 
 

@@ -34,6 +34,7 @@ from jaxcnn.data import Fingerprint, is_named
 from jaxcnn.disk import write_atomically
 from jaxcnn.errors import UserError
 from jaxcnn.paths import readable
+from jaxcnn.typed_json import decode
 
 UNREADABLE = "*?[\\"
 """Characters of a path that Orbax takes for a pattern when it lists checkpoints, so that it does not find them."""
@@ -145,7 +146,7 @@ class Workdir:
         """
         if not (self.path / "pictures.json").exists():
             return None
-        return self._parse("pictures.json", lambda text: parse_fingerprint(json.loads(text)))
+        return self._parse("pictures.json", lambda text: decode(Fingerprint, json.loads(text), "pictures"))
 
     def read_environment(self) -> dict[str, str]:
         """Versions and hardware of the last session, as from `environment`; empty without a valid record."""
@@ -295,20 +296,6 @@ class Workdir:
             raise UserError(f"{self.path} is not the workdir of a training run: it has no {name}") from None
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{self.path / name} cannot be read: {error}") from error
-
-
-def parse_fingerprint(value: Any) -> Fingerprint:
-    """A fingerprint from JSON.
-
-    Raises:
-      ValueError: the value is not a fingerprint.
-    """
-    kinds = {field.name: field.type for field in dataclasses.fields(Fingerprint)}
-    # Records of earlier versions have no decoder.
-    known: dict[str, Any] = {"decoder": 0} | value if isinstance(value, dict) else {}
-    if {name: type(item) for name, item in known.items()} != kinds:
-        raise ValueError("it does not record how the pictures were split")
-    return Fingerprint(**known)
 
 
 def environment() -> dict[str, str]:

@@ -1,0 +1,1 @@
+"""Weights that others have trained, as variables of the networks of `jaxcnn.models`."""

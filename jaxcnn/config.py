@@ -14,7 +14,19 @@ from jaxcnn.errors import UserError
 from jaxcnn.typed_json import decode
 
 ModelName = Literal[
-    "resnet", "seed", "prototype1", "prototype2", "prototype3", "prototype4", "prototype5", "prototype6"
+    "resnet",
+    "efficientnet_lite0",
+    "efficientnet_lite1",
+    "efficientnet_lite2",
+    "efficientnet_lite3",
+    "efficientnet_lite4",
+    "seed",
+    "prototype1",
+    "prototype2",
+    "prototype3",
+    "prototype4",
+    "prototype5",
+    "prototype6",
 ]
 
 

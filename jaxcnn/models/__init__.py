@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcnn.config import ModelConfig
+from jaxcnn.models.efficientnet_lite import SCALES, EfficientNetLite
 from jaxcnn.models.network import Network
 from jaxcnn.models.original import ORIGINALS, Original
 from jaxcnn.models.resnet import ResNet
@@ -47,6 +48,7 @@ def _fixed(network: Callable[..., Network]) -> Family:
 
 NETWORKS: dict[str, Family] = {
     "resnet": _resnet,
+    **{name: _fixed(partial(EfficientNetLite, scale=scale)) for name, scale in SCALES.items()},
     **{name: _fixed(partial(Original, spec=spec)) for name, spec in ORIGINALS.items()},
 }
 """The registry."""

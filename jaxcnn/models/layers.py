@@ -4,6 +4,8 @@ A network is plain Flax on these layers and on the pools of `jaxcnn.ops.pool`. W
 activation or a sum of two maps, goes through `jaxcnn.ops.layout.pointwise`, so that CPU kernels need not transpose it.
 """
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
@@ -13,23 +15,30 @@ from jaxtyping import Array, Float, UInt8
 from jaxcnn.ops.bias import add_bias
 from jaxcnn.ops.conv import conv
 from jaxcnn.ops.layout import pointwise, spatial_axes
-from jaxcnn.ops.norm import affine_act, batch_norm_act
+from jaxcnn.ops.norm import IDENTITY, Activation, affine_act, batch_norm_act
+from jaxcnn.ops.window import Pairs
 
 type Images = UInt8[Array, "batch height width 3"] | Float[Array, "batch height width 3"]
 """Pictures in RGB, from 0 to 255."""
 type Features = Float[Array, "batch height width channels"]
 """A feature map, called map in this package."""
+type Layer = Callable[..., Callable[..., Array]]
+"""A layer class with its settings bound by `partial`; called with the remaining ones, it makes a module."""
 type Normalisable = Float[Array, "*batch channels"]
 """A map, or one row of features for each example."""
 
 
 class Conv(nn.Module):
-    """A convolution padded to keep the size of the map. Kernels of even size are padded at the bottom and right.
+    """A convolution. Where its padding is odd, the one zero more is at the bottom and right, as in TensorFlow.
 
     Attributes:
       features: channels of the result.
       kernel_size: rows and columns of the kernel.
       dtype: what it computes in, and the type of the result.
+      strides: step of the kernel, the same in rows and columns.
+      padding: `SAME` (as many results as pixels, divided by the strides), `VALID`, or the number of zeros before and
+        after the rows, and before and after the columns.
+      groups: parts of the channels that are convolved independently; as many as channels is depthwise.
       use_bias: add a bias to each channel.
       before_norm: a batch normalisation follows and cancels the bias. The bias is then a parameter, as in Keras, but is
         not added, which would take another pass over the map; it stays at its initial zero.
@@ -39,15 +48,20 @@ class Conv(nn.Module):
     features: int
     kernel_size: tuple[int, int]
     dtype: Dtype
+    strides: int = 1
+    padding: str | Pairs = "SAME"
+    groups: int = 1
     use_bias: bool = True
     before_norm: bool = False
     kernel_init: Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
-    def __call__(self, x: Features) -> Float[Array, "batch height width {self.features}"]:
+    def __call__(self, x: Features) -> Float[Array, "batch _height _width {self.features}"]:
         """Convolves a map."""
-        kernel = self.param("kernel", self.kernel_init, (*self.kernel_size, x.shape[-1], self.features), jnp.float32)
-        y = conv(x.astype(self.dtype), jnp.asarray(kernel))
+        shape = (*self.kernel_size, x.shape[-1] // self.groups, self.features)
+        kernel = jnp.asarray(self.param("kernel", self.kernel_init, shape, jnp.float32))
+        strides = (self.strides, self.strides)
+        y = conv(x.astype(self.dtype), kernel, strides=strides, padding=self.padding, groups=self.groups)
         if not self.use_bias:
             return y
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
@@ -55,7 +69,7 @@ class Conv(nn.Module):
 
 
 class BatchNormAct(nn.Module):
-    """Batch normalisation, then the sum with a residual, then a LeakyReLU (Ioffe and Szegedy 2015).
+    """Batch normalisation, then the sum with a residual, then an activation (Ioffe and Szegedy 2015).
 
     Statistics and result are computed in float32; the result is rounded to the type of the input. The variance is the
     biased one, also in the running average, as in Keras.
@@ -64,14 +78,14 @@ class BatchNormAct(nn.Module):
       use_running_average: normalise by the running statistics instead of the batch's.
       momentum: decay of the running statistics, per batch.
       epsilon: added to the variance.
-      negative_slope: of the activation, from 0 (ReLU) to 1 (identity).
+      activation: a LeakyReLU, the ReLU6 or the identity.
       scale_init: initial scale; zeros make a residual block start as the identity.
     """
 
     use_running_average: bool
     momentum: float
     epsilon: float
-    negative_slope: float = 1.0
+    activation: Activation = IDENTITY
     scale_init: Initializer = nn.initializers.ones
 
     @nn.compact
@@ -86,11 +100,9 @@ class BatchNormAct(nn.Module):
         if self.use_running_average:
             factor = scale * lax.rsqrt(running_var.value + self.epsilon)
             offset = bias - running_mean.value * factor
-            return affine_act(x, factor, offset, residual, negative_slope=self.negative_slope)
+            return affine_act(x, factor, offset, residual, activation=self.activation)
         # Training: the statistics of the batch normalise it, and move the running ones.
-        y, mean, var = batch_norm_act(
-            x, scale, bias, residual, epsilon=self.epsilon, negative_slope=self.negative_slope
-        )
+        y, mean, var = batch_norm_act(x, scale, bias, residual, epsilon=self.epsilon, activation=self.activation)
         if not self.is_initializing():
             running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
             running_var.value = self.momentum * running_var.value + (1 - self.momentum) * var

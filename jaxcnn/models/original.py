@@ -26,6 +26,7 @@ from jaxtyping import Array, Float
 from jaxcnn.models.layers import BatchNormAct, Conv, Features, Images, SpatialDropout, global_avg_pool
 from jaxcnn.models.network import Network
 from jaxcnn.ops.layout import pointwise
+from jaxcnn.ops.norm import IDENTITY, Activation
 from jaxcnn.ops.pool import avg_pool
 
 
@@ -91,13 +92,12 @@ class NetworkSpec:
     norm_logits: bool = False
 
 
-SLOPE = 0.3
-"""Slope of a LeakyReLU below zero, Keras' default."""
+LEAKY_RELU = Activation(negative_slope=0.3)
+"""Keras' default."""
 
 _conv = partial(Conv, kernel_init=nn.initializers.glorot_uniform())
 _dense = partial(nn.Dense, kernel_init=nn.initializers.glorot_uniform())
 _norm = partial(BatchNormAct, momentum=0.99, epsilon=1e-3)
-_act = partial(nn.leaky_relu, negative_slope=SLOPE)
 
 
 class Block(nn.Module):
@@ -118,12 +118,11 @@ class Block(nn.Module):
         norm = partial(_norm, use_running_average=not train)
         x = SpatialDropout(self.spec.dropout, deterministic=not train)(x)
         for i, layer in enumerate(self.spec.convs):
-            slope = SLOPE if layer.activation else 1.0
             x = conv(layer.channels, (layer.kernel, layer.kernel), before_norm=layer.norm, name=f"conv_{i}")(x)
             if layer.norm:
-                x = norm(negative_slope=slope, name=f"norm_{i}")(x)
+                x = norm(activation=LEAKY_RELU if layer.activation else IDENTITY, name=f"norm_{i}")(x)
             elif layer.activation:
-                x = pointwise(_act, x)
+                x = pointwise(LEAKY_RELU, x)
         return avg_pool(x) if self.spec.pool else x
 
 
@@ -151,7 +150,7 @@ class Original(Network, kw_only=True):
         x = global_avg_pool(x)
         for i, hidden in enumerate(self.spec.hidden):
             x = _dense(hidden.features, dtype=self.dtype, name=f"dense_{i}")(x)
-            x = norm(negative_slope=SLOPE, name=f"dense_norm_{i}")(x) if hidden.norm else _act(x)
+            x = norm(activation=LEAKY_RELU, name=f"dense_norm_{i}")(x) if hidden.norm else LEAKY_RELU(x)
             x = nn.Dropout(hidden.dropout, deterministic=not train)(x)
         logits = _dense(self.classes, name="classifier")(x.astype(jnp.float32))
         return norm(name="classifier_norm")(logits) if self.spec.norm_logits else logits

@@ -1,7 +1,6 @@
 """A family of residual networks that lower the resolution early, with a space-to-depth stem."""
 
 import operator
-from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -9,13 +8,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxcnn.models.layers import BatchNormAct, Conv, Features, Images, global_avg_pool, space_to_depth
+from jaxcnn.models.layers import BatchNormAct, Conv, Features, Images, Layer, global_avg_pool, space_to_depth
 from jaxcnn.models.network import Network
 from jaxcnn.ops.layout import pointwise
+from jaxcnn.ops.norm import RELU
 from jaxcnn.ops.pool import max_pool
-
-type Layer = Callable[..., Callable[..., Array]]
-"""A layer class with its settings bound by `partial`; called with the remaining ones, it makes a module."""
 
 
 class BasicBlock(nn.Module):
@@ -114,7 +111,7 @@ class ResNet(Network, kw_only=True):
         conv = partial(
             Conv, kernel_size=(3, 3), use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.he_normal()
         )
-        norm = partial(BatchNormAct, use_running_average=not train, momentum=0.9, epsilon=1e-5, negative_slope=0.0)
+        norm = partial(BatchNormAct, use_running_average=not train, momentum=0.9, epsilon=1e-5, activation=RELU)
         # Resize and normalise the pictures.
         x = images.astype(jnp.float32)
         if self.inference_side is not None and not train:

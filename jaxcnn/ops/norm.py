@@ -6,6 +6,7 @@ The three are one operation because each is bound by memory, and the kernel make
 import math
 import operator
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial, reduce
 from typing import NamedTuple
 
@@ -24,6 +25,40 @@ PIECES = 16
 type Map = Float[Array, "*batch channels"]
 type Rows = Float[Array, "positions channels"]
 type PerChannel = Float[Array, " channels"]
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A LeakyReLU, cut off at a ceiling.
+
+    Attributes:
+      negative_slope: from 0 (ReLU) to 1 (identity).
+      ceiling: largest result, such as 6 (ReLU6); None for no limit.
+    """
+
+    negative_slope: float = 0.0
+    ceiling: float | None = None
+
+    def __call__(self, x: Array) -> Array:
+        """Applies it to an array of any shape, in the operations that other runtimes know best."""
+        if self.negative_slope != 1:
+            x = jax.nn.leaky_relu(x, negative_slope=self.negative_slope) if self.negative_slope > 0 else jax.nn.relu(x)
+        return x if self.ceiling is None else jnp.minimum(x, self.ceiling)
+
+    def on_cpu(self, x: Array) -> Array:
+        """Applies it without a comparison, which XLA vectorises better."""
+        y = jnp.maximum(x, self.negative_slope * x)
+        return y if self.ceiling is None else jnp.minimum(y, self.ceiling)
+
+    def gradient(self, value: Array, dy: Array) -> Array:
+        """The gradient of the input, given its value, or the result, and the gradient of the result."""
+        dx = jnp.where(value > 0, dy, self.negative_slope * dy)
+        return dx if self.ceiling is None else jnp.where(value < self.ceiling, dx, 0.0)
+
+
+IDENTITY = Activation(negative_slope=1.0)
+RELU = Activation()
+RELU6 = Activation(ceiling=6.0)
 
 
 class Normalised(NamedTuple):
@@ -47,9 +82,9 @@ def batch_norm_act(
     residual: Map | None = None,
     *,
     epsilon: float,
-    negative_slope: float,
+    activation: Activation,
 ) -> Normalised:
-    """Normalises each channel over all other axes, adds the residual, applies the LeakyReLU (Ioffe and Szegedy 2015).
+    """Normalises each channel over all other axes, adds the residual, applies the activation (Ioffe and Szegedy 2015).
 
     Everything is computed in float32 and rounded once, to the type of x.
 
@@ -59,24 +94,24 @@ def batch_norm_act(
       bias: float32, added to each channel after scaling.
       residual: of the shape and type of x; None adds nothing.
       epsilon: added to the variance.
-      negative_slope: of the activation, from 0 (ReLU) to 1 (identity).
+      activation: of the sum.
     """
     maps = (x,) if residual is None else (x, residual)
     if using_cpu_kernels():
-        return in_hwnc(partial(_batch_norm_act_on_cpu, scale, bias, epsilon, negative_slope), *maps)
+        return in_hwnc(partial(_batch_norm_act_on_cpu, scale, bias, epsilon, activation), *maps)
     wide, axes = x.astype(jnp.float32), tuple(range(x.ndim - 1))
     mean = wide.mean(axes)
     # The mean of squares needs one pass over the map instead of two; rounding can take the variance just below zero.
     var = jnp.maximum(lax.square(wide).mean(axes) - lax.square(mean), 0)
     factor = scale * lax.rsqrt(var + epsilon)
-    y = affine_act(x, factor, bias - mean * factor, residual, negative_slope=negative_slope)
+    y = affine_act(x, factor, bias - mean * factor, residual, activation=activation)
     return Normalised(y, mean, var)
 
 
 def affine_act(
-    x: Map, factor: PerChannel, offset: PerChannel, residual: Map | None = None, *, negative_slope: float
+    x: Map, factor: PerChannel, offset: PerChannel, residual: Map | None = None, *, activation: Activation
 ) -> Map:
-    """Scales and shifts each channel, adds the residual, applies the LeakyReLU: batch normalisation at inference.
+    """Scales and shifts each channel, adds the residual, applies the activation: batch normalisation at inference.
 
     Everything is computed in float32 and rounded once, to the type of x.
 
@@ -85,20 +120,18 @@ def affine_act(
       factor: float32, multiplies each channel.
       offset: float32, added to each channel.
       residual: of the shape and type of x; None adds nothing.
-      negative_slope: of the activation, from 0 (ReLU) to 1 (identity).
+      activation: of the sum.
     """
     maps = (x,) if residual is None else (x, residual)
-    return pointwise(partial(_affine_act, factor, offset, negative_slope), *maps)
+    return pointwise(partial(_affine_act, factor, offset, activation), *maps)
 
 
-def _affine_act(factor: PerChannel, offset: PerChannel, negative_slope: float, x: Map, *residual: Map) -> Map:
+def _affine_act(factor: PerChannel, offset: PerChannel, activation: Activation, x: Map, *residual: Map) -> Map:
     shape = (1,) * (x.ndim - 1) + (x.shape[-1],)
     y = x.astype(jnp.float32) * factor.reshape(shape) + offset.reshape(shape)
     for summand in residual:
         y = y + summand.astype(jnp.float32)
-    if negative_slope != 1:
-        y = jax.nn.leaky_relu(y, negative_slope=negative_slope) if negative_slope > 0 else jax.nn.relu(y)
-    return y.astype(x.dtype)
+    return activation(y).astype(x.dtype)
 
 
 class _Saved(NamedTuple):
@@ -122,23 +155,23 @@ class _Saved(NamedTuple):
 
 
 def _batch_norm_act_on_cpu(
-    scale: PerChannel, bias: PerChannel, epsilon: float, negative_slope: float, z: Map, residual: Map | None = None
+    scale: PerChannel, bias: PerChannel, epsilon: float, activation: Activation, z: Map, residual: Map | None = None
 ) -> Normalised:
     rows = z.reshape(-1, z.shape[-1])
     residual_rows = None if residual is None else residual.reshape(rows.shape)
-    y, mean, var = _norm_act(rows, scale, bias, residual_rows, epsilon, negative_slope)
+    y, mean, var = _norm_act(rows, scale, bias, residual_rows, epsilon, activation)
     return Normalised(y.reshape(z.shape), mean, var)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _norm_act(
-    z: Rows, scale: PerChannel, bias: PerChannel, residual: Rows | None, epsilon: float, negative_slope: float
+    z: Rows, scale: PerChannel, bias: PerChannel, residual: Rows | None, epsilon: float, activation: Activation
 ) -> Normalised:
-    return _forward(z, scale, bias, residual, epsilon, negative_slope)[0]
+    return _forward(z, scale, bias, residual, epsilon, activation)[0]
 
 
 def _forward(
-    z: Rows, scale: PerChannel, bias: PerChannel, residual: Rows | None, epsilon: float, negative_slope: float
+    z: Rows, scale: PerChannel, bias: PerChannel, residual: Rows | None, epsilon: float, activation: Activation
 ) -> tuple[Normalised, _Saved]:
     mean, var = _statistics(z)
     inverse_std = lax.rsqrt(var + epsilon)
@@ -148,20 +181,20 @@ def _forward(
     total = z.astype(jnp.float32) * factor[None] + offset[None]
     if residual is not None:
         total = total + residual.astype(jnp.float32)
-    y = materialize(jnp.maximum(total, negative_slope * total).astype(z.dtype))
-    # The backward pass needs the sign of the activation's input, which without a residual follows from z.
+    y = materialize(activation.on_cpu(total).astype(z.dtype))
+    # The backward pass needs to know where the activation bends, which without a residual follows from z.
     kept = None if residual is None else y
     return Normalised(y, mean, var), _Saved(z, kept, mean, inverse_std, factor, offset)
 
 
 def _backward(
-    epsilon: float, negative_slope: float, saved: _Saved, gradients: Normalised
+    epsilon: float, activation: Activation, saved: _Saved, gradients: Normalised
 ) -> tuple[Rows, PerChannel, PerChannel, Rows | None]:
     """Gradients of z, scale, bias and residual, in two passes over the maps: one for sums, one for the result."""
     del epsilon
     z, dy = saved.z, gradients.y
     y = () if saved.y is None else (saved.y,)
-    dtotal = partial(_activation_gradient, saved.factor, saved.offset, negative_slope)
+    dtotal = partial(_activation_gradient, saved.factor, saved.offset, activation)
     dbias, dproduct = _two_sums(lambda dy, z, *y: (dtotal(dy, z, *y), z.astype(jnp.float32)), dy, z, *y)
     dscale = saved.inverse_std * (dproduct - saved.mean * dbias)
     # The gradient of z is affine in z and in the gradient of the activation's input, with these coefficients.
@@ -176,12 +209,11 @@ _norm_act.defvjp(_forward, _backward)
 
 
 def _activation_gradient(
-    factor: PerChannel, offset: PerChannel, negative_slope: float, dy: Rows, z: Rows, y: Rows | None = None
+    factor: PerChannel, offset: PerChannel, activation: Activation, dy: Rows, z: Rows, y: Rows | None = None
 ) -> Rows:
-    """The gradient of the activation's input, whose sign follows from y where there is one, else from z."""
-    positive = (z.astype(jnp.float32) * factor[None] + offset[None] if y is None else y.astype(jnp.float32)) > 0
-    wide = dy.astype(jnp.float32)
-    return jnp.where(positive, wide, negative_slope * wide)
+    """The gradient of the activation's input, whose slope follows from y where there is one, else from z."""
+    value = z.astype(jnp.float32) * factor[None] + offset[None] if y is None else y.astype(jnp.float32)
+    return activation.gradient(value, dy.astype(jnp.float32))
 
 
 def _statistics(z: Rows) -> tuple[PerChannel, PerChannel]:

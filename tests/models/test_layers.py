@@ -8,6 +8,7 @@ import pytest
 
 from jaxcnn.models.layers import BatchNormAct, Conv, SpatialDropout, global_avg_pool, space_to_depth
 from jaxcnn.ops.dispatch import use_cpu_kernels
+from jaxcnn.ops.norm import RELU
 
 
 def normal(*shape: int) -> jax.Array:
@@ -42,7 +43,7 @@ def test_residual_is_added_before_the_activation() -> None:
         use_running_average=True,
         momentum=0.9,
         epsilon=0.0,
-        negative_slope=0.0,
+        activation=RELU,
         scale_init=nn.initializers.zeros,
     )
     x, residual = normal(4, 3), jnp.full((4, 3), -2.0).at[0].set(5.0)

@@ -7,31 +7,33 @@ import pytest
 from arrays import normal
 
 from jaxcnn.ops.dispatch import use_cpu_kernels
-from jaxcnn.ops.norm import PIECES, batch_norm_act
+from jaxcnn.ops.norm import IDENTITY, PIECES, RELU, Activation, batch_norm_act
 
 
-def by_definition(z, scale, bias, residual=None, *, epsilon, negative_slope):
+def by_definition(z, scale, bias, residual=None, *, epsilon, activation):
     axes = tuple(range(z.ndim - 1))
     mean = z.mean(axes, keepdims=True)
     var = jnp.square(z - mean).mean(axes, keepdims=True)
     shape = (1,) * (z.ndim - 1) + (-1,)
     y = (z - mean) / jnp.sqrt(var + epsilon) * scale.reshape(shape) + bias.reshape(shape)
     y = y if residual is None else y + residual
-    return jnp.where(y > 0, y, negative_slope * y), mean.reshape(-1), var.reshape(-1)
+    y = jnp.where(y > 0, y, activation.negative_slope * y)
+    y = y if activation.ceiling is None else jnp.where(y < activation.ceiling, y, activation.ceiling)
+    return y, mean.reshape(-1), var.reshape(-1)
 
 
 @pytest.mark.parametrize("cpu", [True, False])
-@pytest.mark.parametrize("negative_slope", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("activation", [RELU, Activation(0.3), IDENTITY, Activation(ceiling=1.5)])
 @pytest.mark.parametrize("with_residual", [False, True])
 @pytest.mark.parametrize("shape", [(6, 5, 4, 3), (40, 7), (5, 7, 3, 2), (PIECES, 3, 5)])
-def test_values_and_gradients(shape, with_residual, negative_slope, cpu):
+def test_values_and_gradients(shape, with_residual, activation, cpu):
     z, residual, weights = (normal(*shape, seed=seed) * 2 + 1 for seed in range(3))
     scale, bias = (normal(shape[-1], seed=seed) for seed in (3, 4))
     maps = (z, scale, bias, residual) if with_residual else (z, scale, bias)
 
     def run(function):
         def total(*maps):
-            y, mean, var = function(*maps, epsilon=1e-3, negative_slope=negative_slope)
+            y, mean, var = function(*maps, epsilon=1e-3, activation=activation)
             return (y * weights).sum(), (y, mean, var)
 
         with use_cpu_kernels(cpu):
@@ -45,7 +47,7 @@ def test_no_gradient_flows_through_the_statistics():
     z = normal(8, 3)
     ones = jnp.ones(3)
     with use_cpu_kernels(True):
-        gradient = jax.grad(lambda z: batch_norm_act(z, ones, ones, epsilon=0.1, negative_slope=0.0).mean.sum())(z)
+        gradient = jax.grad(lambda z: batch_norm_act(z, ones, ones, epsilon=0.1, activation=RELU).mean.sum())(z)
     np.testing.assert_array_equal(gradient, np.zeros_like(z))
 
 
@@ -56,7 +58,7 @@ def test_bfloat16_is_summed_in_float32(channels):
 
     def gradients(z):
         def total(z, scale, bias):
-            y = batch_norm_act(z, scale, bias, epsilon=1e-5, negative_slope=0.0).y
+            y = batch_norm_act(z, scale, bias, epsilon=1e-5, activation=RELU).y
             return (y.astype(jnp.float32) * z.astype(jnp.float32)).sum()
 
         with use_cpu_kernels(True):
@@ -65,5 +67,5 @@ def test_bfloat16_is_summed_in_float32(channels):
     for found, expected in zip(gradients(z), gradients(z.astype(jnp.float32)), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-2)
     with use_cpu_kernels(True):
-        mean = batch_norm_act(z, scale, bias, epsilon=1e-5, negative_slope=0.0).mean
+        mean = batch_norm_act(z, scale, bias, epsilon=1e-5, activation=RELU).mean
     np.testing.assert_allclose(mean, z.astype(jnp.float32).mean(0), rtol=1e-5)

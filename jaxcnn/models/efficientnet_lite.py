@@ -4,6 +4,7 @@ The networks, and the names of their parts, are those of TensorFlow's `efficient
 """
 
 import math
+from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -134,23 +135,27 @@ class EfficientNetLite(Network, kw_only=True):
         norm = partial(BatchNormAct, use_running_average=not train, momentum=0.99, epsilon=1e-3, activation=RELU6)
         x = ((images.astype(jnp.float32) - 127) / 128).astype(self.dtype)
         x = norm(name="stem_norm")(conv(STEM, kernel_size=(3, 3), strides=2, name="stem_conv")(x))
-        for i, stage in enumerate(STAGES):
-            # The first and the last stage keep their depth.
-            is_end = i in (0, len(STAGES) - 1)
-            for j in range(stage.blocks if is_end else math.ceil(self.scale.depth * stage.blocks)):
-                x = InvertedBottleneck(
-                    channels=round_channels(stage.channels * self.scale.width),
-                    kernel=stage.kernel,
-                    stride=stage.stride if j == 0 else 1,
-                    expansion=stage.expansion,
-                    conv=conv,
-                    norm=norm,
-                    name=f"stage_{i}_block_{j}",
-                )(x)
+        for i, (stage, stride) in enumerate(self._blocks()):
+            x = InvertedBottleneck(
+                channels=round_channels(stage.channels * self.scale.width),
+                kernel=stage.kernel,
+                stride=stride,
+                expansion=stage.expansion,
+                conv=conv,
+                norm=norm,
+                name=f"block_{i}",
+            )(x)
         x = norm(name="head_norm")(conv(HEAD, kernel_size=(1, 1), name="head_conv")(x))
         x = global_avg_pool(x).astype(jnp.float32)
         x = nn.Dropout(self.scale.dropout, deterministic=not train)(x)
         return nn.Dense(self.classes, name="classifier")(x)
+
+    def _blocks(self) -> Iterator[tuple[StageSpec, int]]:
+        """The stage and the stride of each block; the first and the last stage have the same depth at every scale."""
+        for stage in STAGES:
+            is_end = stage in (STAGES[0], STAGES[-1])
+            for j in range(stage.blocks if is_end else math.ceil(self.scale.depth * stage.blocks)):
+                yield stage, stage.stride if j == 0 else 1
 
 
 def round_channels(channels: float, *, divisor: int = 8) -> int:

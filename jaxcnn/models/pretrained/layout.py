@@ -8,7 +8,7 @@ import numpy as np
 from jaxcnn.errors import UserError
 
 type Renames = Iterable[tuple[str, str]]
-"""Pairs of a regular expression for the path of a PyTorch module, and the path of ours, which may refer to its groups."""
+"""Pairs of a regular expression for the path of a PyTorch module and the path of ours, which may refer to groups."""
 
 NORM_LEAVES = {
     "weight": "params/{}/scale",

@@ -129,8 +129,8 @@ class EfficientNetLite(Network, kw_only=True):
     scale: Scale
 
     @nn.compact
-    def logits(self, images: Images, train: bool) -> Float[Array, "batch {self.classes}"]:
-        """The layers of the network."""
+    def __call__(self, images: Images, train: bool) -> Float[Array, "batch {self.classes}"]:
+        """Computes logits, see `Network`."""
         conv = partial(Conv, use_bias=False, dtype=self.dtype, kernel_init=_dense_init)
         norm = partial(BatchNormAct, use_running_average=not train, momentum=0.99, epsilon=1e-3, activation=RELU6)
         x = ((images.astype(jnp.float32) - 127) / 128).astype(self.dtype)

@@ -1,6 +1,6 @@
 """EfficientNet-Lite 0 to 4: EfficientNet (Tan and Le 2019) without squeeze-excite, with ReLU6, made for eight bits.
 
-The networks, and the names of their parts, are those of TensorFlow's `efficientnet/lite/efficientnet_lite_builder.py`.
+Networks and names of parts follow TensorFlow's `efficientnet/lite/efficientnet_lite_builder.py`.
 """
 
 import math
@@ -51,7 +51,7 @@ STEM, HEAD = 32, 1280
 
 
 class Scale(NamedTuple):
-    """What tells the five networks apart.
+    """How the five networks differ.
 
     Attributes:
       width: factor of the channels.

@@ -93,7 +93,7 @@ CATALOGUE: dict[str, Pretrained] = {
         ),
     )
 }
-"""The names that weights can be asked for by. Accuracies are those of TensorFlow's `efficientnet/lite/README.md`."""
+"""The names that weights can be asked for by. Accuracies are from TensorFlow's `efficientnet/lite/README.md`."""
 
 
 def read_pretrained(name: str) -> dict[str, np.ndarray]:

@@ -191,7 +191,7 @@ def _array(tensor: _Tensor, blocks: Mapping[str, bytes]) -> np.ndarray:
     storage = tensor.storage
     block = blocks[storage.key]
     if len(block) != storage.length * storage.dtype.itemsize:
-        raise _RefusedError(f"its block {storage.key!r} has {len(block)} bytes, not those of its tensors")
+        raise _RefusedError(f"its block {storage.key!r} has {len(block)} bytes, its tensors need another number")
     memory = np.frombuffer(block, storage.dtype)[tensor.offset :]
     strides = [stride * storage.dtype.itemsize for stride in tensor.strides]
     return np.lib.stride_tricks.as_strided(memory, tensor.shape, strides, writeable=False)

@@ -23,13 +23,14 @@ if TYPE_CHECKING:
     from jaxcnn.evaluation import evaluate
     from jaxcnn.loop import Run, check_finite, evaluate_variables, fit, take_step
     from jaxcnn.metrics import Evaluation
-    from jaxcnn.prediction import Prediction
+    from jaxcnn.prediction import ClassProbability, Prediction
     from jaxcnn.run.metrics_log import TrainRecord, ValidationRecord
     from jaxcnn.state import TrainState
     from jaxcnn.training import begin, conclude, train
 
 __all__ = [
     "AugmentConfig",
+    "ClassProbability",
     "Classifier",
     "Config",
     "DataConfig",
@@ -63,7 +64,7 @@ _MODULES = {
     "evaluation": ("evaluate",),
     "loop": ("Run", "check_finite", "evaluate_variables", "fit", "take_step"),
     "metrics": ("Evaluation",),
-    "prediction": ("Prediction",),
+    "prediction": ("ClassProbability", "Prediction"),
     "run.metrics_log": ("TrainRecord", "ValidationRecord"),
     "state": ("TrainState",),
     "training": ("begin", "conclude", "train"),

@@ -40,7 +40,8 @@ def main(arguments: Sequence[str]) -> None:
     if evaluation is not None:
         console.print(
             f"best checkpoint, calibrated: validation top-1 {evaluation.top1:.4f}, loss {evaluation.loss:.4f} "
-            f"on {counted(evaluation.count, 'picture')}"
+            f"on {counted(evaluation.count, 'picture')}",
+            soft_wrap=True,
         )
         for name in ("report.html", "model.onnx"):
             console.print(f"  {parsed.workdir / name}", soft_wrap=True)

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 
-from server import connection, drain, errors, log, memory, model, reload, settings
+from server import connection, drain, errors, log, memory, model, picture, reload, settings
 from server.middleware.auth import ApiKeys
 from server.middleware.cors import Cors
 from server.middleware.errors import OneLineStartErrors, ServerErrors
@@ -30,7 +30,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Service]]:
     # Serve.
     watcher = asyncio.create_task(reload.watch(service)) if chosen.reload_seconds else None
     try:
-        with _adapted_uvicorn(service):
+        with picture.warnings_ignored(), _adapted_uvicorn(service):
             yield {"service": service}
     finally:
         # Shut down.

@@ -2,6 +2,8 @@
 
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 
 import numpy as np
@@ -17,10 +19,6 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 
 # The limit of JPEG itself. Resizing keeps 32 bytes of coefficients per pixel of a side: 800 MB for 25,000,000 x 1.
 _MAX_SIDE = 65_535
-
-# Pillow warns about damaged metadata and quotes the file: a client could fill the log, and Python's record of the
-# warnings already shown.
-warnings.filterwarnings("ignore", module=r"PIL\.")
 
 # A JPEG decoder that skips the highest frequencies averages areas, as the resize would. Down to pictures four times as
 # large as the result, the two differ by a sixth of a level on average, and decoding takes an eighth of the time.
@@ -118,6 +116,18 @@ def decode(data: bytes, *, height: int, width: int, max_pixels: int) -> npt.NDAr
     except Exception as error:
         # Pillow's parsers raise whatever exception damaged bytes lead to.
         raise PictureError("The picture is damaged or truncated: send the complete file") from error
+
+
+@contextmanager
+def warnings_ignored() -> Iterator[None]:
+    """Ignores Pillow's warnings in all threads while the context lasts, which is as long as the server runs.
+
+    Pillow warns about damaged metadata and quotes the file: a client could fill the log, and Python's record of the
+    warnings already shown.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
 
 
 def _open(data: bytes, max_pixels: int, *, draft: int) -> tuple[Image.Image, tuple[float, float, float, float] | None]:

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 PUBLIC = {
     "AugmentConfig": "jaxcnn.config",
+    "ClassProbability": "jaxcnn.prediction",
     "Classifier": "jaxcnn.classifier",
     "Config": "jaxcnn.config",
     "DataConfig": "jaxcnn.config",

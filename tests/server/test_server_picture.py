@@ -17,6 +17,13 @@ from server.errors import PictureError
 MAX_PIXELS = 1_000_000
 
 
+@pytest.fixture(autouse=True)
+def server_warnings():
+    """The filter that the server has while it runs."""
+    with picture.warnings_ignored():
+        yield
+
+
 def decode(data: bytes, height: int = 8, width: int = 8) -> np.ndarray:
     return picture.decode(data, height=height, width=width, max_pixels=MAX_PIXELS)
 
@@ -192,9 +199,6 @@ def test_the_transparent_colour_of_a_png_becomes_white(depth, colour, row, trans
     np.testing.assert_array_equal(served, training.decode(data, size=4, where="test"))
 
 
-@pytest.mark.filterwarnings(
-    "ignore::UserWarning:PIL"
-)  # The server ignores the warnings too, but pytest resets its filter.
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_damaged_exif_does_not_hide_the_picture(kind):
     exif = oriented(6)
@@ -348,3 +352,14 @@ def test_damage_gives_a_picture_or_a_picture_error(kind, changes):
         data[int(place * (len(data) - 1))] = value
     with contextlib.suppress(PictureError):
         assert decode(bytes(data)).shape == (8, 8, 3)
+
+
+def test_damaged_metadata_do_not_reach_the_log(server, client):
+    exif = oriented(6).tobytes()
+    # Byte 10 belongs to the number of entries, of which there are then too few.
+    damaged = exif[:10] + b"\xff" + exif[11:]
+    with pytest.warns(UserWarning, match="EXIF"):
+        Image.open(BytesIO(image := encode(noise("RGB"), "JPEG", exif=damaged))).getexif()
+    response = client.post("/predict", files={"image": ("picture.jpg", image, "image/jpeg")})
+    assert response.status_code == 200, response.text
+    assert "EXIF" not in server.log.read_text()

@@ -6,10 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from jaxcnn import models
 from jaxcnn.config import ModelConfig
-from jaxcnn.models.pretrained.catalogue import CATALOGUE, imagenet_classes, read_pretrained
+from jaxcnn.models.pretrained import NAMES, read_pretrained
+from jaxcnn.models.pretrained.imagenet import imagenet_classes
+from jaxcnn.models.pretrained.packages import PACKAGES
 
 PARAMETERS = {0: 4_652_008, 1: 5_416_680, 2: 6_092_072, 3: 8_197_096, 4: 13_006_568}
 """Published as 4.7, 5.4, 6.1, 8.2 and 13.0 million."""
@@ -83,23 +86,16 @@ LOGITS = {
 """What `efficientnet-lite-pytorch` 0.1.0 computes for `wave(side)` with the real weights: classes and their logits."""
 
 
-@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_weights_compute_what_the_original_does(name):
-    entry = CATALOGUE[name]
-    if importlib.util.find_spec(entry.module) is None:
-        pytest.skip(f"{entry.package} is not installed")
+    package = PACKAGES[name]
+    if importlib.util.find_spec(package.module) is None:
+        pytest.skip(f"{package.name} is not installed")
     found = read_pretrained(name)
-    expected = shapes(name)
-    assert {path: array.shape for path, array in found.items()} == expected
-    network = models.build(ModelConfig(name=name), classes=1000)
-    variables = {}
-    for path, array in found.items():
-        *folders, leaf = path.split("/")
-        node = variables
-        for folder in folders:
-            node = node.setdefault(folder, {})
-        node[leaf] = array
-    logits = np.asarray(network.apply(variables, jnp.asarray(wave(entry.side)), train=False))[0]
+    assert {path: array.shape for path, array in found.tensors.items()} == shapes(name)
+    network = models.build(found.model, classes=1000)
+    variables = traverse_util.unflatten_dict(found.tensors, sep="/")
+    logits = np.asarray(network.apply(variables, jnp.asarray(wave(found.side)), train=False))[0]
     classes, values = zip(*LOGITS[name], strict=True)
     np.testing.assert_allclose(logits[list(classes)], values, atol=2e-5)
     assert logits.argmax() == classes[0]

@@ -1,4 +1,4 @@
-"""Exports a run: `python -m export WORKDIR [-o model.onnx | -o weights.safetensors] [--quantize int8] ...`."""
+"""Exports a model: `python -m export WORKDIR_OR_NAME [-o model.onnx | -o NAME.safetensors] [--quantize int8] ...`."""
 
 import sys
 from collections.abc import Sequence
@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from export.errors import UnsupportedError, VerificationError
+from export.pretrained import data_settings, export_pretrained, export_pretrained_weights
 from export.workdir import Quantization, export_weights, export_workdir
 from jaxcnn import cli, data, options
 from jaxcnn.config import DataConfig
 from jaxcnn.errors import UserError
-from jaxcnn.evaluation_data import data_config_of
+from jaxcnn.evaluation_data import data_config_of, with_classes_of
 from jaxcnn.leakage import check_no_leakage
+from jaxcnn.models.pretrained import Pretrained, read_pretrained
 from jaxcnn.run.workdir import Workdir
 from jaxcnn.weights import SUFFIX
 
@@ -25,13 +27,14 @@ class Arguments:
 
     output: Annotated[Path | None, options.Alias("-o")] = None
     """The file to write: NAME.onnx for a model, NAME.safetensors for weights to start another run from.
-    None: model.onnx in the run's folder, or model.int8.onnx if quantized."""
+    None: model.onnx in the run's folder, or model.int8.onnx if quantized; for a network by name, NAME.onnx here."""
     features: bool = False
     """Add the output `features`: the mean of each channel of the last feature map."""
     heatmap: bool = False
     """Add the output `heatmap`: where in the picture the evidence for the top class is."""
     quantize: Literal["int8"] | None = None
-    """Quantize the model to 8-bit integers, with ranges from the run's training pictures."""
+    """Quantize the model to 8-bit integers, with ranges from the run's training pictures. A network by name needs
+    pictures of its classes, or of some: give --data.source."""
     tolerance: float = 0.01
     """How far top-1 accuracy may fall through quantization, from 0 to 1; otherwise no file is written."""
     average: tuple[str, ...] = ()
@@ -59,31 +62,65 @@ class Arguments:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Exports a run. Exits with status 1 if the model cannot be exported or fails its verification."""
+    """Exports a run or a network by name. Exits with status 1 if it cannot be exported or fails its verification."""
     if not arguments or arguments[0].startswith("-"):
         _parse(DataConfig(), arguments)  # Prints the help and exits if that is asked for
-        raise UserError(f"give the folder of a run first, such as: {PROG} runs/digits")
-    workdir = Path(arguments[0])
+        raise UserError(f"give the folder of a run or the name of a network first, such as: {PROG} runs/digits")
+    name, *rest = arguments
+    pretrained = read_pretrained(name)
+    try:
+        path = _export_run(Path(name), rest) if pretrained is None else _export_pretrained(name, pretrained, rest)
+    except (UnsupportedError, VerificationError) as error:
+        sys.exit(f"{PROG}: {error}")
+    size = f"{path}: {path.stat().st_size / 1e6:.1f} MB"
+    if path.suffix == SUFFIX:
+        print(f"{size}, to train from with --init_from {path}")
+    else:
+        print(f"{size}, verified; {path.with_suffix('') / 'README.md'} describes it")
+
+
+def _export_run(workdir: Path, arguments: Sequence[str]) -> Path:
+    """Exports the best checkpoint of a run as the options say."""
     run = Workdir(workdir)
     recorded = run.read_data_config()
-    parsed = _parse(recorded, arguments[1:])
+    parsed = _parse(recorded, arguments)
     if parsed.weights is not None:
-        path = export_weights(workdir, parsed.weights, average=parsed.average)
-        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, to train from with --init_from {path}")
-        return
+        return export_weights(workdir, parsed.weights, average=parsed.average)
     # Pictures are loaded, and checked, for quantization only.
     quantization = None
     if parsed.quantize is not None:
         dataset = data.load(parsed.data)
         check_no_leakage(dataset, parsed.data, trained_on=recorded, fingerprint=run.read_pictures())
         quantization = Quantization(dataset=dataset, tolerance=parsed.tolerance)
-    try:
-        path = export_workdir(
-            workdir, parsed.output, features=parsed.features, heatmap=parsed.heatmap, quantization=quantization
-        )
-    except (UnsupportedError, VerificationError) as error:
-        sys.exit(f"{PROG}: {error}")
-    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, verified; {path.with_suffix('') / 'README.md'} describes it")
+    return export_workdir(
+        workdir, parsed.output, features=parsed.features, heatmap=parsed.heatmap, quantization=quantization
+    )
+
+
+def _export_pretrained(name: str, pretrained: Pretrained, arguments: Sequence[str]) -> Path:
+    """Exports weights that others trained as the options say."""
+    parsed = _parse(data_settings(pretrained), arguments)
+    if parsed.average:
+        raise UserError(f"--average is for the weights of runs, not for {name}; leave it out")
+    if parsed.weights is not None:
+        return export_pretrained_weights(name, pretrained, parsed.weights)
+    quantization = None
+    if parsed.quantize is not None:
+        if not parsed.data.source:
+            raise UserError(
+                f"--quantize needs pictures that set the ranges of {name}, and others to measure it on; give "
+                "--data.source with a folder for each of its classes, or for some of them"
+            )
+        dataset = with_classes_of(data.load(parsed.data), pretrained)
+        quantization = Quantization(dataset=dataset, tolerance=parsed.tolerance)
+    return export_pretrained(
+        name,
+        pretrained,
+        parsed.output,
+        features=parsed.features,
+        heatmap=parsed.heatmap,
+        quantization=quantization,
+    )
 
 
 def _parse(defaults: DataConfig, arguments: Sequence[str]) -> Arguments:
@@ -91,9 +128,9 @@ def _parse(defaults: DataConfig, arguments: Sequence[str]) -> Arguments:
     return options.parse(
         Arguments(data=data_config_of(source, trained_on=defaults)),
         arguments,
-        prog=f"{PROG} WORKDIR",
-        description="Exports a training run to one verified ONNX file, with a model card and a description beside it, "
-        "or its weights to a safetensors file.",
+        prog=f"{PROG} WORKDIR_OR_NAME",
+        description="Exports a training run, or a network that others trained by its name, to one verified ONNX file, "
+        "with a model card and a description beside it, or its weights to a safetensors file.",
     )
 
 

@@ -106,6 +106,11 @@ def _figures(metadata: Metadata, evaluation: Mapping[str, Any] | None) -> str:
         for key in _figure_keys(len(metadata.names))
         if key in metrics
     ]
+    if "published_top1" in metrics:
+        return (
+            f"Those who trained the weights published a top-1 accuracy of {metrics['published_top1']:.3f} on the "
+            f"validation pictures of {_plain(metadata.dataset)}. It was not measured again for this file."
+        )
     if not rows:
         return "The run was stopped before its first evaluation."
     count = f"{evaluation['count']:,} " if evaluation is not None else ""
@@ -154,12 +159,13 @@ def _quantization(figures: Mapping[str, Any], classes: int) -> str:
         ("pictures/s in batches of 64", f"{figures['rate_float32']:.0f}", f"{figures['rate_int8']:.0f}"),
         ("size, MB", f"{figures['bytes_float32'] / 1e6:.3g}", f"{figures['bytes_int8'] / 1e6:.3g}"),
     ]
+    where = f" of {_plain(figures['dataset'])}" if "dataset" in figures else ""
     explanation = (
         "Weights are int8 per channel, activations are uint8, and ranges come from "
         f"{figures['calibration_pictures']} training pictures. Weights are limited to ±64: processors without VNNI "
         "instructions add two products in 16 bits, which larger weights would overflow. Preprocessing, the first "
         "layer, the last layer and the softmax stay in float32. Accuracy was measured on "
-        f"{figures['pictures']:,} validation pictures, speed in onnxruntime with one thread on "
+        f"{figures['pictures']:,} validation pictures{where}, speed in onnxruntime with one thread on "
         f"{figures['processor']} (the fastest of several rounds)."
     )
     return f"## Quantization to int8\n\n{explanation}\n\n" + _table(("", "float32", "int8"), rows)

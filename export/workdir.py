@@ -83,36 +83,80 @@ def export_workdir(
     """
     run = Workdir(workdir)
     # Refuse what cannot succeed before the work, which may take minutes.
-    target = _target(run, output, quantized=quantization is not None)
+    target = find_target(output, default=run.onnx, quantized=quantization is not None)
     trained = load_model(workdir)
-    if quantization is not None:
-        _check_same_pictures(quantization.dataset, trained)
-    publish.check_replaceable(target)
     # Real pictures verify more than random ones.
     if pictures is None:
         pictures = sidecars.read_pictures(run.onnx, trained.config.data.image_size)
-    # A file elsewhere is meant to be given away, the pictures may not be.
-    shown = pictures if target.resolve().parent == run.path.resolve() else None
+    source = Source(
+        trained=trained,
+        metadata=describe_run(run, trained),
+        evaluation=_read_evaluation(run, trained),
+        pictures=pictures,
+        # A file elsewhere is meant to be given away, the pictures may not be.
+        shows_pictures=target.resolve().parent == run.path.resolve(),
+    )
+    return export_model(source, target, features=features, heatmap=heatmap, quantization=quantization)
+
+
+def find_target(output: Path | None, *, default: Path, quantized: bool) -> Path:
+    """Returns the path of the file to write: `output` if it is given.
+
+    Raises:
+      UserError: it does not end with .onnx.
+    """
+    if output is not None and output.suffix != ".onnx":
+        raise UserError(f"{output} does not end with .onnx; give such a name with -o")
+    return output or (default.with_suffix(".int8.onnx") if quantized else default)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """What a model file is made from.
+
+    Attributes:
+      trained: the trained model.
+      metadata: what the file says about it, without calibration and quantization.
+      evaluation: the record of its evaluation on the validation pictures of its training; None if there is none.
+      pictures: real pictures to verify with, besides random ones; uint8 [n, height, width, 3].
+      shows_pictures: whether the example beside the file may have these pictures; otherwise it has noise.
+    """
+
+    trained: TrainedModel
+    metadata: Metadata
+    evaluation: dict[str, Any] | None = None
+    pictures: np.ndarray | None = None
+    shows_pictures: bool = False
+
+
+def export_model(
+    source: Source, target: Path, *, features: bool, heatmap: bool, quantization: Quantization | None
+) -> Path:
+    """Writes a trained model as a verified ONNX file, with the files beside it; see `export_workdir`.
+
+    Raises:
+      UserError: as `export_workdir`.
+      UnsupportedError: as `export_workdir`.
+      VerificationError: as `export_workdir`.
+    """
+    # Refuse what cannot succeed before the work.
+    if quantization is not None:
+        _check_same_pictures(quantization.dataset, source.trained)
+    publish.check_replaceable(target)
+    shown = source.pictures if source.shows_pictures else None
     try:
         with publish.temporary_folder(target) as folder:
             path = folder / target.name
             metadata, evaluation, checks = _write_model(
-                run, trained, path, pictures, features=features, heatmap=heatmap, quantization=quantization
+                source, path, features=features, heatmap=heatmap, quantization=quantization
             )
             card = write_card(metadata, sidecars.describe(path), evaluation=evaluation, checks=checks)
-            example = _noise(4, trained.config.data.image_size) if shown is None else shown
+            example = _noise(4, source.trained.config.data.image_size) if shown is None else shown
             beside = sidecars.make_sidecars(path, metadata, card=card, pictures=example, real=shown is not None)
             publish.publish(path, beside, target)
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error.strerror or error}; give another path with -o") from error
     return target
-
-
-def _target(run: Workdir, output: Path | None, *, quantized: bool) -> Path:
-    """Returns the path of the file to write."""
-    if output is not None and output.suffix != ".onnx":
-        raise UserError(f"{output} does not end with .onnx; give such a name with -o")
-    return output or (run.onnx.with_suffix(".int8.onnx") if quantized else run.onnx)
 
 
 class _Written(NamedTuple):
@@ -124,19 +168,12 @@ class _Written(NamedTuple):
 
 
 def _write_model(
-    run: Workdir,
-    trained: TrainedModel,
-    path: Path,
-    pictures: np.ndarray | None,
-    *,
-    features: bool,
-    heatmap: bool,
-    quantization: Quantization | None,
+    source: Source, path: Path, *, features: bool, heatmap: bool, quantization: Quantization | None
 ) -> _Written:
     """Writes a verified model with its metadata."""
     # Write and verify the float32 model; quantize it if asked.
-    evaluation, figures = _read_evaluation(run, trained), None
-    file, checks = _write_verified(trained, path, pictures, features=features, heatmap=heatmap)
+    trained, evaluation, figures = source.trained, source.evaluation, None
+    file, checks = _write_verified(trained, path, source.pictures, features=features, heatmap=heatmap)
     if quantization is not None:
         file, figures, evaluation = _quantize(file, trained, quantization)
         checks = [
@@ -144,7 +181,10 @@ def _write_model(
             f"Quantized, it is valid ONNX, and top-1 falls by at most {quantization.tolerance}.",
         ]
     # Say in the file what it is.
-    metadata = dataclasses.replace(describe_run(run, trained), calibration=trained.calibration, quantization=figures)
+    metadata = dataclasses.replace(source.metadata, calibration=trained.calibration, quantization=figures)
+    # A file that records no steps was trained by others: its validation pictures are not those measured here.
+    if metadata.step is None:
+        evaluation = None
     # The checkpoint's own metrics were measured before it was calibrated.
     if evaluation is not None:
         metrics = {key: evaluation[key] for key in ("loss", "top1", "top5", "ece")}
@@ -297,6 +337,7 @@ def _quantize(
     speeds = quantize.compare_speed(files, side)
     # Compare both in accuracy, size and speed.
     figures = {
+        **({} if dataset.name == trained.dataset else {"dataset": dataset.name}),
         "tolerance": quantization.tolerance,
         "calibration_pictures": min(len(dataset.train), quantize.CALIBRATION_PICTURES),
         "pictures": len(dataset.validation),

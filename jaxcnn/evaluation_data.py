@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int32
@@ -12,6 +13,19 @@ from jaxcnn.config import DataConfig
 from jaxcnn.errors import UserError
 from jaxcnn.leakage import check_no_leakage, is_same_source, load_without_hold_out
 from jaxcnn.paths import composed
+
+
+@runtime_checkable
+class HasClasses(Protocol):
+    """A model that knows its classes."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Class names, in the order of the outputs."""
+
+    @property
+    def wnids(self) -> tuple[str, ...]:
+        """WordNet ids in the same order; empty if the data had none."""
 
 
 def data_config_of(source: str | os.PathLike[str] | None, *, trained_on: DataConfig) -> DataConfig:
@@ -40,6 +54,8 @@ def load_evaluation_data(config: DataConfig, classifier: Classifier, *, hold_out
       UserError: the pictures cannot be loaded or have another size, a class is not one of the model's, or pictures that
         the model was trained on would be validation pictures.
     """
+    if not config.source:
+        raise UserError("the pictures that the model was trained on are not recorded; give some with --data.source")
     # The model takes pictures of one size.
     side = classifier.config.data.image_size
     if config.image_size != side:
@@ -47,21 +63,27 @@ def load_evaluation_data(config: DataConfig, classifier: Classifier, *, hold_out
             f"data.image_size is {config.image_size}, but the model takes {side}; give {side} or leave it out"
         )
     dataset = data.load(config) if hold_out else load_without_hold_out(config)
-    # The model's classes may be more, and in another order.
-    indices = class_indices(dataset, classifier)
-    train, validation = (
-        dataclasses.replace(split, labels=indices[split.labels]) for split in (dataset.train, dataset.validation)
-    )
-    dataset = dataclasses.replace(
-        dataset, names=classifier.names, wnids=classifier.wnids, train=train, validation=validation
-    )
+    dataset = with_classes_of(dataset, classifier)
     # After the labels were mapped, as they are a part of the fingerprint.
     if hold_out:
         check_no_leakage(dataset, config, trained_on=classifier.config.data, fingerprint=classifier.pictures)
     return dataset
 
 
-def class_indices(dataset: data.Dataset, classifier: Classifier) -> Int32[np.ndarray, " classes"]:
+def with_classes_of(dataset: data.Dataset, model: HasClasses) -> data.Dataset:
+    """Returns the data with the classes of a model, which may have more, in another order.
+
+    Raises:
+      UserError: a class of the data is not one of the model's.
+    """
+    indices = class_indices(dataset, model)
+    train, validation = (
+        dataclasses.replace(split, labels=indices[split.labels]) for split in (dataset.train, dataset.validation)
+    )
+    return dataclasses.replace(dataset, names=model.names, wnids=model.wnids, train=train, validation=validation)
+
+
+def class_indices(dataset: data.Dataset, model: HasClasses) -> Int32[np.ndarray, " classes"]:
     """Returns the model's index of each class of the data, which may have fewer, in another order.
 
     Classes are matched by WordNet id where both have them: two classes may share a name ("crane"). Folders may be named
@@ -70,16 +92,16 @@ def class_indices(dataset: data.Dataset, classifier: Classifier) -> Int32[np.nda
     Raises:
       UserError: a class of the data is not one of the model's.
     """
-    found = dataset.wnids if classifier.wnids and dataset.wnids else dataset.names
-    if found in (classifier.wnids, classifier.names):
+    found = dataset.wnids if model.wnids and dataset.wnids else dataset.names
+    if found in (model.wnids, model.names):
         return np.arange(len(found), dtype=np.int32)
     # Match by name or WordNet id.
-    known = {composed(name): i for names in (classifier.names, classifier.wnids) for i, name in enumerate(names)}
+    known = {composed(name): i for names in (model.names, model.wnids) for i, name in enumerate(names)}
     for name in found:
         if composed(name) not in known:
-            first = ", ".join(map(repr, classifier.names[:3]))
+            first = ", ".join(map(repr, model.names[:3]))
             raise UserError(
-                f"the class {name!r} of {dataset.name} is not one of the model's {len(classifier.names)}, which begin "
+                f"the class {name!r} of {dataset.name} is not one of the model's {len(model.names)}, which begin "
                 f"with {first}; give the data it was trained on, or some with classes of these names"
             )
     return np.array([known[composed(name)] for name in found], np.int32)

@@ -10,7 +10,9 @@ from jaxcnn.errors import UserError
 
 
 def is_same_source(one: str, other: str) -> bool:
-    """Whether two values of `data.source` mean the same source: one name, or paths to one place."""
+    """Whether two values of `data.source` mean one source: the same name, or paths to one place. '' means none."""
+    if not (one and other):
+        return False
     if is_named(one) or is_named(other):
         return one == other
     return _resolve(one) == _resolve(other)

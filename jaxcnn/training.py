@@ -154,7 +154,8 @@ def _restore(run: Run, checkpoints: Checkpoints) -> tuple[Weights | None, TrainS
         return None, initial_state(run)
     weights = read_weights(config.init_from)
     state = initial_state(run, weights)
-    check_no_leakage(run.dataset, config.data, trained_on=weights.trained_on, fingerprint=weights.pictures)
+    if weights.trained_on is not None:
+        check_no_leakage(run.dataset, config.data, trained_on=weights.trained_on, fingerprint=weights.pictures)
     return weights, state
 
 

@@ -1,5 +1,6 @@
-"""Trained weights to start another run from: a safetensors file that `python -m export` wrote, or a run's workdir."""
+"""Trained weights to start another run from: by a name, a safetensors file that `python -m export` wrote, or a run."""
 
+import difflib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,9 +20,10 @@ from jaxcnn.disk import write_atomically
 from jaxcnn.errors import UserError
 from jaxcnn.leakage import is_same_data
 from jaxcnn.metadata import Metadata
+from jaxcnn.models.pretrained import NAMES, Pretrained, read_pretrained
 from jaxcnn.paths import named_path
 from jaxcnn.run.checkpoint import load_model
-from jaxcnn.run.lineage import Training, trainings
+from jaxcnn.run.lineage import Training, describe_pretrained, trainings
 from jaxcnn.run.workdir import Workdir
 from jaxcnn.state import Variables
 
@@ -38,8 +40,8 @@ class Weights:
     Attributes:
       source: what they were read from.
       model: settings of the network.
-      trained_on: settings of the training data.
-      pictures: fingerprint of its split; None in a file that does not record it.
+      trained_on: settings of the training data; None if others trained them.
+      pictures: fingerprint of its split; None if that was not recorded.
       names: class names, in the order of the outputs.
       wnids: WordNet ids in the same order; empty if the data had none.
       dataset: name of the training data.
@@ -49,7 +51,7 @@ class Weights:
 
     source: str
     model: ModelConfig
-    trained_on: DataConfig
+    trained_on: DataConfig | None
     pictures: Fingerprint | None
     names: tuple[str, ...]
     wnids: tuple[str, ...]
@@ -87,8 +89,10 @@ def read_weights(source: str) -> Weights:
     """Reads the weights that the setting `init_from` names.
 
     Raises:
-      UserError: they do not exist, or are damaged.
+      UserError: they do not exist, are not installed, or are damaged.
     """
+    if (pretrained := read_pretrained(source)) is not None:
+        return weights_of(pretrained, source=source)
     path = _find(source)
     if path.is_dir():
         return _read_run(path, source)
@@ -105,6 +109,21 @@ def read_weights(source: str) -> Weights:
             trainings=metadata.trainings,
             tensors={name: _read_tensor(path, file, name) for name in file.keys()},  # noqa: SIM118
         )
+
+
+def weights_of(pretrained: Pretrained, *, source: str) -> Weights:
+    """Returns weights that others trained, which `source` names, as weights to start from."""
+    return Weights(
+        source=source,
+        model=pretrained.model,
+        trained_on=None,
+        pictures=None,
+        names=pretrained.names,
+        wnids=pretrained.wnids,
+        dataset=pretrained.dataset,
+        trainings=(describe_pretrained(pretrained),),
+        tensors=pretrained.tensors,
+    )
 
 
 def _read_run(path: Path, source: str) -> Weights:
@@ -129,6 +148,8 @@ def read_model(source: str) -> ModelConfig:
     Raises:
       UserError: as `read_weights`.
     """
+    if (pretrained := read_pretrained(source)) is not None:
+        return pretrained.model
     path = _find(source)
     if path.is_dir():
         return Workdir(path).read_config().model
@@ -181,6 +202,9 @@ def _check_averageable(first: Weights, other: Weights) -> None:
 
 
 def _has_same_split(one: Weights, other: Weights) -> bool:
+    # What others held out is not known.
+    if one.trained_on is None or other.trained_on is None:
+        return True
     # Files of earlier versions have no fingerprint.
     if one.pictures is None or other.pictures is None:
         return is_same_data(one.trained_on, other.trained_on)
@@ -219,7 +243,7 @@ def _compact(values: np.ndarray) -> np.ndarray:
 
 def _find(source: str) -> Path:
     """Returns the path of a source: the folder of a run, or a file with the right suffix."""
-    others = f"a {SUFFIX} file or the workdir of a run"
+    others = f"{', '.join(map(repr, NAMES))}, a {SUFFIX} file or the workdir of a run"
     if source == "shipped":
         if not SHIPPED.is_file():
             raise UserError(f"init_from is 'shipped', but {SHIPPED} is missing; give {others}")
@@ -228,7 +252,9 @@ def _find(source: str) -> Path:
         raise UserError(f"init_from is empty; give 'shipped', {others}")
     path = named_path(source, option="init_from")
     if not path.exists():
-        raise UserError(f"init_from is {source!r}, which does not exist; give 'shipped', {others}")
+        close = difflib.get_close_matches(source, ("shipped", *NAMES), n=1)
+        hint = f"did you mean {close[0]!r}? Otherwise " if close else ""
+        raise UserError(f"init_from is {source!r}, which does not exist; {hint}give 'shipped', {others}")
     if not path.is_dir() and path.suffix != SUFFIX:
         raise UserError(
             f"init_from is {source!r}, which does not end with {SUFFIX}; `python -m export WORKDIR -o NAME{SUFFIX}` "

@@ -59,7 +59,11 @@ def test_another_network_has_its_default_shape(option):
         ("--checkpoint_minutes inf", "checkpoint_minutes is inf; it must be finite"),
         ("--optim.clip_norm inf", r"optim\.clip_norm is inf; it must be finite"),
         ("--seed 99999999999999999999999", "seed is 9+; it must be from 0 to"),
-        ("--init_from=", "init_from is empty; give 'shipped', a .safetensors file or the workdir of a run"),
+        (
+            "--init_from=",
+            "init_from is empty; give 'shipped', 'efficientnet_lite0', 'efficientnet_lite1', 'efficientnet_lite2', "
+            "a .safetensors file or the workdir of a run",
+        ),
         ("--init_from ~nosuchuser/x", "init_from is '~nosuchuser/x', but there is no such home directory"),
         (f"--init_from {'x' * 5000}", "init_from is 'x+...', which cannot be read: File name too long"),
         ("--workdir=", "workdir is empty; give a path or leave the option out"),

@@ -74,7 +74,7 @@ def test_in_jaxcnn_only_training_imports_export():
 
 
 def test_the_converter_knows_no_jaxcnn():
-    reads_workdir = ("__main__", "card", "publish", "sidecars", "workdir")
+    reads_workdir = ("__main__", "card", "pretrained", "publish", "sidecars", "workdir")
     allowed = {f"export/{name}.py": {"jaxcnn"} for name in reads_workdir}
     found = modules_importing("export", {"jaxcnn", "server", "optax", "orbax"})
     assert found.items() <= allowed.items()

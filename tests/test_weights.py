@@ -367,11 +367,17 @@ def test_invalid_tensors_are_named(file, change, message):
 
 
 def test_a_source_that_is_not_weights_is_named(tmp_path):
-    refuse(tmp_path / "absent", "init_from is '.*absent', which does not exist; give 'shipped', a .safetensors file or")
+    others = (
+        "'efficientnet_lite0', 'efficientnet_lite1', 'efficientnet_lite2', a .safetensors file or the workdir of a run"
+    )
+    refuse(tmp_path / "absent", f"init_from is '.*absent', which does not exist; give 'shipped', {others}$")
     (tmp_path / "model.onnx").write_bytes(b"")
     refuse(tmp_path / "model.onnx", r"does not end with .safetensors; `python -m export WORKDIR -o NAME.safetensors`")
     refuse(tmp_path, "is not the workdir of a training run")
-    refuse("", "init_from is empty; give 'shipped', a .safetensors file or the workdir of a run")
+    refuse("", f"init_from is empty; give 'shipped', {others}$")
+    for typo, meant in (("efficientnet-lite0", "efficientnet_lite0"), ("shiped", "shipped")):
+        hint = f"did you mean '{meant}'. Otherwise give 'shipped', {others}$"
+        refuse(typo, f"^init_from is '{typo}', which does not exist; {hint}")
     safetensors.numpy.save_file({"a": np.zeros(1, np.float32)}, tmp_path / "bare.safetensors")
     refuse(tmp_path / "bare.safetensors", "was not made by .*: metadata.names is missing")
 
@@ -390,7 +396,10 @@ def test_the_shipped_weights_are_beside_the_servers_model(monkeypatch, file):
     assert read_weights("shipped").names == NAMES
     assert read_weights("shipped").source == "shipped"
     monkeypatch.setattr(weights, "SHIPPED", file.parent / "absent")
-    refuse("shipped", f"'shipped', but {re.escape(str(file.parent))}/absent is missing; give a .safetensors file or")
+    refuse(
+        "shipped",
+        f"'shipped', but {re.escape(str(file.parent))}/absent is missing; give 'eff.*, a .safetensors file or",
+    )
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "muon"])

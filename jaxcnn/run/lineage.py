@@ -9,6 +9,7 @@ from pathlib import Path
 from jaxcnn import models
 from jaxcnn.disk import write_atomically
 from jaxcnn.errors import UserError
+from jaxcnn.models.pretrained import Pretrained
 from jaxcnn.run.checkpoint import TrainedModel
 from jaxcnn.run.cost import describe_arithmetic, describe_time
 from jaxcnn.run.describe import (
@@ -48,7 +49,22 @@ def trainings(run: Workdir, trained: TrainedModel) -> tuple[Training, ...]:
       UserError: the record of the earlier trainings is damaged.
     """
     own = Training(trained.dataset, trained.license, _recipe(run, trained))
-    return (*_read_earlier(run.earlier_trainings), own)
+    return (*read_earlier(run.earlier_trainings), own)
+
+
+def describe_pretrained(weights: Pretrained) -> Training:
+    """Describes the training behind weights that others trained, as far as they published it."""
+    parameters = {path: values for path, values in weights.tensors.items() if path.startswith("params/")}
+    rows = {
+        "network": describe_network(weights.model),
+        "parameters": f"{models.count_parameters(parameters):,}",
+        "weights": str(weights.origin),
+        "pictures": f"{weights.side}x{weights.side} pixels",
+    }
+    if weights.top1 is not None:
+        rows["published top-1 accuracy"] = f"{weights.top1:.3f} on the validation split"
+    terms = {"weights": weights.license, "pictures": weights.dataset_license}
+    return Training(weights.dataset, "; ".join(f"{what}: {text}" for what, text in terms.items() if text), rows)
 
 
 def record_earlier(earlier: Sequence[Training], path: Path) -> None:
@@ -56,8 +72,12 @@ def record_earlier(earlier: Sequence[Training], path: Path) -> None:
     write_atomically(path, json.dumps([dataclasses.asdict(training) for training in earlier], indent=2) + "\n")
 
 
-def _read_earlier(path: Path) -> tuple[Training, ...]:
-    """Reads the record of earlier trainings. A run that started from random weights has none."""
+def read_earlier(path: Path) -> tuple[Training, ...]:
+    """Reads the record of earlier trainings. A run that started from random weights has none.
+
+    Raises:
+      UserError: it is damaged.
+    """
     try:
         return decode(tuple[Training, ...], json.loads(path.read_text(encoding="utf-8")), "trainings")
     except FileNotFoundError:

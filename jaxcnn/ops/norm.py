@@ -22,6 +22,9 @@ from jaxcnn.ops.layout import in_hwnc, pointwise
 PIECES = 16
 """Parts of a map that `_two_sums` adds to each other before it sums over positions."""
 
+SAMPLES = 64
+"""Rows of a map whose mean is subtracted from all of them before they are squared."""
+
 type Map = Float[Array, "*batch channels"]
 type Rows = Float[Array, "positions channels"]
 type PerChannel = Float[Array, " channels"]
@@ -99,10 +102,10 @@ def batch_norm_act(
     maps = (x,) if residual is None else (x, residual)
     if using_cpu_kernels():
         return in_hwnc(partial(_batch_norm_act_on_cpu, scale, bias, epsilon, activation), *maps)
-    wide, axes = x.astype(jnp.float32), tuple(range(x.ndim - 1))
-    mean = wide.mean(axes)
-    # The mean of squares needs one pass over the map instead of two; rounding can take the variance just below zero.
-    var = jnp.maximum(lax.square(wide).mean(axes) - lax.square(mean), 0)
+    rows = x.reshape(-1, x.shape[-1])
+    shift = _near_mean(rows)
+    shifted, axes = x.astype(jnp.float32) - shift.reshape((1,) * (x.ndim - 1) + (-1,)), tuple(range(x.ndim - 1))
+    mean, var = _moments(shift, shifted.mean(axes), lax.square(shifted).mean(axes))
     factor = scale * lax.rsqrt(var + epsilon)
     y = affine_act(x, factor, bias - mean * factor, residual, activation=activation)
     return Normalised(y, mean, var)
@@ -218,9 +221,25 @@ def _activation_gradient(
 
 def _statistics(z: Rows) -> tuple[PerChannel, PerChannel]:
     """Mean and biased variance in float32."""
-    total, squares = _two_sums(lambda z: (z.astype(jnp.float32),) * 2, z)
-    mean = total / z.shape[0]
-    return mean, jnp.maximum(squares / z.shape[0] - lax.square(mean), 0)
+    shift = materialize(_near_mean(z))
+    total, squares = _two_sums(lambda z: (z.astype(jnp.float32) - shift[None],) * 2, z)
+    return _moments(shift, total / z.shape[0], squares / z.shape[0])
+
+
+def _near_mean(z: Rows) -> PerChannel:
+    """The mean of each channel over at most `SAMPLES` evenly spaced rows, without a gradient."""
+    step = -(-z.shape[0] // SAMPLES)
+    return lax.stop_gradient(z[step // 2 :: step].astype(jnp.float32).mean(0))
+
+
+def _moments(shift: PerChannel, mean: PerChannel, squares: PerChannel) -> tuple[PerChannel, PerChannel]:
+    """Mean and variance of each channel, from the means of its values and of their squares after `shift` was subtracted.
+
+    The squares need one pass over the map instead of two. Without the shift, float32 would lose the variance of a
+    channel whose mean is a thousand times its standard deviation (Chan et al. 1983).
+    """
+    # Rounding can take the variance just below zero.
+    return shift + mean, jnp.maximum(squares - lax.square(mean), 0)
 
 
 def _two_sums(factors: Callable[..., tuple[Rows, Rows]], *maps: Rows) -> tuple[PerChannel, PerChannel]:

@@ -69,3 +69,19 @@ def test_bfloat16_is_summed_in_float32(channels):
     with use_cpu_kernels(True):
         mean = batch_norm_act(z, scale, bias, epsilon=1e-5, activation=RELU).mean
     np.testing.assert_allclose(mean, z.astype(jnp.float32).mean(0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("cpu", [True, False])
+@pytest.mark.parametrize("ratio", [1_000, 5_000])
+def test_the_variance_of_a_map_with_a_large_mean_is_kept(ratio, cpu):
+    z = normal(4, 24, 24, 8) + ratio
+    scale, bias = jnp.ones(8), jnp.zeros(8)
+    # The second map has corners far from the mean, as maps have that were padded with zeros.
+    for x in (z, z.at[:, 0, 0].add(100.0)):
+        exact = np.asarray(x, np.float64)
+        expected_mean, expected_std = exact.mean((0, 1, 2)), exact.std((0, 1, 2))
+        with use_cpu_kernels(cpu):
+            y, mean, var = batch_norm_act(x, scale, bias, epsilon=0.0, activation=IDENTITY)
+        np.testing.assert_allclose(mean, expected_mean, rtol=1e-6)
+        np.testing.assert_allclose(var, expected_std**2, rtol=1e-3)
+        np.testing.assert_allclose(y, (exact - expected_mean) / expected_std, atol=ratio * 2e-6)

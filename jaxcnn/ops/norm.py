@@ -233,7 +233,7 @@ def _near_mean(z: Rows) -> PerChannel:
 
 
 def _moments(shift: PerChannel, mean: PerChannel, squares: PerChannel) -> tuple[PerChannel, PerChannel]:
-    """Mean and variance of each channel, from the means of its values and of their squares after `shift` was subtracted.
+    """Mean and variance of each channel, from the means of values and squares after `shift` was subtracted.
 
     The squares need one pass over the map instead of two. Without the shift, float32 would lose the variance of a
     channel whose mean is a thousand times its standard deviation (Chan et al. 1983).

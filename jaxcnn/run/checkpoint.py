@@ -1,12 +1,17 @@
-"""The checkpoints of a run: the last and the best, written atomically by Orbax, restored strictly."""
+"""The checkpoints of a run: the last and the best, written atomically by Orbax, restored strictly.
+
+What is read is compared with its checksums. A damaged checkpoint is set aside, renamed to `STEP.damaged`, and the one
+before it is used; if there is no other, it stays and the error says so.
+"""
 
 import dataclasses
+import itertools
 import json
 import logging
 import re
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +23,12 @@ from orbax.checkpoint import v1 as ocp
 
 from jaxcnn import models
 from jaxcnn.calibration import Calibration, read_calibration
+from jaxcnn.checksum import ChecksumError
 from jaxcnn.config import Config
 from jaxcnn.disk import sync
 from jaxcnn.errors import UserError
+from jaxcnn.run.progress import console
+from jaxcnn.run.seal import check_arrays, check_files, checksum_arrays, write_seal
 from jaxcnn.run.workdir import Workdir
 from jaxcnn.state import TrainState, Variables, init_variables
 
@@ -29,6 +37,14 @@ SELECTED_BY = "top1"
 
 UNFINISHED = ".orbax-checkpoint-tmp"
 """Suffix of folders that Orbax is still writing; Orbax removes leftovers when it next opens the checkpoints."""
+
+
+DAMAGED = ".damaged"
+"""Suffix of folders of damaged checkpoints."""
+
+
+class DamagedError(UserError):
+    """A checkpoint is damaged."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +86,9 @@ class TrainedModel:
 class Checkpoints:
     """The checkpoints of one run. Use `open_checkpoints`."""
 
-    def __init__(self, checkpointer: ocp.training.Checkpointer):
+    def __init__(self, checkpointer: ocp.training.Checkpointer, arrays: dict[str, str]):
         self._checkpointer = checkpointer
+        self._arrays = arrays
 
     @property
     def last_step(self) -> int | None:
@@ -89,10 +106,13 @@ class Checkpoints:
         Raises:
           UserError: the disk is full or cannot be written. Earlier checkpoints are kept.
         """
-        step = int(state.step)
+        step, items = int(state.step), _to_items(state)
+        # Taken before Orbax writes the arrays, so that they are protected all the way.
+        self._arrays.clear()
+        self._arrays.update(checksum_arrays(items))
         try:
             with _without_orbax_logs():
-                self._checkpointer.save_checkpointables(step, _to_items(state), metrics=metrics)
+                self._checkpointer.save_checkpointables(step, items, metrics=metrics)
             # The contents reached the disk before the folder was renamed. The new name has to reach it too, before
             # older checkpoints are deleted: a power cut must not lose both.
             _sync(self._folder(step))
@@ -107,16 +127,23 @@ class Checkpoints:
             ) from error
 
     def restore(self, like: TrainState) -> TrainState:
-        """Restores the last checkpoint.
+        """Restores the last checkpoint. If it is damaged, sets it aside and restores the one before it.
 
         Args:
           like: a state with the structure, shapes and types that the checkpoint must have.
 
         Raises:
           UserError: the checkpoint has another model or optimizer (the message names the first path that differs), is
-            damaged, or cannot be read.
+            damaged and the only one, or cannot be read.
         """
-        items = _load(self._checkpointer, self._checkpointer.latest, _to_items(like))
+        while True:
+            last = self._checkpointer.latest
+            try:
+                items = _load(self._checkpointer, last, _to_items(like))
+                break
+            except DamagedError as error:
+                _set_aside(Path(self._checkpointer.directory), last.step, error)
+                self._checkpointer.reload()
         training = items["training"]
         return TrainState(
             step=training["step"],
@@ -144,20 +171,22 @@ def open_checkpoints(directory: Path) -> Iterator[Checkpoints]:
     """Opens a folder of checkpoints for training; creates it if it does not exist.
 
     Raises:
-      UserError: the metrics of a checkpoint are damaged or cannot be read.
+      UserError: the metrics of a checkpoint are damaged and there is no other, or cannot be read.
     """
+    arrays: dict[str, str] = {}
 
-    def sync_unfinished() -> None:
+    def finish() -> None:
         for folder in directory.glob(f"*{UNFINISHED}"):
+            write_seal(folder, arrays)
             _sync(folder)
 
     context = ocp.Context()
     # Orbax calls this when all files are written, before it renames the folder: what has a step's name is whole.
-    context.asynchronous.post_finalization_callback = sync_unfinished
+    context.asynchronous.post_finalization_callback = finish
     checkpointer = _open(directory, context=context, cleanup_tmp_directories=True)
     closing: AbstractContextManager[None] = nullcontext()
     try:
-        yield Checkpoints(checkpointer)
+        yield Checkpoints(checkpointer, arrays)
     except UserError:
         # After a failed write Orbax raises the same error again when it closes.
         closing = suppress(OSError, ValueError)
@@ -218,18 +247,53 @@ def _open(directory: Path, **options: Any) -> ocp.training.Checkpointer:
     """Opens a folder of checkpoints. Orbax reads the metrics of all of them, so these are checked before.
 
     Raises:
-      UserError: the metrics of a checkpoint are damaged or cannot be read.
+      UserError: the metrics of a checkpoint are damaged and there is no other, or cannot be read.
     """
-    for folder in sorted(directory.absolute().glob("*/metrics")):
+    directory = directory.absolute()
+    for folder in sorted(directory.glob("*/metrics")):
         if folder.parent.name.isdigit():  # Others are still being written.
-            file, advice = folder / "metrics", f"remove the folder {folder} to continue without them"
-            with _read_errors(str(file), advice=advice), suppress(FileNotFoundError):
-                float(json.loads(file.read_bytes())[SELECTED_BY])
+            try:
+                _check_metrics(folder)
+            except DamagedError as error:
+                _set_aside(directory, int(folder.parent.name), error)
     with _without_orbax_logs():
         try:
-            return ocp.training.Checkpointer(directory.absolute(), **options)
+            return ocp.training.Checkpointer(directory, **options)
         except FileNotFoundError:  # Training deleted a checkpoint while Orbax listed them.
-            return ocp.training.Checkpointer(directory.absolute(), **options)
+            return ocp.training.Checkpointer(directory, **options)
+
+
+def _check_metrics(folder: Path) -> None:
+    """Raises a `UserError` if the metrics of a checkpoint are damaged or cannot be read."""
+    file, advice = folder / "metrics", f"remove the folder {folder} to continue without them"
+    with _read_errors(str(file), advice=advice), suppress(FileNotFoundError):
+        float(json.loads(file.read_bytes())[SELECTED_BY])
+        check_files(folder.parent, (folder.name,))
+
+
+def _set_aside(directory: Path, step: int, error: DamagedError) -> None:
+    """Renames the folder of a damaged checkpoint, and says so.
+
+    Args:
+      directory: the folder of all checkpoints.
+      step: the step of the checkpoint.
+      error: how it is damaged.
+
+    Raises:
+      DamagedError: there is no other checkpoint to use, or the folder cannot be renamed.
+    """
+    others = [int(path.name) for path in directory.iterdir() if path.name.isdigit() and path.name != str(step)]
+    if not others:
+        raise error
+    folder = directory / str(step)
+    names = (f"{step}{DAMAGED}{'' if i == 1 else f'-{i}'}" for i in itertools.count(1))
+    target = next(directory / name for name in names if not (directory / name).exists())
+    try:
+        folder.rename(target)
+    except OSError:
+        raise error from None
+    reason = str(error).partition(";")[0]
+    console.print(f"{reason}: it was renamed to {target.name}, and checkpoint {max(others)} is used", soft_wrap=True)
 
 
 def _best(saved: Sequence[Any]) -> Any:
@@ -246,26 +310,36 @@ def _load_best(workdir: Workdir, like: Variables) -> tuple[Any, Variables]:
     Raises:
       UserError: there is no checkpoint yet, or it is damaged, cannot be read or does not fit.
     """
-    failures: dict[int, UserError] = {}
+    failures: set[int] = set()
     while True:
         with _open(workdir.checkpoints) as checkpointer:
             if not checkpointer.checkpoints:
                 raise UserError(f"{workdir.path} has no checkpoint yet; train first")
             best = _best(checkpointer.checkpoints)
-            if best.step in failures:
-                raise failures[best.step]
             try:
-                item = "average" if "average" in _metadata(checkpointer, best) else "model"
+                item = "average" if (workdir.checkpoints / str(best.step) / "average").exists() else "model"
                 return best, _load(checkpointer, best, {item: like})[item]
             except UserError as error:
-                # Training may have replaced the checkpoint in the meantime. Select again; fail if it is the same.
-                failures[best.step] = error
+                # Training may have replaced the checkpoint in the meantime: select again.
+                if best.step in failures:
+                    if not isinstance(error, DamagedError):
+                        raise
+                    _set_aside(workdir.checkpoints, best.step, error)
+                failures.add(best.step)
 
 
 def _load(checkpointer: ocp.training.Checkpointer, saved: Any, items: dict[str, Any]) -> dict[str, Any]:
-    """Loads items of a checkpoint, after checking that they have the expected structure, shapes and types."""
-    where = f"checkpoint {saved.step} of {checkpointer.directory}"
-    metadata = _metadata(checkpointer, saved)
+    """Loads items of a checkpoint, after checking that they have the expected structure, shapes and types.
+
+    Raises:
+      DamagedError: a file or an array differs from its checksum, or Orbax cannot read it.
+      UserError: the items differ from the expected ones, or the system refuses to read them.
+    """
+    where, folder = (
+        f"checkpoint {saved.step} of {checkpointer.directory}",
+        Path(checkpointer.directory) / str(saved.step),
+    )
+    metadata = _metadata(checkpointer, saved, items)
     for name, like in items.items():
         if name not in metadata:
             raise UserError(f"{where} has no {name!r}; give the settings it was trained with, or another --workdir")
@@ -274,13 +348,17 @@ def _load(checkpointer: ocp.training.Checkpointer, saved: Any, items: dict[str, 
             _check_tree(metadata[name], like, where=where, name=name)
     with _checkpoint_errors(checkpointer, saved), _without_orbax_logs():
         loaded: dict[str, Any] = checkpointer.load_checkpointables(saved, items)
+        check_arrays(folder, loaded)
     return loaded
 
 
-def _metadata(checkpointer: ocp.training.Checkpointer, saved: Any) -> dict[str, Any]:
-    """Shapes and types of the contents of a checkpoint, by item."""
+def _metadata(checkpointer: ocp.training.Checkpointer, saved: Any, items: Collection[str]) -> dict[str, Any]:
+    """Shapes and types of the contents of a checkpoint, by item, after checking the files of `items`."""
+    folder = Path(checkpointer.directory) / str(saved.step)
     with _checkpoint_errors(checkpointer, saved), _without_orbax_logs():
-        _check_readable(Path(checkpointer.directory) / str(saved.step))
+        _check_readable(folder)
+        # Before Orbax reads them: it leaves threads and coroutines behind when it fails.
+        check_files(folder, items)
         metadata: dict[str, Any] = checkpointer.checkpointables_metadata(saved).metadata
     return metadata
 
@@ -347,7 +425,8 @@ def _read_errors(where: str, *, advice: str) -> Iterator[None]:
       advice: what to do if it is damaged.
 
     Raises:
-      UserError: the code in the context failed.
+      DamagedError: the code in the context failed for another reason than the two others.
+      UserError: the operating system refused to read.
       MemoryError, JaxRuntimeError: there is not enough memory.
     """
     try:
@@ -361,7 +440,8 @@ def _read_errors(where: str, *, advice: str) -> Iterator[None]:
         # A missing file is damage, although the system reports it.
         reason = None if isinstance(cause, FileNotFoundError) else _system_reason(cause)
         if reason is None:
-            raise UserError(f"{where} is damaged ({type(error).__name__}); {advice}") from error
+            how = str(error) if isinstance(error, ChecksumError) else type(error).__name__
+            raise DamagedError(f"{where} is damaged ({how}); {advice}") from error
         raise UserError(f"{where} cannot be read: {reason}. It may be whole: fix that and run again") from error
 
 

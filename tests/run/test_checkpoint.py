@@ -140,26 +140,105 @@ def test_a_checkpoint_replaced_while_it_is_read_is_selected_again(run, monkeypat
     assert_same(model.variables, better.variables)
 
 
+@pytest.fixture
+def two(run):
+    """A run with two checkpoints: of step 1, the best, and of step 4."""
+    with open_checkpoints(run.checkpoints) as checkpoints:
+        checkpoints.save(at(make_state(seed=4), 4), metrics={"top1": 0.1})
+    return run
+
+
+def folders(run):
+    return sorted(path.name for path in run.checkpoints.iterdir())
+
+
 @pytest.mark.parametrize("method", ["checkpointables_metadata", "load_checkpointables"])
-def test_damage_is_reported_with_the_checkpoint_that_remains(run, monkeypatch, method):
+def test_the_only_checkpoint_stays_if_it_is_damaged(run, monkeypatch, method):
     def fail(*_):
         raise KeyError("damage")
 
-    def message(read):
-        with monkeypatch.context() as patch:
-            patch.setattr(Checkpointer, method, fail)
-            with pytest.raises(UserError) as caught:
-                read()
-        return str(caught.value).replace(f" of {run.checkpoints} is damaged (KeyError); remove its folder ", ": ")
-
-    others = ", or train in another --workdir"
-    assert message(lambda: load_model(run.path)) == f"checkpoint 1: to start anew, for there is no other{others}"
-    with open_checkpoints(run.checkpoints) as checkpoints:
-        checkpoints.save(at(make_state(), 4), metrics={"top1": 0.1})
-        assert message(lambda: load_model(run.path)) == f"checkpoint 1: to resume from checkpoint 4{others}"
-        assert (
-            message(lambda: checkpoints.restore(make_state())) == f"checkpoint 4: to resume from checkpoint 1{others}"
+    monkeypatch.setattr(Checkpointer, method, fail)
+    for read in (load_model, lambda path: resume(path / "checkpoints")):
+        with pytest.raises(UserError) as caught:
+            read(run.path)
+        assert str(caught.value) == (
+            f"checkpoint 1 of {run.checkpoints} is damaged (KeyError); remove its folder to start anew, for there is "
+            "no other, or train in another --workdir"
         )
+    assert folders(run) == ["1"]
+
+
+def flip(path, bit):
+    content = bytearray(path.read_bytes())
+    content[bit // 8 % len(content)] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+def largest_file(folder):
+    return max(folder.rglob("d/*"), key=lambda path: path.stat().st_size)
+
+
+@pytest.mark.parametrize(
+    ("read", "damaged", "used"), [(load_model, 1, 4), (lambda path: resume(path / "checkpoints"), 4, 1)]
+)
+def test_a_damaged_checkpoint_is_set_aside_and_the_other_is_used(two, capsys, read, damaged, used):
+    flip(largest_file(two.checkpoints / str(damaged)), 12345)
+    found = read(two.path)
+    assert int(found.step) == used
+    assert_same(found.variables, make_state(seed=used).variables)
+    assert folders(two) == sorted([str(used), f"{damaged}.damaged"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(
+        rf"checkpoint {damaged} of {two.checkpoints} is damaged \((model|training)/\S+ differs from its checksum\): "
+        rf"it was renamed to {damaged}\.damaged, and checkpoint {used} is used",
+        line,
+    )
+    # Training goes on.
+    with open_checkpoints(two.checkpoints) as checkpoints:
+        checkpoints.save(at(make_state(seed=5), 5))
+
+
+def test_no_folder_that_was_set_aside_is_replaced(two):
+    (two.checkpoints / "1.damaged").mkdir()
+    flip(two.checkpoints / "1" / "metrics" / "metrics", 0)
+    assert load_model(two.path).step == 4
+    assert folders(two) == ["1.damaged", "1.damaged-2", "4"]
+
+
+@pytest.mark.run
+@pytest.mark.parametrize("seed", range(50))
+def test_no_flipped_bit_is_loaded_without_a_word(two, capsys, seed):
+    files = [path for path in sorted(two.checkpoints.rglob("*")) if path.is_file()]
+    flip(files[seed % len(files)], int(np.random.default_rng(seed).integers(2**40)))
+    for read, expected in ((load_model, 1), (lambda path: resume(path / "checkpoints"), 4)):
+        try:
+            found = read(two.path)
+        except UserError as error:
+            said, found = str(error), None
+        else:
+            said = capsys.readouterr().err
+            assert_same(found.variables, make_state(seed=int(found.step)).variables)
+        assert (found is not None and int(found.step) == expected) or "is damaged" in said
+
+
+def test_an_array_that_was_damaged_on_its_way_to_the_disk_is_found(run, monkeypatch, capsys):
+    save = Checkpointer.save_checkpointables
+
+    def save_another(self, step, items, **options):
+        return save(self, step, {**items, "model": make_state(seed=9).variables}, **options)
+
+    monkeypatch.setattr(Checkpointer, "save_checkpointables", save_another)
+    with open_checkpoints(run.checkpoints) as checkpoints:
+        checkpoints.save(at(make_state(seed=4), 4), metrics={"top1": 0.1})
+    assert resume(run.checkpoints).step == 1
+    said = capsys.readouterr().err
+    assert re.search(r"checkpoint 4 of \S+ is damaged \(the array model/params/\S+ differs from its checksum\)", said)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_read(run):
+    (run.checkpoints / "1" / "checksums.json").unlink()
+    assert load_model(run.path).step == 1
+    assert resume(run.checkpoints).step == 1
 
 
 @pytest.mark.parametrize("name", ["metrics/metrics", "model", "model/_METADATA", "model/manifest.ocdbt"])
@@ -251,6 +330,7 @@ def test_a_lack_of_memory_is_not_called_damage(run, monkeypatch, error):
 
 
 def test_an_item_without_its_sharding_file_is_read(run):
+    (run.checkpoints / "1" / "checksums.json").unlink()  # As in an earlier version.
     (run.checkpoints / "1" / "model" / "_sharding").write_bytes(b"")
     assert_same(load_model(run.path).variables, make_state(seed=1).variables)
 
@@ -367,28 +447,13 @@ def test_a_failed_save_is_reported_and_loses_nothing(tmp_path):
         assert_same(checkpoints.restore(make_state(seed=1)).variables, make_state().variables)
 
 
-RESTORE = """
-import sys
-from pathlib import Path
-from jaxcnn.run.checkpoint import open_checkpoints
-sys.path[:0] = ["tests", "tests/run"]
-from test_checkpoint import make_state
-with open_checkpoints(Path(sys.argv[1])) as checkpoints:
-    checkpoints.restore(make_state())
-"""
-
-
-def test_a_damaged_checkpoint_is_named(tmp_path):
-    with open_checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(at(make_state(), 1))
-    for path in tmp_path.rglob("ocdbt.process_0/d/*"):
+def test_a_damaged_checkpoint_is_named(run):
+    # Orbax is not asked to read it: it would leave coroutines behind, which warn when they are collected.
+    for path in run.checkpoints.rglob("ocdbt.process_0/d/*"):
         path.write_bytes(path.read_bytes()[:100])
-    root = Path(__file__).parents[
-        2
-    ]  # In another process: Orbax leaves coroutines behind, which warn when they are collected.
-    command = [sys.executable, "-W", "ignore", "-c", RESTORE, str(tmp_path)]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
-    assert re.search(r"UserError: checkpoint 1 of .* is damaged \(\w+\); remove its folder", done.stderr)
+    for read in (load_model, lambda path: resume(path / "checkpoints")):
+        with pytest.raises(UserError, match=r"checkpoint 1 of .* is damaged \(.+ checksum\); remove its folder"):
+            read(run.path)
 
 
 SAVES_FOREVER = """

@@ -1,0 +1,34 @@
+"""Records with a checksum in them."""
+
+import json
+
+import pytest
+
+from jaxcnn.checksum import ChecksumError, checksum_file, seal, unseal
+
+RECORD = {"name": "é", "values": [1, 2.5, None], "nested": {"b": 1, "a": 2}}
+
+
+def test_a_record_comes_back_without_its_checksum_however_it_is_formatted():
+    assert unseal(json.loads(json.dumps(seal(RECORD)))) == RECORD
+    assert unseal(json.loads(json.dumps(seal(RECORD), indent=2, sort_keys=True, ensure_ascii=False))) == RECORD
+
+
+def test_a_record_without_a_checksum_is_accepted():
+    assert unseal(RECORD) == RECORD
+
+
+@pytest.mark.parametrize("change", [{"name": "e"}, {"values": [1, 2.5]}, {"more": 0}, {"checksum": "0"}])
+def test_a_changed_record_is_refused(change):
+    with pytest.raises(ChecksumError, match="its values differ from their checksum"):
+        unseal(seal(RECORD) | change)
+
+
+def test_a_file_has_the_checksum_of_its_bytes_whatever_its_size(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"123456789")
+    assert checksum_file(path) == "cbf43926"  # The check value of CRC-32.
+    path.write_bytes(bytes(2**20 + 1))
+    larger = checksum_file(path)
+    path.write_bytes(bytes(2**20 + 2))
+    assert checksum_file(path) != larger

@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from jaxcnn.checksum import ChecksumError, checksum_chunks, seal, unseal
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.data.decoding import DECODER, decode
 from jaxcnn.data.sources.encoded_dataset import EncodedDataset
@@ -40,7 +41,8 @@ def load_cached(source: Source, *, size: int, cache_dir: Path) -> Dataset:
     """Loads the pictures of a source, decoded to `size` x `size` pixels; only the first call for a source decodes.
 
     An entry is the folder `KEY-SIZE` of `cache_dir`. It is written under another name, and renamed once all of it has
-    reached the disk. If several processes need it, one decodes and the others wait. A damaged entry is decoded again.
+    reached the disk. If several processes need it, one decodes and the others wait. A damaged entry is decoded again:
+    all of it is compared with its checksums, which takes less time than the first epoch takes to read it.
 
     Raises:
       UserError: pictures cannot be read, or the entry cannot be written, as on a full disk.
@@ -56,6 +58,9 @@ def load_cached(source: Source, *, size: int, cache_dir: Path) -> Dataset:
         with _locked(cache_dir / f"{source.key}.lock"):
             dataset = _read_entry(entry)  # Another process may have written it meanwhile
             if dataset is None:
+                if entry.exists():
+                    line = f"{entry} is damaged, or of another version: its pictures are decoded again"
+                    Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
                 _write_entry(entry, source, size)
                 dataset = _read_entry(entry)
     except OSError as error:
@@ -68,12 +73,15 @@ def load_cached(source: Source, *, size: int, cache_dir: Path) -> Dataset:
 def _read_entry(entry: Path) -> Dataset | None:
     """Maps an entry; returns None if it is missing, outdated or damaged."""
     try:
-        meta = json.loads((entry / "entry.json").read_text())
+        meta = unseal(json.loads((entry / "entry.json").read_text()))
         if (meta["version"], meta["decoder"]) != (VERSION, DECODER):
             return None
-        # Sizes detect files that are truncated; hashing them at every start would take as long as reading them.
+        # Sizes, which take no time, detect most damage. Entries of earlier versions have no checksums.
         if any((entry / name).stat().st_size != size for name, size in meta["bytes"].items()):
             return None
+        for name, checksums in meta.get("checksums", {}).items():
+            if checksum_chunks(entry / name) != checksums:
+                return None
         # Raises for entries of earlier versions with names that are not valid Unicode.
         "".join((meta["name"], *meta["names"])).encode()
         return Dataset(
@@ -81,10 +89,10 @@ def _read_entry(entry: Path) -> Dataset | None:
             names=tuple(meta["names"]),
             wnids=tuple(meta["wnids"]),
             license=meta["license"],
-            train=_map_split(entry, "train"),
-            validation=_map_split(entry, "validation"),
+            train=_map_split(entry, "train", classes=len(meta["names"])),
+            validation=_map_split(entry, "validation", classes=len(meta["names"])),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ChecksumError):
         return None
 
 
@@ -103,9 +111,11 @@ def _locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _map_split(entry: Path, split: str) -> Split:
-    images = np.load(entry / f"{split}_images.npy", mmap_mode="r")
-    return Split(images=images, labels=np.load(entry / f"{split}_labels.npy"))
+def _map_split(entry: Path, split: str, *, classes: int) -> Split:
+    images, labels = np.load(entry / f"{split}_images.npy", mmap_mode="r"), np.load(entry / f"{split}_labels.npy")
+    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+        raise ValueError("a label is of no class")
+    return Split(images=images, labels=labels)
 
 
 def _write_entry(entry: Path, source: Source, size: int) -> None:
@@ -162,8 +172,9 @@ def _write_files(folder: Path, dataset: EncodedDataset, size: int) -> None:
         "wnids": dataset.wnids,
         "license": dataset.license,
         "bytes": {path.name: path.stat().st_size for path in files},
+        "checksums": {path.name: checksum_chunks(path) for path in files},
     }
-    (folder / "entry.json").write_text(json.dumps(meta, indent=2) + "\n")
+    (folder / "entry.json").write_text(json.dumps(seal(meta), indent=2) + "\n")
     for path in (*files, folder / "entry.json", folder):
         sync(path)
 

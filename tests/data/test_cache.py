@@ -213,6 +213,51 @@ def test_an_entry_with_a_damaged_description_is_decoded_again(tmp_path, damage):
         assert len(calls) == 2
 
 
+@pytest.mark.parametrize(
+    "name", [f"{split}_{array}.npy" for split in ("train", "validation") for array in ("images", "labels")]
+)
+def test_an_entry_with_a_flipped_bit_is_decoded_again(tmp_path, capsys, name):
+    some, calls = source()
+    load_cached(some, size=8, cache_dir=tmp_path)
+    path, random = tmp_path / "some-8" / name, np.random.default_rng(0)
+    for number in range(5):
+        content = bytearray(path.read_bytes())
+        content[random.integers(len(content))] ^= 1 << random.integers(8)
+        path.write_bytes(content)
+        check(load_cached(some, size=8, cache_dir=tmp_path))
+        assert len(calls) == 2 + number
+        line = f"{tmp_path / 'some-8'} is damaged, or of another version: its pictures are decoded again"
+        assert f"{line}\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["names", "wnids", "checksum", "checksums", "bytes"])
+def test_an_entry_whose_description_was_changed_is_decoded_again(tmp_path, key):
+    some, calls = source()
+    load_cached(some, size=8, cache_dir=tmp_path)
+    path = tmp_path / "some-8" / "entry.json"
+    entry = json.loads(path.read_text())
+    changed = {"names": ["a", "b", "d"], "wnids": ["n1", "n2", "n7"]}.get(key, {})
+    path.write_text(json.dumps(entry | {key: changed}))
+    check(load_cached(some, size=8, cache_dir=tmp_path))
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("label", [-1, 3, 16391])
+def test_an_entry_of_an_earlier_version_is_used_if_its_labels_are_of_its_classes(tmp_path, label):
+    some, calls = source()
+    load_cached(some, size=8, cache_dir=tmp_path)
+    path = tmp_path / "some-8" / "entry.json"
+    entry = {name: value for name, value in json.loads(path.read_text()).items() if not name.startswith("checksum")}
+    path.write_text(json.dumps(entry))
+    check(load_cached(some, size=8, cache_dir=tmp_path))
+    assert len(calls) == 1
+    labels = np.load(tmp_path / "some-8" / "train_labels.npy")
+    labels[5] = label
+    np.save(tmp_path / "some-8" / "train_labels.npy", labels)
+    check(load_cached(some, size=8, cache_dir=tmp_path))
+    assert len(calls) == 2
+
+
 def test_an_entry_of_an_older_version_is_decoded_again(tmp_path):
     some, calls = source()
     load_cached(some, size=8, cache_dir=tmp_path)

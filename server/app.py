@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 
-from server import connection, drain, errors, log, memory, model, picture, reload, settings
+from server import connection, drain, errors, fetch, log, memory, model, picture, reload, settings
 from server.middleware.auth import ApiKeys
 from server.middleware.cors import Cors
 from server.middleware.errors import OneLineStartErrors, ServerErrors
@@ -25,7 +25,8 @@ async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Service]]:
     # Load everything; a StartError here ends the process with one line.
     memory.tighten()
     chosen = settings.from_environment(os.environ)
-    loaded = model.load(chosen.model, max_batch=chosen.max_batch, threads=chosen.threads)
+    path = fetch.fetch(chosen.model, chosen.cache)
+    loaded = model.load(path, sha256=chosen.model.sha256, max_batch=chosen.max_batch, threads=chosen.threads)
     service = Service(chosen, loaded, log.start())
     # Serve.
     watcher = asyncio.create_task(reload.watch(service)) if chosen.reload_seconds else None

@@ -77,7 +77,7 @@ async def model_file(request: Request) -> Response:
     digest = request.scope["query_string"].decode("latin-1")
     if digest not in ("", service.model.digest):
         raise HTTPException(404, "The model file has been replaced: reload the page.")
-    response = _file(service.settings.model, cache=_IMMUTABLE if digest else _REVALIDATE)
+    response = _file(service.model.path, cache=_IMMUTABLE if digest else _REVALIDATE)
     # The file on disk may be newer than the model in memory.
     if digest and await _digest(response, service) != digest:
         response.file.close()

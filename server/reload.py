@@ -13,16 +13,17 @@ _log = logging.getLogger(__name__)
 async def watch(service: Service) -> None:
     """Checks the model file every `reload_seconds`; a new one that loads, verifies and runs replaces the old one."""
     # Start from the signature of the file that was loaded: the file may have been replaced since.
-    seen = service.model.signature
+    path, seen, is_served, seen_beside = service.model.path, service.model.signature, True, None
     while True:
         await asyncio.sleep(service.settings.reload_seconds)
-        found = files.signature_of(service.settings.model)
+        found, beside = files.signature_of(path), files.signature_of(model.description_of(path))
         # A missing file is being replaced, or was removed: either way there is no new model yet.
-        if found is None or found == seen:
+        if found is None or (found == seen and (is_served or beside == seen_beside)):
             continue
-        # Remember an invalid file too, so that it is reported only once.
-        seen = found
-        if await _load(service):
+        # Remember an invalid file too, so that it is reported only once, or again when its description has changed.
+        seen, seen_beside = found, beside
+        is_served = await _load(service)
+        if is_served:
             seen = service.model.signature
 
 
@@ -30,7 +31,13 @@ async def _load(service: Service) -> bool:
     """Loads the file, and returns whether it is served now. No failure ends the watch."""
     chosen = service.settings
     try:
-        new = await asyncio.to_thread(model.load, chosen.model, max_batch=chosen.max_batch, threads=chosen.threads)
+        new = await asyncio.to_thread(
+            model.load,
+            service.model.path,
+            sha256=chosen.model.sha256,
+            max_batch=chosen.max_batch,
+            threads=chosen.threads,
+        )
         service.serve(new)
     except Exception as error:
         service.metrics.reloads.labels("failed").inc()

@@ -1,7 +1,9 @@
 """The settings of the server, from environment variables."""
 
 import dataclasses
+import os
 import re
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 from server import cpus, files
 from server.errors import StartError
+from server.source import Source
 
 _SHIPPED_MODEL = Path(__file__).parent / "models" / "tiny_imagenet.onnx"
 
@@ -55,12 +58,24 @@ def _list(pattern: str, hint: str) -> Any:
     return field(default=(), metadata={"parse": parse})
 
 
+def _cache_folder() -> Path:
+    """Returns the user's cache folder for models; a user without a home has none but the temporary folder."""
+    caches = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(caches) if caches else Path.home() / ".cache") / "jaxcnn" / "models"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / "jaxcnn" / "models"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """The settings. Each is read from the variable named `JAXCNN_` and the field's name in capitals."""
 
-    model: Path = field(default=_SHIPPED_MODEL, metadata={"parse": Path})
-    """The ONNX file to serve. Its name without the suffix is the model's name in the Open Inference Protocol."""
+    model: Source = field(default=Source(path=_SHIPPED_MODEL), metadata={"parse": Source.parse})
+    """The ONNX file to serve: a path, or a URL with a checksum. Its name without the suffix is the model's name in the
+    Open Inference Protocol."""
+    cache: Path = field(default_factory=_cache_folder, metadata={"parse": Path})
+    """The folder that keeps remote model files."""
     reload_seconds: int = _integer(0, low=0, high=86_400)
     """Interval for checking whether the model file has changed, to serve the new one; 0 never checks."""
     threads: int = _integer(cpus.available, low=1, high=256)
@@ -123,8 +138,8 @@ def _parse(variable: str, text: str, parse: Callable[[str], Any]) -> Any:
     try:
         return parse(text)
     except ValueError as error:
-        # API keys must not appear in the log.
-        shown = "invalid" if variable == "JAXCNN_API_KEYS" else repr(text)
+        # API keys must not appear in the log, nor what a URL may hold.
+        shown = "invalid" if variable in ("JAXCNN_API_KEYS", "JAXCNN_MODEL") else repr(text)
         raise StartError(f"{variable} is {shown}: set it to {error}, or unset it.") from None
 
 

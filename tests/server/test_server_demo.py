@@ -1,6 +1,7 @@
 """The files of the demo page, including files that change while they are requested."""
 
 import asyncio
+import dataclasses
 import os
 import shutil
 from pathlib import Path
@@ -18,9 +19,7 @@ class Site:
 
     def __init__(self, path, reload_seconds=0):
         self.path = path
-        self.settings = SimpleNamespace(
-            model=path, page=True, onnxruntime_web=path.parent, reload_seconds=reload_seconds
-        )
+        self.settings = SimpleNamespace(page=True, onnxruntime_web=path.parent, reload_seconds=reload_seconds)
         self.model = model.load(path, max_batch=2, threads=1)
         self.file_digest = self.model.signature, self.model.digest
 
@@ -163,5 +162,5 @@ def test_a_file_that_cannot_be_read_is_reported(site, locked):
     assert text == "The server cannot read this file of the demo page (Permission denied): ask its operator."
     site.settings.onnxruntime_web = Path("/", "x" * 300)
     assert "File name too long" in site.refusal(demo.runtime_file, name="ort.wasm.min.mjs")
-    site.settings.model = locked / "model.onnx"
+    site.model = dataclasses.replace(site.model, path=locked / "model.onnx")
     assert "Permission denied" in site.refusal(query="")

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import hashlib
+import json
 import shutil
 from types import SimpleNamespace
 
@@ -9,13 +11,14 @@ import pytest
 
 from server import model, reload
 from server.metrics import Metrics
+from server.source import Source
 
 
 class Service:
     """The part of `Service` that `reload.watch` uses."""
 
     def __init__(self, path):
-        self.settings = SimpleNamespace(model=path, max_batch=2, threads=1, reload_seconds=0.01)
+        self.settings = SimpleNamespace(model=Source(path=path), max_batch=2, threads=1, reload_seconds=0.01)
         self.metrics = Metrics()
         self.model = model.load(path, max_batch=2, threads=1)
 
@@ -56,16 +59,16 @@ def watch_until(service, condition) -> None:
 
 
 def test_a_file_replaced_before_the_watch_begins_is_loaded(service, other):
-    other.replace(service.settings.model)
+    other.replace(service.model.path)
     watch_until(service, lambda: service.model.names[0] == "a")
     assert (service.reloads("succeeded"), service.reloads("failed")) == (1, 0)
 
 
 def test_a_file_that_is_missing_for_a_while_is_not_a_failure(service, other):
-    service.settings.model.unlink()
+    service.model.path.unlink()
     watch_until(service, lambda: True)
     assert (service.reloads("succeeded"), service.reloads("failed")) == (0, 0)
-    other.replace(service.settings.model)
+    other.replace(service.model.path)
     watch_until(service, lambda: service.model.names[0] == "a")
 
 
@@ -78,13 +81,13 @@ def test_a_file_replaced_just_before_it_is_loaded_is_loaded_once(service, other,
         return load(path, **options)
 
     monkeypatch.setattr(model, "load", replace_and_load)
-    service.settings.model.touch()
+    service.model.path.touch()
     watch_until(service, lambda: service.model.names[0] == "a")
     assert service.reloads("succeeded") == 1
 
 
 def test_an_invalid_file_is_logged_in_one_line(service, caplog):
-    service.settings.model.write_bytes(b"no model")
+    service.model.path.write_bytes(b"no model")
     watch_until(service, lambda: service.reloads("failed") > 0)
     (record,) = caplog.records
     assert "onnxruntime cannot open it" in record.message
@@ -99,7 +102,7 @@ def test_any_failure_is_logged_and_the_next_file_is_tried(service, other, monkey
         raise failure
 
     monkeypatch.setattr(model, "load", fail)
-    service.settings.model.touch()
+    service.model.path.touch()
     watch_until(service, lambda: service.reloads("failed") > 0)
     (record,) = caplog.records
     assert "still serving the old one" in record.message
@@ -107,5 +110,41 @@ def test_any_failure_is_logged_and_the_next_file_is_tried(service, other, monkey
     assert service.reloads("failed") == 1
 
     monkeypatch.setattr(model, "load", load)
-    other.replace(service.settings.model)
+    other.replace(service.model.path)
     watch_until(service, lambda: service.model.names[0] == "a")
+
+
+def describe(path, digest):
+    path.with_suffix(".json").write_text(json.dumps({"file": path.name, "sha256": digest}))
+
+
+def test_a_file_that_is_not_the_described_one_is_rejected_until_its_description_comes(service, other, caplog):
+    digest = hashlib.sha256(other.read_bytes()).hexdigest()
+    describe(service.model.path, service.model.digest)
+    other.replace(service.model.path)
+    watch_until(service, lambda: service.reloads("failed") == 1)
+    assert service.model.names[0] == "red"
+    (record,) = caplog.records
+    assert f"its sha256 is {digest}, but served.json beside it says" in record.message
+
+
+def test_a_description_that_comes_after_its_file_is_read(service, other):
+    digest = hashlib.sha256(other.read_bytes()).hexdigest()
+    describe(service.model.path, service.model.digest)
+    other.replace(service.model.path)
+
+    def is_replaced():
+        if service.reloads("failed") == 1:
+            describe(service.model.path, digest)
+        return service.model.names[0] == "a"
+
+    watch_until(service, is_replaced)
+    assert (service.reloads("succeeded"), service.reloads("failed")) == (1, 1)
+
+
+def test_a_pinned_file_is_not_replaced_by_another(service, other, caplog):
+    service.settings.model = Source(path=service.model.path, sha256=service.model.digest)
+    other.replace(service.model.path)
+    watch_until(service, lambda: service.reloads("failed") == 1)
+    assert f"but JAXCNN_MODEL says {service.model.digest}" in caplog.text
+    assert service.model.names[0] == "red"

@@ -18,7 +18,7 @@ from jaxcnn.distributed import describe_devices
 from jaxcnn.errors import UserError
 from jaxcnn.evaluation import compute_logits, measure, with_mirror_image
 from jaxcnn.evaluation_record import describe_measured, write_evaluation
-from jaxcnn.leakage import check_no_leakage
+from jaxcnn.leakage import check_no_leakage, describe_overlap
 from jaxcnn.loop import Run, fit, initial_state, prepare
 from jaxcnn.metrics import Evaluation
 from jaxcnn.paths import check_outside_pictures
@@ -103,7 +103,7 @@ def begin(config: Config, workdir: str | Path) -> Iterator[Start]:
                 record_session(folder, config, classes, step=step)
             folder.record_pictures(pictures)
             if weights is not None:
-                record_earlier(weights.trainings, folder.earlier_trainings)
+                record_earlier(weights.trainings, folder.earlier_trainings, warning=_overlap(run, weights))
             _print_start(run, folder, step=step, weights=weights)
             yield Start(run, state, checkpoints, log)
 
@@ -159,6 +159,10 @@ def _restore(run: Run, checkpoints: Checkpoints) -> tuple[Weights | None, TrainS
     return weights, state
 
 
+def _overlap(run: Run, weights: Weights) -> str | None:
+    return describe_overlap(run.dataset, trained_on=[training.dataset for training in weights.trainings])
+
+
 def _check_steps(run: Run, workdir: Workdir, *, step: int) -> None:
     """Raises a `UserError` if the settings ask for fewer steps than were taken, or for changes with no steps left."""
     if step > run.total_steps:
@@ -195,3 +199,5 @@ def _print_start(run: Run, workdir: Workdir, *, step: int, weights: Weights | No
         same_classes = weights.has_classes(dataset.names, dataset.wnids)
         head = "the classifier too, for the same classes" if same_classes else "with a new classifier"
         console.print(f"initial weights: {weights.source}, trained on {weights.dataset}, {head}", soft_wrap=True)
+        if warning := _overlap(run, weights):
+            console.print(f"warning: {warning}", soft_wrap=True)

@@ -10,7 +10,7 @@ from pictures import make_picture, write_class_folders, zip_folder
 from jaxcnn import data
 from jaxcnn.config import DataConfig
 from jaxcnn.errors import UserError
-from jaxcnn.leakage import check_no_leakage, is_same_data, is_same_source
+from jaxcnn.leakage import check_no_leakage, describe_overlap, is_same_data, is_same_source
 
 
 @pytest.fixture
@@ -29,6 +29,26 @@ def fingerprint(trained_on):
 
 def check(config, *, trained_on, fingerprint):
     check_no_leakage(data.load(config), config, trained_on=trained_on, fingerprint=fingerprint)
+
+
+@pytest.mark.parametrize(
+    ("wnids", "datasets", "warned"),
+    [
+        (("n01443537", "n01440764"), ("ImageNet-1k",), True),
+        (("n01443537",), ("ImageNet-1k", "pets"), True),
+        (("n01443537", "n99999999"), ("ImageNet-1k",), False),
+        ((), ("ImageNet-1k",), False),
+        (("n01443537",), ("pets",), False),
+    ],
+)
+def test_pictures_of_imagenet_have_probably_been_seen(trained_on, wnids, datasets, warned):
+    dataset = dataclasses.replace(data.load(trained_on), name="goldfish", wnids=wnids)
+    warning = describe_overlap(dataset, trained_on=datasets)
+    assert (warning is not None) is warned
+    if warned:
+        assert warning.startswith(
+            "the initial weights have probably seen the validation pictures of goldfish, which come"
+        )
 
 
 def add_picture(folder):

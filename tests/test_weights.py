@@ -19,19 +19,20 @@ from hypothesis.extra import numpy as arrays
 from pictures import write_class_folders
 
 from export.workdir import export_weights
-from jaxcnn import data, models, weights
+from jaxcnn import data, models, training, weights
 from jaxcnn.config import SHAPE, Config, DataConfig, ModelConfig, OptimConfig
 from jaxcnn.errors import UserError
 from jaxcnn.loop import initial_state, prepare
 from jaxcnn.metadata import Metadata
+from jaxcnn.models.pretrained import Origin, Pretrained
 from jaxcnn.optim import make_optimizer
 from jaxcnn.presets import finetune
 from jaxcnn.run.checkpoint import load_model
-from jaxcnn.run.lineage import Training
+from jaxcnn.run.lineage import Training, read_earlier
 from jaxcnn.run.workdir import Workdir
 from jaxcnn.state import create_state, init_variables, start_from
 from jaxcnn.train import parse
-from jaxcnn.training import train
+from jaxcnn.training import begin, train
 from jaxcnn.weights import mean_of, read_model, read_weights, write_weights
 
 MODEL = ModelConfig(widths=(4, 6), blocks=(1, 0))
@@ -452,6 +453,39 @@ def test_a_run_starts_from_the_weights_with_a_new_head(config, tmp_path, file, c
     recorded = Workdir(tmp_path / "run").read_config()
     assert (recorded.init_from, recorded.model) == (str(file), MODEL)
     assert read_weights(str(tmp_path / "run")).trainings[:-1] == (PETS,)
+
+
+def test_weights_of_others_start_a_run_and_are_recorded(config, tmp_path, file, monkeypatch, capsys):
+    found = read_weights(str(file))
+    pretrained = Pretrained(
+        model=MODEL,
+        tensors=found.tensors,
+        names=("ant", "bee", "cow"),
+        side=12,
+        dataset="ImageNet-1k",
+        license="MIT",
+        origin=Origin(name="pets.pth", sha256="abc"),
+    )
+    monkeypatch.setattr(weights, "read_pretrained", lambda source: pretrained if source == "pets" else None)
+    assert read_model("pets") == MODEL
+    seen = dataclasses.replace(data.load(config.data), wnids=("n01440764", "n01443537", "n01484850"))
+    monkeypatch.setattr(training.data, "load", lambda settings: seen)
+    with begin(dataclasses.replace(config, init_from="pets"), tmp_path / "run") as start:
+        for path, values in by_path(start.state.variables).items():
+            np.testing.assert_array_equal(values, found.tensors[path], err_msg=path)
+    said = capsys.readouterr().err
+    assert "\ninitial weights: pets, trained on ImageNet-1k, the classifier too, for the same classes\n" in said
+    warning = (
+        f"the initial weights have probably seen the validation pictures of {seen.name}, which come from ImageNet: "
+    )
+    assert f"\nwarning: {warning}" in said
+    (earlier,) = read_earlier(Workdir(tmp_path / "run").earlier_trainings)
+    assert (earlier.dataset, earlier.license) == ("ImageNet-1k", "weights: MIT")
+    assert earlier.recipe["weights"] == "pets.pth, sha256 abc"
+    assert earlier.recipe["warning"].startswith(warning)
+    assert "published top-1 accuracy" not in earlier.recipe
+    mean = mean_of([read_weights("pets"), dataclasses.replace(found, names=pretrained.names)])
+    assert mean.trainings[:2] == (read_weights("pets").trainings[0], PETS)
 
 
 @pytest.mark.run

@@ -26,6 +26,9 @@ from jaxcnn.run.sessions import describe_changes, read_sessions
 from jaxcnn.run.workdir import Workdir
 from jaxcnn.typed_json import decode
 
+WARNING = "warning"
+"""Heading of what to know of a training; see `leakage.describe_overlap`."""
+
 
 @dataclass(frozen=True)
 class Training:
@@ -67,8 +70,17 @@ def describe_pretrained(weights: Pretrained) -> Training:
     return Training(weights.dataset, "; ".join(f"{what}: {text}" for what, text in terms.items() if text), rows)
 
 
-def record_earlier(earlier: Sequence[Training], path: Path) -> None:
-    """Records the trainings behind the initial weights, when a run starts from some."""
+def record_earlier(earlier: Sequence[Training], path: Path, *, warning: str | None = None) -> None:
+    """Records the trainings behind the initial weights, when a run starts from some.
+
+    Args:
+      earlier: the trainings, from the first to the last.
+      path: the file.
+      warning: what to know of the last of them; it becomes a row of its recipe.
+    """
+    if warning is not None:
+        *before, last = earlier
+        earlier = (*before, dataclasses.replace(last, recipe=last.recipe | {WARNING: warning}))
     write_atomically(path, json.dumps([dataclasses.asdict(training) for training in earlier], indent=2) + "\n")
 
 

@@ -38,7 +38,7 @@ from jaxcnn.run.describe import (
     describe_software,
     describe_training,
 )
-from jaxcnn.run.lineage import Training, read_earlier
+from jaxcnn.run.lineage import WARNING, Training, read_earlier
 from jaxcnn.run.metrics_log import RunLog, TrainRecord, ValidationRecord, read_log
 from jaxcnn.run.sessions import Session, describe_changes, read_sessions
 from jaxcnn.run.workdir import Workdir
@@ -178,8 +178,8 @@ def describe_run(
 
 
 def _describe_earlier(training: Training) -> str:
-    """Names the data set of a training and its terms, and where the weights were published if others trained them."""
-    about = "; ".join(filter(None, (training.license, training.recipe.get("weights"))))
+    """Names the data set of a training and its terms, where others published the weights, and what to know of them."""
+    about = "; ".join(filter(None, (training.license, training.recipe.get("weights"), training.recipe.get(WARNING))))
     return f"trained on {training.dataset}" + (f" ({about})" if about else "")
 
 

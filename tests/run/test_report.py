@@ -27,6 +27,7 @@ from jaxcnn.data import Dataset, Split
 from jaxcnn.errors import UserError
 from jaxcnn.metrics import score, summarize
 from jaxcnn.run import charts, report, workdir
+from jaxcnn.run.lineage import Training, record_earlier
 from jaxcnn.run.report import wilson_interval, write_report
 from jaxcnn.run.sessions import record_session
 from jaxcnn.run.workdir import Classes, Workdir, environment
@@ -155,6 +156,15 @@ def test_the_page_shows_what_was_measured(tmp_path):
     assert "The logits are divided by a temperature of 1.38" in page.text
     assert "Without it, the calibration error would be 32.1%" in page.text
     assert "both ways, it is 12.3%" in page.text
+
+
+def test_the_page_says_where_the_initial_weights_come_from(tmp_path):
+    assert "Initial weights" not in Page(write(tmp_path, "ab")[0]).text
+    weights = {"weights": "pets 3.1 on PyPI, pets.pth, sha256 abc", "warning": "it has seen them"}
+    earlier = [Training("Pets-4", "weights: MIT", weights), Training("pets", "", {}), Training("pets", "", {})]
+    record_earlier(earlier, Workdir(tmp_path).earlier_trainings)
+    first = "trained on Pets-4 (weights: MIT; pets 3.1 on PyPI, pets.pth, sha256 abc; it has seen them)"
+    assert f"Initial weights {first}, then trained on pets " in Page(write(tmp_path, "ab")[0]).text
 
 
 def test_the_page_shows_the_precision_that_was_used(tmp_path, monkeypatch):

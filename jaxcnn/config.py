@@ -235,7 +235,12 @@ class Config:
 
     def __post_init__(self) -> None:
         _check_finite(self)
-        _check(self.init_from != "", "init_from", self.init_from, "`shipped`, `efficientnet_lite0`, a .safetensors file or a workdir")
+        _check(
+            self.init_from != "",
+            "init_from",
+            self.init_from,
+            "`shipped`, `efficientnet_lite0`, a .safetensors file or a workdir",
+        )
         _check(self.epochs >= 1, "epochs", self.epochs, "at least 1")
         _check(self.epochs <= MAX_EPOCHS, "epochs", self.epochs, f"at most {MAX_EPOCHS:,}")
         _check(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2")

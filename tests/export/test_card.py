@@ -80,7 +80,7 @@ def test_the_card_lists_earlier_trainings(tmp_path):
     terms = card.split("## Terms of use\n\n")[1].split("\n")[0]
     assert terms == (
         "The weights were trained on pets (CC-BY-4.0), and before that on birds (terms not recorded), and before that "
-        "on pets \\| photos (ask &lt;us>). Use them only as the terms of the pictures allow."
+        "on pets \\| photos (ask &lt;us>). Use them only as these terms allow."
     )
 
 

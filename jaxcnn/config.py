@@ -20,6 +20,19 @@ ModelName = Literal[
     "efficientnet_lite2",
     "efficientnet_lite3",
     "efficientnet_lite4",
+    "resnet18",
+    "resnet50",
+    "mobilenet_v3_small",
+    "mobilenet_v3_large",
+    "convnext_atto",
+    "convnext_femto",
+    "convnext_pico",
+    "convnext_nano",
+    "convnext_tiny",
+    "vit_tiny",
+    "vit_small",
+    "deit_tiny",
+    "deit_small",
     "seed",
     "prototype1",
     "prototype2",
@@ -86,6 +99,11 @@ class ModelConfig:
     """Side in pixels that the network resizes pictures to, except in training; None keeps their size (resnet only). A
     network trained with random resized crops has seen objects enlarged and blurred: for it, 1.25 times the last
     training resolution is a good value."""
+    pixel_mean: tuple[float, float, float] | None = None
+    """Mean of red, green and blue, from 0 to 255, that the network subtracts from pictures; None is its own constant.
+    Initial weights bring the mean that they were trained with."""
+    pixel_std: tuple[float, float, float] | None = None
+    """Standard deviation of red, green and blue that it then divides by; None is its own constant."""
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
     """Data type that the layers compute in; parameters and batch statistics are always float32. `auto` is bfloat16 on
     GPUs, TPUs and CPUs with instructions for it, else float32."""
@@ -112,6 +130,8 @@ class ModelConfig:
         _check(0 <= self.dropout < 1, "model.dropout", self.dropout, "from 0 to below 1")
         side = self.inference_side
         _check(side is None or side >= 8, "model.inference_side", side, "at least 8, or None")
+        deviation = self.pixel_std
+        _check(deviation is None or min(deviation) > 0, "model.pixel_std", deviation, "three numbers above 0")
 
     def with_shape_of(self, other: "ModelConfig") -> "ModelConfig":
         """Returns these settings with the fields of `SHAPE` from others; what does not concern parameters stays."""
@@ -122,8 +142,10 @@ class ModelConfig:
         return dataclasses.replace(self, **shape)
 
 
-SHAPE = ("name", "widths", "blocks", "stem", "preactivation")
-"""The fields of `ModelConfig` that determine the parameters and their shapes."""
+PIXELS = ("pixel_mean", "pixel_std")
+"""The fields of `ModelConfig` by which a network normalises pictures."""
+SHAPE = ("name", "widths", "blocks", "stem", "preactivation", *PIXELS)
+"""The fields of `ModelConfig` that determine the parameters, their shapes, and the pictures they are fit for."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,11 +12,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxcnn.config import ModelConfig
+from jaxcnn.config import PIXELS, ModelConfig
+from jaxcnn.models.convnext import SIZES as CONVNEXTS
+from jaxcnn.models.convnext import ConvNeXt
 from jaxcnn.models.efficientnet_lite import SCALES, EfficientNetLite
+from jaxcnn.models.mobilenet_v3 import SIZES as MOBILENETS
+from jaxcnn.models.mobilenet_v3 import MobileNetV3
 from jaxcnn.models.network import Network
 from jaxcnn.models.original import ORIGINALS, Original
 from jaxcnn.models.resnet import ResNet
+from jaxcnn.models.resnet_v1 import SIZES as RESNETS
+from jaxcnn.models.resnet_v1 import ResNetV1
+from jaxcnn.models.vit import DEITS, HALF, VITS, VisionTransformer
 from jaxcnn.ops.compiler import has_onednn
 from jaxcnn.ops.dispatch import cpu_kernels_available
 
@@ -49,6 +56,14 @@ def _fixed(network: Callable[..., Network]) -> Family:
 NETWORKS: dict[str, Family] = {
     "resnet": _resnet,
     **{name: _fixed(partial(EfficientNetLite, scale=scale)) for name, scale in SCALES.items()},
+    **{name: _fixed(partial(ResNetV1, size=size)) for name, size in RESNETS.items()},
+    **{name: _fixed(partial(MobileNetV3, size=size)) for name, size in MOBILENETS.items()},
+    **{name: _fixed(partial(ConvNeXt, size=size)) for name, size in CONVNEXTS.items()},
+    **{
+        name: _fixed(partial(VisionTransformer, size=size, pixel_mean=HALF, pixel_std=HALF))
+        for name, size in VITS.items()
+    },
+    **{name: _fixed(partial(VisionTransformer, size=size)) for name, size in DEITS.items()},
     **{name: _fixed(partial(Original, spec=spec)) for name, spec in ORIGINALS.items()},
 }
 """The registry."""
@@ -67,7 +82,9 @@ def build(config: ModelConfig, *, classes: int, cpu_kernels: bool = False) -> Ne
         needs it. The variables are the same, and so are the results but for rounding.
     """
     dtype = jnp.dtype(resolve_precision(config.precision))
-    return NETWORKS[config.name](config)(classes=classes, dtype=dtype, cpu_kernels=cpu_kernels)
+    # Without these settings a family normalises pictures in its own way.
+    pixels = {name: value for name in PIXELS if (value := getattr(config, name)) is not None}
+    return NETWORKS[config.name](config)(classes=classes, dtype=dtype, cpu_kernels=cpu_kernels, **pixels)
 
 
 def build_here(config: ModelConfig, *, classes: int) -> Network:

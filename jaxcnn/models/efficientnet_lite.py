@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxcnn.models.layers import BatchNormAct, Conv, Features, Images, Layer, global_avg_pool
-from jaxcnn.models.network import Network
+from jaxcnn.models.network import Network, PerColour
 from jaxcnn.ops.norm import IDENTITY, RELU6
 
 
@@ -127,13 +127,15 @@ class EfficientNetLite(Network, kw_only=True):
     """
 
     scale: Scale
+    pixel_mean: PerColour = (127.0, 127.0, 127.0)
+    pixel_std: PerColour = (128.0, 128.0, 128.0)
 
     @nn.compact
     def __call__(self, images: Images, train: bool) -> Float[Array, "batch {self.classes}"]:
         """Computes logits, see `Network`."""
         conv = partial(Conv, use_bias=False, dtype=self.dtype, kernel_init=_dense_init)
         norm = partial(BatchNormAct, use_running_average=not train, momentum=0.99, epsilon=1e-3, activation=RELU6)
-        x = ((images.astype(jnp.float32) - 127) / 128).astype(self.dtype)
+        x = self.normalise(images)
         x = norm(name="stem_norm")(conv(STEM, kernel_size=(3, 3), strides=2, name="stem_conv")(x))
         for i, (stage, stride) in enumerate(self._blocks()):
             x = InvertedBottleneck(

@@ -1,4 +1,4 @@
-"""The layers that the networks share: convolution, batch normalisation with its activation, and spatial dropout.
+"""The layers that the networks share: convolution, normalisations, spatial dropout and stochastic depth.
 
 A network is plain Flax on these layers and on the pools of `jaxcnn.ops.pool`. What it does to a map besides, such as an
 activation or a sum of two maps, goes through `jaxcnn.ops.layout.pointwise`, so that CPU kernels need not transpose it.
@@ -7,6 +7,7 @@ activation or a sum of two maps, goes through `jaxcnn.ops.layout.pointwise`, so 
 from collections.abc import Callable
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 from jax import lax
@@ -25,7 +26,8 @@ type Features = Float[Array, "batch height width channels"]
 type Layer = Callable[..., Callable[..., Array]]
 """A layer class with its settings bound by `partial`; called with the remaining ones, it makes a module."""
 type Normalisable = Float[Array, "*batch channels"]
-"""A map, or one row of features for each example."""
+"""A map, tokens, or one row of features for each example."""
+type PerChannel = Float[Array, " channels"]
 
 
 class Conv(nn.Module):
@@ -109,6 +111,35 @@ class BatchNormAct(nn.Module):
         return y
 
 
+class LayerNorm(nn.Module):
+    """Layer normalisation: each position over its channels (Ba et al. 2016).
+
+    It is computed in float32, the variance from the squared differences; the result is rounded to the type of the
+    input.
+
+    Attributes:
+      epsilon: added to the variance.
+    """
+
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Normalisable) -> Normalisable:
+        """Normalises a map, tokens, or one row of features for each example."""
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+        return pointwise(self._normalise, x, jnp.asarray(scale), jnp.asarray(bias))
+
+    @nn.nowrap
+    def _normalise(self, x: Normalisable, scale: PerChannel, bias: PerChannel) -> Normalisable:
+        wide = x.astype(jnp.float32)
+        difference = wide - wide.mean(-1)[..., None]
+        deviation = jnp.sqrt(lax.square(difference).mean(-1)[..., None] + self.epsilon)
+        shape = (1,) * (x.ndim - 1) + (x.shape[-1],)
+        return (difference / deviation * scale.reshape(shape) + bias.reshape(shape)).astype(x.dtype)
+
+
 class SpatialDropout(nn.Module):
     """Drops whole channels of a map at random, and scales the others to keep the mean (Tompson et al. 2015).
 
@@ -125,6 +156,29 @@ class SpatialDropout(nn.Module):
         """Draws from the random stream `dropout`."""
         drop = nn.Dropout(self.rate, broadcast_dims=spatial_axes(), deterministic=self.deterministic)
         return pointwise(drop, x)
+
+
+class StochasticDepth(nn.Module):
+    """Drops the branch of a residual block for some pictures of a batch (Huang et al. 2016).
+
+    The branches that stay are scaled to keep the mean.
+
+    Attributes:
+      rate: probability to drop.
+      deterministic: drop none.
+    """
+
+    rate: float
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, branch: Normalisable) -> Normalisable:
+        """Draws from the random stream `dropout`, one number for each picture."""
+        if self.deterministic or self.rate == 0:
+            return branch
+        shape = (branch.shape[0], *(1,) * (branch.ndim - 1))
+        kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, shape)
+        return pointwise(lambda x, kept: jnp.where(kept, x / (1 - self.rate), 0).astype(x.dtype), branch, kept)
 
 
 def global_avg_pool(x: Features) -> Float[Array, "batch channels"]:

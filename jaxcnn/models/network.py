@@ -5,19 +5,27 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 from flax.typing import Dtype
+from jaxtyping import Array, Float
 
+from jaxcnn.models.layers import Images
 from jaxcnn.ops.dispatch import use_cpu_kernels
+
+type PerColour = tuple[float, float, float]
+"""A number for each of red, green and blue."""
+
+IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+"""Mean and standard deviation of ImageNet's pixels, by which most networks for photographs normalise pictures."""
 
 
 class Network(nn.Module, kw_only=True):
     """Base class of the networks. A subclass is plain Flax: it defines `__call__(images, train)`.
 
-    - `images` are pictures in RGB from 0 to 255, uint8 or float [batch, height, width, 3]. Normalising them is part of
-      the network.
+    - `images` are pictures in RGB from 0 to 255, uint8 or float [batch, height, width, 3]. The network normalises them
+      by its own mean and standard deviation.
     - `train` normalises by the statistics of the batch, updates `batch_stats`, and drops features at random.
     - The result is logits, float32 [batch, classes].
-    - The variables are the collections `params` and `batch_stats`, always float32. Training needs the random stream
-      `dropout`.
+    - The variables are the collections `params` and `batch_stats`, always float32; the second is empty without batch
+      normalisation. Training needs the random stream `dropout`.
 
     Equal fields make equal networks with equal hashes, so a function compiled for one serves the other.
 
@@ -26,14 +34,24 @@ class Network(nn.Module, kw_only=True):
       dtype: what the layers compute in, but for normalisations and the last layer, which compute in float32.
       cpu_kernels: use the CPU kernels of `jaxcnn.ops`. They change neither the variables nor, but for rounding, the
         results. The layers do not know of it: their operations find out while they are traced.
+      pixel_mean: what is subtracted from the pixels, from 0 to 255. A family has its own default.
+      pixel_std: what they are divided by then.
     """
 
     classes: int
     dtype: Dtype = jnp.float32
     cpu_kernels: bool = False
+    pixel_mean: PerColour = (0.0, 0.0, 0.0)
+    pixel_std: PerColour = (255.0, 255.0, 255.0)
 
     @nn.nowrap
     def apply(self, variables: Any, *args: Any, **options: Any) -> Any:
         """Flax's `apply`, in which the operations use their CPU kernels if the network does."""
         with use_cpu_kernels(self.cpu_kernels):
             return super().apply(variables, *args, **options)
+
+    @nn.nowrap
+    def normalise(self, images: Images) -> Float[Array, "batch height width 3"]:
+        """Normalises pixels in float32, and rounds them to the type that the layers compute in."""
+        mean, std = (jnp.asarray([[[pixel]]], jnp.float32) for pixel in (self.pixel_mean, self.pixel_std))
+        return ((images.astype(jnp.float32) - mean) / std).astype(self.dtype)

@@ -143,7 +143,7 @@ class Original(Network, kw_only=True):
         """Computes logits, see `Network`."""
         norm = partial(_norm, use_running_average=not train)
         # Body.
-        x = (images.astype(jnp.float32) / 255).astype(self.dtype)
+        x = self.normalise(images)
         for i, block in enumerate(self.spec.blocks):
             x = Block(block, self.dtype, name=f"block_{i}")(x, train)
         # Head.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxcnn.models.layers import BatchNormAct, Conv, Features, Images, Layer, global_avg_pool, space_to_depth
-from jaxcnn.models.network import Network
+from jaxcnn.models.network import Network, PerColour
 from jaxcnn.ops.layout import pointwise
 from jaxcnn.ops.norm import RELU
 from jaxcnn.ops.pool import max_pool
@@ -104,6 +104,9 @@ class ResNet(Network, kw_only=True):
     preactivation: bool
     dropout: float
     inference_side: int | None
+    # Roughly the mean and spread of natural pictures, in round numbers; the first layers adapt to the rest.
+    pixel_mean: PerColour = (118.0, 118.0, 118.0)
+    pixel_std: PerColour = (64.0, 64.0, 64.0)
 
     @nn.compact
     def __call__(self, images: Images, train: bool) -> Float[Array, "batch {self.classes}"]:
@@ -116,8 +119,7 @@ class ResNet(Network, kw_only=True):
         x = images.astype(jnp.float32)
         if self.inference_side is not None and not train:
             x = jax.image.resize(x, (x.shape[0], self.inference_side, self.inference_side, 3), "linear")
-        # Roughly the mean and spread of natural pictures, in round numbers; the first layers adapt to the rest.
-        x = ((x - 118) / 64).astype(self.dtype)
+        x = self.normalise(x)
         # Features, at ever lower resolutions.
         x = space_to_depth(x, side=self.stem)
         for i, (width, blocks) in enumerate(zip(self.widths, self.blocks, strict=True)):

@@ -1,7 +1,8 @@
 """Pooling that halves a map: XLA's own, or CPU kernels whose gradients are as cheap as their values.
 
 XLA computes the gradient of a maximum pool by searching each patch again. The kernels write a pool as a few elementwise
-operations on the maps of the first, second, third and fourth pixels of all patches.
+operations on the maps of the first, second, third and fourth pixels of all patches. `overlapping_max_pool` has no
+kernel.
 """
 
 import functools
@@ -13,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float, UInt8
 
 from jaxcnn.ops.dispatch import using_cpu_kernels
-from jaxcnn.ops.layout import Hwnc, in_hwnc
+from jaxcnn.ops.layout import Hwnc, in_hwnc, pointwise, spatial_axes
 from jaxcnn.ops.window import Sides
 
 type Map = Float[Array, "batch height width channels"]
@@ -29,6 +30,20 @@ def max_pool(x: Map) -> Halved:
         return in_hwnc(lambda x: _max_pool_on_cpu(x, x.shape[:2]), x)
     window = (1, *_patch(x.shape[1:3]), 1)
     largest: Array = lax.reduce_window(x, -jnp.inf, lax.max, window, window, "VALID")
+    return largest
+
+
+def overlapping_max_pool(x: Map) -> Halved:
+    """The maximum of the 3x3 pixels around every second pixel, as after the stem of a ResNet."""
+    return pointwise(_overlapping_max_pool, x)
+
+
+def _overlapping_max_pool(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    rows, columns = spatial_axes()
+    sizes, strides, padding = [1] * 4, [1] * 4, [(0, 0)] * 4
+    for axis in (rows, columns):
+        sizes[axis], strides[axis], padding[axis] = 3, 2, (1, 1)
+    largest: Array = lax.reduce_window(x, -jnp.inf, lax.max, tuple(sizes), tuple(strides), tuple(padding))
     return largest
 
 

@@ -7,7 +7,14 @@ import pytest
 from jaxcnn import models
 from jaxcnn.config import ModelConfig
 
-ORIGINALS = [ModelConfig(name=name) for name in models.NAMES if name != "resnet"]
+ORIGINALS = [ModelConfig(name=name) for name in models.NAMES if name.startswith(("efficientnet", "seed", "prototype"))]
+PHOTOGRAPHS = [
+    ModelConfig(name="resnet18"),
+    ModelConfig(name="mobilenet_v3_small"),
+    ModelConfig(name="convnext_atto"),
+    ModelConfig(name="vit_tiny", pixel_mean=(1.0, 2.0, 3.0), pixel_std=(50.0, 60.0, 70.0)),
+]
+"""The smallest network of each family."""
 RESNETS = [
     ModelConfig(widths=(8, 16), blocks=(1, 2)),
     ModelConfig(widths=(8, 8, 16), blocks=(0, 1, 1), stem=1, preactivation=True, dropout=0.1),
@@ -17,21 +24,40 @@ RESNETS = [
 ]
 
 
-@pytest.mark.parametrize(
-    "config", [*ORIGINALS, *RESNETS], ids=lambda config: f"{config.name}-{config.stem}-{config.inference_side}"
-)
-def test_every_network_exports(config, exported, filled):
+def classifier(config, filled, side=16):
+    """A function from pictures to logits and probabilities, and its convolution kernels."""
     module = models.build(config, classes=5)
-    variables = filled(module, jnp.zeros((1, 16, 16, 3), jnp.uint8), train=False)
+    variables = filled(module, jnp.zeros((1, side, side, 3), jnp.uint8), train=False)
 
     def classify(image):
         logits = module.apply(variables, image, train=False)
         return {"logits": logits, "probabilities": jax.nn.softmax(logits)}
 
+    return classify, [leaf for leaf in jax.tree.leaves(variables["params"]) if leaf.ndim == 4]
+
+
+@pytest.mark.parametrize(
+    "config", [*ORIGINALS, *RESNETS], ids=lambda config: f"{config.name}-{config.stem}-{config.inference_side}"
+)
+def test_every_network_exports(config, exported, filled):
+    classify, kernels = classifier(config, filled)
     ops = exported(classify, ("batch", 16, 16, 3), dtype="uint8").ops
-    kernels = [leaf for leaf in jax.tree.leaves(variables["params"]) if leaf.ndim == 4]
     assert ops["Conv"] == len(kernels)
     assert ops["Transpose"] == 1
     assert ops["Resize"] == (config.inference_side is not None)
     assert ops["Reshape"] == 0 or config.stem == 3
     assert ops["BatchNormalization"] == ops["MatMul"] == ops["Where"] == ops["Expand"] == 0
+
+
+@pytest.mark.parametrize("config", PHOTOGRAPHS, ids=lambda config: config.name)
+def test_every_family_for_photographs_exports(config, exported, filled):
+    classify, kernels = classifier(config, filled, side=32)
+    ops = exported(classify, ("batch", 32, 32, 3), dtype="uint8").ops
+    assert ops["Conv"] == len(kernels)
+    assert ops["BatchNormalization"] == ops["Where"] == ops["Resize"] == ops["Pow"] == 0
+    if config.name != "vit_tiny":
+        assert ops["Transpose"] == 1
+        assert ops["MatMul"] == ops["Expand"] == 0
+    assert ops["HardSigmoid"] == {"mobilenet_v3_small": 28}.get(config.name, 0)
+    assert ops["Softmax"] == {"vit_tiny": 13}.get(config.name, 1)
+    assert ops["Erf"] == {"vit_tiny": 12, "convnext_atto": 12}.get(config.name, 0)

@@ -13,7 +13,12 @@ from jaxcnn import models
 from jaxcnn.config import ModelConfig, ModelName
 from jaxcnn.ops.dispatch import use_cpu_kernels
 
-NAMES = typing.get_args(ModelName)
+LARGER = (
+    *("resnet50", "mobilenet_v3_large", "vit_small", "deit_tiny", "deit_small"),
+    *("convnext_femto", "convnext_pico", "convnext_nano", "convnext_tiny"),
+)
+"""Networks that differ from a smaller one in numbers only, and take seconds to trace."""
+NAMES = [name for name in typing.get_args(ModelName) if name not in LARGER]
 
 
 def small(name: str, **settings: typing.Any) -> ModelConfig:
@@ -50,7 +55,7 @@ def forward(model: typing.Any, variables: typing.Any, images: jax.Array) -> jax.
 
 
 def test_the_registry_has_the_names_of_the_settings() -> None:
-    assert sorted(models.NAMES) == sorted(NAMES)
+    assert sorted(models.NAMES) == sorted(typing.get_args(ModelName))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -65,7 +70,7 @@ def test_variables_and_logits_are_float32_at_every_size(name: str) -> None:
             jax.ShapeDtypeStruct((2, height, width, 3), jnp.uint8),
         )
         assert (logits.shape, logits.dtype) == ((2, 5), jnp.float32)
-        assert updates["batch_stats"] == variables["batch_stats"]
+        assert updates.get("batch_stats") == variables.get("batch_stats")
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

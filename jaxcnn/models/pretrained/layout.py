@@ -8,21 +8,23 @@ import numpy as np
 from jaxcnn.errors import UserError
 
 type Renames = Iterable[tuple[str, str]]
-"""Pairs of a regular expression for the path of a PyTorch module and the path of ours, which may refer to groups."""
+"""Pairs of a regular expression for the path of a PyTorch module and the path of ours, which may refer to groups.
+Arrays that belong to no layer, such as a layer scale, are listed by their whole name."""
 
-NORM_LEAVES = {
+LEAVES = {
     "weight": "params/{}/scale",
     "bias": "params/{}/bias",
     "running_mean": "batch_stats/{}/mean",
     "running_var": "batch_stats/{}/var",
 }
-"""Paths of the arrays of a normalisation, whose weight has one axis."""
+"""Paths of the arrays of a module that have one axis: normalisations and biases."""
 
 
 def to_variables(tensors: Mapping[str, np.ndarray], modules: Renames) -> dict[str, np.ndarray]:
     """Renames and transposes the tensors of a PyTorch network.
 
-    Convolution kernels become [rows, columns, inputs of a group, outputs], dense ones [inputs, outputs].
+    Convolution kernels become [rows, columns, inputs of a group, outputs], dense ones [inputs, outputs]. A dense layer
+    of PyTorch may be a 1x1 convolution here: our convolutions are the modules whose names end with `conv`.
 
     Args:
       tensors: a `state_dict`.
@@ -40,16 +42,23 @@ def to_variables(tensors: Mapping[str, np.ndarray], modules: Renames) -> dict[st
         module, _, leaf = name.rpartition(".")
         if leaf == "num_batches_tracked":
             continue
-        matches = ((pattern.fullmatch(module), template) for pattern, template in patterns)
+        # Arrays of layers are listed by the layer, all others by themselves.
+        listed = module if leaf in LEAVES else name
+        matches = ((pattern.fullmatch(listed), template) for pattern, template in patterns)
         path = next((match.expand(template) for match, template in matches if match), None)
-        if path is None or leaf not in NORM_LEAVES:
+        if path is None:
             raise UserError(f"the tensor {name} belongs to no part of this network")
         values = tensor.astype(np.float32)
-        match values.ndim:
-            case 4:
-                found[f"params/{path}/kernel"] = values.transpose(2, 3, 1, 0)
-            case 2:
-                found[f"params/{path}/kernel"] = values.T
-            case _:
-                found[NORM_LEAVES[leaf].format(path)] = values
+        if listed == name:
+            found[f"params/{path}"] = values
+        elif values.ndim == 1:
+            found[LEAVES[leaf].format(path)] = values
+        else:
+            found[f"params/{path}/kernel"] = _kernel(values, is_conv=path.endswith("conv"))
     return found
+
+
+def _kernel(weight: np.ndarray, *, is_conv: bool) -> np.ndarray:
+    """Transposes the weight of a convolution or dense layer, which may be the other one here if it is 1x1."""
+    kernel = weight.transpose(2, 3, 1, 0) if weight.ndim == 4 else weight.T
+    return kernel[None, None] if is_conv and kernel.ndim == 2 else kernel

@@ -1,7 +1,8 @@
 """Writes random weights of a network of timm or torchvision, and the logits that they give.
 
-Runs in an environment with torch: `python peer.py FOLDER timm/convnext_atto ...`. Reads FOLDER/images.npy, normalised
-float32 pictures [batch, side, side, 3], and writes `PACKAGE_NAME.pth` and `PACKAGE_NAME.npy` for each network.
+Runs in an environment with torch: `python timm_and_torchvision_peer.py FOLDER timm/convnext_atto ...`. Reads
+FOLDER/images.npy, normalised float32 pictures [batch, side, side, 3], and writes `PACKAGE_NAME.pth` and
+`PACKAGE_NAME.npy` for each network.
 """
 
 import sys

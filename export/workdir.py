@@ -18,7 +18,7 @@ from export.errors import VerificationError
 from export.verify import BATCHES, verify
 from jaxcnn import models
 from jaxcnn.data import Dataset
-from jaxcnn.disk import write_atomically
+from jaxcnn.disk import NO_ROOM, describe, write_atomically
 from jaxcnn.errors import UserError
 from jaxcnn.evaluation import measure
 from jaxcnn.evaluation_record import to_record
@@ -155,8 +155,15 @@ def export_model(
             beside = sidecars.make_sidecars(path, metadata, card=card, pictures=example, real=shown is not None)
             publish.publish(path, beside, target)
     except OSError as error:
-        raise UserError(f"{target} cannot be written: {error.strerror or error}; give another path with -o") from error
+        raise _unwritable(target, error) from error
     return target
+
+
+def _unwritable(target: Path, error: OSError) -> UserError:
+    reason = describe(error, target.parent)
+    if error.errno in NO_ROOM:
+        return UserError(f"{target} cannot be written: {reason}; make room and run the same command again")
+    return UserError(f"{target} cannot be written: {reason}; give another path with -o")
 
 
 class _Written(NamedTuple):
@@ -219,7 +226,7 @@ def export_weights(workdir: Path, output: Path, *, average: Sequence[str] = ()) 
     try:
         write_weights(output, variables, metadata)
     except OSError as error:
-        raise UserError(f"{output} cannot be written: {error.strerror or error}; give another path with -o") from error
+        raise _unwritable(output, error) from error
     return output
 
 

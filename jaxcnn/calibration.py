@@ -130,7 +130,9 @@ def write_calibration(calibration: Calibration, path: Path) -> None:
     try:
         write_atomically(path, json.dumps(dataclasses.asdict(calibration), indent=2) + "\n")
     except OSError as error:
-        raise UserError(f"the calibration cannot be written to {path}: {error.strerror}") from error
+        raise UserError(
+            f"the calibration cannot be written to {path}: {error.strerror}; run again to write it"
+        ) from error
 
 
 def read_calibration(path: Path, *, step: int) -> Calibration | None:

@@ -6,16 +6,26 @@ import sys
 import types
 from collections.abc import Callable, Sequence
 
+from jaxcnn.disk import NO_ROOM
 from jaxcnn.errors import UserError
 
 
-def run(main: Callable[[Sequence[str]], None], prog: str) -> None:
+def run(
+    main: Callable[[Sequence[str]], None], prog: str, *, memory: str = "close other programs, or use a larger machine"
+) -> None:
     """Runs a command's `main` on the process's arguments.
 
-    Errors are printed as one line. A `UserError` exits with status 2, an `OSError` such as a full disk with 1, an
-    interrupt with 130, SIGTERM with 143.
+    Errors are printed as one line. A `UserError` exits with status 2, an `OSError` such as a full disk and a lack of
+    memory with 1, an interrupt with 130, SIGTERM with 143, SIGHUP with 129 unless it is ignored, as under nohup.
+
+    Args:
+      main: the command, a function of its arguments.
+      prog: what the messages call it.
+      memory: what to do if there is not enough memory.
     """
     signal.signal(signal.SIGTERM, _end)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, _end)
     for stream in (sys.stdout, sys.stderr):
         # The encoding of the terminal may lack characters of class names.
         if isinstance(stream, io.TextIOWrapper):
@@ -26,11 +36,24 @@ def run(main: Callable[[Sequence[str]], None], prog: str) -> None:
         print(printable(f"{prog}: {error}"), file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        print(printable(f"{prog}: {error}"), file=sys.stderr)
+        advice = "; make room and run the same command again" if error.errno in NO_ROOM else ""
+        print(printable(f"{prog}: {error}{advice}"), file=sys.stderr)
+        sys.exit(1)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        print(printable(f"{prog}: there is not enough memory ({reason}); {memory}"), file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether an error is Python's, NumPy's or XLA's for a lack of memory. XLA is not imported for that."""
+    from_xla = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
+    return isinstance(error, MemoryError) or (from_xla and "RESOURCE_EXHAUSTED" in str(error))
 
 
 def _end(number: int, _: types.FrameType | None) -> None:

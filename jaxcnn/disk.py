@@ -2,28 +2,52 @@
 
 import errno
 import os
+import shutil
+from contextlib import suppress
 from pathlib import Path
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of a full disk, an exhausted quota and a file at its size limit."""
+_FREE = " MB free)"
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes a file, text in UTF-8. After a failure or a power cut, the file is whole or as it was before.
 
     Raises:
-      OSError: the file cannot be written.
+      OSError: the file cannot be written. If the disk is full, the message has the needed and the free space.
     """
+    content = content.encode() if isinstance(content, str) else content
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with partial.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.write(content)
             # The contents must reach the disk before the name does.
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, describe(error, path.parent, needed=len(content)), str(path)) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def describe(error: OSError, folder: Path, *, needed: int | None = None) -> str:
+    """Returns the system's words for an error, and if the disk is full, how much space there is.
+
+    Args:
+      error: the error of writing.
+      folder: where it was written to.
+      needed: bytes that were to be written; None if it is not known.
+    """
+    reason = error.strerror or str(error)
+    # `write_atomically` has already described its own.
+    if error.errno not in NO_ROOM or reason.endswith(_FREE):
+        return reason
+    needs = "" if needed is None else f"{needed / 1e6:,.3f} MB needed, "
+    with suppress(OSError):
+        return f"{reason} ({needs}{shutil.disk_usage(folder).free / 1e6:,.3f}{_FREE}"
+    return reason
 
 
 def sync(path: Path) -> None:

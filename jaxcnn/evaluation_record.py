@@ -38,7 +38,9 @@ def write_evaluation(
     try:
         write_atomically(path, json.dumps(content, allow_nan=False) + "\n")
     except OSError as error:
-        raise UserError(f"the evaluation cannot be written to {path}: {error.strerror}") from error
+        raise UserError(
+            f"the evaluation cannot be written to {path}: {error.strerror}; run again to write it"
+        ) from error
 
 
 def describe_measured(classifier: Classifier, *, dataset: Dataset, split: str) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def initial_state(run: Run, weights: Weights | None = None) -> TrainState:
 def fit(run: Run, state: TrainState, *, checkpoints: Checkpoints, log: MetricsLog) -> bool:
     """Takes the remaining steps of a run. Evaluates and saves the state after every epoch.
 
-    The first SIGINT or SIGTERM ends the training early, with the state saved; see `signals.stop_on_signal`.
+    The first SIGINT, SIGTERM or SIGHUP ends the training early, with the state saved; see `signals.stop_on_signal`.
 
     Args:
       run: the run.

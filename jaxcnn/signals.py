@@ -1,4 +1,4 @@
-"""Stopping a run on SIGINT or SIGTERM, after the step in progress."""
+"""Stopping a run on SIGINT, SIGTERM or SIGHUP, after the step in progress."""
 
 import os
 import signal
@@ -8,7 +8,8 @@ import types
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = tuple(signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""The signals that stop a run. SIGHUP, when a terminal is closed, does not exist on Windows."""
 NOTICE = b"\nstopping after this step; again to stop at once\n"
 GRACE_SECONDS = 2.0
 """Time for the main thread to end after the second signal. In compiled code it may not end for minutes."""
@@ -23,10 +24,10 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-    """Turns the first SIGINT or SIGTERM in the context into a request to stop; the second acts as usual, at once.
+    """Turns the first of `SIGNALS` in the context into a request to stop; the second acts as usual, at once.
 
-    Both are answered even while the main thread is in compiled code, where Python runs no signal handlers. A signal
-    that the process ignores stays ignored: shells let background jobs ignore Ctrl-C.
+    Each is answered even while the main thread is in compiled code, where Python runs no signal handlers. A signal
+    that the process ignores stays ignored: shells let background jobs ignore Ctrl-C, and nohup ignores SIGHUP.
 
     Outside the main thread, which alone may handle signals, nothing is ever requested.
     """

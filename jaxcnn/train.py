@@ -20,6 +20,11 @@ from jaxcnn.training import train
 from jaxcnn.weights import read_model
 
 PROG = "python -m jaxcnn.train"
+MEMORY = (
+    "close other programs or lower --resolutions and run again to resume, or start with a smaller --batch_size or "
+    "--data.image_size in another --workdir"
+)
+"""What to do if there is not enough memory."""
 
 
 @dataclass(frozen=True)
@@ -120,4 +125,4 @@ def _with_model(config: Config, name: str | None) -> Config:
 
 
 if __name__ == "__main__":
-    cli.run(main, PROG)
+    cli.run(main, PROG, memory=MEMORY)

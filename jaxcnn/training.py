@@ -53,7 +53,7 @@ class Start(NamedTuple):
 def train(config: Config, workdir: str | Path) -> Evaluation | None:
     """Trains a classifier, or resumes the run in `workdir`, and exports its best checkpoint.
 
-    SIGINT and SIGTERM stop the run after the step in progress, with its state saved. The same call resumes it.
+    SIGINT, SIGTERM and SIGHUP stop the run after the step in progress, with its state saved. The same call resumes it.
 
     Args:
       config: the settings.

@@ -1,12 +1,15 @@
 """The command line: presets and options in, one-line errors out."""
 
 import dataclasses
+import errno
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
 from jaxcnn import cli, config, presets
@@ -114,6 +117,42 @@ cli.run(main, "prog")
         _, errors = process.communicate(timeout=30)
     assert (process.returncode, errors) == (143, b"")
     assert not begun.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (MemoryError(), "there is not enough memory (MemoryError); lower it"),
+        (MemoryError("Unable to allocate 9 GiB"), "there is not enough memory (Unable to allocate 9 GiB); lower it"),
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 7 bytes.\nBuffers:"),
+            "there is not enough memory (RESOURCE_EXHAUSTED: Out of memory allocating 7 bytes.); lower it",
+        ),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "runs/a/b"),
+            "[Errno 28] No space left on device: 'runs/a/b'; make room and run the same command again",
+        ),
+        (OSError(errno.EIO, "Input/output error", "c"), "[Errno 5] Input/output error: 'c'"),
+    ],
+)
+def test_a_lack_of_memory_or_space_is_one_line(monkeypatch, capsys, error, line):
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as caught:
+        cli.run(fail, "prog", memory="lower it")
+    assert caught.value.code == 1
+    assert capsys.readouterr().err == f"prog: {line}\n"
+
+
+def test_other_errors_are_not_hidden(monkeypatch):
+    def fail(_):
+        raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
+
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="a bug"):
+        cli.run(fail, "prog")
 
 
 def test_characters_that_the_output_cannot_encode_are_replaced():

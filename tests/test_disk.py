@@ -1,10 +1,12 @@
 """Files are whole, or as they were before."""
 
+import errno
 import os
+import re
 
 import pytest
 
-from jaxcnn.disk import write_atomically
+from jaxcnn.disk import describe, write_atomically
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -27,3 +29,21 @@ def test_a_file_reaches_the_disk_before_it_replaces_the_old_one(tmp_path, monkey
     write_atomically(path, "newer")
     assert seen == [("old", 5)]
     assert path.read_text() == "newer"
+
+
+def test_a_full_disk_is_reported_with_the_needed_and_the_free_space(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device \(0\.002 MB needed, [\d,.]+ MB free\)") as caught:
+        write_atomically(tmp_path / "a.json", "x" * 2000)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "a.json"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_errors_are_in_the_systems_words(tmp_path):
+    assert describe(OSError(errno.EIO, "Input/output error"), tmp_path, needed=1) == "Input/output error"
+    full = OSError(errno.EDQUOT, "Disk quota exceeded")
+    assert re.fullmatch(r"Disk quota exceeded \([\d,.]+ MB free\)", describe(full, tmp_path))
+    assert describe(full, tmp_path / "gone") == "Disk quota exceeded"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxcnn.signals import NOTICE, stop_on_signal
+from jaxcnn.signals import NOTICE, SIGNALS, stop_on_signal
 
 PROGRAM = """
 import hashlib, threading
@@ -39,7 +39,7 @@ def read_notice(process: subprocess.Popen[bytes]) -> bytes:
     return process.stderr.read(len(NOTICE))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_the_first_signal_is_announced_at_once_and_obeyed_later(number):
     process = start(rounds=8_000_000)
     process.send_signal(number)
@@ -73,22 +73,23 @@ def test_a_second_signal_interrupts_python_as_usual(capfd):
     assert capfd.readouterr().err.encode() == NOTICE
 
 
-def test_an_ignored_signal_stays_ignored():
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_an_ignored_signal_stays_ignored(number):
+    before = signal.signal(number, signal.SIG_IGN)
     try:
         with stop_on_signal() as stop:
-            os.kill(os.getpid(), signal.SIGINT)
-            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+            os.kill(os.getpid(), number)
+            assert signal.getsignal(number) is signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)
     assert stop.signal is None
 
 
 def test_handlers_and_threads_are_restored():
-    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    handlers = [signal.getsignal(number) for number in SIGNALS]
     with stop_on_signal() as stop:
         assert any(thread.name == "signals" for thread in threading.enumerate())
     assert stop.signal is None
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert [signal.getsignal(number) for number in SIGNALS] == handlers
     assert not any(thread.name == "signals" for thread in threading.enumerate())
     assert signal.set_wakeup_fd(-1) == -1

@@ -355,7 +355,7 @@ def load_last(workdir: Path) -> TrainState:
         return checkpoints.restore(initial_state(run))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_and_ends_cleanly(tmp_path, cache_dir, number):
     process = start(tmp_path, cache_dir, "--epochs", "5000", "--checkpoint_minutes", "0.01")
     wait_for_checkpoint(process, tmp_path)

@@ -12,8 +12,9 @@ import re
 import shutil
 import threading
 from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from jaxcnn import models
 from jaxcnn.calibration import Calibration, read_calibration
 from jaxcnn.checksum import ChecksumError
 from jaxcnn.config import Config
-from jaxcnn.disk import sync
+from jaxcnn.disk import describe, sync
 from jaxcnn.errors import UserError
 from jaxcnn.run.progress import console
 from jaxcnn.run.seal import check_arrays, check_files, checksum_arrays, write_seal
@@ -83,12 +84,23 @@ class TrainedModel:
         return 1.0 if self.calibration is None else self.calibration.temperature
 
 
+@dataclass
+class _Unfinished:
+    """The checkpoint that is being written.
+
+    Attributes:
+      arrays: the checksums of its arrays.
+    """
+
+    arrays: Future[dict[str, str]] = field(default_factory=Future)
+
+
 class Checkpoints:
     """The checkpoints of one run. Use `open_checkpoints`."""
 
-    def __init__(self, checkpointer: ocp.training.Checkpointer, arrays: dict[str, str]):
+    def __init__(self, checkpointer: ocp.training.Checkpointer, unfinished: _Unfinished):
         self._checkpointer = checkpointer
-        self._arrays = arrays
+        self._unfinished = unfinished
 
     @property
     def last_step(self) -> int | None:
@@ -107,23 +119,24 @@ class Checkpoints:
           UserError: the disk is full or cannot be written. Earlier checkpoints are kept.
         """
         step, items = int(state.step), _to_items(state)
-        # Taken before Orbax writes the arrays, so that they are protected all the way.
-        self._arrays.clear()
-        self._arrays.update(checksum_arrays(items))
         try:
-            with _without_orbax_logs():
-                self._checkpointer.save_checkpointables(step, items, metrics=metrics)
+            # The checksums are taken in memory, so that they protect the whole way to the disk, and while Orbax writes.
+            with ThreadPoolExecutor(1) as pool:
+                self._unfinished.arrays = pool.submit(checksum_arrays, items)
+                with _without_orbax_logs():
+                    self._checkpointer.save_checkpointables(step, dict(items), metrics=metrics)
             # The contents reached the disk before the folder was renamed. The new name has to reach it too, before
             # older checkpoints are deleted: a power cut must not lose both.
             _sync(self._folder(step))
             self._delete_outdated()
         except (OSError, ValueError) as error:
-            reason = _system_reason(error)
-            if reason is None:
+            refusal = _system_error(error)
+            if refusal is None:
                 raise
+            folder, size = Path(self._checkpointer.directory), sum(leaf.nbytes for leaf in jax.tree.leaves(items))
             raise UserError(
-                f"the checkpoint of step {step} could not be written to {self._checkpointer.directory}: {reason}; "
-                "earlier ones are whole. Make room and run again to resume"
+                f"the checkpoint of step {step} could not be written to {folder}: "
+                f"{describe(refusal, folder, needed=size)}; earlier ones are whole. Make room and run again to resume"
             ) from error
 
     def restore(self, like: TrainState) -> TrainState:
@@ -173,11 +186,11 @@ def open_checkpoints(directory: Path) -> Iterator[Checkpoints]:
     Raises:
       UserError: the metrics of a checkpoint are damaged and there is no other, or cannot be read.
     """
-    arrays: dict[str, str] = {}
+    unfinished = _Unfinished()
 
     def finish() -> None:
         for folder in directory.glob(f"*{UNFINISHED}"):
-            write_seal(folder, arrays)
+            write_seal(folder, unfinished.arrays.result())
             _sync(folder)
 
     context = ocp.Context()
@@ -186,7 +199,7 @@ def open_checkpoints(directory: Path) -> Iterator[Checkpoints]:
     checkpointer = _open(directory, context=context, cleanup_tmp_directories=True)
     closing: AbstractContextManager[None] = nullcontext()
     try:
-        yield Checkpoints(checkpointer, arrays)
+        yield Checkpoints(checkpointer, unfinished)
     except UserError:
         # After a failed write Orbax raises the same error again when it closes.
         closing = suppress(OSError, ValueError)
@@ -438,20 +451,22 @@ def _read_errors(where: str, *, advice: str) -> Iterator[None]:
         if isinstance(cause, MemoryError | jax.errors.JaxRuntimeError):
             raise cause from None
         # A missing file is damage, although the system reports it.
-        reason = None if isinstance(cause, FileNotFoundError) else _system_reason(cause)
-        if reason is None:
+        refusal = None if isinstance(cause, FileNotFoundError) else _system_error(cause)
+        if refusal is None:
             how = str(error) if isinstance(error, ChecksumError) else type(error).__name__
             raise DamagedError(f"{where} is damaged ({how}); {advice}") from error
-        raise UserError(f"{where} cannot be read: {reason}. It may be whole: fix that and run again") from error
+        raise UserError(
+            f"{where} cannot be read: {refusal.strerror or refusal}. It may be whole: fix that and run again"
+        ) from error
 
 
-def _system_reason(error: BaseException) -> str | None:
-    """The operating system's words for why it refused; None if the error has another cause."""
+def _system_error(error: BaseException) -> OSError | None:
+    """The operating system's refusal behind an error; None if the error has another cause."""
     if isinstance(error, OSError):
-        return error.strerror or str(error)
-    # TensorStore, below Orbax, raises a ValueError with the system's message in it.
-    found = re.search(r"([^:]+) \[os_error_code", str(error))
-    return found[1].strip() if found else None
+        return error
+    # TensorStore, below Orbax, raises a ValueError with the system's message and number in it.
+    found = re.search(r"([^:]+) \[os_error_code='?(\d+)", str(error))
+    return OSError(int(found[2]), found[1].strip()) if found else None
 
 
 def _check_tree(saved: Any, like: Any, *, where: str, name: str) -> None:

@@ -17,7 +17,9 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.summary_pb2 import Summary
 
+from jaxcnn.disk import describe
 from jaxcnn.errors import UserError
+from jaxcnn.typed_json import decode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +82,10 @@ class ValidationRecord(Record):
 _KINDS: dict[str, type[Record]] = {record.kind: record for record in (StartRecord, TrainRecord, ValidationRecord)}
 _COORDINATES = ("step", "epoch", "time")
 """Fields that say when; the others are metrics."""
+_LATEST = 253402300800.0
+"""Seconds from 1970 to the year 10,000, which no date can hold."""
+_LARGEST = 2.0**128
+"""Above the largest float32."""
 
 
 class MetricsLog:
@@ -134,10 +140,12 @@ class RunLog:
     Attributes:
       train: one record every few seconds.
       validation: one record per epoch.
+      damaged: numbers of the lines that are not a whole record, counted from 1.
     """
 
     train: list[TrainRecord]
     validation: list[ValidationRecord]
+    damaged: list[int] = field(default_factory=list)
 
     def validation_of(self, step: int) -> ValidationRecord | None:
         """The validation record of the checkpoint at a step; None if it was not evaluated."""
@@ -146,7 +154,8 @@ class RunLog:
     @property
     def steps_per_epoch(self) -> int | None:
         """Steps of one epoch; None before the first is complete."""
-        return round(self.validation[-1].step / self.validation[-1].epoch) if self.validation else None
+        last = self.validation[-1] if self.validation else None
+        return round(last.step / last.epoch) if last and last.epoch else None
 
     def seconds(self, batch_size: int, *, start: int = 0, end: int | None = None) -> float:
         """Time spent in training steps, without evaluation, pauses, and steps that were lost and taken again.
@@ -183,11 +192,22 @@ def read_log(path: Path) -> RunLog:
 
     A resumed run repeats the steps after its last checkpoint. A start record voids the records of later steps before
     it. So does any record for its own kind, as earlier versions wrote no start records. Lines that are not a whole
-    record, such as half a line left by a killed process, are skipped.
+    record, such as half a line left by a killed process, are skipped, and listed in the log.
+
+    Raises:
+      UserError: the file cannot be read.
     """
     log = RunLog([], [])
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    for record in map(_parse, lines):
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; move it away to continue without it") from error
+    for number, line in enumerate(lines, 1):
+        try:
+            record = _parse(line) if line.strip() else None
+        except (ValueError, RecursionError, UserError):
+            log.damaged.append(number)
+            continue
         match record:
             case StartRecord():
                 _drop_after(log.train, record.step)
@@ -224,19 +244,40 @@ def _metrics(record: Record) -> dict[str, float]:
 
 
 def _parse(line: str) -> Record | None:
-    """A record from its line; None if the line is not a whole record of a known kind."""
-    try:
-        found = json.loads(line)
-        kind = _KINDS[found["kind"]]
-        # Fields that this version does not know are ignored; those with a default may be missing.
-        values: dict[str, Any] = {
-            item.name: float(found[item.name]) if item.type is float else int(found[item.name])
-            for item in dataclasses.fields(kind)
-            if item.name in found
-        }
-        return kind(**values)
-    except (ValueError, KeyError, TypeError, OverflowError):
+    """Returns the record of a line; None if it is of a kind that this version does not know.
+
+    Raises:
+      ValueError, RecursionError, UserError: the line is not a whole record.
+    """
+    found = decode(dict[str, Any], json.loads(line), "record")
+    kind = _KINDS.get(decode(str, found.get("kind"), "kind"))
+    if kind is None:
         return None
+    # Fields that this version does not know are ignored; fields with a default may be missing.
+    fields = [item for item in dataclasses.fields(kind) if item.name in found]
+    values = {item.name: found[item.name] if item.type is float else _to_int(found[item.name]) for item in fields}
+    record: Record = decode(kind, values, "record")
+    _check_ranges(record)
+    return record
+
+
+def _to_int(value: object) -> object:
+    """Returns a whole number as an integer: JSON may have it as 48.0."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _check_ranges(record: Record) -> None:
+    """Raises ValueError if a value is impossible, with which the report could not compute."""
+    values = dataclasses.asdict(record)
+    possible = [
+        record.step >= 0,
+        record.epoch >= 0,
+        0 <= record.time < _LATEST,
+        not isinstance(record, TrainRecord) or (record.images_per_second > 0 and (record.resolution or 1) > 0),
+        all(value is None or abs(value) <= _LARGEST for value in values.values()),
+    ]
+    if not all(possible):
+        raise ValueError(f"a value is out of range: {values}")
 
 
 @contextmanager
@@ -246,5 +287,5 @@ def _write_errors(workdir: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"the log cannot be written to {workdir}: {error.strerror}; make room and run again to resume"
+            f"the log cannot be written to {workdir}: {describe(error, workdir)}; make room and run again to resume"
         ) from error

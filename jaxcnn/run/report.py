@@ -40,6 +40,7 @@ from jaxcnn.run.describe import (
 )
 from jaxcnn.run.lineage import WARNING, Training, read_earlier
 from jaxcnn.run.metrics_log import RunLog, TrainRecord, ValidationRecord, read_log
+from jaxcnn.run.progress import console
 from jaxcnn.run.sessions import Session, describe_changes, read_sessions
 from jaxcnn.run.workdir import Workdir
 from jaxcnn.state import init_variables
@@ -71,11 +72,18 @@ def write_report(workdir: Path, evaluation: Evaluation, dataset: Dataset, *, cal
     Raises:
       UserError: `workdir` is not a workdir, or cannot be written.
     """
-    path = workdir / "report.html"
+    path, log = workdir / "report.html", read_log(Workdir(workdir).metrics)
+    if log.damaged:
+        lines = counted(len(log.damaged), "line")
+        console.print(
+            f"{Workdir(workdir).metrics} has {lines} without a whole record, from line {log.damaged[0]} on: the report "
+            "leaves them out",
+            soft_wrap=True,
+        )
     page = render(
         sessions=read_sessions(Workdir(workdir)),
         earlier=read_earlier(Workdir(workdir).earlier_trainings),
-        log=read_log(Workdir(workdir).metrics),
+        log=log,
         evaluation=evaluation,
         calibration=calibration,
         dataset=dataset,
@@ -84,7 +92,7 @@ def write_report(workdir: Path, evaluation: Evaluation, dataset: Dataset, *, cal
         # A folder's name, and so a class name, may hold bytes that UTF-8 cannot encode.
         write_atomically(path, page.encode("utf-8", "replace").decode("utf-8"))
     except OSError as error:
-        raise UserError(f"the report cannot be written to {path}: {error.strerror}") from error
+        raise UserError(f"the report cannot be written to {path}: {error.strerror}; run again to write it") from error
     return path
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -51,9 +52,11 @@ def write_seal(folder: Path, arrays: dict[str, str]) -> None:
     Raises:
       OSError: a file cannot be read, or the record cannot be written.
     """
-    files = {_name(path, folder): checksum_file(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-    kept = {name: value for name, value in files.items() if name not in STAMPS}
-    (folder / NAME).write_text(json.dumps(seal(asdict(Checksums(kept, arrays))), indent=2) + "\n")
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in STAMPS]
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    with ThreadPoolExecutor() as pool:
+        files = dict(zip(names, pool.map(checksum_file, paths), strict=True))
+    (folder / NAME).write_text(json.dumps(seal(asdict(Checksums(files, arrays))), indent=2) + "\n")
 
 
 def check_files(folder: Path, items: Collection[str]) -> None:
@@ -101,7 +104,3 @@ def _read(folder: Path) -> Checksums | None:
         return decode(Checksums, unseal(json.loads(text)), NAME)
     except (ValueError, AttributeError, RecursionError, UserError, ChecksumError) as error:
         raise ChecksumError(f"{NAME} is damaged") from error
-
-
-def _name(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).as_posix()

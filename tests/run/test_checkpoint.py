@@ -260,7 +260,10 @@ def test_a_refusal_of_the_system_is_not_called_damage(run, name):
     ("error", "reason"),
     [
         (OSError(errno.EIO, "Input/output error"), "Input/output error"),
-        (ValueError("INTERNAL: Error reading file: Stale handle [os_error_code='116']"), "Stale handle"),
+        (
+            ValueError("INTERNAL: Error reading file: Stale handle [os_error_code='116' source locations]"),
+            "Stale handle",
+        ),
     ],
 )
 def test_the_systems_reason_is_reported(run, monkeypatch, error, reason):
@@ -377,7 +380,9 @@ def test_a_checkpoint_that_does_not_reach_the_disk_costs_no_earlier_one(run, mon
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    refused = pytest.raises(UserError, match=r"step 2 could not be .*: No space left on device; earlier")
+    refused = pytest.raises(
+        UserError, match=r"step 2 could not be .*: No space left on device \(0\.\d+ MB needed, .* MB free\); ear"
+    )
     with refused, open_checkpoints(run.checkpoints) as checkpoints:
         checkpoints.save(at(make_state(), 2), metrics={"top1": 0.9})
     monkeypatch.undo()
@@ -440,7 +445,10 @@ def test_a_failed_save_is_reported_and_loses_nothing(tmp_path):
         [sys.executable, "-c", CANNOT_WRITE, str(tmp_path)], cwd=root, capture_output=True, text=True, timeout=120
     )
     *_, last = done.stderr.strip().splitlines()
-    assert re.search(r"UserError: the checkpoint of step 2 could not be written to .*: File too large; ", last)
+    assert re.search(
+        r"UserError: the checkpoint of step 2 could not be written to .*: File too large \(.* MB needed, .* free\); ",
+        last,
+    )
     assert "ERROR" not in done.stderr
     with open_checkpoints(tmp_path) as checkpoints:
         assert checkpoints.last_step == 1

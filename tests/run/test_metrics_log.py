@@ -1,6 +1,7 @@
 """The log of a run: what is written, and what is read back, also after a kill and a resume."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -100,8 +101,10 @@ def test_a_full_disk_is_reported_at_once(tmp_path, values, fullest):
         timeout=60,
         check=False,
     )
-    assert done.stdout == (
-        f"the log cannot be written to {tmp_path}: File too large; make room and run again to resume\n"
+    assert re.fullmatch(
+        rf"the log cannot be written to {tmp_path}: File too large \([\d,.]+ MB free\); make room and run again to "
+        r"resume\n",
+        done.stdout,
     ), done.stderr
     assert done.returncode == 0
     assert max(tmp_path.iterdir(), key=lambda file: file.stat().st_size).match(fullest)
@@ -129,10 +132,13 @@ def test_without_a_terminal_only_the_lines_are_printed(capsys):
 
 
 def test_the_log_is_read_by_kind(tmp_path):
-    (tmp_path / "m").write_text("\n".join(['{"kind": "start", "step": 0}', *LINES, '{"kind": "other"}', "[1]", ""]))
+    (tmp_path / "m").write_text(
+        "\n".join(['{"kind": "start", "step": 0, "epoch": 0.0, "time": 1e9}', *LINES, '{"kind": "other"}', "[1]", ""])
+    )
     log = read_log(tmp_path / "m")
     assert [record.step for record in log.train] == [10, 20, 30]
     assert [record.top1 for record in log.validation] == [0.25, 0.5, 0.75]
+    assert log.damaged == [9]
 
 
 def test_records_of_other_versions_are_read(tmp_path):
@@ -141,11 +147,74 @@ def test_records_of_other_versions_are_read(tmp_path):
     assert [(record.step, record.resolution) for record in read_log(tmp_path / "m").train] == [(10, None), (20, 48)]
 
 
-@pytest.mark.parametrize("change", [{"step": None}, {"step": "x"}, {"loss": None}, {"epoch": []}, {"kind": []}])
+WRONG_VALUES = [
+    {"step": None},
+    {"step": "20"},
+    {"step": 20.5},
+    {"step": -1},
+    {"loss": None},
+    {"loss": True},
+    {"loss": "1.5"},
+    {"loss": float("nan")},
+    {"loss": 1e300},
+    {"epoch": []},
+    {"epoch": -1},
+    {"time": 1e18},
+    {"images_per_second": 0},
+    {"resolution": -8},
+    {"kind": []},
+    {"kind": None},
+]
+
+
+@pytest.mark.parametrize("change", WRONG_VALUES)
 def test_a_record_with_a_wrong_value_is_skipped(tmp_path, change):
     wrong = json.dumps(json.loads(train_line(20)) | change)
-    (tmp_path / "m").write_text(f"{train_line(10)}\n{wrong}\n")
-    assert [record.step for record in read_log(tmp_path / "m").train] == [10]
+    (tmp_path / "m").write_text(f"{train_line(10)}\n{wrong}\n{train_line(30)}\n")
+    log = read_log(tmp_path / "m")
+    assert ([record.step for record in log.train], log.damaged) == ([10, 30], [2])
+
+
+def without(line, name):
+    return json.dumps({key: value for key, value in json.loads(line).items() if key != name})
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        *(without(train_line(20), name) for name in {*json.loads(train_line(20))} - {"time"}),
+        *(without(validation_line(20), name) for name in {*json.loads(validation_line(20))} - {"time"}),
+        '{"kind": "start", "step": 0}',
+        train_line(20)[:40],
+        train_line(20) + "\0",
+        "\0" * 500,
+        "\ufffd",
+        "[" * 100_000,
+        "[1]",
+        "1",
+        "{}",
+    ],
+)
+def test_a_line_that_is_not_a_whole_record_is_skipped_and_listed(tmp_path, damaged):
+    lines = [
+        train_line(10),
+        damaged,
+        "",
+        '{"kind": "of another version"}',
+        train_line(30),
+        validation_line(30),
+        damaged,
+    ]
+    (tmp_path / "m").write_text("\n".join(lines))
+    log = read_log(tmp_path / "m")
+    assert ([record.step for record in log.train], [record.step for record in log.validation]) == ([10, 30], [30])
+    assert log.damaged == [2, 7]
+
+
+def test_a_log_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "m").mkdir()
+    with pytest.raises(UserError, match=r"m cannot be read: Is a directory; move it away to continue without it"):
+        read_log(tmp_path / "m")
 
 
 def test_a_resumed_run_overrules_the_steps_it_repeats(tmp_path):

@@ -349,6 +349,15 @@ def test_large_pictures_are_shrunk():
     assert decode(shown["png"]).size == (report.THUMBNAIL, report.THUMBNAIL)
 
 
+def test_damaged_lines_of_the_log_are_left_out_and_reported_once(tmp_path, capsys):
+    damaged = [LINES[0], LINES[1].replace("loss", "lass"), "\0" * 40, *LINES[2:]]
+    page, _, _ = write(tmp_path, "abc", lines=damaged)
+    assert page
+    assert capsys.readouterr().err == (
+        f"{tmp_path}/metrics.jsonl has 2 lines without a whole record, from line 2 on: the report leaves them out\n"
+    )
+
+
 def test_a_full_disk_is_reported(tmp_path, monkeypatch):
     def full(path, text):
         raise OSError(28, "No space left on device")

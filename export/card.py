@@ -18,21 +18,54 @@ _FIGURES = {"top1": "top-1 accuracy", "top5": "top-5 accuracy", "loss": "cross-e
 _RANKED = 10
 """How many of the worst classes, the best classes and the confusions are listed."""
 
-_USE = """\
+USAGE = """\
 import json
+
 import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
 session = onnxruntime.InferenceSession("{file}")
 metadata = session.get_modelmeta().custom_metadata_map
-height, width = json.loads(metadata["image_size"])
-photo = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")
-photo = photo.resize((width, height), Image.Resampling.BICUBIC)
-(probabilities,) = session.run(["probabilities"], {{"image": np.asarray(photo)[None]}})
+(size, _), resize = json.loads(metadata["image_size"]), json.loads(metadata["resize"])
+side, resampling = resize.get("side", size), Image.Resampling[resize["filter"].upper()]
+
+
+def scale(photo, width, height):
+    target, box = (side, side), (0, 0, width, height)
+    if resize["mode"] == "crop":
+        short = min(width, height)
+        box = ((width - short) / 2, (height - short) / 2, (width + short) / 2, (height + short) / 2)
+    if resize["mode"] == "pad":
+        target = [max(int(length * size / max(width, height) + 0.5), 1) for length in (width, height)]
+    return photo.resize(target, resampling, box=box)
+
+
+photo = Image.open("photo.jpg")
+whole, reduced = photo.size, photo.draft(None, (4 * side, 4 * side))
+if photo.size != whole:  # A large JPEG, which is decoded at a half, a quarter or an eighth of its size
+    photo = scale(photo, *reduced[1][2:])
+photo = ImageOps.exif_transpose(photo)
+if photo.has_transparency_data:
+    photo = Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo.convert("RGBA"))
+photo = scale(photo.convert("RGB"), *photo.size)
+image = Image.new("RGB", (size, size), (127, 127, 127))
+image.paste(photo, ((size - photo.width) // 2, (size - photo.height) // 2))
+
+(probabilities,) = session.run(["probabilities"], {"image": np.asarray(image)[None]})
 best = int(probabilities[0].argmax())
 print(json.loads(metadata["names"])[best], probabilities[0, best])
 """
+"""Classifies a photograph with plain Pillow, NumPy and onnxruntime; `{file}` stands for the model. The pixels are those
+of `jaxcnn.data.resize`, bit for bit."""
+
+_FITS = {
+    "stretch": "is stretched to that, which loses small details and distorts pictures that are not square",
+    "crop": "is scaled down, which loses small details, and what lies outside of the middle of its central square is "
+    "not seen at all",
+    "pad": "is scaled to that between gray bars, which loses small details",
+}
+"""What becomes of a picture of another size."""
 
 
 def write_card(
@@ -64,7 +97,7 @@ def write_card(
         *([_quantization(metadata.quantization, classes)] if metadata.quantization is not None else []),
         *([] if evaluation is None else [_classes(evaluation)]),
         "## Inputs and outputs\n\n" + _signature(file),
-        "## Usage\n\n```python\n" + _USE.format(file=file["file"]) + "```",
+        "## Usage\n\n```python\n" + USAGE.replace("{file}", file["file"]) + "```",
         "## Limitations\n\n" + _list(_limits(metadata, file, evaluation)),
         "## Training\n\n" + _trainings(metadata.trainings),
         "## Verification\n\n" + _list(checks),
@@ -224,9 +257,8 @@ def _limits(metadata: Metadata, file: Mapping[str, Any], evaluation: Mapping[str
         f"It knows these {len(metadata.names)} classes and no others. The probabilities always add up to 1, so a "
         "picture of something else also gets one of these classes, often with a high probability. Nothing in the file "
         "detects this.",
-        f"It sees {width}x{height} pixels. A picture of another size is stretched to that, which loses small details "
-        "and distorts pictures that are not square. It predicts one class for the whole picture, not where an object "
-        "is or how many there are.",
+        f"It sees {width}x{height} pixels. A picture of another size {_FITS[metadata.resize.mode]}. It predicts one "
+        "class for the whole picture, not where an object is or how many there are.",
         f"It was trained only on {' and '.join(datasets)}. Image collections, above all from the web, show some "
         "places, people, objects and viewpoints far more often than others, and some of their labels are wrong; the "
         "model has learned these biases. Expect lower accuracy and overconfident probabilities on pictures from "

@@ -8,6 +8,7 @@ import jax
 from export.workdir import Quantization, Source, export_model, find_target
 from jaxcnn import models
 from jaxcnn.config import Config, DataConfig
+from jaxcnn.data import Resize
 from jaxcnn.errors import UserError
 from jaxcnn.metadata import Metadata
 from jaxcnn.models.pretrained import Pretrained
@@ -69,7 +70,7 @@ def export_pretrained_weights(name: str, pretrained: Pretrained, output: Path) -
 
 def data_settings(pretrained: Pretrained) -> DataConfig:
     """Returns how a picture becomes the input of the network; where its pictures are is not known."""
-    return DataConfig(source="", image_size=pretrained.side)
+    return DataConfig(source="", image_size=pretrained.side, fit="crop", crop=pretrained.crop, filter=pretrained.filter)
 
 
 def describe(name: str, pretrained: Pretrained) -> Metadata:
@@ -80,6 +81,7 @@ def describe(name: str, pretrained: Pretrained) -> Metadata:
         names=pretrained.names,
         wnids=pretrained.wnids,
         image_size=(side, side),
+        resize=Resize.of(data_settings(pretrained)),
         dataset=dataset,
         metrics={} if pretrained.top1 is None else {"published_top1": pretrained.top1},
         config=Config(data=data_settings(pretrained), model=pretrained.model, init_from=name),

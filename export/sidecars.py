@@ -16,8 +16,8 @@ from onnx import helper
 from jaxcnn.metadata import Metadata
 
 _MODEL_TYPE = "jaxcnn"
-_BICUBIC = 3
-"""Pillow's number of the filter, which Hugging Face uses too."""
+_RESAMPLE = {"bilinear": 2, "bicubic": 3}
+"""Pillow's numbers of the filters, which Hugging Face uses too."""
 
 
 def folder_of(model: Path) -> Path:
@@ -132,15 +132,22 @@ def hub_config(metadata: Metadata) -> dict[str, Any]:
 
 
 def hub_preprocessor(metadata: Metadata) -> dict[str, Any]:
-    """Returns Hugging Face's `preprocessor_config.json`: it only resizes, as the model itself scales and normalises."""
+    """Returns Hugging Face's `preprocessor_config.json`: it only resizes, as the model itself normalises."""
     height, width = metadata.image_size
+    size: dict[str, int] = {"height": height, "width": width}
+    more: dict[str, Any] = {}
+    if metadata.resize.mode == "crop":
+        size, more = {"shortest_edge": metadata.resize.stored(width)}, {"crop_size": size}
+    elif metadata.resize.mode == "pad":
+        size, more = {"longest_edge": width}, {"do_pad": True, "pad_size": size}
     return {
         "image_processor_type": "ImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"height": height, "width": width},
-        "resample": _BICUBIC,
-        "do_center_crop": False,
+        "size": size,
+        "resample": _RESAMPLE[metadata.resize.filter],
+        "do_center_crop": metadata.resize.mode == "crop",
+        **more,
         "do_rescale": False,
         "do_normalize": False,
         "input_data_format": "channels_last",

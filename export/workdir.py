@@ -318,7 +318,7 @@ def _perturbed(variables: Any) -> Any:
 def _check_same_pictures(dataset: Dataset, trained: TrainedModel) -> None:
     """Raises UserError if pictures have other classes or another size than the model."""
     side = trained.config.data.image_size
-    if dataset.names != trained.names or dataset.train.images.shape[1:] != (side, side, 3):
+    if dataset.names != trained.names or dataset.train.shown.shape[1:] != (side, side, 3):
         raise UserError(
             f"the pictures of {dataset.name} are not the model's: they have another size or other classes than its "
             f"{len(trained.names)} classes at {side}x{side}; give the data it was trained on with --data.source"
@@ -338,7 +338,7 @@ def _quantize(
     """
     dataset, side = quantization.dataset, trained.config.data.image_size
     files = [file, file.with_suffix(".int8")]
-    quantize.quantize(file, files[1], dataset.train.images)
+    quantize.quantize(file, files[1], dataset.train.shown)
     quantize.check_valid(files[1])
     evaluations = [_evaluate(path, dataset, trained) for path in files]
     speeds = quantize.compare_speed(files, side)

@@ -1,6 +1,7 @@
 """Augmentation of a batch of training pictures: pure functions of a key, which run on the device inside the step.
 
-The order is fixed: flip, crop and resize in one resampling; then colour jitter, random erasing, and mixup or CutMix.
+The order is fixed: flip, crop and resize in one resampling; then TrivialAugment, colour jitter, random erasing, and
+mixup or CutMix.
 What is off costs nothing. Two measures make the rest cheap on a CPU (figures for 128 pictures of 64x64):
 
 - The colours are separate planes, [batch, 3, height, width], until the end, so that the innermost loops run along whole
@@ -19,7 +20,9 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 from scipy.special import betaincinv
 
 from jaxcnn.config import AugmentConfig
+from jaxcnn.data.resize import centre
 from jaxcnn.ops.barrier import materialize
+from jaxcnn.trivial_augment import trivial_augment
 
 CROP_ASPECT = 4 / 3
 """Largest aspect ratio of a random resized crop (Szegedy et al. 2015)."""
@@ -45,8 +48,9 @@ def augment(
     config: AugmentConfig,
     classes: int,
     resolution: int,
+    shown: int | None = None,
 ) -> tuple[Float[Array, "batch {resolution} {resolution} 3"], Float[Array, "batch {classes}"]]:
-    """Augments a batch. With everything off and `resolution` the side of the pictures, they stay as they are.
+    """Augments a batch. With everything off, pictures are what evaluation sees, resized to `resolution`.
 
     Args:
       key: all random numbers are a function of it.
@@ -55,16 +59,26 @@ def augment(
       config: which augmentations, and how strong.
       classes: number of classes.
       resolution: side of the result in pixels.
+      shown: side of the middle of the pictures that evaluation sees. Random resized crops are taken from the whole of
+        them, and shifts move what is around the middle into it. None: all of them.
 
     Returns:
       Pictures in [0, 255], float32 [batch, resolution, resolution, 3], and the probability of each class that is to be
       learned for them, float32 [batch, classes].
     """
+    shown = shown or images.shape[1]
+    moves = config.flip or config.pad_crop > 0 or config.crop_scale is not None or resolution != shown
+    if not moves:
+        window = centre(images.shape[1], shown)
+        images = images[:, window, window]
     geometry_key, colour_key, erase_key, mix_key = jax.random.split(key, 4)
     # Barriers keep XLA from repeating one augmentation inside the loops of the next.
     x = materialize(images.transpose(0, 3, 1, 2).astype(jnp.float32))
-    if config.flip or config.pad_crop > 0 or config.crop_scale is not None or resolution != x.shape[2]:
-        x = materialize(_resample(geometry_key, x, config=config, resolution=resolution))
+    if moves:
+        x = materialize(_resample(geometry_key, x, config=config, resolution=resolution, shown=shown))
+    if config.trivial:
+        # Not one more key of the split, which would change the others.
+        x = materialize(trivial_augment(jax.random.fold_in(key, 4), x))
     if config.brightness > 0 or config.contrast > 0 or config.saturation > 0:
         x = materialize(_jitter_colour(colour_key, x, config=config))
     if config.erase > 0:
@@ -76,7 +90,7 @@ def augment(
 
 
 def _resample(
-    key: Key[Array, ""], x: Planes, *, config: AugmentConfig, resolution: int
+    key: Key[Array, ""], x: Planes, *, config: AugmentConfig, resolution: int, shown: int
 ) -> Float[Array, "batch 3 {resolution} {resolution}"]:
     """Flips, crops, shifts and resizes at once: one matrix for the rows of each picture and one for its columns.
 
@@ -84,13 +98,14 @@ def _resample(
     """
     batch, _, side, _ = x.shape
     flip_key, box_key, place_key, shift_key = jax.random.split(key, 4)
-    # Box of each crop, in pixels: a random resized crop, shifted, and mirrored by a negative width.
-    start, size = jnp.zeros((batch, 2)), jnp.full((batch, 2), float(side))
+    # Box of each crop, in pixels: a random resized crop, or else the middle; shifted, and mirrored by a negative width.
+    start = jnp.full((batch, 2), float(centre(side, shown).start))
+    size = jnp.full((batch, 2), float(shown))
     if config.crop_scale is not None:
         size = side * _random_sides(box_key, batch, area=config.crop_scale, aspect=CROP_ASPECT)
         start = jax.random.uniform(place_key, (batch, 2)) * (side - size)
     if config.pad_crop > 0:
-        most = min(round(config.pad_crop * side), side - 1)  # A single reflection reaches no farther.
+        most = min(round(config.pad_crop * shown), side - 1)  # A single reflection reaches no farther.
         start = start + jax.random.randint(shift_key, (batch, 2), -most, most + 1).astype(jnp.float32)
     if config.flip:
         flipped = jax.random.bernoulli(flip_key, 0.5, (batch,))

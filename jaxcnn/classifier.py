@@ -15,9 +15,9 @@ import onnxruntime
 from jaxtyping import Float32, UInt8
 
 from jaxcnn.config import Config
-from jaxcnn.data import Fingerprint
+from jaxcnn.data import Fingerprint, Resize
 from jaxcnn.errors import UserError
-from jaxcnn.metadata import Metadata, Resize
+from jaxcnn.metadata import Metadata
 from jaxcnn.prediction import Picture, Prediction, describe_picture, is_picture, rank_classes, to_input
 from jaxcnn.run.checkpoint import load_model
 from jaxcnn.run.workdir import Workdir
@@ -66,7 +66,8 @@ class Classifier:
     def predict(self, pictures: object, *, top_k: int = 5) -> Prediction | list[Prediction]:
         """Classifies pictures of any size, prepared as in training.
 
-        The EXIF orientation is applied, transparency becomes white, and the picture is stretched to the model's size.
+        The EXIF orientation is applied, transparency becomes white, and the picture is cropped, padded or stretched to
+        the model's size, as its data settings say.
 
         Args:
           pictures: one or many: paths, Pillow pictures, or uint8 arrays [height, width, 3], RGB. Many are a list, an
@@ -96,12 +97,12 @@ class Classifier:
 
     def _predict_batch(self, pictures: Sequence[object], *, first: int, top_k: int) -> list[Prediction]:
         """Classifies pictures that are numbered from `first` on in messages."""
-        size, count = self.config.data.image_size, len(pictures)
+        size, resize, count = self.config.data.image_size, Resize.of(self.config.data), len(pictures)
         places = [describe_picture(picture, number=first + i) for i, picture in enumerate(pictures)]
         # Padded to a power of two: JAX compiles the model of a workdir for every batch size.
         images = np.zeros((1 << (count - 1).bit_length(), size, size, 3), np.uint8)
         for i, (picture, where) in enumerate(zip(pictures, places, strict=True)):
-            images[i] = to_input(picture, size=size, where=where)
+            images[i] = to_input(picture, size=size, resize=resize, where=where)
         logits = np.asarray(self.logits(images))[:count]
         check_finite(logits, places)
         return [rank_classes(row, names=self.names, top_k=top_k) for row in logits]
@@ -179,9 +180,9 @@ def _check_contract(session: onnxruntime.InferenceSession, metadata: Metadata) -
     side = metadata.config.data.image_size
     if metadata.image_size != (side, side):
         raise UserError(f"metadata.image_size is {list(metadata.image_size)}, but {side} in metadata.config")
-    if metadata.resize != Resize():
-        found_resize, known = dataclasses.asdict(metadata.resize), dataclasses.asdict(Resize())
-        raise UserError(f"metadata.resize is {found_resize}; only {known} is known")
+    implied = Resize.of(metadata.config.data)
+    if metadata.resize != implied:
+        raise UserError(f"metadata.resize is {metadata.resize}, but {implied} in metadata.config")
     # The first dimension is the batch.
     values = (*session.get_inputs(), *session.get_outputs())
     found = {value.name: (value.type, value.shape[1:]) for value in values}

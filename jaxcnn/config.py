@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from jaxcnn.errors import UserError
-from jaxcnn.typed_json import decode
+from jaxcnn.typed_json import EARLIER, decode
 
 ModelName = Literal[
     "resnet",
@@ -42,6 +42,11 @@ ModelName = Literal[
     "prototype6",
 ]
 
+CROP_FROM = 128
+"""The `image_size` from which pictures are cropped by default. Smaller ones are icons, digits and the like."""
+CROP = 0.875
+"""The share that `crop` shows by default: 224 of 256 pixels, as most networks for ImageNet are evaluated."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -57,6 +62,14 @@ class DataConfig:
     image_size: int = 32
     """Side in pixels of the squares that all pictures are resized to; the exported model takes pictures of this
     size."""
+    fit: Literal["crop", "pad", "stretch"] | None = field(default=None, metadata={EARLIER: "stretch"})
+    """How a picture becomes a square: `crop` shows the middle of its central square, `pad` the whole picture between
+    gray bars, `stretch` the whole picture distorted. None: crop if image_size is 128 or more, else stretch."""
+    crop: float | None = None
+    """Share of the shorter side of a picture that the model sees, for fit crop. Training takes its random crops from
+    the whole central square. None: .875."""
+    filter: Literal["bicubic", "bilinear"] = "bicubic"
+    """Filter that resizes pictures."""
     validation_fraction: float | None = None
     """Share of the training pictures of each class to hold out for validation. None: a tenth, or nothing if the source
     has its own validation pictures."""
@@ -66,6 +79,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         _check_finite(self, "data.")
         _check(self.image_size >= 8, "data.image_size", self.image_size, "at least 8")
+        known = self.crop is None or self.resolved().fit == "crop"
+        _check(known, "data.crop", self.crop, "left out unless data.fit is crop")
+        _check(self.crop is None or 0.25 <= self.crop <= 1, "data.crop", self.crop, "from .25 to 1")
         fraction = self.validation_fraction
         _check(
             fraction is None or 0 < fraction < 1, "data.validation_fraction", fraction, "between 0 and 1, both excluded"
@@ -77,6 +93,13 @@ class DataConfig:
             "left out unless data.source is tiny_imagenet (a zip of class folders goes in data.source itself)",
         )
         _check(self.split_seed >= 0, "data.split_seed", self.split_seed, "0 or more")
+
+    def resolved(self) -> "DataConfig":
+        """Returns these settings with `fit` decided, and `crop` if pictures are cropped."""
+        fit = self.fit or ("crop" if self.image_size >= CROP_FROM else "stretch")
+        if fit == self.fit and (self.crop is not None or fit != "crop"):
+            return self
+        return dataclasses.replace(self, fit=fit, crop=(self.crop or CROP) if fit == "crop" else self.crop)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +181,9 @@ class AugmentConfig:
     """Shift by up to this share of the side; the border is filled by reflection."""
     crop_scale: tuple[float, float] | None = None
     """Random resized crop: smallest and largest share of the area that is kept, such as `.5 1`."""
+    trivial: bool = False
+    """TrivialAugment: change each picture by one random operation of random strength, such as a rotation, a shear or
+    more contrast. For photographs; it does not know which changes leave the class of a digit or a symbol as it is."""
     erase: float = 0.0
     """Probability that a random rectangle is replaced by noise."""
     mixup: float = 0.0

@@ -33,12 +33,19 @@ def data_config_of(source: str | os.PathLike[str] | None, *, trained_on: DataCon
 
     Args:
       source: as `--data.source` takes it; None is the training data.
-      trained_on: the data settings of the model. Another source has the same cache and picture size, but neither the
-        archive nor the held-out pictures.
+      trained_on: the data settings of the model. Another source has the same cache and pictures of the same size
+        and fit, but neither the archive nor the held-out pictures.
     """
     if source is None or is_same_source(os.fspath(source), trained_on.source):
         return trained_on
-    return DataConfig(source=os.fspath(source), cache_dir=trained_on.cache_dir, image_size=trained_on.image_size)
+    defaults = DataConfig()
+    return dataclasses.replace(
+        trained_on,
+        source=os.fspath(source),
+        archive=defaults.archive,
+        validation_fraction=defaults.validation_fraction,
+        split_seed=defaults.split_seed,
+    )
 
 
 def load_evaluation_data(config: DataConfig, classifier: Classifier, *, hold_out: bool) -> data.Dataset:
@@ -56,12 +63,12 @@ def load_evaluation_data(config: DataConfig, classifier: Classifier, *, hold_out
     """
     if not config.source:
         raise UserError("the pictures that the model was trained on are not recorded; give some with --data.source")
-    # The model takes pictures of one size.
-    side = classifier.config.data.image_size
-    if config.image_size != side:
-        raise UserError(
-            f"data.image_size is {config.image_size}, but the model takes {side}; give {side} or leave it out"
-        )
+    # The model takes pictures of one size, made in one way.
+    given, taken = config.resolved(), classifier.config.data.resolved()
+    for name in ("image_size", "fit", "crop", "filter"):
+        value, expected = getattr(given, name), getattr(taken, name)
+        if value != expected:
+            raise UserError(f"data.{name} is {value}, but the model takes {expected}; give {expected} or leave it out")
     dataset = data.load(config) if hold_out else load_without_hold_out(config)
     dataset = with_classes_of(dataset, classifier)
     # After the labels were mapped, as they are a part of the fingerprint.

@@ -90,16 +90,20 @@ def _is_copy(config: DataConfig, trained_on: DataConfig, fingerprint: Fingerprin
     if fingerprint is None:
         return False
     fraction, seed = _split_settings(trained_on)
-    # Pixels are comparable only in the model's size. Labels alone rule out most sources in the size at hand, without
-    # decoding all pictures again.
+    here = dataclasses.replace(config, validation_fraction=fraction, split_seed=seed).resolved()
+    # Pixels are comparable only if they were resized as in training. Labels alone rule out most sources in the size at
+    # hand, without decoding all pictures again.
     return all(
-        fingerprint.has_same_split(
-            data.load(
-                dataclasses.replace(config, validation_fraction=fraction, split_seed=seed, image_size=side)
-            ).fingerprint()
-        )
-        for side in dict.fromkeys((config.image_size, fingerprint.side))
+        fingerprint.has_same_split(data.load(settings).fingerprint())
+        for settings in dict.fromkeys((here, _resized_as(here, fingerprint)))
     )
+
+
+def _resized_as(config: DataConfig, fingerprint: Fingerprint) -> DataConfig:
+    """Returns data settings that resize pictures as the fingerprint's pictures were resized."""
+    side, resize = fingerprint.side, fingerprint.resize
+    crop = None if resize.side is None else side / resize.side
+    return dataclasses.replace(config, image_size=side, fit=resize.mode, crop=crop, filter=resize.filter)
 
 
 def _resolve(path: str) -> str:

@@ -249,6 +249,7 @@ def take_step(run: Run, state: TrainState, batch: data.Batch, *, epoch: int) -> 
         resolution=config.resolution(epoch),
         label_smoothing=config.label_smoothing,
         average_decay=config.optim.ema_decay,
+        shown=run.dataset.train.side,
     )
     return taken
 
@@ -285,6 +286,7 @@ def check_finite(run: Run, state: TrainState) -> None:
         config=config.augmentation(epoch),
         classes=len(run.dataset.names),
         resolution=config.resolution(epoch),
+        shown=run.dataset.train.side,
     )
     place = first_not_finite(state.variables, inputs, dropout_key, model=run.model)
     raise UserError(

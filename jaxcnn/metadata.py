@@ -13,7 +13,8 @@ from typing import Any
 
 from jaxcnn.calibration import Calibration
 from jaxcnn.config import Config, DataConfig
-from jaxcnn.data import Fingerprint
+from jaxcnn.data import Fingerprint, Resize
+from jaxcnn.data.resize import STRETCH
 from jaxcnn.errors import UserError
 from jaxcnn.paths import readable
 from jaxcnn.run.checkpoint import TrainedModel
@@ -24,14 +25,6 @@ from jaxcnn.version import __version__
 
 OPTIONAL = ("step", "pictures", "calibration", "quantization")
 """Keys that are left out where there is nothing to say."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Resize:
-    """How a picture becomes the input: its mode, and the filter that computes the pixels."""
-
-    mode: str = "stretch"
-    filter: str = "bicubic"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +54,7 @@ class Metadata:
     names: tuple[str, ...]
     wnids: tuple[str, ...]
     image_size: tuple[int, int]
-    resize: Resize = Resize()
+    resize: Resize = STRETCH
     dataset: str = ""
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
     step: int | None = None
@@ -79,6 +72,8 @@ class Metadata:
     def to_values(self) -> dict[str, Any]:
         """Returns the metadata as JSON values by key."""
         values = dataclasses.asdict(self)
+        # Only crops have a side; files of earlier versions have no such key.
+        values["resize"] = {key: value for key, value in values["resize"].items() if value is not None}
         return {key: value for key, value in values.items() if value is not None or key not in OPTIONAL}
 
     def to_props(self) -> dict[str, str]:
@@ -117,6 +112,7 @@ def describe_run(run: Workdir, trained: TrainedModel) -> Metadata:
         names=trained.names,
         wnids=trained.wnids,
         image_size=(side, side),
+        resize=Resize.of(trained.config.data),
         dataset=trained.dataset,
         metrics=trained.metrics,
         step=trained.step,

@@ -11,6 +11,7 @@ from PIL import Image
 from scipy.special import softmax
 
 from jaxcnn.data.decoding import decode, prepare
+from jaxcnn.data.resize import STRETCH, Resize, centre
 from jaxcnn.errors import UserError
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray
@@ -81,19 +82,23 @@ def describe_picture(picture: object, *, number: int) -> str:
     return f"picture {number}"
 
 
-def to_input(picture: object, *, size: int, where: str) -> UInt8[np.ndarray, "{size} {size} 3"]:
+def to_input(
+    picture: object, *, size: int, resize: Resize = STRETCH, where: str
+) -> UInt8[np.ndarray, "{size} {size} 3"]:
     """Prepares a picture as in training and evaluation; see `jaxcnn.data.decoding.decode`.
 
     Args:
       picture: a large JPEG is decoded at a fraction of its size if it is given by its path; Pillow decodes it whole.
       size: side of the result in pixels.
+      resize: how the picture becomes a square.
       where: names the picture in messages.
 
     Raises:
       UserError: the file cannot be read, or the picture is damaged, too large, or something else.
     """
+    window = centre(resize.stored(size), size)
     if isinstance(picture, str | os.PathLike):
-        return decode(_read(Path(picture), where), size=size, where=where)
+        return decode(_read(Path(picture), where), size=size, resize=resize, where=where)[window, window]
     if isinstance(picture, np.ndarray):
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
             raise UserError(
@@ -102,7 +107,7 @@ def to_input(picture: object, *, size: int, where: str) -> UInt8[np.ndarray, "{s
         picture = Image.fromarray(picture)
     if not isinstance(picture, Image.Image):
         raise UserError(f"{where} is of type {type(picture).__name__}; give a path, a Pillow picture or a uint8 array")
-    return prepare(picture, size=size, where=where)
+    return prepare(picture, size=size, resize=resize, where=where)[window, window]
 
 
 def _read(path: Path, where: str) -> bytes:

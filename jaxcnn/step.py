@@ -43,6 +43,7 @@ def step_keys(key: Key[Array, ""], step: Int[Array, ""]) -> tuple[Key[Array, ""]
         "augment_config",
         "classes",
         "resolution",
+        "shown",
         "label_smoothing",
         "average_decay",
     ),
@@ -61,6 +62,7 @@ def train_step(
     resolution: int,
     label_smoothing: float,
     average_decay: float,
+    shown: int | None = None,
 ) -> tuple[TrainState, StepMetrics]:
     """Augments a batch and takes one optimizer step on its mean cross-entropy.
 
@@ -76,10 +78,11 @@ def train_step(
       resolution: side in pixels to which the pictures are resized. Each value is compiled once.
       label_smoothing: share of the target that is spread over all classes.
       average_decay: decay of the moving average, if the state keeps one.
+      shown: side of the middle of the pictures that evaluation sees; None: all of them.
     """
     augment_key, dropout_key = step_keys(key, state.step)
     inputs, targets = augment(
-        augment_key, images, labels, config=augment_config, classes=classes, resolution=resolution
+        augment_key, images, labels, config=augment_config, classes=classes, resolution=resolution, shown=shown
     )
 
     # Forward and backward pass.

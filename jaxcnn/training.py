@@ -90,6 +90,7 @@ def begin(config: Config, workdir: str | Path) -> Iterator[Start]:
         check_outside_pictures(folder.path, option="workdir", source=config.data.source)
     with folder.locked():
         # What can be checked without the pictures comes first: they may have to be downloaded and decoded.
+        config = folder.resolve(config)
         folder.check_resumable(config)
         run = prepare(config, data.load(config.data))
         classes, pictures = _classes(run), run.dataset.fingerprint()
@@ -126,7 +127,7 @@ def conclude(run: Run, workdir: str | Path) -> Evaluation:
     write_evaluation(evaluation, folder.evaluation, names=classifier.names, about=about, flipped=flipped)
     report.write_report(folder.path, evaluation, run.dataset, calibration=calibration)
     try:
-        export.export_workdir(folder.path, pictures=held_out.images[:7])
+        export.export_workdir(folder.path, pictures=held_out.shown[:7])
     except (export.UnsupportedError, export.VerificationError) as error:
         raise UserError(f"{workdir} is trained and saved, but not exported: {error}") from error
     return evaluation

@@ -15,6 +15,8 @@ from jaxcnn.errors import UserError
 
 EXPECTATIONS: dict[Any, str] = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 """What errors call a value of a type."""
+EARLIER = "earlier"
+"""Key in the metadata of a dataclass field: its value in records of versions without the field."""
 _SHORTENED = reprlib.Repr(maxlevel=4, maxlist=6, maxdict=6, maxstring=200, maxlong=200)
 """Values in errors, which may come from untrusted files."""
 
@@ -31,8 +33,9 @@ def decode(kind: Any, value: object, path: str) -> Any:
     """Returns a value of a type from parsed JSON.
 
     Args:
-      kind: a dataclass, whose missing fields have their defaults; a tuple, which JSON has as a list; a dictionary with
-        text as keys; an optional type, a literal, int, float, str, bool or Any.
+      kind: a dataclass, whose missing fields have their defaults, or what is `EARLIER` in their metadata; a tuple,
+        which JSON has as a list; a dictionary with text as keys; an optional type, a literal, int, float, str, bool or
+        Any.
       value: as `json.loads` returns it.
       path: what errors call the value, such as `config`; its fields are then `config.epochs`, its items `config[0]`.
 
@@ -47,7 +50,7 @@ def decode(kind: Any, value: object, path: str) -> Any:
     if origin is Literal:
         return _checked(value, value in arguments, path, f"one of {', '.join(map(repr, arguments))}")
     # A union is of one type and None.
-    if origin is types.UnionType:
+    if origin in (types.UnionType, typing.Union):
         inner = next(argument for argument in arguments if argument is not types.NoneType)
         return None if value is None else decode(inner, value, path)
     if origin is tuple:
@@ -75,7 +78,8 @@ def _decode_fields(kind: Any, value: Any, path: str) -> Any:
     for field in dataclasses.fields(kind):
         if field.name not in value and field.default is field.default_factory is dataclasses.MISSING:
             raise UserError(f"{path}.{field.name} is missing")
-    return kind(**{name: decode(kinds[name], entry, f"{path}.{name}") for name, entry in value.items()})
+    earlier = {field.name: field.metadata[EARLIER] for field in dataclasses.fields(kind) if EARLIER in field.metadata}
+    return kind(**(earlier | {name: decode(kinds[name], entry, f"{path}.{name}") for name, entry in value.items()}))
 
 
 def _is_finite(value: object) -> bool:

@@ -1,6 +1,7 @@
 """The demo page: its files, the model file for the browser, and the runtime that runs it there."""
 
 import asyncio
+import dataclasses
 import logging
 import re
 from io import BufferedReader
@@ -64,6 +65,7 @@ async def model_json(request: Request) -> Response:
             "names": model.names,
             "height": model.height,
             "width": model.width,
+            "resize": dataclasses.asdict(model.resize),
             "heatmap": model.has_heatmap,
             "in_browser": service.settings.onnxruntime_web is not None,
             "sha256": model.digest,

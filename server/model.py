@@ -13,9 +13,7 @@ import onnxruntime as ort
 from server import files, memory
 from server.errors import StartError
 from server.files import Signature
-
-# The only way in which `server.picture` makes a picture into the model's input.
-_RESIZE = {"mode": "stretch", "filter": "bicubic"}
+from server.resize import Resize
 
 # How often a file is read if it changes while it is being read.
 _ATTEMPTS = 3
@@ -42,6 +40,8 @@ class Model:
     """Height of the input in pixels."""
     width: int
     """Width of the input in pixels."""
+    resize: Resize
+    """How a picture becomes the input."""
     outputs: dict[str, tuple[int, ...]]
     """The float32 outputs, each with its shape for one picture."""
 
@@ -92,10 +92,9 @@ def load(path: Path, *, max_batch: int, threads: int, sha256: str | None = None)
         outputs = _check_outputs(path, session, len(names))
     except UnicodeDecodeError:
         raise _invalid(path, "it is damaged: its metadata or its names are not valid UTF-8") from None
-    for key, expected in (("image_size", [height, width]), ("resize", _RESIZE)):
-        found = _read_metadata(path, metadata, key)
-        if found != expected:
-            raise _invalid(path, f"its metadata says {key} is {json.dumps(found)}, not {json.dumps(expected)}")
+    found = _read_metadata(path, metadata, "image_size")
+    if found != [height, width]:
+        raise _invalid(path, f"its metadata says image_size is {json.dumps(found)}, not {[height, width]}")
     # Check what it computes.
     model = Model(
         session=session,
@@ -107,6 +106,7 @@ def load(path: Path, *, max_batch: int, threads: int, sha256: str | None = None)
         names=names,
         height=height,
         width=width,
+        resize=_read_resize(path, metadata, height=height, width=width),
         outputs=outputs,
     )
     _warm_up(path, model, max_batch)
@@ -249,6 +249,14 @@ def _read_names(path: Path, metadata: dict[str, str]) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _read_resize(path: Path, metadata: dict[str, str], *, height: int, width: int) -> Resize:
+    value = _read_metadata(path, metadata, "resize")
+    try:
+        return Resize.parse(value, height=height, width=width)
+    except ValueError as error:
+        raise _invalid(path, f"its metadata says resize is {_shorten(json.dumps(value))}, {error}") from None
+
+
 def _read_version(path: Path, metadata: dict[str, str]) -> str:
     version = str(_read_metadata(path, metadata, "version")) if "version" in metadata else ""
     _check_unicode(path, "version", version)
@@ -291,5 +299,8 @@ def _invalid(path: Path, reason: str) -> StartError:
 
 
 def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    return _shorten(" ".join(str(error).split()))
+
+
+def _shorten(text: str) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."

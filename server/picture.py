@@ -11,6 +11,9 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from server.errors import PictureError
+from server.resize import Resize, place
+
+_STRETCH = Resize()
 
 # The formats that browsers show. Every further format is more code that reads hostile bytes (Pillow runs Ghostscript
 # for EPS). AVIF is left out: its parser needs 3 s for 400 KB before there is a size to check, because it looks up each
@@ -78,8 +81,10 @@ class _BoundedFile(BytesIO):
         return super().read(size)
 
 
-def decode(data: bytes, *, height: int, width: int, max_pixels: int) -> npt.NDArray[np.uint8]:
-    """Decodes a picture and stretches it (bicubic) to the model's size.
+def decode(
+    data: bytes, *, height: int, width: int, resize: Resize = _STRETCH, max_pixels: int
+) -> npt.NDArray[np.uint8]:
+    """Decodes a picture and crops, pads or stretches it to the model's size.
 
     The result is RGB as a viewer shows it: upright by its EXIF orientation, CMYK and gray converted, 16-bit gray scaled
     to 8 bits, transparency over white, the first frame of an animation. Colour profiles are ignored.
@@ -88,6 +93,7 @@ def decode(data: bytes, *, height: int, width: int, max_pixels: int) -> npt.NDAr
       data: the bytes of a JPEG, PNG, WebP, GIF or BMP file.
       height: height of the result in pixels.
       width: width of the result in pixels.
+      resize: how the picture becomes that size.
       max_pixels: largest width times height, checked before the pixels are decoded.
 
     Returns:
@@ -99,16 +105,16 @@ def decode(data: bytes, *, height: int, width: int, max_pixels: int) -> npt.NDAr
     if not data:
         raise PictureError("The picture is empty (0 bytes): send the bytes of a picture file")
     try:
-        image, box = _open(data, max_pixels, draft=_DRAFT * max(height, width))
+        image, extent = _open(data, max_pixels, draft=_DRAFT * resize.least(height, width))
         orientation = _orientation(image)
-        # The box is in the coordinates of the file, so resize a reduced JPEG before turning it upright.
-        if box is not None:
-            size = (height, width) if orientation >= 5 else (width, height)
-            image = image.resize(size, Image.Resampling.BICUBIC, box=box)
+        # The extent is in the coordinates of the file, so scale a reduced JPEG before turning it upright.
+        if extent is not None:
+            rows, columns = (width, height) if orientation >= 5 else (height, width)
+            image = resize.scale(image, height=rows, width=columns, extent=extent)
         if orientation in _UPRIGHT:
             image = image.transpose(_UPRIGHT[orientation])
-        image = _to_rgb(image)
-        return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+        image = resize.scale(_to_rgb(image), height=height, width=width)
+        return np.asarray(place(image, height=height, width=width))
     except PictureError:
         raise
     except UnidentifiedImageError:
@@ -130,14 +136,14 @@ def warnings_ignored() -> Iterator[None]:
         yield
 
 
-def _open(data: bytes, max_pixels: int, *, draft: int) -> tuple[Image.Image, tuple[float, float, float, float] | None]:
+def _open(data: bytes, max_pixels: int, *, draft: int) -> tuple[Image.Image, tuple[float, float] | None]:
     """Reads the header, checks it, and decodes the pixels.
 
     A JPEG is decoded at a half, a quarter or an eighth of its size, as long as no side falls below `draft`.
 
     Returns:
-      The picture; and, if it was reduced, the box (left, upper, right, lower) that the whole picture covers in it: its
-      last row and column may be fractions of a pixel.
+      The picture; and, if it was reduced, the width and height that the whole picture covers in it: its last row and
+      column may be fractions of a pixel.
     """
     limit = f"scale it down to at most {max_pixels} pixels in total and {_MAX_SIDE} on a side"
     # Read the header.
@@ -158,7 +164,7 @@ def _open(data: bytes, max_pixels: int, *, draft: int) -> tuple[Image.Image, tup
     whole = image.size
     drafted = image.draft(None, (draft, draft))
     image.load()
-    return image, None if drafted is None or image.size == whole else drafted[1]
+    return image, None if drafted is None or image.size == whole else drafted[1][2:]
 
 
 def _scale_transparency(png: ImageFile.ImageFile) -> None:

@@ -338,3 +338,42 @@ def test_saturation_scales_about_each_gray() -> None:
     assert_uniform(factor[:, 0], 0.5, 1.5)
     unchanged, _ = run(constant(4, 4, 77), saturation=0.5)
     np.testing.assert_allclose(unchanged, 77, rtol=1e-5)
+
+
+# Pictures that are stored larger than they are shown
+
+
+def shown(images: np.ndarray, side: int, *, resolution: int | None = None, **settings: typing.Any) -> np.ndarray:
+    function = partial(augment, config=AugmentConfig(**settings), classes=CLASSES, resolution=resolution or side)
+    found, _ = jax.jit(partial(function, shown=side))(jax.random.key(1), jnp.asarray(images), labels(len(images)))
+    return np.asarray(found)
+
+
+def test_without_random_crops_training_sees_the_middle_as_evaluation_does() -> None:
+    images = pictures(4, 21)
+    np.testing.assert_array_equal(shown(images, 16), images[:, 3:19, 3:19])
+    halved = run(images[:, 3:19, 3:19], resolution=8)[0]
+    # What is around the middle blends into its outermost pixels.
+    np.testing.assert_allclose(shown(images, 16, resolution=8)[:, 1:-1, 1:-1], halved[:, 1:-1, 1:-1], atol=1e-3)
+
+
+def test_shifts_show_what_is_around_the_middle() -> None:
+    images = repeated(400, 20)
+    found = shown(images, 16, pad_crop=2 / 16)
+    counts = [
+        (found == images[0, row : row + 16, column : column + 16]).all((1, 2, 3)).sum()
+        for row, column in itertools.product(range(5), repeat=2)
+    ]
+    assert sum(counts) == 400
+    assert min(counts) > 0
+
+
+def test_random_resized_crops_are_taken_from_the_whole_stored_picture() -> None:
+    # Of a ramp, the mean of a crop says where it was, and the range how large.
+    ramp = np.broadcast_to(np.arange(0, 240, 10, dtype=np.uint8)[None, None, :, None], (300, 24, 24, 3))
+    found = shown(ramp, 16, crop_scale=(0.25, 0.25))
+    assert found.shape == (300, 16, 16, 3)
+    assert found.min() < 5
+    assert found.max() > 225
+    whole = shown(ramp, 16, crop_scale=(1.0, 1.0))
+    np.testing.assert_allclose(whole, run(np.array(ramp), resolution=16)[0], atol=1e-3)

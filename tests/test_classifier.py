@@ -114,7 +114,11 @@ def test_a_file_that_is_not_a_model(tmp_path, content):
         ({"calibration": CALIBRATION | {"temperature": None}}, "calibration.temperature is None; it must be a number"),
         (
             {"resize": {"mode": "crop", "filter": "bicubic"}},
-            "metadata.resize is .*'crop'.*; only .*'stretch'",
+            "metadata.resize is .*'crop'.*, but .*'stretch'.* in metadata.config",
+        ),
+        (
+            {"resize": {"mode": "zoom", "filter": "bicubic"}},
+            "metadata.resize.mode is 'zoom'; it must be one of 'stretch', 'crop', 'pad'",
         ),
         ({"step": "7"}, "metadata.step is '7'; it must be a whole number"),
         ({"names": {"0": "red"}}, "metadata.names is {'0': 'red'}; it must be a list"),

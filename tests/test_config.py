@@ -146,3 +146,39 @@ def test_resolution_changes_at_its_share_of_the_epochs():
     config = Config(data=DataConfig(image_size=64), resolutions=((0.0, 32), (0.5, 48), (0.9, 64)), epochs=10)
     assert [config.resolution(epoch) for epoch in range(10)] == [32] * 5 + [48] * 4 + [64]
     assert Config(data=DataConfig(image_size=24)).resolution(3) == 24
+
+
+@pytest.mark.parametrize(
+    ("given", "fit", "crop"),
+    [
+        ({"image_size": 127}, "stretch", None),
+        ({"image_size": 128}, "crop", 0.875),
+        ({"image_size": 224, "crop": 0.9}, "crop", 0.9),
+        ({"image_size": 32, "fit": "crop"}, "crop", 0.875),
+        ({"image_size": 224, "fit": "pad"}, "pad", None),
+        ({"image_size": 224, "fit": "stretch"}, "stretch", None),
+    ],
+)
+def test_pictures_are_cropped_from_128_pixels_on_unless_the_settings_say_otherwise(given, fit, crop):
+    resolved = DataConfig(**given).resolved()
+    assert (resolved.fit, resolved.crop) == (fit, crop)
+    assert resolved.resolved() == resolved
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"crop": 0.9}, "data.crop is 0.9; it must be left out unless data.fit is crop"),
+        ({"crop": 0.9, "fit": "pad", "image_size": 224}, "data.crop is 0.9; it must be left out unless data.fit is"),
+        ({"crop": 0.2, "fit": "crop"}, "data.crop is 0.2; it must be from .25 to 1"),
+        ({"crop": 1.1, "fit": "crop"}, "data.crop is 1.1; it must be from .25 to 1"),
+    ],
+)
+def test_a_share_to_crop_is_checked(given, message):
+    with pytest.raises(UserError, match=f"^{re.escape(message)}"):
+        DataConfig(**given)
+
+
+def test_a_record_of_an_earlier_version_stretched_pictures():
+    assert from_json('{"data": {"image_size": 224}}').data == DataConfig(image_size=224, fit="stretch")
+    assert from_json('{"data": {"image_size": 224, "fit": null}}').data == DataConfig(image_size=224)

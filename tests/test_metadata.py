@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxcnn.calibration import Calibration
-from jaxcnn.config import Config
-from jaxcnn.data import Fingerprint
+from jaxcnn.config import Config, DataConfig
+from jaxcnn.data import Fingerprint, Resize
 from jaxcnn.errors import UserError
-from jaxcnn.metadata import Metadata, Resize
+from jaxcnn.metadata import Metadata
 from jaxcnn.presets import PRESETS
 from jaxcnn.run.lineage import Training
 
@@ -34,7 +34,13 @@ FIELDS = st.fixed_dictionaries(
         "names": st.lists(texts).map(tuple),
         "wnids": st.lists(texts).map(tuple),
         "image_size": st.tuples(counts, counts),
-        "resize": st.fixed_dictionaries({"mode": texts, "filter": texts}),
+        "resize": st.fixed_dictionaries(
+            {
+                "mode": st.sampled_from(["stretch", "crop", "pad"]),
+                "filter": st.sampled_from(["bicubic", "bilinear"]),
+                "side": st.none() | counts,
+            }
+        ),
         "dataset": texts,
         "metrics": st.dictionaries(texts, numbers),
         "step": st.none() | counts,
@@ -97,6 +103,13 @@ def test_a_file_of_an_earlier_version_or_another_program_may_say_less():
     assert found.pictures == Fingerprint(**pictures, decoder=0)
 
 
+def test_earlier_versions_stretched_pictures_of_any_size():
+    found = Metadata.from_props(REQUIRED | {"config": '{"data": {"image_size": 224}}'})
+    assert found.config.data == DataConfig(image_size=224, fit="stretch")
+    assert found.resize == Resize.of(found.config.data) == Resize()
+    assert Resize.of(DataConfig(image_size=224)) == Resize(mode="crop", side=256)
+
+
 @pytest.mark.parametrize("key", [*REQUIRED, "trainings"])
 def test_a_missing_key_is_named(key):
     props = {name: text for name, text in REQUIRED.items() if name != key}
@@ -121,7 +134,7 @@ def test_a_missing_key_is_named(key):
         ("calibration", '{"step": 7}', "metadata.calibration.temperature is missing"),
         ("pictures", '{"train": 7}', "metadata.pictures.validation is missing"),
         ("trainings", '[{"dataset": "pets", "license": "", "recipe": {"time": 3}}]', "recipe.time is 3; it must be"),
-        ("resize", '{"mode": 3}', "metadata.resize.mode is 3; it must be a text"),
+        ("resize", '{"mode": 3}', "metadata.resize.mode is 3; it must be one of 'stretch', 'crop', 'pad'"),
     ],
 )
 def test_a_value_that_does_not_fit_is_named_by_its_key(key, text, message):

@@ -4,6 +4,7 @@ from jaxcnn.data.batches import Batch, EvalBatch, epoch_order, eval_batches, ste
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.data.fingerprint import Fingerprint
 from jaxcnn.data.loading import is_named, load
+from jaxcnn.data.resize import Resize
 from jaxcnn.data.split import Split
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Dataset",
     "EvalBatch",
     "Fingerprint",
+    "Resize",
     "Split",
     "epoch_order",
     "eval_batches",

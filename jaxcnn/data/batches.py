@@ -17,9 +17,9 @@ AHEAD = 3
 
 
 class Batch(NamedTuple):
-    """Training examples; a pytree."""
+    """Training examples; a pytree. The pictures may be larger than the model's input."""
 
-    images: UInt8[np.ndarray, "batch size size 3"]
+    images: UInt8[np.ndarray, "batch stored stored 3"]
     labels: Int32[np.ndarray, " batch"]
 
 
@@ -80,10 +80,11 @@ def train_batches(split: Split, *, seed: int, batch_size: int, start_step: int =
 
 def eval_batches(split: Split, *, batch_size: int) -> Generator[EvalBatch]:
     """Yields every example once, in order; black pictures fill up the last batch, with `mask` false."""
+    shown = split.shown
 
     def gather(start: int) -> EvalBatch:
         # The model is compiled for one batch size: the last batch is padded, not shortened.
-        images = np.asarray(split.images[start : start + batch_size])
+        images = np.asarray(shown[start : start + batch_size])
         labels = split.labels[start : start + batch_size]
         missing = batch_size - len(labels)
         return EvalBatch(

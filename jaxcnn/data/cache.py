@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from jaxcnn.checksum import ChecksumError, checksum_chunks, seal, unseal
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.data.decoding import DECODER, decode
+from jaxcnn.data.resize import STRETCH, Resize
 from jaxcnn.data.sources.encoded_dataset import EncodedDataset
-from jaxcnn.data.sources.pictures import Pictures
+from jaxcnn.data.sources.pictures import Picture, Pictures
 from jaxcnn.data.sources.source import Source
 from jaxcnn.data.split import Split
 from jaxcnn.disk import NO_ROOM, sync
@@ -37,32 +39,43 @@ LISTED = 10
 """Most unreadable pictures that one error message lists."""
 
 
-def load_cached(source: Source, *, size: int, cache_dir: Path) -> Dataset:
-    """Loads the pictures of a source, decoded to `size` x `size` pixels; only the first call for a source decodes.
+type Decode = Callable[[Picture], UInt8[np.ndarray, "side side 3"]]
+"""Decodes a picture to the square that is kept."""
 
-    An entry is the folder `KEY-SIZE` of `cache_dir`. It is written under another name, and renamed once all of it has
-    reached the disk. If several processes need it, one decodes and the others wait. A damaged entry is decoded again:
-    all of it is compared with its checksums, which takes less time than the first epoch takes to read it.
+
+def load_cached(source: Source, *, size: int, resize: Resize = STRETCH, cache_dir: Path) -> Dataset:
+    """Loads the pictures of a source for a model of `size` x `size` pixels; only the first call for a source decodes.
+
+    An entry is a folder of `cache_dir`: `KEY-SIDE` with the side of its squares, and how they were made unless they
+    were stretched with a bicubic filter, as in `KEY-256-crop` or `KEY-64-stretch-bilinear`. It is written under another
+    name, and renamed once all of it has reached the disk. If several processes need it, one decodes and the others
+    wait. A damaged entry is decoded again: all of it is compared with its checksums, which takes less time than the
+    first epoch takes to read it.
 
     Raises:
       UserError: pictures cannot be read, or the entry cannot be written, as on a full disk.
     """
     # Without the lock: entries get their names only when they are complete.
-    entry = cache_dir / f"{source.key}-{size}"
-    dataset = _read_entry(entry)
+    entry = cache_dir / "-".join([source.key, str(resize.stored(size)), *_suffixes(resize)])
+    read = partial(_read_entry, entry, size=size, resize=resize)
+
+    def decode_picture(picture: Picture) -> UInt8[np.ndarray, "side side 3"]:
+        return decode(picture.encoded, size=size, resize=resize, where=picture.where)
+
+    dataset = read()
     if dataset is not None:
         return dataset
 
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         with _locked(cache_dir / f"{source.key}.lock"):
-            dataset = _read_entry(entry)  # Another process may have written it meanwhile
+            dataset = read()  # Another process may have written it meanwhile
             if dataset is None:
                 if entry.exists():
                     line = f"{entry} is damaged, or of another version: its pictures are decoded again"
                     Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
-                _write_entry(entry, source, size)
-                dataset = _read_entry(entry)
+                _write_entry(entry, source, decode_picture, resize.stored(size))
+                dataset = read()
     except OSError as error:
         raise UserError(f"cannot write {entry}: {error.strerror or error}; choose another --data.cache_dir") from error
     if dataset is None:
@@ -70,7 +83,14 @@ def load_cached(source: Source, *, size: int, cache_dir: Path) -> Dataset:
     return dataset
 
 
-def _read_entry(entry: Path) -> Dataset | None:
+def _suffixes(resize: Resize) -> list[str]:
+    """Returns the part of an entry's name that says how its squares were made; earlier versions only stretched."""
+    if resize.filter != STRETCH.filter:
+        return [resize.mode, resize.filter]
+    return [] if resize.mode == STRETCH.mode else [resize.mode]
+
+
+def _read_entry(entry: Path, *, size: int, resize: Resize) -> Dataset | None:
     """Maps an entry; returns None if it is missing, outdated or damaged."""
     try:
         meta = unseal(json.loads((entry / "entry.json").read_text()))
@@ -89,8 +109,9 @@ def _read_entry(entry: Path) -> Dataset | None:
             names=tuple(meta["names"]),
             wnids=tuple(meta["wnids"]),
             license=meta["license"],
-            train=_map_split(entry, "train", classes=len(meta["names"])),
-            validation=_map_split(entry, "validation", classes=len(meta["names"])),
+            train=_map_split(entry, "train", classes=len(meta["names"]), side=size),
+            validation=_map_split(entry, "validation", classes=len(meta["names"]), side=size),
+            resize=resize,
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ChecksumError):
         return None
@@ -111,41 +132,44 @@ def _locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _map_split(entry: Path, split: str, *, classes: int) -> Split:
+def _map_split(entry: Path, split: str, *, classes: int, side: int) -> Split:
     images, labels = np.load(entry / f"{split}_images.npy", mmap_mode="r"), np.load(entry / f"{split}_labels.npy")
     if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
         raise ValueError("a label is of no class")
-    return Split(images=images, labels=labels)
+    return Split(images=images, labels=labels, side=side)
 
 
-def _write_entry(entry: Path, source: Source, size: int) -> None:
-    """Decodes all pictures into a new entry, which replaces an older one."""
-    partial = entry.with_name(f"{entry.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # Left by a killed process: this one holds the lock
+def _write_entry(entry: Path, source: Source, decode: Decode, size: int) -> None:
+    """Decodes all pictures to `size` x `size` pixels into a new entry, which replaces an older one."""
+    unfinished = entry.with_name(f"{entry.name}.partial")
+    shutil.rmtree(unfinished, ignore_errors=True)  # Left by a killed process: this one holds the lock
 
     # Fail before decoding if the disk is too small.
     dataset = source.open()
-    need = (len(dataset.train) + len(dataset.validation)) * size * size * 3
+    need, free = dataset.count * size * size * 3, shutil.disk_usage(entry.parent).free
     room = f"the decoded pictures take {need / 1e6:,.1f} MB in {entry.parent}"
-    if need > shutil.disk_usage(entry.parent).free:
-        raise UserError(f"the disk is too full: {room}; make room or choose another --data.cache_dir")
+    if need > free:
+        raise UserError(
+            f"the disk is too full: {room}, where {free / 1e6:,.1f} MB are free; make room, choose another "
+            "--data.cache_dir or a smaller --data.image_size"
+        )
 
-    # The old entry goes only when the new one is complete; a killed process leaves `partial` behind.
+    # The old entry goes only when the new one is complete; a killed process leaves the unfinished one behind.
     try:
-        partial.mkdir()
-        _write_files(partial, dataset, size)
+        unfinished.mkdir()
+        _write_files(unfinished, dataset, decode, size)
         shutil.rmtree(entry, ignore_errors=True)
-        partial.rename(entry)
+        unfinished.rename(entry)
         sync(entry.parent)
     except OSError as error:
         if error.errno in NO_ROOM:
             raise UserError(f"the disk is full: {room}; make room or choose another --data.cache_dir") from error
         raise
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _write_files(folder: Path, dataset: EncodedDataset, size: int) -> None:
+def _write_files(folder: Path, dataset: EncodedDataset, decode: Decode, size: int) -> None:
     """Writes pictures, labels and description of an entry.
 
     Raises:
@@ -155,11 +179,11 @@ def _write_files(folder: Path, dataset: EncodedDataset, size: int) -> None:
     # Threads, not processes: Pillow releases the interpreter lock while it decodes and resizes.
     errors: list[str] = []
     with (
-        _progress(f"decoding {dataset.name}", len(dataset.train) + len(dataset.validation)) as advance,
+        _progress(f"decoding {dataset.name}", dataset.count) as advance,
         ThreadPoolExecutor(_threads()) as pool,
     ):
         for split, pictures in (("train", dataset.train), ("validation", dataset.validation)):
-            errors += _write_split(folder, split, pictures, size=size, pool=pool, advance=advance)
+            errors += _write_split(folder, split, pictures, decode, size=size, pool=pool, advance=advance)
     _check_readable(errors)
 
     # The description comes last: an entry without it does not exist.
@@ -195,7 +219,14 @@ def _threads() -> int:
 
 
 def _write_split(
-    folder: Path, split: str, pictures: Pictures, *, size: int, pool: Executor, advance: Callable[[int], None]
+    folder: Path,
+    split: str,
+    pictures: Pictures,
+    decode: Decode,
+    *,
+    size: int,
+    pool: Executor,
+    advance: Callable[[int], None],
 ) -> list[str]:
     """Writes `SPLIT_images.npy` and `SPLIT_labels.npy`; returns an error message for each unreadable picture."""
     errors: list[str] = []
@@ -207,7 +238,9 @@ def _write_split(
         # Written, not memory-mapped: on a full disk a write raises an error, a mapped page kills the process.
         for start in range(0, len(pictures), step):
             rows = range(start, min(start + step, len(pictures)))
-            images, labels[rows.start : rows.stop], unreadable = _decode_rows(pictures, rows, size=size, pool=pool)
+            images, labels[rows.start : rows.stop], unreadable = _decode_rows(
+                pictures, rows, decode, size=size, pool=pool
+            )
             file.write(images.data)
             errors += unreadable
             advance(len(rows))
@@ -216,14 +249,14 @@ def _write_split(
 
 
 def _decode_rows(
-    pictures: Pictures, rows: range, *, size: int, pool: Executor
+    pictures: Pictures, rows: range, decode: Decode, *, size: int, pool: Executor
 ) -> tuple[UInt8[np.ndarray, "rows {size} {size} 3"], list[int], list[str]]:
     """Returns pixels and labels of some rows, and an error message for each unreadable picture, which is black."""
 
     def read(row: int) -> tuple[np.ndarray, int, str]:
         try:
             picture = pictures[row]
-            return decode(picture.encoded, size=size, where=picture.where), picture.label, ""
+            return decode(picture), picture.label, ""
         except UserError as error:  # Only its message: the traceback would keep the file in memory
             return np.zeros((size, size, 3), np.uint8), -1, str(error)
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxcnn.data.decoding import DECODER
 from jaxcnn.data.fingerprint import Fingerprint
+from jaxcnn.data.resize import STRETCH, Resize
 from jaxcnn.data.split import Split
 from jaxcnn.errors import UserError
 
@@ -27,6 +28,7 @@ class Dataset:
       license: terms of use, or `unknown`.
       train: training pictures.
       validation: validation pictures.
+      resize: how the pictures became squares.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Dataset:
     license: str
     train: Split
     validation: Split
+    resize: Resize = STRETCH
 
     def fingerprint(self) -> Fingerprint:
         """Identifies the split; reads all validation pictures, but none of the many training pictures."""
@@ -49,8 +52,9 @@ class Dataset:
             validation=len(self.validation),
             labels=labels.hexdigest(),
             pixels=pixels.hexdigest(),
-            side=images.shape[1],
+            side=self.validation.shown.shape[1],
             decoder=DECODER,
+            resize=self.resize,
         )
 
     def hold_out(self, *, fraction: float, seed: int) -> "Dataset":

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
+from jaxcnn.data.resize import STRETCH, Resize
 from jaxcnn.data.sources.pictures import FORMATS
 from jaxcnn.errors import UserError
 
@@ -22,7 +23,7 @@ DECODER = 3
 fingerprints of earlier versions are no longer compared by their pixels."""
 
 DRAFT = 4
-"""A JPEG is decoded at a fraction of its size if no side falls below this many times the size of the result.
+"""A JPEG is decoded at a fraction of its size if no side falls below this many times the square that is kept.
 
 A decoder that leaves out the highest frequencies averages areas, as the resize would do, in an eighth of the time. The
 pictures differ by a sixth of a level on average. The server does the same, so that a model sees what it was trained on.
@@ -40,8 +41,10 @@ UPRIGHT = {
 """The operation that undoes each EXIF orientation."""
 
 
-def decode(encoded: bytes, *, size: int, where: str) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """Decodes a picture to RGB and stretches it to `size` x `size` pixels with a bicubic filter.
+def decode(
+    encoded: bytes, *, size: int, resize: Resize = STRETCH, where: str
+) -> UInt8[np.ndarray, "{resize.stored(size)} {resize.stored(size)} 3"]:
+    """Decodes a picture to RGB and resizes it to the square that is kept for a model of `size` x `size` pixels.
 
     The EXIF orientation is applied; transparent parts become white; gray of up to 16 bits keeps its range; animations
     give their first frame. Embedded colour profiles are not applied. A large JPEG is decoded at a half, a quarter or an
@@ -50,7 +53,8 @@ def decode(encoded: bytes, *, size: int, where: str) -> UInt8[np.ndarray, "{size
 
     Args:
       encoded: content of the file.
-      size: side of the result in pixels.
+      size: side of the model's input in pixels.
+      resize: how the picture becomes a square.
       where: names the picture in error messages.
 
     Raises:
@@ -62,16 +66,19 @@ def decode(encoded: bytes, *, size: int, where: str) -> UInt8[np.ndarray, "{size
             raise ValueError("empty file")
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
             _check_pixels(image)
-            rgb = _upright(_to_rgb(_load(image, size)), image)
-        return np.asarray(_stretch(rgb, size))
+            rgb = _upright(_to_rgb(_load(image, size, resize)), image)
+        return np.asarray(resize.pad(resize.scale(rgb, size), size))
 
 
-def prepare(image: Image.Image, *, size: int, where: str) -> UInt8[np.ndarray, "{size} {size} 3"]:
+def prepare(
+    image: Image.Image, *, size: int, resize: Resize = STRETCH, where: str
+) -> UInt8[np.ndarray, "{resize.stored(size)} {resize.stored(size)} 3"]:
     """Converts a picture that Pillow has opened, as `decode` does; a large JPEG is decoded at its full size.
 
     Args:
       image: the picture; its pixels are loaded if they were not.
-      size: side of the result in pixels.
+      size: side of the model's input in pixels.
+      resize: how the picture becomes a square.
       where: names the picture in error messages.
 
     Raises:
@@ -80,7 +87,8 @@ def prepare(image: Image.Image, *, size: int, where: str) -> UInt8[np.ndarray, "
     with _pillow_errors(where):
         _check_pixels(image)
         image.load()
-        return np.asarray(_stretch(_upright(_to_rgb(image), image), size))
+        rgb = _upright(_to_rgb(image), image)
+        return np.asarray(resize.pad(resize.scale(rgb, size), size))
 
 
 @contextlib.contextmanager
@@ -133,23 +141,19 @@ class _WarningFilter:
 _warnings_ignored = _WarningFilter()
 
 
-def _load(image: ImageFile.ImageFile, size: int) -> Image.Image:
-    """Reads the pixels; a JPEG that is decoded at a fraction of its size is stretched to `size` x `size` at once."""
+def _load(image: ImageFile.ImageFile, size: int, resize: Resize) -> Image.Image:
+    """Reads the pixels; a JPEG that is decoded at a fraction of its size is scaled at once."""
     if image.format == "PNG" and "transparency" in image.info:
         _scale_transparent(image)
     whole = image.size
     # Only JPEGs can be decoded at a fraction of their size; `draft` returns None for other formats.
-    drafted = image.draft(None, (DRAFT * size, DRAFT * size))
+    least = DRAFT * resize.stored(size)
+    drafted = image.draft(None, (least, least))
     image.load()  # Before the metadata are read, so that an error here is one of the pixels
     if drafted is None or image.size == whole:
         return image
     # The last row and column may stand for less than a pixel; `drafted` has the exact extent of the whole picture.
-    return _stretch(image, size, box=drafted[1])
-
-
-def _stretch(image: Image.Image, size: int, box: tuple[int, int, float, float] | None = None) -> Image.Image:
-    """Resizes the picture, or the part of it in `box`, to `size` x `size` pixels."""
-    return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    return resize.scale(image, size, extent=drafted[1][2:])
 
 
 def _scale_transparent(png: ImageFile.ImageFile) -> None:

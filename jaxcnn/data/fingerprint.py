@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from jaxcnn.data.resize import STRETCH, Resize
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fingerprint:
@@ -13,8 +15,9 @@ class Fingerprint:
       labels: SHA-256 of the labels of both splits, in their order.
       pixels: SHA-256 of the validation pictures. Exchanging or renaming files may leave the labels unchanged, but not
         which pictures are held out.
-      side: side of the pictures in pixels.
+      side: side in pixels of the pictures that the model sees.
       decoder: version of the decoder; 0 in records that lack it.
+      resize: how the pictures became squares; earlier versions stretched them.
     """
 
     train: int
@@ -23,6 +26,7 @@ class Fingerprint:
     pixels: str
     side: int
     decoder: int = 0
+    resize: Resize = STRETCH
 
     def has_same_split(self, other: "Fingerprint") -> bool:
         """Returns whether the same pictures are held out, as far as the records allow to decide."""
@@ -30,5 +34,5 @@ class Fingerprint:
         return same_labels and (self.pixels == other.pixels or not self.is_comparable(other))
 
     def is_comparable(self, other: "Fingerprint") -> bool:
-        """Returns whether equal pictures have equal pixels in both: they have the same size and decoder."""
-        return (self.side, self.decoder) == (other.side, other.decoder)
+        """Returns whether equal pictures have equal pixels in both: they were decoded and resized alike."""
+        return (self.side, self.decoder, self.resize) == (other.side, other.decoder, other.resize)

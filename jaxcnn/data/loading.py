@@ -5,6 +5,7 @@ import numpy as np
 from jaxcnn.config import DataConfig
 from jaxcnn.data.cache import load_cached
 from jaxcnn.data.dataset import Dataset
+from jaxcnn.data.resize import Resize
 from jaxcnn.data.sources.digits import digits_source
 from jaxcnn.data.sources.folder import folder_source
 from jaxcnn.data.sources.source import Source
@@ -31,7 +32,7 @@ def load(config: DataConfig, *, hold_out: bool = True) -> Dataset:
     cache_dir = named_path(config.cache_dir, option="data.cache_dir")
     if not is_named(config.source):
         check_outside_pictures(cache_dir, option="data.cache_dir", source=config.source)
-    dataset = load_cached(find_source(config), size=config.image_size, cache_dir=cache_dir)
+    dataset = load_cached(find_source(config), size=config.image_size, resize=Resize.of(config), cache_dir=cache_dir)
 
     # The cache holds the split of the source: holding out only selects rows.
     if config.validation_fraction is not None or len(dataset.validation) == 0:

@@ -14,15 +14,20 @@ class Rows:
     Attributes:
       array: all pictures, often memory-mapped.
       indices: the selected rows, in the order in which they are presented.
+      window: which pixel rows, and columns, of each picture are presented; both are square. None: all.
     """
 
     array: UInt8[np.ndarray, "m height width 3"]
     indices: Int64[np.ndarray, " n"]
+    window: slice | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the selection."""
-        return (len(self.indices), *self.array.shape[1:])
+        if self.window is None:
+            return (len(self.indices), *self.array.shape[1:])
+        side = self.window.stop - self.window.start
+        return (len(self.indices), side, side, 3)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -34,4 +39,5 @@ class Rows:
 
     def __getitem__(self, index: Any) -> Any:
         """Returns the rows at an index, a slice, or an array of indices along the first axis."""
-        return self.array[self.indices[index]]
+        found = self.array[self.indices[index]]
+        return found if self.window is None else found[..., self.window, self.window, :]

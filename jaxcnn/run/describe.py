@@ -4,7 +4,8 @@ import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from jaxcnn.config import AugmentConfig, Config, ModelConfig, OptimConfig
+from jaxcnn.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig
+from jaxcnn.data.resize import Resize
 from jaxcnn.paths import readable
 
 
@@ -37,6 +38,15 @@ def describe_precision(config: ModelConfig, environment: Mapping[str, str]) -> s
     if config.precision != "auto":
         return config.precision
     return environment.get("precision", "bfloat16 if the machine has instructions for it, else float32")
+
+
+def describe_fit(config: DataConfig) -> str:
+    """Describes how pictures that are not square became so; empty if they were stretched."""
+    resize, size = Resize.of(config), config.image_size
+    stored = resize.stored(size)
+    if resize.mode == "crop":
+        return "the central square" if stored == size else f"the middle of central squares of {stored}x{stored}"
+    return "the whole picture between gray bars" if resize.mode == "pad" else ""
 
 
 def describe_training(config: Config, *, steps_per_epoch: int | None) -> str:
@@ -82,6 +92,7 @@ def describe_augmentation(config: AugmentConfig) -> str:
             "horizontal flips" if config.flip else "",
             f"shifts by up to {_percent(config.pad_crop)} of the side" if config.pad_crop else "",
             f"random resized crops of {_percent(crop[0])} to {_percent(crop[1])} of the area" if crop else "",
+            "TrivialAugment" if config.trivial else "",
             f"random erasing with probability {config.erase:g}" if config.erase else "",
             f"mixup {config.mixup:g}" if mixed and config.mixup else "",
             f"cutmix {config.cutmix:g}" if mixed and config.cutmix else "",

@@ -31,6 +31,7 @@ from jaxcnn.run.cost import format_duration
 from jaxcnn.run.describe import (
     counted,
     describe_augmentation,
+    describe_fit,
     describe_hardware,
     describe_network,
     describe_optimizer,
@@ -139,7 +140,7 @@ def render(
         # Galleries.
         mistakes=show_pictures(dataset.validation, evaluation, confident_mistakes(evaluation, dataset.validation)),
         examples=show_pictures(dataset.validation, evaluation, evenly_spaced(evaluation.count)),
-        pixelated=dataset.validation.images.shape[1] < 96,
+        pixelated=dataset.validation.shown.shape[1] < 96,
     )
 
 
@@ -162,7 +163,8 @@ def describe_run(
     # Settings, with the settings of earlier sessions where they differ.
     facts = {
         "Data": f"{dataset.name}: {len(dataset.train):,} training and {len(dataset.validation):,} validation pictures "
-        f"in {len(dataset.names)} classes, {config.data.image_size}x{config.data.image_size} pixels",
+        f"in {len(dataset.names)} classes, {config.data.image_size}x{config.data.image_size} pixels"
+        + (f", {fit}" if (fit := describe_fit(config.data)) else ""),
         "License": dataset.license,
         "Model": f"{describe_network(config.model)}, {count_parameters(config, len(dataset.names)):,} parameters, "
         + describe_changes(sessions, lambda session: describe_precision(session.config.model, session.environment)),
@@ -318,7 +320,7 @@ def show_pictures(split: Split, evaluation: Evaluation, positions: Sequence[int]
     """Returns pictures of a split as data URLs, with their true and predicted classes and the confidence."""
     return [
         {
-            "png": encode_png(make_thumbnail(np.asarray(split.images[position]))),
+            "png": encode_png(make_thumbnail(np.asarray(split.shown[position]))),
             "true": int(split.labels[position]),
             "predicted": int(evaluation.predicted[position]),
             "confidence": float(evaluation.confidence[position]),

@@ -156,6 +156,19 @@ class Workdir:
             return {}
         return found if isinstance(found, dict) and all(isinstance(value, str) for value in found.values()) else {}
 
+    def resolve(self, config: Config) -> Config:
+        """Returns the settings with `data.fit` and `data.crop` decided: by the run in this folder, else by the size.
+
+        Raises:
+          UserError: as `read_config`.
+        """
+        given = config.data
+        if given.fit is None and (self.path / "config.json").exists():
+            recorded = self.read_config().data
+            crop = given.crop or (recorded.crop if recorded.fit == "crop" else None)
+            given = dataclasses.replace(given, fit=recorded.fit, crop=crop)
+        return dataclasses.replace(config, data=given.resolved())
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Creates the folder, and keeps other processes from training in it until the context ends.
@@ -335,6 +348,9 @@ def _fixed_settings() -> tuple[str, ...]:
         "batch_size",
         "seed",
         "data.image_size",
+        "data.fit",
+        "data.crop",
+        "data.filter",
         "data.validation_fraction",
         "data.split_seed",
     )

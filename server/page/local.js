@@ -1,6 +1,6 @@
 // The model in this browser: the file that the server runs, run by onnxruntime-web.
 
-import { resize } from "./resize.js";
+import { fit } from "./fit.js";
 import { fetchModelFile } from "./remote.js";
 
 export class LocalModel {
@@ -31,7 +31,7 @@ export class LocalModel {
   async classify(blob, count) {
     const { width, height, names } = this.model;
     const start = performance.now();
-    const pixels = resize(await decode(blob), width, height);
+    const pixels = fit(await decode(blob), this.model);
     const image = new this.ort.Tensor("uint8", pixels, [1, height, width, 3]);
     const outputNames = this.model.heatmap ? ["probabilities", "heatmap"] : ["probabilities"];
     const outputs = await this.session.run({ image }, outputNames);

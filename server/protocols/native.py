@@ -101,7 +101,9 @@ def decode_pictures(
 
 def _decode_picture(place: str, data: bytes, model: Model, limits: Settings) -> npt.NDArray[np.uint8]:
     try:
-        return picture.decode(data, height=model.height, width=model.width, max_pixels=limits.max_pixels)
+        return picture.decode(
+            data, height=model.height, width=model.width, resize=model.resize, max_pixels=limits.max_pixels
+        )
     except PictureError as error:
         raise HTTPException(400, f"{place}{error}.") from error
 

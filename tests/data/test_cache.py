@@ -16,6 +16,7 @@ from pictures import encode, make_picture
 from jaxcnn.data import cache
 from jaxcnn.data.cache import load_cached
 from jaxcnn.data.decoding import decode
+from jaxcnn.data.resize import STRETCH, Resize
 from jaxcnn.data.sources.encoded_dataset import EncodedDataset
 from jaxcnn.data.sources.pictures import Picture
 from jaxcnn.data.sources.source import Source
@@ -289,10 +290,39 @@ def test_a_file_in_place_of_the_cache_folder_is_refused(tmp_path):
 def test_a_disk_that_is_too_full_is_refused_before_decoding(tmp_path, monkeypatch):
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(11 * 8 * 8 * 3 - 1))
-    with pytest.raises(UserError, match=rf"too full: the decoded pictures take 0\.0 MB in {tmp_path}; make room"):
+    message = rf"too full: the decoded pictures take 0\.0 MB in {tmp_path}, where 0\.0 MB are free; make room"
+    with pytest.raises(UserError, match=message):
         load_cached(source()[0], size=8, cache_dir=tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(11 * 8 * 8 * 3))
     check(load_cached(source()[0], size=8, cache_dir=tmp_path))
+
+
+def test_each_fit_has_an_entry_and_stretching_keeps_the_name_of_earlier_versions(tmp_path):
+    some, calls = source()
+    fits = {
+        "some-8": STRETCH,
+        "some-9-crop": Resize(mode="crop", side=9),
+        "some-8-pad": Resize(mode="pad"),
+        "some-8-stretch-bilinear": Resize(filter="bilinear"),
+    }
+    for number, (name, resize) in enumerate(fits.items(), start=1):
+        for _ in range(2):
+            dataset = load_cached(some, size=8, resize=resize, cache_dir=tmp_path)
+            assert dataset.resize == resize
+            assert len(calls) == number
+        stored = decode(PICTURES[0].encoded, size=8, resize=resize, where="x")
+        assert np.array_equal(dataset.train.images[0], stored)
+        assert (tmp_path / name / "entry.json").exists()
+
+
+def test_a_cropped_entry_shows_the_middle_of_its_squares(tmp_path):
+    resize = Resize(mode="crop", side=11)
+    dataset = load_cached(source()[0], size=8, resize=resize, cache_dir=tmp_path)
+    for split in (dataset.train, dataset.validation, dataset.train.select(np.array([3, 1]))):
+        assert split.images.shape[1:] == (11, 11, 3)
+        assert split.shown.shape == (len(split), 8, 8, 3)
+        assert np.array_equal(split.shown[:], split.images[:][:, 2:10, 2:10])
+    assert not np.array_equal(dataset.train.shown[:], dataset.train.images[:][:, 1:9, 1:9])
 
 
 def run(code: str, folder: Path, **options) -> subprocess.Popen[str]:

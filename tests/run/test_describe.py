@@ -4,10 +4,11 @@ import dataclasses
 
 import pytest
 
-from jaxcnn.config import AugmentConfig, Config, ModelConfig, OptimConfig
+from jaxcnn.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig
 from jaxcnn.run.describe import (
     counted,
     describe_augmentation,
+    describe_fit,
     describe_hardware,
     describe_network,
     describe_optimizer,
@@ -22,6 +23,7 @@ from jaxcnn.run.describe import (
         ({"flip": True}, "horizontal flips"),
         ({"pad_crop": 0.0625}, "shifts by up to 6.25% of the side"),
         ({"crop_scale": (0.35, 1.0)}, "random resized crops of 35% to 100% of the area"),
+        ({"trivial": True}, "TrivialAugment"),
         ({"erase": 0.1}, "random erasing with probability 0.1"),
         ({"mixup": 0.2}, "mixup 0.2"),
         ({"cutmix": 1.0}, "cutmix 1"),
@@ -108,3 +110,17 @@ def test_hardware():
     environment = {"devices": "cpu", "processor": "EPYC", "cores": "2"}
     assert describe_hardware(environment) == "EPYC, 2 cores"
     assert describe_hardware(environment | {"devices": "H200, H200"}) == "H200, H200; EPYC, 2 cores"
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (DataConfig(), ""),
+        (DataConfig(image_size=224), "the middle of central squares of 256x256"),
+        (DataConfig(image_size=224, crop=1.0), "the central square"),
+        (DataConfig(image_size=224, fit="pad"), "the whole picture between gray bars"),
+        (DataConfig(image_size=224, fit="stretch"), ""),
+    ],
+)
+def test_the_fit_of_pictures_that_are_not_square(config, expected):
+    assert describe_fit(config) == expected

@@ -590,7 +590,9 @@ def test_the_resize_in_the_browser_is_pillows(open_page, seeing):
         got = page.evaluate(
             """async ([rgba, width, height, toWidth, toHeight]) => {
                 const { resize } = await import("/page/resize.js");
-                return [...resize({ data: new Uint8ClampedArray(rgba), width, height }, toWidth, toHeight)];
+                const box = { left: 0, upper: 0, width, height };
+                const image = { data: new Uint8ClampedArray(rgba), width, height };
+                return [...resize(image, toWidth, toHeight, "bicubic", box)];
             }""",
             [[*image.convert("RGBA").tobytes()], *size, *result],
         )

@@ -87,7 +87,29 @@ def test_a_heat_map_is_one_more_output(model_builder, tmp_path):
         ({"metadata": {"names": ["a", "b", "c", "d", "\udcff"]}}, "not valid Unicode"),
         ({"metadata": {"image_size": None}}, "its metadata has no image_size"),
         ({"metadata": {"image_size": [64, 64]}}, "image_size is [64, 64], not [8, 8]"),
-        ({"metadata": {"resize": {"mode": "crop", "filter": "bicubic"}}}, 'resize is {"mode": "crop"'),
+        *(
+            ({"metadata": {"resize": {"mode": "stretch", "filter": "bicubic"} | change}}, f"resize is {{{text}")
+            for change, text in (
+                ({"mode": "zoom"}, '"mode": "zoom", "filter": "bicubic"}, not a mode of stretch, crop, pad with a'),
+                ({"mode": ["crop"]}, '"mode": ["crop"], "filter": "bicubic"}, not a mode of stretch, crop, pad'),
+                ({"filter": "lanczos"}, '"mode": "stretch", "filter": "lanczos"}, not a mode of stretch, crop, pad'),
+                ({"filter": []}, '"mode": "stretch", "filter": []}, not a mode of'),
+                ({"turn": 90}, '"mode": "stretch", "filter": "bicubic", "turn": 90}, not an object with the keys'),
+                ({"side": 9}, '"mode": "stretch", "filter": "bicubic", "side": 9}, not with a side for crop alone'),
+                ({"mode": "crop"}, '"mode": "crop", "filter": "bicubic"}, not with a side for crop alone'),
+                (
+                    {"mode": "crop", "side": 7},
+                    '"mode": "crop", "filter": "bicubic", "side": 7}, not with a side from 8',
+                ),
+                ({"mode": "crop", "side": 33}, '"mode": "crop", "filter": "bicubic", "side": 33}, not with a side'),
+                ({"mode": "crop", "side": True}, '"mode": "crop", "filter": "bicubic", "side": true}, not with a side'),
+            )
+        ),
+        ({"metadata": {"resize": '"stretch"'}}, 'resize is "stretch", not an object with the keys mode, filter and'),
+        (
+            {"width": 9, "metadata": {"image_size": [8, 9], "resize": {"mode": "pad", "filter": "bicubic"}}},
+            "not stretch, as an input that is not square needs (8 x 9)",
+        ),
         ({"input_name": "input"}, "not one `image` of uint8 [batch, height, width, 3]"),
         ({"input_type": TensorProto.FLOAT}, "not one `image` of uint8"),
         ({"side": "side"}, "not one `image` of uint8 [batch, height, width, 3]"),

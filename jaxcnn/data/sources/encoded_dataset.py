@@ -24,3 +24,8 @@ class EncodedDataset:
     license: str
     train: Pictures
     validation: Pictures
+
+    @property
+    def count(self) -> int:
+        """Number of all pictures."""
+        return len(self.train) + len(self.validation)

@@ -1,17 +1,19 @@
 """Speed of a training step, beside PyTorch and Keras: `python -m tests.bench.train_step --preset PRESET`.
 
-Each contestant trains the preset's network on random pictures in a separate process. The processes take turns of a few
-steps, so that other load on the machine affects all of them. The rates are images per second of the best and of the
-median step; the last line is one JSON object.
+Each contestant trains the preset's network, or the one of `--model`, on random pictures in a separate process. The
+processes take turns of a few steps, so that other load on the machine affects all of them. The rates are images per
+second of the best and of the median step; the last line is one JSON object.
 
-The peers are optional: `pip install torch==2.13.0`, `pip install tensorflow`. With `--peers PYTHON` they run in the
-Python of another environment. They are written as their users would, with their best settings: channels last for
-PyTorch, a compiled training step for Keras.
+The peers are optional: `pip install torch==2.14.1 torchvision timm`, `pip install tensorflow`. With `--peers PYTHON`
+they run in the Python (3.12 or newer) of another environment. They are written as their users would, with their best
+settings: channels last for PyTorch, a compiled training step for Keras.
 
 - jaxcnn: the step of `python -m jaxcnn.train PRESET` in its last epoch, with augmentation, but with the optimizer of
-  the others: Adam for the original networks, SGD with Nesterov's momentum for the residual one.
+  the others: Adam for the original network, SGD with Nesterov's momentum for the rest.
 - jaxcnn_plain: the same without CPU kernels.
-- torch_float32, torch_bf16: forward pass, backward pass and optimizer; the second in `torch.autocast`.
+- torch_float32, torch_bf16: forward pass, backward pass and optimizer; the second in `torch.autocast`. ResNet-18 and
+  ResNet-50 are torchvision's, the other networks for photographs are timm's.
+- torch_compile_float32, torch_compile_bf16: the same with the network and its loss compiled by `torch.compile`.
 - keras: `train_on_batch` in float32, on TensorFlow.
 """
 
@@ -26,7 +28,8 @@ from pathlib import Path
 from jaxcnn.config import ModelConfig
 from jaxcnn.presets import PRESETS
 
-CONTESTANTS = ("jaxcnn", "jaxcnn_plain", "torch_float32", "torch_bf16", "keras")
+TORCH = ("torch_float32", "torch_bf16", "torch_compile_float32", "torch_compile_bf16")
+CONTESTANTS = ("jaxcnn", "jaxcnn_plain", *TORCH, "keras")
 CLASSES = 200
 ROOT = Path(__file__).parents[2]
 
@@ -78,10 +81,10 @@ def compare(arguments: argparse.Namespace) -> None:
     batch, _, _ = settings(arguments)
     best = {name: batch / min(taken) for name, taken in seconds.items()}
     median = {name: batch / statistics.median(taken) for name, taken in seconds.items()}
-    torch = max((best[name] for name in ("torch_float32", "torch_bf16") if name in best), default=None)
-    print(f"{'':16}{'best':>8}{'median':>8}  images/s")
+    torch = max((best[name] for name in TORCH if name in best), default=None)
+    print(f"{'':22}{'best':>8}{'median':>8}  images/s")
     for name in seconds:
-        print(f"{name:16}{best[name]:8.0f}{median[name]:8.0f}")
+        print(f"{name:22}{best[name]:8.1f}{median[name]:8.1f}")
     ratio = best["jaxcnn"] / torch if torch and "jaxcnn" in best else None
     print(json.dumps({**{name: best.get(name) for name in CONTESTANTS}, "median": median, "ratio": ratio}))
 
@@ -128,8 +131,14 @@ def contend(arguments: argparse.Namespace) -> None:
         elif arguments.contestant.startswith("torch"):
             from tests.bench.train_step_torch import make_step as make_torch_step
 
-            bf16 = arguments.contestant == "torch_bf16"
-            step = make_torch_step(model, batch=batch, resolution=resolution, classes=CLASSES, bf16=bf16)
+            step = make_torch_step(
+                model,
+                batch=batch,
+                resolution=resolution,
+                classes=CLASSES,
+                bf16=arguments.contestant.endswith("bf16"),
+                compiled="compile" in arguments.contestant,
+            )
         else:
             from tests.bench.train_step_keras import make_step as make_keras_step
 

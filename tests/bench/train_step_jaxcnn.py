@@ -27,7 +27,7 @@ def make_step(
     config = PRESETS[preset]()
     changes = {"cpu_kernels": cpu_kernels} | ({"precision": precision} if precision else {})
     network = models.build_here(dataclasses.replace(model, **changes), classes=CLASSES)
-    optim = OptimConfig(name="sgd", weight_decay=5e-4) if model.name == "resnet" else OptimConfig(name="adam")
+    optim = OptimConfig(name="adam") if model.name == "seed" else OptimConfig(name="sgd", weight_decay=5e-4)
     optimizer = make_optimizer(optim, steps=TOTAL_STEPS)
     key = jax.random.key(0)
     state = create_state(key, model=network, optimizer=optimizer, image_size=resolution, averaged=False)

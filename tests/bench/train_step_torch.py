@@ -84,15 +84,34 @@ class ResNet(nn.Module):
         return self.head(self.body(x).mean((2, 3)))
 
 
-def make_step(model: ModelConfig, *, batch: int, resolution: int, classes: int, bf16: bool) -> Callable[[], None]:
+def build(model: ModelConfig, *, resolution: int, classes: int) -> nn.Module:
+    """The peer of a network: written here, or from torchvision or timm."""
+    if model.name == "seed":
+        return Seed(classes)
+    if model.name == "resnet":
+        return ResNet(classes, model.widths, model.blocks, model.stem)
+    if model.name in ("resnet18", "resnet50"):
+        import torchvision
+
+        network: nn.Module = torchvision.models.get_model(model.name, num_classes=classes)
+        return network
+    import timm
+
+    is_vit = model.name.startswith("vit")
+    options = {"img_size": resolution} if is_vit else {"drop_rate": 0.2}
+    return timm.create_model(model.name + "_patch16_224" * is_vit, num_classes=classes, **options)
+
+
+def make_step(
+    model: ModelConfig, *, batch: int, resolution: int, classes: int, bf16: bool, compiled: bool
+) -> Callable[[], None]:
     """Forward, backward and a step of SGD with Nesterov's momentum, or of Adam for the original network.
 
     The process keeps freed memory as jaxcnn's does, in place of the allocators that PyTorch's tuning guide recommends.
     Otherwise the original network takes 1.6 times as long.
     """
     keep_freed_memory()
-    network = Seed(classes) if model.name == "seed" else ResNet(classes, model.widths, model.blocks, model.stem)
-    network = network.to(memory_format=torch.channels_last)
+    network = build(model, resolution=resolution, classes=classes).to(memory_format=torch.channels_last).train()
     if model.name == "seed":
         optimizer: torch.optim.Optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, fused=True)
     else:
@@ -102,11 +121,16 @@ def make_step(model: ModelConfig, *, batch: int, resolution: int, classes: int, 
     pictures = torch.randn(batch, 3, resolution, resolution).to(memory_format=torch.channels_last)
     labels = torch.randint(0, classes, (batch,))
 
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
+    def loss() -> torch.Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
             logits = network(pictures)
-        functional.cross_entropy(logits.float(), labels).backward()
+        return functional.cross_entropy(logits.float(), labels)
+
+    compute_loss = torch.compile(loss) if compiled else loss
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        compute_loss().backward()
         optimizer.step()
 
     return step

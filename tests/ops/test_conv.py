@@ -139,6 +139,18 @@ def test_depthwise(multiplier):
         assert_close(found, expected, tolerance=2e-5)
 
 
+@pytest.mark.parametrize(("side", "batch", "channels"), [(7, 8, 12), (6, 1, 5)])
+@pytest.mark.parametrize(("taps", "stride"), [(3, 2), (5, 1), (5, 2)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_depthwise_as_in_networks_for_photographs(side, batch, channels, taps, stride, dtype):
+    options = {"strides": (stride, stride), "groups": channels}
+    x, kernel = random_arrays((batch, side, side, channels), (taps, taps, 1, channels), jnp.dtype(dtype))
+    kernel = kernel.astype(dtype).astype(jnp.float32)
+    found = with_gradients(x, kernel, cpu=True, **options)
+    expected = with_gradients(x.astype(jnp.float32), kernel, cpu=False, **options)
+    assert_close(found, expected, tolerance=2e-5 if dtype == "float32" else 1e-2)
+
+
 @pytest.mark.skipif(not has_onednn("float32"), reason="XLA has no oneDNN on this machine")
 @pytest.mark.parametrize("options", [{}, {"strides": (2, 2)}, {"dilation": (2, 2)}, {"padding": "VALID"}])
 def test_value_and_gradients_are_all_computed_by_onednn(options):

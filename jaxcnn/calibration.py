@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float32, Int32
 from scipy.optimize import minimize_scalar
 
+from jaxcnn.checksum import ChecksumError, seal, unseal
 from jaxcnn.disk import write_atomically
 from jaxcnn.errors import UserError
 from jaxcnn.metrics import measure_reliability, score
@@ -128,7 +129,7 @@ def write_calibration(calibration: Calibration, path: Path) -> None:
       UserError: the file cannot be written.
     """
     try:
-        write_atomically(path, json.dumps(dataclasses.asdict(calibration), indent=2) + "\n")
+        write_atomically(path, json.dumps(seal(dataclasses.asdict(calibration)), indent=2) + "\n")
     except OSError as error:
         raise UserError(
             f"the calibration cannot be written to {path}: {error.strerror}; run again to write it"
@@ -149,10 +150,10 @@ def read_calibration(path: Path, *, step: int) -> Calibration | None:
       UserError: the file cannot be read or is not a calibration.
     """
     try:
-        found = decode(Calibration, json.loads(path.read_text(encoding="utf-8")), "calibration")
+        found = decode(Calibration, unseal(json.loads(path.read_text(encoding="utf-8"))), "calibration")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, UserError) as error:
+    except (OSError, ValueError, ChecksumError, UserError) as error:
         raise _damaged(path, str(error)) from error
     if not LOWEST <= found.temperature <= HIGHEST:
         raise _damaged(path, f"its temperature is {found.temperature}, outside of {LOWEST} to {HIGHEST:g}")

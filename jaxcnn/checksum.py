@@ -53,20 +53,27 @@ def checksum_array(array: np.ndarray) -> str:
     return _checksum([f"{array.dtype}{list(array.shape)}".encode(), values.data])
 
 
+def checksum_record(record: Mapping[str, Any]) -> str:
+    """Returns a checksum that is the same however the record is formatted."""
+    return _checksum([json.dumps(record, sort_keys=True).encode()])
+
+
 def seal(record: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a record of JSON values with its checksum in it."""
-    return {**record, KEY: _checksum_record(record)}
+    return {**record, KEY: checksum_record(record)}
 
 
-def unseal(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a record without its checksum; one of an earlier version, which has none, as it is.
+def unseal(record: Any) -> Any:
+    """Returns a record without its checksum. One of an earlier version, which has none, is returned as it is.
 
     Raises:
-      ChecksumError: the record does not have its checksum.
+      ChecksumError: the values of the record differ from its checksum.
     """
+    if not isinstance(record, dict):
+        return record
     values = {name: value for name, value in record.items() if name != KEY}
-    if KEY in record and record[KEY] != _checksum_record(values):
-        raise ChecksumError("its values differ from their checksum")
+    if KEY in record and record[KEY] != checksum_record(values):
+        raise ChecksumError(f"its values differ from its {KEY}, which edits by hand have to remove")
     return values
 
 
@@ -79,11 +86,6 @@ def _checksum_part(path: Path, start: int, size: int) -> str:
                 left -= len(block)
 
     return _checksum(blocks(size))
-
-
-def _checksum_record(record: Mapping[str, Any]) -> str:
-    """Returns a checksum that is the same however the record is formatted."""
-    return _checksum([json.dumps(record, sort_keys=True).encode()])
 
 
 def _checksum(blocks: Iterable[bytes | memoryview]) -> str:

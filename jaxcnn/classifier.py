@@ -1,7 +1,9 @@
 """A trained classifier, opened from a workdir or from the ONNX file that was exported from it."""
 
 import dataclasses
+import hashlib
 import itertools
+import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -149,8 +151,9 @@ def open_onnx(path: Path) -> Classifier:
     """Opens an exported model with onnxruntime.
 
     Raises:
-      UserError: the file is not ONNX, or does not keep the contract of `python -m export`.
+      UserError: the file is not ONNX, breaks the contract of `python -m export`, or differs from its description.
     """
+    _check_digest(path)
     try:
         session = onnxruntime.InferenceSession(path, _quiet(), providers=["CPUExecutionProvider"])
     # onnxruntime's exceptions share no base class.
@@ -173,6 +176,22 @@ def open_onnx(path: Path) -> Classifier:
         temperature=1.0 if metadata.calibration is None else metadata.calibration.temperature,
         logits=lambda images: session.run(["logits"], {"image": images})[0],
     )
+
+
+def _check_digest(path: Path) -> None:
+    """Raises UserError if the description beside a model, MODEL.json, has another SHA-256 of it."""
+    try:
+        described = json.loads(path.with_suffix(".json").read_bytes())
+        expected = described["sha256"] if described["file"] == path.name else None
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # There is no description, or it is of something else.
+    if expected is not None and found != expected:
+        raise UserError(
+            f"{path} is damaged, or was replaced: its SHA-256 differs from the one in {path.with_suffix('.json')}; "
+            "export it again, or remove that file if the change is meant"
+        )
 
 
 def _check_contract(session: onnxruntime.InferenceSession, metadata: Metadata) -> None:

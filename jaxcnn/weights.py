@@ -14,6 +14,7 @@ import safetensors
 import safetensors.numpy
 
 from jaxcnn import models
+from jaxcnn.checksum import KEY, checksum_array, checksum_record
 from jaxcnn.config import SHAPE, DataConfig, ModelConfig
 from jaxcnn.data import Fingerprint
 from jaxcnn.disk import write_atomically
@@ -97,6 +98,7 @@ def read_weights(source: str) -> Weights:
     if path.is_dir():
         return _read_run(path, source)
     with _opened(path) as file:
+        _check_checksum(path, file)
         metadata = _read_metadata(path, file)
         return Weights(
             source=source,
@@ -223,7 +225,14 @@ def write_weights(path: Path, variables: Variables, metadata: Metadata) -> None:
       OSError: the file cannot be written.
     """
     tensors = {name: _compact(np.asarray(leaf, order="C")) for name, leaf in _by_path(variables).items()}
-    write_atomically(path, safetensors.numpy.save(tensors, metadata.to_props()))
+    props = metadata.to_props()
+    write_atomically(path, safetensors.numpy.save(tensors, props | {KEY: _checksum(tensors, props)}))
+
+
+def _checksum(tensors: Mapping[str, np.ndarray], props: Mapping[str, str]) -> str:
+    """Returns the checksum of all that a file holds."""
+    described = {name: value for name, value in props.items() if name != KEY}
+    return checksum_record({**described, "tensors": {name: checksum_array(array) for name, array in tensors.items()}})
 
 
 def _compact(values: np.ndarray) -> np.ndarray:
@@ -279,6 +288,13 @@ def _read_metadata(path: Path, file: Any) -> Metadata:
         return Metadata.from_props(file.metadata() or {}, required=("dataset", "trainings"))
     except UserError as error:
         raise _foreign(path, str(error)) from None
+
+
+def _check_checksum(path: Path, file: Any) -> None:
+    """Raises UserError if a file differs from its checksum; files of earlier versions have none."""
+    props = file.metadata() or {}
+    if KEY in props and props[KEY] != _checksum({name: file.get_tensor(name) for name in file.keys()}, props):  # noqa: SIM118
+        raise UserError(f"{path} is damaged: it differs from its checksum; export or download it again")
 
 
 def _read_tensor(path: Path, file: Any, name: str) -> np.ndarray:

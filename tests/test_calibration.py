@@ -169,6 +169,14 @@ def test_a_damaged_record_is_reported(tmp_path, text, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_changed_temperature_is_reported(tmp_path):
+    path = tmp_path / "calibration.json"
+    write_calibration(RECORD, path)
+    path.write_text(path.read_text().replace(f'"temperature": {RECORD.temperature}', '"temperature": 1.25'))
+    with pytest.raises(UserError, match=r"is damaged \(its values differ from its checksum, which"):
+        read_calibration(path, step=7)
+
+
 def test_a_record_that_cannot_be_read_is_reported(tmp_path):
     with pytest.raises(UserError, match=r"is damaged \(.*Is a directory"):
         read_calibration(tmp_path, step=7)

@@ -18,11 +18,14 @@ def test_a_record_comes_back_without_its_checksum_however_it_is_formatted():
 
 def test_a_record_without_a_checksum_is_accepted():
     assert unseal(RECORD) == RECORD
+    assert unseal([RECORD]) == [RECORD]
 
 
 @pytest.mark.parametrize("change", [{"name": "e"}, {"values": [1, 2.5]}, {"more": 0}, {"checksum": "0"}])
 def test_a_changed_record_is_refused(change):
-    with pytest.raises(ChecksumError, match="its values differ from their checksum"):
+    with pytest.raises(
+        ChecksumError, match=r"^its values differ from its checksum, which edits by hand have to remove$"
+    ):
         unseal(seal(RECORD) | change)
 
 

@@ -1,6 +1,7 @@
 """Opening a trained model: a workdir's best checkpoint, or an ONNX file that keeps the contract."""
 
 import dataclasses
+import hashlib
 import json
 
 import jax
@@ -43,6 +44,28 @@ def write_onnx(path, *, side=8, output="logits", **metadata):
     helper.set_model_props(model, written)
     onnx.save(model, path)
     return path
+
+
+def test_a_flipped_bit_in_an_onnx_file_with_a_description_is_reported(tmp_path):
+    path = write_onnx(tmp_path / "model.onnx", wnids=["n1", "n2", "n3"])
+    content = path.read_bytes()
+    described = {"file": path.name, "sha256": hashlib.sha256(content).hexdigest()}
+    path.with_suffix(".json").write_text(json.dumps(described))
+    assert load(path).names
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        damaged = bytearray(content)
+        damaged[random.integers(len(damaged))] ^= 1 << random.integers(8)
+        path.write_bytes(damaged)
+        with pytest.raises(
+            UserError, match=r"model\.onnx is damaged, or was replaced: its SHA-256 differs from the one in"
+        ):
+            load(path)
+    # The description of another file, or none, says nothing about this one.
+    path.write_bytes(content + b"")
+    for text in ("{}", "[", json.dumps(described | {"file": "other.onnx", "sha256": ""})):
+        path.with_suffix(".json").write_text(text)
+        assert load(path).names
 
 
 def test_an_onnx_file(tmp_path):

@@ -46,9 +46,21 @@ class Network(nn.Module, kw_only=True):
 
     @nn.nowrap
     def apply(self, variables: Any, *args: Any, **options: Any) -> Any:
-        """Flax's `apply`, in which the operations use their CPU kernels if the network does."""
+        """Flax's `apply`, in which the operations use their CPU kernels if the network does.
+
+        Raises:
+          TypeError: the network is differentiated in forward mode, which the CPU kernels do not have.
+        """
         with use_cpu_kernels(self.cpu_kernels):
-            return super().apply(variables, *args, **options)
+            try:
+                return super().apply(variables, *args, **options)
+            except TypeError as error:
+                if not self.cpu_kernels or "forward-mode autodiff" not in str(error):
+                    raise
+                raise TypeError(
+                    "the CPU kernels have no forward mode, which jvp, jacfwd and hessian need; build the network with "
+                    "the setting model.cpu_kernels False"
+                ) from error
 
     @nn.nowrap
     def normalise(self, images: Images) -> Float[Array, "batch height width 3"]:

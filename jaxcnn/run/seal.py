@@ -102,5 +102,5 @@ def _read(folder: Path) -> Checksums | None:
         return None
     try:
         return decode(Checksums, unseal(json.loads(text)), NAME)
-    except (ValueError, AttributeError, RecursionError, UserError, ChecksumError) as error:
+    except (ValueError, RecursionError, UserError, ChecksumError) as error:
         raise ChecksumError(f"{NAME} is damaged") from error

@@ -29,6 +29,7 @@ from filelock import FileLock, Timeout
 
 from jaxcnn import config as settings
 from jaxcnn import models
+from jaxcnn.checksum import ChecksumError, seal, unseal
 from jaxcnn.config import Config, DataConfig, ModelConfig
 from jaxcnn.data import Fingerprint, is_named
 from jaxcnn.disk import write_atomically
@@ -151,8 +152,8 @@ class Workdir:
     def read_environment(self) -> dict[str, str]:
         """Versions and hardware of the last session, as from `environment`; empty without a valid record."""
         try:
-            found = json.loads(self._read("environment.json"))
-        except (UserError, ValueError):
+            found = unseal(json.loads(self._read("environment.json")))
+        except (UserError, ValueError, ChecksumError):
             return {}
         return found if isinstance(found, dict) and all(isinstance(value, str) for value in found.values()) else {}
 
@@ -233,14 +234,18 @@ class Workdir:
         """Writes the records of settings, classes and environment."""
         self.path.mkdir(parents=True, exist_ok=True)
         here = environment() | {"precision": models.resolve_precision(config.model.precision)}
-        write_atomically(self.path / "environment.json", json.dumps(here, indent=2) + "\n")
-        write_atomically(self.path / "classes.json", json.dumps(dataclasses.asdict(classes), indent=2) + "\n")
+        self._write("environment.json", here)
+        self._write("classes.json", dataclasses.asdict(classes))
         # Last: a folder with this file holds a run.
-        write_atomically(self.path / "config.json", settings.to_json(config))
+        self._write("config.json", json.loads(settings.to_json(config)))
 
     def record_pictures(self, pictures: Fingerprint) -> None:
         """Writes the fingerprint of the split."""
-        write_atomically(self.path / "pictures.json", json.dumps(dataclasses.asdict(pictures), indent=2) + "\n")
+        self._write("pictures.json", dataclasses.asdict(pictures))
+
+    def _write(self, name: str, record: dict[str, Any]) -> None:
+        """Writes a record with its checksum."""
+        write_atomically(self.path / name, json.dumps(seal(record), indent=2) + "\n")
 
     def _check_path(self) -> None:
         """Raises a `UserError` if Orbax could not read checkpoints under this path again."""
@@ -296,8 +301,8 @@ class Workdir:
     def _parse[T](self, name: str, parse: Callable[[str], T]) -> T:
         text = self._read(name)
         try:
-            return parse(text)
-        except (ValueError, KeyError, TypeError, UserError) as error:
+            return parse(json.dumps(unseal(json.loads(text))))
+        except (ValueError, KeyError, TypeError, ChecksumError, UserError) as error:
             raise UserError(f"{self.path / name} is damaged ({error}); train in a new workdir") from error
 
     def _read(self, name: str) -> str:

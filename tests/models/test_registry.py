@@ -166,6 +166,21 @@ def test_kernels_are_used_where_settings_and_machine_have_them(
     assert found == models.build(small("resnet"), classes=5, cpu_kernels=used)
 
 
+def test_forward_mode_with_kernels_names_the_setting() -> None:
+    network = models.build(ModelConfig(widths=(4,), blocks=(0,)), classes=2, cpu_kernels=True)
+    images = jnp.ones((1, 8, 8, 3))
+    variables = models.build(ModelConfig(widths=(4,), blocks=(0,)), classes=2).init(
+        jax.random.key(0), images, train=False
+    )
+
+    def loss(images: jax.Array) -> jax.Array:
+        return jnp.square(network.apply(variables, images, train=False)).sum()
+
+    for differentiate in (lambda: jax.jvp(loss, (images,), (images,)), lambda: jax.hessian(loss)(images)):
+        with pytest.raises(TypeError, match=r"no forward mode, .* with the setting model\.cpu_kernels False"):
+            differentiate()
+
+
 def test_count_parameters_of_arrays_and_of_shapes() -> None:
     tree = {"a": np.zeros((2, 3)), "b": {"c": jax.ShapeDtypeStruct((4,), jnp.float32), "d": jnp.zeros(())}}
     assert models.count_parameters(tree) == 11

@@ -146,6 +146,25 @@ def test_a_damaged_record_of_the_pictures_is_reported(tmp_path, text):
         Workdir(tmp_path).read_pictures()
 
 
+@pytest.mark.parametrize(
+    ("name", "old", "new"), [("config", "32", "36"), ("classes", "cat", "cau"), ("pictures", '"ab"', '"ac"')]
+)
+def test_a_changed_record_is_reported(tmp_path, name, old, new):
+    workdir = Workdir(tmp_path)
+    workdir.record(digits(), CLASSES)
+    workdir.record_pictures(PICTURES)
+    path = tmp_path / f"{name}.json"
+    text = path.read_text()
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(UserError, match=rf"{name}\.json is damaged \(its values differ from its checksum, which"):
+        getattr(workdir, f"read_{name}")()
+    # By hand, without the checksum, it may be changed; so may a record of an earlier version.
+    record = json.loads(path.read_text())
+    del record["checksum"]
+    path.write_text(json.dumps(record))
+    getattr(workdir, f"read_{name}")()
+
+
 @pytest.mark.parametrize("name", ["config.json", "classes.json", "pictures.json"])
 def test_a_damaged_record_is_reported_before_the_pictures_are_read(tmp_path, name):
     Workdir(tmp_path).record(digits(), CLASSES)

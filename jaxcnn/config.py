@@ -129,7 +129,7 @@ class ModelConfig:
     """Standard deviation of red, green and blue that it then divides by; None is its own constant."""
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
     """Data type that the layers compute in; parameters and batch statistics are always float32. `auto` is bfloat16 on
-    GPUs, TPUs and CPUs with instructions for it, else float32."""
+    GPUs, TPUs, and CPUs on which a short measurement shows that it is faster, else float32."""
     cpu_kernels: bool = True
     """Use kernels written for x86 CPUs, several times as fast as JAX's own. No effect elsewhere than on Linux with an
     x86 CPU as the only device."""

@@ -15,12 +15,13 @@ from jaxtyping import Array, Key
 
 from jaxcnn import data, models
 from jaxcnn.augment import augment
-from jaxcnn.config import Config
+from jaxcnn.config import Config, ModelConfig
 from jaxcnn.distributed import check_devices, replicate, shard_batch
 from jaxcnn.divergence import first_not_finite
 from jaxcnn.errors import UserError
 from jaxcnn.evaluation import measure
 from jaxcnn.metrics import Evaluation
+from jaxcnn.ops.precision import measured_here
 from jaxcnn.optim import make_optimizer, make_schedule
 from jaxcnn.run.checkpoint import Checkpoints
 from jaxcnn.run.metrics_log import MetricsLog, StartRecord, TrainRecord, ValidationRecord
@@ -137,6 +138,7 @@ def fit(run: Run, state: TrainState, *, checkpoints: Checkpoints, log: MetricsLo
         stop_on_signal() as stop,
         open_progress(total_steps=run.total_steps, first_step=first_step, epochs=epochs) as progress,
     ):
+        _print_precision(run.config.model, progress)
         for epoch in range(first_step // run.steps_per_epoch, epochs):
             result = train_epoch(
                 run, state, epoch=epoch, checkpoints=checkpoints, log=log, progress=progress, stop=stop
@@ -159,6 +161,13 @@ def fit(run: Run, state: TrainState, *, checkpoints: Checkpoints, log: MetricsLo
                 )
                 return False
     return True
+
+
+def _print_precision(config: ModelConfig, progress: TrainProgress) -> None:
+    """Prints which precision `auto` means here, if it was a matter of measurement."""
+    measured = measured_here() if config.precision == "auto" else None
+    if measured is not None:
+        progress.print(str(measured))
 
 
 class EpochResult(NamedTuple):

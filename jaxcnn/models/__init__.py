@@ -24,8 +24,8 @@ from jaxcnn.models.resnet import ResNet
 from jaxcnn.models.resnet_v1 import SIZES as RESNETS
 from jaxcnn.models.resnet_v1 import ResNetV1
 from jaxcnn.models.vit import DEITS, HALF, VITS, VisionTransformer
-from jaxcnn.ops.compiler import has_onednn
 from jaxcnn.ops.dispatch import cpu_kernels_available
+from jaxcnn.ops.precision import measured_here
 
 __all__ = ["HEAD", "NAMES", "Network", "build", "build_here", "count_parameters", "resolve_precision"]
 
@@ -95,11 +95,15 @@ def build_here(config: ModelConfig, *, classes: int) -> Network:
 def resolve_precision(precision: str) -> str:
     """The type that the setting `precision` means on this machine: `float32` or `bfloat16`.
 
-    `auto` is bfloat16 on GPUs and TPUs, and on processors that have instructions for it.
+    `auto` is bfloat16 on GPUs and TPUs. On a CPU it is the type in which a short measurement was faster, see
+    `jaxcnn.ops.precision`.
     """
     if precision != "auto":
         return precision
-    return "bfloat16" if jax.default_backend() != "cpu" or has_onednn("bfloat16") else "float32"
+    if jax.default_backend() != "cpu":
+        return "bfloat16"
+    measured = measured_here()
+    return "float32" if measured is None else measured.faster
 
 
 def count_parameters(variables: Any) -> int:

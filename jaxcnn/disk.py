@@ -6,6 +6,8 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+from jaxcnn.errors import UserError
+
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of a full disk, an exhausted quota and a file at its size limit."""
 _FREE = " MB free)"
@@ -48,6 +50,23 @@ def describe(error: OSError, folder: Path, *, needed: int | None = None) -> str:
     with suppress(OSError):
         return f"{reason} ({needs}{shutil.disk_usage(folder).free / 1e6:,.3f}{_FREE}"
     return reason
+
+
+def check_room(folder: Path, needed: int, *, what: str, advice: str) -> None:
+    """Raises UserError if a disk is too full for what is to be written.
+
+    Args:
+      folder: where it is to be written to.
+      needed: its bytes.
+      what: names it in the message.
+      advice: what to do if the disk is too full.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"the disk is too full: {what} take {needed / 1e6:,.1f} MB in {folder}, where {free / 1e6:,.1f} MB are "
+            f"free; {advice}"
+        )
 
 
 def sync(path: Path) -> None:

@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -24,6 +25,7 @@ from jaxcnn.metrics import Evaluation
 from jaxcnn.ops.precision import measured_here
 from jaxcnn.optim import make_optimizer, make_schedule
 from jaxcnn.run.checkpoint import Checkpoints
+from jaxcnn.run.cost import describe_expected
 from jaxcnn.run.metrics_log import MetricsLog, StartRecord, TrainRecord, ValidationRecord
 from jaxcnn.run.progress import TrainProgress, open_progress
 from jaxcnn.signals import StopRequest, stop_on_signal
@@ -136,7 +138,12 @@ def fit(run: Run, state: TrainState, *, checkpoints: Checkpoints, log: MetricsLo
         log.write(StartRecord(step=first_step, epoch=first_step / run.steps_per_epoch))
     with (
         stop_on_signal() as stop,
-        open_progress(total_steps=run.total_steps, first_step=first_step, epochs=epochs) as progress,
+        open_progress(
+            total_steps=run.total_steps,
+            first_step=first_step,
+            epochs=epochs,
+            expect=partial(describe_expected, run.config, first_step=first_step, steps_per_epoch=run.steps_per_epoch),
+        ) as progress,
     ):
         _print_precision(run.config.model, progress)
         for epoch in range(first_step // run.steps_per_epoch, epochs):
@@ -219,6 +226,7 @@ def train_epoch(
         for step, batch in zip(range(first + 1, end + 1), batches, strict=False):
             state, metrics = take_step(run, state, batch, epoch=epoch)
             _limit_queue(metrics, window)
+            progress.count_step()
             # The metrics stay on the device until they are logged: reading them would wait for it.
             window.append(metrics)
             now = time.monotonic()

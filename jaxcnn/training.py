@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 import export
@@ -14,6 +15,7 @@ from jaxcnn import data
 from jaxcnn.calibration import Calibration, calibrate, write_calibration
 from jaxcnn.classifier import load
 from jaxcnn.config import Config
+from jaxcnn.disk import check_room
 from jaxcnn.distributed import describe_devices
 from jaxcnn.errors import UserError
 from jaxcnn.evaluation import compute_logits, measure, with_mirror_image
@@ -98,6 +100,8 @@ def begin(config: Config, workdir: str | Path) -> Iterator[Start]:
         with open_checkpoints(folder.checkpoints) as checkpoints, open_log(folder.path) as log:
             weights, state = _restore(run, checkpoints)
             step = int(state.step)
+            if step < run.total_steps:
+                _check_room(state, folder)
             _check_steps(run, folder, step=step)
             # Settings that no step is taken with are not recorded.
             if step < run.total_steps:
@@ -160,6 +164,18 @@ def _restore(run: Run, checkpoints: Checkpoints) -> tuple[Weights | None, TrainS
     return weights, state
 
 
+def _check_room(state: TrainState, folder: Workdir) -> None:
+    """Raises a `UserError` if the disk of the workdir has no room for one more checkpoint."""
+    leaves = [leaf for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array)]
+    # Orbax compresses checkpoints a little.
+    check_room(
+        folder.path,
+        round(0.8 * sum(leaf.nbytes for leaf in leaves)),
+        what="the parameters and the optimizer's state of a checkpoint",
+        advice="make room or give another --workdir",
+    )
+
+
 def _overlap(run: Run, weights: Weights) -> str | None:
     return describe_overlap(run.dataset, trained_on=[training.dataset for training in weights.trainings])
 
@@ -189,9 +205,11 @@ def _calibrate(run: Run, workdir: Workdir) -> Calibration:
 def _print_start(run: Run, workdir: Workdir, *, step: int, weights: Weights | None) -> None:
     """Prints the data, the network, the devices, and what the session starts from."""
     dataset = run.dataset
+    side = dataset.train.images.shape[1]
     console.print(
         f"{dataset.name}: {len(dataset.train):,} training and {len(dataset.validation):,} validation pictures, "
-        f"{len(dataset.names)} classes; {run.config.model.name} on {describe_devices()}; {workdir.path}",
+        f"{len(dataset.names)} classes; decoded to {side}x{side} pixels, {dataset.stored_bytes / 1e6:,.1f} MB in "
+        f"{run.config.data.cache_dir}; {run.config.model.name} on {describe_devices()}; {workdir.path}",
         soft_wrap=True,
     )
     if step:

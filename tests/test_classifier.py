@@ -10,14 +10,18 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from PIL import Image
+from scipy.special import softmax
 
 from jaxcnn import config as settings
 from jaxcnn import models
 from jaxcnn.calibration import Calibration, write_calibration
 from jaxcnn.classifier import load
 from jaxcnn.config import Config, DataConfig, ModelConfig
+from jaxcnn.data import Resize
 from jaxcnn.errors import UserError
 from jaxcnn.optim import make_optimizer
+from jaxcnn.prediction import to_input
 from jaxcnn.run.checkpoint import open_checkpoints
 from jaxcnn.run.workdir import Classes, Workdir
 from jaxcnn.state import create_state
@@ -165,3 +169,18 @@ def test_metadata_that_is_not_json(tmp_path):
     onnx.save(model, path)
     with pytest.raises(UserError, match=r"metadata\.names is not JSON"):
         load(path)
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+def test_a_prediction_is_of_the_picture_that_the_data_settings_ask_for(tmp_path, fit):
+    resize = Resize(mode=fit, side=9 if fit == "crop" else None)
+    data = DataConfig(image_size=8, fit=fit, crop=8 / 9 if fit == "crop" else None)
+    config = dataclasses.asdict(dataclasses.replace(CONFIG, data=data))
+    classifier = load(write_onnx(tmp_path / "model.onnx", config=config, resize=dataclasses.asdict(resize)))
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 44, 3), np.uint8))
+    picture.save(tmp_path / "wide.png")
+    seen = to_input(picture, size=8, resize=resize, where="x").mean((0, 1))
+    for given in (picture, tmp_path / "wide.png", np.asarray(picture)):
+        found = classifier.predict(given)
+        np.testing.assert_allclose(found.probability, softmax(seen).max(), rtol=1e-4)
+        assert found.index == seen.argmax()

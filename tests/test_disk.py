@@ -3,10 +3,13 @@
 import errno
 import os
 import re
+import shutil
+from types import SimpleNamespace
 
 import pytest
 
-from jaxcnn.disk import describe, write_atomically
+from jaxcnn.disk import check_room, describe, write_atomically
+from jaxcnn.errors import UserError
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -47,3 +50,11 @@ def test_other_errors_are_in_the_systems_words(tmp_path):
     full = OSError(errno.EDQUOT, "Disk quota exceeded")
     assert re.fullmatch(r"Disk quota exceeded \([\d,.]+ MB free\)", describe(full, tmp_path))
     assert describe(full, tmp_path / "gone") == "Disk quota exceeded"
+
+
+def test_what_does_not_fit_is_refused_with_what_is_needed_and_what_there_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1_500_000))
+    check_room(tmp_path, 1_500_000, what="the pictures", advice="make room")
+    message = f"the disk is too full: the pictures take 1,234.6 MB in {tmp_path}, where 1.5 MB are free; make room"
+    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+        check_room(tmp_path, 1_234_567_890, what="the pictures", advice="make room")

@@ -12,11 +12,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 from pictures import write_class_folders
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import jaxcnn
@@ -24,11 +26,16 @@ from jaxcnn import data, loop
 from jaxcnn.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig
 from jaxcnn.errors import UserError
 from jaxcnn.evaluate import main as evaluate_command
+from jaxcnn.evaluation import evaluate
 from jaxcnn.loop import initial_state, prepare, take_step
 from jaxcnn.run.checkpoint import load_model, open_checkpoints
 from jaxcnn.run.workdir import Workdir
 from jaxcnn.state import TrainState
 from jaxcnn.training import train
+from server import model as serving
+from server.protocols.native import decode_pictures
+from server.resize import Resize as ServedResize
+from server.settings import Settings
 
 pytestmark = pytest.mark.run
 
@@ -241,6 +248,49 @@ def test_a_single_class_is_refused(config, tmp_path):
     source = str(write_class_folders(tmp_path / "pets", ("cat",)))
     with pytest.raises(UserError, match="pets has only the class 'cat'; a classifier needs two or more"):
         train(dataclasses.replace(config, data=dataclasses.replace(config.data, source=source)), tmp_path / "run")
+
+
+def test_a_run_on_cropped_photographs_is_the_same_in_its_workdir_its_file_and_the_server(config, tmp_path, capfd):
+    pictures = write_class_folders(tmp_path / "pictures", count=40, size=24)
+    for path in pictures.rglob("*.png"):
+        Image.open(path).resize((37, 24)).save(path)
+    cropped = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, source=str(pictures), image_size=16, fit="crop", crop=0.8),
+        augment=AugmentConfig(flip=True, crop_scale=(0.5, 1.0), trivial=True),
+        batch_size=32,
+    )
+    workdir = tmp_path / "run"
+    evaluation = train(cropped, workdir)
+    assert "decoded to 20x20 pixels, 0.1 MB in" in capfd.readouterr().err
+    assert (evaluation.count, evaluation.top1 > 0.7) == (8, True)
+    # The file says how pictures are prepared, and gives the same answers.
+    path = next((pictures / "cat").iterdir())
+    trained, exported = jaxcnn.load(workdir).predict(path), jaxcnn.load(workdir / "model.onnx").predict(path)
+    assert trained.probability == pytest.approx(exported.probability, abs=1e-4)
+    served = serving.load(workdir / "model.onnx", max_batch=2, threads=1)
+    assert served.resize == ServedResize(mode="crop", side=20)
+    (pixels,) = decode_pictures([("", path.read_bytes())], served, Settings(), lambda: True)
+    answered = served.run(pixels[None], ["probabilities"])["probabilities"]
+    assert answered.max() == pytest.approx(exported.probability, abs=1e-6)
+    # The fit is a fixed setting; left out, it is the run's.
+    left_out = dataclasses.replace(cropped.data, fit=None, crop=None)
+    assert train(dataclasses.replace(cropped, data=left_out), workdir).top1 == evaluation.top1
+    stretched = dataclasses.replace(cropped.data, fit="stretch", crop=None)
+    with pytest.raises(UserError, match=r"holds a run with data\.fit 'crop', not 'stretch'; give the same or another"):
+        train(dataclasses.replace(cropped, data=stretched), workdir)
+    with pytest.raises(UserError, match=r"data\.fit is stretch, but the model takes crop; give crop or leave it out"):
+        evaluate(workdir, stretched)
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_refused_before_the_first_step(config, tmp_path, monkeypatch):
+    data.load(config.data)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    with pytest.raises(
+        UserError, match=r"too full: .* of a checkpoint take 0\.\d MB in .*/run, where 0\.0 MB are free"
+    ):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_progressive_resolution_trains_and_evaluates_at_full_size(config, tmp_path):

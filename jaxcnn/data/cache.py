@@ -23,7 +23,7 @@ from jaxcnn.data.sources.encoded_dataset import EncodedDataset
 from jaxcnn.data.sources.pictures import Picture, Pictures
 from jaxcnn.data.sources.source import Source
 from jaxcnn.data.split import Split
-from jaxcnn.disk import NO_ROOM, sync
+from jaxcnn.disk import NO_ROOM, check_room, sync
 from jaxcnn.errors import UserError
 
 VERSION = 2
@@ -146,13 +146,13 @@ def _write_entry(entry: Path, source: Source, decode: Decode, size: int) -> None
 
     # Fail before decoding if the disk is too small.
     dataset = source.open()
-    need, free = dataset.count * size * size * 3, shutil.disk_usage(entry.parent).free
-    room = f"the decoded pictures take {need / 1e6:,.1f} MB in {entry.parent}"
-    if need > free:
-        raise UserError(
-            f"the disk is too full: {room}, where {free / 1e6:,.1f} MB are free; make room, choose another "
-            "--data.cache_dir or a smaller --data.image_size"
-        )
+    need = dataset.count * size * size * 3
+    check_room(
+        entry.parent,
+        need,
+        what="the decoded pictures",
+        advice="make room, choose another --data.cache_dir or a smaller --data.image_size",
+    )
 
     # The old entry goes only when the new one is complete; a killed process leaves the unfinished one behind.
     try:
@@ -163,7 +163,10 @@ def _write_entry(entry: Path, source: Source, decode: Decode, size: int) -> None
         sync(entry.parent)
     except OSError as error:
         if error.errno in NO_ROOM:
-            raise UserError(f"the disk is full: {room}; make room or choose another --data.cache_dir") from error
+            raise UserError(
+                f"the disk is full: the decoded pictures take {need / 1e6:,.1f} MB in {entry.parent}; make room or "
+                "choose another --data.cache_dir"
+            ) from error
         raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import itertools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +39,11 @@ class Dataset:
     train: Split
     validation: Split
     resize: Resize = STRETCH
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all decoded pictures in the cache."""
+        return sum(len(split) * math.prod(split.images.shape[1:]) for split in (self.train, self.validation))
 
     def fingerprint(self) -> Fingerprint:
         """Identifies the split; reads all validation pictures, but none of the many training pictures."""

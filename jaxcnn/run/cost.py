@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,6 +46,45 @@ def _billing(environment: Mapping[str, str]) -> tuple[int, str, str]:
     if set(devices) == {"cpu"}:
         return cores, "core-hour", f"{counted(cores, 'core')} of {environment['processor']}"
     return len(devices), "device-hour", environment["devices"]
+
+
+def describe_expected(config: Config, seconds: float, *, first_step: int, steps_per_epoch: int) -> str:
+    """Describes what the rest of a run will take, by its first steps.
+
+    The time of a step is taken to be proportional to the pixels of the resolution.
+
+    Args:
+      config: the settings of the run.
+      seconds: measured time of a step.
+      first_step: the step, counted from 0, with which the session began.
+      steps_per_epoch: full batches in an epoch.
+    """
+    # Steps that are left at each resolution.
+    first_epoch, taken = divmod(first_step, steps_per_epoch)
+    steps = Counter[int]()
+    for epoch in range(first_epoch, config.epochs):
+        steps[config.resolution(epoch)] += steps_per_epoch
+    measured_side = config.resolution(first_epoch)
+    steps[measured_side] -= taken
+    total = sum(count * seconds * (side / measured_side) ** 2 for side, count in steps.items())
+    return (
+        f"a step takes {seconds:.3g} s, so the {steps.total():,} steps to take about {format_duration(total)}, "
+        f"evaluation not counted; {_memory()}"
+    )
+
+
+def _memory() -> str:
+    """Describes the most memory that the process, or its first accelerator, has used so far."""
+    used = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    if used is not None:
+        return f"{used / 1e9:.2f} GB of the device's memory"
+    try:
+        import resource
+    except ImportError:  # On Windows
+        return "memory not measured"
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.2f} GB of memory"
 
 
 def describe_arithmetic(config: Config, log: RunLog, *, classes: int) -> str:

@@ -1,6 +1,7 @@
 """The progress of training on the terminal."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -10,12 +11,22 @@ from jaxcnn.run.metrics_log import TrainRecord
 
 console = Console(stderr=True, highlight=False, markup=False)  # Names of data sets may contain brackets.
 
+UNMEASURED = 2
+"""First steps of a session, in which the step is compiled."""
+MEASURED_SECONDS = 3.0
+"""Least time in which the next steps are measured."""
+
 
 class TrainProgress:
     """A bar with rate and remaining time on a terminal; elsewhere only the printed lines. Use `open_progress`."""
 
-    def __init__(self, progress: Progress, *, total_steps: int, first_step: int, epochs: int):
+    def __init__(
+        self, progress: Progress, *, total_steps: int, first_step: int, epochs: int, expect: Callable[[float], str]
+    ):
         self._progress = progress
+        self._expect = expect
+        self._counted = 0
+        self._started = 0.0
         self._epochs = epochs
         self._task = progress.add_task("", total=total_steps, completed=first_step, rate="", epoch="")
 
@@ -28,19 +39,36 @@ class TrainProgress:
             rate=f"loss {record.loss:.3f}  {record.images_per_second:,.0f} images/s",
         )
 
+    def count_step(self) -> None:
+        """Counts a step that was taken; once, after the first steps, prints what the run is expected to take.
+
+        The first two steps are not measured: they are compiled. A run that ends sooner needs no such line.
+        """
+        self._counted += 1
+        if self._counted <= UNMEASURED:
+            self._started = time.monotonic()
+        elif self._started:
+            seconds = time.monotonic() - self._started
+            if self._counted >= UNMEASURED + 3 and seconds >= MEASURED_SECONDS:
+                self.print(self._expect(seconds / (self._counted - UNMEASURED)))
+                self._started = 0.0
+
     def print(self, line: str) -> None:
         """Prints a line above the bar."""
         self._progress.console.print(line, soft_wrap=True)
 
 
 @contextmanager
-def open_progress(*, total_steps: int, first_step: int, epochs: int) -> Iterator[TrainProgress]:
+def open_progress(
+    *, total_steps: int, first_step: int, epochs: int, expect: Callable[[float], str]
+) -> Iterator[TrainProgress]:
     """Shows the progress of training on stderr until the context ends.
 
     Args:
       total_steps: steps of the whole run.
       first_step: steps taken before.
       epochs: epochs of the whole run.
+      expect: describes what the run takes, given the seconds of a step.
     """
     columns = (
         TextColumn("epoch {task.fields[epoch]}"),
@@ -50,4 +78,4 @@ def open_progress(*, total_steps: int, first_step: int, epochs: int) -> Iterator
         TimeRemainingColumn(compact=True, elapsed_when_finished=True),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        yield TrainProgress(progress, total_steps=total_steps, first_step=first_step, epochs=epochs)
+        yield TrainProgress(progress, total_steps=total_steps, first_step=first_step, epochs=epochs, expect=expect)

@@ -1,12 +1,20 @@
 """The cost of a training: its time, and the operations of its layers, compared with counts by hand."""
 
 import dataclasses
+import re
 
 import pytest
 from log_lines import train_record
 
 from jaxcnn.config import Config, DataConfig, ModelConfig
-from jaxcnn.run.cost import describe_arithmetic, describe_time, format_duration, picture_flops, pictures_by_side
+from jaxcnn.run.cost import (
+    describe_arithmetic,
+    describe_expected,
+    describe_time,
+    format_duration,
+    picture_flops,
+    pictures_by_side,
+)
 from jaxcnn.run.metrics_log import RunLog
 from jaxcnn.run.sessions import Session
 
@@ -93,3 +101,18 @@ def test_time_on_each_machine_is_told_apart():
 )
 def test_durations(seconds, text):
     assert format_duration(seconds) == text
+
+
+def test_what_a_run_takes_is_expected_from_its_first_steps():
+    expected = describe_expected(Config(epochs=10), 0.5, first_step=0, steps_per_epoch=12)
+    assert expected.startswith("a step takes 0.5 s, so the 120 steps to take about 1 min 0 s, evaluation not counted; ")
+    assert re.search(r"; \d+\.\d\d GB of memory$", expected)
+    resumed = describe_expected(Config(epochs=10), 0.5, first_step=100, steps_per_epoch=12)
+    assert "so the 20 steps to take about 10 s," in resumed
+
+
+def test_steps_at_a_higher_resolution_are_expected_to_take_longer():
+    config = Config(epochs=4, resolutions=((0.0, 32), (0.5, 64)))
+    assert "the 40 steps to take about 1 min 40 s," in describe_expected(config, 1.0, first_step=0, steps_per_epoch=10)
+    assert "the 20 steps to take about 20 s," in describe_expected(config, 1.0, first_step=20, steps_per_epoch=10)
+    assert "the 25 steps to take about 1 min 25 s," in describe_expected(config, 1.0, first_step=15, steps_per_epoch=10)

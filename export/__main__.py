@@ -1,5 +1,6 @@
 """Exports a model: `python -m export WORKDIR_OR_NAME [-o model.onnx | -o NAME.safetensors] [--quantize int8] ...`."""
 
+import difflib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from jaxcnn.config import DataConfig
 from jaxcnn.errors import UserError
 from jaxcnn.evaluation_data import data_config_of, with_classes_of
 from jaxcnn.leakage import check_no_leakage
-from jaxcnn.models.pretrained import Pretrained, read_pretrained
+from jaxcnn.models.pretrained import NAMES, Pretrained, read_pretrained
 from jaxcnn.run.workdir import Workdir
 from jaxcnn.weights import SUFFIX
 
@@ -81,6 +82,8 @@ def main(arguments: Sequence[str]) -> None:
 
 def _export_run(workdir: Path, arguments: Sequence[str]) -> Path:
     """Exports the best checkpoint of a run as the options say."""
+    if not workdir.exists() and (close := difflib.get_close_matches(str(workdir), NAMES, n=1)):
+        raise UserError(f"{workdir} does not exist; did you mean {close[0]!r}?")
     run = Workdir(workdir)
     recorded = run.read_data_config()
     parsed = _parse(recorded, arguments)

@@ -62,7 +62,8 @@ def describe_pretrained(weights: Pretrained) -> Training:
         "network": describe_network(weights.model),
         "parameters": f"{models.count_parameters(parameters):,}",
         "weights": str(weights.origin),
-        "pictures": f"{weights.side}x{weights.side} pixels",
+        "pictures": f"{weights.side}x{weights.side} pixels, the middle {weights.crop:.3g} of the shorter side, "
+        f"{weights.filter}",
     }
     if weights.top1 is not None:
         rows["published top-1 accuracy"] = f"{weights.top1:.3f} on the validation split"

@@ -42,6 +42,7 @@ def pretrained():
         names=NAMES,
         wnids=("n1", "n2", "n3", "n4"),
         side=16,
+        crop=0.8,
         dataset="Pets-4",
         license="Apache-2.0",
         dataset_license="ask the pets",
@@ -90,6 +91,7 @@ def test_the_file_says_where_the_weights_come_from(file):
     found = metadata_of(file)
     assert found["metrics"] == {"published_top1": 0.625}
     assert found["image_size"] == [16, 16]
+    assert found["resize"] == {"mode": "crop", "filter": "bicubic", "side": 20}
     assert found["license"] == "weights: Apache-2.0; pictures: ask the pets"
     assert found["description"] == "resnet classifier of 4 classes, trained by others on Pets-4"
     assert found["config"]["init_from"] == "pets4"
@@ -101,7 +103,7 @@ def test_the_file_says_where_the_weights_come_from(file):
         "network": f"resnet, {layers}",
         "parameters": "1,000",
         "weights": "pets 3.1 on PyPI, pets.pth, sha256 abc",
-        "pictures": "16x16 pixels",
+        "pictures": "16x16 pixels, the middle 0.8 of the shorter side, bicubic",
         "published top-1 accuracy": "0.625 on the validation split",
     }
     card = (file.with_suffix("") / "README.md").read_text()
@@ -170,6 +172,13 @@ def test_options_without_effect_are_refused(options, message):
         program.main(["pets4", *options.split()])
 
 
+def test_a_misspelt_name_is_named():
+    with pytest.raises(UserError, match=r"^efficientnet-lite0 does not exist; did you mean 'efficientnet_lite0'\?$"):
+        program.main(["efficientnet-lite0"])
+    with pytest.raises(UserError, match=r"^nowhere does not exist; give the workdir of a training run$"):
+        program.main(["nowhere"])
+
+
 def test_weights_without_classes_are_refused(pretrained, tmp_path):
     nameless = dataclasses.replace(pretrained, names=(), wnids=())
     message = r"^the classes of pets4 are not known, so its file could not name them; fine-tune the weights first$"
@@ -192,6 +201,7 @@ def test_the_thousand_classes_of_imagenet(monkeypatch, tmp_path):
     found = metadata_of(path)
     assert (len(found["names"]), found["wnids"][1], found["image_size"]) == (1000, "n01443537", [224, 224])
     assert found["metrics"] == {"published_top1": 0.751}
+    assert found["resize"] == {"mode": "crop", "filter": "bicubic", "side": 256}
     assert found["license"] == "weights: Apache-2.0; pictures: ImageNet terms: non-commercial research"
     sky = np.full((300, 400, 3), (90, 150, 230), np.uint8)
     prediction = load(path).predict(sky, top_k=3)
@@ -201,7 +211,7 @@ def test_the_thousand_classes_of_imagenet(monkeypatch, tmp_path):
 
 
 def test_data_settings_are_those_of_the_weights(pretrained):
-    expected = DataConfig(source="", image_size=16, fit="crop", crop=1.0)
+    expected = DataConfig(source="", image_size=16, fit="crop", crop=0.8)
     assert export.pretrained.data_settings(pretrained) == expected
     with pytest.raises(UserError, match=r"^data.source is not set; give a folder"):
         data.load(export.pretrained.data_settings(pretrained))

@@ -12,10 +12,11 @@ To add an importer:
 
 from collections.abc import Callable
 
+from jaxcnn.models.pretrained.files import read_file
 from jaxcnn.models.pretrained.packages import PACKAGES, read_package
 from jaxcnn.models.pretrained.record import Pretrained
 
-IMPORTERS: tuple[Callable[[str], Pretrained | None], ...] = (read_package,)
+IMPORTERS: tuple[Callable[[str], Pretrained | None], ...] = (read_package, read_file)
 """Each reads one kind of source."""
 
 NAMES = tuple(PACKAGES)

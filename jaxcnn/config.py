@@ -265,8 +265,9 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     init_from: str | None = None
     """Initial weights: `shipped` (included, trained on Tiny ImageNet), the name of a network that others trained on
-    ImageNet (`efficientnet_lite0`, 1 or 2), a .safetensors file, or the workdir of a run. None: random. The network
-    gets the shape of the weights. Its classifier is kept if the classes are the same."""
+    ImageNet (`efficientnet_lite0`, 1 or 2), a .safetensors file, the workdir of a run, or a file of timm or torchvision
+    (.safetensors, .pth). None: random. The network gets the shape of the weights. Its classifier is kept if the classes
+    are the same."""
     epochs: int = 30
     """How many times every training picture is seen."""
     batch_size: int = 64

@@ -182,8 +182,8 @@ def without(line, name):
 @pytest.mark.parametrize(
     "damaged",
     [
-        *(without(train_line(20), name) for name in {*json.loads(train_line(20))} - {"time"}),
-        *(without(validation_line(20), name) for name in {*json.loads(validation_line(20))} - {"time"}),
+        *(without(train_line(20), name) for name in json.loads(train_line(20)) if name != "time"),
+        *(without(validation_line(20), name) for name in json.loads(validation_line(20)) if name != "time"),
         '{"kind": "start", "step": 0}',
         train_line(20)[:40],
         train_line(20) + "\0",

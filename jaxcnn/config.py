@@ -268,6 +268,12 @@ class Config:
     ImageNet (`efficientnet_lite0`, 1 or 2), a .safetensors file, the workdir of a run, or a file of timm or torchvision
     (.safetensors, .pth). None: random. The network gets the shape of the weights. Its classifier is kept if the classes
     are the same."""
+    freeze: Literal["none", "backbone"] = "none"
+    """Part of the network that keeps its initial weights. `backbone`: all but the classifier, which is fitted as by
+    fit_head; no training steps follow, so that epochs and the optimizer have no effect."""
+    fit_head: bool = False
+    """Before the first step, fit a new classifier to the features of the initial weights: logistic regression, whose
+    regularisation is chosen by cross-validation on the training pictures."""
     epochs: int = 30
     """How many times every training picture is seen."""
     batch_size: int = 64
@@ -290,6 +296,8 @@ class Config:
             self.init_from,
             "`shipped`, `efficientnet_lite0`, a .safetensors file or a workdir",
         )
+        frozen = self.freeze == "backbone"
+        _check(not frozen or self.init_from is not None, "freeze", self.freeze, "none without init_from")
         _check(self.epochs >= 1, "epochs", self.epochs, "at least 1")
         _check(self.epochs <= MAX_EPOCHS, "epochs", self.epochs, f"at most {MAX_EPOCHS:,}")
         _check(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2")

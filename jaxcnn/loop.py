@@ -47,7 +47,7 @@ class Run:
       model: the network.
       optimizer: the optimizer, with the schedule in it.
       schedule: learning rate by step, counted from 0.
-      steps_per_epoch: full batches in an epoch.
+      steps_per_epoch: batches in an epoch.
     """
 
     config: Config
@@ -63,17 +63,21 @@ class Run:
         return jax.random.key(self.config.seed)
 
     @property
+    def epochs(self) -> int:
+        """Epochs of the whole run; 0 if all but the head is frozen."""
+        return 0 if self.config.freeze == "backbone" else self.config.epochs
+
+    @property
     def total_steps(self) -> int:
         """Steps of the whole run."""
-        return self.steps_per_epoch * self.config.epochs
+        return self.steps_per_epoch * self.epochs
 
 
 def prepare(config: Config, dataset: data.Dataset) -> Run:
     """Builds the network and the optimizer for the settings and the data.
 
     Raises:
-      UserError: the data has fewer than two classes or fewer pictures than a batch, or the devices do not fit the batch
-        size.
+      UserError: the data has fewer than two classes, or the devices do not fit the batch size.
     """
     check_devices(config.batch_size)
     if len(dataset.names) < 2:
@@ -133,7 +137,7 @@ def fit(run: Run, state: TrainState, *, checkpoints: Checkpoints, log: MetricsLo
       UserError: training diverged, or the disk is full.
     """
     state = replicate(state)
-    first_step, epochs = int(state.step), run.config.epochs
+    first_step, epochs = int(state.step), run.epochs
     if first_step < run.total_steps:
         log.write(StartRecord(step=first_step, epoch=first_step / run.steps_per_epoch))
     with (

@@ -11,6 +11,8 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 
 from jaxcnn.augment import augment
 from jaxcnn.config import AugmentConfig
+from jaxcnn.models.features import pooled_features
+from jaxcnn.models.network import Network
 from jaxcnn.ops.compiler import jit
 from jaxcnn.state import TrainState, Variables
 
@@ -110,6 +112,14 @@ def eval_step(
     logits = model.apply(variables, images, train=False)
     assert isinstance(logits, jax.Array)
     return logits
+
+
+@partial(jit, static_argnames="model")
+def feature_step(
+    variables: Variables, images: UInt8[Array, "batch side side 3"], *, model: Network
+) -> Float[Array, "batch features"]:
+    """The features of a batch, which the head of the network takes, as in evaluation."""
+    return pooled_features(model, variables, images)
 
 
 def _compute_loss(

@@ -76,6 +76,8 @@ def parse(arguments: Sequence[str]) -> Arguments:
     weights_model = None if {"-h", "--help"} & set(arguments) else _find_weights_model(init_from, workdir)
     if weights_model is not None:
         config = dataclasses.replace(config, model=config.model.with_shape_of(weights_model))
+    if init_from in (None, "None"):
+        config = dataclasses.replace(config, init_from=None, freeze="none", fit_head=False)
     default = dataclasses.replace(default, config=_with_model(config, options.peek(arguments, "model.name", None)))
 
     summaries = "\n".join(f"  {name}: {(make.__doc__ or '').splitlines()[0]}" for name, make in PRESETS.items())

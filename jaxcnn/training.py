@@ -1,6 +1,7 @@
 """A whole training run in three calls: `begin` opens it, `fit` takes its steps, `conclude` measures and exports it."""
 
 import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -20,14 +21,15 @@ from jaxcnn.distributed import describe_devices
 from jaxcnn.errors import UserError
 from jaxcnn.evaluation import compute_logits, measure, with_mirror_image
 from jaxcnn.evaluation_record import describe_measured, write_evaluation
+from jaxcnn.fitted_head import start_with_fitted_head
 from jaxcnn.leakage import check_no_leakage, describe_overlap
-from jaxcnn.loop import Run, fit, initial_state, prepare
+from jaxcnn.loop import Run, evaluate_variables, fit, initial_state, prepare
 from jaxcnn.metrics import Evaluation
 from jaxcnn.paths import check_outside_pictures
 from jaxcnn.run import report
 from jaxcnn.run.checkpoint import Checkpoints, load_model, open_checkpoints
 from jaxcnn.run.lineage import record_earlier
-from jaxcnn.run.metrics_log import MetricsLog, open_log
+from jaxcnn.run.metrics_log import HeadRecord, MetricsLog, ValidationRecord, open_log
 from jaxcnn.run.progress import console
 from jaxcnn.run.sessions import record_session
 from jaxcnn.run.workdir import Classes, Workdir
@@ -98,18 +100,22 @@ def begin(config: Config, workdir: str | Path) -> Iterator[Start]:
         classes, pictures = _classes(run), run.dataset.fingerprint()
         folder.check_same_data(classes, pictures)
         with open_checkpoints(folder.checkpoints) as checkpoints, open_log(folder.path) as log:
+            is_new = checkpoints.last_step is None
             weights, state = _restore(run, checkpoints)
             step = int(state.step)
-            if step < run.total_steps:
+            if is_new or step < run.total_steps:
                 _check_room(state, folder)
-            _check_steps(run, folder, step=step)
+            if not is_new:
+                _check_steps(run, folder, step=step)
             # Settings that no step is taken with are not recorded.
-            if step < run.total_steps:
+            if is_new or step < run.total_steps:
                 record_session(folder, config, classes, step=step)
             folder.record_pictures(pictures)
             if weights is not None:
                 record_earlier(weights.trainings, folder.earlier_trainings, warning=_overlap(run, weights))
             _print_start(run, folder, step=step, weights=weights)
+            if weights is not None and (config.fit_head or config.freeze == "backbone"):
+                state = _fit_head(run, state, checkpoints, log)
             yield Start(run, state, checkpoints, log)
 
 
@@ -180,6 +186,29 @@ def _overlap(run: Run, weights: Weights) -> str | None:
     return describe_overlap(run.dataset, trained_on=[training.dataset for training in weights.trainings])
 
 
+def _fit_head(run: Run, state: TrainState, checkpoints: Checkpoints, log: MetricsLog) -> TrainState:
+    """Fits the head of a new run to the features of its initial weights, and saves the state as that of step 0.
+
+    Raises:
+      UserError: the network has no linear head, or the disk is full.
+    """
+    # What it was chosen by.
+    started = time.monotonic()
+    state, head = start_with_fitted_head(run, state)
+    seconds = time.monotonic() - started
+    chosen = {"standardised": float(head.standardised), "strength": head.strength, "loss": head.loss, "top1": head.top1}
+    log.write(HeadRecord(step=0, epoch=0.0, seconds=seconds, **chosen))
+    # What it is worth.
+    scores = evaluate_variables(run, state.evaluated).scalars()
+    log.write(ValidationRecord(step=0, epoch=0.0, **scores))
+    checkpoints.save(state, metrics=scores)
+    console.print(
+        f"classifier fitted in {seconds:.1f} s: top-1 {head.top1:.4f} in cross-validation on training pictures; "
+        f"validation top-1 {scores['top1']:.4f}, loss {scores['loss']:.4f}"
+    )
+    return state
+
+
 def _check_steps(run: Run, workdir: Workdir, *, step: int) -> None:
     """Raises a `UserError` if the settings ask for fewer steps than were taken, or for changes with no steps left."""
     if step > run.total_steps:
@@ -216,7 +245,8 @@ def _print_start(run: Run, workdir: Workdir, *, step: int, weights: Weights | No
         console.print(f"resuming at step {step:,} of {run.total_steps:,}")
     if weights is not None:
         same_classes = weights.has_classes(dataset.names, dataset.wnids)
-        head = "the classifier too, for the same classes" if same_classes else "with a new classifier"
+        fitted = run.config.fit_head or run.config.freeze == "backbone"
+        head = "the classifier too, for the same classes" if same_classes and not fitted else "with a new classifier"
         console.print(f"initial weights: {weights.source}, trained on {weights.dataset}, {head}", soft_wrap=True)
         if warning := _overlap(run, weights):
             console.print(f"warning: {warning}", soft_wrap=True)

@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Bool, Int32, Int64, UInt8
 
 from jaxcnn.data.split import Split
-from jaxcnn.errors import UserError
 
 AHEAD = 3
 """Batches in preparation: one being copied to the device, one waiting, one being gathered."""
@@ -37,20 +36,17 @@ def epoch_order(*, seed: int, epoch: int, count: int) -> Int64[np.ndarray, " {co
 
 
 def steps_per_epoch(split: Split, batch_size: int) -> int:
-    """Returns the number of full batches in an epoch; each epoch leaves out other examples.
+    """Returns the number of batches in an epoch, at least one.
 
-    Raises:
-      UserError: there are fewer pictures than a batch holds.
+    Batches are full: each epoch leaves out other examples, and fewer examples than a batch holds are repeated in it.
     """
-    if len(split) < batch_size:
-        raise UserError(
-            f"batch_size is {batch_size}, but there are only {len(split)} training pictures; make it smaller"
-        )
-    return len(split) // batch_size
+    return max(len(split) // batch_size, 1)
 
 
 def train_batches(split: Split, *, seed: int, batch_size: int, start_step: int = 0) -> Generator[Batch]:
     """Yields shuffled full batches without end; the batch of a step depends on the arguments alone.
+
+    Where a batch holds more than all pictures, it has each of them equally often, or once more.
 
     A thread gathers a few batches ahead, until the generator is closed or garbage-collected.
 
@@ -59,9 +55,6 @@ def train_batches(split: Split, *, seed: int, batch_size: int, start_step: int =
       seed: decides the order, see `epoch_order`.
       batch_size: examples in a batch.
       start_step: step of the first batch, counted from 0, where training resumes.
-
-    Raises:
-      UserError: there are fewer pictures than a batch holds.
     """
     first_epoch, position = divmod(start_step, steps_per_epoch(split, batch_size))
 
@@ -70,6 +63,8 @@ def train_batches(split: Split, *, seed: int, batch_size: int, start_step: int =
         skip = position * batch_size
         for epoch in itertools.count(first_epoch):
             order = epoch_order(seed=seed, epoch=epoch, count=len(split))
+            if len(order) < batch_size:
+                order = np.resize(order, batch_size)
             for start in range(skip, len(order) - batch_size + 1, batch_size):
                 yield order[start : start + batch_size]
             skip = 0

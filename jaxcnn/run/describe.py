@@ -7,6 +7,7 @@ from pathlib import Path
 from jaxcnn.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig
 from jaxcnn.data.resize import Resize
 from jaxcnn.paths import readable
+from jaxcnn.run.metrics_log import HeadRecord
 
 
 def describe_network(config: ModelConfig) -> str:
@@ -55,6 +56,10 @@ def describe_training(config: Config, *, steps_per_epoch: int | None) -> str:
     Args:
       steps_per_epoch: None if it is not known yet.
     """
+    start = f"initial weights from {readable(Path(config.init_from).name)}" if config.init_from else ""
+    if config.freeze == "backbone":
+        side = config.data.image_size
+        return _joined("no training steps: all but the classifier is frozen", f"{side}x{side} pixels", start)
     # Epochs in a row at the same resolution.
     stages = [(side, len(list(epochs))) for side, epochs in itertools.groupby(range(config.epochs), config.resolution)]
     return _joined(
@@ -65,7 +70,17 @@ def describe_training(config: Config, *, steps_per_epoch: int | None) -> str:
         else f"{stages[0][0]}x{stages[0][0]} pixels",
         f"label smoothing {config.label_smoothing:g}" if config.label_smoothing else "",
         f"seed {config.seed}",
-        f"initial weights from {readable(Path(config.init_from).name)}" if config.init_from else "",
+        start,
+    )
+
+
+def describe_head(head: HeadRecord) -> str:
+    """Describes the classifier that was fitted before the first step, and how it was chosen."""
+    return (
+        "fitted to the features of the initial weights before the first step: logistic regression on "
+        f"{'standardised' if head.standardised else 'equally scaled'} features with penalty {head.strength:.2g} for "
+        f"each picture and feature, the best in cross-validation on the training pictures "
+        f"(top-1 {head.top1:.3f})"
     )
 
 

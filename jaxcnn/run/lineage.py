@@ -15,6 +15,7 @@ from jaxcnn.run.cost import describe_arithmetic, describe_time
 from jaxcnn.run.describe import (
     counted,
     describe_augmentation,
+    describe_head,
     describe_network,
     describe_optimizer,
     describe_precision,
@@ -116,6 +117,8 @@ def _recipe(run: Workdir, trained: TrainedModel) -> dict[str, str]:
             sessions, lambda session: describe_precision(session.config.model, session.environment)
         ),
     }
+    if log.heads:
+        rows["classifier"] = describe_head(log.heads[-1])
     # The cost, as far as log and environment were recorded.
     if log.train:
         rows["arithmetic"] = describe_arithmetic(config, log, classes=len(trained.names))

@@ -79,7 +79,29 @@ class ValidationRecord(Record):
     ece: float
 
 
-_KINDS: dict[str, type[Record]] = {record.kind: record for record in (StartRecord, TrainRecord, ValidationRecord)}
+@dataclass(frozen=True, kw_only=True)
+class HeadRecord(Record):
+    """The classifier that was fitted before the first step; see `linear_head.LinearHead`.
+
+    Attributes:
+      standardised: 1 if each feature was divided by its own deviation, 0 if all by a common one.
+      strength: strength of its penalty.
+      loss: mean cross-entropy of the training pictures that were left out, by cross-validation.
+      top1: their top-1 accuracy.
+      seconds: time that features and classifier took.
+    """
+
+    kind = "head"
+
+    standardised: float
+    strength: float
+    loss: float
+    top1: float
+    seconds: float
+
+
+_RECORDS = (StartRecord, TrainRecord, ValidationRecord, HeadRecord)
+_KINDS: dict[str, type[Record]] = {record.kind: record for record in _RECORDS}
 _COORDINATES = ("step", "epoch", "time")
 """Fields that say when; the others are metrics."""
 _LATEST = 253402300800.0
@@ -139,13 +161,15 @@ class RunLog:
 
     Attributes:
       train: one record every few seconds.
-      validation: one record per epoch.
+      validation: one record per epoch, and one before the first if a head was fitted.
       damaged: numbers of the lines that are not a whole record, counted from 1.
+      heads: the head that was fitted before the first step, if there is one.
     """
 
     train: list[TrainRecord]
     validation: list[ValidationRecord]
     damaged: list[int] = field(default_factory=list)
+    heads: list[HeadRecord] = field(default_factory=list)
 
     def validation_of(self, step: int) -> ValidationRecord | None:
         """The validation record of the checkpoint at a step; None if it was not evaluated."""
@@ -215,6 +239,8 @@ def read_log(path: Path) -> RunLog:
             case TrainRecord():
                 _drop_after(log.train, record.step - 1)
                 log.train.append(record)
+            case HeadRecord():
+                log.heads[:] = [record]
             case ValidationRecord():
                 _drop_after(log.validation, record.step - 1)
                 log.validation.append(record)

@@ -23,6 +23,7 @@ from jaxcnn import models
 from jaxcnn.calibration import Calibration
 from jaxcnn.config import AugmentConfig, Config
 from jaxcnn.data import Dataset, Split
+from jaxcnn.data.batches import steps_per_epoch
 from jaxcnn.disk import write_atomically
 from jaxcnn.errors import UserError
 from jaxcnn.metrics import Evaluation
@@ -33,6 +34,7 @@ from jaxcnn.run.describe import (
     describe_augmentation,
     describe_fit,
     describe_hardware,
+    describe_head,
     describe_network,
     describe_optimizer,
     describe_precision,
@@ -159,7 +161,8 @@ def describe_run(
     sessions: Sequence[Session], log: RunLog, dataset: Dataset, *, earlier: Sequence[Training]
 ) -> dict[str, str]:
     """Describes data, settings, time and hardware of a run and the trainings behind its initial weights, by heading."""
-    config, steps = sessions[-1].config, len(dataset.train) // sessions[-1].config.batch_size
+    config = sessions[-1].config
+    steps = steps_per_epoch(dataset.train, config.batch_size)
     # Settings, with the settings of earlier sessions where they differ.
     facts = {
         "Data": f"{dataset.name}: {len(dataset.train):,} training and {len(dataset.validation):,} validation pictures "
@@ -177,6 +180,8 @@ def describe_run(
     if earlier:
         facts["Initial weights"] = ", then ".join(dict.fromkeys(map(_describe_earlier, earlier)))
     # What the log and the records of the sessions add; either may be missing.
+    if log.heads:
+        facts["Classifier"] = describe_head(log.heads[-1])
     if log.train:
         rate = statistics.median(record.images_per_second for record in log.train)
         facts["Time"] = f"{format_duration(log.seconds(config.batch_size))} in training steps, {rate:,.0f} pictures/s"

@@ -349,6 +349,8 @@ def _fixed_settings() -> tuple[str, ...]:
     model = [field.name for field in dataclasses.fields(ModelConfig) if field.name not in ("precision", "cpu_kernels")]
     return (
         "init_from",
+        "freeze",
+        "fit_head",
         *(f"model.{name}" for name in model),
         "batch_size",
         "seed",

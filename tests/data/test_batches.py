@@ -84,11 +84,14 @@ def test_an_epoch_has_full_batches_alone():
     assert steps_per_epoch(numbered(9), 3) == 3
 
 
-def test_a_batch_larger_than_the_split_is_refused_at_once():
-    with pytest.raises(
-        UserError, match=r"^batch_size is 11, but there are only 10 training pictures; make it smaller$"
-    ):
-        train_batches(numbered(10), seed=0, batch_size=11)
+def test_a_batch_larger_than_the_split_repeats_its_examples():
+    assert steps_per_epoch(numbered(10), 23) == 1
+    first, second = itertools.islice(train_batches(numbered(10), seed=0, batch_size=23), 2)
+    for batch in (first, second):
+        assert sorted(set(np.bincount(batch.labels, minlength=10))) == [2, 3]
+    assert first.labels.tolist() != second.labels.tolist()
+    resumed = next(train_batches(numbered(10), seed=0, batch_size=23, start_step=1))
+    assert resumed.labels.tolist() == second.labels.tolist()
 
 
 @given(count=st.integers(0, 20), batch_size=st.integers(1, 7))

@@ -1,0 +1,69 @@
+"""The head of a new run, fitted to the features of its initial weights before the first step (Kumar et al. 2022)."""
+
+import dataclasses
+
+import jax
+import numpy as np
+from jaxtyping import Float32
+from rich.progress import track
+
+from jaxcnn import models
+from jaxcnn.data.batches import eval_batches
+from jaxcnn.distributed import shard_batch
+from jaxcnn.errors import UserError
+from jaxcnn.linear_head import LinearHead, fit_head
+from jaxcnn.loop import Run
+from jaxcnn.run.progress import console
+from jaxcnn.state import TrainState, Variables, start_from
+from jaxcnn.step import feature_step
+
+
+def start_with_fitted_head(run: Run, state: TrainState) -> tuple[TrainState, LinearHead]:
+    """Fits the head of the network to the training pictures; everything else stays as it is.
+
+    Validation pictures have no influence. A network with a normalisation behind its last layer is refused.
+
+    Args:
+      run: the run.
+      state: the state before the first step, with the initial weights in it; consumed.
+
+    Returns:
+      The state with the head in it, and how the head was chosen.
+
+    Raises:
+      UserError: the network has another head than one linear layer.
+    """
+    params = state.variables["params"]
+    if "classifier" not in params or "classifier_norm" in params:
+        raise UserError(
+            f"the head of the network {run.config.model.name!r} is more than a linear layer and cannot be fitted; "
+            "leave out --freeze and --fit_head"
+        )
+    views = compute_features(run, state.variables)
+    head = fit_head(views, run.dataset.train.labels, classes=len(run.dataset.names))
+    filled = {**params, "classifier": {"bias": head.bias, "kernel": head.kernel}}
+    return start_from(state, {**state.variables, "params": filled}), head
+
+
+def compute_features(run: Run, variables: Variables) -> Float32[np.ndarray, "views n features"]:
+    """Computes the features of all training pictures in float32, each shown as in evaluation.
+
+    A run that mirrors pictures has a second view, their mirror images.
+    """
+    config, train = run.config, run.dataset.train
+    model = models.build_here(dataclasses.replace(config.model, precision="float32"), classes=len(run.dataset.names))
+    mirrors = (False, True) if config.augment.flip else (False,)
+    views: list[list[np.ndarray]] = [[] for _ in mirrors]
+    batches = track(
+        eval_batches(train, batch_size=config.batch_size),
+        "features of the training pictures",
+        total=-(-len(train) // config.batch_size),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    for batch in batches:
+        for view, mirrored in zip(views, mirrors, strict=True):
+            images = np.ascontiguousarray(batch.images[:, :, ::-1]) if mirrored else batch.images
+            view.append(jax.device_get(feature_step(variables, shard_batch(images), model=model))[batch.mask])
+    return np.stack([np.concatenate(view) for view in views])

@@ -1,0 +1,222 @@
+"""The classifier of a frozen backbone: logistic regression on its features, solved to the optimum.
+
+    head = fit_head(features, labels, classes=3)
+    logits = features @ head.kernel + head.bias
+
+Its regularisation is chosen by cross-validation on the same pictures, so that no others are looked at.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int32, Int64
+from scipy.special import log_softmax
+
+FOLDS = 5
+"""Most folds of the cross-validation."""
+STRENGTHS = tuple(10.0 ** (-exponent / 2) for exponent in range(13))
+"""Strengths of the penalty that are tried, from the strongest on: 1 to 1e-6, for each picture and feature."""
+STANDARDISED = (True, False)
+"""Whether each feature is divided by its own deviation, or all by a common one.
+
+Dividing by a feature's own deviation penalises all features alike; otherwise those that vary little are penalised more.
+Which is better depends on how far the pictures are from those that the backbone was trained on.
+"""
+MAX_STEPS = 100
+"""Most steps of L-BFGS from the optimum of one penalty to that of the next."""
+PATIENCE = 2
+"""Weaker penalties in a row that do not lower the loss before the search ends."""
+_SEED = 0
+_SMALLEST_SCALE = 1e-6
+
+type Views = Float32[np.ndarray, "views n features"]
+type Labels = Int32[np.ndarray, " n"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearHead:
+    """A linear classifier, and how it was chosen.
+
+    Attributes:
+      kernel: float32 [features, classes].
+      bias: float32 [classes].
+      standardised: whether features were divided by their own deviations, one of `STANDARDISED`.
+      strength: strength of the penalty, one of `STRENGTHS`.
+      loss: mean cross-entropy in nats of the pictures that were left out, by cross-validation.
+      top1: their top-1 accuracy.
+    """
+
+    kernel: Float32[np.ndarray, "features classes"]
+    bias: Float32[np.ndarray, " classes"]
+    standardised: bool
+    strength: float
+    loss: float
+    top1: float
+
+
+def fit_head(views: Views, labels: Labels, *, classes: int, balanced: bool = False) -> LinearHead:
+    """Fits multinomial logistic regression with an L2 penalty on scaled features.
+
+    The scales are folded into the result, which takes the features as they are. Scales and strength of the penalty are
+    those whose predictions for pictures that were left out have the lowest cross-entropy, by stratified
+    cross-validation with up to `FOLDS` folds. The only picture of a class is never left out.
+
+    Args:
+      views: features of the training pictures, float32 [views, n, features]. Several views of a picture, such as its
+        mirror image, share its weight, and are left out together; the first one is predicted.
+      labels: classes, int32 [n], from 0 to classes - 1, at least two different ones.
+      classes: number of classes. One without pictures gets a logit that is never the highest.
+      balanced: give all classes the same total weight, instead of all pictures.
+    """
+    weights = _picture_weights(labels, balanced=balanced)
+    candidates = [_fit_scaled(views, labels, weights, classes=classes, standardised=choice) for choice in STANDARDISED]
+    return min(candidates, key=lambda head: head.loss)
+
+
+def _fit_scaled(
+    views: Views, labels: Labels, weights: Float[np.ndarray, " n"], *, classes: int, standardised: bool
+) -> LinearHead:
+    """Fits the head for one of `STANDARDISED`."""
+    # On either scale a feature has a variance of 1 on average.
+    mean, scale = views.mean((0, 1), dtype=np.float64), views.std((0, 1), dtype=np.float64)
+    if not standardised:
+        scale = np.full_like(scale, np.sqrt(np.mean(scale**2)))
+    scale = np.maximum(scale, _SMALLEST_SCALE)
+    coordinates, basis = _reduce((views - mean) / scale)
+
+    # The penalty, then the head of all pictures, along the same path from the strongest penalty on.
+    penalties = [strength * views.shape[2] for strength in STRENGTHS]
+    losses, hits = _cross_validate(coordinates, labels, weights, penalties)
+    best = int(np.argmin(losses))
+    models = _fit_path(coordinates, labels, weights, penalties)
+    model = next(fitted for index, fitted in enumerate(models) if index == best)
+
+    # Folded into one matrix and one vector.
+    kernel, bias = _two_sided(model, classes)
+    kernel = basis @ kernel / scale[:, None]
+    return LinearHead(
+        kernel=kernel.astype(np.float32),
+        bias=(bias - mean @ kernel).astype(np.float32),
+        standardised=standardised,
+        strength=STRENGTHS[best],
+        loss=losses[best],
+        top1=hits[best],
+    )
+
+
+def _reduce(
+    rows: Float[np.ndarray, "views n features"],
+) -> tuple[Float[np.ndarray, "views n rank"], Float[np.ndarray, "features rank"]]:
+    """Rotates features into the subspace that few pictures span, where every penalised optimum lies.
+
+    Returns:
+      The coordinates, and the orthonormal basis that they are of: the rows are `coordinates @ basis.T`.
+    """
+    views, count, features = rows.shape
+    if views * count >= features:
+        return rows, np.eye(features)
+    basis = np.linalg.qr(rows.reshape(-1, features).T)[0]
+    return rows @ basis, basis
+
+
+def _picture_weights(labels: Labels, *, balanced: bool) -> Float[np.ndarray, " n"]:
+    """The weight of each picture, 1 on average."""
+    if not balanced:
+        return np.ones(len(labels))
+    counts = np.bincount(labels)
+    weights: np.ndarray = 1 / counts[labels]
+    return weights / weights.mean()
+
+
+def assign_folds(labels: Labels, *, folds: int = FOLDS) -> Int64[np.ndarray, " n"]:
+    """Draws the fold that each picture is left out in, the same for the same labels; -1 if it is the only one.
+
+    The folds have as many pictures of a class as each other, or one more. A class with fewer pictures than there are
+    folds is left out of some.
+    """
+    order = np.random.default_rng(_SEED).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    counts = np.bincount(labels)
+    # The rank of each picture within its class; the classes start at different folds, which makes these equally large.
+    starts = np.cumsum(counts) - counts
+    rank = np.arange(len(labels)) - starts[labels[order]]
+    found = np.empty(len(labels), np.int64)
+    found[order] = np.where(counts[labels[order]] > 1, (rank + starts[labels[order]]) % folds, -1)
+    return found
+
+
+def _cross_validate(
+    views: Float[np.ndarray, "views n rank"],
+    labels: Labels,
+    weights: Float[np.ndarray, " n"],
+    penalties: Sequence[float],
+) -> tuple[list[float], list[float]]:
+    """Loss and top-1 accuracy of pictures that were left out, for the penalties up to `PATIENCE` after the best.
+
+    Where no class has two pictures there is nothing to choose by: the strongest penalty is the only one.
+    """
+    folds = assign_folds(labels)
+    if (folds < 0).all():
+        return [float("nan")], [float("nan")]
+    held_out = [folds == fold for fold in range(FOLDS) if (folds == fold).any()]
+    paths = [_fit_path(views[:, ~left], labels[~left], weights[~left], penalties) for left in held_out]
+    losses, hits = [], []
+    for models in zip(*paths, strict=True):
+        parts = [_measure(model, views[0, left], labels[left]) for model, left in zip(models, held_out, strict=True)]
+        loss, hit = (np.concatenate(values) for values in zip(*parts, strict=True))
+        share = np.concatenate([weights[left] for left in held_out])
+        losses.append(float(np.average(loss, weights=share)))
+        hits.append(float(np.average(hit, weights=share)))
+        if len(losses) - 1 - int(np.argmin(losses)) >= PATIENCE:
+            break
+    return losses, hits
+
+
+def _fit_path(
+    views: Float[np.ndarray, "views n rank"],
+    labels: Labels,
+    weights: Float[np.ndarray, " n"],
+    penalties: Sequence[float],
+) -> Iterator[Any]:
+    """Yields the model of each penalty, the same object each time, each from the optimum before.
+
+    The model is `sklearn.linear_model.LogisticRegression`. Its penalty is half the squared norm of the kernel, its loss
+    C times the sum over the pictures.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    number, count, _ = views.shape
+    rows = views.reshape(number * count, -1)
+    model = LogisticRegression(warm_start=True, max_iter=MAX_STEPS, tol=1e-5)
+    for penalty in penalties:
+        model.C = 1 / (penalty * count)
+        with warnings.catch_warnings():
+            # So many steps from the optimum before are near enough.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model.fit(rows, np.tile(labels, number), np.tile(weights / number, number))
+        yield model
+
+
+def _measure(
+    model: Any, rows: Float[np.ndarray, "n rank"], labels: Labels
+) -> tuple[Float[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+    """Cross-entropy in nats of each picture, and whether it is classified correctly."""
+    kernel, bias = _two_sided(model, int(max(labels.max(), model.classes_.max())) + 1)
+    logits = log_softmax(rows @ kernel + bias, axis=1)
+    return -np.take_along_axis(logits, labels[:, None], axis=1)[:, 0], logits.argmax(1) == labels
+
+
+def _two_sided(model: Any, classes: int) -> tuple[Float[np.ndarray, "rank classes"], Float[np.ndarray, " classes"]]:
+    """Kernel and bias with a column for every class; scikit-learn has one column for two classes."""
+    kernel, bias = model.coef_.T, model.intercept_
+    if len(model.classes_) == 2:
+        kernel, bias = np.hstack([-kernel, kernel]) / 2, np.hstack([-bias, bias]) / 2
+    # A class without pictures never has the highest logit, but a finite one.
+    everything = np.zeros((len(kernel), classes)), np.full(classes, bias.min() - 20.0)
+    everything[0][:, model.classes_] = kernel
+    everything[1][model.classes_] = bias
+    return everything

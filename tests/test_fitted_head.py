@@ -1,0 +1,114 @@
+"""Runs whose head is fitted before the first step: frozen, trained further, resumed, refused."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from test_weights import metadata_of, variables_of
+
+from jaxcnn import data
+from jaxcnn.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig
+from jaxcnn.errors import UserError
+from jaxcnn.fitted_head import compute_features, start_with_fitted_head
+from jaxcnn.loop import initial_state, prepare
+from jaxcnn.run.checkpoint import load_model
+from jaxcnn.run.metrics_log import read_log
+from jaxcnn.state import TrainState
+from jaxcnn.training import train
+from jaxcnn.weights import write_weights
+
+MODEL = ModelConfig(widths=(4, 6), blocks=(1, 0))
+
+
+@pytest.fixture
+def config(tmp_path):
+    write_weights(
+        tmp_path / "a.safetensors",
+        variables_of(MODEL),
+        metadata_of(config=Config(data=DataConfig(source="pets"), model=MODEL)),
+    )
+    return Config(
+        data=DataConfig(image_size=8, cache_dir=str(tmp_path / "cache"), validation_fraction=0.9),
+        model=MODEL,
+        optim=OptimConfig(learning_rate=0.01, ema_decay=0.9),
+        init_from=str(tmp_path / "a.safetensors"),
+        freeze="backbone",
+        epochs=2,
+    )
+
+
+def run_of(config):
+    return prepare(config, data.load(config.data))
+
+
+def state_of(run) -> TrainState:
+    variables = variables_of(MODEL, classes=10)
+    state = initial_state(run)
+    return state._replace(variables=jax.tree.map(lambda _, leaf: jax.numpy.asarray(leaf), state.variables, variables))
+
+
+def test_only_the_head_changes_and_it_classifies_the_training_pictures(config):
+    run = run_of(dataclasses.replace(config, augment=AugmentConfig(flip=True)))
+    before = state_of(run)
+    kept = jax.tree.map(np.asarray, before.variables)
+    after, head = start_with_fitted_head(run, before)
+    assert after.average is not None
+    for variables in (after.variables, after.average):
+        np.testing.assert_array_equal(variables["params"]["classifier"]["kernel"], head.kernel)
+        changed = jax.tree.map(lambda old, new: not np.array_equal(old, new), kept, variables)
+        assert changed["params"].pop("classifier") == {"bias": True, "kernel": True}
+        assert not any(jax.tree.leaves(changed))
+    views = compute_features(run, after.variables)
+    assert views.shape == (2, len(run.dataset.train), 6)
+    assert not np.allclose(views[0], views[1])
+    logits = views[0] @ head.kernel + head.bias
+    assert (logits.argmax(1) == run.dataset.train.labels).mean() > 0.2  # Chance is .1; the backbone is noise.
+
+
+def test_a_frozen_run_takes_no_step_and_its_file_has_the_head(config, tmp_path):
+    workdir = tmp_path / "run"
+    evaluation = train(config, workdir)
+    assert evaluation is not None
+    log = read_log(workdir / "metrics.jsonl")
+    assert (log.train, [record.step for record in log.validation], len(log.heads)) == ([], [0], 1)
+    assert log.validation[0].top1 == pytest.approx(evaluation.top1)
+    assert load_model(workdir).step == 0
+    names = ("model.onnx", "evaluation.json", "report.html", "calibration.json")
+    assert all((workdir / name).stat().st_size for name in names)
+    described = f"features with penalty {log.heads[0].strength:.2g} for each picture and feature"
+    for page in ("report.html", "model/README.md"):
+        assert described in (workdir / page).read_text()
+        assert "no training steps: all but the classifier is frozen" in (workdir / page).read_text()
+    # The same again changes nothing, other settings are refused.
+    written = (workdir / "metrics.jsonl").read_text()
+    train(config, workdir)
+    assert (workdir / "metrics.jsonl").read_text() == written
+    for change, message in (
+        ({"freeze": "none"}, "holds a run with freeze 'backbone', not 'none'"),
+        ({"label_smoothing": 0.1}, "no step left"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train(dataclasses.replace(config, **change), workdir)
+
+
+def test_steps_follow_the_fitted_head(config, tmp_path):
+    config = dataclasses.replace(config, freeze="none", fit_head=True)
+    workdir = tmp_path / "run"
+    train(config, workdir)
+    log = read_log(workdir / "metrics.jsonl")
+    assert [record.epoch for record in log.validation] == [0, 1, 2]
+    assert log.steps_per_epoch == 2
+    kinds = [json.loads(line)["kind"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert kinds[:3] == ["head", "validation", "start"]
+
+
+def test_networks_without_a_linear_head_and_runs_without_weights_are_refused(config):
+    run = run_of(config)
+    state = initial_state(run)
+    params = {**state.variables["params"], "classifier_norm": {}}
+    with pytest.raises(UserError, match="the head of the network 'resnet' is more than a linear layer"):
+        start_with_fitted_head(run, state._replace(variables={**state.variables, "params": params}))
+    with pytest.raises(UserError, match="freeze is 'backbone'; it must be none without init_from"):
+        dataclasses.replace(config, init_from=None)

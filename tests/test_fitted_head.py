@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_weights import metadata_of, variables_of
 
-from jaxcnn import data
+from jaxcnn import data, linear_head
 from jaxcnn.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig
 from jaxcnn.errors import UserError
 from jaxcnn.fitted_head import compute_features, start_with_fitted_head
@@ -20,6 +20,12 @@ from jaxcnn.training import train
 from jaxcnn.weights import write_weights
 
 MODEL = ModelConfig(widths=(4, 6), blocks=(1, 0))
+
+
+@pytest.fixture(autouse=True)
+def few_strengths(monkeypatch):
+    """Two strengths are enough for a run; the search has tests of its own."""
+    monkeypatch.setattr(linear_head, "STRENGTHS", (1e-2, 1e-3))
 
 
 @pytest.fixture
@@ -67,6 +73,7 @@ def test_only_the_head_changes_and_it_classifies_the_training_pictures(config):
     assert (logits.argmax(1) == run.dataset.train.labels).mean() > 0.2  # Chance is .1; the backbone is noise.
 
 
+@pytest.mark.run
 def test_a_frozen_run_takes_no_step_and_its_file_has_the_head(config, tmp_path):
     workdir = tmp_path / "run"
     evaluation = train(config, workdir)
@@ -93,6 +100,7 @@ def test_a_frozen_run_takes_no_step_and_its_file_has_the_head(config, tmp_path):
             train(dataclasses.replace(config, **change), workdir)
 
 
+@pytest.mark.run
 def test_steps_follow_the_fitted_head(config, tmp_path):
     config = dataclasses.replace(config, freeze="none", fit_head=True)
     workdir = tmp_path / "run"

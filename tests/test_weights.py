@@ -566,6 +566,8 @@ def command(config: Config, workdir: Path) -> list[str]:
         "8",
         "--epochs",
         "1",
+        "--freeze",
+        "none",
         "--init_from",
         str(config.init_from),
         "--workdir",
@@ -617,8 +619,9 @@ def test_without_the_shipped_weights_other_sources_work(monkeypatch, tmp_path, c
     monkeypatch.setattr(weights, "SHIPPED", tmp_path / "absent")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="init_from is 'shipped', but"):
-        parse(["finetune"])
-    assert parse(["finetune", "--init_from", "None"]).config.init_from is None
+        parse(["finetune", "--init_from", "shipped"])
+    scratch = parse(["finetune", "--init_from", "None"]).config
+    assert (scratch.init_from, scratch.freeze) == (None, "none")
     with pytest.raises(SystemExit):
         parse(["finetune", "--help"])
     assert "--init_from" in capsys.readouterr().out

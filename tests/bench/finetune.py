@@ -1,147 +1,155 @@
-"""Compares fine-tuning with training from scratch on few pictures: `python -m tests.bench.finetune`.
+"""Compares the classifier of `finetune` with a linear probe and nearest neighbours: `python -m tests.bench.finetune`.
 
-Draws a data set, objects of eight shapes in scenes with textures, light and clutter, and trains the preset `finetune`
-on it. Then trains `folder` from scratch, once for its number of epochs and once for as long as `finetune` took. Times
-are those of the training steps, without compilation. The last line is one JSON object.
+All three take the features of EfficientNet-Lite0 at 224 pixels, computed once for each set by onnxruntime. The probe is
+scikit-learn's logistic regression on standardised features, its C chosen by cross-validation on accuracy. Each seed
+draws other training pictures; all pictures that are left are measured on. `tests/bench/picture_sets.py` says for each
+set what to install, and under which licence.
 """
 
 import argparse
-import contextlib
-import dataclasses
-import itertools
+import functools
 import json
-import tempfile
-import time
-from collections.abc import Callable
+import math
+import warnings
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
-from PIL import Image, ImageFilter
+import onnxruntime
 
-from jaxcnn import data
-from jaxcnn.config import Config
-from jaxcnn.loop import Run, evaluate_variables, initial_state, prepare, take_step
-from jaxcnn.ops.allocator import keep_freed_memory
-from jaxcnn.presets import finetune, folder
-from jaxcnn.weights import read_model, read_weights
+import export
+from jaxcnn import models
+from jaxcnn.linear_head import fit_head
+from jaxcnn.models.features import pooled_features
+from jaxcnn.models.pretrained.packages import read_package
+from tests.bench.picture_sets import CHOSEN_ON, SETS, to_squares
 
-SIDE = 96
-SHAPES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    "ball": lambda x, y: 1 - np.hypot(x, y),
-    "box": lambda x, y: 0.85 - np.maximum(abs(x), abs(y)),
-    "cross": lambda x, y: np.minimum(0.3 - np.minimum(abs(x), abs(y)), 1 - np.maximum(abs(x), abs(y))),
-    "flower": lambda x, y: 0.7 + 0.3 * np.cos(6 * np.arctan2(y, x)) - np.hypot(x, y),
-    "moon": lambda x, y: np.minimum(1 - np.hypot(x, y), np.hypot(x - 0.5, y) - 0.75),
-    "ring": lambda x, y: 0.28 - abs(np.hypot(x, y) - 0.7),
-    "star": lambda x, y: 0.62 + 0.38 * np.cos(5 * np.arctan2(y, x)) - np.hypot(x, y),
-    "wedge": lambda x, y: 0.5 - np.maximum(y, abs(x) * 0.87 - y * 0.5),
-}
-"""For each class a function of coordinates between about -1 and 1 that is positive inside the object."""
+NETWORK, SIDE, BATCH = "efficientnet_lite0", 224, 32
+POOL, LARGEST_SHARE = 600, 2 / 3
+"""Most pictures of a set, and the largest share of a class to train on."""
+PROBE_CS = 10.0 ** np.arange(-5, 2.1, 0.5)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--init_from", default="shipped", help="weights to start from, as in training")
-    parser.add_argument("--train", type=int, default=24, help="training pictures of each class")
-    parser.add_argument("--validation", type=int, default=50, help="validation pictures of each class")
-    parser.add_argument("--pictures", type=Path, help="folder to write the data set to instead of a temporary one")
-    parser.add_argument("--seeds", type=int, default=1, help="number of trainings of each kind")
+    names = "\n".join(f"  {name}: {source.__doc__}" for name, source in SETS.items())
+    parser.epilog = f"sets:\n{names}"
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--seeds", type=int, default=5, help="number of draws of the training pictures")
+    parser.add_argument("--train", type=int, default=200, help="training pictures of a set, as many of each class")
+    parser.add_argument("--root", type=Path, default=Path("/"), help="where Debian's packages are")
+    parser.add_argument("--cache", type=Path, required=True, help="folder that keeps the features")
     arguments = parser.parse_args()
-    keep_freed_memory()
-    with tempfile.TemporaryDirectory() as temporary:
-        pictures = arguments.pictures or Path(temporary) / "pictures"
-        write_pictures(pictures, {"train": arguments.train, "val": arguments.validation})
-        results = [compare(pictures, temporary, arguments.init_from, seed) for seed in range(arguments.seeds)]
-    mean = {key: float(np.mean([result[key] for result in results])) for key in results[0]}
-    print(json.dumps(mean))
+    results = {}
+    for name in arguments.sets:
+        views, labels = load_features(name, arguments.root, arguments.cache)
+        runs = [compare(views, labels, train=arguments.train, seed=seed) for seed in range(arguments.seeds)]
+        results[name] = {method: [run[method] for run in runs] for method in runs[0]}
+        print(describe(name, results[name]), flush=True)
+    print(json.dumps(results))
 
 
-def compare(pictures: Path, cache: str, init_from: str, seed: int) -> dict[str, float]:
-    """Returns top-1 accuracy, seconds and epochs of every training."""
-    given = {"data": dataclasses.replace(folder().data, source=str(pictures), cache_dir=cache), "seed": seed}
-    tuned = dataclasses.replace(
-        finetune(), init_from=init_from, model=finetune().model.with_shape_of(read_model(init_from)), **given
+def load_features(name: str, root: Path, cache: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Features of the pictures and of their mirror images [2, n, features], and the classes."""
+    path = cache / f"{name}.npz"
+    if not path.exists():
+        found = SETS[name](root)
+        kept = {kind: _draw(members, POOL // len(found)) for kind, members in found.items()}
+        images = np.concatenate([to_squares(members, SIDE) for members in kept.values()])
+        labels = np.repeat(np.arange(len(kept)), [len(members) for members in kept.values()]).astype(np.int32)
+        cache.mkdir(parents=True, exist_ok=True)
+        np.savez(path, views=np.stack([extract(images), extract(images[:, :, ::-1])]), labels=labels)
+    stored = np.load(path)
+    return stored["views"], stored["labels"]
+
+
+def _draw(members: list[Any], count: int) -> list[Any]:
+    return [members[index] for index in np.random.default_rng(0).permutation(len(members))[:count]]
+
+
+def extract(images: np.ndarray) -> np.ndarray:
+    session = open_backbone()
+    batches = (np.ascontiguousarray(images[start : start + BATCH]) for start in range(0, len(images), BATCH))
+    return np.concatenate([session.run(None, {"image": batch})[0] for batch in batches])
+
+
+@functools.cache
+def open_backbone() -> onnxruntime.InferenceSession:
+    """The pretrained network without its head, exported."""
+    pretrained = read_package(NETWORK)
+    assert pretrained is not None
+    network = models.build(pretrained.model, classes=len(pretrained.names))
+    shapes = jax.eval_shape(
+        lambda: network.init(jax.random.key(0), np.zeros((1, SIDE, SIDE, 3), np.uint8), train=False)
     )
-    scratch = dataclasses.replace(folder(), **given)
-    result: dict[str, float] = {}
-    for name, config in (("finetune", tuned), ("scratch", scratch)):
-        result |= train(name, config)
-    share = result["finetune_seconds"] / result["scratch_seconds"]
-    return result | train("equal_time", dataclasses.replace(scratch, epochs=max(1, round(scratch.epochs * share))))
+    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(shapes)]
+    variables = jax.tree.unflatten(jax.tree.structure(shapes), [pretrained.tensors[path] for path in paths])
+    exported = export.to_onnx(
+        lambda image: {"features": pooled_features(network, variables, image)},
+        inputs={"image": ("uint8", ("batch", SIDE, SIDE, 3))},
+    )
+    return onnxruntime.InferenceSession(exported.SerializeToString())
 
 
-def train(name: str, config: Config) -> dict[str, float]:
-    """Trains without checkpoints; takes the first step once before, to compile it."""
-    dataset = data.load(config.data)
-    run = prepare(config, dataset)
-    weights = None if config.init_from is None else read_weights(config.init_from)
-    jax.block_until_ready(steps(run, weights, count=1))
-    start = time.perf_counter()
-    state = jax.block_until_ready(steps(run, weights, count=run.total_steps))
-    seconds = time.perf_counter() - start
-    top1 = evaluate_variables(run, state.evaluated).top1
-    print(f"{name}: top-1 {top1:.3f} after {config.epochs} epochs in {seconds:.1f} s, seed {config.seed}", flush=True)
-    return {f"{name}_top1": top1, f"{name}_seconds": seconds, f"{name}_epochs": config.epochs}
+def compare(views: np.ndarray, labels: np.ndarray, *, train: int, seed: int) -> dict[str, float]:
+    """Top-1 accuracy of each method on the pictures that are not trained on."""
+    rows = draw_training(labels, train, seed)
+    rest = np.setdiff1d(np.arange(len(labels)), rows)
+    head = fit_head(views[:, rows], labels[rows], classes=int(labels.max()) + 1)
+    predicted = {
+        "nearest": nearest(views[0, rows], labels[rows], views[0, rest]),
+        "probe": probe(views[0, rows], labels[rows], views[0, rest]),
+        "finetune": (views[0, rest] @ head.kernel + head.bias).argmax(1),
+    }
+    return {method: float((found == labels[rest]).mean()) for method, found in predicted.items()}
 
 
-def steps(run: Run, weights, *, count: int):
-    """Returns the state after `count` steps."""
-    state, config = initial_state(run, weights), run.config
-    batches = data.train_batches(run.dataset.train, seed=config.seed, batch_size=config.batch_size)
-    with contextlib.closing(batches):
-        for step, batch in enumerate(itertools.islice(batches, count)):
-            state, metrics = take_step(run, state, batch, epoch=step // run.steps_per_epoch)
-            metrics.loss.block_until_ready()
-    return state
+def draw_training(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """As many pictures of each class, but no more than `LARGEST_SHARE` of it."""
+    random, classes = np.random.default_rng(seed), np.unique(labels)
+    drawn = []
+    for kind in classes:
+        members = random.permutation(np.flatnonzero(labels == kind))
+        drawn.append(members[: min(count // len(classes), int(len(members) * LARGEST_SHARE))])
+    return np.sort(np.concatenate(drawn))
 
 
-def write_pictures(root: Path, counts: dict[str, int]) -> None:
-    """Writes `SPLIT/CLASS/0.jpg` and so on; `counts` has the number of pictures of a class by split."""
-    for split, (part, count) in enumerate(counts.items()):
-        for label, name in enumerate(SHAPES):
-            (root / part / name).mkdir(parents=True)
-            for index in range(count):
-                picture = draw(name, np.random.default_rng([split, label, index]))
-                picture.save(root / part / name / f"{index}.jpg", quality=85)
+def nearest(rows: np.ndarray, labels: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """The class of the training picture with the most similar features, by cosine."""
+    units = [values / np.linalg.norm(values, axis=1, keepdims=True) for values in (rows, queries)]
+    return labels[(units[1] @ units[0].T).argmax(1)]
 
 
-def draw(name: str, random: np.random.Generator) -> Image.Image:
-    """Draws an object of a class in random colours, position, size and rotation, lit from one side, on clutter."""
-    y, x = np.mgrid[:SIDE, :SIDE] / SIDE * 2 - 1
-    scene = colours(random, spread=60)
-    for other in random.choice([shape for shape in SHAPES if shape != name], 2):
-        place(scene, other, x, y, random, size=random.uniform(0.1, 0.2))
-    place(scene, name, x, y, random, size=random.uniform(0.4, 0.65), reach=0.35)
-    scene = scene * random.uniform(0.7, 1.2) + random.normal(0, 6, scene.shape)
-    picture = Image.fromarray(scene.clip(0, 255).astype(np.uint8))
-    return picture.filter(ImageFilter.GaussianBlur(random.uniform(0, 1)))
+def probe(rows: np.ndarray, labels: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """scikit-learn's logistic regression, as users write it."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
+    folds = max(2, min(5, int(np.bincount(labels).min())))
+    search = GridSearchCV(pipeline, {"logisticregression__C": PROBE_CS}, cv=folds)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return search.fit(rows, labels).predict(queries)
 
 
-def place(scene, name: str, x, y, random: np.random.Generator, *, size: float, reach: float = 0.9) -> None:
-    """Paints an object and its shadow into a scene, in place."""
-    angle, (left, top) = random.uniform(0, 2 * np.pi), random.uniform(-reach, reach, 2)
-    lean = random.uniform(0.75, 1)  # foreshortening: the object is narrower in one direction
-
-    def inside(x, y) -> np.ndarray:
-        u, v = (x - left) / size, (y - top) / size / lean
-        distance = SHAPES[name](u * np.cos(angle) + v * np.sin(angle), v * np.cos(angle) - u * np.sin(angle))
-        return (distance * size * SIDE / 2 + 0.5).clip(0, 1)[..., None]
-
-    scene *= 1 - 0.5 * inside(x - 0.08, y - 0.08)
-    light = 1 - 0.4 * ((x - left) + (y - top)) / size
-    cover = inside(x, y)
-    scene *= 1 - cover
-    scene += cover * (colours(random, spread=30) * light[..., None].clip(0.3, 1.7))
+def describe(name: str, result: dict[str, list[float]]) -> str:
+    """One line: mean and 95% confidence interval of each method, and of the gain over the probe, over the seeds."""
+    gain = [ours - theirs for ours, theirs in zip(result["finetune"], result["probe"], strict=True)]
+    seen = "" if name in CHOSEN_ON else " (not looked at before)"
+    terms = [f"{method} {_interval(values)}" for method, values in {**result, "gain": gain}.items()]
+    return f"{name}{seen}: {', '.join(terms)}"
 
 
-def colours(random: np.random.Generator, *, spread: float) -> np.ndarray:
-    """Returns a colour with the texture of a surface: noise whose amplitude falls with its frequency."""
-    frequency = np.hypot(np.fft.fftfreq(SIDE)[:, None], np.fft.fftfreq(SIDE)[None])
-    frequency[0, 0] = np.inf
-    noise = np.fft.ifft2(np.fft.fft2(random.normal(size=(SIDE, SIDE))) / frequency ** random.uniform(0.8, 1.6)).real
-    grain = noise / noise.std() * random.uniform(0.3, 1) * spread
-    return random.uniform(40, 215, 3) + grain[..., None] * random.uniform(0.6, 1, 3)
+def _interval(values: list[float]) -> str:
+    """The mean with the 95% interval of Student's t."""
+    from scipy.stats import t
+
+    margin = t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else 0
+    return f"{np.mean(values):.3f} ± {margin:.3f}"
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from jaxcnn.data.batches import epoch_order, eval_batches, steps_per_epoch, train_batches
 from jaxcnn.data.rows import Rows
 from jaxcnn.data.split import Split
-from jaxcnn.errors import UserError
 
 
 def numbered(count: int) -> Split:

@@ -51,7 +51,7 @@ def finetune() -> Config:
     Fits a new classifier to the features of EfficientNet-Lite0. `--freeze none` trains the whole network from there.
     """
     return Config(
-        data=DataConfig(source="", image_size=224),
+        data=DataConfig(source="", image_size=224, fit="crop", crop=1.0),
         model=ModelConfig(name="efficientnet_lite0", precision="auto"),
         augment=AugmentConfig(flip=True, crop_scale=(0.5, 1.0)),
         optim=OptimConfig(name="adamw", learning_rate=3e-5, schedule="cosine", warmup=0.1),

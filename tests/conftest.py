@@ -2,6 +2,7 @@
 
 import signal
 
+import hypothesis
 import jax
 
 # Shells have what they start in the background ignore it, and so would every process that the tests start.
@@ -9,6 +10,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# A property holds however busy the machine is.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 LONGEST = ("test_readme.py", "test_training.py")
 """Files of whole runs. In the end one of them would run alone."""

@@ -22,7 +22,7 @@ def gradients(seed: int) -> optax.Params:
     )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     rows=st.sampled_from([1, 7, 40]),
     columns=st.sampled_from([1, 6, 30]),

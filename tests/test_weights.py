@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from pictures import write_class_folders
@@ -92,7 +92,6 @@ def tensors(elements):
     return arrays.arrays(np.float32, arrays.array_shapes(max_dims=4, max_side=4), elements=elements)
 
 
-@settings(deadline=None)
 @given(tensors(st.floats(width=32, allow_nan=False, allow_infinity=False)) | tensors(st.floats(-4, 4, width=32)))
 def test_half_precision_is_used_where_it_loses_nothing(values):
     kept = weights._compact(values)
@@ -292,7 +291,6 @@ def content(tmp_path_factory):
     return path.read_bytes()
 
 
-@settings(deadline=None)
 @given(share=st.floats(0, 1, exclude_max=True))
 def test_a_truncated_file_is_named(tmp_path_factory, content, share):
     path = tmp_path_factory.mktemp("cut") / "a.safetensors"
@@ -300,7 +298,6 @@ def test_a_truncated_file_is_named(tmp_path_factory, content, share):
     refuse(path, rf"^{re.escape(str(path))} cannot be read as a .safetensors file \(.+\); export or download it again$")
 
 
-@settings(deadline=None)
 @given(changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=3))
 def test_damage_to_the_header_is_a_user_error(tmp_path_factory, content, changes):
     path, damaged = tmp_path_factory.mktemp("damaged") / "a.safetensors", bytearray(content)

@@ -382,7 +382,7 @@ MODES = {
 }
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     kind=st.sampled_from([(format, mode) for format, modes in MODES.items() for mode in modes]),
     width=st.integers(1, 40),
@@ -404,7 +404,7 @@ def test_any_mode_and_size_is_decoded(kind, width, height, size, seed):
     assert pixels.dtype == np.uint8
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     kind=st.sampled_from(["PNG", "JPEG", "TIFF", "WEBP", "GIF", "BMP", "PPM"]),
     position=st.floats(0, 1, exclude_max=True),

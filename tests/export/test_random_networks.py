@@ -165,7 +165,7 @@ def fits(x, window):
 
 
 NETWORKS = given(st.lists(LAYERS, min_size=1, max_size=6), st.sampled_from(["flatten", "map", "average"]))
-LENIENT = settings(deadline=None, suppress_health_check=list(HealthCheck))
+LENIENT = settings(suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(scope="session")

@@ -48,7 +48,7 @@ paddings = st.one_of(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     batch=st.integers(1, 5),
     map_sides=sides,

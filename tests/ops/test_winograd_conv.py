@@ -49,7 +49,7 @@ def errors(found, expected):
     return [float(np.std(np.asarray(a, np.float32) - np.asarray(b)) / np.std(b)) for a, b in pairs]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     height=st.integers(1, 21),
     width=st.integers(1, 5),

@@ -55,7 +55,7 @@ def test_lost_steps_belong_to_no_session(tmp_path):
     assert record_sessions(workdir, (0, 0.6)) == [(0, None, 0.6)]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(st.integers(0, 9), st.sampled_from((0.1, 0.2, 0.3))), min_size=1, max_size=6))
 def test_every_step_has_the_settings_it_was_taken_with(tmp_path_factory, sessions):
     first, *later = sessions

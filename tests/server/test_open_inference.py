@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 from hypothesis import given
-from hypothesis import settings as limited
 from hypothesis import strategies as st
 from starlette.exceptions import HTTPException
 
@@ -368,7 +367,6 @@ def test_any_request_is_parsed_or_refused(loaded, changes, fields, rest, header)
         assert decoded.images.shape[1:] == (8, 8, 3)
 
 
-@limited(deadline=None)  # The first example loads Pillow's plugins.
 @given(files=st.lists(st.binary(max_size=30), max_size=4), cut=st.integers(0, 40))
 def test_any_binary_files_are_parsed_or_refused(loaded, files, cut):
     data = b"".join(struct.pack("<I", len(data)) + data for data in files)[:cut]

@@ -304,7 +304,7 @@ def test_damaged_metadata_neither_hides_the_picture_nor_fills_the_log(server, cl
     ),
     body=st.binary() | st.text().map(str.encode) | st.binary().map(lambda content: b"--b\r\n" + content + b"\r\n--b--"),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_random_bodies_never_fail_the_server(client, content_type, body):
     response = post(client, body, content_type)
     assert response.status_code in (400, 413)
@@ -322,7 +322,7 @@ def test_random_bodies_never_fail_the_server(client, content_type, body):
     | st.recursive(st.none() | st.floats() | st.text(), st.lists),
     top_k=st.sampled_from(["1", "3"]) | st.text(),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_random_json_never_fails_the_server(client, content, top_k):
     response = client.post(
         "/predict", content=json.dumps(content), headers={"Content-Type": "application/json"}, params={"top_k": top_k}

@@ -71,7 +71,7 @@ BODIES = (
 def test_ten_thousand_malformed_requests(serve, model_path):
     statuses: set[int] = set()
 
-    @settings(max_examples=10_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=10_000, suppress_health_check=[HealthCheck.too_slow])
     @given(
         method=st.sampled_from(["POST"] * 8 + ["GET", "PUT", "OPTIONS"]),
         path=st.sampled_from(PATHS),
@@ -96,7 +96,7 @@ def test_ten_thousand_malformed_requests(serve, model_path):
         assert not [line for line in log_lines(server) if "traceback" in line]
 
 
-@settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     data=st.binary()
     | st.lists(

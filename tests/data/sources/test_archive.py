@@ -3,7 +3,7 @@ import zipfile
 from pathlib import PurePosixPath
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pictures import write_zip
 
@@ -77,7 +77,6 @@ def test_members_outside_the_zip_are_refused(path, name):
     assert [file.name for file in path.parent.iterdir()] == ["some.zip"]
 
 
-@settings(deadline=None)
 @given(
     cut=st.integers(0, 300),
     position=st.integers(0, 300),

@@ -2,7 +2,7 @@ import os
 from pathlib import PurePosixPath
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pictures import encode, make_picture, write_class_folders, write_zip, zip_folder
 
@@ -464,7 +464,6 @@ paths = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(files=st.lists(paths, max_size=15, unique=True), order=st.randoms())
 def test_any_listing_gives_a_data_set_or_one_line(files, order):
     def open_files(listing):

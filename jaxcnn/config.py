@@ -67,9 +67,9 @@ class DataConfig:
     gray bars, `stretch` the whole picture distorted. None: crop if image_size is 128 or more, else stretch."""
     crop: float | None = None
     """Share of the shorter side of a picture that the model sees, for fit crop. Training takes its random crops from
-    the whole central square. None: .875."""
-    filter: Literal["bicubic", "bilinear"] = "bicubic"
-    """Filter that resizes pictures."""
+    the whole central square. None: as others trained the initial weights, else .875."""
+    filter: Literal["bicubic", "bilinear"] | None = field(default=None, metadata={EARLIER: "bicubic"})
+    """Filter that resizes pictures. None: as others trained the initial weights, else bicubic."""
     validation_fraction: float | None = None
     """Share of the training pictures of each class to hold out for validation. None: a tenth, or nothing if the source
     has its own validation pictures."""
@@ -79,8 +79,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         _check_finite(self, "data.")
         _check(self.image_size >= 8, "data.image_size", self.image_size, "at least 8")
-        known = self.crop is None or self.resolved().fit == "crop"
-        _check(known, "data.crop", self.crop, "left out unless data.fit is crop")
+        is_cropped = self.fit == "crop" or (self.fit is None and self.image_size >= CROP_FROM)
+        _check(self.crop is None or is_cropped, "data.crop", self.crop, "left out unless data.fit is crop")
         _check(self.crop is None or 0.25 <= self.crop <= 1, "data.crop", self.crop, "from .25 to 1")
         fraction = self.validation_fraction
         _check(
@@ -94,12 +94,18 @@ class DataConfig:
         )
         _check(self.split_seed >= 0, "data.split_seed", self.split_seed, "0 or more")
 
-    def resolved(self) -> "DataConfig":
-        """Returns these settings with `fit` decided, and `crop` if pictures are cropped."""
+    def resolved(self, *, crop: float = CROP, filter: Literal["bicubic", "bilinear"] = "bicubic") -> "DataConfig":
+        """Returns these settings with `fit` and `filter` decided, and `crop` if pictures are cropped.
+
+        Args:
+          crop: the share to crop if the settings do not say.
+          filter: the filter if the settings do not say.
+        """
         fit = self.fit or ("crop" if self.image_size >= CROP_FROM else "stretch")
-        if fit == self.fit and (self.crop is not None or fit != "crop"):
+        share = self.crop or (crop if fit == "crop" else None)
+        if (fit, share, self.filter or filter) == (self.fit, self.crop, self.filter):
             return self
-        return dataclasses.replace(self, fit=fit, crop=(self.crop or CROP) if fit == "crop" else self.crop)
+        return dataclasses.replace(self, fit=fit, crop=share, filter=self.filter or filter)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """A whole training run in three calls: `begin` opens it, `fit` takes its steps, `conclude` measures and exports it."""
 
+import dataclasses
 import math
 import time
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from jaxcnn.fitted_head import start_with_fitted_head
 from jaxcnn.leakage import check_no_leakage, describe_overlap
 from jaxcnn.loop import Run, evaluate_variables, fit, initial_state, prepare
 from jaxcnn.metrics import Evaluation
+from jaxcnn.models.pretrained import read_pretrained
 from jaxcnn.paths import check_outside_pictures
 from jaxcnn.run import report
 from jaxcnn.run.checkpoint import Checkpoints, load_model, open_checkpoints
@@ -94,7 +96,7 @@ def begin(config: Config, workdir: str | Path) -> Iterator[Start]:
         check_outside_pictures(folder.path, option="workdir", source=config.data.source)
     with folder.locked():
         # What can be checked without the pictures comes first: they may have to be downloaded and decoded.
-        config = folder.resolve(config)
+        config = _resolve(config, folder)
         folder.check_resumable(config)
         run = prepare(config, data.load(config.data))
         classes, pictures = _classes(run), run.dataset.fingerprint()
@@ -141,6 +143,19 @@ def conclude(run: Run, workdir: str | Path) -> Evaluation:
     except (export.UnsupportedError, export.VerificationError) as error:
         raise UserError(f"{workdir} is trained and saved, but not exported: {error}") from error
     return evaluation
+
+
+def _resolve(config: Config, workdir: Workdir) -> Config:
+    """Returns the settings with fit, crop and filter decided: by the run in the workdir, or by the initial weights."""
+    config = workdir.resolve(config)
+    given, pretrained = config.data, None
+    # A run that is resumed has it all, and does not need the weights, which may be gone.
+    is_open = given.filter is None or (given.crop is None and given.fit in (None, "crop"))
+    if config.init_from and is_open:
+        pretrained = read_pretrained(config.init_from)
+    if pretrained is None:
+        return dataclasses.replace(config, data=given.resolved())
+    return dataclasses.replace(config, data=given.resolved(crop=pretrained.crop, filter=pretrained.filter))
 
 
 def _classes(run: Run) -> Classes:

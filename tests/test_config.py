@@ -161,7 +161,7 @@ def test_resolution_changes_at_its_share_of_the_epochs():
 )
 def test_pictures_are_cropped_from_128_pixels_on_unless_the_settings_say_otherwise(given, fit, crop):
     resolved = DataConfig(**given).resolved()
-    assert (resolved.fit, resolved.crop) == (fit, crop)
+    assert (resolved.fit, resolved.crop, resolved.filter) == (fit, crop, "bicubic")
     assert resolved.resolved() == resolved
 
 
@@ -180,5 +180,10 @@ def test_a_share_to_crop_is_checked(given, message):
 
 
 def test_a_record_of_an_earlier_version_stretched_pictures():
-    assert from_json('{"data": {"image_size": 224}}').data == DataConfig(image_size=224, fit="stretch")
-    assert from_json('{"data": {"image_size": 224, "fit": null}}').data == DataConfig(image_size=224)
+    earlier = DataConfig(image_size=224, fit="stretch", filter="bicubic")
+    assert from_json('{"data": {"image_size": 224}}').data == earlier
+    now = from_json('{"data": {"image_size": 224, "fit": null, "filter": null}}').data
+    assert now == DataConfig(image_size=224)
+    assert now.resolved(crop=0.9, filter="bilinear") == DataConfig(
+        image_size=224, fit="crop", crop=0.9, filter="bilinear"
+    )

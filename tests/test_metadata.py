@@ -105,7 +105,7 @@ def test_a_file_of_an_earlier_version_or_another_program_may_say_less():
 
 def test_earlier_versions_stretched_pictures_of_any_size():
     found = Metadata.from_props(REQUIRED | {"config": '{"data": {"image_size": 224}}'})
-    assert found.config.data == DataConfig(image_size=224, fit="stretch")
+    assert found.config.data == DataConfig(image_size=224, fit="stretch", filter="bicubic")
     assert found.resize == Resize.of(found.config.data) == Resize()
     assert Resize.of(DataConfig(image_size=224)) == Resize(mode="crop", side=256)
 

@@ -22,14 +22,14 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import jaxcnn
-from jaxcnn import data, loop
+from jaxcnn import data, loop, training
 from jaxcnn.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig
 from jaxcnn.errors import UserError
 from jaxcnn.evaluate import main as evaluate_command
 from jaxcnn.evaluation import evaluate
 from jaxcnn.loop import initial_state, prepare, take_step
 from jaxcnn.run.checkpoint import load_model, open_checkpoints
-from jaxcnn.run.workdir import Workdir
+from jaxcnn.run.workdir import Classes, Workdir
 from jaxcnn.state import TrainState
 from jaxcnn.training import train
 from server import model as serving
@@ -281,6 +281,23 @@ def test_a_run_on_cropped_photographs_is_the_same_in_its_workdir_its_file_and_th
         train(dataclasses.replace(cropped, data=stretched), workdir)
     with pytest.raises(UserError, match=r"data\.fit is stretch, but the model takes crop; give crop or leave it out"):
         evaluate(workdir, stretched)
+
+
+def test_pictures_are_prepared_as_the_initial_weights_were_trained_by_others(tmp_path, monkeypatch):
+    weights = SimpleNamespace(crop=0.9, filter="bilinear")
+    monkeypatch.setattr(training, "read_pretrained", lambda name: weights if name == "others" else None)
+    folder = Workdir(tmp_path / "run")
+    photographs = Config(data=DataConfig(image_size=224), init_from="others")
+    prepared = training._resolve(photographs, folder)
+    assert prepared.data == DataConfig(image_size=224, fit="crop", crop=0.9, filter="bilinear")
+    ours = training._resolve(dataclasses.replace(photographs, init_from="shipped"), folder)
+    assert ours.data == DataConfig(image_size=224, fit="crop", crop=0.875, filter="bicubic")
+    # What the settings say goes first; a run that is resumed does not look for the weights.
+    given = dataclasses.replace(photographs, data=DataConfig(image_size=224, fit="crop", filter="bicubic"))
+    assert training._resolve(given, folder).data == DataConfig(image_size=224, fit="crop", crop=0.9, filter="bicubic")
+    folder.record(prepared, Classes(("cat", "dog"), (), "pets", ""))
+    monkeypatch.setattr(training, "read_pretrained", None)
+    assert training._resolve(photographs, folder) == prepared
 
 
 def test_a_disk_without_room_for_a_checkpoint_is_refused_before_the_first_step(config, tmp_path, monkeypatch):

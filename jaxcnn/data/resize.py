@@ -43,6 +43,7 @@ class Resize:
         """Returns what the settings ask for."""
         config = config.resolved()
         assert config.fit is not None
+        assert config.filter is not None
         side = None if config.crop is None else round(config.image_size / config.crop)
         return cls(mode=config.fit, filter=config.filter, side=side)
 

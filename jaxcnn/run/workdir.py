@@ -158,17 +158,20 @@ class Workdir:
         return found if isinstance(found, dict) and all(isinstance(value, str) for value in found.values()) else {}
 
     def resolve(self, config: Config) -> Config:
-        """Returns the settings with `data.fit` and `data.crop` decided: by the run in this folder, else by the size.
+        """Returns the settings with the fit, crop and filter of the run in this folder, if there is one, where open.
 
         Raises:
           UserError: as `read_config`.
         """
         given = config.data
-        if given.fit is None and (self.path / "config.json").exists():
-            recorded = self.read_config().data
-            crop = given.crop or (recorded.crop if recorded.fit == "crop" else None)
-            given = dataclasses.replace(given, fit=recorded.fit, crop=crop)
-        return dataclasses.replace(config, data=given.resolved())
+        if not (self.path / "config.json").exists():
+            return config
+        recorded = self.read_config().data
+        fit, crop = given.fit or recorded.fit, given.crop
+        if fit == recorded.fit and crop is None:
+            crop = recorded.crop
+        settings = dataclasses.replace(given, fit=fit, crop=crop, filter=given.filter or recorded.filter)
+        return dataclasses.replace(config, data=settings)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

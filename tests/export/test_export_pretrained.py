@@ -211,7 +211,7 @@ def test_the_thousand_classes_of_imagenet(monkeypatch, tmp_path):
 
 
 def test_data_settings_are_those_of_the_weights(pretrained):
-    expected = DataConfig(source="", image_size=16, fit="crop", crop=0.8)
+    expected = DataConfig(source="", image_size=16, fit="crop", crop=0.8, filter="bicubic")
     assert export.pretrained.data_settings(pretrained) == expected
     with pytest.raises(UserError, match=r"^data.source is not set; give a folder"):
         data.load(export.pretrained.data_settings(pretrained))

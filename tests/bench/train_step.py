@@ -11,8 +11,8 @@ settings: channels last for PyTorch, a compiled training step for Keras.
 - jaxcnn: the step of `python -m jaxcnn.train PRESET` in its last epoch, with augmentation, but with the optimizer of
   the others: Adam for the original network, SGD with Nesterov's momentum for the rest.
 - jaxcnn_plain: the same without CPU kernels.
-- torch_float32, torch_bf16: forward pass, backward pass and optimizer; the second in `torch.autocast`. ResNet-18 and
-  ResNet-50 are torchvision's, the other networks for photographs are timm's.
+- torch_float32, torch_bf16: forward pass, backward pass and optimizer; the second in `torch.autocast`. ResNets and
+  MobileNets are torchvision's, the other networks for photographs are timm's.
 - torch_compile_float32, torch_compile_bf16: the same with the network and its loss compiled by `torch.compile`.
 - keras: `train_on_batch` in float32, on TensorFlow.
 """

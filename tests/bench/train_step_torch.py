@@ -90,16 +90,18 @@ def build(model: ModelConfig, *, resolution: int, classes: int) -> nn.Module:
         return Seed(classes)
     if model.name == "resnet":
         return ResNet(classes, model.widths, model.blocks, model.stem)
-    if model.name in ("resnet18", "resnet50"):
+    if model.name.startswith(("resnet", "mobilenet")):
         import torchvision
 
         network: nn.Module = torchvision.models.get_model(model.name, num_classes=classes)
         return network
     import timm
 
-    is_vit = model.name.startswith("vit")
-    options = {"img_size": resolution} if is_vit else {"drop_rate": 0.2}
-    return timm.create_model(model.name + "_patch16_224" * is_vit, num_classes=classes, **options)
+    if model.name.startswith(("vit", "deit")):
+        network = timm.create_model(f"{model.name}_patch16_224", num_classes=classes, img_size=resolution)
+    else:
+        network = timm.create_model(model.name, num_classes=classes, drop_rate=0.2)
+    return network
 
 
 def make_step(

@@ -197,6 +197,8 @@ def open_checkpoints(directory: Path) -> Iterator[Checkpoints]:
     # Orbax calls this when all files are written, before it renames the folder: what has a step's name is whole.
     context.asynchronous.post_finalization_callback = finish
     checkpointer = _open(directory, context=context, cleanup_tmp_directories=True)
+    # Without the name of this folder a power cut would lose every checkpoint in it.
+    sync(directory.parent)
     closing: AbstractContextManager[None] = nullcontext()
     try:
         yield Checkpoints(checkpointer, unfinished)

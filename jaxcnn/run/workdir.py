@@ -19,7 +19,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from jaxcnn import models
 from jaxcnn.checksum import ChecksumError, seal, unseal
 from jaxcnn.config import Config, DataConfig, ModelConfig
 from jaxcnn.data import Fingerprint, is_named
-from jaxcnn.disk import write_atomically
+from jaxcnn.disk import sync, write_atomically
 from jaxcnn.errors import UserError
 from jaxcnn.paths import readable
 from jaxcnn.typed_json import decode
@@ -184,6 +184,8 @@ class Workdir:
         self._check_path()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            with suppress(PermissionError):  # The folder above may be another user's.
+                sync(self.path.absolute().parent)
             lock = FileLock(self.path / ".lock", blocking=False)
             lock.acquire()
         except Timeout:

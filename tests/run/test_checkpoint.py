@@ -373,6 +373,14 @@ def test_no_checkpoint_is_deleted_before_a_later_one_is_on_the_disk(run, monkeyp
     assert unnamed >= set(saved.values()) - stamps
 
 
+def test_the_name_of_the_folder_of_checkpoints_reaches_the_disk(tmp_path, monkeypatch):
+    sync, synced = os.fsync, []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.append(os.fstat(descriptor).st_ino), sync(descriptor)))
+    with open_checkpoints(tmp_path / "checkpoints"):
+        assert (tmp_path / "checkpoints").exists()
+        assert tmp_path.stat().st_ino in synced
+
+
 @pytest.mark.parametrize("named", [False, True])
 def test_a_checkpoint_that_does_not_reach_the_disk_costs_no_earlier_one(run, monkeypatch, named):
     def full(_):

@@ -1,0 +1,223 @@
+"""What a power cut can leave of a program's files, computed from the system calls that the program makes.
+
+`record` runs a program under strace, below every library that writes: Python's, and TensorStore's in C++. `crash` then
+computes the files after a power cut, as ALICE does (Pillai et al. 2014, "All File Systems Are Not Created Equal"):
+contents that were not synchronised are lost, torn or filled with zeros, and names that were not synchronised are lost,
+the later ones or any of them. One recording gives any number of crashes, each from a seed that repeats it exactly.
+"""
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+CALLS = (
+    "open,openat,creat,write,pwrite64,writev,pwritev,ftruncate,lseek,rename,renameat,renameat2,unlink,unlinkat,rmdir,"
+    "mkdir,mkdirat,fsync,fdatasync"
+)
+HEX = r"(?:\\x[0-9a-f]{2})*"
+
+
+@dataclass(frozen=True)
+class Call:
+    """A system call that succeeded.
+
+    Attributes:
+      name: of the call.
+      text: its arguments, as strace prints them.
+      result: what it returned.
+    """
+
+    name: str
+    text: str
+    result: int
+
+    @property
+    def strings(self) -> list[bytes]:
+        """The arguments that are strings."""
+        return [_decode(found) for found in re.findall(rf'"({HEX})"', self.text)]
+
+    @property
+    def files(self) -> list[tuple[int, str]]:
+        """The arguments that are open files: their descriptors and paths. The working directory's is -1."""
+        found = re.findall(rf"(\d+|AT_FDCWD)<({HEX})>", self.text)
+        return [(-1 if number == "AT_FDCWD" else int(number), _decode(path).decode()) for number, path in found]
+
+
+def record(command: list[str], log: Path, **options: object) -> list[Call]:
+    """Runs a command under strace and returns its calls in order."""
+    strace = ["strace", "-f", "-qq", "-y", "-xx", "-s", "100000000", "-e", "signal=none", "-e", f"trace={CALLS}"]
+    subprocess.run([*strace, "-o", str(log), *command], check=True, timeout=250, capture_output=True, **options)
+    return list(_parse(log.read_text().splitlines()))
+
+
+def _parse(lines: list[str]) -> Iterator[Call]:
+    unfinished: dict[str, str] = {}
+    for line in lines:
+        thread, text = line.split(maxsplit=1)
+        if text.endswith("<unfinished ...>"):
+            unfinished[thread] = text.removesuffix("<unfinished ...>")
+            continue
+        if resumed := re.match(r"<\.\.\. \w+ resumed>", text):
+            text = unfinished.pop(thread) + text[resumed.end() :]
+        if (found := re.fullmatch(r"(\w+)\((.*)\)\s+= (\d+).*", text)) is not None:
+            yield Call(found[1], found[2], int(found[3]))
+
+
+def _decode(text: str) -> bytes:
+    return bytes.fromhex(text.replace("\\x", ""))
+
+
+@dataclass(eq=False)
+class Node:
+    """A file or a folder: its content now, and the content that has reached the disk."""
+
+    is_folder: bool
+    content: bytes = b""
+    durable: bytes = b""
+    names: dict[str, "Node"] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Change:
+    """A change of names, which happens wholly or not at all: pairs of a folder and a name, with what gets the name."""
+
+    entries: list[tuple[Node, str, Node | None]]
+    waits_for: set[Node]
+    """Folders that have to be synchronised until it has reached the disk."""
+
+
+class History:
+    """The files below a folder, as the calls change them one after the other."""
+
+    def __init__(self, root: Path):
+        self.root, self.top = root, Node(is_folder=True)
+        self.changes: list[Change] = []
+        self.output = b""
+        self._open: dict[int, tuple[Node, int]] = {}
+
+    def apply(self, call: Call) -> None:
+        """Applies the next call."""
+        if call.name in ("open", "openat", "creat"):
+            self._apply_open(call)
+        elif call.name in ("write", "writev", "pwrite64", "pwritev", "lseek", "ftruncate"):
+            self._apply_write(call)
+        elif call.name in ("fsync", "fdatasync") and (node := self._find(call.files[0][1])) is not None:
+            node.durable = node.content
+            for change in self.changes:
+                change.waits_for.discard(node)
+        elif call.name.startswith(("rename", "unlink", "rmdir", "mkdir")):
+            self._apply_names(call)
+
+    def crash(self, target: Path, random: np.random.Generator) -> None:
+        """Writes the files that a power cut could leave now into an empty folder."""
+        kept = self._kept_changes(random)
+        names: dict[int, dict[str, Node]] = {}
+        for change in kept:
+            for folder, name, node in change.entries:
+                if node is None:
+                    names.setdefault(id(folder), {}).pop(name, None)
+                else:
+                    names.setdefault(id(folder), {})[name] = node
+
+        def write(folder: Node, path: Path) -> None:
+            for name, node in names.get(id(folder), {}).items():
+                if node.is_folder:
+                    (path / name).mkdir()
+                    write(node, path / name)
+                else:
+                    (path / name).write_bytes(_torn(node, random))
+
+        write(self.top, target)
+
+    def _kept_changes(self, random: np.random.Generator) -> list[Change]:
+        """Changes of names that reached the disk: all that were synchronised, and the first or any of the others."""
+        pending = [change for change in self.changes if change.waits_for]
+        in_order, count = random.random() < 0.5, int(random.integers(len(pending) + 1))
+        share = random.random()
+        lost = set(pending[count:]) if in_order else {change for change in pending if random.random() < share}
+        return [change for change in self.changes if change not in lost]
+
+    def _apply_open(self, call: Call) -> None:
+        path = self._paths(call)[0]
+        if not path.startswith(f"{self.root}/"):
+            self._open.pop(call.result, None)
+            return
+        node = self._find(path)
+        if node is None and "O_CREAT" in call.text:
+            node = Node(is_folder=False)
+            self._change((path, node))
+        assert node is not None, path
+        if "O_TRUNC" in call.text:
+            node.content = b""
+        self._open[call.result] = (node, -1 if "O_APPEND" in call.text else 0)
+
+    def _apply_write(self, call: Call) -> None:
+        number = call.files[0][0]
+        data = b"".join(call.strings)
+        if number == 1:
+            self.output += data
+        if number not in self._open or not call.files[0][1].startswith(f"{self.root}/"):
+            return
+        node, offset = self._open[number]
+        if call.name == "lseek":
+            self._open[number] = (node, offset if offset < 0 else call.result)
+        elif call.name == "ftruncate":
+            size = int(call.text.rsplit(",", 1)[1])
+            node.content = node.content[:size].ljust(size, b"\0")
+        else:
+            positioned = call.name.startswith("p")
+            start = int(call.text.rsplit(",", 1)[1]) if positioned else len(node.content) if offset < 0 else offset
+            data = data[: call.result]
+            node.content = node.content[:start].ljust(start, b"\0") + data + node.content[start + len(data) :]
+            if not positioned and offset >= 0:
+                self._open[number] = (node, start + len(data))
+
+    def _apply_names(self, call: Call) -> None:
+        paths = self._paths(call)
+        if not all(path.startswith(f"{self.root}/") for path in paths):
+            assert not any(path.startswith(f"{self.root}/") for path in paths), call
+        elif call.name.startswith("mkdir"):
+            self._change((paths[0], Node(is_folder=True)))
+        elif call.name.startswith("rename"):
+            self._change((paths[0], None), (paths[1], self._find(paths[0])))
+        else:
+            self._change((paths[0], None))
+
+    def _change(self, *entries: tuple[str, Node | None]) -> None:
+        found = [(self._find(os.path.dirname(path)), os.path.basename(path), node) for path, node in entries]
+        for folder, name, node in found:
+            assert folder is not None
+            folder.names.pop(name, None)
+            if node is not None:
+                folder.names[name] = node
+        self.changes.append(Change(found, {folder for folder, _, _ in found}))  # type: ignore[misc, arg-type]
+
+    def _paths(self, call: Call) -> list[str]:
+        """The paths in a call, from the root of the file system."""
+        folders = [path for _, path in call.files]
+        paths = [path.decode(errors="replace") for path in call.strings]
+        return [
+            os.path.join(folders[min(i, len(folders) - 1)] if folders else "", path) for i, path in enumerate(paths)
+        ]
+
+    def _find(self, path: str) -> Node | None:
+        if path == str(self.root):
+            return self.top
+        node: Node | None = self.top
+        for name in Path(path).relative_to(self.root).parts if path.startswith(f"{self.root}/") else ("",):
+            node = None if node is None else node.names.get(name)
+        return node
+
+
+def _torn(node: Node, random: np.random.Generator) -> bytes:
+    """Returns what a power cut leaves of a file: what was synchronised, all of it, or a part."""
+    if node.content == node.durable:
+        return node.content
+    kind, size = random.integers(4), int(random.integers(len(node.content) + 1))
+    torn = node.content[:size]
+    return (node.durable, node.content, torn, torn.ljust(len(node.content), b"\0"))[kind]

@@ -1,0 +1,104 @@
+"""Power cuts at any moment of a training: no finished step is lost, and none is resumed with other values."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from crashes import History, record
+from log_lines import train_record
+
+from jaxcnn import models
+from jaxcnn.config import Config, DataConfig, ModelConfig
+from jaxcnn.optim import make_optimizer
+from jaxcnn.run.checkpoint import open_checkpoints
+from jaxcnn.run.metrics_log import open_log, read_log
+from jaxcnn.state import create_state
+
+pytestmark = pytest.mark.slow
+
+SCHEDULES = int(os.environ.get("JAXCNN_SCHEDULES", "200"))
+STEPS = {1: 0.5, 2: 0.4, 3: 0.6, 4: 0.1}
+"""Top-1 accuracy by step."""
+PROGRAM = """
+import sys
+from pathlib import Path
+sys.path[:0] = ["tests", "tests/run"]
+from test_crashes import train
+train(Path(sys.argv[1]))
+"""
+
+
+def state_of(step):
+    config = Config(data=DataConfig(image_size=8), model=ModelConfig(widths=(4,), blocks=(1,)))
+    model, optimizer = models.build(config.model, classes=3), make_optimizer(config.optim, steps=100)
+    first = create_state(jax.random.key(0), model=model, optimizer=optimizer, image_size=8, averaged=False)
+    variables = jax.tree.map(lambda leaf: leaf + step, first.variables)
+    return first._replace(step=jnp.int32(step), variables=variables)
+
+
+def train(workdir):
+    with open_checkpoints(workdir / "checkpoints") as checkpoints, open_log(workdir) as log:
+        for step, top1 in STEPS.items():
+            log.write(train_record(step))
+            checkpoints.save(state_of(step), metrics={"top1": top1})
+            print(step, flush=True)
+
+
+@pytest.fixture(scope="module")
+def calls(tmp_path_factory):
+    if shutil.which("strace") is None or subprocess.run(["strace", "-o", "/dev/null", "true"]).returncode:
+        pytest.skip("strace is missing, or may not trace processes here")
+    root, log = tmp_path_factory.mktemp("traced"), tmp_path_factory.mktemp("log") / "calls"
+    here = Path(__file__).parents[2]
+    found = record([sys.executable, "-c", PROGRAM, str(root)], log, cwd=here)
+    return root, found
+
+
+def test_the_history_ends_with_the_files_that_are_there(calls, tmp_path):
+    root, found = calls
+    history = History(root)
+    for call in found:
+        history.apply(call)
+    assert history.output.split() == [b"1", b"2", b"3", b"4"]
+    for change in history.changes:
+        change.waits_for.clear()
+    history.crash(tmp_path, np.random.default_rng(0))
+    names = {path.relative_to(root) for path in root.rglob("*")}
+    assert {path.relative_to(tmp_path) for path in tmp_path.rglob("*")} == names
+    for name in names:
+        if (root / name).is_file() and "checkpoints" in name.parts:
+            assert (tmp_path / name).read_bytes() == (root / name).read_bytes()
+
+
+def test_no_power_cut_loses_a_finished_step(calls, tmp_path):
+    root, found = calls
+    states = {step: state_of(step) for step in STEPS}
+    moments = sorted((int(np.random.default_rng(seed).integers(len(found) + 1)), seed) for seed in range(SCHEDULES))
+    history, applied = History(root), 0
+    for moment, seed in moments:
+        for call in found[applied:moment]:
+            history.apply(call)
+        applied = max(applied, moment)
+        workdir = tmp_path / str(seed)
+        workdir.mkdir()
+        history.crash(workdir, np.random.default_rng(seed))
+        finished = int((history.output.split() or [b"0"])[-1])
+        with open_checkpoints(workdir / "checkpoints") as checkpoints:
+            step = checkpoints.last_step or 0
+            assert step in (finished, finished + 1), f"seed {seed}"
+            if step:
+                restored = checkpoints.restore(states[1])
+                assert int(restored.step) == step, f"seed {seed}"
+                jax.tree.map(np.testing.assert_array_equal, restored, states[step])
+        # The log is not synchronised, but what is read of it was written.
+        records = read_log(workdir / "metrics.jsonl").train
+        assert [record.loss for record in records] == [1.0] * len(records), f"seed {seed}"
+        with open_log(workdir):
+            pass
+        shutil.rmtree(workdir)

@@ -21,6 +21,8 @@ from jaxcnn.paths import named_path
 SUFFIXES = (".pth", ".pt", ".bin")
 """How PyTorch's files end."""
 SAFETENSORS = ".safetensors"
+UNKNOWN = "unknown pictures"
+"""The training data of weights that do not say."""
 CONFIG = "config.json"
 """The file of timm beside the weights, which describes them."""
 
@@ -86,7 +88,7 @@ def _describe(
         side=int(published.get("input_size", (3, usual.side))[1]),
         crop=float(published.get("crop_pct", usual.crop)),
         filter="bilinear" if published.get("interpolation") == "bilinear" else usual.filter,
-        dataset=imagenet.NAME if is_imagenet else "",
+        dataset=imagenet.NAME if is_imagenet else UNKNOWN,
         license=str(published.get("license") or ""),
         dataset_license=imagenet.TERMS if is_imagenet else "",
         origin=origin,

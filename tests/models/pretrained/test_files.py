@@ -57,7 +57,7 @@ def test_without_description_nothing_is_guessed(tmp_path: Path, name: str) -> No
     found = read_file(write(tmp_path / f"my_{name}.safetensors", vit(**{"head.bias": np.zeros(1000, np.float32)})))
     assert found is not None
     assert (found.model.name, found.model.pixel_mean, found.side, found.crop) == (name, None, 224, 0.9)
-    assert (found.names, found.dataset, found.license) == ((), "", "")
+    assert (found.names, found.dataset, found.license) == ((), "unknown pictures", "")
 
 
 def test_other_classes_have_no_names(tmp_path: Path) -> None:

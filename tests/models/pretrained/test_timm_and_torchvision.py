@@ -34,39 +34,26 @@ ORIGINALS = {
 CLASSES = 10
 
 
-@pytest.fixture(scope="module")
-def images() -> np.ndarray:
-    """Normalised pictures."""
-    return np.random.default_rng(0).normal(size=(2, 224, 224, 3)).astype(np.float32)
-
-
-@pytest.fixture(scope="module")
-def folder(images: np.ndarray, peers: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The weights and the logits of every original."""
-    folder = tmp_path_factory.mktemp("peers")
-    np.save(folder / "images.npy", images)
-    subprocess.run([peers, PEER, folder, *ORIGINALS], check=True)
-    return folder
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("original", ORIGINALS)
-def test_logits_are_those_of_the_original(original: str, images: np.ndarray, folder: Path) -> None:
-    file = folder / original.replace("/", "_")
-    name, tensors = recognise(read_pth(file.with_suffix(".pth")))
+def test_logits_are_those_of_the_original(original: str, peers: str, tmp_path: Path) -> None:
+    pictures = np.random.default_rng(0).normal(size=(2, 224, 224, 3)).astype(np.float32)
+    np.save(tmp_path / "images.npy", pictures)
+    subprocess.run([peers, PEER, tmp_path, original], check=True)
+    name, tensors = recognise(read_pth(tmp_path / "weights.pth"))
     assert name == ORIGINALS[original]
     # The pictures are normalised already, by no network's own constants.
     config = ModelConfig(name=name, pixel_mean=(0.0, 0.0, 0.0), pixel_std=(1.0, 1.0, 1.0))
     network = models.build(config, classes=CLASSES)
-    pictures = jnp.asarray(images)
-    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), pictures, train=False))
+    images = jnp.asarray(pictures)
+    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), images, train=False))
     expected_shapes = {path: leaf.shape for path, leaf in flatten_dict(shapes, sep="/").items()}
     assert {path: array.shape for path, array in tensors.items()} == expected_shapes
 
     found = np.asarray(
-        jax.jit(lambda variables: network.apply(variables, pictures, train=False))(unflatten_dict(tensors, sep="/"))
+        jax.jit(lambda variables: network.apply(variables, images, train=False))(unflatten_dict(tensors, sep="/"))
     )
-    expected = np.load(file.with_suffix(".npy"))
+    expected = np.load(tmp_path / "logits.npy")
     # Random weights give logits of any size, and rounding errors grow with it.
     difference = np.abs(found - expected).max() / np.abs(expected).max()
     print(f"{original}: largest difference {difference:.1e} of the largest logit")

@@ -1,8 +1,7 @@
 """Writes random weights of a network of timm or torchvision, and the logits that they give.
 
-Runs in an environment with torch: `python timm_and_torchvision_peer.py FOLDER timm/convnext_atto ...`. Reads
-FOLDER/images.npy, normalised float32 pictures [batch, side, side, 3], and writes `PACKAGE_NAME.pth` and
-`PACKAGE_NAME.npy` for each network.
+Runs in an environment with torch: `python timm_and_torchvision_peer.py FOLDER timm/convnext_atto`. Reads
+FOLDER/images.npy, normalised float32 pictures [batch, side, side, 3], and writes FOLDER/weights.pth and logits.npy.
 """
 
 import sys
@@ -39,17 +38,15 @@ def randomise(model: torch.nn.Module) -> None:
             torch.nn.init.normal_(array, std=0.2)
 
 
-def main(folder: Path, names: list[str]) -> None:
+def main(folder: Path, name: str) -> None:
     images = torch.from_numpy(np.load(folder / "images.npy")).permute(0, 3, 1, 2)
-    for name in names:
-        torch.manual_seed(0)
-        model = make(name).eval()
-        file = folder / name.replace("/", "_")
-        with torch.no_grad():
-            randomise(model)
-            torch.save(model.state_dict(), file.with_suffix(".pth"))
-            np.save(file.with_suffix(".npy"), model(images).numpy())
+    torch.manual_seed(0)
+    model = make(name).eval()
+    with torch.no_grad():
+        randomise(model)
+        torch.save(model.state_dict(), folder / "weights.pth")
+        np.save(folder / "logits.npy", model(images).numpy())
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -30,6 +30,7 @@ from jaxcnn.errors import UserError
 from jaxcnn.evaluate import Arguments as EvaluateArguments
 from jaxcnn.presets import PRESETS
 from jaxcnn.train import parse as parse_train
+from server.deploy.__main__ import make_parser as deploy_parser
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -52,9 +53,10 @@ PRINTED = {
 """What code has to print, by a part of the code."""
 OF_OTHERS = set(
     "--depth --help --host --json --fail --prefix --port --require-hashes --silent --workers --data-binary "
-    "--no-server-header --repo --timeout-keep-alive --xla_force_host_platform_device_count".split()
+    "--no-server-header --repo --timeout-keep-alive --xla_force_host_platform_device_count "
+    "--build-arg --cap-drop --format --read-only --target".split()
 )
-"""Options of git, gh, pip, npm, curl, uvicorn and XLA."""
+"""Options of git, gh, pip, npm, curl, uvicorn, XLA, docker and buildah."""
 
 
 class Block(NamedTuple):
@@ -175,6 +177,8 @@ def test_commands_can_be_given(name):
             check_training_options(["tiny_imagenet" if word == "PRESET" else word for word in arguments])
         elif module == "jaxcnn.evaluate":
             options.parse(EvaluateArguments(), arguments[1:], prog="")
+        elif module == "server.deploy" and arguments:
+            deploy_parser().parse_args(arguments)
         elif module == "export" and arguments:
             options.parse(export_command.Arguments(), arguments[1:], prog="")
 
@@ -192,8 +196,12 @@ def known_options() -> set[str]:
     """Every option of every command and benchmark."""
     values = (parse_train([]), EvaluateArguments(), export_command.Arguments())
     ours = {flag for value in values for option in options.find_options(value) for flag in option.flags}
-    benchmarks = [*ROOT.glob("tests/bench/*.py"), ROOT / "tests/conformance/__main__.py"]
-    return ours | {flag for path in benchmarks for flag in re.findall(r'"(--\w+)"', path.read_text())} | OF_OTHERS
+    others = [
+        *ROOT.glob("tests/bench/*.py"),
+        ROOT / "tests/conformance/__main__.py",
+        ROOT / "server/deploy/__main__.py",
+    ]
+    return ours | {flag for path in others for flag in re.findall(r'"(--[\w-]+)"', path.read_text())} | OF_OTHERS
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

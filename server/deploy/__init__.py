@@ -1,0 +1,1 @@
+"""Puts the server on the machines of a cloud: `python -m server.deploy`."""

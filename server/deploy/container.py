@@ -1,0 +1,87 @@
+"""The server inside a container: `python -m server.deploy.container serve`, and `health` for the image's HEALTHCHECK.
+
+Containers of SageMaker are started as `IMAGE serve`, listen on port 8080, and find the model in /opt/ml/model.
+"""
+
+import os
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+# Folders that may hold the model, the first that has one wins: SageMaker's, then that of the image.
+_FOLDERS = (Path("/opt/ml/model"), Path("/srv/model"))
+
+_HEALTH_SECONDS = 2
+
+
+class ContainerError(Exception):
+    """A container that cannot start as it is configured. The message is one line for the operator."""
+
+
+def find_model(folders: Sequence[Path] = _FOLDERS) -> Path | None:
+    """Returns the ONNX file of the first folder that has one; None if no folder has any.
+
+    Raises:
+      ContainerError: a folder has several ONNX files.
+    """
+    for folder in folders:
+        # SageMaker unpacks archives, whose files may be in a folder.
+        found = sorted(folder.rglob("*.onnx"))
+        if len(found) > 1:
+            raise ContainerError(f"{folder} has {len(found)} ONNX files: leave one there, or set JAXCNN_MODEL to one.")
+        if found:
+            return found[0]
+    return None
+
+
+def read_port(environment: Mapping[str, str]) -> int:
+    """Returns the port to listen on: PORT, as Cloud Run and others set it, or 8080.
+
+    Raises:
+      ContainerError: PORT is not a port.
+    """
+    text = environment.get("PORT") or "8080"
+    if not (text.isascii() and text.isdigit() and len(text) < 6 and 1 <= int(text) <= 65535):
+        raise ContainerError(f"PORT is {text!r}: set it to an integer from 1 to 65535, or unset it.")
+    return int(text)
+
+
+def serve(port: int) -> None:
+    """Serves until SIGTERM, in this process."""
+    # HEALTHCHECK imports this module every few seconds, and must not load a web server for it.
+    import uvicorn
+
+    if not os.environ.get("JAXCNN_MODEL") and (model := find_model()) is not None:
+        os.environ["JAXCNN_MODEL"] = str(model)
+    # Load balancers of AWS keep idle connections for 60 seconds: the server must not be the first to close one.
+    uvicorn.run("server.app:app", host="0.0.0.0", port=port, server_header=False, timeout_keep_alive=75)  # noqa: S104
+
+
+def is_healthy(port: int) -> bool:
+    """Returns whether the server of this container responds."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=_HEALTH_SECONDS) as response:
+            return bool(response.status == 200)
+    except (OSError, urllib.error.URLError):
+        return False
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs one of the commands `serve` and `health`, and returns the exit status."""
+    try:
+        port = read_port(os.environ)
+        if list(arguments) == ["health"]:
+            return 0 if is_healthy(port) else 1
+        if list(arguments) != ["serve"]:
+            raise ContainerError(f"There is no command {' '.join(arguments)!r}: use serve or health.")
+        serve(port)
+    except ContainerError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

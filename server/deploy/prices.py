@@ -1,0 +1,69 @@
+"""What a deployment costs a month, at two loads."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+DATE = "June 2025"
+"""When these list prices of AWS in us-east-1 were taken down, in US dollars and without taxes."""
+
+_HOURS = 730
+_SECONDS = _HOURS * 3600
+
+_FARGATE_CPU_HOUR, _FARGATE_GB_HOUR = 0.04048, 0.004445
+_BALANCER_HOUR, _BALANCER_UNIT_HOUR = 0.0225, 0.008
+_LAMBDA_REQUEST, _LAMBDA_GB_SECOND = 0.20e-6, 16.6667e-6
+_SERVERLESS_GB_SECOND = 20.0e-6
+_INSTANCE_HOUR = {"ml.t2.medium": 0.056, "ml.m5.large": 0.115, "ml.m5.xlarge": 0.23, "ml.c5.large": 0.102}
+_LOG_GB = 0.50
+
+_LOG_BYTES = 250
+"""Size of the log line of a request."""
+
+_REQUEST_SECONDS = 0.05
+"""Time of a prediction on one virtual CPU, with a margin: the shipped model takes 17 to 24 ms."""
+
+LOADS = {"1,000 predictions a day": 1000 / 86_400, "5 predictions a second": 5.0}
+"""The loads, in predictions per second."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Dollars a month, by what they are paid for."""
+
+    items: Mapping[str, float]
+
+    @property
+    def total(self) -> float:
+        """Dollars a month."""
+        return sum(self.items.values())
+
+
+def monthly(target: str, parameters: Mapping[str, str], per_second: float) -> Cost | None:
+    """Estimates what a target costs at a constant load.
+
+    Args:
+      target: name of the target.
+      parameters: the values of the template's parameters.
+      per_second: predictions per second.
+
+    Returns:
+      The cost; None if the price of the target or its instance is not known here.
+    """
+    log = {"log": per_second * _SECONDS * _LOG_BYTES / 1e9 * _LOG_GB}
+    busy_seconds = per_second * _SECONDS * _REQUEST_SECONDS
+    if target in ("ecs", "express"):
+        # Each task keeps 60 % of its CPUs busy, as the scaling policy wants it.
+        cpus = int(parameters["Cpu"]) / 1024
+        needed = -(-per_second * _REQUEST_SECONDS // (cpus * 0.6))
+        tasks = min(max(int(parameters["MinTasks"]), needed), int(parameters["MaxTasks"]))
+        hour = cpus * _FARGATE_CPU_HOUR + int(parameters["Memory"]) / 1024 * _FARGATE_GB_HOUR
+        balancer = (_BALANCER_HOUR + _BALANCER_UNIT_HOUR) * _HOURS
+        return Cost({"tasks": tasks * hour * _HOURS, "load balancer": balancer, **log})
+    if target == "lambda":
+        gigabyte_seconds = busy_seconds * int(parameters["Memory"]) / 1024
+        requests = per_second * _SECONDS * _LAMBDA_REQUEST
+        return Cost({"compute": gigabyte_seconds * _LAMBDA_GB_SECOND, "requests": requests, **log})
+    instance = parameters["Instance"]
+    if instance:
+        return Cost({"instance": _INSTANCE_HOUR[instance] * _HOURS, **log}) if instance in _INSTANCE_HOUR else None
+    return Cost({"compute": busy_seconds * int(parameters["ServerlessMemory"]) / 1024 * _SERVERLESS_GB_SECOND, **log})

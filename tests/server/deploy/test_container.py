@@ -1,0 +1,145 @@
+"""What runs inside the image, and what the Dockerfile promises, without building it."""
+
+import http.server
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from server.deploy import container, lock
+
+ROOT = Path(__file__).parents[3]
+FOLDER = ROOT / "server" / "deploy"
+DOCKERFILE = (FOLDER / "Dockerfile").read_text()
+PROJECT, LOCK = (ROOT / "pyproject.toml").read_text(), (ROOT / "requirements.lock").read_text()
+
+
+def run(*arguments, **environment):
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("JAXCNN_")}
+    command = [sys.executable, "-m", "server.deploy.container", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=inherited | environment, capture_output=True, text=True, check=False)
+
+
+def test_sagemakers_model_comes_before_the_image_s(tmp_path):
+    sagemaker, image = tmp_path / "a", tmp_path / "b"
+    assert container.find_model([sagemaker, image]) is None
+    image.mkdir()
+    (image / "image.onnx").touch()
+    assert container.find_model([sagemaker, image]) == image / "image.onnx"
+    (sagemaker / "unpacked").mkdir(parents=True)
+    (sagemaker / "unpacked" / "mounted.onnx").touch()
+    assert container.find_model([sagemaker, image]) == sagemaker / "unpacked" / "mounted.onnx"
+    (sagemaker / "second.onnx").touch()
+    with pytest.raises(container.ContainerError, match=r"has 2 ONNX files: leave one there, or set JAXCNN_MODEL"):
+        container.find_model([sagemaker, image])
+
+
+@pytest.mark.parametrize("text", ["0", "65536", "-1", "http", "8080 ", "٣"])
+def test_an_invalid_port_is_refused(text):
+    done = run("serve", PORT=text)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"PORT is {text!r}: set it to an integer from 1 to 65535, or unset it.\n"
+
+
+def test_an_unknown_command_is_refused():
+    done = run("train")
+    assert (done.returncode, done.stderr) == (2, "There is no command 'train': use serve or health.\n")
+
+
+def test_the_port_is_8080_unless_set():
+    assert container.read_port({}) == container.read_port({"PORT": ""}) == 8080
+    assert container.read_port({"PORT": "1"}) == 1
+
+
+@pytest.mark.parametrize("status", [200, 503])
+def test_health_is_what_healthz_responds(status):
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            assert self.path == "/healthz"
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        assert container.is_healthy(server.server_port) is (status == 200)
+        server.shutdown()
+        thread.join()
+    assert not container.is_healthy(server.server_port)
+
+
+def test_it_serves_until_sigterm(model_path, free_port, tmp_path):
+    environment = {**os.environ, "JAXCNN_MODEL": str(model_path), "JAXCNN_DRAIN_SECONDS": "0", "PORT": str(free_port)}
+    command = [sys.executable, "-m", "server.deploy.container", "serve"]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+    try:
+        while run("health", PORT=str(free_port)).returncode:
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.05)
+        response = httpx.get(f"http://127.0.0.1:{free_port}/ping", trust_env=False)
+        assert (response.status_code, response.content) == (200, b"")
+        assert "server" not in response.headers
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0
+
+
+def test_the_base_is_pinned_and_the_model_is_the_shipped_one():
+    assert re.findall(r"^ARG BASE=(.*)$", DOCKERFILE, re.MULTILINE)[0].count("@sha256:") == 1
+    assert set(re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)) == {"${BASE}", "tools", "scratch"}
+    described = json.loads((ROOT / "server" / "models" / "tiny_imagenet.json").read_text())
+    assert set(re.findall(r"^ARG MODEL_SHA256=(.*)$", DOCKERFILE, re.MULTILINE)) == {described["sha256"]}
+    assert set(re.findall(r"^ARG MODEL=(.*)$", DOCKERFILE, re.MULTILINE)) == {"server/models/tiny_imagenet.onnx"}
+
+
+def test_the_dockerfile_passes_hadolint():
+    if shutil.which("hadolint") is None:
+        pytest.skip("hadolint is not installed")
+    done = subprocess.run(["hadolint", FOLDER / "Dockerfile"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def names(text):
+    return set(re.findall(r"^([\w.-]+)==", text, re.MULTILINE))
+
+
+def test_the_server_installs_only_its_own_part_of_the_lock():
+    part = lock.subset(PROJECT, LOCK, "serve")
+    assert {"numpy", "pillow", "onnxruntime", "starlette", "uvicorn", "uvloop", "anyio"} <= names(part)
+    assert not names(part) & {"jax", "onnx", "pytest", "scipy", "boto3"}
+    assert part.count("--hash=sha256:") > len(names(part))
+    assert all(block in LOCK for block in re.split(r"^(?=[\w.-]+==)", part, flags=re.MULTILINE))
+
+
+def test_training_installs_what_its_extras_of_extras_need():
+    assert {"jax", "jaxlib", "flax", "onnx", "orbax-checkpoint", "tensorflow-datasets"} <= names(
+        lock.subset(PROJECT, LOCK, "train")
+    )
+
+
+def test_packages_for_gpus_are_of_the_version_that_is_locked():
+    cuda = (FOLDER / "cuda.lock").read_text()
+    assert not names(cuda) & names(LOCK)
+    versions = dict(re.findall(r"^([\w.-]+)==([^\s;]+)", cuda, re.MULTILINE))
+    jax = re.findall(r"^jax==([^\s;]+)", LOCK, re.MULTILINE)[0]
+    assert versions["jax-cuda13-plugin"] == versions["jax-cuda13-pjrt"] == jax
+
+
+def test_an_extra_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match="There is no extra 'server': use one of export, train, serve"):
+        lock.subset(PROJECT, LOCK, "server")
+    with pytest.raises(ValueError, match=r"requirements\.lock has no "):
+        lock.subset(PROJECT, "numpy==1 \\\n", "serve")

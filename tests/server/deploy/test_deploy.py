@@ -1,0 +1,324 @@
+"""`python -m server.deploy` against an imitation of AWS: what it creates, changes, returns to and deletes."""
+
+import functools
+import io
+import json
+import re
+import shutil
+import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+import yaml
+
+boto3 = pytest.importorskip("boto3", reason="boto3 is not installed")
+moto = pytest.importorskip("moto", reason="moto is not installed")
+
+from server.deploy import __main__ as deploy  # noqa: E402
+from server.deploy import prices  # noqa: E402
+from server.deploy.template import Template  # noqa: E402
+
+TEMPLATES = sorted((Path(deploy.__file__).parent / "cloudformation").glob("*.yaml"))
+IMAGE = f"123456789012.dkr.ecr.us-east-1.amazonaws.com/jaxcnn@sha256:{'a' * 64}"
+NEXT_IMAGE = IMAGE.replace("a" * 64, "b" * 64)
+SECRET = "wJalrXUtnFEMIexample"
+
+# The imitation lacks these: cfn-lint alone checks them.
+MISSING = {
+    "AWS::ApplicationAutoScaling::ScalableTarget",
+    "AWS::ApplicationAutoScaling::ScalingPolicy",
+    "AWS::CloudWatch::Alarm",
+    "AWS::Lambda::Url",
+}
+pytestmark = pytest.mark.filterwarnings("ignore:Tried to parse AWS.* but it's not supported:UserWarning")
+
+
+FUNCTION_URL = "!GetAtt Url.FunctionUrl"
+
+# It takes longer to make a client than to use it.
+CREATE_CLIENT = boto3.client
+
+
+@functools.cache
+def client(service, region_name="us-east-1"):
+    return CREATE_CLIENT(service, region_name=region_name or "us-east-1")
+
+
+@pytest.fixture
+def aws(monkeypatch):
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "AKIAEXAMPLE",
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(boto3, "client", client)
+    monkeypatch.setattr(deploy, "_POLL_SECONDS", 0)
+    monkeypatch.setattr(deploy, "_HEALTHY_SECONDS", 0)
+    # The imitation lacks the URLs of functions, so the output that is one would stop it.
+    arguments = Template.to_arguments
+    monkeypatch.setattr(
+        Template, "to_arguments", lambda self: json.loads(json.dumps(arguments(self)).replace(FUNCTION_URL, "none"))
+    )
+    with moto.mock_aws():
+        yield
+
+
+@pytest.fixture
+def healthy(monkeypatch):
+    """Whether deployments respond; the imitation has no servers."""
+    answers = {"is_ready": True}
+    monkeypatch.setattr(deploy, "_responds", lambda url: answers["is_ready"])
+    return answers
+
+
+def run(capsys, *arguments):
+    status = deploy.main(arguments)
+    printed = capsys.readouterr()
+    assert SECRET not in printed.out + printed.err
+    return status, printed.out, printed.err
+
+
+def resources(name="jaxcnn"):
+    listed = client("cloudformation").list_stack_resources(StackName=name)["StackResourceSummaries"]
+    return {item["LogicalResourceId"]: item for item in listed if item.get("LogicalResourceId")}
+
+
+def remains():
+    """What a stack creates and must delete, by service; the imitation never deletes clusters and
+    target groups."""
+    return [
+        client("elbv2").describe_load_balancers()["LoadBalancers"],
+        client("iam").list_roles()["Roles"],
+        client("logs").describe_log_groups()["logGroups"],
+        client("lambda").list_functions()["Functions"],
+        client("sagemaker").list_models()["Models"],
+        client("sagemaker").list_endpoints()["Endpoints"],
+        client("cloudwatch").describe_alarms()["MetricAlarms"],
+        client("sns").list_topics()["Topics"],
+        [
+            group
+            for group in client("ec2").describe_security_groups()["SecurityGroups"]
+            if group["GroupName"] != "default"
+        ],
+    ]
+
+
+def statements():
+    """Every statement of every policy of every role, with the role's name."""
+    iam = client("iam")
+    for role in iam.list_roles()["Roles"]:
+        for name in iam.list_role_policies(RoleName=role["RoleName"])["PolicyNames"]:
+            document = iam.get_role_policy(RoleName=role["RoleName"], PolicyName=name)["PolicyDocument"]
+            content = yaml.safe_load(document) if isinstance(document, str) else document
+            # The imitation keeps `AWS::NoValue` in lists, as the text None.
+            yield from ((role["RoleName"], item) for item in content["Statement"] if isinstance(item, dict))
+
+
+def test_templates_pass_cfn_lint():
+    if shutil.which("cfn-lint") is None:
+        pytest.skip("cfn-lint is not installed")
+    done = subprocess.run(["cfn-lint", *TEMPLATES], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+def test_every_target_has_a_template_that_keeps_nothing(path):
+    assert path.stem in deploy._TARGETS
+    template = Template.render(path.stem, {"Image": IMAGE})
+    assert "AWS::Logs::LogGroup" in template.resources.values() or path.stem == "sagemaker"
+    assert "Retain" not in template.text
+
+
+@pytest.mark.run
+@pytest.mark.parametrize("target", ["ecs", "lambda", "sagemaker"])
+def test_create_update_and_delete(aws, healthy, capsys, target):
+    before = remains()
+    assert run(capsys, "status")[:2] == (1, "There is no stack jaxcnn.\n")
+    # Create.
+    status, printed, error = run(capsys, target, "--image", IMAGE)
+    assert (status, error) == (0, "")
+    assert "deployed\n" in printed
+    created = resources()
+    expected = Template.render(target, {"Image": IMAGE}).resources
+    conditional = {"Topic", "Budget", "PublicPermission"}
+    assert set(created) == {name for name, kind in expected.items() if kind not in MISSING} - conditional
+    # The same again changes nothing.
+    assert "already up to date\n" in run(capsys, target, "--image", IMAGE)[1]
+    assert run(capsys, "status")[1].startswith("jaxcnn: CREATE_COMPLETE\n")
+    # Update in place: only what uses the image is another.
+    assert "deployed\n" in run(capsys, target, "--image", NEXT_IMAGE)[1]
+    assert resources().keys() == created.keys()
+    for name in {"Cluster", "Balancer", "Role", "Logs"} & created.keys():
+        assert resources()[name]["PhysicalResourceId"] == created[name]["PhysicalResourceId"]
+    assert NEXT_IMAGE in json.dumps(client("cloudformation").describe_stacks()["Stacks"], default=str)
+    # Delete.
+    assert run(capsys, "destroy")[:2] == (0, "destroyed\n")
+    assert remains() == before
+    assert run(capsys, "destroy")[:2] == (0, "There is no stack jaxcnn.\n")
+
+
+def test_the_service_drains_and_is_reached_only_by_the_load_balancer(aws, healthy, capsys):
+    run(capsys, "ecs", "--image", IMAGE, "--set", "DrainSeconds=30", "MinTasks=3")
+    ids = {name: item["PhysicalResourceId"] for name, item in resources().items()}
+    task = client("ecs").describe_task_definition(taskDefinition=ids["Task"])["taskDefinition"]
+    (container,) = task["containerDefinitions"]
+    environment = {item["name"]: item["value"] for item in filter(None, container["environment"])}
+    assert container["image"] == IMAGE
+    assert container["readonlyRootFilesystem"] is True
+    assert container["stopTimeout"] > int(environment["JAXCNN_DRAIN_SECONDS"]) + 10 + 30
+    assert container["healthCheck"]["command"] == ["CMD", "python3", "-m", "server.deploy.container", "health"]
+    elb = client("elbv2")
+    (targets,) = elb.describe_target_groups(TargetGroupArns=[ids["Targets"]])["TargetGroups"]
+    assert targets["HealthCheckPath"] == "/readyz"
+    # The server is not ready for longer than the load balancer needs to notice.
+    noticed = targets["HealthCheckIntervalSeconds"] * targets["UnhealthyThresholdCount"]
+    assert int(environment["JAXCNN_DRAIN_SECONDS"]) > noticed
+    groups = client("ec2").describe_security_groups(GroupIds=[ids["TaskGroup"]])["SecurityGroups"]
+    (rule,) = groups[0]["IpPermissions"]
+    assert [pair["GroupId"] for pair in rule["UserIdGroupPairs"]] == [ids["BalancerGroup"]]
+    assert not rule["IpRanges"]
+    (service,) = client("ecs").describe_services(cluster=ids["Cluster"], services=[ids["Service"]])["services"]
+    assert service["desiredCount"] == 3
+    assert "DeploymentCircuitBreaker: { Enable: true, Rollback: true }" in Template.render("ecs", {"Image": IMAGE}).text
+
+
+@pytest.mark.parametrize("target", ["ecs", "lambda", "sagemaker"])
+def test_roles_may_do_little(aws, healthy, capsys, target):
+    run(capsys, target, "--image", IMAGE)
+    listed = list(statements())
+    assert listed
+    without_resource = {"ecr:GetAuthorizationToken", "cloudwatch:PutMetricData"}
+    for role, statement in listed:
+        actions = statement["Action"] if isinstance(statement["Action"], list) else [statement["Action"]]
+        assert not [action for action in actions if "*" in action], role
+        assert statement["Resource"] != "*" or set(actions) <= without_resource, role
+    assert not [role for role, _ in listed if "TaskRole" in role]
+
+
+def test_the_load_balancer_lets_go_of_idle_connections_before_the_server_does():
+    text = Template.render("ecs", {"Image": IMAGE}).text
+    idle = re.search(r'idle_timeout.timeout_seconds, Value: "(\d+)"', text)
+    kept = re.search(r"timeout_keep_alive=(\d+)", Path(deploy.__file__).with_name("container.py").read_text())
+    assert int(idle[1]) < int(kept[1])
+
+
+@pytest.mark.run
+def test_an_update_that_is_not_healthy_is_taken_back(aws, healthy, capsys):
+    run(capsys, "ecs", "--image", IMAGE)
+    healthy["is_ready"] = False
+    status, _, error = run(capsys, "ecs", "--image", NEXT_IMAGE)
+    assert status == 1
+    assert error == (
+        "server.deploy: The stack jaxcnn did not become healthy, and is as it was before: see its log, and correct the"
+        " image.\n"
+    )
+    (stack,) = client("cloudformation").describe_stacks()["Stacks"]
+    assert {"ParameterKey": "Image", "ParameterValue": IMAGE}.items() <= next(
+        item for item in stack["Parameters"] if item["ParameterKey"] == "Image"
+    ).items()
+    assert run(capsys, "status")[0] == 1
+
+
+def test_a_first_deployment_that_is_not_healthy_stays_to_be_looked_at(aws, healthy, capsys):
+    healthy["is_ready"] = False
+    status, _, error = run(capsys, "ecs", "--image", IMAGE, "--name", "trial")
+    assert status == 1
+    assert "python -m server.deploy destroy --name trial" in error
+    assert run(capsys, "destroy", "--name", "trial")[1] == "destroyed\n"
+
+
+@pytest.mark.parametrize("target", deploy._TARGETS)
+def test_a_dry_run_needs_no_account(monkeypatch, capsys, target):
+    monkeypatch.setattr(boto3, "client", None)
+    status, printed, error = run(capsys, target, "--image", IMAGE, "--dry-run")
+    assert (status, error) == (0, "")
+    for kind in Template.render(target, {"Image": IMAGE}).resources.values():
+        assert kind in printed
+    assert f"list prices of {prices.DATE}" in printed
+    assert len(re.findall(r"at .*: \d+\.\d\d dollars a month", printed)) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--image", "jaxcnn:latest"], "--image needs the image's digest, as REPOSITORY@sha256:DIGEST"),
+        (["--image", IMAGE, "--set", "Cpu=100"], "Cpu is '100': set it to one of 256, 512, 1024, 2048, 4096."),
+        (["--image", IMAGE, "--set", "MinTasks=0"], 'MinTasks is "0": set it to an integer from 1 to 1000000000.'),
+        (["--image", IMAGE, "--set", "Tasks=2"], "ecs has no parameter Tasks: use one of Image, Vpc, "),
+        (["--image", IMAGE, "--set", "Cpu"], "--set 'Cpu' has no value: write NAME=VALUE."),
+        (["--image", IMAGE, "--name", "My_stack"], "--name is 'My_stack': use up to 32 lowercase letters"),
+    ],
+)
+def test_a_mistake_is_reported_in_one_line(capsys, arguments, complaint):
+    status, _, error = run(capsys, "ecs", *arguments)
+    assert status == 1
+    assert error.startswith(f"server.deploy: {complaint}")
+    assert error.count("\n") == 1
+
+
+def test_refusals_of_aws_are_reported_in_one_line(aws, capsys, monkeypatch):
+    def refuse(self, operation, arguments):
+        response = {"Error": {"Code": "AccessDenied", "Message": "User is not\nauthorized"}}
+        raise ClientError(response, operation)
+
+    from botocore.exceptions import ClientError
+
+    monkeypatch.setattr("botocore.client.BaseClient._make_api_call", refuse)
+    for command in (["status"], ["destroy"], ["lambda", "--image", IMAGE], ["ecs", "--image", IMAGE]):
+        status, _, error = run(capsys, *command)
+        assert status == 1
+        assert re.fullmatch(r"server.deploy: AWS refuses: .*AccessDenied.* Check the credentials[^\n]*\n", error)
+
+
+def test_a_failed_creation_is_explained_and_replaced(aws, healthy, capsys, monkeypatch):
+    # A stack that a failure has left is deleted first.
+    from server.deploy import stack
+
+    run(capsys, "lambda", "--image", IMAGE)
+    described = stack.Stack.describe
+
+    def stillborn(self):
+        description = described(self)
+        monkeypatch.setattr(stack.Stack, "describe", described)
+        return description | {"StackStatus": "ROLLBACK_COMPLETE"}
+
+    monkeypatch.setattr(stack.Stack, "describe", stillborn)
+    first = client("cloudformation").describe_stacks()["Stacks"][0]["StackId"]
+    stack.Stack(client("cloudformation"), "jaxcnn", 0).deploy(Template.render("lambda", {"Image": IMAGE}))
+    assert client("cloudformation").describe_stacks()["Stacks"][0]["StackId"] != first
+
+
+def test_prices_grow_with_the_load():
+    for target in deploy._TARGETS:
+        parameters = Template.render(target, {"Image": IMAGE}).parameters
+        low, high = (prices.monthly(target, parameters, load) for load in prices.LOADS.values())
+        assert 0 < low.total < high.total
+    ecs = Template.render("ecs", {"Image": IMAGE, "Cpu": "256", "Memory": "512", "MinTasks": "1"}).parameters
+    assert prices.monthly("ecs", ecs, 0).total == pytest.approx(
+        730 * (0.25 * 0.04048 + 0.5 * 0.004445) + 730 * 0.0305, abs=0.01
+    )
+    sagemaker = Template.render("sagemaker", {"Image": IMAGE, "Instance": "ml.p9.large"}).parameters
+    assert prices.monthly("sagemaker", sagemaker, 1) is None
+
+
+@pytest.mark.parametrize("status", [200, 503])
+def test_a_deployment_responds_if_it_is_ready(status):
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            assert self.path == "/readyz"
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(io.BytesIO(b"{}").read())
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        assert deploy._responds(f"http://127.0.0.1:{server.server_port}/") is (status == 200)
+        server.shutdown()
+        thread.join()

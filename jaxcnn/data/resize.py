@@ -19,7 +19,7 @@ FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BIL
 class Resize:
     """How a picture becomes the square that a model sees; the value of `resize` in an exported file.
 
-    Pixels are computed in two steps, here and bit for bit in `server.picture` and `server/page/fit.js`:
+    Pixels are computed in two steps, here and bit for bit in `server.resize` and in the code on the model card:
 
     1. Scale, with Pillow's resize and `filter`. `stretch`: the whole picture, to the size of the input. `crop`: the
        central square, whose side is the shorter side of the picture, to `side` x `side` pixels. `pad`: the whole

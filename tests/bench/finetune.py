@@ -28,7 +28,7 @@ from tests.bench.picture_sets import CHOSEN_ON, SETS, to_squares
 NETWORK, SIDE, BATCH = "efficientnet_lite0", 224, 32
 POOL, LARGEST_SHARE = 600, 2 / 3
 """Most pictures of a set, and the largest share of a class to train on."""
-PROBE_CS = 10.0 ** np.arange(-5, 2.1, 0.5)
+PROBE_CS = 10.0 ** np.arange(-4, 1.1, 0.5)
 
 
 def main() -> None:

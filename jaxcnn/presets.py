@@ -29,9 +29,6 @@ def folder() -> Config:
     """Your own pictures, from scratch: a starting point for hundreds or thousands of photographs on a laptop.
 
     python -m jaxcnn.train folder --data.source PATH
-
-    12 s of steps on two cores of an AMD EPYC (Zen 4) for 24 drawings of each of 8 shapes: .21, where `finetune` has .66
-    (`python -m tests.bench.finetune --seeds 2`).
     """
     return Config(
         data=DataConfig(source="", image_size=64),
@@ -49,6 +46,8 @@ def finetune() -> Config:
     python -m jaxcnn.train finetune --data.source PATH
 
     Fits a new classifier to the features of EfficientNet-Lite0. `--freeze none` trains the whole network from there.
+    95 s of processor time on an AMD EPYC (Zen 4), beside other jobs, for 200 pictures of solar cells of `elpv-dataset`
+    and 200 to measure on: .855.
     """
     return Config(
         data=DataConfig(source="", image_size=224, fit="crop", crop=1.0),

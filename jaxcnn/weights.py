@@ -2,6 +2,7 @@
 
 import difflib
 import itertools
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -226,7 +227,7 @@ def write_weights(path: Path, variables: Variables, metadata: Metadata) -> None:
     """
     tensors = {name: _compact(np.asarray(leaf, order="C")) for name, leaf in _by_path(variables).items()}
     props = metadata.to_props()
-    write_atomically(path, safetensors.numpy.save(tensors, props | {KEY: _checksum(tensors, props)}))
+    write_atomically(path, safetensors.numpy.save(tensors, props | {KEY: json.dumps(_checksum(tensors, props))}))
 
 
 def _checksum(tensors: Mapping[str, np.ndarray], props: Mapping[str, str]) -> str:
@@ -293,7 +294,10 @@ def _read_metadata(path: Path, file: Any) -> Metadata:
 def _check_checksum(path: Path, file: Any) -> None:
     """Raises UserError if a file differs from its checksum; files of earlier versions have none."""
     props = file.metadata() or {}
-    if KEY in props and props[KEY] != _checksum({name: file.get_tensor(name) for name in file.keys()}, props):  # noqa: SIM118
+    if KEY not in props:
+        return
+    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if props[KEY] != json.dumps(_checksum(tensors, props)):
         raise UserError(f"{path} is damaged: it differs from its checksum; export or download it again")
 
 

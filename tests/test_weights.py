@@ -227,6 +227,7 @@ def test_kernels_are_half_precision_and_the_metadata_is_json(tmp_path, file):
         kinds = {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118
         metadata = opened.metadata()
     assert kinds == {name: "F16" if values.ndim > 1 else "F32" for name, values in by_path(variables_of()).items()}
+    assert re.fullmatch(r"[0-9a-f]{8}", json.loads(metadata.pop("checksum")))
     assert metadata == metadata_of().to_props()
 
 

@@ -50,7 +50,7 @@ def test_the_weights_say_what_they_are(run, tmp_path):
     same["config"]["model"] |= {"widths": [4, 6], "blocks": [1, 0]}
     same["config"]["resolutions"] = []
     same["trainings"][0]["recipe"]["schedule"] += ", initial weights from other.safetensors"
-    assert metadata == same | {"date": metadata["date"]}
+    assert metadata == same | {"date": metadata["date"], "checksum": metadata["checksum"]}
     assert "/home" not in json.dumps(metadata)
     assert (metadata["metrics"], metadata["license"]) == ({"top1": 0.5, "loss": 1.25}, "CC-BY-4.0")
 
@@ -64,6 +64,10 @@ def test_the_mean_with_other_weights(run, tmp_path):
         program.main([str(run), "-o", str(tmp_path / "mean.safetensors"), "--average", str(other)])
     trainings = json.loads(metadata["trainings"])
     metadata["trainings"] = json.dumps([*trainings, trainings[0] | {"recipe": {"schedule": "another"}}])
+    safetensors.numpy.save_file({name: 3 * values for name, values in tensors.items()}, other, metadata)
+    with pytest.raises(UserError, match=r"a\.safetensors is damaged: it differs from its checksum"):
+        program.main([str(run), "-o", str(tmp_path / "mean.safetensors"), "--average", str(other)])
+    del metadata["checksum"]
     safetensors.numpy.save_file({name: 3 * values for name, values in tensors.items()}, other, metadata)
     program.main([str(run), "-o", str(tmp_path / "mean.safetensors"), "--average", str(other)])
     mean = read_weights(str(tmp_path / "mean.safetensors"))

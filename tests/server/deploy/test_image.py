@@ -40,8 +40,8 @@ if [ -n "$mounted" ]; then
 fi
 mount -o remount,ro "$scratch/root"
 mount -t proc proc proc && mount --rbind /dev dev
-exec setpriv --reuid "$user" --regid "$user" --clear-groups --no-new-privs --bounding-set=-all --inh-caps=-all \
-    chroot . python3 -m server.deploy.container serve
+exec setpriv --no-new-privs chroot --userspec="$user:$user" --groups="$user" . \
+    python3 -m server.deploy.container serve
 """
 
 

@@ -1,7 +1,6 @@
 """The choice of `auto` precision on a CPU: measured once, kept on disk."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 
@@ -9,6 +8,7 @@ from jaxcnn import loop, models
 from jaxcnn.config import ModelConfig
 from jaxcnn.ops import precision
 from jaxcnn.ops.precision import Measured, measured_here
+from jaxcnn.run.progress import TrainProgress
 
 
 @pytest.fixture
@@ -89,8 +89,9 @@ def test_the_step_is_measured_in_both_precisions(monkeypatch):
 
 def test_a_run_prints_what_was_measured_only_if_that_decides(monkeypatch):
     lines = []
-    progress = SimpleNamespace(print=lines.append)
+    monkeypatch.setattr(TrainProgress, "print", lambda self, line: lines.append(line))
     monkeypatch.setattr(loop, "measured_here", lambda: Measured(float32=0.012, bfloat16=0.034))
+    progress = object.__new__(TrainProgress)
     loop._print_precision(ModelConfig(precision="bfloat16"), progress)
     assert not lines
     loop._print_precision(ModelConfig(precision="auto"), progress)

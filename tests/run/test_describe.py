@@ -45,7 +45,7 @@ def test_no_augmentation():
 @pytest.mark.parametrize(
     ("kind", "describe", "others"),
     [
-        (AugmentConfig, describe_augmentation, {"flip": True, "crop_scale": (0.5, 0.9)}),
+        (AugmentConfig, describe_augmentation, {"flip": True, "trivial": True, "crop_scale": (0.5, 0.9)}),
         (OptimConfig, describe_optimizer, {"name": "adam", "schedule": "cosine", "clip_norm": 1.0}),
         (
             ModelConfig,

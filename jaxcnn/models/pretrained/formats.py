@@ -31,7 +31,7 @@ class Format:
 
 
 FORMATS = (
-    Format("resnet18", "layer4.1.conv2.weight", (512, 512, 3, 3), resnet_v1.MODULES),
+    Format("resnet18", "layer1.0.conv1.weight", (64, 64, 3, 3), resnet_v1.MODULES),
     Format("resnet50", "layer4.2.conv3.weight", (2048, 512, 1, 1), resnet_v1.MODULES),
     Format(
         "mobilenet_v3_small",

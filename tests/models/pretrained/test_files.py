@@ -131,3 +131,12 @@ def test_torchvision_adds_more_to_the_variance() -> None:
     network, found = recognise(tensors)
     assert network == "mobilenet_v3_small"
     np.testing.assert_allclose(found["batch_stats/stem_norm/var"], 1.00099, rtol=1e-6)
+
+
+def test_resnet50_is_not_taken_for_resnet18() -> None:
+    shapes = {
+        "layer1.0.conv1.weight": (64, 64, 1, 1),
+        "layer4.1.conv2.weight": (512, 512, 3, 3),
+        "layer4.2.conv3.weight": (2048, 512, 1, 1),
+    }
+    assert recognise({name: np.zeros(shape, np.float32) for name, shape in shapes.items()})[0] == "resnet50"

@@ -53,7 +53,7 @@ def test_the_card_has_the_figures_of_the_run(tmp_path):
         "It was trained only on pets.",
         "--data.source FOLDER --split all",
     ):
-        assert expected in card, card
+        assert expected in card
     assert "largest difference is" in card
     for absent in ("top-5", "mirror", "calibrated", "{"):
         assert absent not in card.split("---", 2)[2].split("## Usage")[0]

@@ -11,9 +11,16 @@ from jaxcnn.run.metrics_log import HeadRecord
 
 
 def describe_network(config: ModelConfig) -> str:
-    """Describes the layers of a `resnet`. The other networks are fixed: their name says it all."""
+    """Describes the layers of a `resnet`, and other networks by their names: their layers are fixed."""
+    pixels = _joined(
+        *(
+            f"{phrase} {', '.join(f'{value:g}' for value in values)} for red, green and blue"
+            for phrase, values in (("subtracts", config.pixel_mean), ("divides by", config.pixel_std))
+            if values
+        )
+    )
     if config.name != "resnet":
-        return config.name
+        return _joined(config.name, pixels)
     # Numbers stand in the order of the stages: "64 and 128 channels with 1 and 2 residual blocks".
     stages = [
         f"{_listed(values)} {noun if values == (1,) else noun + 's'}"
@@ -27,6 +34,7 @@ def describe_network(config: ModelConfig) -> str:
         f"resizes its input to {config.inference_side}x{config.inference_side} pixels at inference"
         if config.inference_side
         else "",
+        pixels,
     )
 
 

@@ -57,6 +57,8 @@ def test_no_augmentation():
                 "stem": 1,
                 "preactivation": True,
                 "inference_side": 80,
+                "pixel_mean": (124.0, 116.0, 104.0),
+                "pixel_std": (58.0, 57.0, 57.5),
             },
         ),
     ],
@@ -78,6 +80,10 @@ def test_network():
     resizing = ModelConfig(inference_side=80)
     assert describe_network(resizing).endswith("channels, resizes its input to 80x80 pixels at inference")
     assert describe_network(ModelConfig(name="seed")) == "seed"
+    normalised = ModelConfig(name="vit_tiny", pixel_mean=(124.0, 116.0, 104.0), pixel_std=(58.0, 57.0, 57.5))
+    assert describe_network(normalised) == (
+        "vit_tiny, subtracts 124, 116, 104 for red, green and blue, divides by 58, 57, 57.5 for red, green and blue"
+    )
 
 
 def test_counts_of_one_are_singular():

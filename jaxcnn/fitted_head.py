@@ -39,21 +39,16 @@ def start_with_fitted_head(run: Run, state: TrainState) -> tuple[TrainState, Lin
             f"the head of the network {run.config.model.name!r} is more than a linear layer and cannot be fitted; "
             "leave out --freeze and --fit_head"
         )
-    views = compute_features(run, state.variables)
-    head = fit_head(views, run.dataset.train.labels, classes=len(run.dataset.names))
+    features = compute_features(run, state.variables)
+    head = fit_head(features, run.dataset.train.labels, classes=len(run.dataset.names))
     filled = {**params, "classifier": {"bias": head.bias, "kernel": head.kernel}}
     return start_from(state, {**state.variables, "params": filled}), head
 
 
-def compute_features(run: Run, variables: Variables) -> Float32[np.ndarray, "views n features"]:
-    """Computes the features of all training pictures in float32, each shown as in evaluation.
-
-    A run that mirrors pictures has a second view, their mirror images.
-    """
+def compute_features(run: Run, variables: Variables) -> Float32[np.ndarray, "n features"]:
+    """Computes the features of all training pictures in float32, each shown as in evaluation."""
     config, train = run.config, run.dataset.train
     model = models.build_here(dataclasses.replace(config.model, precision="float32"), classes=len(run.dataset.names))
-    mirrors = (False, True) if config.augment.flip else (False,)
-    views: list[list[np.ndarray]] = [[] for _ in mirrors]
     batches = track(
         eval_batches(train, batch_size=config.batch_size),
         "features of the training pictures",
@@ -62,8 +57,7 @@ def compute_features(run: Run, variables: Variables) -> Float32[np.ndarray, "vie
         transient=True,
         disable=not console.is_terminal,
     )
-    for batch in batches:
-        for view, mirrored in zip(views, mirrors, strict=True):
-            images = np.ascontiguousarray(batch.images[:, :, ::-1]) if mirrored else batch.images
-            view.append(jax.device_get(feature_step(variables, shard_batch(images), model=model))[batch.mask])
-    return np.stack([np.concatenate(view) for view in views])
+    found = [
+        jax.device_get(feature_step(variables, shard_batch(batch.images), model=model))[batch.mask] for batch in batches
+    ]
+    return np.concatenate(found)

@@ -32,7 +32,7 @@ PATIENCE = 2
 _SEED = 0
 _SMALLEST_SCALE = 1e-6
 
-type Views = Float32[np.ndarray, "views n features"]
+type Features = Float32[np.ndarray, "n features"]
 type Labels = Int32[np.ndarray, " n"]
 
 
@@ -57,7 +57,7 @@ class LinearHead:
     top1: float
 
 
-def fit_head(views: Views, labels: Labels, *, classes: int, balanced: bool = False) -> LinearHead:
+def fit_head(features: Features, labels: Labels, *, classes: int, balanced: bool = False) -> LinearHead:
     """Fits multinomial logistic regression with an L2 penalty on scaled features.
 
     The scales are folded into the result, which takes the features as they are. Scales and strength of the penalty are
@@ -65,30 +65,31 @@ def fit_head(views: Views, labels: Labels, *, classes: int, balanced: bool = Fal
     cross-validation with up to `FOLDS` folds. The only picture of a class is never left out.
 
     Args:
-      views: features of the training pictures, float32 [views, n, features]. Several views of a picture, such as its
-        mirror image, share its weight, and are left out together; the first one is predicted.
+      features: features of the training pictures, float32 [n, features].
       labels: classes, int32 [n], from 0 to classes - 1, at least two different ones.
       classes: number of classes. One without pictures gets a logit that is never the highest.
       balanced: give all classes the same total weight, instead of all pictures.
     """
     weights = _picture_weights(labels, balanced=balanced)
-    candidates = [_fit_scaled(views, labels, weights, classes=classes, standardised=choice) for choice in STANDARDISED]
+    candidates = [
+        _fit_scaled(features, labels, weights, classes=classes, standardised=choice) for choice in STANDARDISED
+    ]
     return min(candidates, key=lambda head: head.loss)
 
 
 def _fit_scaled(
-    views: Views, labels: Labels, weights: Float[np.ndarray, " n"], *, classes: int, standardised: bool
+    features: Features, labels: Labels, weights: Float[np.ndarray, " n"], *, classes: int, standardised: bool
 ) -> LinearHead:
     """Fits the head for one of `STANDARDISED`."""
     # On either scale a feature has a variance of 1 on average.
-    mean, scale = views.mean((0, 1), dtype=np.float64), views.std((0, 1), dtype=np.float64)
+    mean, scale = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64)
     if not standardised:
         scale = np.full_like(scale, np.sqrt(np.mean(scale**2)))
     scale = np.maximum(scale, _SMALLEST_SCALE)
-    coordinates, basis = _reduce((views - mean) / scale)
+    coordinates, basis = _reduce((features - mean) / scale)
 
     # The penalty, then the head of all pictures, along the same path from the strongest penalty on.
-    penalties = [strength * views.shape[2] for strength in STRENGTHS]
+    penalties = [strength * features.shape[1] for strength in STRENGTHS]
     losses, hits = _cross_validate(coordinates, labels, weights, penalties)
     best = int(np.argmin(losses))
     models = _fit_path(coordinates, labels, weights, penalties)
@@ -108,17 +109,17 @@ def _fit_scaled(
 
 
 def _reduce(
-    rows: Float[np.ndarray, "views n features"],
-) -> tuple[Float[np.ndarray, "views n rank"], Float[np.ndarray, "features rank"]]:
+    rows: Float[np.ndarray, "n features"],
+) -> tuple[Float[np.ndarray, "n rank"], Float[np.ndarray, "features rank"]]:
     """Rotates features into the subspace that few pictures span, where every penalised optimum lies.
 
     Returns:
       The coordinates, and the orthonormal basis that they are of: the rows are `coordinates @ basis.T`.
     """
-    views, count, features = rows.shape
-    if views * count >= features:
+    count, features = rows.shape
+    if count >= features:
         return rows, np.eye(features)
-    basis = np.linalg.qr(rows.reshape(-1, features).T)[0]
+    basis = np.linalg.qr(rows.T)[0]
     return rows @ basis, basis
 
 
@@ -149,7 +150,7 @@ def assign_folds(labels: Labels, *, folds: int = FOLDS) -> Int64[np.ndarray, " n
 
 
 def _cross_validate(
-    views: Float[np.ndarray, "views n rank"],
+    rows: Float[np.ndarray, "n rank"],
     labels: Labels,
     weights: Float[np.ndarray, " n"],
     penalties: Sequence[float],
@@ -162,10 +163,10 @@ def _cross_validate(
     if (folds < 0).all():
         return [float("nan")], [float("nan")]
     held_out = [folds == fold for fold in range(FOLDS) if (folds == fold).any()]
-    paths = [_fit_path(views[:, ~left], labels[~left], weights[~left], penalties) for left in held_out]
+    paths = [_fit_path(rows[~left], labels[~left], weights[~left], penalties) for left in held_out]
     losses, hits = [], []
     for models in zip(*paths, strict=True):
-        parts = [_measure(model, views[0, left], labels[left]) for model, left in zip(models, held_out, strict=True)]
+        parts = [_measure(model, rows[left], labels[left]) for model, left in zip(models, held_out, strict=True)]
         loss, hit = (np.concatenate(values) for values in zip(*parts, strict=True))
         share = np.concatenate([weights[left] for left in held_out])
         losses.append(float(np.average(loss, weights=share)))
@@ -176,7 +177,7 @@ def _cross_validate(
 
 
 def _fit_path(
-    views: Float[np.ndarray, "views n rank"],
+    rows: Float[np.ndarray, "n rank"],
     labels: Labels,
     weights: Float[np.ndarray, " n"],
     penalties: Sequence[float],
@@ -189,15 +190,13 @@ def _fit_path(
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    number, count, _ = views.shape
-    rows = views.reshape(number * count, -1)
     model = LogisticRegression(warm_start=True, max_iter=MAX_STEPS, tol=1e-5)
     for penalty in penalties:
-        model.C = 1 / (penalty * count)
+        model.C = 1 / (penalty * len(rows))
         with warnings.catch_warnings():
             # So many steps from the optimum before are near enough.
             warnings.simplefilter("ignore", ConvergenceWarning)
-            model.fit(rows, np.tile(labels, number), np.tile(weights / number, number))
+            model.fit(rows, labels, weights)
         yield model
 
 

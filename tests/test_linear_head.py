@@ -35,7 +35,7 @@ def objective(parameters, rows, labels, weights, strength, standardised):
 def test_the_head_is_the_optimum_on_scaled_features(features, balanced):
     rows, labels = pictures_of([14, 9, 7], features=features, spread=4)
     rows[:, 1] *= 5
-    head = fit_head(rows[None], labels, classes=3, balanced=balanced)
+    head = fit_head(rows, labels, classes=3, balanced=balanced)
     weights = 10 / np.bincount(labels)[labels] if balanced else np.ones(len(labels))
     start = np.zeros((features + 1) * 3)
     given = (rows, labels, weights, head.strength, head.standardised)
@@ -49,7 +49,7 @@ def test_the_head_is_the_optimum_on_scaled_features(features, balanced):
 
 def test_two_classes_are_solved_like_several():
     rows, labels = pictures_of([20, 20], spread=3)
-    head = fit_head(rows[None], labels, classes=2)
+    head = fit_head(rows, labels, classes=2)
     # A single column with C is the two columns with half of it.
     found = minimize(objective, np.zeros(14), (rows, labels, np.ones(40), 2 * head.strength, head.standardised))
     scaled = scale(rows, head.standardised)
@@ -59,37 +59,17 @@ def test_two_classes_are_solved_like_several():
 
 
 def test_the_penalty_grows_with_the_noise():
-    clear, noisy = (fit_head(*_views([30, 30], spread=spread), classes=2) for spread in (0.5, 20))
+    clear, noisy = (fit_head(*pictures_of([30, 30], spread=spread), classes=2) for spread in (0.5, 20))
     assert noisy.strength > clear.strength
     assert clear.top1 == 1
     assert 0.2 < noisy.top1 < 0.8
     assert noisy.loss == pytest.approx(np.log(2), abs=0.15)
 
 
-def _views(counts, **options):
-    rows, labels = pictures_of(counts, **options)
-    return rows[None], labels
-
-
-def test_views_of_a_picture_are_left_out_together():
-    random = np.random.default_rng(0)
-    rows, labels = random.normal(size=(40, 60)).astype(np.float32), np.tile([0, 1], 20).astype(np.int32)
-    # Nothing can be learned: a copy that stays in training would give the picture away.
-    head = fit_head(np.stack([rows, rows + 1e-3]), labels, classes=2)
-    assert head.top1 < 0.75
-
-
-def test_equal_views_change_nothing():
-    rows, labels = pictures_of([12, 8, 10], features=5, spread=4)
-    one, two = (fit_head(np.stack([rows] * count), labels, classes=3) for count in (1, 2))
-    assert one.strength == two.strength
-    np.testing.assert_allclose(one.kernel, two.kernel, atol=2e-3)
-
-
 @pytest.mark.parametrize("counts", [[1, 1], [2, 2], [1, 30], [2, 9, 1]])
 def test_small_classes_are_fitted(counts):
     rows, labels = pictures_of(counts, spread=0.1)
-    head = fit_head(rows[None], labels, classes=len(counts))
+    head = fit_head(rows, labels, classes=len(counts))
     assert head.strength in STRENGTHS
     np.testing.assert_array_equal((rows @ head.kernel + head.bias).argmax(1), labels)
 
@@ -97,7 +77,7 @@ def test_small_classes_are_fitted(counts):
 def test_a_class_without_pictures_is_never_predicted():
     rows, labels = pictures_of([9, 9, 9])
     kept = labels != 1
-    head = fit_head(rows[None, kept], labels[kept], classes=4)
+    head = fit_head(rows[kept], labels[kept], classes=4)
     assert head.kernel.shape == (6, 4)
     assert set((rows @ head.kernel + head.bias).argmax(1)) == {0, 2}
 
@@ -114,7 +94,7 @@ def test_folds_are_stratified_and_leave_single_pictures_in():
 
 def test_balanced_classes_weigh_the_same():
     rows, labels = pictures_of([90, 6], features=2, spread=8, seed=3)
-    plain, balanced = (fit_head(rows[None], labels, classes=2, balanced=on) for on in (False, True))
+    plain, balanced = (fit_head(rows, labels, classes=2, balanced=on) for on in (False, True))
 
     def share_of_the_small_class(head):
         return float(((rows @ head.kernel + head.bias).argmax(1) == 1).mean())
@@ -131,4 +111,4 @@ def test_the_scales_are_chosen_by_what_predicts_better(standardised):
     rows[:, 0] += 2 * labels
     rows *= 10.0
     rows[:, 0] *= 0.02 if standardised else 10.0
-    assert fit_head(rows[None], labels, classes=2).standardised == standardised
+    assert fit_head(rows, labels, classes=2).standardised == standardised

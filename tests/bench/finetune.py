@@ -43,15 +43,15 @@ def main() -> None:
     arguments = parser.parse_args()
     results = {}
     for name in arguments.sets:
-        views, labels = load_features(name, arguments.root, arguments.cache)
-        runs = [compare(views, labels, train=arguments.train, seed=seed) for seed in range(arguments.seeds)]
+        features, labels = load_features(name, arguments.root, arguments.cache)
+        runs = [compare(features, labels, train=arguments.train, seed=seed) for seed in range(arguments.seeds)]
         results[name] = {method: [run[method] for run in runs] for method in runs[0]}
         print(describe(name, results[name]), flush=True)
     print(json.dumps(results))
 
 
 def load_features(name: str, root: Path, cache: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Features of the pictures and of their mirror images [2, n, features], and the classes."""
+    """Features of the pictures, [n, features], and the classes."""
     path = cache / f"{name}.npz"
     if not path.exists():
         found = SETS[name](root)
@@ -59,9 +59,9 @@ def load_features(name: str, root: Path, cache: Path) -> tuple[np.ndarray, np.nd
         images = np.concatenate([to_squares(members, SIDE) for members in kept.values()])
         labels = np.repeat(np.arange(len(kept)), [len(members) for members in kept.values()]).astype(np.int32)
         cache.mkdir(parents=True, exist_ok=True)
-        np.savez(path, views=np.stack([extract(images), extract(images[:, :, ::-1])]), labels=labels)
+        np.savez(path, features=extract(images), labels=labels)
     stored = np.load(path)
-    return stored["views"], stored["labels"]
+    return stored["features"], stored["labels"]
 
 
 def _draw(members: list[Any], count: int) -> list[Any]:
@@ -92,15 +92,15 @@ def open_backbone() -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(exported.SerializeToString())
 
 
-def compare(views: np.ndarray, labels: np.ndarray, *, train: int, seed: int) -> dict[str, float]:
+def compare(features: np.ndarray, labels: np.ndarray, *, train: int, seed: int) -> dict[str, float]:
     """Top-1 accuracy of each method on the pictures that are not trained on."""
     rows = draw_training(labels, train, seed)
     rest = np.setdiff1d(np.arange(len(labels)), rows)
-    head = fit_head(views[:, rows], labels[rows], classes=int(labels.max()) + 1)
+    head = fit_head(features[rows], labels[rows], classes=int(labels.max()) + 1)
     predicted = {
-        "nearest": nearest(views[0, rows], labels[rows], views[0, rest]),
-        "probe": probe(views[0, rows], labels[rows], views[0, rest]),
-        "finetune": (views[0, rest] @ head.kernel + head.bias).argmax(1),
+        "nearest": nearest(features[rows], labels[rows], features[rest]),
+        "probe": probe(features[rows], labels[rows], features[rest]),
+        "finetune": (features[rest] @ head.kernel + head.bias).argmax(1),
     }
     return {method: float((found == labels[rest]).mean()) for method, found in predicted.items()}
 

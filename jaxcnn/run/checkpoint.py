@@ -185,6 +185,7 @@ def open_checkpoints(directory: Path) -> Iterator[Checkpoints]:
 
     Raises:
       UserError: the metrics of a checkpoint are damaged and there is no other, or cannot be read.
+      OSError: the folder cannot be created or reach the disk.
     """
     unfinished = _Unfinished()
 
@@ -197,10 +198,10 @@ def open_checkpoints(directory: Path) -> Iterator[Checkpoints]:
     # Orbax calls this when all files are written, before it renames the folder: what has a step's name is whole.
     context.asynchronous.post_finalization_callback = finish
     checkpointer = _open(directory, context=context, cleanup_tmp_directories=True)
-    # Without the name of this folder a power cut would lose every checkpoint in it.
-    sync(directory.parent)
     closing: AbstractContextManager[None] = nullcontext()
     try:
+        # Without the name of this folder a power cut would lose every checkpoint in it.
+        sync(directory.parent)
         yield Checkpoints(checkpointer, unfinished)
     except UserError:
         # After a failed write Orbax raises the same error again when it closes.

@@ -387,11 +387,11 @@ def test_a_checkpoint_that_does_not_reach_the_disk_costs_no_earlier_one(run, mon
         if (run.checkpoints / "2").exists() == named:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
     refused = pytest.raises(
         UserError, match=r"step 2 could not be .*: No space left on device \(0\.\d+ MB needed, .* MB free\); ear"
     )
     with refused, open_checkpoints(run.checkpoints) as checkpoints:
+        monkeypatch.setattr(os, "fsync", full)
         checkpoints.save(at(make_state(), 2), metrics={"top1": 0.9})
     monkeypatch.undo()
     assert (run.checkpoints / "2").exists() == named

@@ -207,16 +207,20 @@ def test_no_folder_that_was_set_aside_is_replaced(two):
 
 @pytest.mark.run
 @pytest.mark.parametrize("seed", range(50))
+# Threads of Orbax report the end of a failed read to an event loop that is closed by then.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_no_flipped_bit_is_loaded_without_a_word(two, capsys, seed):
     files = [path for path in sorted(two.checkpoints.rglob("*")) if path.is_file()]
     flip(files[seed % len(files)], int(np.random.default_rng(seed).integers(2**40)))
+    said = ""
     for read, expected in ((load_model, 1), (lambda path: resume(path / "checkpoints"), 4)):
         try:
             found = read(two.path)
         except UserError as error:
-            said, found = str(error), None
+            said, found = said + str(error), None
         else:
-            said = capsys.readouterr().err
+            # The second may find what the first has named and set aside.
+            said += capsys.readouterr().err
             assert_same(found.variables, make_state(seed=int(found.step)).variables)
         assert (found is not None and int(found.step) == expected) or "is damaged" in said
 

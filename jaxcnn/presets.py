@@ -46,8 +46,8 @@ def finetune() -> Config:
     python -m jaxcnn.train finetune --data.source PATH
 
     Fits a new classifier to the features of EfficientNet-Lite0. `--freeze none` trains the whole network from there.
-    95 s of processor time on an AMD EPYC (Zen 4), beside other jobs, for 200 pictures of solar cells of `elpv-dataset`
-    and 200 to measure on: .855.
+    57 s on two cores of an AMD EPYC (Zen 4), export included, for 200 pictures of solar cells of `elpv-dataset` and 200
+    to measure on: .775, where a linear probe on the same features has .740.
     """
     return Config(
         data=DataConfig(source="", image_size=224, fit="crop", crop=1.0),

@@ -117,7 +117,7 @@ class Source:
     Attributes:
       trained: the trained model.
       metadata: what the file says about it, without calibration and quantization.
-      evaluation: the record of its evaluation on the validation pictures of its training; None if there is none.
+      evaluation: the record of its evaluation on the validation pictures of its training; None if it was not evaluated.
       pictures: real pictures to verify with, besides random ones; uint8 [n, height, width, 3].
       shows_pictures: whether the example beside the file may have these pictures; otherwise it has noise.
     """

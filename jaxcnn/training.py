@@ -219,7 +219,8 @@ def _fit_head(run: Run, state: TrainState, checkpoints: Checkpoints, log: Metric
     checkpoints.save(state, metrics=scores)
     console.print(
         f"classifier fitted in {seconds:.1f} s: top-1 {head.top1:.4f} in cross-validation on training pictures; "
-        f"validation top-1 {scores['top1']:.4f}, loss {scores['loss']:.4f}"
+        f"validation top-1 {scores['top1']:.4f}, loss {scores['loss']:.4f}",
+        soft_wrap=True,
     )
     return state
 

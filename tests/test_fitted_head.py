@@ -24,7 +24,7 @@ MODEL = ModelConfig(widths=(4, 6), blocks=(1, 0))
 
 @pytest.fixture(autouse=True)
 def few_strengths(monkeypatch):
-    """Two strengths are enough for a run; the search has tests of its own."""
+    """Two strengths are enough for a run; `test_linear_head.py` tests the search."""
     monkeypatch.setattr(linear_head, "STRENGTHS", (1e-2, 1e-3))
 
 

@@ -110,7 +110,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray] | None:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """Reads timm's description of weights; empty if there is none."""
+    """Reads timm's description of weights; empty if the file is missing."""
     try:
         config = json.loads(path.read_text())
     except FileNotFoundError:

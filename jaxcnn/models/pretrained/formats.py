@@ -17,7 +17,7 @@ class Format:
 
     Attributes:
       network: its name here. DeiT is stored as the ViT of its size.
-      tensor: a tensor that tells it from the networks of other formats.
+      tensor: a tensor that only networks of this format have.
       shape: the shape of that tensor.
       modules: the names of the modules, and ours.
       variance_offset: added to running variances, for a network that adds so much more to them than ours.

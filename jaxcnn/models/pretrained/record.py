@@ -16,7 +16,7 @@ class Origin:
     Attributes:
       host: who publishes it: `PyPI`, `Hugging Face`; empty for a file that is on this machine only.
       name: the package or the repository; for a file on this machine its name, without the folders.
-      version: version of the package, or revision of the repository; empty if there is none.
+      version: version of the package, or revision of the repository; empty for a local file.
       file: path of the file inside the package or the repository; empty if `name` is the file.
       sha256: checksum of the file.
     """
@@ -49,7 +49,7 @@ class Pretrained:
       license: terms of the weights, as an SPDX identifier where there is one; empty if they are not known.
       dataset_license: terms of the pictures; empty if they are not known.
       origin: where they come from.
-      top1: published top-1 accuracy on the validation split of `dataset`, from 0 to 1; None if there is none.
+      top1: published top-1 accuracy on the validation split of `dataset`, from 0 to 1; None if it is unknown.
     """
 
     model: ModelConfig

@@ -151,7 +151,9 @@ def _figures(metadata: Metadata, evaluation: Mapping[str, Any] | None) -> str:
     # What to know of the figures.
     notes = [
         *([_uncertainty(metrics["top1"], evaluation["count"])] if evaluation is not None else []),
-        "The checkpoint was selected by its accuracy on these same pictures: expect slightly less on new ones.",
+        "No choice of the training was based on these pictures."
+        if metadata.config.freeze == "backbone"
+        else "The checkpoint was selected by its accuracy on these same pictures: expect slightly less on new ones.",
         *([_calibration(metadata.calibration)] if metadata.calibration is not None else []),
         *(
             ["This calibration was measured before quantization."]

@@ -120,6 +120,7 @@ def render(
         interval=wilson_interval(evaluation.top1, evaluation.count),
         facts=describe_run(sessions, log, dataset, earlier=earlier),
         epochs=config.epochs,
+        frozen=config.freeze == "backbone",
         best=best,
         settings=json.dumps(dataclasses.asdict(config), indent=2),
         environment=sessions[-1].environment,

@@ -8,6 +8,8 @@ import sysconfig
 import venv
 from pathlib import Path
 
+import pytest
+
 import jaxcnn
 from jaxcnn.__main__ import MODULES
 
@@ -44,6 +46,8 @@ PUBLIC = {
 
 USER_CODE = """\
 from pathlib import Path
+
+import pytest
 
 import jaxcnn
 
@@ -97,6 +101,7 @@ def test_commands_are_imported_by_no_other_module():
     assert not {"jaxcnn.train", "jaxcnn.evaluate"} & set(python(f"{everything}; print(*sys.modules)").split())
 
 
+@pytest.mark.run
 def test_users_code_is_type_checked(tmp_path):
     """As it is where the packages are installed: an installed package without `py.typed` has no types."""
     venv.create(tmp_path / "venv", symlinks=True)

@@ -7,7 +7,10 @@ import pytest
 from jaxcnn import models
 from jaxcnn.config import ModelConfig
 
-ORIGINALS = [ModelConfig(name=name) for name in models.NAMES if name.startswith(("efficientnet", "seed", "prototype"))]
+ORIGINALS = [
+    ModelConfig(name=name) for name in models.NAMES if name.startswith(("efficientnet_lite0", "seed", "prototype"))
+]
+LARGER = [pytest.param(ModelConfig(name=f"efficientnet_lite{size}"), marks=pytest.mark.run) for size in (1, 2, 3, 4)]
 PHOTOGRAPHS = [
     ModelConfig(name="resnet18"),
     ModelConfig(name="mobilenet_v3_small"),
@@ -37,7 +40,7 @@ def classifier(config, filled, side=16):
 
 
 @pytest.mark.parametrize(
-    "config", [*ORIGINALS, *RESNETS], ids=lambda config: f"{config.name}-{config.stem}-{config.inference_side}"
+    "config", [*ORIGINALS, *LARGER, *RESNETS], ids=lambda config: f"{config.name}-{config.stem}-{config.inference_side}"
 )
 def test_every_network_exports(config, exported, filled):
     classify, kernels = classifier(config, filled)

@@ -38,6 +38,7 @@ def test_the_networks_have_their_published_size(number):
     assert sum(int(np.prod(shape)) for path, shape in found.items() if path.startswith("params/")) == PARAMETERS[number]
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("train", [False, True])
 def test_cpu_kernels_compute_the_same(train):
     config = ModelConfig(name="efficientnet_lite0")

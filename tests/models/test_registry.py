@@ -99,6 +99,7 @@ def test_bfloat16_is_close_to_float32(name: str) -> None:
     assert np.abs(expected - found).max() < 0.02 * np.abs(expected).max()
 
 
+@pytest.mark.run
 def test_equal_settings_share_one_trace() -> None:
     traces = []
 

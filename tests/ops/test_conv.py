@@ -48,6 +48,7 @@ paddings = st.one_of(
 )
 
 
+@pytest.mark.run
 @settings(max_examples=25)
 @given(
     batch=st.integers(1, 5),
@@ -105,6 +106,7 @@ def assert_shapes_agree(shapes, dtype):
         assert_close(found, expected, tolerance=2e-5 if dtype == "float32" else 2e-2)
 
 
+@pytest.mark.run
 def test_the_shapes_of_the_shipped_networks():
     shapes = zoo_shapes([(PRESETS[name]().model, 48) for name in ("tiny_imagenet", "tiny_imagenet_seed")])
     assert len(shapes) > 12

@@ -49,6 +49,7 @@ def errors(found, expected):
     return [float(np.std(np.asarray(a, np.float32) - np.asarray(b)) / np.std(b)) for a, b in pairs]
 
 
+@pytest.mark.run
 @settings(max_examples=15)
 @given(
     height=st.integers(1, 21),

@@ -490,6 +490,7 @@ with open_checkpoints(Path(sys.argv[1])) as checkpoints:
 """
 
 
+@pytest.mark.run
 def test_a_save_cut_short_is_not_taken_for_a_checkpoint(tmp_path):
     root = Path(__file__).parents[2]
     for delay in (0.003, 0.011, 0.023):

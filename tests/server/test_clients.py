@@ -12,6 +12,7 @@ from tests.server.wire import COLOURS, encode
 HERE = Path(__file__).parent
 
 
+@pytest.mark.run
 def test_schemathesis_finds_no_failure(server, tmp_path):
     done = subprocess.run(
         [

@@ -152,7 +152,7 @@ def _figures(metadata: Metadata, evaluation: Mapping[str, Any] | None) -> str:
     notes = [
         *([_uncertainty(metrics["top1"], evaluation["count"])] if evaluation is not None else []),
         "No choice of the training was based on these pictures."
-        if metadata.config.freeze == "backbone"
+        if metadata.config.is_frozen
         else "The checkpoint was selected by its accuracy on these same pictures: expect slightly less on new ones.",
         *([_calibration(metadata.calibration)] if metadata.calibration is not None else []),
         *(
@@ -269,7 +269,7 @@ def _limits(metadata: Metadata, file: Mapping[str, Any], evaluation: Mapping[str
         f"{file['file']} --data.source FOLDER --split all`. Where a mistake can harm somebody, let a person decide.",
     ]
     # Limitations that depend on the training, next to those that they belong to.
-    if metadata.config.augment.flip:
+    if metadata.config.mirrors:
         limits.insert(2, "It was trained with horizontal flips, so it cannot tell left from right.")
     ranked = _ranked_classes(evaluation) if evaluation is not None else []
     if ranked:

@@ -289,6 +289,12 @@ class Config:
     Empty: data.image_size throughout."""
     label_smoothing: float = 0.0
     """Share of each target that is spread evenly over all classes."""
+    balance: bool = False
+    """Let all classes count the same, however many pictures each has: steps draw them equally often, and a fitted
+    classifier weighs its pictures accordingly."""
+    early_stopping: int | None = None
+    """End after so many epochs without a better validation top-1; None: never. It saves time, but the last epochs of a
+    schedule, with low learning rates, often gain most."""
     seed: int = 0
     """Seed of the initial parameters, the order of the pictures, and their augmentation."""
     checkpoint_minutes: float = 10.0
@@ -317,8 +323,20 @@ class Config:
         )
         _check(all(side >= 8 for _, side in self.resolutions), "resolutions", self.resolutions, "sides of at least 8")
         _check(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "from 0 to below 1")
+        patience = self.early_stopping
+        _check(patience is None or patience >= 1, "early_stopping", patience, "at least 1, or None")
         _check(0 <= self.seed <= MAX_SEED, "seed", self.seed, f"from 0 to {MAX_SEED}")
         _check(self.checkpoint_minutes > 0, "checkpoint_minutes", self.checkpoint_minutes, "above 0")
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether all but the classifier keeps its initial weights, so that no steps are taken."""
+        return self.freeze == "backbone"
+
+    @property
+    def mirrors(self) -> bool:
+        """Whether steps are taken with mirrored pictures: the model then cannot tell left from right."""
+        return self.augment.flip and not self.is_frozen
 
     def resolution(self, epoch: int) -> int:
         """Returns the side in pixels of the training pictures in an epoch, counted from 0."""

@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> None:
     path = Path(arguments[0])
     classifier = load(path)
     trained_on = classifier.config.data
-    parsed = parse(Arguments(trained_on, flip=classifier.config.augment.flip), arguments[1:])
+    parsed = parse(Arguments(trained_on, flip=classifier.config.mirrors), arguments[1:])
     output = parsed.output or default_output(path, parsed, trained_on=trained_on)
     check_replaceable(output)
     # Plain, and with mirror images.

@@ -40,7 +40,7 @@ def start_with_fitted_head(run: Run, state: TrainState) -> tuple[TrainState, Lin
             "leave out --freeze and --fit_head"
         )
     features = compute_features(run, state.variables)
-    head = fit_head(features, run.dataset.train.labels, classes=len(run.dataset.names))
+    head = fit_head(features, run.dataset.train.labels, classes=len(run.dataset.names), balanced=run.config.balance)
     filled = {**params, "classifier": {"bias": head.bias, "kernel": head.kernel}}
     return start_from(state, {**state.variables, "params": filled}), head
 

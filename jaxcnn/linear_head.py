@@ -25,6 +25,8 @@ STANDARDISED = (True, False)
 Dividing by a feature's own deviation penalises all features alike; otherwise those that vary little are penalised more.
 Which is better depends on how far the pictures are from those that the backbone was trained on.
 """
+MOST_LEFT_OUT = 1000
+"""Pictures whose predictions are enough to choose by: with many pictures, not all folds are left out in turn."""
 MAX_STEPS = 100
 """Most steps of L-BFGS from the optimum of one penalty to that of the next."""
 PATIENCE = 2
@@ -62,7 +64,8 @@ def fit_head(features: Features, labels: Labels, *, classes: int, balanced: bool
 
     The scales are folded into the result, which takes the features as they are. Scales and strength of the penalty are
     those whose predictions for pictures that were left out have the lowest cross-entropy, by stratified
-    cross-validation with up to `FOLDS` folds. The only picture of a class is never left out.
+    cross-validation with up to `FOLDS` folds, of which as many are left out as have `MOST_LEFT_OUT` pictures. The only
+    picture of a class is never left out.
 
     Args:
       features: features of the training pictures, float32 [n, features].
@@ -163,6 +166,9 @@ def _cross_validate(
     if (folds < 0).all():
         return [float("nan")], [float("nan")]
     held_out = [folds == fold for fold in range(FOLDS) if (folds == fold).any()]
+    # The last fold that counts is the one that makes them enough.
+    totals = np.cumsum([left.sum() for left in held_out])
+    held_out = held_out[: 1 + int(np.searchsorted(totals, MOST_LEFT_OUT))]
     paths = [_fit_path(rows[~left], labels[~left], weights[~left], penalties) for left in held_out]
     losses, hits = [], []
     for models in zip(*paths, strict=True):

@@ -3,7 +3,7 @@
 import contextlib
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -65,7 +65,7 @@ class Run:
     @property
     def epochs(self) -> int:
         """Epochs of the whole run; 0 if all but the head is frozen."""
-        return 0 if self.config.freeze == "backbone" else self.config.epochs
+        return 0 if self.config.is_frozen else self.config.epochs
 
     @property
     def total_steps(self) -> int:
@@ -137,7 +137,10 @@ def fit(run: Run, state: TrainState, *, checkpoints: Checkpoints, log: MetricsLo
       UserError: training diverged, or the disk is full.
     """
     state = replicate(state)
-    first_step, epochs = int(state.step), run.epochs
+    first_step, epochs, patience = int(state.step), run.epochs, run.config.early_stopping
+    history = [record.top1 for record in log.read().validation if record.step <= first_step]
+    if is_stalled(history, patience):
+        return True
     if first_step < run.total_steps:
         log.write(StartRecord(step=first_step, epoch=first_step / run.steps_per_epoch))
     with (
@@ -158,6 +161,7 @@ def fit(run: Run, state: TrainState, *, checkpoints: Checkpoints, log: MetricsLo
             # Only whole epochs are evaluated.
             if stopped_by is None:
                 scores = evaluate_variables(run, state.evaluated).scalars()
+                history.append(scores["top1"])
                 log.write(ValidationRecord(step=int(state.step), epoch=epoch + 1.0, **scores))
                 checkpoints.save(state, metrics=scores)
                 progress.print(
@@ -171,7 +175,19 @@ def fit(run: Run, state: TrainState, *, checkpoints: Checkpoints, log: MetricsLo
                     f"stopped by {stopped_by.name} and saved at step {int(state.step):,}; run again to resume"
                 )
                 return False
+            if epoch + 1 < epochs and is_stalled(history, patience):
+                progress.print(
+                    f"stopped early: no better validation top-1 in the last {patience} of {epoch + 1} epochs"
+                )
+                return True
     return True
+
+
+def is_stalled(history: Sequence[float], patience: int | None) -> bool:
+    """Returns whether none of the last `patience` scores is above all scores before them; None is never stalled."""
+    if patience is None or len(history) <= patience:
+        return False
+    return max(history[-patience:]) <= max(history[:-patience])
 
 
 def _print_precision(config: ModelConfig, progress: TrainProgress) -> None:
@@ -222,7 +238,7 @@ def train_epoch(
     """
     # A resumed run starts within the epoch, at the batch where it was stopped.
     config, first, end = run.config, int(state.step), (epoch + 1) * run.steps_per_epoch
-    batches = data.train_batches(run.dataset.train, seed=config.seed, batch_size=config.batch_size, start_step=first)
+    batches = _batches_from(run, first)
     window: list[StepMetrics] = []
     stopped_by: signal.Signals | None = None
     started = logged = saved = time.monotonic()
@@ -246,6 +262,18 @@ def train_epoch(
                     break
     pictures = (int(state.step) - first) * config.batch_size
     return EpochResult(state, stopped_by, images_per_second=pictures / _seconds_since(started))
+
+
+def _batches_from(run: Run, step: int) -> Generator[data.Batch]:
+    """Yields the batches of a run from a step on."""
+    config = run.config
+    return data.train_batches(
+        run.dataset.train,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        start_step=step,
+        balanced=config.balance,
+    )
 
 
 def take_step(run: Run, state: TrainState, batch: data.Batch, *, epoch: int) -> tuple[TrainState, StepMetrics]:
@@ -296,7 +324,7 @@ def check_finite(run: Run, state: TrainState) -> None:
     config, step = run.config, int(state.step)
     epoch = step // run.steps_per_epoch
     # Repeat the step up to the network's input.
-    batches = data.train_batches(run.dataset.train, seed=config.seed, batch_size=config.batch_size, start_step=step)
+    batches = _batches_from(run, step)
     with contextlib.closing(batches):
         batch = next(batches)
     augment_key, dropout_key = step_keys(run.key, state.step)

@@ -5,7 +5,7 @@ import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from jaxcnn import cli, options
 from jaxcnn.config import SHAPE, Config, ModelConfig, ModelName
@@ -17,7 +17,7 @@ from jaxcnn.run.describe import counted
 from jaxcnn.run.progress import console
 from jaxcnn.run.workdir import Workdir
 from jaxcnn.training import train
-from jaxcnn.weights import read_model
+from jaxcnn.weights import read_model, read_side
 
 PROG = "python -m jaxcnn.train"
 MEMORY = (
@@ -43,8 +43,9 @@ def main(arguments: Sequence[str]) -> None:
     keep_freed_memory()
     evaluation = train(parsed.config, parsed.workdir)
     if evaluation is not None:
+        what = "model" if parsed.config.is_frozen else "best checkpoint, selected on the same pictures"
         console.print(
-            f"best checkpoint, calibrated: validation top-1 {evaluation.top1:.4f}, loss {evaluation.loss:.4f} "
+            f"{what}, calibrated: validation top-1 {evaluation.top1:.4f}, loss {evaluation.loss:.4f} "
             f"on {counted(evaluation.count, 'picture')}",
             soft_wrap=True,
         )
@@ -73,9 +74,12 @@ def parse(arguments: Sequence[str]) -> Arguments:
     # The defaults of the model depend on the initial weights and on --model.name, so those are looked up first.
     init_from = options.peek(arguments, "init_from", config.init_from)
     workdir = options.peek(arguments, "workdir", str(default.workdir))
-    weights_model = None if {"-h", "--help"} & set(arguments) else _find_weights_model(init_from, workdir)
-    if weights_model is not None:
-        config = dataclasses.replace(config, model=config.model.with_shape_of(weights_model))
+    weights = None if {"-h", "--help"} & set(arguments) else _find_weights(init_from, workdir)
+    if weights is not None:
+        config = dataclasses.replace(config, model=config.model.with_shape_of(weights.model))
+        # A preset with initial weights has pictures of the size that those were trained with.
+        if config.init_from not in (None, init_from):
+            config = dataclasses.replace(config, data=dataclasses.replace(config.data, image_size=weights.side))
     if init_from in (None, "None"):
         config = dataclasses.replace(config, init_from=None, freeze="none", fit_head=False)
     default = dataclasses.replace(default, config=_with_model(config, options.peek(arguments, "model.name", None)))
@@ -88,14 +92,26 @@ def parse(arguments: Sequence[str]) -> Arguments:
         description=f"Trains an image classifier. Options change the settings of a preset.\n\n{summaries}",
     )
     # Options may contradict the initial weights.
-    if weights_model is not None:
-        _check_shape(parsed.config, weights_model)
+    if weights is not None:
+        _check_shape(parsed.config, weights.model)
     given = workdir and str(parsed.workdir)  # As a path, an empty text would be the working directory.
     return dataclasses.replace(parsed, workdir=named_path(given, option="workdir"))
 
 
-def _find_weights_model(init_from: str | None, workdir: str) -> ModelConfig | None:
-    """The network of the `init_from` weights; a run that is resumed uses its recorded one."""
+class _Described(NamedTuple):
+    """What initial weights are for.
+
+    Attributes:
+      model: the network.
+      side: side in pixels of the pictures.
+    """
+
+    model: ModelConfig
+    side: int
+
+
+def _find_weights(init_from: str | None, workdir: str) -> _Described | None:
+    """Describes the `init_from` weights; for a run that is resumed, as it is recorded."""
     if init_from is None or init_from == "None":
         return None
     folder = Workdir(named_path(workdir, option="workdir"))
@@ -103,8 +119,8 @@ def _find_weights_model(init_from: str | None, workdir: str) -> ModelConfig | No
     if (folder.path / "config.json").exists():
         recorded = folder.read_config()
         if recorded.init_from == init_from:
-            return recorded.model
-    return read_model(init_from)
+            return _Described(recorded.model, recorded.data.image_size)
+    return _Described(read_model(init_from), read_side(init_from))
 
 
 def _check_shape(config: Config, weights_model: ModelConfig) -> None:

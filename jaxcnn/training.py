@@ -98,7 +98,10 @@ def begin(config: Config, workdir: str | Path) -> Iterator[Start]:
         # What can be checked without the pictures comes first: they may have to be downloaded and decoded.
         config = _resolve(config, folder)
         folder.check_resumable(config)
-        run = prepare(config, data.load(config.data))
+        dataset = data.load(config.data)
+        if not folder.has_run:
+            config = _with_fitting_batch(config, len(dataset.train))
+        run = prepare(config, dataset)
         classes, pictures = _classes(run), run.dataset.fingerprint()
         folder.check_same_data(classes, pictures)
         with open_checkpoints(folder.checkpoints) as checkpoints, open_log(folder.path) as log:
@@ -116,7 +119,7 @@ def begin(config: Config, workdir: str | Path) -> Iterator[Start]:
             if weights is not None:
                 record_earlier(weights.trainings, folder.earlier_trainings, warning=_overlap(run, weights))
             _print_start(run, folder, step=step, weights=weights)
-            if weights is not None and (config.fit_head or config.freeze == "backbone"):
+            if weights is not None and (config.fit_head or config.is_frozen):
                 state = _fit_head(run, state, checkpoints, log)
             yield Start(run, state, checkpoints, log)
 
@@ -134,7 +137,7 @@ def conclude(run: Run, workdir: str | Path) -> Evaluation:
     measure_split = partial(measure, classes=len(classifier.names), batch_size=run.config.batch_size)
     evaluation = measure_split(classifier.logits, held_out)
     # Mirroring may change the class of a picture, such as a digit's; the settings then leave it out of training.
-    flipped = measure_split(with_mirror_image(classifier.logits), held_out) if run.config.augment.flip else None
+    flipped = measure_split(with_mirror_image(classifier.logits), held_out) if run.config.mirrors else None
     about = describe_measured(classifier, dataset=run.dataset, split="validation")
     write_evaluation(evaluation, folder.evaluation, names=classifier.names, about=about, flipped=flipped)
     report.write_report(folder.path, evaluation, run.dataset, calibration=calibration)
@@ -156,6 +159,16 @@ def _resolve(config: Config, workdir: Workdir) -> Config:
     if pretrained is None:
         return dataclasses.replace(config, data=given.resolved())
     return dataclasses.replace(config, data=given.resolved(crop=pretrained.crop, filter=pretrained.filter))
+
+
+def _with_fitting_batch(config: Config, count: int) -> Config:
+    """Returns the settings with a batch of all training pictures if there are fewer than a batch has, and says so."""
+    devices = jax.device_count()
+    largest = max(count // devices, 1) * devices
+    if config.is_frozen or config.batch_size <= largest or largest < 2:
+        return config
+    console.print(f"batch_size is {config.batch_size}, reduced to {largest}: there are {count} training pictures")
+    return dataclasses.replace(config, batch_size=largest)
 
 
 def _classes(run: Run) -> Classes:
@@ -261,7 +274,7 @@ def _print_start(run: Run, workdir: Workdir, *, step: int, weights: Weights | No
         console.print(f"resuming at step {step:,} of {run.total_steps:,}")
     if weights is not None:
         same_classes = weights.has_classes(dataset.names, dataset.wnids)
-        fitted = run.config.fit_head or run.config.freeze == "backbone"
+        fitted = run.config.fit_head or run.config.is_frozen
         head = "the classifier too, for the same classes" if same_classes and not fitted else "with a new classifier"
         console.print(f"initial weights: {weights.source}, trained on {weights.dataset}, {head}", soft_wrap=True)
         if warning := _overlap(run, weights):

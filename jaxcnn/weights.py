@@ -160,6 +160,21 @@ def read_model(source: str) -> ModelConfig:
         return _read_metadata(path, file).config.model
 
 
+def read_side(source: str) -> int:
+    """Reads the side in pixels of the pictures that the weights which `init_from` names were trained for.
+
+    Raises:
+      UserError: as `read_weights`.
+    """
+    if (pretrained := read_pretrained(source)) is not None:
+        return pretrained.side
+    path = _find(source)
+    if path.is_dir():
+        return Workdir(path).read_config().data.image_size
+    with _opened(path) as file:
+        return _read_metadata(path, file).config.data.image_size
+
+
 def mean_of(weights: Sequence[Weights]) -> Weights:
     """Returns the mean of the weights of several trainings of one network (Wortsman et al. 2022, "Model soups").
 

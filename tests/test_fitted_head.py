@@ -87,6 +87,7 @@ def test_a_frozen_run_takes_no_step_and_its_file_has_the_head(config, tmp_path):
     for page in ("report.html", "model/README.md"):
         assert described in (workdir / page).read_text()
         assert "no training steps: all but the classifier is frozen" in (workdir / page).read_text()
+        assert "learning rate 0.01" not in (workdir / page).read_text()
         assert "No choice of the training was based on these pictures." in (workdir / page).read_text()
         assert "on these same pictures" not in (workdir / page).read_text()
     # The same again changes nothing, other settings are refused.

@@ -222,6 +222,51 @@ def test_pictures_added_between_two_sessions_are_reported(config, tmp_path):
     assert [line["epoch"] for line in read_log(tmp_path / "run", "validation")] == [1, 2]
 
 
+def test_a_batch_larger_than_the_set_is_reduced_for_all_of_the_run(config, tmp_path, capsys):
+    folder = write_class_folders(tmp_path / "pictures", count=6, size=8)
+    own = dataclasses.replace(config, data=dataclasses.replace(config.data, source=str(folder)), epochs=1)
+    train(own, tmp_path / "run")
+    assert "batch_size is 64, reduced to 10: there are 10 training pictures" in capsys.readouterr().err
+    assert Workdir(tmp_path / "run").read_config().batch_size == 10
+    train(dataclasses.replace(own, epochs=2), tmp_path / "run")
+    assert "reduced" not in capsys.readouterr().err
+    assert [line["step"] for line in read_log(tmp_path / "run", "validation")] == [1, 2]
+    with pytest.raises(UserError, match="batch_size 10, not 5"):
+        train(dataclasses.replace(own, batch_size=5), tmp_path / "run")
+
+
+def test_a_run_without_progress_ends_early_and_stays_ended(config, tmp_path, capsys):
+    # At this rate nothing is learned.
+    stuck = dataclasses.replace(
+        config, optim=OptimConfig(learning_rate=1e-12), epochs=9, early_stopping=2, balance=True
+    )
+    train(stuck, tmp_path)
+    assert "stopped early: no better validation top-1 in the last 2 of 3 epochs" in capsys.readouterr().err
+    assert [line["epoch"] for line in read_log(tmp_path, "validation")] == [1, 2, 3]
+    assert (tmp_path / "model.onnx").exists()
+    written = (tmp_path / "metrics.jsonl").read_text()
+    train(stuck, tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text() == written
+    train(dataclasses.replace(stuck, early_stopping=3), tmp_path)
+    assert [line["epoch"] for line in read_log(tmp_path, "validation")] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("history", "patience", "stalled"),
+    [
+        ([], 1, False),
+        ([0.5], 1, False),
+        ([0.5, 0.5], 1, True),
+        ([0.5, 0.6], 1, False),
+        ([0.5, 0.4, 0.51], 2, False),
+        ([0.5, 0.4, 0.5], 2, True),
+        ([0.9, 0.1, 0.2, 0.3], None, False),
+    ],
+)
+def test_when_a_run_is_stalled(history, patience, stalled):
+    assert loop.is_stalled(history, patience) == stalled
+
+
 def test_classes_whose_names_are_not_utf8_are_exported(config, tmp_path):
     folder = write_class_folders(tmp_path / "pictures", count=6, size=8)
     (folder / "cat").rename(folder / os.fsdecode(b"caf\xe9"))

@@ -581,6 +581,17 @@ def test_the_network_is_that_of_the_weights(file, preset, option):
     assert [getattr(model, name) for name in SHAPE] == [getattr(MODEL, name) for name in SHAPE]
 
 
+def test_pictures_of_finetune_have_the_size_that_the_weights_were_trained_with(file, tmp_path):
+    new = ["--workdir", str(tmp_path / "new")]
+    assert metadata_of().config.data.image_size == 32
+    given = ["--init_from", str(file), *new]
+    assert parse(["finetune", *given]).config.data.image_size == 32
+    assert parse(["finetune", *given, "--data.image_size", "48"]).config.data.image_size == 48
+    assert parse(["folder", *given]).config.data.image_size == 64
+    assert parse(["finetune", *new]).config.data.image_size == 224
+    assert parse(["finetune", "--init_from", "shipped", *new]).config.data.image_size == 64
+
+
 def test_only_the_shape_of_the_network_comes_from_the_weights(tmp_path):
     path = tmp_path / "a.safetensors"
     other = ModelConfig(widths=(4, 6), blocks=(1, 0), dropout=0.5, precision="bfloat16", cpu_kernels=False)

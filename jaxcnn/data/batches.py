@@ -35,6 +35,23 @@ def epoch_order(*, seed: int, epoch: int, count: int) -> Int64[np.ndarray, " {co
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
+def balanced_order(labels: Int32[np.ndarray, " n"], *, seed: int, epoch: int) -> Int64[np.ndarray, " n"]:
+    """Returns as many examples as there are, equally many of each class, in an order as of `epoch_order`.
+
+    A class with fewer examples has each of them equally often, or once more; of a larger one, some are drawn.
+    """
+    random = np.random.default_rng([seed, epoch])
+    classes = np.unique(labels)
+    # What does not divide goes to other classes in each epoch.
+    shares = np.full(len(classes), len(labels) // len(classes))
+    shares[random.permutation(len(classes))[: len(labels) % len(classes)]] += 1
+    drawn = [
+        np.resize(random.permutation(np.flatnonzero(labels == label)), share)
+        for label, share in zip(classes, shares, strict=True)
+    ]
+    return random.permutation(np.concatenate(drawn))
+
+
 def steps_per_epoch(split: Split, batch_size: int) -> int:
     """Returns the number of batches in an epoch, at least one.
 
@@ -43,7 +60,9 @@ def steps_per_epoch(split: Split, batch_size: int) -> int:
     return max(len(split) // batch_size, 1)
 
 
-def train_batches(split: Split, *, seed: int, batch_size: int, start_step: int = 0) -> Generator[Batch]:
+def train_batches(
+    split: Split, *, seed: int, batch_size: int, start_step: int = 0, balanced: bool = False
+) -> Generator[Batch]:
     """Yields shuffled full batches without end; the batch of a step depends on the arguments alone.
 
     Where a batch holds more than all pictures, it has each of them equally often, or once more.
@@ -55,6 +74,7 @@ def train_batches(split: Split, *, seed: int, batch_size: int, start_step: int =
       seed: decides the order, see `epoch_order`.
       batch_size: examples in a batch.
       start_step: step of the first batch, counted from 0, where training resumes.
+      balanced: draw all classes equally often, see `balanced_order`.
     """
     first_epoch, position = divmod(start_step, steps_per_epoch(split, batch_size))
 
@@ -62,7 +82,11 @@ def train_batches(split: Split, *, seed: int, batch_size: int, start_step: int =
         # Only the first epoch begins in the middle, where training resumes.
         skip = position * batch_size
         for epoch in itertools.count(first_epoch):
-            order = epoch_order(seed=seed, epoch=epoch, count=len(split))
+            order = (
+                balanced_order(split.labels, seed=seed, epoch=epoch)
+                if balanced
+                else epoch_order(seed=seed, epoch=epoch, count=len(split))
+            )
             if len(order) < batch_size:
                 order = np.resize(order, batch_size)
             for start in range(skip, len(order) - batch_size + 1, batch_size):

@@ -64,10 +64,11 @@ def describe_training(config: Config, *, steps_per_epoch: int | None) -> str:
     Args:
       steps_per_epoch: None if it is not known yet.
     """
+    balanced = "classes balanced" if config.balance else ""
     start = f"initial weights from {readable(Path(config.init_from).name)}" if config.init_from else ""
-    if config.freeze == "backbone":
+    if config.is_frozen:
         side = config.data.image_size
-        return _joined("no training steps: all but the classifier is frozen", f"{side}x{side} pixels", start)
+        return _joined("no training steps: all but the classifier is frozen", f"{side}x{side} pixels", balanced, start)
     # Epochs in a row at the same resolution.
     stages = [(side, len(list(epochs))) for side, epochs in itertools.groupby(range(config.epochs), config.resolution)]
     return _joined(
@@ -77,6 +78,10 @@ def describe_training(config: Config, *, steps_per_epoch: int | None) -> str:
         if len(stages) > 1
         else f"{stages[0][0]}x{stages[0][0]} pixels",
         f"label smoothing {config.label_smoothing:g}" if config.label_smoothing else "",
+        balanced,
+        f"ends after {counted(config.early_stopping, 'epoch')} without a better validation top-1"
+        if config.early_stopping
+        else "",
         f"seed {config.seed}",
         start,
     )

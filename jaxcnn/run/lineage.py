@@ -23,7 +23,7 @@ from jaxcnn.run.describe import (
     describe_training,
 )
 from jaxcnn.run.metrics_log import read_log
-from jaxcnn.run.sessions import describe_changes, read_sessions
+from jaxcnn.run.sessions import Session, describe_changes, read_sessions
 from jaxcnn.run.workdir import Workdir
 from jaxcnn.typed_json import decode
 
@@ -100,6 +100,15 @@ def read_earlier(path: Path) -> tuple[Training, ...]:
         raise UserError(f"{path} is damaged ({error}); train in a new workdir") from error
 
 
+def _describe_steps(step: int, sessions: Sequence[Session]) -> dict[str, str]:
+    """Describes how steps were taken, by heading."""
+    return {
+        "this checkpoint": f"after {counted(step, 'step')}",
+        "optimizer": describe_changes(sessions, lambda session: describe_optimizer(session.config.optim)),
+        "augmentation": describe_changes(sessions, lambda session: describe_augmentation(session.config.augment)),
+    }
+
+
 def _recipe(run: Workdir, trained: TrainedModel) -> dict[str, str]:
     """Describes a run's settings and cost, by heading."""
     config, log, sessions = trained.config, read_log(run.metrics), read_sessions(run)
@@ -110,9 +119,8 @@ def _recipe(run: Workdir, trained: TrainedModel) -> dict[str, str]:
         "schedule": describe_changes(
             sessions, lambda session: describe_training(session.config, steps_per_epoch=log.steps_per_epoch)
         ),
-        "this checkpoint": f"after {counted(trained.step, 'step')}",
-        "optimizer": describe_changes(sessions, lambda session: describe_optimizer(session.config.optim)),
-        "augmentation": describe_changes(sessions, lambda session: describe_augmentation(session.config.augment)),
+        # Without steps these have no effect.
+        **({} if config.is_frozen else _describe_steps(trained.step, sessions)),
         "precision": describe_changes(
             sessions, lambda session: describe_precision(session.config.model, session.environment)
         ),

@@ -113,8 +113,8 @@ _LARGEST = 2.0**128
 class MetricsLog:
     """Appends records to the log of a run. Use `open_log`."""
 
-    def __init__(self, workdir: Path, lines: IO[str], events: EventsWriter):
-        self._workdir = workdir
+    def __init__(self, path: Path, lines: IO[str], events: EventsWriter):
+        self._path = path
         self._lines = lines
         self._events = events
 
@@ -124,11 +124,15 @@ class MetricsLog:
         Raises:
           UserError: the disk is full or cannot be written.
         """
-        with _write_errors(self._workdir):
+        with _write_errors(self._path.parent):
             self._lines.write(json.dumps(_to_json(record)) + "\n")
             self._lines.flush()
             self._events.write_event(_to_event(record))
             self._events.flush()
+
+    def read(self) -> "RunLog":
+        """Reads what has been written so far; see `read_log`."""
+        return read_log(self._path)
 
 
 @contextmanager
@@ -148,7 +152,7 @@ def open_log(workdir: Path) -> Iterator[MetricsLog]:
         # A killed process can leave half a line; the next record starts a new one.
         if torn:
             lines.write("\n")
-        yield MetricsLog(workdir, lines, events)
+        yield MetricsLog(path, lines, events)
     finally:
         for file in (lines, events):
             with suppress(OSError):  # On a full disk `write` has raised it already.

@@ -120,7 +120,7 @@ def render(
         interval=wilson_interval(evaluation.top1, evaluation.count),
         facts=describe_run(sessions, log, dataset, earlier=earlier),
         epochs=config.epochs,
-        frozen=config.freeze == "backbone",
+        frozen=config.is_frozen,
         best=best,
         settings=json.dumps(dataclasses.asdict(config), indent=2),
         environment=sessions[-1].environment,
@@ -175,9 +175,13 @@ def describe_run(
         "Training": describe_changes(
             sessions, lambda session: describe_training(session.config, steps_per_epoch=steps)
         ),
-        "Optimizer": describe_changes(sessions, lambda session: describe_optimizer(session.config.optim)),
-        "Augmentation": describe_changes(sessions, lambda session: describe_augmentation(session.config.augment)),
     }
+    # Without steps these have no effect.
+    if not config.is_frozen:
+        facts["Optimizer"] = describe_changes(sessions, lambda session: describe_optimizer(session.config.optim))
+        facts["Augmentation"] = describe_changes(
+            sessions, lambda session: describe_augmentation(session.config.augment)
+        )
     if earlier:
         facts["Initial weights"] = ", then ".join(dict.fromkeys(map(_describe_earlier, earlier)))
     # What the log and the records of the sessions add; either may be missing.

@@ -157,21 +157,30 @@ class Workdir:
             return {}
         return found if isinstance(found, dict) and all(isinstance(value, str) for value in found.values()) else {}
 
+    @property
+    def has_run(self) -> bool:
+        """Whether a run has been recorded in this folder."""
+        return (self.path / "config.json").exists()
+
     def resolve(self, config: Config) -> Config:
         """Returns the settings with the fit, crop and filter of the run in this folder, if there is one, where open.
+
+        So is the batch size if all training pictures fit into the one given: it is reduced when a run begins.
 
         Raises:
           UserError: as `read_config`.
         """
         given = config.data
-        if not (self.path / "config.json").exists():
+        if not self.has_run:
             return config
-        recorded = self.read_config().data
-        fit, crop = given.fit or recorded.fit, given.crop
-        if fit == recorded.fit and crop is None:
-            crop = recorded.crop
-        settings = dataclasses.replace(given, fit=fit, crop=crop, filter=given.filter or recorded.filter)
-        return dataclasses.replace(config, data=settings)
+        recorded, pictures = self.read_config(), self.read_pictures()
+        fit, crop = given.fit or recorded.data.fit, given.crop
+        if fit == recorded.data.fit and crop is None:
+            crop = recorded.data.crop
+        settings = dataclasses.replace(given, fit=fit, crop=crop, filter=given.filter or recorded.data.filter)
+        is_larger = pictures is not None and config.batch_size > pictures.train
+        batch_size = recorded.batch_size if is_larger else config.batch_size
+        return dataclasses.replace(config, data=settings, batch_size=batch_size)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -208,7 +217,7 @@ class Workdir:
 
         Reads no pictures, so that a mistake is reported before they are decoded, which can take long.
         """
-        if (self.path / "config.json").exists():
+        if self.has_run:
             self._check_settings(config)
             # Raise an error if they are damaged.
             self.read_classes()
@@ -219,7 +228,7 @@ class Workdir:
 
         A picture that was added, removed or renamed changes which pictures are held out.
         """
-        if (self.path / "config.json").exists():
+        if self.has_run:
             self._check_classes(classes)
             self._check_pictures(pictures)
 
@@ -356,6 +365,7 @@ def _fixed_settings() -> tuple[str, ...]:
         "init_from",
         "freeze",
         "fit_head",
+        "balance",
         *(f"model.{name}" for name in model),
         "batch_size",
         "seed",

@@ -22,6 +22,20 @@ SUITS = ("club", "diamond", "heart", "spade")
 OTHER_DECKS = ("tarocco", "swiss", "skat", "bitmap", "rheinland", "berlin")
 """Decks with other suits, or that are there twice."""
 TEXTURES = ("base_floor", "base_light", "base_wall", "gothic_block", "gothic_trim", "skies")
+CLIPART = (
+    "animals/birds",
+    "animals/bugs",
+    "animals/mammals",
+    "computer/hardware",
+    "food/beverages",
+    "food/desserts",
+    "food/fruit",
+    "people/clothing",
+    "people/smilies",
+    "recreation/music",
+    "recreation/sports",
+    "transportation/vehicles",
+)
 PIECES = {"k": "king", "q": "queen", "r": "rook", "b": "bishop", "n": "knight", "p": "pawn"}
 
 
@@ -117,8 +131,15 @@ def textures(root: Path) -> Pictures:
         }
 
 
+def clipart(root: Path) -> Pictures:
+    """apt-get install openclipart-png (public domain): drawings of twelve subjects by many hands."""
+    folder = root / "usr/share/openclipart/png"
+    return _opened({subject: sorted((folder / subject).rglob("*.png")) for subject in CLIPART})
+
+
 SETS: dict[str, Callable[[Path], Pictures]] = {
-    source.__name__: source for source in (solar_cells, stamps, digits, letters, cards, animals, pieces, textures)
+    source.__name__: source
+    for source in (solar_cells, stamps, digits, letters, cards, animals, clipart, pieces, textures)
 }
 CHOSEN_ON = ("solar_cells", "stamps", "digits", "letters", "cards")
 """The sets that the defaults were chosen on; they were fixed before the others were looked at."""

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxcnn.data.batches import epoch_order, eval_batches, steps_per_epoch, train_batches
+from jaxcnn.data.batches import balanced_order, epoch_order, eval_batches, steps_per_epoch, train_batches
 from jaxcnn.data.rows import Rows
 from jaxcnn.data.split import Split
 
@@ -91,6 +91,29 @@ def test_a_batch_larger_than_the_split_repeats_its_examples():
     assert first.labels.tolist() != second.labels.tolist()
     resumed = next(train_batches(numbered(10), seed=0, batch_size=23, start_step=1))
     assert resumed.labels.tolist() == second.labels.tolist()
+
+
+@given(counts=st.lists(st.integers(1, 12), min_size=1, max_size=5), epoch=st.integers(0, 100))
+def test_balanced_classes_are_drawn_equally_often(counts, epoch):
+    labels = np.repeat(np.arange(len(counts)), counts).astype(np.int32)
+    order = balanced_order(labels, seed=3, epoch=epoch)
+    assert len(order) == len(labels)
+    drawn = np.bincount(labels[order], minlength=len(counts))
+    assert drawn.max() - drawn.min() <= 1
+    for label in range(len(counts)):
+        times = np.bincount(order, minlength=len(labels))[labels == label]
+        assert times.max() - times.min() <= 1
+    assert np.array_equal(order, balanced_order(labels, seed=3, epoch=epoch))
+
+
+def test_balanced_batches_follow_their_order_and_use_every_picture_in_time():
+    split = Split(numbered(12).images, np.array([0] * 9 + [1] * 3, np.int32))
+    batches = itertools.islice(train_batches(split, seed=0, batch_size=6, balanced=True), 20)
+    drawn = [batch.images[:, 0, 0, 0].tolist() for batch in batches]
+    assert drawn[:2] == balanced_order(split.labels, seed=0, epoch=0).reshape(2, 6).tolist()
+    assert {number for batch in drawn for number in batch} == set(range(12))
+    resumed = next(train_batches(split, seed=0, batch_size=6, start_step=7, balanced=True))
+    assert resumed.images[:, 0, 0, 0].tolist() == drawn[7]
 
 
 @given(count=st.integers(0, 20), batch_size=st.integers(1, 7))

@@ -107,6 +107,8 @@ def test_training_at_several_resolutions():
         "10 epochs of 1,390 steps, batch size 256, 8 at 48x48 pixels, then 2 at 64x64 pixels, label smoothing 0.1, "
         "seed 7"
     )
+    ended = describe_training(Config(balance=True, early_stopping=1), steps_per_epoch=None)
+    assert "32x32 pixels, classes balanced, ends after 1 epoch without a better validation top-1, seed 0" in ended
     start = Config(init_from="runs/first/model.safetensors")
     assert describe_training(start, steps_per_epoch=None).endswith(", seed 0, initial weights from model.safetensors")
     assert describe_training(Config(), steps_per_epoch=None) == "30 epochs, batch size 64, 32x32 pixels, seed 0"

@@ -158,6 +158,15 @@ def test_the_page_shows_what_was_measured(tmp_path):
     assert "both ways, it is 12.3%" in page.text
 
 
+def test_the_page_of_a_frozen_run_has_no_settings_of_steps(tmp_path):
+    frozen = dataclasses.replace(CONFIG, init_from="a", freeze="backbone", augment=AugmentConfig(flip=True))
+    text = Page(write(tmp_path, "ab", config=frozen, lines=[])[0]).text
+    assert "no training steps: all but the classifier is frozen, 8x8 pixels" in text
+    for heading in ("Optimizer", "Augmentation", "Learning curves"):
+        assert heading not in text
+        assert heading in Page(write(tmp_path / "steps", "ab")[0]).text
+
+
 def test_the_page_says_where_the_initial_weights_come_from(tmp_path):
     assert "Initial weights" not in Page(write(tmp_path, "ab")[0]).text
     weights = {"weights": "pets 3.1 on PyPI, pets.pth, sha256 abc", "warning": "it has seen them"}

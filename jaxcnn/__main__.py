@@ -4,7 +4,12 @@ import runpy
 import sys
 from collections.abc import Sequence
 
-MODULES = {"train": "jaxcnn.train", "evaluate": "jaxcnn.evaluate", "export": "export"}
+MODULES = {
+    "train": "jaxcnn.train",
+    "evaluate": "jaxcnn.evaluate",
+    "predict": "jaxcnn.predict",
+    "export": "export",
+}
 """The module behind each command."""
 
 OVERVIEW = """\
@@ -18,9 +23,11 @@ jaxcnn trains image classifiers, exports them to one ONNX file, and serves that 
   python -m jaxcnn.evaluate WORKDIR_OR_ONNX [--data.source PATH]
       Measures a trained model on its validation pictures, or on others.
 
+  python -m jaxcnn.predict MODEL PICTURES... [--output results.csv]
+      Classifies files, folders and zips of pictures.
+
   python -m export WORKDIR [-o FILE.onnx | -o FILE.safetensors]
-      Exports the best checkpoint so far to an ONNX file, also in 8-bit integers,
-      or its weights to a file that other runs can start from.
+      Exports the best checkpoint, or its weights for other runs to start from.
 
   JAXCNN_MODEL=FILE.onnx uvicorn server.app:app
       Serves an exported classifier over HTTP, with a demo page.

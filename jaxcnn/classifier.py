@@ -1,9 +1,7 @@
 """A trained classifier, opened from a workdir or from the ONNX file that was exported from it."""
 
 import dataclasses
-import hashlib
 import itertools
-import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,14 +11,14 @@ from typing import overload
 
 import jax
 import numpy as np
-import onnxruntime
 from jaxtyping import Float32, UInt8
 
 from jaxcnn.config import Config
 from jaxcnn.data import Fingerprint, Resize
 from jaxcnn.errors import UserError
 from jaxcnn.metadata import Metadata
-from jaxcnn.prediction import Picture, Prediction, describe_picture, is_picture, rank_classes, to_input
+from jaxcnn.onnx_file import check_contract, not_exported, open_session
+from jaxcnn.prediction import Picture, Prediction, check_finite, describe_picture, is_picture, rank_classes, to_input
 from jaxcnn.run.checkpoint import load_model
 from jaxcnn.run.workdir import Workdir
 from jaxcnn.step import eval_step
@@ -136,35 +134,19 @@ def load(path: str | os.PathLike[str]) -> Classifier:
     )
 
 
-def check_finite(logits: Float32[np.ndarray, "n classes"], places: Sequence[str]) -> None:
-    """Raises UserError if a logit is not finite, which names the first such picture by its entry in `places`."""
-    invalid = ~np.isfinite(logits).all(axis=1)
-    if invalid.any():
-        where = places[int(invalid.argmax())]
-        raise UserError(
-            f"the model's outputs for {where} are not finite numbers; it has diverged: train again with a lower "
-            "--optim.learning_rate"
-        )
-
-
 def open_onnx(path: Path) -> Classifier:
     """Opens an exported model with onnxruntime.
 
     Raises:
       UserError: the file is not ONNX, breaks the contract of `python -m export`, or differs from its description.
     """
-    _check_digest(path)
-    try:
-        session = onnxruntime.InferenceSession(path, _quiet(), providers=["CPUExecutionProvider"])
-    # onnxruntime's exceptions share no base class.
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} is neither a workdir nor a readable .onnx file ({reason})") from error
+    session = open_session(path)
     try:
         metadata = Metadata.from_props(session.get_modelmeta().custom_metadata_map)
-        _check_contract(session, metadata)
+        _check_preparation(metadata)
+        check_contract(session, classes=len(metadata.names), image_size=metadata.image_size)
     except UserError as error:
-        raise UserError(f"{path} was not made by `python -m export WORKDIR`: {error}") from None
+        raise not_exported(path, error) from None
     return Classifier(
         path=path,
         config=metadata.config,
@@ -178,41 +160,11 @@ def open_onnx(path: Path) -> Classifier:
     )
 
 
-def _check_digest(path: Path) -> None:
-    """Raises UserError if the description beside a model, MODEL.json, has another SHA-256 of it."""
-    try:
-        described = json.loads(path.with_suffix(".json").read_bytes())
-        expected = described["sha256"] if described["file"] == path.name else None
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except (OSError, ValueError, KeyError, TypeError):
-        return  # There is no description, or it is of something else.
-    if expected is not None and found != expected:
-        raise UserError(
-            f"{path} is damaged, or was replaced: its SHA-256 differs from the one in {path.with_suffix('.json')}; "
-            "export it again, or remove that file if the change is meant"
-        )
-
-
-def _check_contract(session: onnxruntime.InferenceSession, metadata: Metadata) -> None:
-    """Raises UserError if input, output or preparation are not those that the metadata and `predict` imply."""
+def _check_preparation(metadata: Metadata) -> None:
+    """Raises UserError if the preparation of pictures is not the one that the recorded settings imply."""
     side = metadata.config.data.image_size
     if metadata.image_size != (side, side):
         raise UserError(f"metadata.image_size is {list(metadata.image_size)}, but {side} in metadata.config")
     implied = Resize.of(metadata.config.data)
     if metadata.resize != implied:
         raise UserError(f"metadata.resize is {metadata.resize}, but {implied} in metadata.config")
-    # The first dimension is the batch.
-    values = (*session.get_inputs(), *session.get_outputs())
-    found = {value.name: (value.type, value.shape[1:]) for value in values}
-    expected = {"image": ("tensor(uint8)", [side, side, 3]), "logits": ("tensor(float)", [len(metadata.names)])}
-    for name, kind in expected.items():
-        if found.get(name) != kind:
-            raise UserError(f"{name} is {found.get(name, 'absent')}, not {kind}")
-
-
-def _quiet() -> onnxruntime.SessionOptions:
-    options = onnxruntime.SessionOptions()
-    # Errors also arrive as exceptions.
-    options.log_severity_level = 4
-    return options

@@ -1,6 +1,7 @@
 """Runs a command: every mistake of the user is one line and an exit status, never a traceback."""
 
 import io
+import os
 import signal
 import sys
 import types
@@ -35,6 +36,10 @@ def run(
     except UserError as error:
         print(printable(f"{prog}: {error}"), file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:
+        # Whoever reads the output has seen enough, as `head` has; what Python still holds goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
         advice = "; make room and run the same command again" if error.errno in NO_ROOM else ""
         print(printable(f"{prog}: {error}{advice}"), file=sys.stderr)

@@ -11,13 +11,14 @@ from rich.console import Console
 from rich.progress import track
 from scipy.special import log_softmax
 
-from jaxcnn.classifier import Classifier, LogitsFunction, check_finite, load
+from jaxcnn.classifier import Classifier, LogitsFunction, load
 from jaxcnn.config import DataConfig
 from jaxcnn.data import Dataset, Split
 from jaxcnn.data.batches import EvalBatch, eval_batches
 from jaxcnn.errors import UserError
 from jaxcnn.evaluation_data import data_config_of, load_evaluation_data
 from jaxcnn.metrics import Evaluation, score, summarize
+from jaxcnn.prediction import check_finite
 
 SplitName = Literal["validation", "train", "all"]
 SPLITS: dict[SplitName, tuple[str, ...]] = {

@@ -77,15 +77,39 @@ def parse[T](default: T, arguments: Sequence[str], *, prog: str, description: st
     Raises:
       UserError: an option does not exist, or its value is not of its type.
     """
+    value, words = parse_with_words(default, arguments, prog=prog, description=description)
+    if words:
+        raise UserError(f"{words[0]!r} belongs to no option; see {prog} --help")
+    return value
+
+
+def parse_with_words[T](
+    default: T, arguments: Sequence[str], *, prog: str, description: str = ""
+) -> tuple[T, tuple[str, ...]]:
+    """Does what `parse` does, and also returns the words that belong to no option, such as names of files.
+
+    A lone `-` is such a word, and so is everything after `--`.
+
+    Raises:
+      UserError: as `parse`.
+    """
     # Split the command line: argparse collects the words of each option.
+    before, after = _split_at(arguments, "--")
     options = {option.name: option for option in find_options(default)}
     parser = _make_parser(options.values(), prog=prog, description=description)
-    given, unknown = parser.parse_known_args(_with_underscores(arguments))
-    if unknown:
-        raise UserError(_explain_unknown(unknown[0], options.values(), prog))
+    given, others = parser.parse_known_args(_with_underscores(before))
+    for other in others:
+        if other.startswith("-") and other != "-":
+            raise UserError(_explain_unknown(other, options.values()))
     # Convert the words of all options before anything is replaced: checks see all new values at once.
     values = {options[name].path: _read(options[name], words) for name, words in vars(given).items()}
-    return typing.cast(T, _replace(default, values))
+    return typing.cast(T, _replace(default, values)), (*others, *after)
+
+
+def _split_at(arguments: Sequence[str], separator: str) -> tuple[Sequence[str], Sequence[str]]:
+    """Splits arguments at the first that is the separator, which is dropped."""
+    place = list(arguments).index(separator) if separator in arguments else len(arguments)
+    return arguments[:place], arguments[place + 1 :]
 
 
 def peek[T](arguments: Sequence[str], option: str, default: T) -> str | T:
@@ -284,10 +308,8 @@ def _show(default: object) -> str:
     return str(default)
 
 
-def _explain_unknown(argument: str, options: Iterable[Option], prog: str) -> str:
+def _explain_unknown(argument: str, options: Iterable[Option]) -> str:
     """Returns what is wrong with an argument that is no option, and which options there are."""
-    if not argument.startswith("-"):
-        return f"{argument!r} belongs to no option; see {prog} --help"
     group = argument.lstrip("-").partition("=")[0].rpartition(".")[0]
     names = [option.name for option in options if option.group == group] or [option.name for option in options]
     return f"there is no option {argument}; there are: {', '.join('--' + name for name in names)}"

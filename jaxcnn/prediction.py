@@ -1,14 +1,14 @@
 """What a classifier says about a picture, and the kinds of pictures that it takes."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float32, UInt8
 from PIL import Image
-from scipy.special import softmax
 
 from jaxcnn.data.decoding import decode, prepare
 from jaxcnn.data.resize import STRETCH, Resize, centre
@@ -61,10 +61,23 @@ class Prediction:
 
 def rank_classes(logits: Float[np.ndarray, " classes"], *, names: tuple[str, ...], top_k: int) -> Prediction:
     """Returns the `top_k` most probable classes, or all if there are fewer."""
-    probabilities = softmax(logits.astype(np.float64))
+    # The softmax, shifted so that no exponential overflows.
+    values = np.exp(logits.astype(np.float64) - logits.max())
+    probabilities = values / values.sum()
     # Stable, so that classes of equal probability stay in the order of their indices, as argmax has it.
     best = np.argsort(-probabilities, kind="stable")[:top_k]
     return Prediction(tuple(ClassProbability(names[i], int(i), float(probabilities[i])) for i in best))
+
+
+def check_finite(logits: Float32[np.ndarray, "n classes"], places: Sequence[str]) -> None:
+    """Raises UserError if a logit is not finite, which names the first such picture by its entry in `places`."""
+    invalid = ~np.isfinite(logits).all(axis=1)
+    if invalid.any():
+        where = places[int(invalid.argmax())]
+        raise UserError(
+            f"the model's outputs for {where} are not finite numbers; it has diverged: train again with a lower "
+            "--optim.learning_rate"
+        )
 
 
 def is_picture(value: object) -> TypeGuard[Picture]:

@@ -96,7 +96,7 @@ def test_metadata_of_the_project():
 def test_every_requirement_is_locked_with_hashes():
     locked = dict(re.findall(r"^([\w.-]+)==([^\s;]+)", LOCK, re.MULTILINE))
     extras = PROJECT["optional-dependencies"]
-    wanted = [Requirement(line) for name in ("export", "train", "serve", "dev") for line in extras[name]]
+    wanted = [Requirement(line) for name in ("predict", "export", "train", "serve", "dev") for line in extras[name]]
     for requirement in [*wanted, *map(Requirement, PROJECT["dependencies"])]:
         if requirement.name != "jaxcnn":
             version = locked[canonicalize_name(requirement.name)]

@@ -73,6 +73,10 @@ def test_in_jaxcnn_only_training_imports_export():
     assert modules_importing("jaxcnn", {"export", "server"}) == {"jaxcnn/training.py": {"export"}}
 
 
+def test_predictions_need_no_jax():
+    assert not modules_loaded_by("jaxcnn.predict") & {"jax", "flax", "optax", "orbax", "scipy", "sklearn", "onnx"}
+
+
 def test_the_converter_knows_no_jaxcnn():
     reads_workdir = ("__main__", "card", "pretrained", "publish", "sidecars", "workdir")
     allowed = {f"export/{name}.py": {"jaxcnn"} for name in reads_workdir}

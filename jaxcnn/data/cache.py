@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -17,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jaxcnn.checksum import ChecksumError, checksum_chunks, seal, unseal
 from jaxcnn.data.dataset import Dataset
-from jaxcnn.data.decoding import DECODER, decode
+from jaxcnn.data.decoding import DECODER, decode, decoding_threads
 from jaxcnn.data.resize import STRETCH, Resize
 from jaxcnn.data.sources.encoded_dataset import EncodedDataset
 from jaxcnn.data.sources.pictures import Picture, Pictures
@@ -31,9 +30,6 @@ VERSION = 2
 
 CHUNK = 2**25
 """Bytes of decoded pictures between two writes: 2,730 pictures of 64x64 pixels, or 10 of 1024x1024."""
-
-THREADS = 16
-"""Most threads that decode; each holds a whole picture in memory."""
 
 LISTED = 10
 """Most unreadable pictures that one error message lists."""
@@ -180,11 +176,10 @@ def _write_files(folder: Path, dataset: EncodedDataset, decode: Decode, size: in
       UserError: pictures cannot be read; all are tried first, so that one message lists them.
       OSError: a file cannot be written.
     """
-    # Threads, not processes: Pillow releases the interpreter lock while it decodes and resizes.
     errors: list[str] = []
     with (
         _progress(f"decoding {dataset.name}", dataset.count) as advance,
-        ThreadPoolExecutor(_threads()) as pool,
+        ThreadPoolExecutor(decoding_threads()) as pool,
     ):
         for split, pictures in (("train", dataset.train), ("validation", dataset.validation)):
             errors += _write_split(folder, split, pictures, decode, size=size, pool=pool, advance=advance)
@@ -214,12 +209,6 @@ def _progress(text: str, total: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(text, total=total)
         yield lambda count: progress.advance(task, count)
-
-
-def _threads() -> int:
-    """Returns the number of cores that this process may use, but at most `THREADS`."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, THREADS)
 
 
 def _write_split(

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,9 @@ A decoder that leaves out the highest frequencies averages areas, as the resize 
 pictures differ by a sixth of a level on average. The server does the same, so that a model sees what it was trained on.
 """
 
+THREADS = 16
+"""Most threads that decode; each holds a whole picture in memory."""
+
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -39,6 +43,15 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """The operation that undoes each EXIF orientation."""
+
+
+def decoding_threads() -> int:
+    """Returns the number of cores that this process may use, but at most `THREADS`.
+
+    Threads, not processes: Pillow releases the interpreter lock while it decodes and resizes.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, THREADS)
 
 
 def decode(

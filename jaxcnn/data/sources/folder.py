@@ -56,7 +56,7 @@ def _open_folder(path: Path, files: list[str], folders: list[str]) -> EncodedDat
         map(PurePosixPath, files),
         map(PurePosixPath, folders),
         where=str(path),
-        read=lambda file: _read(path / file),
+        read=lambda file: read_file(path / file),
     )
     return open_class_folders(tree, name=readable(path.name))
 
@@ -67,7 +67,12 @@ def _open_zip(path: Path) -> EncodedDataset:
     return open_class_folders(tree, name=readable(path.stem))
 
 
-def _read(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """Returns the content of a file.
+
+    Raises:
+      UserError: it cannot be read, or is larger than `MAX_BYTES`.
+    """
     try:
         with path.open("rb") as file:
             # The size of the open file: the path may meanwhile lead to another.

@@ -1,0 +1,287 @@
+"""Files of predictions, one row for each picture: CSV, JSON Lines or Parquet.
+
+Rows are appended as they come, so that what was done survives an interruption: a file that is opened again knows its
+pictures, and a last row that is incomplete is dropped.
+"""
+
+import csv
+import itertools
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+
+from jaxcnn.errors import UserError
+from jaxcnn.paths import readable
+from jaxcnn.prediction import Prediction
+
+ENDINGS = (".csv", ".jsonl", ".parquet")
+"""Endings of the files that can be written."""
+
+DIGITS = 6
+"""Decimal places of probabilities and features."""
+
+ROWS = 10_000
+"""Rows of a Parquet file that are held in memory at once."""
+
+type Row = dict[str, Any]
+"""The values of one picture by column; `features` is a list of numbers."""
+
+
+def make_row(name: str, prediction: Prediction, features: np.ndarray | None = None) -> Row:
+    """Returns the row of a picture.
+
+    Its columns are `file`, `predicted_class`, `probability`, `class_2`, `probability_2` and so on, and `features`.
+    """
+    row: Row = {"file": name}
+    for rank, found in enumerate(prediction.top, 1):
+        kind, share = ("predicted_class", "probability") if rank == 1 else (f"class_{rank}", f"probability_{rank}")
+        row |= {kind: found.name, share: round(found.probability, DIGITS)}
+    return row if features is None else row | {"features": [round(float(value), DIGITS) for value in features]}
+
+
+def columns_of(*, top_k: int, channels: int | None) -> tuple[str, ...]:
+    """Returns the columns of a row of `top_k` classes, and of features if the number of channels is given."""
+    ranks = [column for rank in range(2, top_k + 1) for column in (f"class_{rank}", f"probability_{rank}")]
+    return ("file", "predicted_class", "probability", *ranks, *(["features"] if channels is not None else []))
+
+
+class Output(Protocol):
+    """A file of predictions that is open."""
+
+    @property
+    def done(self) -> Mapping[str, str]:
+        """The predicted class of each picture that the file had when it was opened."""
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Appends rows; they are in the file when this returns."""
+
+    def close(self) -> None:
+        """Completes the file."""
+
+
+@contextmanager
+def open_output(path: Path, *, top_k: int, channels: int | None) -> Iterator[Output]:
+    """Opens a file of predictions, which may have some already. It is completed even if an error ends the context.
+
+    Args:
+      path: the file; its ending says what it becomes.
+      top_k: classes in each row.
+      channels: features in each row; None if rows have none.
+
+    Raises:
+      UserError: the file has other columns or is something else, it cannot be written, or pyarrow is missing.
+    """
+    columns = columns_of(top_k=top_k, channels=channels)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".csv":
+            output: CsvOutput | JsonlOutput | ParquetOutput = CsvOutput(path, columns, channels or 0)
+        elif path.suffix == ".jsonl":
+            output = JsonlOutput(path, columns)
+        else:
+            output = ParquetOutput(path, columns)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}; give another --output") from error
+    with closing(output):
+        yield output
+
+
+@contextmanager
+def _closed_on_error(file: IO[Any]) -> Iterator[None]:
+    """Closes a file if it turns out to be something else."""
+    try:
+        yield
+    except BaseException:
+        file.close()
+        raise
+
+
+class CsvOutput:
+    """Predictions as CSV in UTF-8; features are the columns `feature_1`, `feature_2` and so on."""
+
+    def __init__(self, path: Path, columns: Sequence[str], channels: int):
+        self._columns = [column for column in columns if column != "features"]
+        header = [*self._columns, *(f"feature_{number}" for number in range(1, channels + 1))]
+        # Names that are not UTF-8 are written as the bytes that they are.
+        self._file = path.open("a+", encoding="utf-8", errors="surrogateescape", newline="")
+        with _closed_on_error(self._file):
+            self.done, end = self._read(path, header)
+            self._file.seek(end)
+            self._file.truncate()
+        self._writer = csv.writer(self._file, lineterminator="\n")
+        if not end:
+            self._writer.writerow(header)
+            self._file.flush()
+
+    def _read(self, path: Path, header: Sequence[str]) -> tuple[dict[str, str], int]:
+        """Returns the predicted class of each file, and where the last whole row ends."""
+        self._file.seek(0)
+        done, end = {}, 0
+        for record, place in _whole_records(self._file):
+            if not end:
+                _check_columns(path, record, header)
+            elif len(record) != len(header):
+                raise UserError(
+                    f"{path} has a row with other columns, {record[:3]}; remove it or give another --output"
+                )
+            else:
+                done[record[0]] = record[1]
+            end = place
+        return done, end
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Appends rows."""
+        for row in rows:
+            self._writer.writerow([*(row[column] for column in self._columns), *row.get("features", ())])
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def _whole_records(file: IO[str]) -> Iterator[tuple[list[str], int]]:
+    """Yields the records of a CSV file that end with a line break, each with the place in bytes where it ends."""
+    place = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal place
+        for line in file:
+            if not line.endswith("\n"):
+                return  # Cut off while it was written.
+            place += len(line.encode("utf-8", "surrogateescape"))
+            yield line
+
+    # Names may hold line breaks, so that a record may be several lines; the last may end within quotes.
+    reader = csv.reader(lines(), strict=True)
+    try:
+        for record in reader:
+            yield record, place
+    except csv.Error:
+        return
+
+
+def _check_columns(path: Path, found: Sequence[str], expected: Sequence[str]) -> None:
+    """Raises UserError if a file has other columns than the rows to be written."""
+    if list(found) != list(expected):
+        raise UserError(
+            f"{path} has the columns {', '.join(found)[:200]}, not {', '.join(expected)[:200]}; give the options "
+            "that it was written with, or another --output"
+        )
+
+
+class JsonlOutput:
+    """Predictions as JSON Lines: an object by column in each line."""
+
+    def __init__(self, path: Path, columns: Sequence[str]):
+        self._file = path.open("a+b")
+        with _closed_on_error(self._file):
+            self.done, end = self._read(path, columns)
+            self._file.seek(end)
+            self._file.truncate()
+
+    def _read(self, path: Path, columns: Sequence[str]) -> tuple[dict[str, str], int]:
+        """Returns the predicted class of each file, and where the last whole line ends."""
+        self._file.seek(0)
+        done, end = {}, 0
+        for number, line in enumerate(self._file, 1):
+            if not line.endswith(b"\n"):
+                break  # Cut off while it was written.
+            row = _parse_line(line, f"line {number} of {path}")
+            _check_columns(path, list(row), columns)
+            done[row["file"]] = row["predicted_class"]
+            end += len(line)
+        return done, end
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Appends rows."""
+        self._file.write("".join(f"{json.dumps(row)}\n" for row in rows).encode())
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def _parse_line(line: bytes, where: str) -> Row:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict):
+        raise UserError(f"{where} is not a prediction; remove it or give another --output")
+    return row
+
+
+class ParquetOutput:
+    """Predictions as Parquet, which cannot be appended to: rows are kept as JSON Lines beside it until it is closed."""
+
+    def __init__(self, path: Path, columns: Sequence[str]):
+        self._arrow = _import_arrow()
+        self._path = path
+        self._schema = self._arrow.schema([(column, self._kind(column)) for column in columns])
+        self._unfinished = path.with_name(f"{path.name}.unfinished.jsonl")
+        self.done: dict[str, str] = {}
+        if path.exists():
+            for rows in self._read_groups():
+                self.done |= dict(zip(*(rows[name].to_pylist() for name in ("file", "predicted_class")), strict=True))
+        self._rows = JsonlOutput(self._unfinished, columns)
+        self.done |= self._rows.done
+
+    def _kind(self, column: str) -> Any:
+        """Returns the type of a column."""
+        if column == "features":
+            return self._arrow.list_(self._arrow.float32())
+        return self._arrow.float64() if column.startswith("probability") else self._arrow.string()
+
+    def _read_groups(self) -> Iterator[Any]:
+        """Yields the row groups of the file.
+
+        Raises:
+          UserError: it is not Parquet, or has other columns.
+        """
+        try:
+            file = self._arrow.parquet.ParquetFile(self._path)
+        except (self._arrow.ArrowException, OSError) as error:
+            raise UserError(f"{self._path} is not a Parquet file; remove it or give another --output") from error
+        with file:
+            _check_columns(self._path, file.schema_arrow.names, self._schema.names)
+            for group in range(file.num_row_groups):
+                yield file.read_row_group(group)
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Appends rows to the file beside the Parquet file."""
+        self._rows.write(rows)
+
+    def close(self) -> None:
+        """Writes the Parquet file with all rows, in place of the earlier one."""
+        self._rows.close()
+        partial = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        try:
+            with self._arrow.parquet.ParquetWriter(partial, self._schema) as writer:
+                for rows in self._read_groups() if self._path.exists() else ():
+                    writer.write_table(rows)
+                with self._unfinished.open("rb") as lines:
+                    for batch in itertools.batched(lines, ROWS):
+                        rows = [json.loads(line) for line in batch]
+                        rows = [row | {"file": readable(row["file"])} for row in rows]  # Parquet keeps UTF-8 alone.
+                        writer.write_table(self._arrow.Table.from_pylist(rows, schema=self._schema))
+            partial.replace(self._path)
+        finally:
+            partial.unlink(missing_ok=True)
+        self._unfinished.unlink()
+
+
+def _import_arrow() -> Any:
+    """Returns pyarrow, which only Parquet needs."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise UserError("Parquet needs pyarrow; run pip install pyarrow, or give a name that ends with .csv") from error
+    return pyarrow

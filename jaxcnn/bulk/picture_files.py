@@ -1,0 +1,117 @@
+"""Finds the pictures that a command line names: files, folders, zips, patterns, and names on standard input."""
+
+import glob
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from PIL import Image
+
+from jaxcnn.data.sources.archive import Archive
+from jaxcnn.data.sources.folder import read_file
+from jaxcnn.data.sources.pictures import FORMATS
+from jaxcnn.data.sources.tree import is_junk, list_folder
+from jaxcnn.errors import UserError
+from jaxcnn.paths import named_path
+
+STANDARD_INPUT = "-"
+"""The argument that stands for names on standard input, one a line."""
+
+
+@dataclass(frozen=True, slots=True)
+class PictureFile:
+    """A file that may be a picture.
+
+    Attributes:
+      name: how messages and results call it: its path, or the path of its zip followed by the path inside.
+      archive: the zip that it is in; None for a file on disk.
+      inside: its path in the zip.
+      expected: whether it has to be a picture, because it was named or its name has the ending of one. Other files are
+        passed over if they are something else.
+    """
+
+    name: str
+    archive: Archive | None = None
+    inside: PurePosixPath | None = None
+    expected: bool = True
+
+    def read(self) -> bytes:
+        """Returns the content of the file; may be called from several threads.
+
+        Raises:
+          UserError: it cannot be read, or is too large for a picture.
+        """
+        if self.archive is not None and self.inside is not None:
+            return self.archive.read(self.inside)
+        return read_file(Path(self.name))
+
+
+def find_pictures(arguments: Sequence[str], lines: Iterable[str]) -> tuple[Iterator[PictureFile], int | None]:
+    """Finds the pictures that arguments stand for, each once, in the order of the arguments.
+
+    Args:
+      arguments: paths of files, folders and zips, patterns such as `photos/**/*.jpg`, or `-` for `lines`. Folders and
+        zips stand for all files below them, sorted by path, except the hidden ones and what systems leave behind.
+      lines: the lines of standard input, read only as the files are asked for.
+
+    Returns:
+      The files, and how many there are; None if that is not known before they have all been read.
+
+    Raises:
+      UserError: an argument names nothing, or there are no files.
+    """
+    groups: list[Iterable[PictureFile]] = []
+    for argument in arguments:
+        groups.append(_named_by(lines) if argument == STANDARD_INPUT else list(_expand(argument)))
+    if STANDARD_INPUT in arguments:
+        return _once(file for group in groups for file in group), None
+    files = list(_once(file for group in groups for file in group))
+    if not files:
+        raise UserError(f"there are no files in {', '.join(arguments)}; give pictures, or folders or zips of pictures")
+    return iter(files), len(files)
+
+
+def has_picture_ending(name: str) -> bool:
+    """Returns whether a file's name has the ending of a picture."""
+    return Image.registered_extensions().get(PurePosixPath(name).suffix.lower()) in FORMATS
+
+
+def _named_by(lines: Iterable[str]) -> Iterator[PictureFile]:
+    """Yields the files that lines name, as `find` prints them; empty lines name nothing."""
+    names = (line.rstrip("\r\n") for line in lines)
+    return (PictureFile(name) for name in names if name)
+
+
+def _expand(argument: str) -> Iterator[PictureFile]:
+    """Yields the files that a path or a pattern stands for."""
+    path = named_path(argument, option="a picture's name")
+    if path.is_dir():
+        folder = str(path)
+        files, _ = list_folder(path)
+        yield from (PictureFile(f"{folder}/{file}", expected=has_picture_ending(file)) for file in files)
+    elif path.suffix.lower() == ".zip":
+        yield from _members(path)
+    elif path.exists():
+        yield PictureFile(str(path))
+    elif matches := sorted(glob.glob(str(path), recursive=True)):
+        for match in matches:
+            yield from _expand(match)
+    else:
+        raise UserError(f"{argument} does not exist; give a picture, a folder, a zip or a pattern")
+
+
+def _members(path: Path) -> Iterator[PictureFile]:
+    """Yields the files in a zip."""
+    archive = Archive(path)
+    for inside in sorted(archive.files):
+        if not any(map(is_junk, inside.parts)):
+            yield PictureFile(f"{path}/{inside}", archive, inside, has_picture_ending(inside.name))
+
+
+def _once(files: Iterable[PictureFile]) -> Iterator[PictureFile]:
+    """Yields every file once, though several arguments may stand for it."""
+    seen: set[str] = set()
+    for file in files:
+        if file.name not in seen:
+            seen.add(file.name)
+            yield file

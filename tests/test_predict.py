@@ -1,0 +1,295 @@
+"""The command that classifies pictures: what it prints and writes, what it resumes, and errors of the user."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pictures import encode, write_zip, zip_folder
+from PIL import Image
+
+from jaxcnn.errors import UserError
+from jaxcnn.predict import main
+from tests.bulk.models import write_colours
+
+ROOT = Path(__file__).parent.parent
+COLOURS = {"red": (200, 60, 50), "green": (50, 190, 60), "blue": (60, 70, 210)}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The working directory, with a model, `photos` of plain colours in nested folders, a broken one, and a text."""
+    monkeypatch.chdir(tmp_path)
+    write_colours(tmp_path / "model.onnx")
+    for number, colour in enumerate(COLOURS.values()):
+        place = tmp_path / "photos" / f"day {number}"
+        place.mkdir(parents=True)
+        for i in range(2):
+            Image.new("RGB", (30, 20), tuple(level + i for level in colour)).save(place / f"{i}.png")
+    (tmp_path / "photos" / "broken.jpg").write_bytes(b"not a picture")
+    (tmp_path / "photos" / "notes.txt").write_text("of the days")
+    return tmp_path
+
+
+GOOD = {f"photos/day {number}/{i}.png": name for number, name in enumerate(COLOURS) for i in range(2)}
+
+
+def predict(*arguments: str) -> int:
+    """Runs the command and returns its exit status."""
+    try:
+        main(["model.onnx", *arguments])
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+def read_csv(path: str) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_table_for_people(folder, capsys):
+    assert predict("photos/day 0", "photos/day 2/1.png", "--top_k", "2") == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split() == ["predicted", "class", "class", "2", "file"]
+    assert [line.split(maxsplit=4)[::4] for line in lines] == [
+        ["red", "photos/day 0/0.png"],
+        ["red", "photos/day 0/1.png"],
+        ["blue", "photos/day 2/1.png"],
+    ]
+    assert lines[0].split()[2] == "green"
+
+
+def test_columns_and_probabilities(folder):
+    assert predict("photos/day 1", "--output", "r.csv", "--top_k", "9") == 0
+    rows = read_csv("r.csv")
+    assert list(rows[0]) == [
+        "file",
+        "predicted_class",
+        "probability",
+        "class_2",
+        "probability_2",
+        "class_3",
+        "probability_3",
+    ]
+    expected = np.exp(np.array([5.0, 19.0, 6.0]) - 19)
+    shares = [float(rows[0][name]) for name in ("probability", "probability_2", "probability_3")]
+    assert shares == pytest.approx(sorted(expected / expected.sum(), reverse=True), abs=1e-6)
+    assert [rows[0][name] for name in ("predicted_class", "class_2", "class_3")] == ["green", "blue", "red"]
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_goes_on_after_a_broken_file_and_resumes(folder, capsys, ending):
+    if ending == "parquet":
+        pytest.importorskip("pyarrow")
+    assert predict("photos/day 0", "--output", f"r.{ending}") == 0
+    # The others are added; the broken file is listed, a file that is no picture is counted.
+    assert predict("photos", "--output", f"r.{ending}") == 1
+    said = capsys.readouterr().err
+    assert "4 pictures classified into" in said
+    assert (
+        "2 were in it already; 1 file passed over as no picture; 1 file could not be read:\n  photos/broken.jpg" in said
+    )
+    rows = read_rows(f"r.{ending}")
+    assert {row["file"]: row["predicted_class"] for row in rows} == GOOD
+    assert len(rows) == 6
+    assert {path.name for path in folder.iterdir()} == {"model.onnx", "photos", f"r.{ending}"}
+
+
+def read_rows(path: str) -> list[dict[str, object]]:
+    if path.endswith("csv"):
+        return read_csv(path)
+    if path.endswith("jsonl"):
+        return [json.loads(line) for line in Path(path).read_text().splitlines()]
+    import pyarrow.parquet
+
+    return pyarrow.parquet.read_table(path).to_pylist()
+
+
+def test_a_row_that_was_cut_off_is_written_again(folder):
+    for name in ("r.csv", "r.jsonl"):
+        predict("photos", "--output", name)
+        whole = Path(name).read_bytes()
+        for cut in (1, 20, 60):
+            Path(name).write_bytes(whole[:-cut])
+            predict("photos", "--output", name)
+            assert Path(name).read_bytes() == whole
+
+
+def test_names_with_quotes_and_line_breaks_are_resumed(folder, capsys):
+    strange = folder / "photos" / 'a "b",\n c\udcff.png'
+    Image.new("RGB", (8, 8), COLOURS["red"]).save(os.fsencode(strange))
+    for name in ("r.csv", "r.jsonl"):
+        predict("photos", "--output", name)
+        content = Path(name).read_bytes()
+        predict("photos", "--output", name)
+        assert "0 pictures classified into" in capsys.readouterr().err
+        Path(name).write_bytes(content[: content.index(b"c\xff" if b"c\xff" in content else b"c\\udcff")])
+        predict("photos", "--output", name)
+        assert sorted(Path(name).read_bytes().splitlines()) == sorted(content.splitlines())
+
+
+def test_features_and_heatmaps(folder):
+    assert predict("photos/day 0", "--output", "r.jsonl", "--features", "--heatmaps", "heat") == 0
+    row = read_rows("r.jsonl")[0]
+    assert row["features"] == [200.0, 60.0, 50.0]
+    with Image.open("heat/photos/day 0/0.png.png") as heatmap:
+        assert heatmap.size == (256, 256)
+        # Red is nearly everywhere, so that the colour is laid over all of it.
+        level = 200 / 255 * 0.6
+        assert heatmap.getpixel((9, 9)) == pytest.approx(
+            [(1 - level) * shade + level * over for shade, over in zip(COLOURS["red"], (255, 64, 0), strict=True)],
+            abs=2,
+        )
+    # A missing heatmap is written again, the row is not.
+    os.remove("heat/photos/day 0/0.png.png")
+    before = Path("r.jsonl").read_bytes()
+    assert predict("photos/day 0", "--output", "r.jsonl", "--features", "--heatmaps", "heat") == 0
+    assert os.path.exists("heat/photos/day 0/0.png.png")
+    assert Path("r.jsonl").read_bytes() == before
+    predict("photos/day 0", "--output", "r.csv", "--features")
+    assert read_csv("r.csv")[0]["feature_1"] == "200.0"
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_sorts_into_class_folders(folder, copy):
+    members = {f"{i}.png": encode(Image.new("RGB", (9, 9), COLOURS["blue"])) for i in range(2)}
+    write_zip(folder / "more.zip", members)
+    options = ["photos", "more.zip", "--sort_into", "sorted", "--output", "r.csv", *(["--copy"] if copy else [])]
+    for _ in range(2):
+        predict(*options)
+        found = sorted(path.relative_to("sorted").as_posix() for path in Path("sorted").rglob("*.png"))
+        assert found == [
+            "blue/0-2.png",
+            "blue/0.png",
+            "blue/1-2.png",
+            "blue/1.png",
+            *(f"{name}/{i}.png" for name in ("green", "red") for i in range(2)),
+        ]
+    first = Path("sorted/red/0.png")
+    assert first.is_symlink() != copy
+    assert first.read_bytes() == Path("photos/day 0/0.png").read_bytes()
+    # Sorted also if the predictions were made before.
+    predict("photos", "--sort_into", "later", "--output", "r.csv")
+    assert len(list(Path("later").rglob("*.png"))) == 6
+
+
+def test_patterns_zips_and_standard_input(folder, monkeypatch, capsys):
+    zip_folder(folder / "photos", folder / "photos.zip")
+    assert predict("photos/**/1.png", "--output", "pattern.csv") == 0
+    assert [row["file"] for row in read_csv("pattern.csv")] == [name for name in GOOD if name.endswith("1.png")]
+    assert predict("photos.zip", "--output", "zip.csv") == 1
+    assert [row["file"] for row in read_csv("zip.csv")] == [
+        f"photos.zip/{name.removeprefix('photos/')}" for name in GOOD
+    ]
+    monkeypatch.setattr("sys.stdin", iter(["photos/day 0/0.png\n", "\n", "photos/absent.png\n"]))
+    assert predict("-", "--output", "lines.csv") == 1
+    assert [row["file"] for row in read_csv("lines.csv")] == ["photos/day 0/0.png"]
+    assert "photos/absent.png cannot be read" in capsys.readouterr().err
+
+
+def test_a_picture_of_two_arguments_is_classified_once(folder):
+    predict("photos/day 0", "photos/day 0/0.png", "./photos/day 0", "--output", "r.csv")
+    assert len(read_csv("r.csv")) == 2
+
+
+def test_a_workdir(folder):
+    main([str(folder), "photos/day 0", "--output", "r.csv"])
+    assert len(read_csv("r.csv")) == 2
+    (folder / "run").mkdir()
+    with pytest.raises(UserError, match=r"^run is neither a workdir nor an .onnx file; it has no model.onnx$"):
+        main(["run", "photos"])
+    (folder / "run" / "config.json").touch()
+    with pytest.raises(UserError, match=r"^run has no model.onnx yet; write it with: python -m export run$"):
+        main(["run", "photos"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give pictures to classify, such as: python -m jaxcnn.predict runs/pictures photos --output results.csv"),
+        (["absent"], "absent does not exist; give a picture, a folder, a zip or a pattern"),
+        (["absent/*.jpg"], "absent/\\*.jpg does not exist"),
+        (["empty"], "there are no files in empty; give pictures, or folders or zips of pictures"),
+        (["photos", "--top_k", "0"], "top_k is 0; it must be at least 1"),
+        (["photos", "--output", "r.txt"], "output is 'r.txt'; it must end with .csv, .jsonl, .parquet"),
+        (["photos", "--features"], "features are too many for a table; give a file with --output"),
+        (["photos", "--copy"], "copy says how to sort pictures; say where to with --sort_into"),
+        (["photos", "--sort_into", "photos/sorted"], "sort_into is 'photos/sorted', which lies in photos"),
+        (["photos", "--heatmaps", "photos"], "heatmaps is 'photos', which lies in photos"),
+        (["photos", "--output", "model.onnx/r.csv"], "model.onnx/r.csv cannot be written"),
+        (["photos", "--tpo_k", "3"], "there is no option --tpo_k; there are: --output, --top_k"),
+    ],
+)
+def test_mistakes_are_one_line(folder, arguments, message):
+    (folder / "empty").mkdir()
+    with pytest.raises(UserError, match=message) as raised:
+        predict(*arguments)
+    assert "\n" not in str(raised.value)
+
+
+def test_output_of_something_else_is_not_touched(folder):
+    for name, content, message in (
+        ("r.csv", "name,age\nAnn,3\n", "r.csv has the columns name, age, not file, predicted_class"),
+        ("r.jsonl", "[1]\n", "line 1 of r.jsonl is not a prediction"),
+        ("r.jsonl", '{"name": 1}\n', "r.jsonl has the columns name, not file"),
+    ):
+        Path(name).write_text(content)
+        with pytest.raises(UserError, match=message):
+            predict("photos", "--output", name)
+        assert Path(name).read_text() == content
+    predict("photos", "--output", "old.csv")
+    os.utime("old.csv", (1, 1))
+    with pytest.raises(UserError, match=r"old.csv is older than model.onnx, and may be of another model; remove it"):
+        predict("photos", "--output", "old.csv")
+
+
+def test_outputs_that_a_model_lacks_are_named(folder):
+    write_colours(folder / "model.onnx", explained=False)
+    for options, name in ((["--output", "r.csv", "--features"], "features"), (["--heatmaps", "heat"], "heatmap")):
+        with pytest.raises(UserError, match=f"no output '{name}'; export it again with: .* --{name}"):
+            predict("photos", *options)
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "jaxcnn.predict", "model.onnx", *arguments]
+
+
+def test_ctrl_c_keeps_what_was_done_and_the_rest_follows(folder):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        command("-", "--output", "r.csv"), env=environment, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    # More batches than are read ahead: some are written while the input stays open.
+    names = [f"photos/day 0/../day {i % 3}/{'./' * i}0.png" for i in range(2000)]
+    process.stdin.write("".join(f"{name}\n" for name in names))
+    process.stdin.flush()
+    deadline = time.monotonic() + 60
+    while not os.path.exists("r.csv") or len(Path("r.csv").read_text().splitlines()) < 100:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "run the same command again for the others" in said
+    assert said.splitlines()[-1] == "python -m jaxcnn.predict: interrupted"
+    kept = read_csv("r.csv")
+    assert [row["file"] for row in kept] == names[: len(kept)]
+
+
+def test_no_jax_is_needed(folder):
+    blocked = (
+        "import sys; sys.modules.update(dict.fromkeys(['jax', 'flax', 'optax', 'orbax', 'scipy', 'sklearn', 'onnx']))"
+    )
+    program = f"{blocked}; from jaxcnn.predict import main; main(['model.onnx', 'photos/day 0'])"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 3

@@ -12,6 +12,7 @@ from jaxcnn.data import Resize
 from jaxcnn.errors import UserError
 from jaxcnn.metadata import Metadata
 from jaxcnn.models.pretrained import Pretrained
+from jaxcnn.models.pretrained.hub import PREFIX
 from jaxcnn.run.checkpoint import TrainedModel
 from jaxcnn.run.lineage import describe_pretrained
 from jaxcnn.state import init_variables
@@ -31,9 +32,10 @@ def export_pretrained(
     """Writes weights that others trained as a verified ONNX file; see `export_workdir`, which this is like.
 
     Args:
-      name: what the weights are called, such as `efficientnet_lite0`.
+      name: what the weights are called, such as `efficientnet_lite0` or `timm:resnet50.a1_in1k`.
       pretrained: the weights.
-      output: the file. None: NAME.onnx in the working directory, or NAME.int8.onnx if quantized.
+      output: the file. None: NAME.onnx in the working directory, or NAME.int8.onnx if quantized, without the `timm:` of
+        a name.
       features: add the output `features`.
       heatmap: add the output `heatmap`.
       quantization: quantize the model to 8-bit integers. None: float32.
@@ -47,7 +49,7 @@ def export_pretrained(
       VerificationError: as `export_workdir`.
     """
     _check_classes(name, pretrained)
-    target = find_target(output, default=Path(f"{name}.onnx"), quantized=quantization is not None)
+    target = find_target(output, default=Path(f"{name.removeprefix(PREFIX)}.onnx"), quantized=quantization is not None)
     metadata = describe(name, pretrained)
     source = Source(trained=_as_trained(name, pretrained, metadata), metadata=metadata)
     return export_model(source, target, features=features, heatmap=heatmap, quantization=quantization)

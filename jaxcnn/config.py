@@ -271,7 +271,8 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     init_from: str | None = None
     """Initial weights: `shipped` (included, trained on Tiny ImageNet), the name of a network that others trained on
-    ImageNet (`efficientnet_lite0`, 1 or 2), a .safetensors file, the workdir of a run, or a file of timm or torchvision
+    ImageNet (`efficientnet_lite0`, 1 or 2, or `timm:NAME` from Hugging Face's hub; the table of networks is in
+    jaxcnn/models/README.md), a .safetensors file, the workdir of a run, or a file of timm or torchvision
     (.safetensors, .pth). None: random. The network gets the shape of the weights. Its classifier is kept if the classes
     are the same."""
     freeze: Literal["none", "backbone"] = "none"

@@ -22,7 +22,7 @@ from jaxcnn.disk import write_atomically
 from jaxcnn.errors import UserError
 from jaxcnn.leakage import is_same_data
 from jaxcnn.metadata import Metadata
-from jaxcnn.models.pretrained import NAMES, Pretrained, read_pretrained
+from jaxcnn.models.pretrained import NAMES, PATTERN, Pretrained, read_pretrained
 from jaxcnn.paths import named_path
 from jaxcnn.run.checkpoint import load_model
 from jaxcnn.run.lineage import Training, describe_pretrained, trainings
@@ -268,7 +268,7 @@ def _compact(values: np.ndarray) -> np.ndarray:
 
 def _find(source: str) -> Path:
     """Returns the path of a source: the folder of a run, or a file with the right suffix."""
-    others = f"{', '.join(map(repr, NAMES))}, a {SUFFIX} file or the workdir of a run"
+    others = f"{', '.join(map(repr, NAMES))}, {PATTERN}, a {SUFFIX} file or the workdir of a run"
     if source == "shipped":
         if not SHIPPED.is_file():
             raise UserError(f"init_from is 'shipped', but {SHIPPED} is missing; give {others}")

@@ -65,7 +65,7 @@ def test_another_network_has_its_default_shape(option):
         (
             "--init_from=",
             "init_from is empty; give 'shipped', 'efficientnet_lite0', 'efficientnet_lite1', 'efficientnet_lite2', "
-            "a .safetensors file or the workdir of a run",
+            "timm:NAME, a .safetensors file or the workdir of a run",
         ),
         ("--init_from ~nosuchuser/x", "init_from is '~nosuchuser/x', but there is no such home directory"),
         (f"--init_from {'x' * 5000}", "init_from is 'x+...', which cannot be read: File name too long"),

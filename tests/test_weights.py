@@ -379,7 +379,8 @@ def test_a_flipped_bit_in_a_file_is_never_read(file):
 
 def test_a_source_that_is_not_weights_is_named(tmp_path):
     others = (
-        "'efficientnet_lite0', 'efficientnet_lite1', 'efficientnet_lite2', a .safetensors file or the workdir of a run"
+        "'efficientnet_lite0', 'efficientnet_lite1', 'efficientnet_lite2', timm:NAME, a .safetensors file or the "
+        "workdir of a run"
     )
     refuse(tmp_path / "absent", f"init_from is '.*absent', which does not exist; give 'shipped', {others}$")
     (tmp_path / "model.onnx").write_bytes(b"")

@@ -1,6 +1,6 @@
 """Weights that others trained, as variables of the networks of `jaxcnn.models`; `importers` says how to add more."""
 
-from jaxcnn.models.pretrained.importers import NAMES, read_pretrained
+from jaxcnn.models.pretrained.importers import NAMES, PATTERN, read_pretrained
 from jaxcnn.models.pretrained.record import Origin, Pretrained
 
-__all__ = ["NAMES", "Origin", "Pretrained", "read_pretrained"]
+__all__ = ["NAMES", "PATTERN", "Origin", "Pretrained", "read_pretrained"]

@@ -41,7 +41,7 @@ def read_file(source: str) -> Pretrained | None:
     path = named_path(source, option="init_from")
     if not path.is_file():
         return None
-    tensors = _read_safetensors(path) if path.suffix == SAFETENSORS else read_pth(path)
+    tensors = read_safetensors(path) if path.suffix == SAFETENSORS else read_pth(path)
     if tensors is None:
         return None
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -95,7 +95,7 @@ def _describe(
     )
 
 
-def _read_safetensors(path: Path) -> dict[str, np.ndarray] | None:
+def read_safetensors(path: Path) -> dict[str, np.ndarray] | None:
     """Reads the tensors of a file of PyTorch; None if it is another, or damaged, which is reported elsewhere."""
     try:
         with safetensors.safe_open(path, framework="np") as file:

@@ -1,6 +1,6 @@
 """The layouts of weights that others publish, recognised by their tensors."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ class Format:
       shape: the shape of that tensor.
       modules: the names of the modules, and ours.
       variance_offset: added to running variances, for a network that adds so much more to them than ours.
+      check: raises UserError if tensors are of a variant that jaxcnn lacks; None if there is none.
     """
 
     network: ModelName
@@ -28,6 +29,7 @@ class Format:
     shape: tuple[int, ...]
     modules: Renames
     variance_offset: float = 0.0
+    check: Callable[[Mapping[str, np.ndarray]], None] | None = None
 
 
 FORMATS = (
@@ -64,8 +66,8 @@ FORMATS = (
     Format("convnext_pico", "stages.3.blocks.1.gamma", (512,), convnext.MODULES),
     Format("convnext_nano", "stages.3.blocks.1.gamma", (640,), convnext.MODULES),
     Format("convnext_tiny", "stages.3.blocks.2.gamma", (768,), convnext.MODULES),
-    Format("vit_tiny", "blocks.11.attn.qkv.weight", (576, 192), vit.MODULES),
-    Format("vit_small", "blocks.11.attn.qkv.weight", (1152, 384), vit.MODULES),
+    Format("vit_tiny", "blocks.11.attn.qkv.weight", (576, 192), vit.MODULES, check=vit.check_tensors),
+    Format("vit_small", "blocks.11.attn.qkv.weight", (1152, 384), vit.MODULES, check=vit.check_tensors),
     Format("efficientnet_lite0", "_blocks.15._expand_conv.weight", (1152, 192, 1, 1), efficientnet_lite.MODULES),
     Format("efficientnet_lite1", "_blocks.20._expand_conv.weight", (1152, 192, 1, 1), efficientnet_lite.MODULES),
     Format("efficientnet_lite2", "_blocks.20._expand_conv.weight", (1248, 208, 1, 1), efficientnet_lite.MODULES),
@@ -79,11 +81,13 @@ def recognise(tensors: Mapping[str, np.ndarray]) -> tuple[ModelName, dict[str, n
     """Returns the network of a `state_dict` of timm or torchvision, and its variables by path.
 
     Raises:
-      UserError: it is of no network that jaxcnn has.
+      UserError: it is of no network that jaxcnn has, or of a variant that it lacks.
     """
     for form in FORMATS:
         found = tensors.get(form.tensor)
         if found is not None and found.shape == form.shape:
+            if form.check is not None:
+                form.check(tensors)
             variables = to_variables(tensors, form.modules)
             offset = np.float32(form.variance_offset)
             return form.network, {

@@ -13,14 +13,17 @@ To add an importer:
 from collections.abc import Callable
 
 from jaxcnn.models.pretrained.files import read_file
+from jaxcnn.models.pretrained.hub import PREFIX, read_hub
 from jaxcnn.models.pretrained.packages import PACKAGES, read_package
 from jaxcnn.models.pretrained.record import Pretrained
 
-IMPORTERS: tuple[Callable[[str], Pretrained | None], ...] = (read_package, read_file)
+IMPORTERS: tuple[Callable[[str], Pretrained | None], ...] = (read_package, read_hub, read_file)
 """Each reads one kind of source."""
 
 NAMES = tuple(PACKAGES)
 """The names without a path or a prefix, which messages suggest."""
+PATTERN = f"{PREFIX}NAME"
+"""The names of weights on Hugging Face's hub, as messages suggest them."""
 
 
 def read_pretrained(source: str) -> Pretrained | None:

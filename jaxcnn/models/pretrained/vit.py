@@ -1,5 +1,13 @@
 """Weights of ViT and DeiT in timm's layout."""
 
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from jaxcnn.errors import UserError
+from jaxcnn.models.vit import GRID, PATCH
+
 MODULES = (
     ("cls_token", "class_token"),
     ("pos_embed", "positions"),
@@ -14,3 +22,20 @@ MODULES = (
     ("head", "classifier"),
 )
 """The names of its modules and single arrays, and ours."""
+
+
+def check_tensors(tensors: Mapping[str, np.ndarray]) -> None:
+    """Raises UserError if tensors are of a variant of the network that jaxcnn lacks."""
+    if any(name.startswith(("dist_token", "head_dist")) for name in tensors):
+        raise UserError(
+            "the weights are of a distilled DeiT, which has a second token and a second classifier; jaxcnn has the "
+            "network without them, such as timm's deit_tiny_patch16_224 and deit_small_patch16_224"
+        )
+    positions = tensors.get("pos_embed", np.zeros((1, 1 + GRID**2, 0))).shape[1]
+    if positions != 1 + GRID**2:
+        side = PATCH * math.isqrt(max(0, positions - 1))
+        raise UserError(
+            f"the weights have {positions} positions, as for pictures of {side}x{side} pixels, but jaxcnn's networks "
+            f"have {1 + GRID**2}, for {PATCH * GRID}x{PATCH * GRID}; take the weights whose name ends with "
+            f"patch{PATCH}_{PATCH * GRID}, which may be fine-tuned at any --data.image_size"
+        )

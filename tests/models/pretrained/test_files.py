@@ -91,7 +91,14 @@ def test_a_file_of_an_unknown_network_of_pytorch(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tensors", "config", "message"),
     [
-        (vit(**{"head_dist.bias": np.zeros(2, np.float32)}), None, "the tensor head_dist.bias belongs to no part"),
+        (vit(**{"head_dist.bias": np.zeros(2, np.float32)}), None, "the weights are of a distilled DeiT, which has a"),
+        (
+            vit(pos_embed=np.zeros((1, 577, 192), np.float32)),
+            None,
+            "the weights have 577 positions, as for pictures of 384x384 pixels, but jaxcnn's networks have 197, for "
+            "224x224; take the weights whose name ends with patch16_224",
+        ),
+        (vit(**{"neck.bias": np.zeros(2, np.float32)}), None, "the tensor neck.bias belongs to no part"),
         (vit(**{"head.bias": np.full(2, np.nan, np.float32)}), None, "params/classifier/bias has values that are not"),
         (vit(), "[]", "config.json is not timm's description of the weights; remove it"),
         (vit(), "{", "config.json is not timm's description of the weights ("),

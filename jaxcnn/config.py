@@ -133,6 +133,9 @@ class ModelConfig:
     Initial weights bring the mean that they were trained with."""
     pixel_std: tuple[float, float, float] | None = None
     """Standard deviation of red, green and blue that it then divides by; None is its own constant."""
+    norm_group: int | None = None
+    """Pictures over which batch normalisation takes its statistics in training; None: the whole batch. Devices that
+    compute whole groups exchange no statistics."""
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
     """Data type that the layers compute in; parameters and batch statistics are always float32. `auto` is bfloat16 on
     GPUs, TPUs, and CPUs on which a short measurement shows that it is faster, else float32."""
@@ -159,6 +162,8 @@ class ModelConfig:
         _check(0 <= self.dropout < 1, "model.dropout", self.dropout, "from 0 to below 1")
         side = self.inference_side
         _check(side is None or side >= 8, "model.inference_side", side, "at least 8, or None")
+        group = self.norm_group
+        _check(group is None or group >= 2, "model.norm_group", group, "at least 2, or None")
         deviation = self.pixel_std
         _check(deviation is None or min(deviation) > 0, "model.pixel_std", deviation, "three numbers above 0")
 
@@ -254,6 +259,52 @@ class OptimConfig:
         _check(0 <= self.ema_decay < 1, "optim.ema_decay", self.ema_decay, "from 0 to below 1")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How a run is spread over processes and devices. But for rounding, its result does not depend on it."""
+
+    coordinator: str | None = None
+    """HOST:PORT of the first of several processes, with a free port, the same for all. None: one process, or as Slurm,
+    Open MPI, a Kubernetes JobSet or a TPU slice has started it. `auto`: as JAX detects it."""
+    num_processes: int | None = None
+    """Number of processes; only with the address of a coordinator."""
+    process_id: int | None = None
+    """Number of this process, from 0; only with the address of a coordinator."""
+    fsdp: int = 1
+    """Devices among which each copy of the parameters, the optimizer's state and the average is divided. With 1, every
+    device has a copy of all."""
+    accumulate: int = 1
+    """Parts of a batch whose gradients are computed one after the other and added, which takes less memory. Networks
+    with batch normalisation need model.norm_group. Dropout draws other numbers."""
+    remat: bool = False
+    """Keep only the results of convolutions and matrix products for the backward pass, and compute the rest again,
+    which takes less memory and more time."""
+
+    def __post_init__(self) -> None:
+        by_hand = self.coordinator not in (None, "auto")
+        host, _, port = (self.coordinator or "").rpartition(":")
+        _check(
+            not by_hand or (host != "" and port.isdigit()),
+            "parallel.coordinator",
+            self.coordinator,
+            "HOST:PORT of the first process, or auto",
+        )
+        for name in ("num_processes", "process_id"):
+            value = getattr(self, name)
+            rule = "given" if by_hand else "left out without parallel.coordinator HOST:PORT"
+            _check((value is not None) == by_hand, f"parallel.{name}", value, rule)
+        if self.num_processes is not None and self.process_id is not None:
+            _check(self.num_processes >= 1, "parallel.num_processes", self.num_processes, "at least 1")
+            last = self.num_processes - 1
+            _check(0 <= self.process_id <= last, "parallel.process_id", self.process_id, f"from 0 to {last}")
+        _check(self.fsdp >= 1, "parallel.fsdp", self.fsdp, "at least 1")
+        _check(self.accumulate >= 1, "parallel.accumulate", self.accumulate, "at least 1")
+
+    def joined(self) -> "ParallelConfig":
+        """Returns what is recorded of these settings: all but the addresses, which change from session to session."""
+        return dataclasses.replace(self, coordinator=None, num_processes=None, process_id=None)
+
+
 MAX_EPOCHS = 1_000_000
 """More would be a typing error: steps are counted in 32 bits, which leaves 2,147 steps for each of a million epochs."""
 
@@ -269,6 +320,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     init_from: str | None = None
     """Initial weights: `shipped` (included, trained on Tiny ImageNet), the name of a network that others trained on
     ImageNet (`efficientnet_lite0`, 1 or 2, or `timm:NAME` from Hugging Face's hub; the table of networks is in

@@ -2,11 +2,11 @@
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Int64, UInt8
 from rich.console import Console
 from rich.progress import track
 from scipy.special import log_softmax
@@ -14,10 +14,11 @@ from scipy.special import log_softmax
 from jaxcnn.classifier import Classifier, LogitsFunction, load
 from jaxcnn.config import DataConfig
 from jaxcnn.data import Dataset, Split
-from jaxcnn.data.batches import EvalBatch, eval_batches
+from jaxcnn.data.batches import EvalBatch, eval_batches, eval_positions
+from jaxcnn.distributed import gather_rows
 from jaxcnn.errors import UserError
 from jaxcnn.evaluation_data import data_config_of, load_evaluation_data
-from jaxcnn.metrics import Evaluation, score, summarize
+from jaxcnn.metrics import Evaluation, Outcomes, score, summarize
 from jaxcnn.prediction import check_finite
 
 SplitName = Literal["validation", "train", "all"]
@@ -75,7 +76,12 @@ def choose_splits(dataset: Dataset, split: SplitName) -> tuple[Split, ...]:
 
 
 def measure(
-    logits: LogitsFunction, *splits: Split, classes: int, batch_size: int, show_progress: bool = False
+    logits: LogitsFunction,
+    *splits: Split,
+    classes: int,
+    batch_size: int,
+    show_progress: bool = False,
+    rows: Int64[np.ndarray, " rows"] | None = None,
 ) -> Evaluation:
     """Measures a function that computes logits on every picture of one or more splits.
 
@@ -85,6 +91,8 @@ def measure(
       classes: the number of classes.
       batch_size: pictures in one call of `logits`; it changes no result.
       show_progress: draw a progress bar on stderr if that is a terminal.
+      rows: positions in each batch that this process computes, if several processes measure together; `logits` then
+        takes and returns these rows. None: this process computes all.
 
     Raises:
       UserError: a logit is not finite, or there are no pictures.
@@ -93,7 +101,7 @@ def measure(
         raise UserError("there are no pictures to evaluate in this split; choose another --split or another source")
     console = Console(stderr=True)
     batches = track(
-        itertools.chain(*(compute_logits(logits, split, batch_size=batch_size) for split in splits)),
+        itertools.chain(*(compute_logits(logits, split, batch_size=batch_size, rows=rows) for split in splits)),
         "evaluating",
         total=sum(-(-len(split) // batch_size) for split in splits),
         console=console,
@@ -102,20 +110,36 @@ def measure(
     )
     # One outcome for each picture, summed up at the end: neither batches nor padding change a result.
     outcomes = [score(values, batch.labels, batch.mask) for values, batch in batches]
+    if rows is not None:
+        outcomes = [_join_processes(outcomes, *splits, batch_size=batch_size, rows=rows)]
     return summarize(outcomes, classes=classes)
 
 
+def _join_processes(
+    outcomes: Sequence[Outcomes], *splits: Split, batch_size: int, rows: Int64[np.ndarray, " rows"]
+) -> Outcomes:
+    """Returns the outcomes of all processes, in the order of the pictures."""
+    positions, first = [], 0
+    for split in splits:
+        positions.append(first + eval_positions(len(split), batch_size=batch_size, rows=rows))
+        first += len(split)
+    columns = [np.concatenate(parts) for parts in zip(*outcomes, strict=True)]
+    found = gather_rows(np.concatenate(positions), np.stack([column.astype(np.float64) for column in columns], axis=1))
+    return Outcomes(*(found[:, i].astype(column.dtype) for i, column in enumerate(columns)))
+
+
 def compute_logits(
-    logits: LogitsFunction, split: Split, *, batch_size: int
+    logits: LogitsFunction, split: Split, *, batch_size: int, rows: Int64[np.ndarray, " rows"] | None = None
 ) -> Iterator[tuple[Float32[np.ndarray, "batch classes"], EvalBatch]]:
-    """Yields the logits of every picture of a split, batch by batch.
+    """Yields the logits of every picture of a split, or of those rows of each batch, batch by batch.
 
     Raises:
       UserError: a logit is not finite.
     """
-    for number, batch in enumerate(eval_batches(split, batch_size=batch_size)):
+    for number, batch in enumerate(eval_batches(split, batch_size=batch_size, rows=rows)):
         values = np.asarray(logits(batch.images))
-        check_finite(values[batch.mask], [f"picture {number * batch_size + i} of the split" for i in range(batch_size)])
+        positions = number * batch_size + (np.arange(batch_size) if rows is None else rows)
+        check_finite(values[batch.mask], [f"picture {position} of the split" for position in positions])
         yield values, batch
 
 

@@ -2,14 +2,13 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 from jaxtyping import Float32
 from rich.progress import track
 
 from jaxcnn import models
-from jaxcnn.data.batches import eval_batches
-from jaxcnn.distributed import shard_batch
+from jaxcnn.data.batches import eval_batches, eval_positions
+from jaxcnn.distributed import fetch_rows, gather_rows, place_state, same_everywhere, shard_batch
 from jaxcnn.errors import UserError
 from jaxcnn.linear_head import LinearHead, fit_head
 from jaxcnn.loop import Run
@@ -41,16 +40,20 @@ def start_with_fitted_head(run: Run, state: TrainState) -> tuple[TrainState, Lin
         )
     features = compute_features(run, state.variables)
     head = fit_head(features, run.dataset.train.labels, classes=len(run.dataset.names), balanced=run.config.balance)
-    filled = {**params, "classifier": {"bias": head.bias, "kernel": head.kernel}}
+    # Other machines may round otherwise.
+    filled = {**params, "classifier": same_everywhere({"bias": head.bias, "kernel": head.kernel})}
     return start_from(state, {**state.variables, "params": filled}), head
 
 
 def compute_features(run: Run, variables: Variables) -> Float32[np.ndarray, "n features"]:
-    """Computes the features of all training pictures in float32, each shown as in evaluation."""
-    config, train = run.config, run.dataset.train
+    """Computes the features of all training pictures in float32, each shown as in evaluation.
+
+    Every process computes its share, and has all of them.
+    """
+    config, train, variables = run.config, run.dataset.train, place_state(variables, run.mesh)
     model = models.build_here(dataclasses.replace(config.model, precision="float32"), classes=len(run.dataset.names))
     batches = track(
-        eval_batches(train, batch_size=config.batch_size),
+        eval_batches(train, batch_size=config.batch_size, rows=run.rows),
         "features of the training pictures",
         total=-(-len(train) // config.batch_size),
         console=console,
@@ -58,6 +61,10 @@ def compute_features(run: Run, variables: Variables) -> Float32[np.ndarray, "n f
         disable=not console.is_terminal,
     )
     found = [
-        jax.device_get(feature_step(variables, shard_batch(batch.images), model=model))[batch.mask] for batch in batches
+        fetch_rows(feature_step(variables, shard_batch(batch.images, run.mesh), model=model))[batch.mask]
+        for batch in batches
     ]
-    return np.concatenate(found)
+    features = np.concatenate(found)
+    if run.rows is None:
+        return features
+    return gather_rows(eval_positions(len(train), batch_size=config.batch_size, rows=run.rows), features)

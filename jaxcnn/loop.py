@@ -1,6 +1,7 @@
 """The training loop: epochs of steps, with an evaluation and a checkpoint after each epoch."""
 
 import contextlib
+import dataclasses
 import signal
 import time
 from collections.abc import Generator, Sequence
@@ -11,25 +12,36 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, Key
+from jax.sharding import Mesh
+from jaxtyping import Array, Int64, Key
 
 from jaxcnn import data, models
 from jaxcnn.augment import augment
 from jaxcnn.config import Config, ModelConfig
-from jaxcnn.distributed import check_devices, replicate, shard_batch
+from jaxcnn.distributed import (
+    check_devices,
+    fetch_rows,
+    fetch_state,
+    local_rows,
+    make_mesh,
+    place_state,
+    shard_batch,
+)
 from jaxcnn.divergence import first_not_finite
 from jaxcnn.errors import UserError
 from jaxcnn.evaluation import measure
 from jaxcnn.metrics import Evaluation
 from jaxcnn.ops.precision import measured_here
 from jaxcnn.optim import make_optimizer, make_schedule
+from jaxcnn.processes import Wishes, lead, propose
 from jaxcnn.run.checkpoint import Checkpoints
 from jaxcnn.run.cost import describe_expected
 from jaxcnn.run.metrics_log import MetricsLog, StartRecord, TrainRecord, ValidationRecord
 from jaxcnn.run.progress import TrainProgress, open_progress
 from jaxcnn.signals import StopRequest, stop_on_signal
-from jaxcnn.state import TrainState, Variables, create_state, start_from
+from jaxcnn.state import TrainState, Variables, create_state, init_variables, start_from
 from jaxcnn.step import StepMetrics, eval_step, step_keys, train_step
 from jaxcnn.weights import Weights
 
@@ -63,6 +75,16 @@ class Run:
         return jax.random.key(self.config.seed)
 
     @property
+    def mesh(self) -> Mesh | None:
+        """All devices of the run; None if there is only one."""
+        return make_mesh(self.config.parallel.fsdp)
+
+    @property
+    def rows(self) -> Int64[np.ndarray, " rows"] | None:
+        """Positions in each batch that this process reads and computes; None: all."""
+        return None if jax.process_count() == 1 else local_rows(self.config.batch_size, self.mesh)
+
+    @property
     def epochs(self) -> int:
         """Epochs of the whole run; 0 if all but the head is frozen."""
         return 0 if self.config.is_frozen else self.config.epochs
@@ -79,7 +101,8 @@ def prepare(config: Config, dataset: data.Dataset) -> Run:
     Raises:
       UserError: the data has fewer than two classes, or the devices do not fit the batch size.
     """
-    check_devices(config.batch_size)
+    check_devices(config.batch_size, fsdp=config.parallel.fsdp)
+    _check_parts(config, classes=len(dataset.names))
     if len(dataset.names) < 2:
         raise UserError(f"{dataset.name} has only the class {dataset.names[0]!r}; a classifier needs two or more")
     steps_per_epoch = data.steps_per_epoch(dataset.train, batch_size=config.batch_size)
@@ -87,11 +110,38 @@ def prepare(config: Config, dataset: data.Dataset) -> Run:
     return Run(
         config=config,
         dataset=dataset,
-        model=models.build_here(config.model, classes=len(dataset.names)),
+        model=models.build_here(_with_common_precision(config.model), classes=len(dataset.names)),
         optimizer=make_optimizer(config.optim, steps=total_steps),
         schedule=make_schedule(config.optim, steps=total_steps),
         steps_per_epoch=steps_per_epoch,
     )
+
+
+def _with_common_precision(config: ModelConfig) -> ModelConfig:
+    """Returns the settings with the precision that the leader has resolved: `auto` may be a matter of measurement."""
+    if jax.process_count() == 1:
+        return config
+    precision = lead(lambda: models.resolve_precision(config.precision))
+    return dataclasses.replace(config, precision="bfloat16" if precision == "bfloat16" else "float32")
+
+
+def _check_parts(config: Config, *, classes: int) -> None:
+    """Raises a `UserError` if a batch cannot be split into the parts and groups that the settings ask for."""
+    group, parts = config.model.norm_group, config.parallel.accumulate
+    share = config.batch_size // jax.device_count() if parts > 1 else config.batch_size
+    if share % ((group or 1) * parts):
+        raise UserError(
+            f"{share} pictures of a batch cannot be split into {parts} parts for parallel.accumulate, of whole groups "
+            f"of {group or 1} for model.norm_group; change one of the three"
+        )
+    if parts > 1 and group is None:
+        model, side = models.build(config.model, classes=classes), config.data.image_size
+        variables = jax.eval_shape(partial(init_variables, model=model, image_size=side), jax.random.key(0))
+        if variables["batch_stats"]:
+            raise UserError(
+                f"parallel.accumulate is {parts}, but the network takes statistics over the whole batch; give the "
+                "number of pictures for them with --model.norm_group"
+            )
 
 
 def initial_state(run: Run, weights: Weights | None = None) -> TrainState:
@@ -136,9 +186,9 @@ def fit(run: Run, state: TrainState, *, checkpoints: Checkpoints, log: MetricsLo
     Raises:
       UserError: training diverged, or the disk is full.
     """
-    state = replicate(state)
+    state = place_state(state, run.mesh)
     first_step, epochs, patience = int(state.step), run.epochs, run.config.early_stopping
-    history = [record.top1 for record in log.read().validation if record.step <= first_step]
+    history = lead(lambda: [record.top1 for record in log.read().validation if record.step <= first_step])
     if is_stalled(history, patience):
         return True
     if first_step < run.total_steps:
@@ -169,7 +219,8 @@ def fit(run: Run, state: TrainState, *, checkpoints: Checkpoints, log: MetricsLo
                     f"{result.images_per_second:,.0f} images/s"
                 )
                 # A signal that came during the evaluation; after the last epoch there is nothing left to stop.
-                stopped_by = stop.signal if epoch + 1 < epochs else None
+                decide = propose(lambda: Wishes(stop=stop.signal or 0, save=False, log=False))
+                stopped_by = _signal_of(decide()) if epoch + 1 < epochs else None
             if stopped_by is not None:
                 progress.print(
                     f"stopped by {stopped_by.name} and saved at step {int(state.step):,}; run again to resume"
@@ -238,34 +289,35 @@ def train_epoch(
     """
     # A resumed run starts within the epoch, at the batch where it was stopped.
     config, first, end = run.config, int(state.step), (epoch + 1) * run.steps_per_epoch
-    batches = _batches_from(run, first)
+    batches = _batches_from(run, first, rows=run.rows)
     window: list[StepMetrics] = []
     stopped_by: signal.Signals | None = None
     started = logged = saved = time.monotonic()
     with contextlib.closing(batches):
         for step, batch in zip(range(first + 1, end + 1), batches, strict=False):
+            decide = propose(partial(_wishes, config, stop, logged=logged, saved=saved))
             state, metrics = take_step(run, state, batch, epoch=epoch)
             _limit_queue(metrics, window)
             progress.count_step()
             # The metrics stay on the device until they are logged: reading them would wait for it.
             window.append(metrics)
-            now = time.monotonic()
-            if now - logged >= LOG_SECONDS or step == end:
+            decided = decide()
+            if decided.log or step == end:
                 logged = _log_window(run, state, window, since=logged, log=log, progress=progress)
                 window = []
             # After the last step of the epoch `fit` saves the state, with its metrics.
-            if step < end and (stop.signal or now - saved >= 60 * config.checkpoint_minutes):
+            if step < end and (decided.stop or decided.save):
                 check_finite(run, state)
                 checkpoints.save(state)
-                saved, stopped_by = time.monotonic(), stop.signal
+                saved, stopped_by = time.monotonic(), _signal_of(decided)
                 if stopped_by is not None:
                     break
     pictures = (int(state.step) - first) * config.batch_size
     return EpochResult(state, stopped_by, images_per_second=pictures / _seconds_since(started))
 
 
-def _batches_from(run: Run, step: int) -> Generator[data.Batch]:
-    """Yields the batches of a run from a step on."""
+def _batches_from(run: Run, step: int, *, rows: Int64[np.ndarray, " rows"] | None) -> Generator[data.Batch]:
+    """Yields the batches of a run from a step on, or some rows of them."""
     config = run.config
     return data.train_batches(
         run.dataset.train,
@@ -273,7 +325,20 @@ def _batches_from(run: Run, step: int) -> Generator[data.Batch]:
         batch_size=config.batch_size,
         start_step=step,
         balanced=config.balance,
+        rows=rows,
     )
+
+
+def _wishes(config: Config, stop: StopRequest, *, logged: float, saved: float) -> Wishes:
+    """What this process would do now, given when metrics were last recorded and the state was last saved."""
+    now = time.monotonic()
+    return Wishes(
+        stop=stop.signal or 0, save=now - saved >= 60 * config.checkpoint_minutes, log=now - logged >= LOG_SECONDS
+    )
+
+
+def _signal_of(decided: Wishes) -> signal.Signals | None:
+    return signal.Signals(decided.stop) if decided.stop else None
 
 
 def take_step(run: Run, state: TrainState, batch: data.Batch, *, epoch: int) -> tuple[TrainState, StepMetrics]:
@@ -288,8 +353,8 @@ def take_step(run: Run, state: TrainState, batch: data.Batch, *, epoch: int) -> 
     config = run.config
     taken: tuple[TrainState, StepMetrics] = train_step(
         state,
-        shard_batch(batch.images),
-        shard_batch(batch.labels),
+        shard_batch(batch.images, run.mesh),
+        shard_batch(batch.labels, run.mesh),
         run.key,
         model=run.model,
         optimizer=run.optimizer,
@@ -299,17 +364,24 @@ def take_step(run: Run, state: TrainState, batch: data.Batch, *, epoch: int) -> 
         label_smoothing=config.label_smoothing,
         average_decay=config.optim.ema_decay,
         shown=run.dataset.train.side,
+        mesh=run.mesh,
+        accumulate=config.parallel.accumulate,
+        remat=config.parallel.remat,
     )
     return taken
 
 
 def evaluate_variables(run: Run, variables: Variables) -> Evaluation:
-    """Evaluates variables on all validation pictures, in the precision of the run and without calibration."""
+    """Evaluates variables on all validation pictures, in the precision of the run and without calibration.
+
+    Every process computes its share, and has the result.
+    """
     return measure(
-        lambda images: eval_step(variables, shard_batch(images), model=run.model),
+        lambda images: fetch_rows(eval_step(variables, shard_batch(images, run.mesh), model=run.model)),
         run.dataset.validation,
         classes=len(run.dataset.names),
         batch_size=run.config.batch_size,
+        rows=run.rows,
     )
 
 
@@ -324,10 +396,12 @@ def check_finite(run: Run, state: TrainState) -> None:
     config, step = run.config, int(state.step)
     epoch = step // run.steps_per_epoch
     # Repeat the step up to the network's input.
-    batches = _batches_from(run, step)
+    batches = _batches_from(run, step, rows=None)
     with contextlib.closing(batches):
         batch = next(batches)
-    augment_key, dropout_key = step_keys(run.key, state.step)
+    # Every process repeats all of it on one of its devices.
+    variables = state.variables if run.mesh is None else fetch_state(state.variables)
+    augment_key, dropout_key = step_keys(run.key, jnp.int32(step))
     inputs, _ = augment(
         augment_key,
         jnp.asarray(batch.images),
@@ -337,7 +411,7 @@ def check_finite(run: Run, state: TrainState) -> None:
         resolution=config.resolution(epoch),
         shown=run.dataset.train.side,
     )
-    place = first_not_finite(state.variables, inputs, dropout_key, model=run.model)
+    place = first_not_finite(variables, inputs, dropout_key, model=run.model)
     raise UserError(
         f"training diverged: in step {step + 1} (epoch {step / run.steps_per_epoch:.2f}, learning rate "
         f"{float(run.schedule(step)):.3g}) {place} is the first value that is not finite; earlier "

@@ -1,16 +1,19 @@
 """One step of training and one of evaluation: module-level pure functions, compiled once per resolution."""
 
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from jaxcnn.augment import augment
 from jaxcnn.config import AugmentConfig
+from jaxcnn.distributed import constrain_state
 from jaxcnn.models.features import pooled_features
 from jaxcnn.models.network import Network
 from jaxcnn.ops.compiler import jit
@@ -48,6 +51,9 @@ def step_keys(key: Key[Array, ""], step: Int[Array, ""]) -> tuple[Key[Array, ""]
         "shown",
         "label_smoothing",
         "average_decay",
+        "mesh",
+        "accumulate",
+        "remat",
     ),
     donate_argnames="state",
 )
@@ -65,6 +71,9 @@ def train_step(
     label_smoothing: float,
     average_decay: float,
     shown: int | None = None,
+    mesh: Mesh | None = None,
+    accumulate: int = 1,
+    remat: bool = False,
 ) -> tuple[TrainState, StepMetrics]:
     """Augments a batch and takes one optimizer step on its mean cross-entropy.
 
@@ -81,6 +90,9 @@ def train_step(
       label_smoothing: share of the target that is spread over all classes.
       average_decay: decay of the moving average, if the state keeps one.
       shown: side of the middle of the pictures that evaluation sees; None: all of them.
+      mesh: the devices, on which state and batch are laid out as in `jaxcnn.distributed`; None: one device.
+      accumulate: parts of the batch that are computed one after the other.
+      remat: compute all but convolutions and matrix products again in the backward pass.
     """
     augment_key, dropout_key = step_keys(key, state.step)
     inputs, targets = augment(
@@ -88,10 +100,16 @@ def train_step(
     )
 
     # Forward and backward pass.
-    params, batch_stats = state.variables["params"], state.variables["batch_stats"]
-    (loss, (logits, batch_stats)), gradients = jax.value_and_grad(_compute_loss, has_aux=True)(
-        params, batch_stats, inputs, optax.smooth_labels(targets, label_smoothing), dropout_key, model=model
-    )
+    compute = partial(_compute_gradients, state.variables, model=model, label_smoothing=label_smoothing, remat=remat)
+    if accumulate > 1:
+        inputs, targets = (
+            _split(array, accumulate, group=getattr(model, "norm_group", None)) for array in (inputs, targets)
+        )
+        passed = _accumulate(compute, inputs, targets, dropout_key)
+    else:
+        passed = compute(inputs, targets, dropout_key)
+    loss, logits, batch_stats, gradients = passed
+    gradients = constrain_state(gradients, mesh)
     updated = _apply_gradients(state, gradients, batch_stats, optimizer=optimizer, average_decay=average_decay)
 
     # Once training has diverged the state stays as it was, so that the step can be repeated to find out where.
@@ -101,7 +119,7 @@ def train_step(
     # The metrics are sums, so that the metrics of several steps can be added.
     correct = (logits.argmax(-1) == targets.argmax(-1)).sum().astype(jnp.float32)
     pictures = jnp.float32(labels.shape[0])
-    return after, StepMetrics(loss=loss * pictures, correct=correct, pictures=pictures)
+    return constrain_state(after, mesh), StepMetrics(loss=loss * pictures, correct=correct, pictures=pictures)
 
 
 @partial(jit, static_argnames="model")
@@ -120,6 +138,78 @@ def feature_step(
 ) -> Float[Array, "batch features"]:
     """The features of a batch, which the head of the network takes, as in evaluation."""
     return pooled_features(model, variables, images)
+
+
+class _Pass(NamedTuple):
+    """The results of a forward and a backward pass.
+
+    Attributes:
+      loss: mean cross-entropy.
+      logits: of every picture.
+      batch_stats: updated running statistics.
+      gradients: of the mean cross-entropy.
+    """
+
+    loss: Float[Array, ""]
+    logits: Float[Array, "*parts batch classes"]
+    batch_stats: Variables
+    gradients: Variables
+
+
+def _compute_gradients(
+    variables: Variables,
+    inputs: Float[Array, "batch side side 3"],
+    targets: Float[Array, "batch classes"],
+    dropout_key: Key[Array, ""],
+    *,
+    model: nn.Module,
+    label_smoothing: float,
+    remat: bool,
+) -> _Pass:
+    """A forward and a backward pass over a batch, or a part of one."""
+    compute_loss: Callable[..., Any] = partial(_compute_loss, model=model)
+    if remat:
+        compute_loss = jax.checkpoint(compute_loss, policy=_is_product)
+    (loss, (logits, batch_stats)), gradients = jax.value_and_grad(compute_loss, has_aux=True)(
+        variables["params"],
+        variables["batch_stats"],
+        inputs,
+        optax.smooth_labels(targets, label_smoothing),
+        dropout_key,
+    )
+    return _Pass(loss, logits, batch_stats, gradients)
+
+
+def _is_product(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Whether the results of an operation are kept for the backward pass."""
+    return primitive.name in ("conv_general_dilated", "dot_general")
+
+
+def _split(array: Float[Array, "batch ..."], parts: int, *, group: int | None) -> Float[Array, "{parts} part ..."]:
+    """Splits a batch into parts of whole groups. Each part has groups from all over the batch, so from every device."""
+    size = group or 1
+    groups = array.reshape(-1, parts, size, *array.shape[1:]).swapaxes(0, 1)
+    return groups.reshape(parts, -1, *array.shape[1:])
+
+
+def _accumulate(
+    compute: Callable[..., _Pass],
+    inputs: Float[Array, "parts part side side 3"],
+    targets: Float[Array, "parts part classes"],
+    dropout_key: Key[Array, ""],
+) -> _Pass:
+    """The means of the results of several parts of a batch, computed one after the other."""
+
+    def add(total: Any, part: tuple[Array, Array, Array]) -> tuple[Any, Array]:
+        loss, logits, *rest = compute(*part)
+        return jax.tree.map(jnp.add, total, (loss, *rest)), logits
+
+    keys = jax.random.split(dropout_key, len(inputs))
+    loss, _, *rest = jax.eval_shape(compute, inputs[0], targets[0], keys[0])
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (loss, *rest))
+    sums, logits = jax.lax.scan(add, zeros, (inputs, targets, keys))
+    loss, batch_stats, gradients = jax.tree.map(lambda total: total / len(inputs), sums)
+    return _Pass(loss, logits, batch_stats, gradients)
 
 
 def _compute_loss(

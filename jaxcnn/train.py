@@ -13,6 +13,7 @@ from jaxcnn.errors import UserError
 from jaxcnn.ops.allocator import keep_freed_memory
 from jaxcnn.paths import named_path
 from jaxcnn.presets import PRESETS
+from jaxcnn.processes import ending_together
 from jaxcnn.run.describe import counted
 from jaxcnn.run.progress import console
 from jaxcnn.run.workdir import Workdir
@@ -41,7 +42,8 @@ def main(arguments: Sequence[str]) -> None:
     parsed = parse(arguments)
     # Before the first large array.
     keep_freed_memory()
-    evaluation = train(parsed.config, parsed.workdir)
+    with ending_together(PROG):
+        evaluation = train(parsed.config, parsed.workdir)
     if evaluation is not None:
         what = "model" if parsed.config.is_frozen else "best checkpoint, selected on the same pictures"
         console.print(

@@ -1,10 +1,12 @@
 """A whole training run in three calls: `begin` opens it, `fit` takes its steps, `conclude` measures and exports it."""
 
 import dataclasses
+import functools
 import math
+import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +20,7 @@ from jaxcnn.calibration import Calibration, calibrate, write_calibration
 from jaxcnn.classifier import load
 from jaxcnn.config import Config
 from jaxcnn.disk import check_room
-from jaxcnn.distributed import describe_devices
+from jaxcnn.distributed import describe_devices, place_state
 from jaxcnn.errors import UserError
 from jaxcnn.evaluation import compute_logits, measure, with_mirror_image
 from jaxcnn.evaluation_record import describe_measured, write_evaluation
@@ -28,13 +30,14 @@ from jaxcnn.loop import Run, evaluate_variables, fit, initial_state, prepare
 from jaxcnn.metrics import Evaluation
 from jaxcnn.models.pretrained import read_pretrained
 from jaxcnn.paths import check_outside_pictures
+from jaxcnn.processes import check_joined, is_leader, join, lead, leader_first, share
 from jaxcnn.run import report
 from jaxcnn.run.checkpoint import Checkpoints, load_model, open_checkpoints
 from jaxcnn.run.lineage import record_earlier
 from jaxcnn.run.metrics_log import HeadRecord, MetricsLog, ValidationRecord, open_log
 from jaxcnn.run.progress import console
 from jaxcnn.run.sessions import record_session
-from jaxcnn.run.workdir import Classes, Workdir
+from jaxcnn.run.workdir import Classes, Workdir, count_cores
 from jaxcnn.state import TrainState
 from jaxcnn.step import eval_step
 from jaxcnn.weights import Weights, read_weights
@@ -67,6 +70,7 @@ def train(config: Config, workdir: str | Path) -> Evaluation | None:
 
     Returns:
       The evaluation of the best checkpoint on the validation pictures; None if a signal stopped the run before its end.
+      In a run of several processes, the first one returns it, and the others return None.
 
     Raises:
       UserError: the settings, the data or the workdir cannot be trained with, or training diverged.
@@ -81,7 +85,7 @@ def begin(config: Config, workdir: str | Path) -> Iterator[Start]:
     """Opens a run for training: loads its data, locks its folder, and restores or initialises its state.
 
     Everything that the run depends on is checked before, and recorded in the workdir. The folder stays locked until
-    the context ends.
+    the context ends. If this is one of several processes, it joins the others first; only the leader writes.
 
     Args:
       config: the settings.
@@ -91,45 +95,68 @@ def begin(config: Config, workdir: str | Path) -> Iterator[Start]:
       UserError: the settings or the data do not fit the run in the workdir, leak training pictures of the initial
         weights into validation, or cannot be trained with; or another process trains in the workdir.
     """
+    join(config.parallel)
+    check_joined()
+    config = dataclasses.replace(config, parallel=config.parallel.joined())
+    console.quiet = not is_leader()
     folder = Workdir(Path(workdir))
     if not data.is_named(config.data.source):
         check_outside_pictures(folder.path, option="workdir", source=config.data.source)
-    with folder.locked():
+    with _locked_by_leader(folder):
         # What can be checked without the pictures comes first: they may have to be downloaded and decoded.
         config = _resolve(config, folder)
         folder.check_resumable(config)
-        dataset = data.load(config.data)
-        if not folder.has_run:
+        is_begun = folder.has_run
+        dataset = leader_first(partial(data.load, config.data))
+        if not is_begun:
             config = _with_fitting_batch(config, len(dataset.train))
         run = prepare(config, dataset)
-        classes, pictures = _classes(run), run.dataset.fingerprint()
-        folder.check_same_data(classes, pictures)
-        with open_checkpoints(folder.checkpoints) as checkpoints, open_log(folder.path) as log:
+        # Only the leader computes the fingerprint, which reads all validation pictures.
+        classes, fingerprint = _classes(run), functools.cache(run.dataset.fingerprint)
+        lead(lambda: folder.check_same_data(classes, fingerprint()))
+        # Processes on the same machine share its cores.
+        hosts = dict(share((platform.node(), count_cores())))
+        with open_checkpoints(folder.checkpoints) as checkpoints, open_log(folder.path, writes=is_leader()) as log:
             is_new = checkpoints.last_step is None
             weights, state = _restore(run, checkpoints)
             step = int(state.step)
-            if is_new or step < run.total_steps:
-                _check_room(state, folder)
-            if not is_new:
-                _check_steps(run, folder, step=step)
-            # Settings that no step is taken with are not recorded.
-            if is_new or step < run.total_steps:
-                record_session(folder, config, classes, step=step)
-            folder.record_pictures(pictures)
-            if weights is not None:
-                record_earlier(weights.trainings, folder.earlier_trainings, warning=_overlap(run, weights))
-            _print_start(run, folder, step=step, weights=weights)
+
+            def record() -> None:
+                if is_new or step < run.total_steps:
+                    _check_room(state, folder)
+                if not is_new:
+                    _check_steps(run, folder, step=step)
+                # Settings that no step is taken with are not recorded.
+                if is_new or step < run.total_steps:
+                    record_session(folder, config, classes, step=step, cores=sum(hosts.values()))
+                folder.record_pictures(fingerprint())
+                if weights is not None:
+                    record_earlier(weights.trainings, folder.earlier_trainings, warning=_overlap(run, weights))
+                _print_start(run, folder, step=step, weights=weights)
+
+            lead(record)
             if weights is not None and (config.fit_head or config.is_frozen):
                 state = _fit_head(run, state, checkpoints, log)
             yield Start(run, state, checkpoints, log)
 
 
-def conclude(run: Run, workdir: str | Path) -> Evaluation:
+def conclude(run: Run, workdir: str | Path) -> Evaluation | None:
     """Calibrates, evaluates and exports the best checkpoint, and writes the evaluation, the report and `model.onnx`.
+
+    In a run of several processes, the first one does so, on one of its devices, and the others wait.
+
+    Returns:
+      The evaluation on the validation pictures; None in all processes but the first.
 
     Raises:
       UserError: the workdir has no checkpoint yet, or the model cannot be exported.
     """
+    results: list[Evaluation] = []
+    lead(lambda: results.append(_conclude(run, workdir)))
+    return results[0] if results else None
+
+
+def _conclude(run: Run, workdir: str | Path) -> Evaluation:
     folder = Workdir(Path(workdir))
     calibration = _calibrate(run, folder)
     # As a user of the workdir measures it: computed in float32, with calibrated logits.
@@ -146,6 +173,14 @@ def conclude(run: Run, workdir: str | Path) -> Evaluation:
     except (export.UnsupportedError, export.VerificationError) as error:
         raise UserError(f"{workdir} is trained and saved, but not exported: {error}") from error
     return evaluation
+
+
+@contextmanager
+def _locked_by_leader(folder: Workdir) -> Iterator[None]:
+    """Locks the folder in the leader, for all processes of the run."""
+    with ExitStack() as stack:
+        lead(lambda: stack.enter_context(folder.locked()))
+        yield
 
 
 def _resolve(config: Config, workdir: Workdir) -> Config:
@@ -188,7 +223,7 @@ def _restore(run: Run, checkpoints: Checkpoints) -> tuple[Weights | None, TrainS
     """
     config = run.config
     if checkpoints.last_step is not None:
-        return None, checkpoints.restore(initial_state(run))
+        return None, checkpoints.restore(place_state(initial_state(run), run.mesh))
     if config.init_from is None:
         return None, initial_state(run)
     weights = read_weights(config.init_from)
@@ -223,6 +258,7 @@ def _fit_head(run: Run, state: TrainState, checkpoints: Checkpoints, log: Metric
     # What it was chosen by.
     started = time.monotonic()
     state, head = start_with_fitted_head(run, state)
+    state = place_state(state, run.mesh)
     seconds = time.monotonic() - started
     chosen = {"standardised": float(head.standardised), "strength": head.strength, "loss": head.loss, "top1": head.top1}
     log.write(HeadRecord(step=0, epoch=0.0, seconds=seconds, **chosen))

@@ -61,7 +61,13 @@ def steps_per_epoch(split: Split, batch_size: int) -> int:
 
 
 def train_batches(
-    split: Split, *, seed: int, batch_size: int, start_step: int = 0, balanced: bool = False
+    split: Split,
+    *,
+    seed: int,
+    batch_size: int,
+    start_step: int = 0,
+    balanced: bool = False,
+    rows: Int64[np.ndarray, " rows"] | None = None,
 ) -> Generator[Batch]:
     """Yields shuffled full batches without end; the batch of a step depends on the arguments alone.
 
@@ -75,7 +81,9 @@ def train_batches(
       batch_size: examples in a batch.
       start_step: step of the first batch, counted from 0, where training resumes.
       balanced: draw all classes equally often, see `balanced_order`.
+      rows: positions in each batch that are read, such as the share of one of several processes; None: all.
     """
+    part: slice | Int64[np.ndarray, " rows"] = slice(None) if rows is None else rows
     first_epoch, position = divmod(start_step, steps_per_epoch(split, batch_size))
 
     def indices() -> Iterator[Int64[np.ndarray, " batch"]]:
@@ -90,29 +98,45 @@ def train_batches(
             if len(order) < batch_size:
                 order = np.resize(order, batch_size)
             for start in range(skip, len(order) - batch_size + 1, batch_size):
-                yield order[start : start + batch_size]
+                yield order[start : start + batch_size][part]
             skip = 0
 
     # The thread reads the pictures: here only their indices are drawn.
     return _prefetch(lambda rows: Batch(split.images[rows], split.labels[rows]), indices())
 
 
-def eval_batches(split: Split, *, batch_size: int) -> Generator[EvalBatch]:
-    """Yields every example once, in order; black pictures fill up the last batch, with `mask` false."""
+def eval_batches(
+    split: Split, *, batch_size: int, rows: Int64[np.ndarray, " rows"] | None = None
+) -> Generator[EvalBatch]:
+    """Yields every example once, in order; black pictures fill up the last batch, with `mask` false.
+
+    Args:
+      split: the pictures.
+      batch_size: examples in a batch.
+      rows: positions in each batch that are read, in rising order; None: all.
+    """
     shown = split.shown
 
     def gather(start: int) -> EvalBatch:
         # The model is compiled for one batch size: the last batch is padded, not shortened.
-        images = np.asarray(shown[start : start + batch_size])
-        labels = split.labels[start : start + batch_size]
-        missing = batch_size - len(labels)
+        count = min(len(split) - start, batch_size)
+        wanted = batch_size if rows is None else len(rows)
+        read = slice(start, start + count) if rows is None else start + rows[rows < count]
+        images, labels = np.asarray(shown[read]), split.labels[read]
+        missing = wanted - len(labels)
         return EvalBatch(
             images=np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0))),
             labels=np.pad(labels, (0, missing)),
-            mask=np.arange(batch_size) < len(labels),
+            mask=np.arange(wanted) < len(labels),
         )
 
     return _prefetch(gather, range(0, len(split), batch_size))
+
+
+def eval_positions(count: int, *, batch_size: int, rows: Int64[np.ndarray, " rows"]) -> Int64[np.ndarray, " examples"]:
+    """Returns the positions of the examples that `eval_batches` yields from `count` for some rows of each batch."""
+    positions = np.concatenate([start + rows for start in range(0, count, batch_size)])
+    return positions[positions < count]
 
 
 def _prefetch[Argument, Result](

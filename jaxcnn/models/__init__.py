@@ -84,7 +84,9 @@ def build(config: ModelConfig, *, classes: int, cpu_kernels: bool = False) -> Ne
     dtype = jnp.dtype(resolve_precision(config.precision))
     # Without these settings a family normalises pictures in its own way.
     pixels = {name: value for name in PIXELS if (value := getattr(config, name)) is not None}
-    return NETWORKS[config.name](config)(classes=classes, dtype=dtype, cpu_kernels=cpu_kernels, **pixels)
+    return NETWORKS[config.name](config)(
+        classes=classes, dtype=dtype, cpu_kernels=cpu_kernels, norm_group=config.norm_group, **pixels
+    )
 
 
 def build_here(config: ModelConfig, *, classes: int) -> Network:

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxcnn.models.layers import Images
 from jaxcnn.ops.dispatch import use_cpu_kernels
+from jaxcnn.ops.norm import use_norm_group
 
 type PerColour = tuple[float, float, float]
 """A number for each of red, green and blue."""
@@ -34,6 +35,7 @@ class Network(nn.Module, kw_only=True):
       dtype: what the layers compute in, but for normalisations and the last layer, which compute in float32.
       cpu_kernels: use the CPU kernels of `jaxcnn.ops`. They change neither the variables nor, but for rounding, the
         results. The layers do not know of it: their operations find out while they are traced.
+      norm_group: pictures over which batch normalisation takes its statistics in training; None: the whole batch.
       pixel_mean: what is subtracted from the pixels, from 0 to 255. A family has its own default.
       pixel_std: what they are divided by then.
     """
@@ -41,6 +43,7 @@ class Network(nn.Module, kw_only=True):
     classes: int
     dtype: Dtype = jnp.float32
     cpu_kernels: bool = False
+    norm_group: int | None = None
     pixel_mean: PerColour = (0.0, 0.0, 0.0)
     pixel_std: PerColour = (255.0, 255.0, 255.0)
 
@@ -51,7 +54,7 @@ class Network(nn.Module, kw_only=True):
         Raises:
           TypeError: the network is differentiated in forward mode, which the CPU kernels do not have.
         """
-        with use_cpu_kernels(self.cpu_kernels):
+        with use_cpu_kernels(self.cpu_kernels), use_norm_group(self.norm_group):
             try:
                 return super().apply(variables, *args, **options)
             except TypeError as error:

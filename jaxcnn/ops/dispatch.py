@@ -37,4 +37,4 @@ def cpu_kernels_available() -> bool:
     The kernels transpose whole batches, which cannot be sharded over devices. XLA makes several devices of a CPU only
     on request. Starts JAX's backend.
     """
-    return jax.local_device_count() == 1 and has_onednn("float32")
+    return jax.device_count() == 1 and has_onednn("float32")

@@ -6,9 +6,10 @@ The three are one operation because each is bound by memory, and the kernel make
 import math
 import operator
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial, reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,8 @@ PIECES = 16
 
 SAMPLES = 64
 """Rows of a map whose mean is subtracted from all of them before they are squared."""
+
+_norm_group = jax.make_user_context(default_value=None)  # type: ignore[no-untyped-call]
 
 type Map = Float[Array, "*batch channels"]
 type Rows = Float[Array, "positions channels"]
@@ -78,6 +81,15 @@ class Normalised(NamedTuple):
     var: PerChannel
 
 
+def use_norm_group(size: int | None) -> AbstractContextManager[None]:
+    """Context in which `batch_norm_act` takes the statistics of groups of successive examples; None: of all.
+
+    A network enters it in `apply`, see `jaxcnn.models.network`.
+    """
+    context: AbstractContextManager[None] = _norm_group(size)
+    return context
+
+
 def batch_norm_act(
     x: Map,
     scale: PerChannel,
@@ -98,8 +110,18 @@ def batch_norm_act(
       residual: of the shape and type of x; None adds nothing.
       epsilon: added to the variance.
       activation: of the sum.
+
+    Returns:
+      The normalised map and its statistics; their means over the groups under `use_norm_group` (Hoffer et al. 2017).
     """
     maps = (x,) if residual is None else (x, residual)
+    group = _norm_group.value
+    if group is not None and group < len(x):
+        with use_norm_group(None):
+            normalise = partial(batch_norm_act, epsilon=epsilon, activation=activation)
+            first, *rest = (part.reshape(-1, group, *part.shape[1:]) for part in maps)
+            parts: Any = jax.vmap(normalise, (0, None, None, *(0 for _ in rest)))(first, scale, bias, *rest)
+        return Normalised(parts.y.reshape(x.shape), parts.mean.mean(0), parts.var.mean(0))
     if using_cpu_kernels():
         return in_hwnc(partial(_batch_norm_act_on_cpu, scale, bias, epsilon, activation), *maps)
     rows = x.reshape(-1, x.shape[-1])

@@ -11,10 +11,11 @@ import logging
 import re
 import shutil
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ from jaxcnn.calibration import Calibration, read_calibration
 from jaxcnn.checksum import ChecksumError
 from jaxcnn.config import Config
 from jaxcnn.disk import describe, sync
+from jaxcnn.distributed import fetch_state
 from jaxcnn.errors import UserError
+from jaxcnn.processes import is_leader, lead
 from jaxcnn.run.progress import console
 from jaxcnn.run.seal import check_arrays, check_files, checksum_arrays, write_seal
 from jaxcnn.run.workdir import Workdir
@@ -96,7 +99,11 @@ class _Unfinished:
 
 
 class Checkpoints:
-    """The checkpoints of one run. Use `open_checkpoints`."""
+    """The checkpoints of one run. Use `open_checkpoints`.
+
+    Every process of a run calls the same methods. Each writes and reads its share of the arrays; what concerns whole
+    checkpoints, such as their checksums and their names, is done by the leader.
+    """
 
     def __init__(self, checkpointer: ocp.training.Checkpointer, unfinished: _Unfinished):
         self._checkpointer = checkpointer
@@ -122,13 +129,13 @@ class Checkpoints:
         try:
             # The checksums are taken in memory, so that they protect the whole way to the disk, and while Orbax writes.
             with ThreadPoolExecutor(1) as pool:
-                self._unfinished.arrays = pool.submit(checksum_arrays, items)
+                whole = fetch_state(items) if jax.process_count() > 1 else items
+                self._unfinished.arrays = pool.submit(checksum_arrays, whole if is_leader() else {})
                 with _without_orbax_logs():
-                    self._checkpointer.save_checkpointables(step, dict(items), metrics=metrics)
-            # The contents reached the disk before the folder was renamed. The new name has to reach it too, before
-            # older checkpoints are deleted: a power cut must not lose both.
-            _sync(self._folder(step))
-            self._delete_outdated()
+                    # `force`: without it Orbax asks whether JAX has seen SIGTERM, which is none of its business here.
+                    self._checkpointer.save_checkpointables(step, dict(items), metrics=metrics, force=True)
+            lead(partial(self._finish, step))
+            self._checkpointer.reload()
         except (OSError, ValueError) as error:
             refusal = _system_error(error)
             if refusal is None:
@@ -138,6 +145,13 @@ class Checkpoints:
                 f"the checkpoint of step {step} could not be written to {folder}: "
                 f"{describe(refusal, folder, needed=size)}; earlier ones are whole. Make room and run again to resume"
             ) from error
+
+    def _finish(self, step: int) -> None:
+        """Makes a saved checkpoint permanent, then deletes all others but the best."""
+        # The contents reached the disk before the folder was renamed. The new name has to reach it too, before
+        # older checkpoints are deleted: a power cut must not lose both.
+        _sync(self._folder(step))
+        self._delete_outdated()
 
     def restore(self, like: TrainState) -> TrainState:
         """Restores the last checkpoint. If it is damaged, sets it aside and restores the one before it.
@@ -152,10 +166,10 @@ class Checkpoints:
         while True:
             last = self._checkpointer.latest
             try:
-                items = _load(self._checkpointer, last, _to_items(like))
+                items = _load(self._checkpointer, last, _to_items(like), once=lead)
                 break
             except DamagedError as error:
-                _set_aside(Path(self._checkpointer.directory), last.step, error)
+                lead(partial(_set_aside, Path(self._checkpointer.directory), last.step, error))
                 self._checkpointer.reload()
         training = items["training"]
         return TrainState(
@@ -195,13 +209,16 @@ def open_checkpoints(directory: Path) -> Iterator[Checkpoints]:
             _sync(folder)
 
     context = ocp.Context()
-    # Orbax calls this when all files are written, before it renames the folder: what has a step's name is whole.
+    # Orbax calls this, in the leader, when all files are written, before it renames the folder: what has a step's name
+    # is whole.
     context.asynchronous.post_finalization_callback = finish
+    lead(partial(_check_all_metrics, directory.absolute()))
     checkpointer = _open(directory, context=context, cleanup_tmp_directories=True)
     closing: AbstractContextManager[None] = nullcontext()
     try:
         # Without the name of this folder a power cut would lose every checkpoint in it.
-        sync(directory.parent)
+        if is_leader():
+            sync(directory.parent)
         yield Checkpoints(checkpointer, unfinished)
     except UserError:
         # After a failed write Orbax raises the same error again when it closes.
@@ -249,9 +266,9 @@ def _to_items(state: TrainState) -> dict[str, Any]:
 
 
 def _shapes(model: nn.Module, image_size: int) -> Variables:
-    """Shapes and types of a model's variables, placed on the first device, whichever devices saved them."""
+    """Shapes and types of a model's variables, placed on a device of this process, whichever devices saved them."""
     variables = jax.eval_shape(lambda key: init_variables(key, model=model, image_size=image_size), jax.random.key(0))
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes: Variables = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),  # type: ignore[no-untyped-call]
         variables,
@@ -260,23 +277,84 @@ def _shapes(model: nn.Module, image_size: int) -> Variables:
 
 
 def _open(directory: Path, **options: Any) -> ocp.training.Checkpointer:
-    """Opens a folder of checkpoints. Orbax reads the metrics of all of them, so these are checked before.
+    """Opens a folder of checkpoints whose metrics have been checked."""
+    directory = directory.absolute()
+    with _without_orbax_logs():
+        try:
+            return ocp.training.Checkpointer(directory, **options)
+        except FileNotFoundError:  # Training deleted a checkpoint while Orbax listed them.
+            return ocp.training.Checkpointer(directory, **options)
+
+
+def _open_alone(directory: Path) -> AbstractContextManager[Any]:
+    """Opens a folder of checkpoints for reading by this process alone.
 
     Raises:
       UserError: the metrics of a checkpoint are damaged and there is no other, or cannot be read.
     """
-    directory = directory.absolute()
+    _check_all_metrics(directory.absolute())
+    return _open(directory) if jax.process_count() == 1 else nullcontext(_LoneReader(directory.absolute()))
+
+
+class _LoneReader:
+    """Reads checkpoints in one of several processes, with the methods of Orbax' `Checkpointer`, which takes all."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self.checkpoints = [_Saved.of(directory / str(step)) for step in _finished_steps(directory)]
+
+    def load_checkpointables(self, saved: "_Saved", items: dict[str, Any]) -> dict[str, Any]:
+        with self._context():
+            loaded: dict[str, Any] = ocp.load_checkpointables(self.directory / str(saved.step), items)
+        return loaded
+
+    def checkpointables_metadata(self, saved: "_Saved") -> Any:
+        with self._context():
+            return ocp.checkpointables_metadata(self.directory / str(saved.step))
+
+    def _context(self) -> ocp.Context:
+        process, context = jax.process_index(), ocp.Context()
+        context.multiprocessing.primary_host = process
+        context.multiprocessing.active_processes = {process}
+        context.multiprocessing.barrier_sync_key_prefix = f"alone{process}"
+        return context
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """A checkpoint in a folder.
+
+    Attributes:
+      step: steps taken when it was saved.
+      metrics: its validation metrics; None if it was not evaluated.
+    """
+
+    step: int
+    metrics: dict[str, float] | None
+
+    @classmethod
+    def of(cls, folder: Path) -> "_Saved":
+        file = folder / "metrics" / "metrics"
+        return cls(int(folder.name), json.loads(file.read_bytes()) if file.exists() else None)
+
+
+def _finished_steps(directory: Path) -> list[int]:
+    """Returns the steps of the checkpoints in a folder, in rising order; unfinished and damaged ones have a suffix."""
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
+
+
+def _check_all_metrics(directory: Path) -> None:
+    """Sets checkpoints with damaged metrics aside: Orbax reads the metrics of all of them when it opens the folder.
+
+    Raises:
+      UserError: the metrics of a checkpoint are damaged and there is no other, or cannot be read.
+    """
     for folder in sorted(directory.glob("*/metrics")):
         if folder.parent.name.isdigit():  # Others are still being written.
             try:
                 _check_metrics(folder)
             except DamagedError as error:
                 _set_aside(directory, int(folder.parent.name), error)
-    with _without_orbax_logs():
-        try:
-            return ocp.training.Checkpointer(directory, **options)
-        except FileNotFoundError:  # Training deleted a checkpoint while Orbax listed them.
-            return ocp.training.Checkpointer(directory, **options)
 
 
 def _check_metrics(folder: Path) -> None:
@@ -298,7 +376,7 @@ def _set_aside(directory: Path, step: int, error: DamagedError) -> None:
     Raises:
       DamagedError: there is no other checkpoint to use, or the folder cannot be renamed.
     """
-    others = [int(path.name) for path in directory.iterdir() if path.name.isdigit() and path.name != str(step)]
+    others = [other for other in _finished_steps(directory) if other != step]
     if not others:
         raise error
     folder = directory / str(step)
@@ -328,13 +406,13 @@ def _load_best(workdir: Workdir, like: Variables) -> tuple[Any, Variables]:
     """
     failures: set[int] = set()
     while True:
-        with _open(workdir.checkpoints) as checkpointer:
+        with _open_alone(workdir.checkpoints) as checkpointer:
             if not checkpointer.checkpoints:
                 raise UserError(f"{workdir.path} has no checkpoint yet; train first")
             best = _best(checkpointer.checkpoints)
             try:
                 item = "average" if (workdir.checkpoints / str(best.step) / "average").exists() else "model"
-                return best, _load(checkpointer, best, {item: like})[item]
+                return best, _load(checkpointer, best, {item: like}, once=_call)[item]
             except UserError as error:
                 # Training may have replaced the checkpoint in the meantime: select again.
                 if best.step in failures:
@@ -344,8 +422,20 @@ def _load_best(workdir: Workdir, like: Variables) -> tuple[Any, Variables]:
                 failures.add(best.step)
 
 
-def _load(checkpointer: ocp.training.Checkpointer, saved: Any, items: dict[str, Any]) -> dict[str, Any]:
+def _load(
+    checkpointer: ocp.training.Checkpointer,
+    saved: Any,
+    items: dict[str, Any],
+    *,
+    once: Callable[[Callable[[], None]], None],
+) -> dict[str, Any]:
     """Loads items of a checkpoint, after checking that they have the expected structure, shapes and types.
+
+    Args:
+      checkpointer: its checkpointer.
+      saved: which checkpoint.
+      items: the expected structure of each item.
+      once: calls what needs to be checked in one process only.
 
     Raises:
       DamagedError: a file or an array differs from its checksum, or Orbax cannot read it.
@@ -355,7 +445,8 @@ def _load(checkpointer: ocp.training.Checkpointer, saved: Any, items: dict[str, 
         f"checkpoint {saved.step} of {checkpointer.directory}",
         Path(checkpointer.directory) / str(saved.step),
     )
-    metadata = _metadata(checkpointer, saved, items)
+    once(partial(_check_saved, checkpointer, saved, items))
+    metadata = _metadata(checkpointer, saved)
     for name, like in items.items():
         if name not in metadata:
             raise UserError(f"{where} has no {name!r}; give the settings it was trained with, or another --workdir")
@@ -364,17 +455,30 @@ def _load(checkpointer: ocp.training.Checkpointer, saved: Any, items: dict[str, 
             _check_tree(metadata[name], like, where=where, name=name)
     with _checkpoint_errors(checkpointer, saved), _without_orbax_logs():
         loaded: dict[str, Any] = checkpointer.load_checkpointables(saved, items)
-        check_arrays(folder, loaded)
+    whole = fetch_state(loaded)
+
+    def check() -> None:
+        with _checkpoint_errors(checkpointer, saved):
+            check_arrays(folder, whole)
+
+    once(check)
     return loaded
 
 
-def _metadata(checkpointer: ocp.training.Checkpointer, saved: Any, items: Collection[str]) -> dict[str, Any]:
-    """Shapes and types of the contents of a checkpoint, by item, after checking the files of `items`."""
+def _check_saved(checkpointer: ocp.training.Checkpointer, saved: Any, items: Collection[str]) -> None:
+    """Checks the files of some items of a checkpoint.
+
+    Comes before Orbax reads them: it leaves threads and coroutines behind when it fails.
+    """
     folder = Path(checkpointer.directory) / str(saved.step)
-    with _checkpoint_errors(checkpointer, saved), _without_orbax_logs():
+    with _checkpoint_errors(checkpointer, saved):
         _check_readable(folder)
-        # Before Orbax reads them: it leaves threads and coroutines behind when it fails.
         check_files(folder, items)
+
+
+def _metadata(checkpointer: ocp.training.Checkpointer, saved: Any) -> dict[str, Any]:
+    """Shapes and types of the contents of a checkpoint, by item."""
+    with _checkpoint_errors(checkpointer, saved), _without_orbax_logs():
         metadata: dict[str, Any] = checkpointer.checkpointables_metadata(saved).metadata
     return metadata
 
@@ -386,6 +490,10 @@ def _check_readable(folder: Path) -> None:
             next(path.iterdir(), None)
         else:
             path.open("rb").close()
+
+
+def _call(function: Callable[[], None]) -> None:
+    function()
 
 
 def _sync(folder: Path) -> None:

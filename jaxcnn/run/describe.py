@@ -136,7 +136,7 @@ def describe_augmentation(config: AugmentConfig) -> str:
 def describe_hardware(environment: Mapping[str, str]) -> str:
     """Describes the accelerators, if there are any, and the processor."""
     processor = f"{environment['processor']}, {counted(int(environment['cores']), 'core')}"
-    return processor if environment["devices"] == "cpu" else f"{environment['devices']}; {processor}"
+    return processor if set(environment["devices"].split(", ")) == {"cpu"} else f"{environment['devices']}; {processor}"
 
 
 def describe_software(environment: Mapping[str, str]) -> str:

@@ -113,17 +113,19 @@ _LARGEST = 2.0**128
 class MetricsLog:
     """Appends records to the log of a run. Use `open_log`."""
 
-    def __init__(self, path: Path, lines: IO[str], events: EventsWriter):
+    def __init__(self, path: Path, lines: IO[str] | None, events: EventsWriter | None):
         self._path = path
         self._lines = lines
         self._events = events
 
     def write(self, record: Record) -> None:
-        """Appends a record, and flushes it.
+        """Appends a record, and flushes it; does nothing in a process that does not write.
 
         Raises:
           UserError: the disk is full or cannot be written.
         """
+        if self._lines is None or self._events is None:
+            return
         with _write_errors(self._path.parent):
             self._lines.write(json.dumps(_to_json(record)) + "\n")
             self._lines.flush()
@@ -136,13 +138,20 @@ class MetricsLog:
 
 
 @contextmanager
-def open_log(workdir: Path) -> Iterator[MetricsLog]:
+def open_log(workdir: Path, *, writes: bool = True) -> Iterator[MetricsLog]:
     """Opens the log of a run. Records are appended to an existing log.
+
+    Args:
+      workdir: the run's folder.
+      writes: False: another process writes the log, and this one drops its records.
 
     Raises:
       UserError: the workdir cannot be written.
     """
     path = workdir / "metrics.jsonl"
+    if not writes:
+        yield MetricsLog(path, None, None)
+        return
     with _write_errors(workdir):
         torn = path.exists() and not path.read_bytes().endswith(b"\n")
         lines = path.open("a", encoding="utf-8")

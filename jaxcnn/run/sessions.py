@@ -46,8 +46,15 @@ def read_sessions(workdir: Workdir) -> tuple[Session, ...]:
     return _merge([*earlier, Session(start, None, workdir.read_config(), workdir.read_environment())])
 
 
-def record_session(workdir: Workdir, config: Config, classes: Classes, *, step: int) -> None:
+def record_session(workdir: Workdir, config: Config, classes: Classes, *, step: int, cores: int | None = None) -> None:
     """Records that the steps after `step` are taken with these settings in this process, and what came before.
+
+    Args:
+      workdir: the run's folder.
+      config: the settings.
+      classes: the classes.
+      step: steps taken before.
+      cores: cores of all machines; None: of this one.
 
     Raises:
       UserError: a record is damaged.
@@ -72,7 +79,7 @@ def record_session(workdir: Workdir, config: Config, classes: Classes, *, step: 
     else:
         workdir.earlier_sessions.unlink(missing_ok=True)
     (workdir.path / FORMER_NAME).unlink(missing_ok=True)
-    workdir.record(config, classes)
+    workdir.record(config, classes, cores=cores)
 
 
 def describe_changes(sessions: Iterable[Session], describe: Callable[[Session], str]) -> str:

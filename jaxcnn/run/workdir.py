@@ -40,7 +40,19 @@ from jaxcnn.typed_json import decode
 UNREADABLE = "*?[\\"
 """Characters of a path that Orbax takes for a pattern when it lists checkpoints, so that it does not find them."""
 
-WITHOUT_EFFECT = ("data.source", "data.archive", "data.cache_dir", "model.cpu_kernels", "checkpoint_minutes")
+WITHOUT_EFFECT = (
+    "data.source",
+    "data.archive",
+    "data.cache_dir",
+    "model.cpu_kernels",
+    "parallel.coordinator",
+    "parallel.num_processes",
+    "parallel.process_id",
+    "parallel.fsdp",
+    "parallel.accumulate",
+    "parallel.remat",
+    "checkpoint_minutes",
+)
 """Settings that do not change what is trained: a finished run may be started again with other values of them."""
 
 
@@ -244,10 +256,12 @@ class Workdir:
                     f"{now!r}; give the same settings, more --epochs or another --workdir"
                 )
 
-    def record(self, config: Config, classes: Classes) -> None:
-        """Writes the records of settings, classes and environment."""
+    def record(self, config: Config, classes: Classes, *, cores: int | None = None) -> None:
+        """Writes the records of settings, classes and environment, with the cores of all machines if given."""
         self.path.mkdir(parents=True, exist_ok=True)
         here = environment() | {"precision": models.resolve_precision(config.model.precision)}
+        if cores is not None:
+            here["cores"] = str(cores)
         self._write("environment.json", here)
         self._write("classes.json", dataclasses.asdict(classes))
         # Last: a folder with this file holds a run.
@@ -330,8 +344,13 @@ class Workdir:
             raise UserError(f"{self.path / name} cannot be read: {error}") from error
 
 
+def count_cores() -> int:
+    """Returns the number of cores that this process may use; only Linux says which."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def environment() -> dict[str, str]:
-    """Versions, hardware and command line of this process."""
+    """Versions, hardware and command line of this process, and the devices of all processes."""
     packages = ("jax", "jaxlib", "flax", "optax", "numpy", "pillow")
     return {
         "command": " ".join(sys.argv),
@@ -339,9 +358,8 @@ def environment() -> dict[str, str]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),
-        # The cores that the process may use; only Linux says which.
-        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
-        "devices": ", ".join(device.device_kind for device in jax.local_devices()),
+        "cores": str(count_cores()),
+        "devices": ", ".join(device.device_kind for device in jax.devices()),
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
         **{name: importlib.metadata.version(name) for name in packages},
     }

@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxcnn.data.batches import balanced_order, epoch_order, eval_batches, steps_per_epoch, train_batches
+from jaxcnn.data.batches import (
+    balanced_order,
+    epoch_order,
+    eval_batches,
+    eval_positions,
+    steps_per_epoch,
+    train_batches,
+)
 from jaxcnn.data.rows import Rows
 from jaxcnn.data.split import Split
 
@@ -127,6 +134,23 @@ def test_evaluation_sees_every_example_once(count, batch_size):
     seen = [label for batch in batches for label in batch.labels[batch.mask].tolist()]
     shown = [pixel for batch in batches for pixel in batch.images[batch.mask][:, 0, 0, 0].tolist()]
     assert seen == shown == list(range(count))
+
+
+@pytest.mark.parametrize("parts", [[[0, 1, 2, 3], [4, 5, 6, 7]], [[0, 1, 6, 7], [2, 3, 4, 5]]])
+def test_processes_read_their_rows_of_the_same_batches(parts):
+    split, options = numbered(21), {"seed": 3, "batch_size": 8, "start_step": 1}
+    whole = np.array(take(split, 5, **options))
+    for rows in map(np.array, parts):
+        assert np.array_equal(take(split, 5, **options, rows=rows), whole[:, rows])
+    # In evaluation, they have every example once between them.
+    found = {}
+    for rows in map(np.array, parts):
+        batches = list(eval_batches(split, batch_size=8, rows=rows))
+        assert {len(batch.labels) for batch in batches} == {4}
+        labels = np.concatenate([batch.labels[batch.mask] for batch in batches])
+        assert np.array_equal(np.concatenate([batch.images[batch.mask, 0, 0, 0] for batch in batches]), labels)
+        found |= dict(zip(eval_positions(21, batch_size=8, rows=rows).tolist(), labels.tolist(), strict=True))
+    assert found == {i: i for i in range(21)}
 
 
 def test_batches_are_pytrees():

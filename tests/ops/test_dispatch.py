@@ -52,6 +52,6 @@ def test_a_gradient_may_be_taken_after_the_context_is_left():
     ("devices", "onednn", "available"), [(1, True, True), (1, False, False), (4, True, False), (4, False, False)]
 )
 def test_kernels_are_for_one_device_with_onednn(monkeypatch, devices, onednn, available):
-    monkeypatch.setattr(jax, "local_device_count", lambda: devices)
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
     monkeypatch.setattr(dispatch, "has_onednn", lambda dtype: onednn)
     assert cpu_kernels_available() == available

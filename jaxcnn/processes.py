@@ -1,0 +1,304 @@
+"""Several processes that train one run: how they find each other, what they decide together, and how they end.
+
+The first process leads: it alone writes to the workdir and prints. All run the same program, and call the functions of
+this module in the same order. Alone, a process decides for itself and waits for nobody.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxcnn.cli import is_out_of_memory, printable
+from jaxcnn.config import ParallelConfig
+from jaxcnn.distributed import AXES, make_mesh
+from jaxcnn.errors import UserError
+
+LOST = 75
+"""Exit status of a process that ends because another one has ended: EX_TEMPFAIL, start all of them again."""
+HEARTBEAT_SECONDS = 10
+"""Time without a sign of life after which a process counts as ended, and all others end as well."""
+END_SECONDS = 3
+"""Time in which all processes meet that end with the same error."""
+START_SECONDS = 300
+"""Time in which all processes have to be started."""
+
+SEVERAL = 0
+"""Stands for a number of tasks that is not known; it may be one."""
+
+_LAUNCHERS = (
+    ("Slurm", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NODELIST"),
+    # A batch script, which is no task, has this number too, but is in no step.
+    ("Slurm", "SLURM_NTASKS", "SLURM_STEP_NODELIST"),
+    ("Open MPI", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    ("MPI", "PMI_SIZE", "PMI_RANK"),
+    ("MPI", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),
+    ("torchrun", "WORLD_SIZE", "RANK"),
+)
+"""Launchers, the variable with the number of their tasks, and another variable that a task has."""
+_calls = itertools.count()
+
+
+def join(config: ParallelConfig) -> None:
+    """Joins the other processes of the run, if there are any. Must come before anything that starts JAX's backend.
+
+    Raises:
+      UserError: a launcher has started several tasks that cannot be joined, or the others do not answer.
+    """
+    if jax.distributed.is_initialized():
+        return
+    launcher, tasks = _find_launcher()
+    address: dict[str, Any] = {}
+    if config.coordinator not in (None, "auto"):
+        address = {
+            "coordinator_address": config.coordinator,
+            "num_processes": config.num_processes,
+            "process_id": config.process_id,
+            "cluster_detection_method": "deactivate",
+        }
+    elif config.coordinator is None and tasks == 1:
+        return
+    # The processes decide themselves when they stop; JAX would take over SIGTERM.
+    jax.config.update("jax_enable_preemption_service", False)  # type: ignore[no-untyped-call]
+    try:
+        jax.distributed.initialize(
+            **address,
+            initialization_timeout=START_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except Exception as error:  # Each launcher has its own kinds.
+        where = "process" if tasks == 1 else f"task of {launcher}"
+        where += f", which started {tasks}," if tasks > 1 else ""
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(
+            f"this {where} cannot join the others ({reason}); give each --parallel.coordinator HOST:PORT "
+            "--parallel.num_processes N --parallel.process_id I"
+        ) from error
+
+
+def check_joined() -> None:
+    """Raises a `UserError` if this process is one of several that JAX knows of, but that have not been joined."""
+    if jax.process_count() > 1 and not jax.distributed.is_initialized():
+        raise UserError(
+            f"this is one of {jax.process_count()} hosts of a slice; start the same command on every one of them, "
+            "with --parallel.coordinator auto"
+        )
+
+
+def is_leader() -> bool:
+    """Returns whether this process writes and prints."""
+    return jax.process_index() == 0
+
+
+def lead[T](function: Callable[[], T]) -> T:
+    """Calls a function in the leader alone, and returns in every process what it returned there.
+
+    Args:
+      function: returns what JSON can express.
+
+    Raises:
+      UserError: the function raised it, in the leader.
+    """
+    if jax.process_count() == 1:
+        return function()
+    key = f"jaxcnn/{next(_calls)}"
+    if is_leader():
+        return _publish(key, function)
+    found: T = _read(key)
+    return found
+
+
+def leader_first[T](function: Callable[[], T]) -> T:
+    """Calls a function in every process, in the leader before the others, which find what it left on the disk.
+
+    Raises:
+      UserError: the function raised it in any process; the others raise the first of them.
+    """
+    if jax.process_count() == 1:
+        return function()
+    results: list[T] = []
+
+    def call() -> None:
+        results.append(function())
+
+    call_number, own = next(_calls), jax.process_index()
+    keys = [f"jaxcnn/{call_number}/{process}" for process in range(jax.process_count())]
+    if not is_leader():
+        _read(keys[0])
+    _publish(keys[own], call)
+    for key in keys:
+        _read(key)
+    return results[0]
+
+
+def share[T](value: T) -> list[T]:
+    """Returns the values of all processes in their order; each calls it with what JSON can express."""
+    if jax.process_count() == 1:
+        return [value]
+    key = f"jaxcnn/{next(_calls)}"
+    _publish(f"{key}/{jax.process_index()}", lambda: value)
+    return [_read(f"{key}/{process}") for process in range(jax.process_count())]
+
+
+class Wishes(NamedTuple):
+    """What a process would do after a step.
+
+    Attributes:
+      stop: number of the signal that asks to stop; 0 if there is none.
+      save: save a checkpoint.
+      log: record the metrics.
+    """
+
+    stop: int
+    save: bool
+    log: bool
+
+
+def propose(wishes: Callable[[], Wishes]) -> Callable[[], Wishes]:
+    """Asks all processes what to do after a step.
+
+    With several, their wishes are joined on the devices, in the queue before the step that is dispatched next. So
+    nothing waits for that step.
+
+    Args:
+      wishes: what this process wishes; of those to save and to log, the leader's count.
+
+    Returns:
+      A function that returns what is to be done, the same in every process.
+    """
+    if jax.process_count() == 1:
+        return wishes
+    stop, save, log = wishes()
+    joined = _join_by_maximum(np.array([stop, save and is_leader(), log and is_leader()], np.int32))
+
+    def decided() -> Wishes:
+        stop, save, log = np.asarray(joined)
+        return Wishes(int(stop), bool(save), bool(log))
+
+    return decided
+
+
+@contextlib.contextmanager
+def ending_together(prog: str) -> Iterator[None]:
+    """Prints an error in the context, and ends this process if it is one of several; else the error is raised.
+
+    It ends at once. By itself, JAX would wait for the others when the interpreter exits, which may be stuck or gone.
+    The status is that of `cli.run`, or `LOST` if another process of the run has ended.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not jax.distributed.is_initialized():
+            raise
+        status = _report(prog, error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if isinstance(error, UserError):
+            _wait_to_end()
+        os._exit(status)
+
+
+def _report(prog: str, error: BaseException) -> int:
+    """Prints an error, and returns the exit status."""
+    match error:
+        case UserError():
+            print(printable(f"{prog}: {error}"), file=sys.stderr)
+            return 2
+        case SystemExit():
+            return error.code if isinstance(error.code, int) else 1
+        case KeyboardInterrupt():
+            print(f"{prog}: interrupted", file=sys.stderr)
+            return 130
+    if isinstance(_cause(error), jax.errors.JaxRuntimeError) and not is_out_of_memory(error):
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+        line = f"{prog}: another process of this run has ended ({reason}); start all of them again to resume"
+        print(printable(line), file=sys.stderr)
+        return LOST
+    traceback.print_exception(error)
+    return 1
+
+
+def _wait_to_end() -> None:
+    """Waits for the other processes if they have the same error, the leader a little longer: without it they abort."""
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        _client().wait_at_barrier("jaxcnn/end", 1000 * END_SECONDS)
+        if is_leader():
+            time.sleep(0.5)
+
+
+def _cause(error: BaseException) -> BaseException:
+    while error.__cause__:
+        error = error.__cause__
+    return error
+
+
+def _find_launcher() -> tuple[str, int]:
+    """Returns the launcher of this process and the number of its tasks, maybe `SEVERAL`; 1 without a launcher."""
+    for name, size, other in _LAUNCHERS:
+        if size in os.environ and other in os.environ and os.environ[size].isdigit():
+            return name, int(os.environ[size])
+    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
+    if len(hosts) > 1:
+        return "a TPU slice", len(hosts)
+    if "KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" in os.environ:
+        return "Kubernetes", SEVERAL
+    return "", 1
+
+
+def _publish[T](key: str, function: Callable[[], T]) -> T:
+    """Calls a function, and publishes what it returned, or the `UserError` that it raised."""
+    try:
+        result = function()
+    except UserError as error:
+        _client().key_value_set(key, json.dumps({"error": str(error), "kind": type(error).__name__}))
+        raise
+    _client().key_value_set(key, json.dumps({"result": result}))
+    return result
+
+
+def _read(key: str) -> Any:
+    """Waits for what another process has published; raises its `UserError`."""
+    while True:
+        try:
+            found = json.loads(_client().blocking_key_value_get(key, 1000))
+            break
+        except jax.errors.JaxRuntimeError as error:
+            # In between Python answers signals.
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise
+    if "error" in found:
+        kinds: list[type[UserError]] = [UserError, *UserError.__subclasses__()]
+        raise next(kind for kind in kinds if kind.__name__ == found["kind"])(found["error"])
+    return found["result"]
+
+
+def _client() -> Any:
+    """The client of JAX's coordination service, through which the processes exchange short texts."""
+    from jax._src.distributed import global_state
+
+    return global_state.client
+
+
+def _join_by_maximum(values: np.ndarray) -> jax.Array:
+    """Returns the largest of the values of all processes, by position."""
+    mesh = make_mesh()
+    assert mesh is not None
+    split, whole = (NamedSharding(mesh, PartitionSpec(*spec)) for spec in ((AXES,), ()))  # type: ignore[no-untyped-call]
+    shape = (jax.device_count(), *values.shape)
+    own = jax.make_array_from_callback(shape, split, lambda _: values[None])
+    joined: jax.Array = jax.jit(_maximum, out_shardings=whole)(own)
+    return joined
+
+
+def _maximum(values: jax.Array) -> jax.Array:
+    return values.max(0)

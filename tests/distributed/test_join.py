@@ -1,0 +1,86 @@
+"""Joining several processes: by hand, or as a launcher has started them; never N runs beside each other."""
+
+import subprocess
+import sys
+
+import pytest
+from launch import ROOT
+
+from jaxcnn.config import ParallelConfig
+from jaxcnn.errors import UserError
+from jaxcnn.processes import Wishes, is_leader, join, lead, leader_first, propose
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"coordinator": "host"}, "parallel.coordinator is 'host'; it must be HOST:PORT"),
+        ({"coordinator": ":80"}, "parallel.coordinator"),
+        ({"coordinator": "host:80"}, "parallel.num_processes is None; it must be given"),
+        ({"coordinator": "host:80", "num_processes": 2}, "parallel.process_id is None"),
+        ({"num_processes": 2}, "parallel.num_processes is 2; it must be left out without parallel.coordinator"),
+        ({"process_id": 0}, "parallel.process_id"),
+        ({"coordinator": "auto", "process_id": 0}, "parallel.process_id"),
+        ({"coordinator": "host:80", "num_processes": 2, "process_id": 2}, "from 0 to 1"),
+        ({"fsdp": 0}, "parallel.fsdp"),
+        ({"accumulate": 0}, "parallel.accumulate"),
+    ],
+)
+def test_an_address_is_complete_or_absent(settings, message):
+    with pytest.raises(UserError, match=message):
+        ParallelConfig(**settings)
+
+
+def test_the_address_is_not_recorded():
+    config = ParallelConfig(coordinator="host:80", num_processes=2, process_id=1, fsdp=2)
+    assert config.joined() == ParallelConfig(fsdp=2)
+
+
+def test_one_process_decides_alone():
+    assert is_leader()
+    assert (lead(lambda: 3), leader_first(lambda: 4)) == (3, 4)
+    assert propose(lambda: Wishes(stop=15, save=True, log=False))() == Wishes(stop=15, save=True, log=False)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "1"},
+        {"PMI_SIZE": "4", "PMI_RANK": "1"},
+        {"WORLD_SIZE": "4", "RANK": "1"},
+        {"SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS": "8", "SLURM_STEP_NODELIST": "a"},
+        {"SLURM_NTASKS": "4", "SLURM_STEP_NODELIST": "a"},
+    ],
+)
+def test_a_task_that_cannot_join_the_others_is_refused(monkeypatch, environment):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(
+        UserError, match=r"which started 4, cannot join the others \(.*--parallel.coordinator HOST:PORT"
+    ):
+        join(ParallelConfig())
+
+
+def test_a_batch_script_of_slurm_is_no_task(monkeypatch):
+    for name, value in {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}.items():
+        monkeypatch.setenv(name, value)
+    join(ParallelConfig())
+
+
+def test_a_wrong_option_is_one_line():
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxcnn.train", "--parallel.coordinator", "host:80"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "parallel.num_processes is None; it must be given" in line
+
+
+def test_a_pod_of_an_indexed_job_that_cannot_join_the_others_is_refused(monkeypatch):
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "1")
+    with pytest.raises(UserError, match="this task of Kubernetes cannot join the others"):
+        join(ParallelConfig())

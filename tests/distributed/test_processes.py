@@ -1,0 +1,103 @@
+"""Several processes train one run as one process does: the same losses, one set of files, the same evaluation."""
+
+import os
+import random
+import shutil
+import signal
+import time
+
+import pytest
+from launch import ENDED_SECONDS, SMALL, check_same_run, finish, launch, records, train
+
+from jaxcnn.processes import LOST
+
+STEPS_OF_AN_EPOCH = 22
+"""Batches of 64 among the 1,438 training pictures of the digits."""
+
+pytestmark = pytest.mark.run
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """A run of one process: ten epochs, 220 steps."""
+    workdir = tmp_path_factory.mktemp("one")
+    train(1, workdir, *SMALL, "--epochs", "10")
+    return workdir
+
+
+@pytest.mark.parametrize(("count", "options"), [(2, []), (4, ["--parallel.fsdp", "2"])])
+def test_several_processes_learn_what_one_learns(one, tmp_path, count, options):
+    first, *others = train(count, tmp_path, *SMALL, "--epochs", "10", *options)
+    check_same_run(tmp_path, one)
+    assert f"resnet on {count} x cpu in {count} processes;" in first
+    assert "epoch 10/10" in first
+    assert not any("epoch" in output for output in others)
+
+
+def wait_for_step(processes, workdir, *, step):
+    deadline = time.monotonic() + 120
+    while not (workdir / "metrics.jsonl").exists() or not any(
+        line["step"] >= step for line in records(workdir, "validation")
+    ):
+        assert all(process.poll() is None for process in processes), finish(processes)
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("victim", "count_after"), [(0, 1), (1, 4)])
+def test_a_killed_process_ends_all_and_another_number_of_them_resumes(one, tmp_path, victim, count_after):
+    processes = launch(2, tmp_path, *SMALL, "--epochs", "10")
+    wait_for_step(processes, tmp_path, step=2 * STEPS_OF_AN_EPOCH)
+    processes[victim].kill()
+    killed = time.monotonic()
+    ended = finish(processes, timeout=60)
+    assert time.monotonic() - killed < ENDED_SECONDS
+    assert ended[1 - victim][0] in (LOST, -signal.SIGABRT), ended
+    train(count_after, tmp_path, *SMALL, "--epochs", "10")
+    check_same_run(tmp_path, one)
+
+
+def test_a_signal_to_one_process_saves_the_same_step_in_all(one, tmp_path):
+    processes = launch(2, tmp_path, *SMALL, "--epochs", "10")
+    wait_for_step(processes, tmp_path, step=STEPS_OF_AN_EPOCH)
+    processes[1].send_signal(signal.SIGTERM)
+    ended = finish(processes, timeout=60)
+    assert [status for status, _ in ended] == [0, 0], ended
+    assert "stopped by SIGTERM and saved at step" in ended[0][1]
+    train(2, tmp_path, *SMALL, "--epochs", "10")
+    check_same_run(tmp_path, one)
+
+
+def test_a_run_that_diverges_is_refused_in_all_processes(tmp_path):
+    options = [*SMALL, "--epochs", "10"]
+    options[options.index("--optim.learning_rate") + 1] = "1e30"
+    ended = finish(launch(2, tmp_path, *options))
+    assert [status for status, _ in ended] == [2, 2], ended
+    assert "training diverged: in step" in ended[0][1]
+
+
+def test_what_the_leader_refuses_ends_all(one, tmp_path):
+    shutil.copytree(one, tmp_path / "run")
+    ended = finish(launch(2, tmp_path / "run", *SMALL, "--epochs", "10", "--batch_size", "32"))
+    assert [status for status, _ in ended] == [2, 2], ended
+    assert "batch_size 64, not 32" in ended[0][1]
+
+
+def slurm(process, count, port):
+    """The environment of a task that `srun` starts."""
+    return {
+        "SLURM_JOB_ID": str(port),
+        "SLURM_STEP_NODELIST": "127.0.0.1",
+        "SLURM_STEP_NUM_TASKS": str(count),
+        "SLURM_NTASKS": str(count),
+        "SLURM_PROCID": str(process),
+        "SLURM_LOCALID": str(process),
+    }
+
+
+def test_tasks_of_slurm_find_each_other(tmp_path):
+    job = random.Random(os.getpid()).randrange(4096)
+    environments = [slurm(process, 2, job) for process in range(2)]
+    first, _ = train(2, tmp_path, *SMALL, "--epochs", "1", environments=environments)
+    assert "resnet on 2 x cpu in 2 processes;" in first
+    assert len(records(tmp_path, "validation")) == 1

@@ -1,0 +1,95 @@
+"""Starts `python -m jaxcnn.train` as several processes that compute one run on the CPU."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SMALL = (
+    "--data.image_size 8 --model.widths 8 16 --model.blocks 1 1 --model.no_cpu_kernels --augment.pad_crop .1 "
+    "--augment.mixup .5 --optim.learning_rate .002 --optim.ema_decay .9 --batch_size 64"
+).split()
+"""Options of a small run, at a rate at which rounding is not amplified: 22 steps in an epoch."""
+ENDED_SECONDS = 15
+"""Time in which all processes end after one of them."""
+
+
+def free_port():
+    """Returns a port on which nothing listens."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def launch(count, workdir, *options, host="127.0.0.1", prefixes: Sequence[Sequence[str]] = (), environments=()):
+    """Starts the processes of a run; one alone without the options that join several.
+
+    Args:
+      count: number of processes.
+      workdir: folder of the run.
+      options: options of the training.
+      host: address of the first process.
+      prefixes: for each process, a command that starts it.
+      environments: for each process, variables of its environment; they replace the options that join several.
+    """
+    address, started = f"{host}:{free_port()}", []
+    for process in range(count):
+        command = [sys.executable, "-m", "jaxcnn.train", "--workdir", str(workdir), *options]
+        if count > 1 and not environments:
+            command += ["--parallel.coordinator", address, "--parallel.num_processes", str(count)]
+            command += ["--parallel.process_id", str(process)]
+        prefix = prefixes[process] if prefixes else ()
+        own = environments[process] if environments else {}
+        environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+        started.append(
+            subprocess.Popen(
+                [*prefix, *command],
+                cwd=ROOT,
+                env=environment | {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"} | own,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    return started
+
+
+def finish(processes, *, timeout=240):
+    """Waits for processes; returns the exit status and the output of each."""
+    return [(process.communicate(timeout=timeout)[0], process.returncode)[::-1] for process in processes]
+
+
+def train(count, workdir, *options, **how):
+    """Trains to the end; returns the output of each process."""
+    ended = finish(launch(count, workdir, *options, **how))
+    assert [status for status, _ in ended] == [0] * count, "\n".join(output for _, output in ended)
+    return [output for _, output in ended]
+
+
+def records(workdir, kind):
+    """Returns the records of a kind in the log of a run."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines() if line]
+    return [line for line in lines if line["kind"] == kind]
+
+
+def files(workdir):
+    """Returns the names in a workdir; those of event files have a time and a host in them."""
+    return {path.name.partition(".out.")[0] for path in workdir.iterdir()}
+
+
+def check_same_run(workdir, expected):
+    """Compares two finished runs: their files, their losses after every epoch, and their evaluations."""
+    assert files(workdir) == files(expected)
+    found, wanted = (records(path, "validation") for path in (workdir, expected))
+    assert [line["step"] for line in found] == [line["step"] for line in wanted]
+    assert [line["loss"] for line in found] == pytest.approx([line["loss"] for line in wanted], abs=1e-5)
+    found, wanted = (json.loads((path / "evaluation.json").read_text()) for path in (workdir, expected))
+    for name in ("count", "top1", "top5", "step", "confusion"):
+        assert found[name] == wanted[name], name
+    assert found["loss"] == pytest.approx(wanted["loss"], abs=1e-5)

@@ -13,6 +13,7 @@ import onnx
 import onnxruntime as ort
 from onnx import helper
 
+from export import seal
 from jaxcnn.metadata import Metadata
 
 _MODEL_TYPE = "jaxcnn"
@@ -101,13 +102,14 @@ def read_pictures(path: Path, side: int) -> np.ndarray | None:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Returns name, size, checksum and versions of a model, and name, type and shape of its inputs and outputs."""
+    """Returns name, size, checksums and versions of a model, and name, type and shape of its inputs and outputs."""
     content = path.read_bytes()
     model = onnx.load_from_string(content)
     return {
         "file": path.name,
         "bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
+        **{prop.key: json.loads(prop.value) for prop in model.metadata_props if prop.key == seal.KEY},
         "opset": model.opset_import[0].version,
         "ir_version": model.ir_version,
         "inputs": [_describe_value(value) for value in model.graph.input],

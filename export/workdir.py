@@ -15,6 +15,7 @@ from export import explain, publish, quantize, sidecars
 from export.card import write_card
 from export.converter import InputSpec, to_onnx
 from export.errors import VerificationError
+from export.seal import seal
 from export.verify import BATCHES, verify
 from jaxcnn import models
 from jaxcnn.data import Dataset
@@ -198,7 +199,7 @@ def _write_model(
         metadata = dataclasses.replace(metadata, metrics=metrics)
     model = onnx.load(file)
     onnx.helper.set_model_props(model, metadata.to_props())
-    write_atomically(path, model.SerializeToString())
+    write_atomically(path, seal(model.SerializeToString()))
     return _Written(metadata, evaluation, checks)
 
 

@@ -6,10 +6,13 @@ import shutil
 
 import numpy as np
 import onnxruntime as ort
+import pytest
 from runs import PICTURES
 
 import export
 import export.workdir
+from server.errors import StartError
+from server.model import load
 
 
 def test_the_description_beside_the_file_has_its_metadata(file):
@@ -20,6 +23,19 @@ def test_the_description_beside_the_file_has_its_metadata(file):
     assert [output["name"] for output in described["outputs"]] == ["logits", "probabilities"]
     hidden = ort.InferenceSession(file, providers=["CPUExecutionProvider"]).get_modelmeta().custom_metadata_map
     assert {key: json.loads(value) for key, value in hidden.items()}.items() <= described.items()
+
+
+def test_the_server_refuses_a_damaged_file(file, tmp_path):
+    content = file.read_bytes()
+    checksum = json.loads(file.with_suffix(".json").read_text())["checksum"]
+    assert content.endswith(checksum.encode() + b'"')
+    copy = tmp_path / "copy.onnx"
+    copy.write_bytes(content)
+    assert load(copy, max_batch=2, threads=1).names == ("cat", "dög", "eel")
+    place = len(content) // 2
+    copy.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    with pytest.raises(StartError):
+        load(copy, max_batch=2, threads=1)
 
 
 def test_what_hugging_face_reads(file):

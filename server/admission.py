@@ -1,20 +1,41 @@
 """Admission control: bounds the requests in progress and the bytes of their bodies, and says whether to send more."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from starlette.exceptions import HTTPException
 
 from server import errors
 from server.metrics import Metrics
 from server.settings import Settings
+from server.shares import Claim, Shares
+
+# Bodies up to this part of the buffer may fill it; larger ones leave the other part free.
+_SMALL_PART = 64
+_SPARE_PART = 8
+
+# Files that are sent at once. Each takes a chunk of memory.
+_MAX_DOWNLOADS = 16
 
 
 class Place:
     """What one request occupies: memory for its body as it arrives, then a place in the queue."""
 
-    def __init__(self, admission: "Admission") -> None:
+    def __init__(self, admission: "Admission", client: str) -> None:
+        self.client = client
         self._admission = admission
-        self._bytes = 0
-        self._is_entered = False
+        self._body = Claim(client)
+        self._body.is_moving = True
+        self._turn = Claim(client)
+
+    @property
+    def is_evicted(self) -> bool:
+        """Whether others needed what this request occupied."""
+        return self._body.is_evicted or self._turn.is_evicted
+
+    def allow_eviction(self, evict: Callable[[], None] | None) -> None:
+        """Sets what ends this request if others need what it occupies; None if it can no longer be ended."""
+        self._body.evict = self._turn.evict = evict
 
     def hold(self, size: int) -> None:
         """Reserves memory for a body of `size` bytes so far.
@@ -22,9 +43,8 @@ class Place:
         Raises:
           HTTPException: 503, there is not enough memory.
         """
-        if size > self._bytes:
-            self._admission.hold(size - self._bytes)
-            self._bytes = size
+        self._body.move(size - self._body.amount)
+        self._admission.hold(self._body, size)
 
     def enter(self, expected_wait: float) -> None:
         """Takes a place in the queue. Call it once the body is complete, so that slow clients keep nobody out.
@@ -32,12 +52,17 @@ class Place:
         Raises:
           HTTPException: 503, all places are taken.
         """
-        self._admission.enter(expected_wait)
-        self._is_entered = True
+        self._body.is_moving = False
+        self._admission.enter(self._turn, expected_wait)
+
+    def evicted(self) -> HTTPException:
+        """Returns the 503 of a request that was evicted; the rest of its body is not read."""
+        error = self._admission.evicted()
+        return HTTPException(503, error.detail, {**(error.headers or {}), "Connection": "close"})
 
     def release(self) -> None:
         """Frees the memory and the place in the queue."""
-        self._admission.release(self._bytes, requests=int(self._is_entered))
+        self._admission.release(self._body, self._turn)
 
 
 class Admission:
@@ -49,54 +74,78 @@ class Admission:
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self.is_ready = True
-        self._settings = settings
         self._metrics = metrics
-        self._requests = 0
-        self._bytes = 0
+        self._requests = Shares(settings.max_requests)
+        self._buffer = Shares(settings.max_buffer_bytes)
+        self._downloads = Shares(_MAX_DOWNLOADS)
+        self._small_bytes = settings.max_buffer_bytes // _SMALL_PART
+        self._spare_bytes = min(
+            settings.max_buffer_bytes // _SPARE_PART, settings.max_buffer_bytes - settings.max_body_bytes
+        )
 
     @contextmanager
-    def place(self, expected_wait: float) -> Iterator[Place]:
+    def place(self, client: str, expected_wait: float) -> Iterator[Place]:
         """Gives a request a `Place`, and frees it at the end of the block.
 
         Args:
+          client: who sent the request.
           expected_wait: seconds until a request would be answered, for the message.
 
         Raises:
           HTTPException: 503, all places are taken, so that the body need not be read.
         """
-        self._check_room(expected_wait)
-        place = Place(self)
+        if not self._requests.would_take(client, 1):
+            raise self._shed("requests", expected_wait)
+        place = Place(self, client)
         try:
             yield place
         finally:
             place.release()
 
-    def enter(self, expected_wait: float) -> None:
+    @contextmanager
+    def download(self, client: str) -> Iterator[Claim]:
+        """Gives a download its claim, and frees it at the end of the block.
+
+        Raises:
+          HTTPException: 503, enough files are being sent.
+        """
+        claim = Claim(client)
+        claim.is_moving = True
+        if not self._downloads.take(claim, 1):
+            raise self._shed("downloads", 1)
+        try:
+            yield claim
+        finally:
+            self._downloads.release(claim)
+
+    def enter(self, claim: Claim, expected_wait: float) -> None:
         """Counts a request in.
 
         Raises:
           HTTPException: 503, all places are taken.
         """
-        self._check_room(expected_wait)
-        self._requests += 1
+        if not self._requests.take(claim, 1):
+            raise self._shed("requests", expected_wait)
 
-    def hold(self, size: int) -> None:
-        """Reserves `size` bytes for a part of a body.
+    def hold(self, claim: Claim, size: int) -> None:
+        """Reserves memory for a body that has `size` bytes so far.
 
         Raises:
           HTTPException: 503, there is not enough memory.
         """
-        if self._bytes + size > self._settings.max_buffer_bytes:
-            self._metrics.shed.labels("bytes").inc()
-            raise errors.busy(1)
-        self._bytes += size
+        spare = self._spare_bytes if size > self._small_bytes else 0
+        if size > claim.amount and not self._buffer.take(claim, size - claim.amount, spare=spare):
+            raise self._shed("bytes", 1)
 
-    def release(self, size: int, *, requests: int) -> None:
-        """Frees `size` bytes and the places of so many requests."""
-        self._bytes -= size
-        self._requests -= requests
+    def release(self, body: Claim, turn: Claim) -> None:
+        """Frees what a request occupied."""
+        self._buffer.release(body)
+        self._requests.release(turn)
 
-    def _check_room(self, expected_wait: float) -> None:
-        if self._requests >= self._settings.max_requests:
-            self._metrics.shed.labels("requests").inc()
-            raise errors.busy(expected_wait)
+    def evicted(self) -> HTTPException:
+        """Returns the 503 of a request that had to give way."""
+        return self._shed("evicted", 1)
+
+    def _shed(self, reason: str, wait: float) -> HTTPException:
+        self._metrics.shed.labels(reason).inc()
+        return errors.busy(wait)

@@ -2,8 +2,8 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -24,32 +24,26 @@ async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Service]]:
     """Loads the model before the first request, and closes the workers after the last response."""
     # Load everything; a StartError here ends the process with one line.
     memory.tighten()
+    server = connection.uvicorn_server()
     chosen = settings.from_environment(os.environ)
+    connection.install(server, chosen)
     path = fetch.fetch(chosen.model, chosen.cache)
     loaded = model.load(path, sha256=chosen.model.sha256, max_batch=chosen.max_batch, threads=chosen.threads)
     service = Service(chosen, loaded, log.start())
     # Serve.
-    watcher = asyncio.create_task(reload.watch(service)) if chosen.reload_seconds else None
+    wake = asyncio.Event()
+    watcher = asyncio.create_task(reload.watch(service, wake))
     try:
-        with picture.warnings_ignored(), _adapted_uvicorn(service):
+        with (
+            picture.warnings_ignored(),
+            reload.on_sighup(wake),
+            drain.on_sigterm(server, service.admission, service.settings),
+        ):
             yield {"service": service}
     finally:
         # Shut down.
-        if watcher is not None:
-            watcher.cancel()
+        watcher.cancel()
         service.workers.close()
-
-
-@contextmanager
-def _adapted_uvicorn(service: Service) -> Iterator[None]:
-    """Bounds uvicorn's connections and delays its shutdown; does nothing in another ASGI server."""
-    server = connection.uvicorn_server()
-    if server is None:
-        yield
-        return
-    connection.install(server, service.settings)
-    with drain.on_sigterm(server, service.admission, service.settings):
-        yield
 
 
 def create_app() -> Starlette:

@@ -8,12 +8,15 @@ from starlette.requests import ClientDisconnect, Request
 from server.admission import Place
 from server.settings import Settings
 
+# A body may begin as slowly as it likes.
+_GRACE_SECONDS = 5
+
 
 async def read(request: Request, place: Place, limits: Settings) -> bytes:
     """Reads the whole body, and stops as soon as it is known to be too large.
 
     Raises:
-      HTTPException: 408 too slow, 413 too large, 415 compressed, 503 no memory for it.
+      HTTPException: 408 too slow, 413 too large, 415 compressed, 503 no memory for it, or others need the memory more.
       ClientDisconnect: the client is gone.
     """
     headers = request.headers
@@ -22,23 +25,35 @@ async def read(request: Request, place: Place, limits: Settings) -> bytes:
     if int(headers.get("content-length", "0")) > limits.max_body_bytes:
         raise _too_large(limits)
     try:
-        async with asyncio.timeout(limits.read_seconds):
-            return await _receive(request, place, limits)
+        async with asyncio.timeout(limits.read_seconds) as timer:
+            place.allow_eviction(lambda: end_at(timer, 0))
+            return await _receive(request, place, limits, timer)
     except TimeoutError:
+        if place.is_evicted:
+            raise place.evicted() from None
         raise HTTPException(
             408,
-            f"The body did not arrive within {limits.read_seconds} s: send it faster, or send a smaller one.",
+            f"The body did not arrive within {limits.read_seconds} s, or at {limits.min_bytes_per_second} bytes per"
+            " second: send it faster, or send a smaller one.",
             headers={"Connection": "close"},
         ) from None
+    finally:
+        place.allow_eviction(None)
 
 
-async def _receive(request: Request, place: Place, limits: Settings) -> bytes:
+async def _receive(request: Request, place: Place, limits: Settings, timer: asyncio.Timeout) -> bytes:
+    start = asyncio.get_running_loop().time()
     chunks: list[bytes] = []
     size = 0
     while True:
+        # Wait no longer than the lowest rate allows.
+        seconds = min(limits.read_seconds, _GRACE_SECONDS + size / limits.min_bytes_per_second)
+        end_at(timer, start + seconds)
         message = await request.receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
+        if place.is_evicted:
+            raise TimeoutError
         chunk = message.get("body", b"")
         size += len(chunk)
         if size > limits.max_body_bytes:
@@ -50,6 +65,12 @@ async def _receive(request: Request, place: Place, limits: Settings) -> bytes:
             return b"".join([*chunks, chunk]) if chunks else chunk
         if chunk:
             chunks.append(chunk)
+
+
+def end_at(timer: asyncio.Timeout, when: float) -> None:
+    """Moves the end of a wait to a time of the event loop, unless it is over."""
+    if not timer.expired():
+        timer.reschedule(when)
 
 
 def _too_large(limits: Settings) -> HTTPException:

@@ -1,8 +1,10 @@
 """Connections that bound what a client may send, and how long it may take, outside of a request in progress."""
 
 import asyncio
+import re
 import signal
 import threading
+from collections.abc import Sequence
 
 import httptools
 import uvicorn
@@ -10,6 +12,7 @@ from starlette.responses import JSONResponse
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from server.errors import StartError
 from server.settings import Settings
 
 _MAX_HEAD_BYTES = 64 * 1024
@@ -19,15 +22,26 @@ _MAX_HEAD_BYTES = 64 * 1024
 _MAX_WAITING = 16
 _PIECE_BYTES = 4096
 
+# What may stand in a Host header: a name or an address, and a port.
+_HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*")
 
-def uvicorn_server() -> uvicorn.Server | None:
-    """Returns the uvicorn server that runs this application; None in another ASGI server.
+
+def uvicorn_server() -> uvicorn.Server:
+    """Returns the uvicorn server that runs this application.
 
     uvicorn has no public access to it, but its SIGTERM handler is a method of it.
+
+    Raises:
+      StartError: the application runs in another ASGI server, or not in the main thread.
     """
     server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
     is_main = threading.current_thread() is threading.main_thread()
-    return server if is_main and isinstance(server, uvicorn.Server) else None
+    if not is_main or not isinstance(server, uvicorn.Server):
+        raise StartError(
+            "This application bounds the connections of uvicorn, and no others: run it as `uvicorn server.app:app`, in"
+            " the main thread of its process."
+        )
+    return server
 
 
 def install(server: uvicorn.Server, settings: Settings) -> None:
@@ -36,10 +50,43 @@ def install(server: uvicorn.Server, settings: Settings) -> None:
     uvicorn with httptools keeps request headers of any length in memory and waits for their end without limit, and for
     the next request too, once any byte has followed a response. It also takes the trailers of a chunked body for
     headers.
+
+    Raises:
+      StartError: the server parses HTTP with something other than httptools.
     """
-    if server.config.http_protocol_class is HttpToolsProtocol:
-        name = GuardedConnection.__name__
-        server.config.http_protocol_class = type(name, (GuardedConnection,), {"read_seconds": settings.read_seconds})
+    if server.config.http_protocol_class is not HttpToolsProtocol:
+        raise StartError(
+            "This application bounds the connections of uvicorn with httptools, and no others: install httptools, and"
+            " run uvicorn without --http or with `--http httptools`."
+        )
+    name = GuardedConnection.__name__
+    server.config.http_protocol_class = type(name, (GuardedConnection,), {"read_seconds": settings.read_seconds})
+
+
+def find_fault(version: str, headers: Sequence[tuple[bytes, bytes]]) -> tuple[int, str] | None:
+    """Checks a head for what another server on the way may understand differently, as RFC 9112 demands.
+
+    Returns:
+      The status and the message of the error; None if there is no fault.
+    """
+    is_old = version in ("0.9", "1.0")
+    # Exactly one Host, which chooses the site.
+    hosts = [value for name, value in headers if name == b"host"]
+    if len(hosts) > 1 or (not hosts and not is_old):
+        return 400, f"The request has {len(hosts)} Host headers: send exactly one."
+    if hosts and not _HOST.fullmatch(hosts[0]):
+        return 400, "The Host header is invalid: send the name or address of the server."
+    # No coding but chunks: bodies in another would be read as if they were plain.
+    codings = [value.lower() for name, value in headers if name == b"transfer-encoding"]
+    if codings and is_old:
+        return 400, f"HTTP/{version} has no Transfer-Encoding: send Content-Length instead."
+    if codings not in ([], [b"chunked"]):
+        return 501, "This Transfer-Encoding is not supported: send the body as chunked, or with Content-Length."
+    return None
+
+
+class _RefusedError(Exception):
+    """Ends the parsing of a request that has been refused."""
 
 
 class _Flow(FlowControl):
@@ -126,6 +173,9 @@ class GuardedConnection(HttpToolsProtocol):
         """Ends the wait for the headers, unless they will be parsed again without an Upgrade."""
         if self.parser.should_upgrade():
             return
+        if (fault := find_fault(self.parser.get_http_version(), self.headers)) is not None:
+            self._refuse(*fault)
+            raise _RefusedError
         self._head_bytes = None
         self._is_in_head = False
         self._stop_waiting()
@@ -166,9 +216,7 @@ class GuardedConnection(HttpToolsProtocol):
             try:
                 self._parse(piece)
             except httptools.HttpParserError:
-                text = "Invalid HTTP request: check its request line and headers."
-                self.logger.warning(text)
-                self._refuse(400, text)
+                self._refuse(400, "Invalid HTTP request: check its request line and headers.")
             # The count includes what came before the head in its first piece, which is little.
             if self._head_bytes is not None:
                 self._head_bytes += len(piece)
@@ -230,6 +278,7 @@ class GuardedConnection(HttpToolsProtocol):
         """Responds in JSON, like every other error, and closes; uvicorn would respond in plain text."""
         if self.transport.is_closing():
             return
+        self.logger.warning(text)
         response = JSONResponse({"error": text}, status, {"connection": "close"})
         headers = [*self.server_state.default_headers, *response.raw_headers]
         lines = [STATUS_LINE[status].rstrip(), *(b": ".join(header) for header in headers), b"", bytes(response.body)]

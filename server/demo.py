@@ -4,21 +4,29 @@ import asyncio
 import dataclasses
 import logging
 import re
+from contextlib import suppress
+from functools import partial
 from io import BufferedReader
 from pathlib import Path
 
+import orjson
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from server import files
+from server.body import end_at
+from server.prepared import Prepared
 from server.service import Service
 from server.settings import Settings
+from server.shares import Claim, client_of
 
 _FOLDER = Path(__file__).parent / "page"
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".mjs": "text/javascript"}
 _TYPES |= {".wasm": "application/wasm"}
+
+_NAMES = frozenset(path.name for path in _FOLDER.iterdir())
 
 # The files that onnxruntime-web loads for its plain WebAssembly backend.
 _RUNTIME = re.compile(r"ort\.wasm\.min\.mjs|ort-wasm-simd-threaded\.(mjs|wasm)")
@@ -27,7 +35,8 @@ _RUNTIME = re.compile(r"ort\.wasm\.min\.mjs|ort-wasm-simd-threaded\.(mjs|wasm)")
 _REVALIDATE = "no-cache"
 _IMMUTABLE = "private, max-age=31536000, immutable"
 
-_CHUNK_BYTES = 256 * 1024
+# Each download has as much in memory.
+_CHUNK_BYTES = 64 * 1024
 
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:;"
@@ -41,26 +50,34 @@ _log = logging.getLogger(__name__)
 
 async def index(request: Request) -> Response:
     """`GET /`: the demo page."""
-    _check_page(request)
-    return _file(_FOLDER / "index.html")
+    return _page_file(request, "index.html")
 
 
 async def page_file(request: Request) -> Response:
     """`GET /page/NAME`: a style sheet or script of the page."""
-    _check_page(request)
-    path = _FOLDER / request.path_params["name"]
+    return _page_file(request, request.path_params["name"])
+
+
+def _page_file(request: Request, name: str) -> Response:
+    service = _check_page(request)
     # Only names of the folder itself, so that no path leads out of it.
-    if path.name not in {file.name for file in _FOLDER.iterdir()}:
+    if name not in _NAMES:
         raise HTTPException(404)
-    return _file(path)
+
+    def make() -> Prepared:
+        with _open(_FOLDER / name) as file:
+            return Prepared(file.read(), media_type=_TYPES[Path(name).suffix], headers=_HEADERS)
+
+    return service.prepared.get(f"page/{name}", make).respond(request)
 
 
 async def model_json(request: Request) -> Response:
     """`GET /model.json`: what the page needs to know about the model."""
     service = _check_page(request)
     model = service.model
-    return JSONResponse(
-        {
+
+    def make() -> Prepared:
+        content = {
             "name": model.name,
             "names": model.names,
             "height": model.height,
@@ -70,7 +87,9 @@ async def model_json(request: Request) -> Response:
             "in_browser": service.settings.onnxruntime_web is not None,
             "sha256": model.digest,
         }
-    )
+        return Prepared(orjson.dumps(content), media_type="application/json")
+
+    return service.prepared.get("model.json", make).respond(request)
 
 
 async def model_file(request: Request) -> Response:
@@ -79,7 +98,7 @@ async def model_file(request: Request) -> Response:
     digest = request.scope["query_string"].decode("latin-1")
     if digest not in ("", service.model.digest):
         raise HTTPException(404, "The model file has been replaced: reload the page.")
-    response = _file(service.model.path, cache=_IMMUTABLE if digest else _REVALIDATE)
+    response = _file(request, service.model.path, cache=_IMMUTABLE if digest else _REVALIDATE)
     # The file on disk may be newer than the model in memory.
     if digest and await _digest(response, service) != digest:
         response.file.close()
@@ -93,7 +112,7 @@ async def runtime_file(request: Request) -> Response:
     name = request.path_params["name"]
     if folder is None or not _RUNTIME.fullmatch(name):
         raise HTTPException(404)
-    return _file(folder / name, cache="max-age=86400")
+    return _file(request, folder / name, cache="max-age=86400")
 
 
 def _check_page(request: Request) -> Service:
@@ -112,38 +131,60 @@ class _WholeFile(Response):
     """Sends a whole file, whatever `Range` asks for, with the content that it had when it was opened.
 
     Starlette's FileResponse opens the file only after sending the headers, when it may have been replaced or removed.
+    A client that reads slowly is cut off if others wait.
     """
 
-    def __init__(self, file: BufferedReader, *, media_type: str, cache: str) -> None:
+    def __init__(self, file: BufferedReader, request: Request, *, media_type: str, cache: str) -> None:
         self.file = file
         self.signature = files.signature(file)
+        self._service: Service = request.state.service
         headers = {**_HEADERS, "Cache-Control": cache, "Content-Length": str(self.signature.size)}
         super().__init__(media_type=media_type, headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends the file, cut short if it changes meanwhile: after the headers, only that shows the client an error."""
-        with self.file as file:
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            left = 0 if scope["method"] == "HEAD" else self.signature.size
-            is_over = False
-            while not is_over:
-                size = min(left, _CHUNK_BYTES)
-                chunk = await asyncio.to_thread(file.read, size)
-                if len(chunk) < size or files.signature(file) != self.signature:
-                    _log.warning("%s was written to while it was being sent: the response is cut short", file.name)
-                    return
-                left -= size
-                is_over = left == 0
-                await send({"type": "http.response.body", "body": chunk, "more_body": not is_over})
+        """Sends the file, cut short if it changes meanwhile: after the headers, only that shows the client an error.
+
+        Raises:
+          HTTPException: 503, enough files are being sent.
+        """
+        with self.file, self._service.admission.download(client_of(scope)) as claim, suppress(TimeoutError):
+            async with asyncio.timeout(None) as timer:
+                claim.evict = partial(end_at, timer, 0)
+                await self._send(scope["method"], send, claim)
+
+    async def _send(self, method: str, send: Send, claim: Claim) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        left = 0 if method == "HEAD" else self.signature.size
+        is_over = False
+        while not is_over:
+            size = min(left, _CHUNK_BYTES)
+            chunk = await asyncio.to_thread(self.file.read, size)
+            if len(chunk) < size or files.signature(self.file) != self.signature:
+                _log.warning("%s was written to while it was being sent: the response is cut short", self.file.name)
+                return
+            left -= size
+            is_over = left == 0
+            # This waits until the client has read nearly all of the last chunk.
+            await send({"type": "http.response.body", "body": chunk, "more_body": not is_over})
+            claim.move(size)
 
 
-def _file(path: Path, *, cache: str = _REVALIDATE) -> _WholeFile:
+def _file(request: Request, path: Path, *, cache: str) -> _WholeFile:
+    media_type = _TYPES.get(path.suffix, "application/octet-stream")
+    return _WholeFile(_open(path), request, media_type=media_type, cache=cache)
+
+
+def _open(path: Path) -> BufferedReader:
+    """Opens a file of the page.
+
+    Raises:
+      HTTPException: 404, it cannot be read.
+    """
     try:
-        file = files.open_file(path)
+        return files.open_file(path)
     except OSError as error:
         text = f"The server cannot read this file of the demo page ({error.strerror}): ask its operator."
         raise HTTPException(404, text) from None
-    return _WholeFile(file, media_type=_TYPES.get(path.suffix, "application/octet-stream"), cache=cache)
 
 
 async def _digest(response: _WholeFile, service: Service) -> str:

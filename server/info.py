@@ -2,15 +2,19 @@
 
 from typing import Any
 
+import orjson
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 
 from server import docs, metrics, openapi
 from server.middleware.auth import open_paths
 from server.model import Model
+from server.prepared import Prepared
 from server.protocols import open_inference
 from server.service import Service
+
+_REJECTED = "The new model file was rejected, and the old model is still served: the server's log says why."
 
 
 def check_model(request: Request) -> Model:
@@ -64,9 +68,10 @@ async def healthz(request: Request) -> Response:
 
 async def readyz(request: Request) -> Response:
     """`GET /readyz`: 503 while draining. Before the model is loaded, uvicorn accepts no connections."""
-    if request.state.service.admission.is_ready:
-        return JSONResponse({"status": "ready"})
-    return JSONResponse({"status": "draining"}, 503)
+    service: Service = request.state.service
+    if not service.admission.is_ready:
+        return JSONResponse({"status": "draining"}, 503)
+    return JSONResponse({"status": "ready", **({"warning": _REJECTED} if service.has_rejected else {})})
 
 
 async def ping(request: Request) -> Response:
@@ -76,17 +81,28 @@ async def ping(request: Request) -> Response:
 
 async def prometheus(request: Request) -> Response:
     """`GET /metrics`: metrics for Prometheus."""
-    return Response(request.state.service.metrics.render(), headers={"Content-Type": metrics.CONTENT_TYPE})
+    text = await request.state.service.metrics.rendering.get()
+    return Response(text, headers={"Content-Type": metrics.CONTENT_TYPE})
 
 
 async def openapi_document(request: Request) -> Response:
     """`GET /openapi.json`: the OpenAPI document."""
-    return JSONResponse(_document(request))
+
+    def make() -> Prepared:
+        return Prepared(orjson.dumps(_document(request)), media_type="application/json")
+
+    service: Service = request.state.service
+    return service.prepared.get("openapi", make).respond(request)
 
 
 async def documentation(request: Request) -> Response:
     """`GET /docs`: the OpenAPI document as a page."""
-    return HTMLResponse(docs.render(_document(request)))
+
+    def make() -> Prepared:
+        return Prepared(docs.render(_document(request)).encode(), media_type="text/html")
+
+    service: Service = request.state.service
+    return service.prepared.get("docs", make).respond(request)
 
 
 def _document(request: Request) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def start() -> LogWriter:
 
     uvicorn's access log is turned off, as `server.middleware.request_log` writes one with more fields.
     """
-    writer = LogWriter(sys.stdout.fileno())
+    writer = LogWriter(_find_descriptor())
     for name in ("server", "uvicorn"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [_Handler(writer)], False
@@ -95,6 +95,15 @@ def start() -> LogWriter:
     access_log.handlers, access_log.propagate = [], False
     atexit.register(writer.close)
     return writer
+
+
+def _find_descriptor() -> int:
+    """Returns the file descriptor of standard output, of standard error if that is closed, or of the null device."""
+    for stream in (sys.stdout, sys.stderr):
+        # Python sets a stream to None if it was closed before the start.
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            return stream.fileno()
+    return os.open(os.devnull, os.O_WRONLY)
 
 
 def access(

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from server import files, memory
+from server import files, integrity, memory
 from server.errors import StartError
 from server.files import Signature
 from server.resize import Resize
@@ -64,11 +64,6 @@ class Model:
         return dict(zip(names, self.session.run(names, {"image": images}), strict=True))
 
 
-def description_of(path: Path) -> Path:
-    """Returns the JSON file that `python -m export` writes beside a model file."""
-    return path.with_suffix(".json")
-
-
 def load(path: Path, *, max_batch: int, threads: int, sha256: str | None = None) -> Model:
     """Opens a model file made by `python -m export`, and runs it once with every batch size.
 
@@ -80,13 +75,14 @@ def load(path: Path, *, max_batch: int, threads: int, sha256: str | None = None)
       threads: cores that one run may use.
 
     Raises:
-      StartError: the file is missing, not an ONNX model, breaks the contract, or fails to run.
+      StartError: the file is missing, not an ONNX model, damaged, breaks the contract, or fails to run.
     """
     _check_path(path)
     session, signature, digest = _read(path, threads, sha256)
-    # Compare what the file declares with the contract.
+    # Compare what the file declares with the contract, and with its checksum.
     try:
         metadata = session.get_modelmeta().custom_metadata_map
+        _check_checksum(path, metadata)
         height, width = _check_input(path, session)
         names = _read_names(path, metadata)
         outputs = _check_outputs(path, session, len(names))
@@ -110,6 +106,7 @@ def load(path: Path, *, max_batch: int, threads: int, sha256: str | None = None)
         outputs=outputs,
     )
     _warm_up(path, model, max_batch)
+    _check_example(path, model, max_batch, is_int8="quantization" in metadata)
     memory.trim()
     return model
 
@@ -147,25 +144,14 @@ def _check_digest(path: Path, found: str, sha256: str | None) -> None:
             f"The model {path} cannot be served: its sha256 is {found}, but JAXCNN_MODEL says {sha256}. Set it to the"
             " checksum of the file that you mean, or copy that file again."
         )
-    described = _described_digest(path) if sha256 is None else None
-    if described not in (None, found):
+    description = integrity.read_description(path) if sha256 is None else None
+    described = description.get("sha256") if description else None
+    if isinstance(described, str) and described != found:
+        beside = integrity.description_of(path).name
         raise StartError(
-            f"The model {path} cannot be served: its sha256 is {found}, but {description_of(path).name} beside it says"
-            f" {described}. Copy both files again, or remove {description_of(path).name} if it is older."
+            f"The model {path} cannot be served: its sha256 is {found}, but {beside} beside it says {described}. Copy"
+            f" both files again, or remove {beside} if it is older."
         )
-
-
-def _described_digest(path: Path) -> str | None:
-    """Returns the digest in the JSON file beside a model; None if there is no such file, or it describes no model."""
-    try:
-        with files.open_file(description_of(path)) as file:
-            description = json.load(file)
-    except (OSError, ValueError, RecursionError):
-        return None
-    if not isinstance(description, dict) or description.get("file") != path.name:
-        return None
-    digest = description.get("sha256")
-    return digest if isinstance(digest, str) else None
 
 
 def _identify(path: Path) -> tuple[Signature, str]:
@@ -292,6 +278,31 @@ def _warm_up(path: Path, model: Model, max_batch: int) -> None:
                 )
             if not np.isfinite(array).all():
                 raise _invalid(path, f"its {name} for black pictures are not finite")
+
+
+def _check_checksum(path: Path, metadata: dict[str, str]) -> None:
+    """Refuses a file that differs from the checksum in its metadata; files of earlier versions have none."""
+    if integrity.KEY in metadata and not integrity.has_checksum(path, metadata[integrity.KEY]):
+        raise _invalid(
+            path, f"it is damaged, or was edited: it differs from the {integrity.KEY} at its end. Copy the file again"
+        )
+
+
+def _check_example(path: Path, model: Model, max_batch: int, *, is_int8: bool) -> None:
+    """Refuses a model that does not compute what the example beside it says, if that belongs to this file."""
+    description = integrity.read_description(path)
+    if description is None or description.get("sha256") != model.digest:
+        return
+    name = integrity.example_of(path)
+    try:
+        example = integrity.read_example(path, max_batch)
+        if example is None:
+            return
+        differs = integrity.find_difference(example, lambda images: model.run(images, model.outputs), is_int8=is_int8)
+    except Exception as error:
+        raise _invalid(path, f"its example {name} cannot be used ({_one_line(error)}). Copy or remove it") from error
+    if differs is not None:
+        raise _invalid(path, f"its {differs} for the pictures in {name} are not those in that file. Copy both again")
 
 
 def _invalid(path: Path, reason: str) -> StartError:

@@ -2,17 +2,21 @@
 
 import asyncio
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
 from server import body
+from server.admission import Place
 from server.info import check_model
 from server.protocols import Query
 from server.protocols.native import NativeQuery
 from server.protocols.open_inference import InferQuery
 from server.service import Service
+from server.shares import client_of
 
 
 async def predict(request: Request) -> Response:
@@ -22,9 +26,7 @@ async def predict(request: Request) -> Response:
     top_k = _top_k(request, classes=len(service.model.names))
     heatmap = _heatmap(request)
 
-    with service.admission.place(service.workers.expected_wait()) as place:
-        content = await body.read(request, place, service.settings)
-        place.enter(service.workers.expected_wait())
+    async with _body(request) as (place, content):
         query = NativeQuery(
             content_type=request.headers.get("content-type", ""),
             body=content,
@@ -32,7 +34,7 @@ async def predict(request: Request) -> Response:
             heatmap=heatmap,
             limits=service.settings,
         )
-        return await _answer(request, query)
+        return await _answer(request, place, query)
 
 
 async def infer(request: Request) -> Response:
@@ -40,19 +42,28 @@ async def infer(request: Request) -> Response:
     service: Service = request.state.service
     check_model(request)
     json_size = request.headers.get("inference-header-content-length")
-    with service.admission.place(service.workers.expected_wait()) as place:
+    async with _body(request) as (place, content):
+        return await _answer(request, place, InferQuery(body=content, json_size=json_size, limits=service.settings))
+
+
+@asynccontextmanager
+async def _body(request: Request) -> AsyncIterator[tuple[Place, bytes]]:
+    """Reads the body, and keeps a place in the queue for the request until the end of the block."""
+    service: Service = request.state.service
+    client = client_of(request.scope)
+    with service.admission.place(client, service.workers.expected_wait(client)) as place:
         content = await body.read(request, place, service.settings)
-        place.enter(service.workers.expected_wait())
-        return await _answer(request, InferQuery(body=content, json_size=json_size, limits=service.settings))
+        place.enter(service.workers.expected_wait(client))
+        yield place, content
 
 
-async def _answer(request: Request, query: Query) -> Response:
+async def _answer(request: Request, place: Place, query: Query) -> Response:
     """Waits for the workers, or until the client disconnects."""
     service: Service = request.state.service
     # The body has been read, so the next message is the client's disconnect.
     gone = asyncio.ensure_future(request.receive())
     try:
-        answer = await service.workers.answer(query, gone)
+        answer = await service.workers.answer(query, gone, place)
     finally:
         gone.cancel()
     return Response(answer.body, headers=dict(answer.headers))

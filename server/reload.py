@@ -2,27 +2,63 @@
 
 import asyncio
 import logging
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
-from server import files, model
+from server import files, integrity, model
 from server.errors import StartError
 from server.service import Service
 
 _log = logging.getLogger(__name__)
 
 
-async def watch(service: Service) -> None:
-    """Checks the model file every `reload_seconds`; a new one that loads, verifies and runs replaces the old one."""
+@contextmanager
+def on_sighup(wake: asyncio.Event) -> Iterator[None]:
+    """Sets the event on each SIGHUP until the end of the block; without it, the signal would end the process.
+
+    A SIGHUP that is ignored, as `nohup` arranges it, stays ignored.
+    """
+    if not hasattr(signal, "SIGHUP") or signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        yield
+        return
+    loop = asyncio.get_running_loop()
+
+    def check() -> None:
+        _log.info("SIGHUP: checking whether the model file has changed")
+        wake.set()
+
+    previous = signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(check))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
+async def watch(service: Service, wake: asyncio.Event) -> None:
+    """Checks the model file; a new one that loads, verifies and runs replaces the old one.
+
+    Args:
+      service: the running server, whose settings say how often to check.
+      wake: set by others to check now.
+    """
     # Start from the signature of the file that was loaded: the file may have been replaced since.
-    path, seen, is_served, seen_beside = service.model.path, service.model.signature, True, None
+    path, seen, is_served = service.model.path, service.model.signature, True
+    seen_beside: list[files.Signature | None] = []
     while True:
-        await asyncio.sleep(service.settings.reload_seconds)
-        found, beside = files.signature_of(path), files.signature_of(model.description_of(path))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(service.settings.reload_seconds or None):
+                await wake.wait()
+        wake.clear()
+        found = files.signature_of(path)
+        beside = [files.signature_of(name) for name in (integrity.description_of(path), integrity.example_of(path))]
         # A missing file is being replaced, or was removed: either way there is no new model yet.
         if found is None or (found == seen and (is_served or beside == seen_beside)):
             continue
         # Remember an invalid file too, so that it is reported only once, or again when its description has changed.
         seen, seen_beside = found, beside
         is_served = await _load(service)
+        service.has_rejected = not is_served
         if is_served:
             seen = service.model.signature
 

@@ -5,6 +5,7 @@ from server.files import Signature
 from server.log import LogWriter
 from server.metrics import Metrics
 from server.model import Model
+from server.prepared import PreparedResponses
 from server.settings import Settings
 from server.workers import Workers
 
@@ -18,6 +19,8 @@ class Service:
       metrics: the counters for Prometheus.
       admission: bounds how many requests are accepted.
       workers: the threads that run the model.
+      prepared: responses that are the same until the model changes.
+      has_rejected: whether the model file was replaced by one that cannot be served.
       file_digest: signature and SHA-256 of the model file as last hashed.
     """
 
@@ -29,6 +32,8 @@ class Service:
         self.metrics = Metrics()
         self.admission = Admission(settings, self.metrics)
         self.workers = Workers(model, settings, self.metrics)
+        self.prepared = PreparedResponses()
+        self.has_rejected = False
         self.serve(model)
 
     @property
@@ -41,3 +46,4 @@ class Service:
         self.workers.model = model
         self.file_digest = model.signature, model.digest
         self.metrics.set_model(model)
+        self.prepared.clear()

@@ -91,10 +91,17 @@ class Settings:
     max_images: int = _integer(32, low=1, high=1024)
     """Most pictures per request."""
     max_pixels: int = _integer(25_000_000, low=1, high=89_478_485)
-    """Largest picture, width times height, checked before it is decoded: decoding takes up to 24 bytes per pixel on
-    each thread. The upper bound is where Pillow begins to warn of decompression bombs."""
+    """Largest picture, width times height, checked before it is decoded. The upper bound is where Pillow begins to warn
+    of decompression bombs."""
+    max_request_pixels: int = _integer(100_000_000, low=1, high=2**40)
+    """Most work for the pictures of one request, in pixels of a PNG that take as long to decode; checked before any is
+    decoded. See `picture.Cost`."""
+    max_decode_bytes: int = _integer(640_000_000, low=2**20, high=2**40)
+    """Memory for decoding large pictures on all threads together. A picture that would need more alone gets 400."""
     read_seconds: int = _integer(30, low=1, high=3600)
     """Time for a client to send its request headers, then its body, and for which it may stop reading a response."""
+    min_bytes_per_second: int = _integer(1000, low=1, high=2**30)
+    """Lowest rate at which a body may arrive, on average, after its first five seconds."""
     deadline_ms: int = _integer(10_000, low=1, high=3_600_000)
     """Time from a complete body to its response, or it gets 504. Requests that are certain to miss it get 503."""
     drain_seconds: int = _integer(1, low=0, high=3600)
@@ -160,6 +167,11 @@ def _check_consistent(chosen: Settings) -> None:
         raise StartError(
             f"JAXCNN_MAX_BUFFER_BYTES ({chosen.max_buffer_bytes}) is less than JAXCNN_MAX_BODY_BYTES"
             f" ({chosen.max_body_bytes}): raise the first or lower the second."
+        )
+    if chosen.max_request_pixels < chosen.max_pixels:
+        raise StartError(
+            f"JAXCNN_MAX_REQUEST_PIXELS ({chosen.max_request_pixels}) is less than JAXCNN_MAX_PIXELS"
+            f" ({chosen.max_pixels}): raise the first or lower the second."
         )
     if chosen.onnxruntime_web is not None:
         _check_onnxruntime_web(chosen.onnxruntime_web)

@@ -6,7 +6,6 @@ import functools
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,8 +15,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from server import errors
+from server.admission import Place
+from server.fair_queue import FairQueue
 from server.metrics import Metrics
 from server.model import Model
+from server.picture import Cost
 from server.protocols import AbandonedError, Answer, Decoded, Outputs, Query
 from server.settings import Settings
 
@@ -27,15 +29,35 @@ _SMALL_BYTES = 128 * 1024
 # Weight of the latest batch in the moving average of the time per query.
 _WEIGHT = 0.1
 
+# A query whose pictures cost more than this waits for a turn in the other queue: 4 megapixels take some .15 s.
+_LIGHT = Cost(pixels=4_000_000, bytes=32_000_000)
+
+
+class _HeavyError(Exception):
+    """The pictures of a query cost more than `_LIGHT`, so that they are decoded later."""
+
 
 class Job:
-    """A query on its way through the queue."""
+    """A query on its way through the queues."""
 
-    def __init__(self, query: Query) -> None:
+    def __init__(self, query: Query, client: str) -> None:
         self.query = query
+        self.client = client
         self.queued_at = time.monotonic()
         self.future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self.is_in_model = False
+        self.cost: Cost | None = None
+        """What its pictures cost, if that is more than `_LIGHT`."""
+
+    def check_cost(self, cost: Cost) -> None:
+        """Notes what the pictures cost, before any is decoded.
+
+        Raises:
+          _HeavyError: too much for the queue in which the job has been so far.
+        """
+        if self.cost is None and not cost.is_within(_LIGHT):
+            self.cost = cost
+            raise _HeavyError
 
     def is_wanted(self) -> bool:
         """Whether anyone still waits for the answer: the client is there, and the deadline has not passed."""
@@ -51,8 +73,32 @@ class Job:
             self.future.set_result(result)
 
 
+class _Lane:
+    """A queue, the jobs from it that are running, and how long one takes on average."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self.queue: FairQueue[Job] = FairQueue()
+        self.running: list[Job] = []
+        self.seconds_per_job = 0.0
+
+    def expected_wait(self, client: str) -> float:
+        """Returns the seconds until a new job of this client would be done; zero if it would be the only one."""
+        before = self.queue.count_before(client) + len(self.running)
+        return (before + 1) * self.seconds_per_job / self.threads if before else 0.0
+
+    def finish(self, batch: list[Job], seconds: float) -> None:
+        """Removes a batch that took so long."""
+        self.running = [job for job in self.running if job not in batch]
+        latest = seconds / len(batch)
+        self.seconds_per_job += (_WEIGHT if self.seconds_per_job else 1) * (latest - self.seconds_per_job)
+
+
 class Workers:
     """A pool of threads that answer queued queries in small batches.
+
+    Every query begins in the light lane. One whose headers say that its pictures cost much moves to the heavy lane,
+    which never has all threads, nor more than its memory: light queries pass by.
 
     Attributes:
       model: the model that the next batch runs on; may be replaced at any time.
@@ -63,11 +109,12 @@ class Workers:
         self._settings = settings
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
-        self._queue: deque[Job] = deque()
+        self._light = _Lane(settings.threads)
+        self._heavy = _Lane(max(1, settings.threads - 1))
+        self._free_bytes = settings.max_decode_bytes
+        self._was_heavy = False
         self._changed = threading.Condition()
         self._is_closed = False
-        self._running: list[Job] = []
-        self._seconds_per_job = 0.0
         for i in range(settings.threads):
             # Daemon threads, so that the process does not end later for a picture that nobody waits for.
             thread = threading.Thread(target=self._work, name=f"worker_{i}", daemon=True)
@@ -85,60 +132,75 @@ class Workers:
             self._is_closed = True
             self._changed.notify_all()
             # Poll: if finished batches notified this thread, they would wake all idle threads too.
-            while any(job.is_wanted() or job.is_in_model for job in (*self._queue, *self._running)):
+            while any(job.is_wanted() or job.is_in_model for job in self._all_jobs()):
                 self._changed.wait(0.05)
 
-    def expected_wait(self) -> float:
-        """Returns the seconds until a query queued now would be answered, judging by the latest ones.
+    def _all_jobs(self) -> list[Job]:
+        return [job for lane in (self._light, self._heavy) for job in (*lane.queue, *lane.running)]
+
+    def expected_wait(self, client: str) -> float:
+        """Returns the seconds until a query that this client sends now would be answered, judging by the latest ones.
 
         Zero while there is no other query: otherwise one slow query could get all later ones refused.
         """
-        before = len(self._queue) + len(self._running)
-        return (before + 1) * self._seconds_per_job / self._settings.threads if before else 0.0
+        return self._light.expected_wait(client)
 
-    async def answer(self, query: Query, gone: asyncio.Future[Any]) -> Answer:
+    async def answer(self, query: Query, gone: asyncio.Future[Any], place: Place) -> Answer:
         """Queues a query and waits for its answer.
 
         Args:
           query: the client's request.
           gone: a future that is done once the client has disconnected.
+          place: what the request occupies, and may have to leave to others.
 
         Raises:
-          HTTPException: 503 the deadline is out of reach, 504 it has passed, or what is wrong with the query.
+          HTTPException: 503 the deadline is out of reach, or others need the place; 504 the deadline has passed; or
+            what is wrong with the query.
           ClientDisconnect: the client is gone.
           Exception: the model failed.
         """
         # Refuse at once what is certain to miss its deadline.
         seconds = self._settings.deadline_ms / 1000
-        if (wait := self.expected_wait()) > seconds:
-            self._metrics.shed.labels("deadline").inc()
-            raise errors.busy(wait - seconds)
-        # Queue the job. Three events can end the wait: the answer, the deadline, and the client's disconnect.
-        job = Job(query)
+        if (wait := self.expected_wait(place.client)) > seconds:
+            raise self._shed(wait - seconds)
+        # Queue the job. Four events can end the wait: the answer, the deadline, the client's disconnect, an eviction.
+        job = Job(query, place.client)
         timer = self._loop.call_later(seconds, self._drop, job, _too_late(seconds))
         gone.add_done_callback(functools.partial(self._drop_gone, job))
+        place.allow_eviction(functools.partial(self._evict, job, place))
         with self._changed:
-            self._queue.append(job)
-            self._metrics.queue_depth.set(len(self._queue))
+            self._light.queue.append(job)
+            self._count_queued()
             self._changed.notify()
         try:
             return await job.future
         finally:
             timer.cancel()
+            place.allow_eviction(None)
             # An error has this frame in its traceback, and the job has the error: the cycle would keep body and
             # picture in memory.
             del job
 
+    def _shed(self, wait: float) -> HTTPException:
+        self._metrics.shed.labels("deadline").inc()
+        return errors.busy(wait)
+
+    def _count_queued(self) -> None:
+        self._metrics.queue_depth.set(len(self._light.queue) + len(self._heavy.queue))
+
     def _drop_gone(self, job: Job, _: asyncio.Future[Any]) -> None:
         self._drop(job, ClientDisconnect())
+
+    def _evict(self, job: Job, place: Place) -> None:
+        self._drop(job, place.evicted())
 
     def _drop(self, job: Job, error: Exception) -> None:
         """Ends the wait for an answer; a job that is still queued leaves the queue."""
         if job.future.done():
             return
         with self._changed, contextlib.suppress(ValueError):
-            self._queue.remove(job)
-            self._metrics.queue_depth.set(len(self._queue))
+            (self._heavy if job.cost else self._light).queue.remove(job)
+            self._count_queued()
         job.finish(error)
 
     def _work(self) -> None:
@@ -150,7 +212,7 @@ class Workers:
 
         A separate function, so that a thread that waits for the next batch keeps nothing of the last in memory.
         """
-        batch = self._take()
+        lane, batch = self._take()
         if not batch:
             return False
         start = time.monotonic()
@@ -160,33 +222,64 @@ class Workers:
             # A defect here must neither end the thread nor leave clients waiting.
             results = [error if isinstance(error, Exception) else RuntimeError(repr(error))] * len(batch)
         with self._changed:
-            self._running = [job for job in self._running if job not in batch]
-            seconds = (time.monotonic() - start) / len(batch)
-            self._seconds_per_job += (_WEIGHT if self._seconds_per_job else 1) * (seconds - self._seconds_per_job)
+            lane.finish(batch, time.monotonic() - start)
+            if lane is self._heavy:
+                self._free_bytes += _bytes(batch[0])
+            # Move the jobs that turned out to be heavy; those have no result yet.
+            done = [
+                (job, self._defer(job) if isinstance(result, _HeavyError) else result)
+                for job, result in zip(batch, results, strict=True)
+            ]
+            self._changed.notify()
         # If the event loop has ended, so has everyone who waited.
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(_finish, batch, results)
+            self._loop.call_soon_threadsafe(_finish, done)
         return True
 
-    def _take(self) -> list[Job]:
-        """Waits for jobs and takes a batch; an empty one once the pool is closed and the queue is empty."""
+    def _defer(self, job: Job) -> Exception | None:
+        """Moves a job to the heavy lane; returns its error if it would miss its deadline there."""
+        left = job.queued_at + self._settings.deadline_ms / 1000 - time.monotonic()
+        if (wait := self._heavy.expected_wait(job.client)) > left:
+            return self._shed(wait - left)
+        if job.is_wanted():
+            self._heavy.queue.append(job)
+            self._count_queued()
+        return None
+
+    def _take(self) -> tuple[_Lane, list[Job]]:
+        """Waits for jobs and takes a batch; an empty one once the pool is closed and the queues are empty."""
         with self._changed:
-            while not self._queue and not self._is_closed:
+            while True:
+                # Neither lane waits for more than one batch of the other.
+                may_be_heavy = self._may_take_heavy()
+                if may_be_heavy and not (self._was_heavy and self._light.queue):
+                    lane, batch = self._heavy, [self._heavy.queue.pop()]
+                    self._free_bytes -= _bytes(batch[0])
+                    break
+                if self._light.queue or (self._is_closed and not self._heavy.queue):
+                    lane, batch = self._light, self._pick()
+                    break
                 self._changed.wait()
-            batch = self._pick()
-            self._running += batch
-            self._metrics.queue_depth.set(len(self._queue))
-            return batch
+            self._was_heavy = lane is self._heavy
+            lane.running += batch
+            self._count_queued()
+            return lane, batch
+
+    def _may_take_heavy(self) -> bool:
+        """Whether the heavy lane has a job, a thread and enough memory."""
+        lane = self._heavy
+        return bool(lane.queue) and len(lane.running) < lane.threads and _bytes(lane.queue.first()) <= self._free_bytes
 
     def _pick(self) -> list[Job]:
-        """Removes the next batch from the queue: a large job alone, or this thread's share of small ones."""
-        share = min(math.ceil(len(self._queue) / self._settings.threads), self._settings.max_batch)
+        """Removes the next batch from the light lane: a large job alone, or this thread's share of small ones."""
+        queue = self._light.queue
+        share = min(math.ceil(len(queue) / self._settings.threads), self._settings.max_batch)
         batch: list[Job] = []
         while len(batch) < share:
-            is_small = self._queue[0].query.size <= _SMALL_BYTES
+            is_small = queue.first().query.size <= _SMALL_BYTES
             if batch and not is_small:
                 break
-            batch.append(self._queue.popleft())
+            batch.append(queue.pop())
             if not is_small:
                 break
         return batch
@@ -252,9 +345,17 @@ def _too_late(seconds: float) -> HTTPException:
     return HTTPException(504, f"The answer took longer than {seconds:g} s: try again, or send fewer pictures at once.")
 
 
-def _finish(batch: list[Job], results: list[Answer | Exception]) -> None:
-    for job, result in zip(batch, results, strict=True):
-        job.finish(result)
+def _bytes(job: Job) -> int:
+    """Returns the memory that decoding the pictures of a heavy job takes."""
+    assert job.cost is not None
+    return job.cost.bytes
+
+
+def _finish(done: list[tuple[Job, Answer | Exception | None]]) -> None:
+    """Delivers results; a job without one is not finished yet."""
+    for job, result in done:
+        if result is not None:
+            job.finish(result)
 
 
 def _decode(job: Job, model: Model) -> Decoded | Exception:
@@ -264,11 +365,13 @@ def _decode(job: Job, model: Model) -> Decoded | Exception:
     # Expected errors are created anew: with its traceback, an error would keep the body and the picture in memory until
     # the next full garbage collection.
     try:
-        return job.query.decode(model, job.is_wanted)
+        return job.query.decode(model, job)
     except HTTPException as error:
         return HTTPException(error.status_code, error.detail, error.headers)
     except AbandonedError:
         return AbandonedError()
+    except _HeavyError:
+        return _HeavyError()
     except Exception as error:
         return error
 

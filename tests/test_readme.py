@@ -56,7 +56,7 @@ PRINTED = {
 OF_OTHERS = set(
     "--depth --help --host --json --fail --prefix --port --require-hashes --silent --workers --data-binary "
     "--no-server-header --repo --timeout-keep-alive --xla_force_host_platform_device_count "
-    "--build-arg --cap-drop --format --read-only --target "
+    "--build-arg --cap-drop --format --forwarded-allow-ips --read-only --target "
     "--nodes --ntasks-per-node --gpus-per-node --requeue --kill-on-bad-exit".split()
 )
 """Options of git, gh, pip, npm, curl, uvicorn, XLA, docker, buildah and Slurm."""

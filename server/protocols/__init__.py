@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from server.model import Model
+from server.picture import Cost
 
 type Outputs = Mapping[str, npt.NDArray[np.float32]]
 """The model's outputs by name, float32 [pictures, ...]."""
@@ -40,6 +41,16 @@ class AbandonedError(Exception):
     """Nobody waits for the answer any more: the client is gone, or the deadline has passed."""
 
 
+class Work(Protocol):
+    """The request that a query is decoded for."""
+
+    def is_wanted(self) -> bool:
+        """Whether anyone still waits for the answer; called before each picture."""
+
+    def check_cost(self, cost: Cost) -> None:
+        """Decides whether the pictures may be decoded now; called before the first one. It may raise any exception."""
+
+
 class Query(Protocol):
     """A request for predictions whose body has arrived."""
 
@@ -47,12 +58,12 @@ class Query(Protocol):
     def size(self) -> int:
         """Length of the body in bytes."""
 
-    def decode(self, model: Model, is_wanted: Callable[[], bool]) -> Decoded:
+    def decode(self, model: Model, work: Work) -> Decoded:
         """Parses the body and decodes its pictures.
 
         Args:
           model: the model that will run on the pictures.
-          is_wanted: whether anyone still waits for the answer; called before each picture.
+          work: the request.
 
         Raises:
           HTTPException: the request is invalid.

@@ -1,7 +1,9 @@
 """The native wire format: a picture as JSON, raw bytes or multipart, and the most probable classes as JSON."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +18,8 @@ from starlette.exceptions import HTTPException
 from server import picture
 from server.errors import PictureError
 from server.model import Model
-from server.protocols import AbandonedError, Answer, Decoded, Outputs
+from server.picture import Cost
+from server.protocols import AbandonedError, Answer, Decoded, Outputs, Work
 from server.protocols.text import parse_base64, parse_object
 from server.settings import Settings
 
@@ -55,7 +58,7 @@ class NativeQuery:
         """Length of the body in bytes."""
         return len(self.body)
 
-    def decode(self, model: Model, is_wanted: Callable[[], bool]) -> Decoded:
+    def decode(self, model: Model, work: Work) -> Decoded:
         """Parses the body and decodes its pictures.
 
         Raises:
@@ -67,43 +70,71 @@ class NativeQuery:
             raise HTTPException(400, "This model has no heat map: leave out `heatmap`.")
         payload = parse(self.content_type, self.body, max_images=self.limits.max_images)
         places = [f"images[{i}]: " if payload.is_list else "" for i in range(len(payload.pictures))]
-        images = decode_pictures(zip(places, payload.pictures, strict=True), model, self.limits, is_wanted)
+        images = decode_pictures(list(zip(places, payload.pictures, strict=True)), model, self.limits, work)
         outputs = {"probabilities", "heatmap"} if self.heatmap else {"probabilities"}
         return Decoded(images, frozenset(outputs), partial(_encode, model.names, self.top_k, payload.is_list))
 
 
 def decode_pictures(
-    pictures: Iterable[tuple[str, bytes]], model: Model, limits: Settings, is_wanted: Callable[[], bool]
+    pictures: Sequence[tuple[str, bytes]], model: Model, limits: Settings, work: Work
 ) -> npt.NDArray[np.uint8]:
     """Decodes pictures to the model's size, as long as anyone waits for them.
 
     Args:
       pictures: one or more files, each with its place in the request, which begins a message about it.
       model: sets the size.
-      limits: sets the largest number of pixels.
-      is_wanted: whether anyone still waits; called before each picture.
+      limits: bounds the size of each picture, and the cost of all of them.
+      work: the request; decides on the cost, which the headers reveal, before anything is decoded.
 
     Returns:
       uint8 [pictures, height, width, 3].
 
     Raises:
-      HTTPException: 400, a picture is invalid.
+      HTTPException: 400 a picture is invalid, 413 they cost too much together.
       AbandonedError: nobody waits any more.
     """
+    # Read the headers.
+    opened = deque((place, _open_picture(place, data, model, limits)) for place, data in pictures)
+    cost = Cost(
+        pixels=sum(found.cost.pixels for _, found in opened), bytes=max(found.cost.bytes for _, found in opened)
+    )
+    if cost.pixels > limits.max_request_pixels:
+        raise HTTPException(
+            413,
+            f"Decoding this request would take as long as {cost.pixels} pixels: send pictures that take at most"
+            f" {limits.max_request_pixels} together, or fewer at once.",
+        )
+    work.check_cost(cost)
+    # Decode. Each picture is dropped before the next, as it may take much memory.
     images = []
-    for place, data in pictures:
-        # A few bytes may be a picture that takes seconds to decode.
-        if not is_wanted():
+    while opened:
+        if not work.is_wanted():
             raise AbandonedError
-        images.append(_decode_picture(place, data, model, limits))
+        place, found = opened.popleft()
+        with _located(place):
+            images.append(found.decode())
+        del found
     return np.stack(images)
 
 
-def _decode_picture(place: str, data: bytes, model: Model, limits: Settings) -> npt.NDArray[np.uint8]:
-    try:
-        return picture.decode(
+def _open_picture(place: str, data: bytes, model: Model, limits: Settings) -> picture.Picture:
+    with _located(place):
+        found = picture.Picture(
             data, height=model.height, width=model.width, resize=model.resize, max_pixels=limits.max_pixels
         )
+        if found.cost.bytes > limits.max_decode_bytes:
+            raise PictureError(
+                f"Decoding the picture would take {found.cost.bytes} bytes, and there are {limits.max_decode_bytes}:"
+                " scale it down"
+            )
+        return found
+
+
+@contextmanager
+def _located(place: str) -> Iterator[None]:
+    """Turns an error of a picture into a 400 that says which picture it is."""
+    try:
+        yield
     except PictureError as error:
         raise HTTPException(400, f"{place}{error}.") from error
 

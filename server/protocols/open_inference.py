@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,7 +12,7 @@ import orjson
 from starlette.exceptions import HTTPException
 
 from server.model import Model
-from server.protocols import Answer, Decoded, Outputs
+from server.protocols import Answer, Decoded, Outputs, Work
 from server.protocols.native import decode_pictures, too_many
 from server.protocols.tensor import Input, parse_input, to_files, to_images
 from server.protocols.text import optional, parse_object
@@ -72,7 +71,7 @@ class InferQuery:
         """Length of the body in bytes."""
         return len(self.body)
 
-    def decode(self, model: Model, is_wanted: Callable[[], bool]) -> Decoded:
+    def decode(self, model: Model, work: Work) -> Decoded:
         """Parses the body and decodes its pictures.
 
         Raises:
@@ -90,7 +89,7 @@ class InferQuery:
         # Decode the pictures, if there are not too many.
         if tensor.shape and tensor.shape[0] > self.limits.max_images:
             raise too_many(self.limits.max_images)
-        images = self._images(tensor, model, is_wanted)
+        images = self._images(tensor, model, work)
         names = frozenset(output.name for output in requested)
         return Decoded(images, names, partial(_encode, model.name, request_id, requested))
 
@@ -105,11 +104,11 @@ class InferQuery:
             )
         return body[: int(self.json_size)], body[int(self.json_size) :]
 
-    def _images(self, tensor: Input, model: Model, is_wanted: Callable[[], bool]) -> npt.NDArray[np.uint8]:
+    def _images(self, tensor: Input, model: Model, work: Work) -> npt.NDArray[np.uint8]:
         if tensor.datatype != "BYTES":
             return to_images(tensor, height=model.height, width=model.width)
         pictures = [(f"data[{i}]: ", data) for i, data in enumerate(to_files(tensor))]
-        return decode_pictures(pictures, model, self.limits, is_wanted)
+        return decode_pictures(pictures, model, self.limits, work)
 
 
 def _parse_outputs(content: dict[str, Any], model: Model) -> list[_RequestedOutput]:

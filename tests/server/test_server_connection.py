@@ -99,6 +99,63 @@ def test_connect_is_refused(server, target):
     assert list(json.loads(received.partition(b"\r\n\r\n")[2])) == ["error"]
 
 
+# Heads that others may understand differently
+
+
+@pytest.mark.parametrize(
+    ("lines", "status", "complaint"),
+    [
+        (("POST /predict HTTP/1.1",), 400, "The request has 0 Host headers: send exactly one."),
+        (("POST /predict HTTP/1.1", "Host: a", "Host: a"), 400, "The request has 2 Host headers: send exactly one."),
+        (("POST /predict HTTP/1.0", "Host: a", "Host: b"), 400, "The request has 2 Host headers: send exactly one."),
+        (("POST /predict HTTP/1.1", "Host: a b"), 400, "The Host header is invalid: "),
+        (("POST /predict HTTP/1.1", "Host: a/b"), 400, "The Host header is invalid: "),
+        (("POST /predict HTTP/1.1", "Host: a@b"), 400, "The Host header is invalid: "),
+        *(
+            (
+                ("POST /predict HTTP/1.1", "Host: a", f"Transfer-Encoding: {coding}"),
+                501,
+                "This Transfer-Encoding is not",
+            )
+            for coding in ("gzip, chunked", "gzip,chunked", "identity, chunked", "deflate, gzip, chunked")
+        ),
+        (
+            ("POST /predict HTTP/1.1", "Host: a", "Transfer-Encoding: gzip", "Transfer-Encoding: chunked"),
+            501,
+            "This Transfer-Encoding is not supported: ",
+        ),
+        (("POST /predict HTTP/1.0", "Transfer-Encoding: chunked"), 400, "HTTP/1.0 has no Transfer-Encoding: "),
+        (
+            ("POST /predict HTTP/1.1", "Connection: Upgrade", "Upgrade: h2c"),
+            400,
+            "The request has 0 Host headers: send exactly one.",
+        ),
+    ],
+)
+def test_an_ambiguous_head_is_refused(server, lines, status, complaint):
+    body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(PICTURE), PICTURE)
+    with connected(server) as connection:
+        connection.sendall("\r\n".join([*lines, "Content-Type: image/png", "", ""]).encode() + body)
+        received = until_closed(connection)
+    assert statuses(received) == [status]
+    assert json.loads(received.partition(b"\r\n\r\n")[2])["error"].startswith(complaint)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("GET /healthz HTTP/1.0",),
+        ("GET /healthz HTTP/1.1", "Host:"),
+        ("GET /healthz HTTP/1.1", "Host: [::1]:8000"),
+        ("GET /healthz HTTP/1.1", "Host: my_service.default.svc:80"),
+    ],
+)
+def test_an_unusual_host_is_accepted(server, lines):
+    with connected(server) as connection:
+        connection.sendall("\r\n".join([*lines, "Connection: close", "", ""]).encode())
+        assert statuses(until_closed(connection)) == [200]
+
+
 # Clients that stop sending
 
 
@@ -252,7 +309,7 @@ def test_the_last_pipelined_request_may_arrive_late(server, cut):
 
 def test_pipelined_requests_are_not_all_parsed_at_once(serve, model_path):
     """Parsed requests take a hundred times the memory."""
-    tiny = b"GET / HTTP/1.1\r\n\r\n" * 10_000
+    tiny = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 10_000
     with serve(JAXCNN_MODEL=str(model_path)) as server, contextlib.ExitStack() as stack:
         before = resident(server)
         for _ in range(5):

@@ -12,6 +12,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from server import demo, files, model
+from server.admission import Admission
+from server.metrics import Metrics
+from server.settings import Settings
 
 
 class Site:
@@ -21,6 +24,7 @@ class Site:
         self.path = path
         self.settings = SimpleNamespace(page=True, onnxruntime_web=path.parent, reload_seconds=reload_seconds)
         self.model = model.load(path, max_batch=2, threads=1)
+        self.admission = Admission(Settings(), Metrics())
         self.file_digest = self.model.signature, self.model.digest
 
     def ask(self, endpoint=demo.model_file, *, query=None, method="GET", between=lambda: None, **parameters):

@@ -1,5 +1,6 @@
 """Limits, disks, slow headers and shutdowns, with one server per test."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -7,15 +8,23 @@ import re
 import resource
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 
+from export.seal import seal
+from server.app import create_app
+from server.errors import StartError
 from tests.server.wire import YELLOW, ask_until_unready, encode, error, head, log_lines, post, read_answer, text
 
+ROOT = Path(__file__).parents[2]
 PICTURE = encode((250, 0, 0))
 ENCODED = 'jaxcnn_stage_duration_seconds_count{stage="encode"}'
 
@@ -106,7 +115,8 @@ HOSTILE = encode((250, 0, 0), "WEBP", (5000, 5000))
 
 
 def test_abandoned_work_stops(serve, model_path):
-    with serve(JAXCNN_MODEL=str(model_path), JAXCNN_THREADS="1", JAXCNN_DEADLINE_MS="1000") as server:
+    settings = {"JAXCNN_THREADS": "1", "JAXCNN_DEADLINE_MS": "1000", "JAXCNN_MAX_REQUEST_PIXELS": "2000000000"}
+    with serve(JAXCNN_MODEL=str(model_path), **settings) as server:
         assert server.client.post("/predict", json={"images": [text(HOSTILE)] * 32}).status_code == 504
         start = time.monotonic()
         wait_until(lambda: post(server.client, PICTURE).status_code == 200)
@@ -115,7 +125,13 @@ def test_abandoned_work_stops(serve, model_path):
 
 
 def test_a_shutdown_does_not_wait_for_abandoned_work(serve, model_path):
-    settings = {"JAXCNN_THREADS": "2", "JAXCNN_DEADLINE_MS": "100", "JAXCNN_MAX_PIXELS": "89000000"}
+    settings = {
+        "JAXCNN_THREADS": "3",  # Two for large pictures.
+        "JAXCNN_DEADLINE_MS": "100",
+        "JAXCNN_MAX_PIXELS": "89000000",
+        "JAXCNN_MAX_REQUEST_PIXELS": "200000000",
+        "JAXCNN_MAX_DECODE_BYTES": "4000000000",
+    }
     with serve(JAXCNN_MODEL=str(model_path), **settings) as server, ThreadPoolExecutor(2) as threads:
         picture = encode((250, 0, 0), "WEBP", (9400, 9400))
         for answer in [threads.submit(post, server.client, picture, "image/webp") for _ in range(2)]:
@@ -314,7 +330,90 @@ def test_a_wrong_setting_stops_the_start_with_one_line(start, model_builder, tmp
     assert re.fullmatch("ERROR: +Application startup failed. Exiting.", end)
 
 
+def test_a_server_whose_connections_are_not_bounded_is_not_started(start, model_path, tmp_path):
+    log = tmp_path / "log"
+    process = start(log, JAXCNN_MODEL=str(model_path), UVICORN_HTTP="h11")
+    assert process.wait(timeout=30) != 0
+    wrong, end = (line for line in log.read_text().splitlines() if not line.startswith("INFO:"))
+    assert re.fullmatch(r"ERROR: +This application bounds the connections of uvicorn with httptools, .*", wrong)
+    assert re.fullmatch("ERROR: +Application startup failed. Exiting.", end)
+
+
+def test_another_asgi_server_is_refused_in_one_line(model_path, monkeypatch):
+    monkeypatch.setenv("JAXCNN_MODEL", str(model_path))
+    sent: list[dict[str, str]] = []
+
+    async def receive():
+        return {"type": "lifespan.startup"}
+
+    async def send(message):
+        sent.append(message)
+
+    with pytest.raises(StartError):
+        asyncio.run(create_app()({"type": "lifespan", "state": {}}, receive, send))
+    (message,) = sent
+    assert message["type"] == "lifespan.startup.failed"
+    assert re.fullmatch(r"This application bounds .* run it as `uvicorn server\.app:app`, in .*", message["message"])
+
+
+# Signals
+
+
+def test_sighup_serves_a_new_model_file_and_ends_nothing(serve, model_builder, tmp_path):
+    path = model_builder(tmp_path / "model.onnx")
+    with serve(JAXCNN_MODEL=str(path)) as server:
+        server.process.send_signal(signal.SIGHUP)
+        log_lines(server, message="SIGHUP: checking whether the model file has changed")
+        assert post(server.client, PICTURE).json()["predicted_class"] == "red"
+        names = {"names": ["a", "b", "c", "d", "e"]}
+        model_builder(tmp_path / "new.onnx", metadata=names).replace(path)
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: post(server.client, PICTURE).json()["predicted_class"] == "a")
+
+
+def test_a_damaged_new_model_file_keeps_the_old_model(serve, model_builder, tmp_path):
+    path = model_builder(tmp_path / "model.onnx")
+    with serve(JAXCNN_MODEL=str(path), JAXCNN_RELOAD_SECONDS="1") as server:
+        new = seal(model_builder(tmp_path / "new.onnx", metadata={"names": ["a", "b", "c", "d", "e"]}).read_bytes())
+        weight = np.float32(10 / 255).tobytes()
+        damaged = tmp_path / "damaged.onnx"
+        damaged.write_bytes(new.replace(weight, bytes(byte ^ 1 for byte in weight)))
+        damaged.replace(path)
+        wait_until(lambda: "warning" in server.client.get("/readyz").json())
+        ready = server.client.get("/readyz")
+        assert ready.status_code == 200
+        assert ready.json()["warning"].startswith("The new model file was rejected, and the old model is still served")
+        (line,) = log_lines(server, level="error")
+        assert "it is damaged, or was edited: it differs from the checksum at its end" in line["message"]
+        assert post(server.client, PICTURE).json()["predicted_class"] == "red"
+        damaged.write_bytes(new)
+        damaged.replace(path)
+        wait_until(lambda: post(server.client, PICTURE).json()["predicted_class"] == "a")
+        assert server.client.get("/readyz").json() == {"status": "ready"}
+
+
 # Disks
+
+
+@pytest.mark.parametrize("closed", ["1", "1 2"])
+def test_closed_standard_streams_stop_nothing(model_path, closed):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    close = " ".join(f"{stream}>&-" for stream in closed.split())
+    command = f"exec {sys.executable} -m uvicorn server.app:app --port {port} --no-use-colors {close}"
+    process = subprocess.Popen(
+        ["bash", "-c", command],
+        cwd=ROOT,
+        env={**os.environ, "JAXCNN_MODEL": str(model_path), "JAXCNN_DRAIN_SECONDS": "0"},
+    )
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client:
+            wait_until(lambda: answers(client))
+            assert post(client, PICTURE).json()["predicted_class"] == "red"
+    finally:
+        process.terminate()
+        assert process.wait(timeout=30) == 0
 
 
 def test_a_full_disk_under_the_log_stops_nothing(serve_on, model_path):

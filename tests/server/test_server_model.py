@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from onnx import TensorProto
 
-from server import files, model
+from export.seal import seal
+from server import files, integrity, model
 from server.errors import StartError
+from tests.server.conftest import NAMES
 
 
 def load(path, threads=1):
@@ -256,3 +258,87 @@ def test_names_may_be_in_any_language(model_builder, tmp_path):
     names = ["rouge", "зелёный", "青", "white", "🖤"]
     for text in (names, json.dumps(names, ensure_ascii=False)):
         assert load(model_builder(tmp_path / "model.onnx", metadata={"names": text})).names == tuple(names)
+
+
+# Damage
+
+
+def test_the_checksum_at_the_end_of_a_file_finds_every_damaged_byte(model_path, tmp_path):
+    whole = seal(model_path.read_bytes())
+    path = tmp_path / "model.onnx"
+    path.write_bytes(whole)
+    assert load(path).names == tuple(NAMES)
+    # Damage to the entry itself may hide the checksum, but no weights are there.
+    random = np.random.default_rng(0)
+    for place in random.integers(0, len(whole) - 80, 60):
+        damaged = bytearray(whole)
+        damaged[place] ^= 255
+        path.write_bytes(damaged)
+        with pytest.raises(StartError):
+            load(path)
+
+
+def test_inverted_weights_are_named_as_damage(model_path, tmp_path):
+    path = tmp_path / "model.onnx"
+    whole = seal(model_path.read_bytes())
+    weight = np.float32(10 / 255).tobytes()
+    assert weight in whole
+    path.write_bytes(whole.replace(weight, np.float32(11 / 255).tobytes()))
+    with pytest.raises(
+        StartError, match=r"it is damaged, or was edited: it differs from the checksum at its end\. Copy"
+    ):
+        load(path)
+    path.write_bytes(whole + b"\x08\x08")
+    with pytest.raises(StartError, match="it is damaged, or was edited"):
+        load(path)
+
+
+def beside(path: Path, *, example: bytes | None = None, sha256: str | None = None) -> None:
+    """Writes the files beside a model: its description, and the example with what it computes, or other bytes."""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    integrity.description_of(path).write_text(json.dumps({"file": path.name, "sha256": sha256 or digest}))
+    integrity.example_of(path).parent.mkdir(exist_ok=True)
+    if example is not None:
+        integrity.example_of(path).write_bytes(example)
+        return
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
+    outputs = load(path).run(images, ["logits", "probabilities"]) if sha256 is None else {}
+    np.savez_compressed(integrity.example_of(path), image=images, **outputs)
+
+
+def test_a_model_that_computes_something_else_than_its_example_is_refused(model_builder, tmp_path):
+    path = model_builder(tmp_path / "model.onnx")
+    beside(path)
+    assert load(path).names == tuple(NAMES)
+    weight = np.float32(10 / 255).tobytes()
+    path.write_bytes(path.read_bytes().replace(weight, np.float32(11 / 255).tobytes()))
+    # Its description is made from the damaged file, so that only the example shows the damage.
+    description = {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    integrity.description_of(path).write_text(json.dumps(description))
+    with pytest.raises(
+        StartError, match=r"its (logits|probabilities) for the pictures in .*example\.npz are not those"
+    ):
+        load(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", b"\x93NUMPY"])
+def test_a_damaged_example_is_refused_in_one_line(model_builder, tmp_path, content):
+    path = model_builder(tmp_path / "model.onnx")
+    beside(path, example=content)
+    with pytest.raises(StartError, match=r"its example .* cannot be used \(.*\)\. Copy or remove it\.") as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_example_of_another_file_is_not_looked_at(model_builder, tmp_path):
+    path = model_builder(tmp_path / "model.onnx")
+    integrity.example_of(path).parent.mkdir()
+    integrity.example_of(path).write_bytes(b"of another model")
+    assert load(path).names == tuple(NAMES)
+
+
+@pytest.mark.parametrize("name", ["tiny_imagenet", "tiny_imagenet.int8"])
+def test_the_shipped_models_compute_their_examples(name):
+    path = Path(integrity.__file__).parent / "models" / f"{name}.onnx"
+    assert load(path).digest == integrity.read_description(path)["sha256"]
+    assert integrity.read_example(path, 2)["image"].shape == (2, 64, 64, 3)

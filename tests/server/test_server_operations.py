@@ -72,7 +72,13 @@ def test_the_stages_of_a_request_are_measured(client):
     assert after["jaxcnn_queue_wait_seconds_count",] == before["jaxcnn_queue_wait_seconds_count",] + 1
     assert after["jaxcnn_queue_depth",] == 0
     assert after["http_requests_in_progress",] == 1  # This request.
-    assert {key[1] for key in after if key[0] == "jaxcnn_shed_total"} == {"requests", "bytes", "deadline"}
+    assert {key[1] for key in after if key[0] == "jaxcnn_shed_total"} == {
+        "requests",
+        "bytes",
+        "downloads",
+        "deadline",
+        "evicted",
+    }
     assert after["process_resident_memory_bytes",] > 1e7
 
 

@@ -1,7 +1,13 @@
 import contextlib
+import functools
+import pickle
 import struct
+import subprocess
+import sys
+import time
 import zlib
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +20,7 @@ from jaxcnn.data import decoding as training
 from server import picture
 from server.errors import PictureError
 
+ROOT = Path(__file__).parents[2]
 MAX_PIXELS = 1_000_000
 
 
@@ -211,6 +218,37 @@ def test_damaged_exif_does_not_hide_the_picture(kind):
         assert decode(encode(noise("RGB"), kind, exif=content[:end])).shape == (8, 8, 3)
 
 
+def exif_of_rationals(tag: int, count: int) -> bytes:
+    """Builds EXIF data with a unit of resolution, and a tag of `count` fractions."""
+    entries = sorted([(0x0128, 3, 1, struct.pack("<HH", 2, 0)), (tag, 5, count, struct.pack("<L", 38))])
+    table = b"".join(struct.pack("<HHL4s", *entry) for entry in entries)
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + table + bytes(4) + struct.pack("<LL", 6, 1) * count
+
+
+def jpeg_with_exif(exif: bytes) -> bytes:
+    """Builds a JPEG without a density, whose EXIF data fill as many segments as they need."""
+    whole = encode(noise("RGB"), "JPEG")
+    pieces = [exif[i : i + 65_000] for i in range(0, len(exif), 65_000)]
+    segments = b"".join(b"\xff\xe1" + (len(piece) + 8).to_bytes(2) + b"Exif\0\0" + piece for piece in pieces)
+    return b"\xff\xd8" + segments + whole[whole.index(b"\xff\xdb") :]
+
+
+@pytest.mark.parametrize("encode_with", [jpeg_with_exif, lambda exif: encode(noise("RGB"), "WEBP", exif=exif)])
+def test_an_orientation_of_very_many_values_is_not_decoded(encode_with):
+    data = encode_with(exif_of_rationals(0x0112, 300_000))
+    start = time.process_time()
+    assert decode(data).shape == (8, 8, 3)
+    assert time.process_time() - start < 0.3  # All values take two seconds.
+
+
+def test_a_resolution_of_very_many_values_is_refused():
+    assert decode(jpeg_with_exif(exif_of_rationals(0x011A, 1))).shape == (8, 8, 3)
+    start = time.process_time()
+    with pytest.raises(PictureError, match="EXIF data with thousands of resolutions: save it again"):
+        decode(jpeg_with_exif(exif_of_rationals(0x011A, 300_000)))
+    assert time.process_time() - start < 0.3
+
+
 @pytest.mark.parametrize("kind", ["TIFF", "PPM", "ICO", "EPS", "PCX", "TGA", "PDF", "JPEG2000", "DDS", "SGI", "AVIF"])
 def test_other_formats_are_refused(kind):
     with pytest.raises(PictureError, match="not a picture in a supported format: send JPEG, PNG"):
@@ -363,3 +401,90 @@ def test_damaged_metadata_do_not_reach_the_log(server, client):
     response = client.post("/predict", files={"image": ("picture.jpg", image, "image/jpeg")})
     assert response.status_code == 200, response.text
     assert "EXIF" not in server.log.read_text()
+
+
+# What decoding costs
+
+
+@functools.cache
+def kinds_of_cost() -> dict[str, bytes]:
+    """Large pictures in all that makes a difference to the memory that decoding takes."""
+    side = 1000
+    flat = {mode: Image.new(mode, (side, side), 128) for mode in ("1", "L", "P", "I;16")}
+    flat |= {mode: Image.new(mode, (side, side), (128,) * channels) for mode, channels in CHANNELS.items()}
+    detailed = Image.fromarray(np.random.default_rng(0).integers(0, 256, (150, 150, 3), np.uint8)).resize((side, side))
+    return {
+        **{f"PNG {mode}": encode(image) for mode, image in flat.items() if mode != "CMYK"},
+        **{f"turned PNG {mode}": encode(flat[mode], exif=oriented(6)) for mode in ("RGB", "RGBA", "I;16")},
+        "PNG P transparent": encode(flat["P"], transparency=bytes(range(256))),
+        "PNG RGB transparent": encode(flat["RGB"], transparency=(128, 128, 128)),
+        "WEBP": encode(flat["RGB"], "WEBP", lossless=True),
+        "WEBP RGBA": encode(flat["RGBA"], "WEBP", lossless=True, exact=True),
+        "turned WEBP RGBA": encode(flat["RGBA"], "WEBP", lossless=True, exact=True, exif=oriented(6)),
+        "lossy WEBP": encode(detailed, "WEBP", method=0, quality=10),
+        "animated WEBP": encode(
+            flat["RGBA"], "WEBP", lossless=True, save_all=True, append_images=[Image.new("RGBA", (side, side))]
+        ),
+        "GIF": encode(flat["P"], "GIF", transparency=128),
+        "BMP": encode(flat["RGB"], "BMP"),
+        "JPEG": encode(detailed, "JPEG", subsampling=0),
+        "progressive JPEG": encode(detailed, "JPEG", subsampling=0, progressive=True, exif=oriented(6)),
+        "CMYK progressive JPEG": encode(flat["CMYK"], "JPEG", progressive=True),
+        "tall PNG": encode(Image.new("RGB", (20, 60_000))),
+        "wide PNG": encode(Image.new("RGB", (60_000, 20))),
+    }
+
+
+CHANNELS = {"LA": 2, "RGB": 3, "RGBA": 4, "CMYK": 4}
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of the memory is Linux's")
+@pytest.mark.parametrize("side", [64, 600])
+def test_decoding_takes_no_more_memory_than_the_header_says(side):
+    """In a process of its own, whose C library returns memory as the server's does."""
+    exceeded = subprocess.run(
+        [sys.executable, "-c", PEAKS, str(side)], input=pickle.dumps(kinds_of_cost()), capture_output=True, cwd=ROOT
+    )
+    assert (exceeded.stdout.decode(), exceeded.stderr.decode()) == ("", "")
+
+
+PEAKS = """
+import pickle, re, sys
+from pathlib import Path
+from server import memory, picture
+
+def status(key):
+    return 1024 * int(re.search(rf"{key}:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+memory.tighten()
+for kind, data in pickle.load(sys.stdin.buffer).items():
+    for _ in range(2 if kind.startswith('PNG 1') else 1):  # The first time loads code.
+        memory.trim()
+        Path("/proc/self/clear_refs").write_text("5")
+        before = status("VmRSS")
+        opened = picture.Picture(data, height=int(sys.argv[1]), width=int(sys.argv[1]), max_pixels=25_000_000)
+        estimated = opened.cost.bytes
+        opened.decode()
+        del opened
+        taken = status("VmHWM") - before
+    if not taken <= estimated <= 3 * taken + 8_000_000:
+        print(kind, taken, estimated)
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "least", "most"),
+    [("JPEG", 0.15, 0.5), ("progressive JPEG", 0.5, 1), ("PNG RGB", 1, 1), ("PNG RGBA", 2, 2), ("WEBP", 2, 2)],
+)
+def test_the_cost_in_time_depends_on_the_format(kind, least, most):
+    data = kinds_of_cost()[kind]
+    cost = picture.Picture(data, height=8, width=8, max_pixels=25_000_000).cost
+    assert least <= cost.pixels / 1000**2 <= most
+
+
+def test_scans_cost_time():
+    def cost(count: int) -> int:
+        return picture.Picture(with_many_scans(count), height=8, width=8, max_pixels=25_000_000).cost.pixels
+
+    assert 3 < cost(90) / 1000**2 < 6
+    assert cost(90) > 4 * cost(10)

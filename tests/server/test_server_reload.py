@@ -20,6 +20,7 @@ class Service:
     def __init__(self, path):
         self.settings = SimpleNamespace(model=Source(path=path), max_batch=2, threads=1, reload_seconds=0.01)
         self.metrics = Metrics()
+        self.has_rejected = False
         self.model = model.load(path, max_batch=2, threads=1)
 
     def serve(self, new):
@@ -43,7 +44,7 @@ def other(model_builder, tmp_path):
 
 def watch_until(service, condition) -> None:
     async def main():
-        watcher = asyncio.create_task(reload.watch(service))
+        watcher = asyncio.create_task(reload.watch(service, asyncio.Event()))
         try:
             async with asyncio.timeout(20):
                 while not condition():

@@ -29,6 +29,9 @@ def test_defaults_where_nothing_is_set():
         ("max_batch", 1),
         ("max_buffer_bytes", 2**40),
         ("deadline_ms", 1),
+        ("min_bytes_per_second", 1),
+        ("max_request_pixels", 10**9),
+        ("max_decode_bytes", 2**30),
         ("drain_seconds", 0),
     ],
 )
@@ -81,6 +84,7 @@ def test_other_settings(variable, text, field, expected):
         ("JAXCNN_ONNXRUNTIME_WEB", "/absent", "but ort.wasm.min.mjs in that folder cannot be read"),
         ("JAXCNN_ONNXRUNTIME_WEB", "/" + "x" * 300, "(File name too long): set it to the `dist` folder"),
         ("JAXCNN_MAX_BUFFER_BYTES", "1024", "is less than JAXCNN_MAX_BODY_BYTES (10485760)"),
+        ("JAXCNN_MAX_REQUEST_PIXELS", "1000", "is less than JAXCNN_MAX_PIXELS (25000000): raise the first or lower"),
         ("JAXCNN_THREDS", "2", "There is no setting JAXCNN_THREDS: unset it, or use one of JAXCNN_MODEL, "),
     ],
 )

@@ -12,9 +12,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from server import model, settings
+from server.admission import Admission, Place
 from server.errors import StartError
+from server.fair_queue import FairQueue
 from server.metrics import Metrics
-from server.protocols import Answer, Decoded
+from server.picture import Cost
+from server.protocols import Answer, Decoded, Work
 from server.workers import Job, Workers
 
 
@@ -30,7 +33,7 @@ class Ask:
     seen: list[str] = field(default_factory=list)
     begun: threading.Event = field(default_factory=threading.Event)
 
-    def decode(self, model: model.Model, is_wanted: Callable[[], bool]) -> Decoded:
+    def decode(self, model: model.Model, work: Work) -> Decoded:
         self.seen.append(threading.current_thread().name)
         self.begun.set()
         if self.go is not None:
@@ -86,10 +89,11 @@ def test_threads_that_the_system_does_not_start_are_a_start_error(model_path, mo
         asyncio.run(main())
 
 
-def start(workers: Workers, query: Ask) -> tuple[asyncio.Task, asyncio.Future]:
+def start(workers: Workers, query: Ask, client: str = "") -> tuple[asyncio.Task, asyncio.Future]:
     """Starts a query. Returns its task, and the future to set when the client disconnects."""
     gone = asyncio.get_running_loop().create_future()
-    return asyncio.create_task(workers.answer(query, gone)), gone
+    place = Place(Admission(workers._settings, workers._metrics), client)
+    return asyncio.create_task(workers.answer(query, gone, place)), gone
 
 
 async def until(event: threading.Event) -> None:
@@ -141,9 +145,10 @@ def test_a_batch_of_many_pictures_is_run_in_chunks(model_path):
 def test_a_batch_is_a_share_of_the_queue(model_path):
     async def test(workers):
         def pick(*sizes):
-            workers._queue.extend(Job(Ask(size=size)) for size in sizes)
+            for size in sizes:
+                workers._light.queue.append(Job(Ask(size=size), ""))
             picked = [job.query.size for job in workers._pick()]
-            workers._queue.clear()
+            workers._light.queue = FairQueue()
             return picked
 
         large = 10**6
@@ -229,7 +234,7 @@ def test_a_client_that_disconnects_leaves_the_queue(model_path):
         gone.set_result(None)
         with pytest.raises(ClientDisconnect):
             await task
-        assert len(workers._queue) == 0
+        assert len(workers._light.queue) == 0
         go.set()
         await first
         assert query.seen == []
@@ -244,7 +249,7 @@ def test_a_query_past_its_deadline_leaves_the_queue(model_path):
         with pytest.raises(HTTPException) as caught:
             await start(workers, query)[0]
         assert caught.value.status_code == 504
-        assert len(workers._queue) == 0
+        assert len(workers._light.queue) == 0
         go.set()
         with pytest.raises(HTTPException):
             await first
@@ -366,13 +371,13 @@ def test_close_ends_all_threads(model_path):
 
 def test_the_expected_wait_counts_all_jobs_before_and_its_own(model_path):
     async def test(workers):
-        assert workers.expected_wait() == 0
-        workers._seconds_per_job = 2.0
+        assert workers.expected_wait("") == 0
+        workers._light.seconds_per_job = 2.0
         held = [await hold_up(workers) for _ in range(2)]
-        assert workers.expected_wait() == 3  # Three jobs on two threads.
+        assert workers.expected_wait("") == 3  # Three jobs on two threads.
         queued, _ = start(workers, Ask())
         await asyncio.sleep(0)
-        assert workers.expected_wait() == 4
+        assert workers.expected_wait("") == 4
         for go, _ in held:
             go.set()
         await asyncio.gather(queued, *(first for _, first in held))
@@ -386,11 +391,11 @@ def test_the_time_per_job_is_a_moving_average(model_path):
         await asyncio.sleep(0.3)
         go.set()
         await first
-        seconds = workers._seconds_per_job
+        seconds = workers._light.seconds_per_job
         assert seconds > 0.29
-        assert workers.expected_wait() == seconds  # Two jobs on two threads: one thread is still busy.
+        assert workers.expected_wait("") == seconds  # Two jobs on two threads: one thread is still busy.
         await start(workers, Ask())[0]
-        assert 0.9 * seconds <= workers._seconds_per_job != seconds
+        assert 0.9 * seconds <= workers._light.seconds_per_job != seconds
         later.set()
         await second
 
@@ -400,11 +405,11 @@ def test_the_time_per_job_is_a_moving_average(model_path):
 def test_a_query_certain_to_miss_its_deadline_is_refused(model_path):
     async def test(workers):
         go, first = await hold_up(workers)
-        workers._seconds_per_job = 15.0
+        workers._light.seconds_per_job = 15.0
         with pytest.raises(HTTPException) as caught:
             await start(workers, Ask())[0]
         assert (caught.value.status_code, caught.value.headers["Retry-After"]) == (503, "10")
-        workers._seconds_per_job = 10.0
+        workers._light.seconds_per_job = 10.0
         second, _ = start(workers, Ask())
         await asyncio.sleep(0)
         go.set()
@@ -425,3 +430,125 @@ def test_all_threads_take_a_share(model_path):
         assert len({name for query in queries for name in query.seen}) >= 2
 
     run(test, model_path, threads=3)
+
+
+# Two lanes
+
+
+@dataclass
+class Costly(Ask):
+    """A query whose pictures cost as much as it says, and whose decoding begins after that."""
+
+    cost: Cost = field(default_factory=lambda: Cost(pixels=50_000_000, bytes=300_000_000))
+
+    def decode(self, model: model.Model, work: Work) -> Decoded:
+        work.check_cost(self.cost)
+        return super().decode(model, work)
+
+
+def test_light_queries_pass_by_heavy_ones(model_path):
+    async def test(workers):
+        heavy = [Costly(go=threading.Event()) for _ in range(6)]
+        tasks = [start(workers, query, f"client {i}")[0] for i, query in enumerate(heavy)]
+        await until(heavy[0].begun)
+        for _ in range(20):
+            assert (await start(workers, Ask((0, 250, 0)), "other")[0]).body == b"green"
+        assert sum(query.begun.is_set() for query in heavy) == 1
+        for query in heavy:
+            query.go.set()
+        assert [answer.body for answer in await asyncio.gather(*tasks)] == [b"red"] * 6
+
+    run(test, model_path, threads=2)
+
+
+def test_heavy_queries_share_the_memory(model_path):
+    async def test(workers):
+        heavy = [Costly(go=threading.Event()) for _ in range(3)]
+        tasks = [start(workers, query)[0] for query in heavy]
+        await until(heavy[1].begun)
+        await asyncio.sleep(0.1)
+        assert [query.begun.is_set() for query in heavy] == [True, True, False]
+        heavy[0].go.set()
+        await until(heavy[2].begun)
+        for query in heavy:
+            query.go.set()
+        await asyncio.gather(*tasks)
+
+    run(test, model_path, threads=8, max_decode_bytes=700_000_000)
+
+
+def test_one_thread_serves_both_lanes_in_turn(model_path):
+    async def test(workers):
+        order: list[str] = []
+        go, first = await hold_up(workers)
+        for kind, query in [("heavy", Costly()) for _ in range(3)] + [("light", Ask()) for _ in range(3)]:
+            task, _ = start(workers, query, kind)
+            task.add_done_callback(lambda _, kind=kind: order.append(kind))
+        await asyncio.sleep(0)
+        go.set()
+        while len(order) < 6:
+            await asyncio.sleep(0.01)
+        await first
+        assert order.index("heavy") < 5
+        assert order.index("light") < 2
+
+    run(test, model_path, threads=1, max_batch=1)
+
+
+def test_clients_are_served_in_turn(model_path):
+    async def test(workers):
+        order: list[str] = []
+        go, first = await hold_up(workers)
+        for client in ["many"] * 10 + ["one"]:
+            task, _ = start(workers, Ask(), client)
+            task.add_done_callback(lambda _, client=client: order.append(client))
+        await asyncio.sleep(0)
+        go.set()
+        while len(order) < 11:
+            await asyncio.sleep(0.01)
+        await first
+        assert order.index("one") <= 1
+
+    run(test, model_path, threads=1, max_batch=1)
+
+
+def test_a_heavy_query_that_would_miss_its_deadline_is_503(model_path):
+    async def test(workers):
+        workers._heavy.seconds_per_job = 15.0
+        held = Costly(go=threading.Event())
+        first, _ = start(workers, held)
+        await until(held.begun)
+        with pytest.raises(HTTPException) as caught:
+            await start(workers, Costly())[0]
+        assert (caught.value.status_code, caught.value.headers["Retry-After"]) == (503, "10")
+        assert (await start(workers, Ask((0, 250, 0)))[0]).body == b"green"
+        held.go.set()
+        assert (await first).body == b"red"
+
+    run(test, model_path, threads=2)
+
+
+def test_a_queued_query_gives_way_to_a_client_with_none(model_path):
+    async def test(workers):
+        admission = Admission(dataclasses.replace(workers._settings, max_requests=3), workers._metrics)
+        go, first = await hold_up(workers)
+
+        async def ask(client: str) -> bytes:
+            with admission.place(client, 0) as place:
+                place.enter(0)
+                return (await workers.answer(Ask(), asyncio.get_running_loop().create_future(), place)).body
+
+        greedy = [asyncio.create_task(ask("greedy")) for _ in range(3)]
+        await asyncio.sleep(0)
+        with pytest.raises(HTTPException, match="busy"):
+            await ask("greedy")
+        other = asyncio.create_task(ask("other"))
+        await asyncio.sleep(0.05)
+        assert [task.done() for task in greedy] == [False, False, True]
+        go.set()
+        assert await asyncio.gather(other, *greedy[:2], first) == [b"red", b"red", b"red", await first]
+        with pytest.raises(HTTPException) as caught:
+            await greedy[2]
+        assert (caught.value.status_code, caught.value.headers["Connection"]) == (503, "close")
+
+    run(test, model_path, threads=1)

@@ -25,6 +25,10 @@ _PIECE_BYTES = 4096
 # What may stand in a Host header: a name or an address, and a port.
 _HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*")
 
+# For how long a connection without a request stays open when the server shuts down: one may be under way.
+_LAST_SECONDS = 0.2
+
+
 
 def uvicorn_server() -> uvicorn.Server:
     """Returns the uvicorn server that runs this application.
@@ -120,6 +124,7 @@ class GuardedConnection(HttpToolsProtocol):
         self._is_in_head = False
         self._unparsed = memoryview(b"")
         self.flow = _Flow(transport, self)
+        self._is_shutting_down = False
         self._timer: asyncio.TimerHandle | None = None
         self._reader_timer: asyncio.TimerHandle | None = None
         self._wait()
@@ -130,6 +135,17 @@ class GuardedConnection(HttpToolsProtocol):
         self._stop_waiting_for_reader()
         self._unparsed = memoryview(b"")
         super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        """Closes after the response in progress, or after a moment in which a request may still arrive.
+
+        uvicorn closes a connection without a request at once, even if its client has just sent one.
+        """
+        self._is_shutting_down = True
+        if self.cycle is None or self.cycle.response_complete:
+            self.loop.call_later(_LAST_SECONDS, super().shutdown)
+        else:
+            super().shutdown()
 
     def pause_writing(self) -> None:
         """Starts waiting for the client to read; otherwise an unread response would stay in memory for good."""
@@ -180,6 +196,8 @@ class GuardedConnection(HttpToolsProtocol):
         self._is_in_head = False
         self._stop_waiting()
         super().on_headers_complete()
+        if self._is_shutting_down:
+            self.cycle.keep_alive = False
 
     def on_chunk_header(self) -> None:
         """Counts the following bytes as a head until there is body: it may be the last chunk."""

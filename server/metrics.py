@@ -106,6 +106,8 @@ class Metrics:
         # Label values that exist from the start, so that their rates do too.
         for reason in ("requests", "bytes", "downloads", "deadline", "evicted"):
             self.shed.labels(reason)
+        for result in ("succeeded", "failed"):
+            self.reloads.labels(result)
         self._stages = {name: stage.labels(name) for name in ("decode", "inference", "encode")}
 
     def observe_stage(self, stage: str, start: float) -> float:

@@ -1,9 +1,12 @@
-"""The server inside a container: `python -m server.deploy.container serve`, and `health` for the image's HEALTHCHECK.
+"""The server as a service: `python -m server.deploy.container serve`, and `health` for the image's HEALTHCHECK.
 
-Containers of SageMaker are started as `IMAGE serve`, listen on port 8080, and find the model in /opt/ml/model.
+Containers of SageMaker are started as `IMAGE serve`, listen on port 8080, and find the model in /opt/ml/model. systemd
+may pass a socket that already listens.
 """
 
+import contextlib
 import os
+import socket
 import sys
 import urllib.error
 import urllib.request
@@ -14,6 +17,9 @@ from pathlib import Path
 _FOLDERS = (Path("/opt/ml/model"), Path("/srv/model"))
 
 _HEALTH_SECONDS = 2
+
+# The number of the first socket that systemd passes (sd_listen_fds).
+_FIRST_SOCKET = 3
 
 
 class ContainerError(Exception):
@@ -48,15 +54,42 @@ def read_port(environment: Mapping[str, str]) -> int:
     return int(text)
 
 
+def find_socket(environment: Mapping[str, str]) -> socket.socket | None:
+    """Returns the socket that systemd has passed to this process; None if it has passed no socket.
+
+    It outlives the process, so connections wait in it while the service restarts.
+
+    Raises:
+      ContainerError: systemd has passed several sockets.
+    """
+    if environment.get("LISTEN_PID") != str(os.getpid()):
+        return None
+    if (count := environment.get("LISTEN_FDS")) != "1":
+        raise ContainerError(f"systemd passes {count} sockets: leave one ListenStream= in the socket unit.")
+    return socket.socket(fileno=_FIRST_SOCKET)
+
+
 def serve(port: int) -> None:
-    """Serves until SIGTERM, in this process."""
+    """Serves until SIGTERM, in this process.
+
+    Raises:
+      ContainerError: the model or the socket is ambiguous.
+    """
     # HEALTHCHECK imports this module every few seconds, and must not load a web server for it.
     import uvicorn
 
     if not os.environ.get("JAXCNN_MODEL") and (model := find_model()) is not None:
         os.environ["JAXCNN_MODEL"] = str(model)
     # Load balancers of AWS keep idle connections for 60 seconds: the server must not be the first to close one.
-    uvicorn.run("server.app:app", host="0.0.0.0", port=port, server_header=False, timeout_keep_alive=75)  # noqa: S104
+    host = "0.0.0.0"  # noqa: S104
+    config = uvicorn.Config("server.app:app", host=host, port=port, server_header=False, timeout_keep_alive=75)
+    listener = find_socket(os.environ)
+    server = uvicorn.Server(config)
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run(sockets=[listener] if listener is not None else None)
+    if not server.started:
+        # The log says why.
+        sys.exit(1)
 
 
 def is_healthy(port: int) -> bool:

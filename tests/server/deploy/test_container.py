@@ -139,7 +139,7 @@ def test_packages_for_gpus_are_of_the_version_that_is_locked():
 
 
 def test_an_extra_that_is_not_there_is_named():
-    with pytest.raises(ValueError, match="There is no extra 'server': use one of export, train, serve"):
+    with pytest.raises(ValueError, match="There is no extra 'server': use one of predict, export, train, serve"):
         lock.subset(PROJECT, LOCK, "server")
     with pytest.raises(ValueError, match=r"requirements\.lock has no "):
         lock.subset(PROJECT, "numpy==1 \\\n", "serve")

@@ -1,0 +1,165 @@
+"""The manifests of Kubernetes, rendered by the real Kustomize and validated against the schemas of several versions."""
+
+import functools
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from server.settings import Settings
+
+yaml = pytest.importorskip("yaml", reason="pyyaml is not installed")
+kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
+
+ROOT = Path(__file__).parents[3]
+FOLDER = ROOT / "server" / "deploy" / "kubernetes"
+RENDERED = ["base", "overlays/small", "overlays/monitoring", "training"]
+VERSIONS = ["1.28.0", "1.33.0", "1.37.0"]
+# Their schemas are no part of Kubernetes; what they embed is validated as what it is.
+CUSTOM = {"ServiceMonitor", "JobSet", "InferenceService"}
+
+
+@functools.cache
+def render(name):
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not installed")
+    done = subprocess.run(["kubectl", "kustomize", FOLDER / name], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    return tuple(yaml.safe_load_all(done.stdout))
+
+
+def by_kind(name):
+    return {manifest["kind"]: manifest for manifest in render(name)}
+
+
+def server(deployment):
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    return container
+
+
+def environment(container):
+    return {item["name"]: item.get("value") for item in container["env"]}
+
+
+def mebibytes(quantity):
+    number, unit = re.fullmatch(r"(\d+)(Mi|Gi)", quantity).groups()
+    return int(number) * {"Mi": 1, "Gi": 1024}[unit]
+
+
+def embedded(manifest):
+    """What a custom resource embeds, as a manifest of Kubernetes itself."""
+    if manifest["kind"] == "JobSet":
+        (job,) = manifest["spec"]["replicatedJobs"]
+        return {
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "metadata": {"name": job["name"]},
+            "spec": job["template"]["spec"],
+        }
+    fields = {"minReplicas", "maxReplicas", "scaleMetric", "scaleTarget", "timeout"}
+    pod = {key: value for key, value in manifest["spec"]["predictor"].items() if key not in fields}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": manifest["metadata"], "spec": pod}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("name", RENDERED)
+def test_manifests_are_valid(name, version):
+    for manifest in render(name):
+        if manifest["kind"] not in CUSTOM:
+            kubernetes_validate.validate(manifest, version, strict=True)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_pods_of_custom_resources_are_valid(version):
+    service = yaml.safe_load((FOLDER / "kserve" / "inferenceservice.yaml").read_text())
+    for manifest in (service, by_kind("training")["JobSet"]):
+        kubernetes_validate.validate(embedded(manifest), version, strict=True)
+
+
+def test_a_mistake_would_be_found():
+    deployment = json.loads(json.dumps(by_kind("base")["Deployment"]))
+    deployment["spec"]["template"]["spec"]["containers"][0]["readinesProbe"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError, match="readinesProbe"):
+        kubernetes_validate.validate(deployment, VERSIONS[0], strict=True)
+
+
+def test_kserve_knows_the_fields_of_the_service():
+    models = pytest.importorskip("kserve.models", reason="the SDK of KServe is not installed")
+    predictor = yaml.safe_load((FOLDER / "kserve" / "inferenceservice.yaml").read_text())["spec"]["predictor"]
+    assert set(predictor) <= set(models.V1beta1PredictorSpec.attribute_map.values())
+
+
+@pytest.mark.parametrize("name", RENDERED[:3])
+def test_everything_selects_the_pods_of_the_deployment(name):
+    kinds = by_kind(name)
+    labels = kinds["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    for selector in (
+        kinds["Deployment"]["spec"]["selector"]["matchLabels"],
+        kinds["Service"]["spec"]["selector"],
+        kinds["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"],
+        kinds["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"],
+    ):
+        assert selector
+        assert selector.items() <= labels.items()
+    target = kinds["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]
+    assert (target["kind"], target["name"]) == ("Deployment", kinds["Deployment"]["metadata"]["name"])
+    if "ServiceMonitor" in kinds:
+        selector = kinds["ServiceMonitor"]["spec"]["selector"]["matchLabels"]
+        assert selector.items() <= kinds["Service"]["metadata"]["labels"].items()
+
+
+@pytest.mark.parametrize("name", RENDERED[:3])
+def test_the_server_has_time_to_drain(name):
+    deployment = by_kind(name)["Deployment"]
+    pod, settings = deployment["spec"]["template"]["spec"], Settings()
+    drain = int(environment(server(deployment))["JAXCNN_DRAIN_SECONDS"])
+    longest = settings.read_seconds + settings.deadline_ms / 1000
+    assert pod["terminationGracePeriodSeconds"] > drain + longest
+    # It is still served while the pod is found not to be ready.
+    probe = server(deployment)["readinessProbe"]
+    assert drain > probe["periodSeconds"] * probe["failureThreshold"] + probe["timeoutSeconds"]
+    assert deployment["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+
+
+@pytest.mark.parametrize("name", RENDERED[:3])
+def test_images_are_named_by_digest_and_pods_may_do_little(name):
+    deployment = by_kind(name)["Deployment"]
+    assert re.search(r"@sha256:[0-9a-f]{64}$", server(deployment)["image"])
+    security = server(deployment)["securityContext"]
+    assert security["readOnlyRootFilesystem"] is True
+    assert security["allowPrivilegeEscalation"] is False
+    assert security["capabilities"] == {"drop": ["ALL"]}
+    assert deployment["spec"]["template"]["spec"]["securityContext"]["runAsNonRoot"] is True
+    assert deployment["spec"]["template"]["spec"]["automountServiceAccountToken"] is False
+    assert by_kind(name)["NetworkPolicy"]["spec"]["egress"] == []
+
+
+def test_settings_are_settings_of_the_server():
+    names = {f"JAXCNN_{field.upper()}" for field in Settings.__dataclass_fields__}
+    service = yaml.safe_load((FOLDER / "kserve" / "inferenceservice.yaml").read_text())
+    (predictor,) = service["spec"]["predictor"]["containers"]
+    for container in (*(server(by_kind(name)["Deployment"]) for name in RENDERED[:3]), predictor):
+        assert set(environment(container)) <= names
+
+
+def test_the_small_one_bounds_what_its_memory_cannot_hold():
+    container = server(by_kind("overlays/small")["Deployment"])
+    values = environment(container)
+    decoded = 24 * int(values["JAXCNN_MAX_PIXELS"]) / 2**20
+    bodies = int(values["JAXCNN_MAX_BUFFER_BYTES"]) / 2**20
+    assert decoded + bodies + 110 < mebibytes(container["resources"]["limits"]["memory"])
+
+
+def test_training_resumes_from_its_volume():
+    (job,) = by_kind("training")["JobSet"]["spec"]["replicatedJobs"]
+    pod = job["template"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    workdir = container["args"][container["args"].index("--workdir") + 1]
+    mounted = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    (volume,) = (item for item in pod["volumes"] if item["name"] == mounted["/work"])
+    assert workdir.startswith("/work/")
+    claim = volume["persistentVolumeClaim"]["claimName"]
+    assert claim == by_kind("training")["PersistentVolumeClaim"]["metadata"]["name"]

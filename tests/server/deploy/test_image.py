@@ -29,19 +29,21 @@ LARGEST = 220e6
 TOOLS = ("buildah", "mmdebstrap", "unshare", "setpriv")
 BASE = os.environ.get("JAXCNN_TEST_BASE")
 
-# Runs the container as PID 1 on a read-only root, with a folder mounted at /opt/ml/model if there is one.
+# Runs a command as PID 1 on a read-only root, with a folder of the host mounted at a place, read-only or not, if there
+# is one.
 CONTAINER = """
-root=$1 scratch=$2 user=$3 mounted=$4
+root=$1 scratch=$2 user=$3 mounted=$4 place=$5 mode=$6; shift 6
 mount -t tmpfs none "$scratch" && mkdir "$scratch/up" "$scratch/work" "$scratch/root"
 mount -t overlay overlay -o "lowerdir=$root,upperdir=$scratch/up,workdir=$scratch/work" "$scratch/root"
 cd "$scratch/root"
-if [ -n "$mounted" ]; then
-    mkdir -p opt/ml/model && mount --bind "$mounted" opt/ml/model && mount -o remount,bind,ro opt/ml/model
-fi
+mkdir -p "$place"
 mount -o remount,ro "$scratch/root"
+if [ -n "$mounted" ]; then
+    mount --bind "$mounted" "$place" && mount -o "remount,bind,$mode" "$place"
+fi
+mount -t tmpfs none tmp && chmod 1777 tmp
 mount -t proc proc proc && mount --rbind /dev dev
-exec setpriv --no-new-privs chroot --userspec="$user:$user" --groups="$user" . \
-    python3 -m server.deploy.container serve
+exec setpriv --no-new-privs chroot --userspec="$user:$user" --groups="$user" . "$@"
 """
 
 
@@ -98,19 +100,25 @@ def files(buildah, image):
     return Path(buildah("mount", buildah("from", "--pull-never", image)))
 
 
-@contextlib.contextmanager
-def running(files, image_config, scratch, port, *, user, mounted="", **settings):
-    """Runs the container until the end of the block, and yields its process."""
+def start(files, image_config, scratch, command, *, user, mount=("", "work", "ro"), **settings):
+    """Starts a container, and returns its process and its log."""
     scratch.mkdir()
-    environment = dict(line.split("=", 1) for line in image_config["config"]["Env"])
+    environment = dict(line.split("=", 1) for line in image_config["config"]["Env"]) | settings
     # The tools that prepare the container are not in it.
     environment["PATH"] += ":/bin:/usr/sbin:/sbin"
-    command = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "/bin/sh", "-euc", CONTAINER, "sh"]
-    command += [files, scratch, str(user), str(mounted)]
+    line = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "/bin/sh", "-euc", CONTAINER, "sh"]
+    line += [files, scratch, str(user), *map(str, mount), *command]
     log = scratch.with_suffix(".log")
     with log.open("wb") as stream:
-        environment |= {"PORT": str(port), **settings}
-        process = subprocess.Popen(command, env=environment, stdout=stream, stderr=stream)
+        return subprocess.Popen(line, env=environment, stdout=stream, stderr=stream), log
+
+
+@contextlib.contextmanager
+def running(files, image_config, scratch, port, *, user, mounted=""):
+    """Runs the server until the end of the block, and yields its process."""
+    command = ["python3", "-m", "server.deploy.container", "serve"]
+    mount = (mounted, "opt/ml/model", "ro")
+    process, log = start(files, image_config, scratch, command, user=user, mount=mount, PORT=str(port))
     try:
         wait_until_ready(process, port, log)
         yield process
@@ -128,11 +136,11 @@ def wait_until_ready(process, port, log):
         time.sleep(0.02)
 
 
-def stop(process):
-    """Sends SIGTERM to PID 1 of the container, as a runtime does, and returns the container's exit status."""
+def stop(process, number=signal.SIGTERM):
+    """Sends a signal to PID 1 of the container, as a runtime does, and returns the container's exit status."""
     (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    os.kill(int(child), signal.SIGTERM)
-    return process.wait(timeout=30)
+    os.kill(int(child), number)
+    return process.wait(timeout=60)
 
 
 def predict(client_or_port, picture):
@@ -196,3 +204,48 @@ def test_as_root_with_sagemakers_model_it_drains_without_a_loss(buildah, image, 
         for client in clients:
             client.join()
         assert lost == []
+
+
+def epochs(workdir):
+    """The epochs of a run so far."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [record["epoch"] for record in map(json.loads, lines) if "epoch" in record]
+
+
+def wait_for_epoch(process, workdir, number, log):
+    while max(epochs(workdir), default=0) < number:
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.05)
+
+
+def test_a_training_that_is_killed_or_stopped_resumes(buildah, tmp_path):
+    """As on a spot instance: the machine dies, the next one gets notice, the third finishes."""
+    buildah.build("train", "--target", "train")
+    files = Path(buildah("mount", buildah("from", "--pull-never", "train")))
+    config = buildah.inspect("train")
+    assert config["config"]["User"] == "10001:10001"
+    work = tmp_path / "work"
+    work.mkdir()
+    os.chown(work, 10001, 10001)
+    workdir = work / "runs" / "digits"
+    command = [*config["config"]["Entrypoint"], "digits", "--epochs", "6", "--workdir", "/work/runs/digits"]
+
+    def train(name):
+        return start(files, config, tmp_path / name, command, user=10001, mount=(work, "work", "rw"))
+
+    process, log = train("first")
+    wait_for_epoch(process, workdir, 2, log)
+    assert stop(process, signal.SIGKILL) != 0
+    process, log = train("second")
+    wait_for_epoch(process, workdir, 4, log)
+    assert stop(process) == 128 + signal.SIGTERM
+    assert "resuming at step" in log.read_text()
+    assert "stopped by SIGTERM and saved" in log.read_text()
+    process, log = train("third")
+    assert process.wait(timeout=300) == 0, log.read_text()
+    assert "resuming at step" in log.read_text()
+    assert max(epochs(workdir)) == 6
+    evaluation = json.loads((workdir / "evaluation.json").read_text())
+    assert evaluation["top1"] > 0.9
+    assert list(load(workdir / "model.onnx", max_batch=1, threads=1).names) == [str(digit) for digit in range(10)]

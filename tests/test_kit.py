@@ -108,7 +108,7 @@ def test_every_requirement_is_locked_with_hashes():
 
 
 def test_workflows_pin_actions_and_run_the_scripts_of_the_repository():
-    assert {path.name for path in WORKFLOWS} == {"ci.yml", "release.yml"}
+    assert {path.name for path in WORKFLOWS} == {"ci.yml", "image.yml", "release.yml"}
     for path in WORKFLOWS:
         for uses in re.findall(r"uses: (.*)", path.read_text()):
             assert re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v[\d.]+|\$/\.github/workflows/ci\.yml", uses), (
@@ -117,7 +117,7 @@ def test_workflows_pin_actions_and_run_the_scripts_of_the_repository():
     steps = yaml.safe_load(WORKFLOWS[0].read_text())["jobs"]["run"]["steps"]
     assert [step["run"] for step in steps if "run" in step] == [".ci/run"]
     scripts = set(re.findall(r"run: (tests/\w+|\.ci/run)", "".join(path.read_text() for path in WORKFLOWS)))
-    assert scripts == {".ci/run", "tests/build", "tests/versions"}
+    assert scripts == {".ci/run", "tests/build", "tests/image", "tests/versions"}
     for script in (*scripts, "tests/check"):
         assert (ROOT / script).stat().st_mode & 0o111, f"{script} is not executable"
 

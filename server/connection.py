@@ -29,7 +29,6 @@ _HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*")
 _LAST_SECONDS = 0.2
 
 
-
 def uvicorn_server() -> uvicorn.Server:
     """Returns the uvicorn server that runs this application.
 

@@ -57,9 +57,10 @@ OF_OTHERS = set(
     "--depth --help --host --json --fail --prefix --port --require-hashes --silent --workers --data-binary "
     "--no-server-header --repo --timeout-keep-alive --xla_force_host_platform_device_count "
     "--build-arg --cap-drop --format --forwarded-allow-ips --read-only --target "
-    "--nodes --ntasks-per-node --gpus-per-node --requeue --kill-on-bad-exit".split()
+    "--nodes --ntasks-per-node --gpus-per-node --requeue --kill-on-bad-exit "
+    "--body --caddy --cli-input-json --content-type --endpoint-name --template-file".split()
 )
-"""Options of git, gh, pip, npm, curl, uvicorn, XLA, docker, buildah and Slurm."""
+"""Options of git, gh, pip, npm, curl, uvicorn, XLA, docker, buildah, Slurm, aws and shell scripts."""
 
 
 class Block(NamedTuple):

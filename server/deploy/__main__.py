@@ -1,7 +1,9 @@
-"""Deploys the server to a cloud: `python -m server.deploy ecs --image REPOSITORY@sha256:DIGEST`."""
+"""Deploys the server to AWS or KServe: `python -m server.deploy ecs --image REPOSITORY@sha256:DIGEST`."""
 
 import argparse
+import json
 import re
+import ssl
 import sys
 import time
 import urllib.request
@@ -16,8 +18,10 @@ if TYPE_CHECKING:
 _TARGETS = {
     "ecs": "ECS Fargate behind a load balancer",
     "express": "ECS Express Mode",
+    "ec2": "one machine on EC2, with systemd and Caddy",
     "lambda": "Lambda, with the Lambda Web Adapter in the image",
     "sagemaker": "an endpoint of SageMaker, serverless or on an instance",
+    "kserve": "an InferenceService of KServe, in the cluster of kubectl",
 }
 
 # For how long a new deployment may take to respond, and between two questions.
@@ -47,35 +51,51 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     for target, text in _TARGETS.items():
         command = commands.add_parser(target, help=text)
-        command.add_argument("--image", required=True, help="image with its digest: REPOSITORY@sha256:DIGEST")
+        if target == "ec2":
+            command.add_argument("--source", required=True, help="source archive: https://HOST/PATH#sha256=CHECKSUM")
+        else:
+            command.add_argument("--image", required=True, help="image with its digest: REPOSITORY@sha256:DIGEST")
         command.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="parameters of the template")
         command.add_argument("--dry-run", action="store_true", help="print what would be created, and what it costs")
-    commands.add_parser("status", help="what is deployed, and whether it responds")
-    commands.add_parser("destroy", help="delete everything that a deployment created")
-    for command in commands.choices.values():
-        command.add_argument("--name", default="jaxcnn", help="name of the stack (default: jaxcnn)")
-        command.add_argument("--region", help="region of AWS, by default that of its configuration")
+    status = commands.add_parser("status", help="what is deployed, and whether it responds")
+    destroy = commands.add_parser("destroy", help="delete everything that a deployment created")
+    for command in (status, destroy):
+        command.add_argument("--kserve", action="store_true", help="the InferenceService rather than the stack")
+    for name, command in commands.choices.items():
+        command.add_argument("--name", default="jaxcnn", help="name of the deployment (default: jaxcnn)")
+        if name != "kserve":
+            command.add_argument("--region", help="region of AWS, by default that of its configuration")
     return parser
 
 
 def _deploy(options: argparse.Namespace) -> int:
-    from server.deploy.stack import Stack, deploy_healthy
-    from server.deploy.template import Template
-
     _check_name(options.name)
-    values = {"Image": options.image}
+    values: dict[str, str] = {}
     for text in options.set:
         name, separator, value = text.partition("=")
         if not separator:
             raise DeployError(f"--set {text!r} has no value: write NAME=VALUE.")
         values[name] = value
+    if options.command == "ec2":
+        values |= _parse_source(options.source)
+        return _deploy_stack(options, values)
+    values["Image"] = options.image
+    return _deploy_kserve(options, values) if options.command == "kserve" else _deploy_stack(options, values)
+
+
+def _deploy_stack(options: argparse.Namespace, values: dict[str, str]) -> int:
+    from server.deploy.stack import Stack, deploy_healthy
+    from server.deploy.template import Template
+
     template = Template.render(options.command, values)
     _print_plan(options.command, template)
     if options.dry_run:
         return 0
-    # The load balancer needs a network; by default the account's own.
-    if {"Vpc", "Subnets"} & set(template.missing()):
-        template = Template.render(options.command, {**_default_network(_client(options, "ec2")), **values})
+    # The load balancer and the machine need a network; by default the account's own.
+    if {"Vpc", "Subnet", "Subnets"} & set(missing := template.missing()):
+        network = _default_network(_client(options, "ec2"))
+        found = {name: network[name] for name in missing if name in network}
+        template = Template.render(options.command, {**found, **values})
     stack = Stack(_client(options, "cloudformation"), options.name, _POLL_SECONDS)
     has_changed = deploy_healthy(stack, template, lambda: _is_healthy(options.command, stack.outputs().get("Url")))
     print("deployed" if has_changed else "already up to date")
@@ -83,7 +103,23 @@ def _deploy(options: argparse.Namespace) -> int:
     return 0
 
 
+def _deploy_kserve(options: argparse.Namespace, values: dict[str, str]) -> int:
+    from server.deploy import kserve
+
+    manifest = kserve.render(options.name, values)
+    print(f"An InferenceService of KServe, {options.name}, which makes pods, their scaling and a URL:")
+    print(json.dumps(manifest["spec"], indent=2))
+    print("Its price is that of the cluster's nodes.")
+    if options.dry_run:
+        return 0
+    service = kserve.InferenceService(options.name, _HEALTHY_SECONDS)
+    print("deployed" if service.deploy(manifest) else "already up to date")
+    return _status_of_kserve(options)
+
+
 def _status(options: argparse.Namespace) -> int:
+    if options.kserve:
+        return _status_of_kserve(options)
     stack = _stack(options)
     description = stack.describe()
     if description is None:
@@ -99,7 +135,28 @@ def _status(options: argparse.Namespace) -> int:
     return 0 if is_ready else 1
 
 
+def _status_of_kserve(options: argparse.Namespace) -> int:
+    from server.deploy import kserve
+
+    _check_name(options.name)
+    description = kserve.InferenceService(options.name).describe()
+    if description is None:
+        print(f"There is no InferenceService {options.name}.")
+        return 1
+    _print_outputs({"Url": description.get("status", {}).get("url", "none yet")})
+    is_ready = kserve.is_ready(description)
+    print("it is ready" if is_ready else "it is not ready")
+    return 0 if is_ready else 1
+
+
 def _destroy(options: argparse.Namespace) -> int:
+    if options.kserve:
+        from server.deploy.kserve import InferenceService
+
+        _check_name(options.name)
+        InferenceService(options.name).delete()
+        print("destroyed")
+        return 0
     stack = _stack(options)
     if stack.describe() is None:
         print(f"There is no stack {options.name}.")
@@ -107,6 +164,17 @@ def _destroy(options: argparse.Namespace) -> int:
     stack.delete()
     print("destroyed")
     return 0
+
+
+def _parse_source(text: str) -> dict[str, str]:
+    """Returns the parameters that name a source archive."""
+    url, _, digest = text.partition("#sha256=")
+    if not url.startswith("https://") or not re.fullmatch("[0-9a-f]{64}", digest):
+        raise DeployError(
+            f"--source is {text!r}: write https://HOST/PATH#sha256=CHECKSUM, the source archive of a release, whose"
+            " checksum `sha256sum` prints."
+        )
+    return {"Source": url, "SourceSha256": digest}
 
 
 def _stack(options: argparse.Namespace) -> Any:
@@ -155,7 +223,7 @@ def _print_outputs(outputs: dict[str, str]) -> None:
 
 
 def _default_network(ec2: Any) -> dict[str, str]:
-    """Returns the parameters of the account's default network.
+    """Returns the parameters of the account's default network: two subnets, as each costs the load balancer an address.
 
     Raises:
       DeployError: the account has none in this region, or AWS refuses.
@@ -167,16 +235,22 @@ def _default_network(ec2: Any) -> dict[str, str]:
         if not networks:
             raise DeployError("This region has no default VPC: name one with --set Vpc=ID Subnets=ID,ID.")
         vpc = networks[0]["VpcId"]
-        subnets = ec2.describe_subnets(Filters=[{"Name": "vpc-id", "Values": [vpc]}])["Subnets"]
-    return {"Vpc": vpc, "Subnets": ",".join(subnet["SubnetId"] for subnet in subnets)}
+        filters = [{"Name": "vpc-id", "Values": [vpc]}, {"Name": "default-for-az", "Values": ["true"]}]
+        found = ec2.describe_subnets(Filters=filters)["Subnets"]
+    if not found:
+        raise DeployError("The default VPC has no default subnets: name some with --set.")
+    # There is one in each zone; always the same ones, or the next update would move the deployment.
+    subnets = sorted(subnet["SubnetId"] for subnet in found)
+    return {"Vpc": vpc, "Subnet": subnets[0], "Subnets": ",".join(subnets[:2])}
 
 
 def _is_healthy(target: str, url: str | None) -> bool:
     """Waits until the deployment responds. CloudFormation itself waits for an endpoint of SageMaker.
 
-    A function of Lambda whose URL needs a signature responds 403 to everybody else, so it is not asked.
+    A function of Lambda whose URL needs a signature responds 403 to everybody else, so it is not asked. Nor is a
+    machine, whose installation has waited for the server: its domain may not lead to its address yet.
     """
-    if url is None or target == "lambda":
+    if url is None or target in ("lambda", "ec2"):
         return True
     deadline = time.monotonic() + _HEALTHY_SECONDS
     while not _responds(url):
@@ -187,8 +261,11 @@ def _is_healthy(target: str, url: str | None) -> bool:
 
 
 def _responds(url: str) -> bool:
+    # A load balancer has a certificate for another name, which leads to it.
+    context = ssl.create_default_context()
+    context.check_hostname = False
     try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/readyz", timeout=10) as response:  # noqa: S310
+        with urllib.request.urlopen(f"{url.rstrip('/')}/readyz", timeout=10, context=context) as response:  # noqa: S310
             return bool(response.status == 200)
     except OSError:
         return False

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 DATE = "June 2025"
-"""When these list prices of AWS in us-east-1 were taken down, in US dollars and without taxes."""
+"""When these list prices of AWS in us-east-1 were taken down, in US dollars and without taxes. Fargate, load balancer,
+logs and addresses cost the same in third-party lists of March 2026."""
 
 _HOURS = 730
 _SECONDS = _HOURS * 3600
@@ -13,6 +14,16 @@ _FARGATE_CPU_HOUR, _FARGATE_GB_HOUR = 0.04048, 0.004445
 _BALANCER_HOUR, _BALANCER_UNIT_HOUR = 0.0225, 0.008
 _LAMBDA_REQUEST, _LAMBDA_GB_SECOND = 0.20e-6, 16.6667e-6
 _SERVERLESS_GB_SECOND = 20.0e-6
+_ADDRESS_HOUR, _DISK_GB = 0.005, 0.08
+_MACHINE_HOUR = {
+    "t3.micro": 0.0104,
+    "t3.small": 0.0208,
+    "t3.medium": 0.0416,
+    "t3.large": 0.0832,
+    "c7i.large": 0.08925,
+    "c7i.xlarge": 0.1785,
+}
+_MACHINE_DISK_GB = 12
 _INSTANCE_HOUR = {"ml.t2.medium": 0.056, "ml.m5.large": 0.115, "ml.m5.xlarge": 0.23, "ml.c5.large": 0.102}
 _LOG_GB = 0.50
 
@@ -50,6 +61,10 @@ def monthly(target: str, parameters: Mapping[str, str], per_second: float) -> Co
       The cost; None if the price of the target or its instance is not known here.
     """
     log = {"log": per_second * _SECONDS * _LOG_BYTES / 1e9 * _LOG_GB}
+    if target == "ec2":
+        machine = _MACHINE_HOUR[parameters["Instance"]] * _HOURS
+        # The log stays on the machine.
+        return Cost({"machine": machine, "disk": _MACHINE_DISK_GB * _DISK_GB, "address": _ADDRESS_HOUR * _HOURS})
     busy_seconds = per_second * _SECONDS * _REQUEST_SECONDS
     if target in ("ecs", "express"):
         # Each task keeps 60 % of its CPUs busy, as the scaling policy wants it.
@@ -58,7 +73,9 @@ def monthly(target: str, parameters: Mapping[str, str], per_second: float) -> Co
         tasks = min(max(int(parameters["MinTasks"]), needed), int(parameters["MaxTasks"]))
         hour = cpus * _FARGATE_CPU_HOUR + int(parameters["Memory"]) / 1024 * _FARGATE_GB_HOUR
         balancer = (_BALANCER_HOUR + _BALANCER_UNIT_HOUR) * _HOURS
-        return Cost({"tasks": tasks * hour * _HOURS, "load balancer": balancer, **log})
+        # Each task has a public address, and the load balancer one in each of two zones.
+        addresses = (tasks + 2) * _ADDRESS_HOUR * _HOURS
+        return Cost({"tasks": tasks * hour * _HOURS, "load balancer": balancer, "addresses": addresses, **log})
     if target == "lambda":
         gigabyte_seconds = busy_seconds * int(parameters["Memory"]) / 1024
         requests = per_second * _SECONDS * _LAMBDA_REQUEST

@@ -1,6 +1,7 @@
 """The CloudFormation templates: what each creates, and which parameters it takes."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,8 @@ class Template:
             if name not in declared:
                 raise DeployError(f"{target} has no parameter {name}: use one of {', '.join(declared)}.")
             _check_value(name, value, declared[name])
-        _check_image(values.get("Image", ""))
+        if "Image" in declared:
+            check_image(values.get("Image", ""))
         defaults = {name: str(entry["Default"]) for name, entry in declared.items() if "Default" in entry}
         resources = {name: entry["Type"] for name, entry in content["Resources"].items()}
         return cls(text, content["Description"], resources, {**defaults, **values})
@@ -73,6 +75,9 @@ def _check_value(name: str, value: str, declared: Mapping[str, Any]) -> None:
     allowed = [str(item) for item in declared.get("AllowedValues", ())]
     if allowed and value not in allowed:
         raise DeployError(f"{name} is {value!r}: set it to one of {', '.join(allowed)}.")
+    pattern = declared.get("AllowedPattern")
+    if pattern and not re.fullmatch(pattern, value):
+        raise DeployError(f"{name} is {json.dumps(value)}: it must match {pattern}.")
     if declared["Type"] != "Number":
         return
     low, high = declared.get("MinValue", 0), declared.get("MaxValue", 10**9)
@@ -80,7 +85,8 @@ def _check_value(name: str, value: str, declared: Mapping[str, Any]) -> None:
         raise DeployError(f"{name} is {json.dumps(value)}: set it to an integer from {low} to {high}.")
 
 
-def _check_image(image: str) -> None:
+def check_image(image: str) -> None:
+    """Raises a `DeployError` unless an image is named by its digest."""
     _, separator, digest = image.partition("@sha256:")
     if not separator or len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
         raise DeployError(

@@ -5,7 +5,9 @@ import io
 import json
 import re
 import shutil
+import ssl
 import subprocess
+import textwrap
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -16,6 +18,8 @@ import yaml
 boto3 = pytest.importorskip("boto3", reason="boto3 is not installed")
 moto = pytest.importorskip("moto", reason="moto is not installed")
 
+from moto.emr.models import EXAMPLE_AMI_ID  # noqa: E402
+
 from server.deploy import __main__ as deploy  # noqa: E402
 from server.deploy import prices  # noqa: E402
 from server.deploy.template import Template  # noqa: E402
@@ -23,7 +27,9 @@ from server.deploy.template import Template  # noqa: E402
 TEMPLATES = sorted((Path(deploy.__file__).parent / "cloudformation").glob("*.yaml"))
 IMAGE = f"123456789012.dkr.ecr.us-east-1.amazonaws.com/jaxcnn@sha256:{'a' * 64}"
 NEXT_IMAGE = IMAGE.replace("a" * 64, "b" * 64)
+SOURCE = f"https://example.org/jaxcnn-0.1.0.tar.gz#sha256={'a' * 64}"
 SECRET = "wJalrXUtnFEMIexample"
+STACKS = [target for target in deploy._TARGETS if target != "kserve"]
 
 # The imitation lacks these: cfn-lint alone checks them.
 MISSING = {
@@ -31,6 +37,7 @@ MISSING = {
     "AWS::ApplicationAutoScaling::ScalingPolicy",
     "AWS::CloudWatch::Alarm",
     "AWS::Lambda::Url",
+    "AWS::SSM::Association",
 }
 pytestmark = pytest.mark.filterwarnings("ignore:Tried to parse AWS.* but it's not supported:UserWarning")
 
@@ -57,12 +64,16 @@ def aws(monkeypatch):
     monkeypatch.setattr(boto3, "client", client)
     monkeypatch.setattr(deploy, "_POLL_SECONDS", 0)
     monkeypatch.setattr(deploy, "_HEALTHY_SECONDS", 0)
-    # The imitation lacks the URLs of functions, so the output that is one would stop it.
+    # The imitation lacks the URLs of functions, so the output that is one would stop it, and Ubuntu's parameters.
     arguments = Template.to_arguments
-    monkeypatch.setattr(
-        Template, "to_arguments", lambda self: json.loads(json.dumps(arguments(self)).replace(FUNCTION_URL, "none"))
-    )
+
+    def replace(self):
+        text = json.dumps(arguments(self)).replace(FUNCTION_URL, "none")
+        return json.loads(re.sub(r"/aws/service/canonical/[\w./-]*", "/ubuntu", text))
+
+    monkeypatch.setattr(Template, "to_arguments", replace)
     with moto.mock_aws():
+        client("ssm").put_parameter(Name="/ubuntu", Value=EXAMPLE_AMI_ID, Type="String")
         yield
 
 
@@ -79,6 +90,17 @@ def run(capsys, *arguments):
     printed = capsys.readouterr()
     assert SECRET not in printed.out + printed.err
     return status, printed.out, printed.err
+
+
+def named(target, image=IMAGE):
+    """The options that name what is deployed."""
+    digest = image.rpartition(":")[2]
+    return ("--source", SOURCE.replace("a" * 64, digest)) if target == "ec2" else ("--image", image)
+
+
+def render(target, **values):
+    named = deploy._parse_source(SOURCE) if target == "ec2" else {"Image": IMAGE}
+    return Template.render(target, named | values)
 
 
 def resources(name="jaxcnn"):
@@ -98,6 +120,15 @@ def remains():
         client("sagemaker").list_endpoints()["Endpoints"],
         client("cloudwatch").describe_alarms()["MetricAlarms"],
         client("sns").list_topics()["Topics"],
+        client("iam").list_instance_profiles()["InstanceProfiles"],
+        client("ec2").describe_addresses()["Addresses"],
+        client("ec2").describe_launch_templates()["LaunchTemplates"],
+        [
+            instance
+            for reservation in client("ec2").describe_instances()["Reservations"]
+            for instance in reservation["Instances"]
+            if instance["State"]["Name"] != "terminated"
+        ],
         [
             group
             for group in client("ec2").describe_security_groups()["SecurityGroups"]
@@ -120,40 +151,44 @@ def statements():
 def test_templates_pass_cfn_lint():
     if shutil.which("cfn-lint") is None:
         pytest.skip("cfn-lint is not installed")
-    done = subprocess.run(["cfn-lint", *TEMPLATES], capture_output=True, text=True, check=False)
+    spot = Path(deploy.__file__).parent / "training" / "spot.yaml"
+    done = subprocess.run(["cfn-lint", *TEMPLATES, spot], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
 def test_every_target_has_a_template_that_keeps_nothing(path):
     assert path.stem in deploy._TARGETS
-    template = Template.render(path.stem, {"Image": IMAGE})
-    assert "AWS::Logs::LogGroup" in template.resources.values() or path.stem == "sagemaker"
+    template = render(path.stem)
+    # SageMaker makes its log itself, and the machine keeps one.
+    assert "AWS::Logs::LogGroup" in template.resources.values() or path.stem in ("sagemaker", "ec2")
     assert "Retain" not in template.text
 
 
 @pytest.mark.run
-@pytest.mark.parametrize("target", ["ecs", "lambda", "sagemaker"])
+@pytest.mark.parametrize("target", ["ecs", "ec2", "lambda", "sagemaker"])
 def test_create_update_and_delete(aws, healthy, capsys, target):
     before = remains()
     assert run(capsys, "status")[:2] == (1, "There is no stack jaxcnn.\n")
     # Create.
-    status, printed, error = run(capsys, target, "--image", IMAGE)
+    status, printed, error = run(capsys, target, *named(target))
     assert (status, error) == (0, "")
     assert "deployed\n" in printed
     created = resources()
-    expected = Template.render(target, {"Image": IMAGE}).resources
-    conditional = {"Topic", "Budget", "PublicPermission"}
+    expected = render(target).resources
+    conditional = {"Topic", "Budget", "PublicPermission", "HttpsRule"}
     assert set(created) == {name for name, kind in expected.items() if kind not in MISSING} - conditional
     # The same again changes nothing.
-    assert "already up to date\n" in run(capsys, target, "--image", IMAGE)[1]
+    assert "already up to date\n" in run(capsys, target, *named(target))[1]
     assert run(capsys, "status")[1].startswith("jaxcnn: CREATE_COMPLETE\n")
     # Update in place: only what uses the image is another.
-    assert "deployed\n" in run(capsys, target, "--image", NEXT_IMAGE)[1]
+    assert "deployed\n" in run(capsys, target, *named(target, NEXT_IMAGE))[1]
     assert resources().keys() == created.keys()
-    for name in {"Cluster", "Balancer", "Role", "Logs"} & created.keys():
+    for name in {"Cluster", "Balancer", "Role", "Logs", "Machine", "Address"} & created.keys():
         assert resources()[name]["PhysicalResourceId"] == created[name]["PhysicalResourceId"]
-    assert NEXT_IMAGE in json.dumps(client("cloudformation").describe_stacks()["Stacks"], default=str)
+    assert named(target, NEXT_IMAGE)[1][-64:] in json.dumps(
+        client("cloudformation").describe_stacks()["Stacks"], default=str
+    )
     # Delete.
     assert run(capsys, "destroy")[:2] == (0, "destroyed\n")
     assert remains() == before
@@ -205,6 +240,37 @@ def test_the_load_balancer_lets_go_of_idle_connections_before_the_server_does():
     assert int(idle[1]) < int(kept[1])
 
 
+def test_the_machine_is_small_without_ssh_and_its_role_is_reached_by_tokens(aws, healthy, capsys):
+    run(capsys, "ec2", *named("ec2"), "--set", "Domain=birds.example.org", "Model=/srv/birds.onnx")
+    ids = {name: item["PhysicalResourceId"] for name, item in resources().items()}
+    ec2 = client("ec2")
+    (reservation,) = ec2.describe_instances(InstanceIds=[ids["Machine"]])["Reservations"]
+    (machine,) = reservation["Instances"]
+    assert machine["InstanceType"] == "t3.small"
+    (group,) = ec2.describe_security_groups(GroupIds=[ids["Group"]])["SecurityGroups"]
+    assert sorted(rule["FromPort"] for rule in group["IpPermissions"]) == [80, 443]
+    (launch,) = ec2.describe_launch_template_versions(LaunchTemplateId=ids["Launch"])["LaunchTemplateVersions"]
+    options = launch["LaunchTemplateData"]["MetadataOptions"]
+    assert (options["HttpTokens"], options["HttpPutResponseHopLimit"]) == ("required", 1)
+    (role,) = client("iam").list_roles()["Roles"]
+    # The imitation lacks the policies that AWS manages.
+    assert re.findall(r"iam::aws:policy/(\w+)", render("ec2").text) == ["AmazonSSMManagedInstanceCore"]
+    assert not client("iam").list_role_policies(RoleName=role["RoleName"])["PolicyNames"]
+    assert "Url: https://birds.example.org\n" in run(capsys, "status")[1]
+
+
+def test_what_the_machine_installs_is_checked_first():
+    script = re.search(r"- \|\n(.*?)- Site", render("ec2").text, re.DOTALL)[1]
+    script = textwrap.dedent(script).replace("${Source}", "https://example.org/a").replace("${SourceSha256}", "0" * 64)
+    done = subprocess.run(["sh", "-n"], input=script, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    fetched, checked, unpacked, installed = map(script.index, ("curl", "sha256sum --check", "tar ", "install.sh"))
+    assert script.startswith("set -eu\n")
+    assert fetched < checked < unpacked < installed
+    assert "sh server/deploy/systemd/install.sh --caddy" in script
+    assert (Path(deploy.__file__).parent / "systemd" / "install.sh").exists()
+
+
 @pytest.mark.run
 def test_an_update_that_is_not_healthy_is_taken_back(aws, healthy, capsys):
     run(capsys, "ecs", "--image", IMAGE)
@@ -230,12 +296,12 @@ def test_a_first_deployment_that_is_not_healthy_stays_to_be_looked_at(aws, healt
     assert run(capsys, "destroy", "--name", "trial")[1] == "destroyed\n"
 
 
-@pytest.mark.parametrize("target", deploy._TARGETS)
+@pytest.mark.parametrize("target", STACKS)
 def test_a_dry_run_needs_no_account(monkeypatch, capsys, target):
     monkeypatch.setattr(boto3, "client", None)
-    status, printed, error = run(capsys, target, "--image", IMAGE, "--dry-run")
+    status, printed, error = run(capsys, target, *named(target), "--dry-run")
     assert (status, error) == (0, "")
-    for kind in Template.render(target, {"Image": IMAGE}).resources.values():
+    for kind in render(target).resources.values():
         assert kind in printed
     assert f"list prices of {prices.DATE}" in printed
     assert len(re.findall(r"at .*: \d+\.\d\d dollars a month", printed)) == 2
@@ -254,6 +320,23 @@ def test_a_dry_run_needs_no_account(monkeypatch, capsys, target):
 )
 def test_a_mistake_is_reported_in_one_line(capsys, arguments, complaint):
     status, _, error = run(capsys, "ecs", *arguments)
+    assert status == 1
+    assert error.startswith(f"server.deploy: {complaint}")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "values", "complaint"),
+    [
+        ("http://example.org/a#sha256=" + "a" * 64, [], "--source is 'http://example.org/a#sha256="),
+        ("https://example.org/a", [], "--source is 'https://example.org/a': write https://HOST/PATH#sha256=CHECKSUM"),
+        (SOURCE, ["Model=$(reboot)"], 'Model is "$(reboot)": it must match '),
+        (SOURCE, ["Domain=';reboot'"], "Domain is \"';reboot'\": it must match "),
+        (SOURCE, ["Instance=t2.nano"], "Instance is 't2.nano': set it to one of t3.micro, t3.small, "),
+    ],
+)
+def test_what_would_reach_the_shell_of_the_machine_is_refused(capsys, source, values, complaint):
+    status, _, error = run(capsys, "ec2", "--source", source, *(["--set", *values] if values else []))
     assert status == 1
     assert error.startswith(f"server.deploy: {complaint}")
     assert error.count("\n") == 1
@@ -291,14 +374,14 @@ def test_a_failed_creation_is_explained_and_replaced(aws, healthy, capsys, monke
     assert client("cloudformation").describe_stacks()["Stacks"][0]["StackId"] != first
 
 
-def test_prices_grow_with_the_load():
-    for target in deploy._TARGETS:
-        parameters = Template.render(target, {"Image": IMAGE}).parameters
+def test_prices_grow_with_the_load_but_for_a_machine():
+    for target in STACKS:
+        parameters = render(target).parameters
         low, high = (prices.monthly(target, parameters, load) for load in prices.LOADS.values())
-        assert 0 < low.total < high.total
+        assert 0 < low.total < high.total or (target == "ec2" and low == high)
     ecs = Template.render("ecs", {"Image": IMAGE, "Cpu": "256", "Memory": "512", "MinTasks": "1"}).parameters
     assert prices.monthly("ecs", ecs, 0).total == pytest.approx(
-        730 * (0.25 * 0.04048 + 0.5 * 0.004445) + 730 * 0.0305, abs=0.01
+        730 * (0.25 * 0.04048 + 0.5 * 0.004445) + 730 * 0.0305 + 3 * 730 * 0.005, abs=0.01
     )
     sagemaker = Template.render("sagemaker", {"Image": IMAGE, "Instance": "ml.p9.large"}).parameters
     assert prices.monthly("sagemaker", sagemaker, 1) is None
@@ -320,5 +403,51 @@ def test_a_deployment_responds_if_it_is_ready(status):
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         assert deploy._responds(f"http://127.0.0.1:{server.server_port}/") is (status == 200)
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(("is_trusted", "responds"), [(True, True), (False, False)])
+def test_a_load_balancer_may_have_a_certificate_for_another_name(monkeypatch, tmp_path, is_trusted, responds):
+    key, certificate = tmp_path / "key", tmp_path / "crt"
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "1",
+    ]
+    options = ["-keyout", key, "-out", certificate, "-subj", "/CN=birds.example.org"]
+    subprocess.run([*command, *options], check=True, capture_output=True)
+    if is_trusted:
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    class Server(HTTPServer):
+        def get_request(self):
+            accepted, address = super().get_request()
+            return context.wrap_socket(accepted, server_side=True), address
+
+        def handle_error(self, *_):
+            pass
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        assert deploy._responds(f"https://127.0.0.1:{server.server_port}") is responds
         server.shutdown()
         thread.join()

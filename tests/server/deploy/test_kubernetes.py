@@ -138,7 +138,7 @@ def test_images_are_named_by_digest_and_pods_may_do_little(name):
 
 
 def test_settings_are_settings_of_the_server():
-    names = {f"JAXCNN_{field.upper()}" for field in Settings.__dataclass_fields__}
+    names = {f"JAXCNN_{field.upper()}" for field in Settings.__dataclass_fields__} | {"FORWARDED_ALLOW_IPS"}
     service = yaml.safe_load((FOLDER / "kserve" / "inferenceservice.yaml").read_text())
     (predictor,) = service["spec"]["predictor"]["containers"]
     for container in (*(server(by_kind(name)["Deployment"]) for name in RENDERED[:3]), predictor):

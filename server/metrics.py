@@ -20,6 +20,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # The buckets that OpenTelemetry's semantic conventions recommend for http.server.request.duration.
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 _STAGE_SECONDS = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_REASONS = ("requests", "bytes", "downloads", "deadline", "evicted")
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 NO_ROUTE = "none"
 """The `route` label of requests to unknown paths, so that clients cannot create label values."""
@@ -104,10 +105,9 @@ class Metrics:
             "jaxcnn_model_info", "The model served.", ["name", "version", "sha256", "classes"], registry=registry
         )
         # Label values that exist from the start, so that their rates do too.
-        for reason in ("requests", "bytes", "downloads", "deadline", "evicted"):
-            self.shed.labels(reason)
-        for result in ("succeeded", "failed"):
-            self.reloads.labels(result)
+        for counter, values in ((self.shed, _REASONS), (self.reloads, ("succeeded", "failed"))):
+            for value in values:
+                counter.labels(value)
         self._stages = {name: stage.labels(name) for name in ("decode", "inference", "encode")}
 
     def observe_stage(self, stage: str, start: float) -> float:

@@ -8,6 +8,7 @@ MODULES = {
     "train": "jaxcnn.train",
     "evaluate": "jaxcnn.evaluate",
     "predict": "jaxcnn.predict",
+    "plan": "jaxcnn.plan",
     "export": "export",
 }
 """The module behind each command."""
@@ -25,6 +26,9 @@ jaxcnn trains image classifiers, exports them to one ONNX file, and serves that 
 
   python -m jaxcnn.predict MODEL PICTURES... [--output results.csv]
       Classifies files, folders and zips of pictures.
+
+  python -m jaxcnn.plan [PRESET] --topology v5e:16x16
+      Estimates what a training would take on TPUs or GPUs that are not here.
 
   python -m export WORKDIR [-o FILE.onnx | -o FILE.safetensors]
       Exports the best checkpoint, or its weights for other runs to start from.

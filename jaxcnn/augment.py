@@ -40,6 +40,7 @@ type Targets = Float[Array, "batch classes"]
 type PerExample = Float[Array, " batch"]
 
 
+@jax.named_scope("augment")
 def augment(
     key: Key[Array, ""],
     images: UInt8[Array, "batch side side 3"],

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 from jaxcnn.errors import UserError
 from jaxcnn.typed_json import EARLIER, decode
@@ -380,6 +380,12 @@ class Config:
         _check(patience is None or patience >= 1, "early_stopping", patience, "at least 1, or None")
         _check(0 <= self.seed <= MAX_SEED, "seed", self.seed, f"from 0 to {MAX_SEED}")
         _check(self.checkpoint_minutes > 0, "checkpoint_minutes", self.checkpoint_minutes, "above 0")
+
+    def with_model(self, name: str | None) -> "Config":
+        """Returns these settings with another network in its default shape; without a known name the same network."""
+        if name == self.model.name or name not in get_args(ModelName):
+            return self
+        return dataclasses.replace(self, model=ModelConfig(name=cast(ModelName, name), precision=self.model.precision))
 
     @property
     def is_frozen(self) -> bool:

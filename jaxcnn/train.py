@@ -1,14 +1,13 @@
 """Trains an image classifier: `python -m jaxcnn.train [PRESET] [--field.name VALUE ...] [--workdir DIR]`."""
 
 import dataclasses
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 from jaxcnn import cli, options
-from jaxcnn.config import SHAPE, Config, ModelConfig, ModelName
+from jaxcnn.config import SHAPE, Config, ModelConfig
 from jaxcnn.errors import UserError
 from jaxcnn.ops.allocator import keep_freed_memory
 from jaxcnn.paths import named_path
@@ -84,7 +83,7 @@ def parse(arguments: Sequence[str]) -> Arguments:
             config = dataclasses.replace(config, data=dataclasses.replace(config.data, image_size=weights.side))
     if init_from in (None, "None"):
         config = dataclasses.replace(config, init_from=None, freeze="none", fit_head=False)
-    default = dataclasses.replace(default, config=_with_model(config, options.peek(arguments, "model.name", None)))
+    default = dataclasses.replace(default, config=config.with_model(options.peek(arguments, "model.name", None)))
 
     summaries = "\n".join(f"  {name}: {(make.__doc__ or '').splitlines()[0]}" for name, make in PRESETS.items())
     parsed = options.parse(
@@ -134,14 +133,6 @@ def _check_shape(config: Config, weights_model: ModelConfig) -> None:
                 f"model.{name} is {given!r}, but {found!r} in the weights of {config.init_from}; leave out "
                 f"--model.{name}, or start from no weights by --init_from None"
             )
-
-
-def _with_model(config: Config, name: str | None) -> Config:
-    """Resets the model fields to defaults when --model.name picks another network."""
-    if name == config.model.name or name not in typing.get_args(ModelName):
-        return config
-    model = ModelConfig(name=typing.cast(ModelName, name), precision=config.model.precision)
-    return dataclasses.replace(config, model=model)
 
 
 if __name__ == "__main__":

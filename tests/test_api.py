@@ -131,7 +131,11 @@ def test_a_command_by_its_name():
         (["train", "--epochs", "0"], 2, "python -m jaxcnn.train: epochs is 0; it must be at least 1"),
         (["evaluate"], 2, "python -m jaxcnn.evaluate: give a workdir or an .onnx file first"),
         (["export"], 2, "python -m export: give the folder of a run or the name of a network first"),
-        (["swim"], 2, "python -m jaxcnn: there is no command 'swim'; there are: train, evaluate, predict, export"),
+        (
+            ["swim"],
+            2,
+            "python -m jaxcnn: there is no command 'swim'; there are: train, evaluate, predict, plan, export",
+        ),
     ):
         done = subprocess.run([sys.executable, "-m", "jaxcnn", *arguments], cwd=ROOT, capture_output=True, text=True)
         assert (done.returncode, done.stderr[: len(said)]) == (status, said)

@@ -50,7 +50,7 @@ def test_another_network_has_its_default_shape(option):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("imagenet", "there is no preset 'imagenet'; there are: digits, folder, finetune, tiny_imagenet"),
+        ("imagewoof", "there is no preset 'imagewoof'; there are: digits, folder, finetune, tiny_imagenet"),
         ("--optim.lr 3", "there is no option --optim.lr; there are: --optim.name, --optim.learning_rate"),
         ("--lr=3", "there is no option --lr=3; there are: --init_from, --freeze, --fit_head, --epochs, --batch_size"),
         ("--optim.name adagrad", "^optim.name is 'adagrad'; it must be one of 'sgd', 'adam', 'adamw', 'muon'$"),

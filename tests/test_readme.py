@@ -28,6 +28,7 @@ import export.__main__ as export_command
 from jaxcnn import options
 from jaxcnn.errors import UserError
 from jaxcnn.evaluate import Arguments as EvaluateArguments
+from jaxcnn.plan import parse as parse_plan
 from jaxcnn.predict import Arguments as PredictArguments
 from jaxcnn.predict import parse as parse_predict
 from jaxcnn.presets import PRESETS
@@ -179,6 +180,8 @@ def test_commands_can_be_given(name):
             continue
         if module == "jaxcnn.train":
             check_training_options(["tiny_imagenet" if word == "PRESET" else word for word in arguments])
+        elif module == "jaxcnn.plan":
+            parse_plan(["tiny_imagenet" if word == "PRESET" else word for word in arguments])
         elif module == "jaxcnn.evaluate":
             options.parse(EvaluateArguments(), arguments[1:], prog="")
         elif module == "jaxcnn.predict":
@@ -200,7 +203,7 @@ def check_training_options(arguments: list[str]) -> None:
 @pytest.fixture(scope="module")
 def known_options() -> set[str]:
     """Every option of every command and benchmark."""
-    values = (parse_train([]), EvaluateArguments(), PredictArguments(), export_command.Arguments())
+    values = (parse_train([]), parse_plan([]), EvaluateArguments(), PredictArguments(), export_command.Arguments())
     ours = {flag for value in values for option in options.find_options(value) for flag in option.flags}
     others = [
         *ROOT.glob("tests/bench/*.py"),

@@ -1,0 +1,186 @@
+"""`python -m jaxcnn.plan`: steps compiled for machines that are not here, and what is said about them."""
+
+import dataclasses
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from jaxcnn import plan as command
+from jaxcnn.config import ModelConfig
+from jaxcnn.errors import UserError
+from jaxcnn.hlo import Traffic
+from jaxcnn.lowering import abstract_step
+from jaxcnn.planning import Plan, plan
+from jaxcnn.presets import PRESETS
+from jaxcnn.topology import find_topology
+
+ROOT = Path(__file__).parent.parent
+SMALL = "--model.widths 8 --model.blocks 1 --batch_size 256".split()
+
+
+def has(module):
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+needs_tpu = pytest.mark.skipif(not has("libtpu"), reason="needs libtpu: pip install 'jaxcnn[tpu]'")
+needs_cuda = pytest.mark.skipif(
+    not has("jax_plugins.xla_cuda13"), reason="needs JAX's plugin for CUDA: pip install 'jaxcnn[cuda]'"
+)
+
+
+def small_config(preset="digits", **fields):
+    config = PRESETS[preset]()
+    return dataclasses.replace(config, model=ModelConfig(widths=(8,), blocks=(1,)), batch_size=256, **fields)
+
+
+FOUND = Plan(
+    topology=find_topology("v5e:2x2"),
+    batch_size=1024,
+    resolution=64,
+    parameters=5_000_000,
+    peak_bytes=2_242_000_000,
+    fits=True,
+    flops=5e12,
+    bytes=25e9,
+    collectives={"all-reduce": Traffic(56, 77_000_000)},
+    cycles={"augmentation": 1_000_000, "forward": 20_000_000, "backward": 50_000_000, "optimizer": 4_000_000},
+    traffic={"augmentation": 1, "forward": 1, "backward": 1, "optimizer": 1},
+)
+
+
+def test_a_plan_is_described_for_people():
+    text = command.describe(FOUND)
+    assert "4 x TPU v5e (v5e:2x2), batch of 1,024 pictures of 64x64" in text
+    assert "fits: 2.24 of 16.9 GB of each device" in text
+    assert "1.3% of the cycles for augmentation" in text
+    assert "56 all-reduce of 77.0 MB" in text
+    assert "75.00 million cycles, 50 ms at 1.5 GHz" in text
+    assert "roofline: at least 30.5 ms, bound by memory" in text
+    assert "estimate, not measured" in text
+    assert "1: 100.0%, 2: " in text
+
+
+def test_a_plan_that_does_not_fit_says_what_to_do():
+    text = command.describe(dataclasses.replace(FOUND, fits=False, peak_bytes=30_000_000_000))
+    assert text.splitlines()[1:] == [
+        "does not fit: 30.0 GB are needed, of 16.9 GB of each device; lower --batch_size, or use more devices"
+    ]
+
+
+def test_json_has_the_same_fields_whether_the_step_fits_or_not():
+    fits, not_fits = FOUND.to_json(), dataclasses.replace(FOUND, fits=False, cycles={}).to_json()
+    assert fits.keys() == not_fits.keys()
+    assert not_fits["images_per_second_estimate"] is not_fits["flops"] is None
+    assert fits["collectives"] == {"all-reduce": {"count": 56, "bytes": 77_000_000}}
+    assert fits["seconds_estimate"] == pytest.approx(0.05 + fits["collective_seconds_estimate"])
+
+
+def test_without_cycles_the_estimate_is_the_roofline():
+    found = dataclasses.replace(FOUND, cycles={}, topology=find_topology("h100:1"), collectives={})
+    assert found.seconds_estimate == found.roofline_seconds == pytest.approx(25e9 / 3352e9)
+    assert found.efficiencies == {}
+    assert "cycles" not in command.describe(found)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("nothing", "there is no preset 'nothing'; there are: digits"),
+        ("digits --topology v7:2x2", "there is no topology 'v7:2x2'; there are v5e:1x1"),
+        ("digits --classes 1", "classes is 1; it must be at least 2"),
+        ("digits --batch", "there is no option --batch"),
+        ("digits --batch_size 250 --topology v5e:2x2", "batch_size is 250, .* among 4 x TPU v5e .* a multiple of 4$"),
+        ("finetune --freeze backbone --init_from shipped", "freeze is backbone, so that no steps are taken"),
+    ],
+)
+def test_a_mistake_is_one_line(line, message):
+    with pytest.raises(UserError, match=message) as caught:
+        command.main(line.split())
+    assert "\n" not in str(caught.value)
+
+
+def test_another_network_has_its_default_shape():
+    assert command.parse(["digits", "--model.name", "resnet50"]).config.model == ModelConfig(name="resnet50")
+
+
+def test_pretrained_weights_need_not_be_there():
+    assert command.parse(["finetune"]).config.init_from is None
+
+
+@pytest.mark.parametrize("name", ["digits", "tiny_imagenet_gpu", "imagenet_convnext"])
+def test_steps_are_exported_for_cuda_and_tpu(name):
+    config = small_config(name)
+    step, arguments = abstract_step(config, classes=10, mesh=None)
+    exported = jax.export.export(jax.jit(step), platforms=("cuda", "tpu"))(*arguments)
+    assert exported.platforms == ("cuda", "tpu")
+    assert len(exported.out_avals) == len(jax.tree.leaves(arguments[0])) + 3
+
+
+@needs_tpu
+@pytest.mark.run
+def test_a_small_step_is_compiled_for_256_chips():
+    found = plan(small_config(), find_topology("v5e:16x16"), classes=10)
+    assert found.fits
+    assert found.topology.devices == 256
+    (reduced,) = found.collectives.values()
+    parameters = 4 * found.parameters
+    assert parameters <= reduced.bytes <= 3 * parameters
+    assert reduced.count <= 20
+    assert found.peak_bytes < 20e6
+    assert found.augmentation_share < 0.5
+    assert found.cycle_seconds is not None
+    assert found.flops > 0
+
+
+@needs_tpu
+@pytest.mark.run
+def test_the_command_prints_one_json_object():
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxcnn.plan", "digits", "--topology", "v5e:2x2", "--json", *SMALL],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert done.stderr == ""
+    found = json.loads(done.stdout)
+    assert found["fits"] is True
+    assert found["devices"] == 4
+    assert found["collectives"]["all-reduce"]["count"] > 0
+
+
+@needs_cuda
+@pytest.mark.run
+def test_a_small_step_is_compiled_for_16_gpus():
+    found = plan(small_config(), find_topology("h100:2x8"), classes=10)
+    assert found.fits
+    assert found.topology.devices == 16
+    assert sum(traffic.count for traffic in found.collectives.values()) <= 20
+    assert found.cycle_seconds is None
+    assert found.flops > 0
+    assert found.bytes > 0
+
+
+@needs_tpu
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    ("name", "classes", "collectives", "peak"),
+    [("tiny_imagenet_gpu", 200, 60, 3e9), ("tiny_imagenet", 200, 40, 1e9)],
+)
+def test_presets_fit_four_chips(name, classes, collectives, peak):
+    config = dataclasses.replace(PRESETS[name](), batch_size=1024)
+    found = plan(config, find_topology("v5e:2x2"), classes=classes)
+    assert found.fits
+    assert found.peak_bytes < peak
+    assert sum(traffic.count for traffic in found.collectives.values()) <= collectives
+    assert found.augmentation_share < 0.05

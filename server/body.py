@@ -6,6 +6,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
 from server.admission import Place
+from server.protocols.compression import ENCODINGS, IDENTITY
 from server.settings import Settings
 
 # A body may begin as slowly as it likes.
@@ -16,12 +17,13 @@ async def read(request: Request, place: Place, limits: Settings) -> bytes:
     """Reads the whole body, and stops as soon as it is known to be too large.
 
     Raises:
-      HTTPException: 408 too slow, 413 too large, 415 compressed, 503 no memory for it, or others need the memory more.
+      HTTPException: 408 too slow, 413 too large, 415 compressed in an unknown way, 503 no memory for it, or others need
+        the memory more.
       ClientDisconnect: the client is gone.
     """
     headers = request.headers
-    if headers.get("content-encoding", "identity").lower() != "identity":
-        raise HTTPException(415, "Content-Encoding is not supported: send the body uncompressed.")
+    if encoding_of(request) not in ENCODINGS:
+        raise HTTPException(415, "This Content-Encoding is not supported: use gzip, deflate or none at all.")
     if int(headers.get("content-length", "0")) > limits.max_body_bytes:
         raise _too_large(limits)
     try:
@@ -39,6 +41,11 @@ async def read(request: Request, place: Place, limits: Settings) -> bytes:
         ) from None
     finally:
         place.allow_eviction(None)
+
+
+def encoding_of(request: Request) -> str:
+    """Returns how the body is compressed."""
+    return request.headers.get("content-encoding", IDENTITY).strip().lower()
 
 
 async def _receive(request: Request, place: Place, limits: Settings, timer: asyncio.Timeout) -> bytes:

@@ -61,6 +61,26 @@ async def v2_model_ready(request: Request) -> Response:
     return JSONResponse({"name": name, "ready": is_ready}, 200 if is_ready else 503)
 
 
+async def v2_model_config(request: Request) -> Response:
+    """`GET /v2/models/NAME/config`: the model's configuration in Triton's form."""
+    service: Service = request.state.service
+    model = check_model(request)
+    return JSONResponse(open_inference.model_configuration(model, max_batch=service.settings.max_batch))
+
+
+async def v2_model_statistics(request: Request) -> Response:
+    """`GET /v2/models/NAME/stats` and `GET /v2/models/stats`: how many requests there were, and what they took."""
+    service: Service = request.state.service
+    model = check_model(request) if "name" in request.path_params else service.model
+    return JSONResponse({"model_stats": [open_inference.model_statistics(model, service.metrics.statistics())]})
+
+
+async def v2_repository_index(request: Request) -> Response:
+    """`POST /v2/repository/index`: the models that there are, which is one."""
+    name = request.state.service.model.name
+    return JSONResponse([{"name": name, "version": open_inference.VERSION, "state": "READY", "reason": ""}])
+
+
 async def healthz(request: Request) -> Response:
     """`GET /healthz`: the process responds."""
     return JSONResponse({"status": "ok"})

@@ -122,6 +122,11 @@ class Metrics:
         self.requests.labels(method, route, str(status)).inc()
         self.duration.labels(method, route).observe(seconds)
 
+    def statistics(self) -> dict[str, tuple[float, float]]:
+        """Returns count and sum in seconds for `queue`, `decode`, `inference` and `encode`; pictures for `batch`."""
+        histograms = {"queue": self.queue_wait, "batch": self.batch_size, **self._stages}
+        return {name: _count_and_sum(histogram) for name, histogram in histograms.items()}
+
     def set_model(self, model: Model) -> None:
         """Records which model is served from now on."""
         self._model_info.clear()
@@ -130,3 +135,10 @@ class Metrics:
     def render(self) -> bytes:
         """Returns all metrics in Prometheus's text format."""
         return generate_latest(self._registry)
+
+
+def _count_and_sum(histogram: Histogram) -> tuple[float, float]:
+    samples = {
+        sample.name.rpartition("_")[2]: sample.value for found in histogram.collect() for sample in found.samples
+    }
+    return samples["count"], samples["sum"]

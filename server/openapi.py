@@ -15,7 +15,7 @@ _ERRORS = {
     404: "There is no such model or version.",
     408: "The body arrived too slowly.",
     413: "The body is too large, or has too many pictures.",
-    415: "The content type is not supported, or the body is compressed.",
+    415: "The content type is not supported, or the compression.",
     500: "The server failed; its log has the details under the request id.",
     503: "The server is busy, or the answer would be late.",
     504: "The answer took longer than the deadline.",
@@ -96,7 +96,8 @@ def _schemas(model: Model, settings: Settings) -> Json:
 def _inference_request(model: Model, settings: Settings) -> Json:
     flag = {"type": "boolean"}
     output = _object({"name": {"enum": list(model.outputs)}})
-    output["properties"]["parameters"] = _optional({"binary_data": flag})
+    count = {"type": "integer", "minimum": 0, "maximum": len(model.names)}
+    output["properties"]["parameters"] = _optional({"binary_data": flag, "classification": count})
     return {
         "type": "object",
         "required": ["inputs"],
@@ -148,9 +149,9 @@ def _inference_response() -> Json:
         "required": ["name", "datatype", "shape"],
         "properties": {
             "name": {"type": "string"},
-            "datatype": {"const": "FP32"},
+            "datatype": {"enum": ["FP32", "BYTES"]},
             "shape": {"type": "array", "items": {"type": "integer"}},
-            "data": {"type": "array", "items": {"type": "number"}},
+            "data": {"type": "array", "items": {"type": ["number", "string"]}},
             "parameters": _optional({"binary_data_size": {"type": "integer"}}),
         },
     }
@@ -211,14 +212,20 @@ def _open_inference_paths(model: Model) -> Json:
         "/v2/health/live": _get("Is the server alive?", "v2_live", 200),
         "/v2/health/ready": _get("Is the server ready?", "v2_ready", 200, 503),
     }
+    paths["/v2/models/stats"] = _get("Statistics since the start", "v2_statistics", 200)
+    index = _get("The models that there are", "v2_repository_index", 200)["get"]
+    index["responses"] = _success({"type": "array", "items": {"type": "object"}})
+    paths["/v2/repository/index"] = {"post": index}
     # The model, with and without its version in the path
     for prefix, version in (("", []), ("/versions/{version}", [_path_parameter("version", VERSION)])):
         path, suffix = f"/v2/models/{{name}}{prefix}", "_version" if prefix else ""
         parameters = [_path_parameter("name", model.name), *version]
         paths[path] = _get("Model metadata", f"v2_model{suffix}", 200, 404)
         paths[f"{path}/ready"] = _get("Is the model ready?", f"v2_model_ready{suffix}", 200, 404, 503)
+        paths[f"{path}/config"] = _get("Model configuration", f"v2_model_config{suffix}", 200, 404)
+        paths[f"{path}/stats"] = _get("Statistics since the start", f"v2_model_statistics{suffix}", 200, 404)
         paths[f"{path}/infer"] = {"post": _infer(f"v2_infer{suffix}")}
-        for model_path in (path, f"{path}/ready", f"{path}/infer"):
+        for model_path in (path, *(f"{path}/{part}" for part in ("ready", "config", "stats", "infer"))):
             for operation in paths[model_path].values():
                 operation["parameters"] = [*operation.get("parameters", []), *parameters]
     for operations in paths.values():

@@ -30,6 +30,7 @@ async def predict(request: Request) -> Response:
         query = NativeQuery(
             content_type=request.headers.get("content-type", ""),
             body=content,
+            encoding=body.encoding_of(request),
             top_k=top_k,
             heatmap=heatmap,
             limits=service.settings,
@@ -43,7 +44,9 @@ async def infer(request: Request) -> Response:
     check_model(request)
     json_size = request.headers.get("inference-header-content-length")
     async with _body(request) as (place, content):
-        return await _answer(request, place, InferQuery(body=content, json_size=json_size, limits=service.settings))
+        encoding = body.encoding_of(request)
+        query = InferQuery(body=content, encoding=encoding, json_size=json_size, limits=service.settings)
+        return await _answer(request, place, query)
 
 
 @asynccontextmanager

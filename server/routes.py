@@ -11,6 +11,8 @@ def _model_routes(path: str) -> list[BaseRoute]:
     return [
         Route(f"{path}/infer", predictions.infer, methods=["POST"]),
         Route(f"{path}/ready", info.v2_model_ready),
+        Route(f"{path}/config", info.v2_model_config),
+        Route(f"{path}/stats", info.v2_model_statistics),
         Route(path, info.v2_model),
     ]
 
@@ -28,6 +30,8 @@ ROUTES: list[BaseRoute] = [
     Route("/v2", info.v2_server),
     OpenRoute("/v2/health/live", info.v2_live),
     OpenRoute("/v2/health/ready", info.v2_ready),
+    Route("/v2/models/stats", info.v2_model_statistics),
+    Route("/v2/repository/index", info.v2_repository_index, methods=["POST"]),
     *_model_routes("/v2/models/{name}"),
     *_model_routes("/v2/models/{name}/versions/{version}"),
     # Documentation

@@ -20,6 +20,7 @@ from server.errors import PictureError
 from server.model import Model
 from server.picture import Cost
 from server.protocols import AbandonedError, Answer, Decoded, Outputs, Work
+from server.protocols.compression import IDENTITY, decompress
 from server.protocols.text import parse_base64, parse_object
 from server.settings import Settings
 
@@ -47,6 +48,8 @@ class NativeQuery:
 
     content_type: str
     body: bytes
+    encoding: str = IDENTITY
+    """How the body is compressed."""
     top_k: int
     """How many classes to return."""
     heatmap: bool
@@ -68,7 +71,8 @@ class NativeQuery:
         """
         if self.heatmap and not model.has_heatmap:
             raise HTTPException(400, "This model has no heat map: leave out `heatmap`.")
-        payload = parse(self.content_type, self.body, max_images=self.limits.max_images)
+        body = decompress(self.body, self.encoding, max_bytes=self.limits.max_body_bytes)
+        payload = parse(self.content_type, body, max_images=self.limits.max_images)
         places = [f"images[{i}]: " if payload.is_list else "" for i in range(len(payload.pictures))]
         images = decode_pictures(list(zip(places, payload.pictures, strict=True)), model, self.limits, work)
         outputs = {"probabilities", "heatmap"} if self.heatmap else {"probabilities"}

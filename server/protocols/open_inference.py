@@ -2,6 +2,8 @@
 
 import importlib.metadata
 import re
+import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,6 +15,7 @@ from starlette.exceptions import HTTPException
 
 from server.model import Model
 from server.protocols import Answer, Decoded, Outputs, Work
+from server.protocols.compression import IDENTITY, decompress
 from server.protocols.native import decode_pictures, too_many
 from server.protocols.tensor import Input, parse_input, to_files, to_images
 from server.protocols.text import optional, parse_object
@@ -21,12 +24,14 @@ from server.settings import Settings
 VERSION = "1"
 """The only version of the model; one is served at a time."""
 
+_EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics")
+
 _HINT = 'send {"inputs": [{"name": "image", "datatype": ..., "shape": ..., "data": ...}]}'
 
 
 def server_metadata() -> dict[str, Any]:
     """Returns the content of `GET /v2`."""
-    return {"name": "jaxcnn", "version": server_version(), "extensions": ["binary_tensor_data"]}
+    return {"name": "jaxcnn", "version": server_version(), "extensions": list(_EXTENSIONS)}
 
 
 def server_version() -> str:
@@ -49,12 +54,50 @@ def model_metadata(model: Model) -> dict[str, Any]:
     }
 
 
+def model_configuration(model: Model, *, max_batch: int) -> dict[str, Any]:
+    """Returns the content of `GET /v2/models/NAME/config`, which is an extension of Triton."""
+    outputs = [{"name": name, "data_type": "TYPE_FP32", "dims": list(shape)} for name, shape in model.outputs.items()]
+    return {
+        "name": model.name,
+        "platform": "onnxruntime_onnx",
+        "backend": "onnxruntime",
+        "max_batch_size": max_batch,
+        "input": [{"name": "image", "data_type": "TYPE_UINT8", "dims": [model.height, model.width, 3]}],
+        "output": outputs,
+    }
+
+
+def model_statistics(model: Model, measured: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
+    """Returns statistics of the server since its start in Triton's form.
+
+    Args:
+      model: the model that is served now.
+      measured: count and sum, as `Metrics.statistics` returns them.
+    """
+
+    def duration(name: str) -> dict[str, int]:
+        count, seconds = measured[name]
+        return {"count": int(count), "ns": int(seconds * 1e9)}
+
+    parts = {"queue": "queue", "compute_input": "decode", "compute_infer": "inference", "compute_output": "encode"}
+    runs, pictures = measured["batch"]
+    return {
+        "name": model.name,
+        "version": VERSION,
+        "inference_count": int(pictures),
+        "execution_count": int(runs),
+        "inference_stats": {part: duration(name) for part, name in parts.items()},
+    }
+
+
 @dataclass(frozen=True)
 class _RequestedOutput:
     """An output that the client asks for."""
 
     name: str
     binary: bool
+    classes: int = 0
+    """How many of the largest values to return, with the names of their classes; 0: the whole tensor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +105,8 @@ class InferQuery:
     """A request to /v2/models/NAME/infer."""
 
     body: bytes
+    encoding: str = IDENTITY
+    """How the body is compressed."""
     json_size: str | None
     """The header Inference-Header-Content-Length: length of the JSON text in the body; None if all of it is JSON."""
     limits: Settings
@@ -91,11 +136,11 @@ class InferQuery:
             raise too_many(self.limits.max_images)
         images = self._images(tensor, model, work)
         names = frozenset(output.name for output in requested)
-        return Decoded(images, names, partial(_encode, model.name, request_id, requested))
+        return Decoded(images, names, partial(_encode, model, request_id, requested))
 
     def _split(self) -> tuple[memoryview, memoryview]:
         """Returns the JSON text and the binary data after it."""
-        body = memoryview(self.body)
+        body = memoryview(decompress(self.body, self.encoding, max_bytes=self.limits.max_body_bytes))
         if self.json_size is None:
             return body, body[:0]
         if not re.fullmatch("[0-9]{1,12}", self.json_size) or int(self.json_size) > len(body):
@@ -123,7 +168,20 @@ def _parse_outputs(content: dict[str, Any], model: Model) -> list[_RequestedOutp
         raise HTTPException(400, f"`outputs` may name each of {', '.join(model.outputs)} once, and nothing else.")
     if not outputs:
         return [_RequestedOutput(name, binary) for name in model.outputs]
-    return [_RequestedOutput(output["name"], _flag(output, "binary_data", default=binary)) for output in outputs]
+    return [
+        _RequestedOutput(output["name"], _flag(output, "binary_data", default=binary), _count_classes(output, model))
+        for output in outputs
+    ]
+
+
+def _count_classes(output: dict[str, Any], model: Model) -> int:
+    """Returns the parameter `classification` of an output, which Triton's clients call `class_count`."""
+    count = optional(optional(output, "parameters", {}), "classification", 0)
+    if type(count) is not int or not 0 <= count <= len(model.names):
+        raise HTTPException(400, f"`classification` must be an integer from 0 to {len(model.names)}.")
+    if count and model.outputs[output["name"]] != (len(model.names),):
+        raise HTTPException(400, f"The output {output['name']} has no classes: leave out `classification`.")
+    return count
 
 
 def _flag(holder: dict[str, Any], name: str, *, default: bool) -> bool:
@@ -131,7 +189,7 @@ def _flag(holder: dict[str, Any], name: str, *, default: bool) -> bool:
     parameters = optional(holder, "parameters", {})
     if not isinstance(parameters, dict):
         raise HTTPException(400, "`parameters` must be an object.")
-    unsupported = [key for key in parameters if key == "classification" or key.startswith("shared_memory")]
+    unsupported = [key for key in parameters if key.startswith("shared_memory")]
     if unsupported:
         raise HTTPException(400, f"The parameter {unsupported[0][:100]!r} is not supported: leave it out.")
     flag = optional(parameters, name, default)
@@ -140,19 +198,22 @@ def _flag(holder: dict[str, Any], name: str, *, default: bool) -> bool:
     return flag
 
 
-def _encode(model_name: str, request_id: str | None, requested: list[_RequestedOutput], outputs: Outputs) -> Answer:
+def _encode(model: Model, request_id: str | None, requested: list[_RequestedOutput], outputs: Outputs) -> Answer:
     # Describe each tensor, with its data in JSON or in a blob.
     described, blobs = [], []
     for output in requested:
         array = outputs[output.name]
         tensor: dict[str, Any] = {"name": output.name, "datatype": "FP32", "shape": list(array.shape)}
+        texts = _classify(array, output.classes, model.names) if output.classes else []
+        if output.classes:
+            tensor |= {"datatype": "BYTES", "shape": [len(array), output.classes]}
         if output.binary:
-            blobs.append(array.astype("<f4", copy=False).tobytes())
+            blobs.append(_join(texts) if texts else array.astype("<f4", copy=False).tobytes())
             tensor["parameters"] = {"binary_data_size": len(blobs[-1])}
         else:
-            tensor["data"] = np.ascontiguousarray(array).reshape(-1)
+            tensor["data"] = texts or np.ascontiguousarray(array).reshape(-1)
         described.append(tensor)
-    content: dict[str, Any] = {"model_name": model_name, "model_version": VERSION, "outputs": described}
+    content: dict[str, Any] = {"model_name": model.name, "model_version": VERSION, "outputs": described}
     if request_id is not None:
         content["id"] = request_id
     text = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
@@ -161,3 +222,15 @@ def _encode(model_name: str, request_id: str | None, requested: list[_RequestedO
         return Answer(text, {"Content-Type": "application/json"})
     headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(text))}
     return Answer(b"".join([text, *blobs]), headers)
+
+
+def _classify(array: npt.NDArray[np.float32], count: int, names: tuple[str, ...]) -> list[str]:
+    """Returns the largest values of each row in Triton's form `VALUE:CLASS:NAME`."""
+    best = np.argsort(-array, axis=1, kind="stable")[:, :count]
+    return [f"{row[i]:f}:{i}:{names[i]}" for row, order in zip(array, best, strict=True) for i in order]
+
+
+def _join(texts: list[str]) -> bytes:
+    """Returns strings as the binary extension has them: the length of each as a little-endian uint32 before it."""
+    encoded = [text.encode() for text in texts]
+    return b"".join(struct.pack("<I", len(text)) + text for text in encoded)

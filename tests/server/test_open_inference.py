@@ -41,7 +41,13 @@ def test_tritonclient_finds_the_server_and_the_model(triton_client):
     assert triton_client.is_model_ready("colours")
     assert triton_client.is_model_ready("colours", "1")
     assert not triton_client.is_model_ready("shapes")
-    assert triton_client.get_server_metadata()["extensions"] == ["binary_tensor_data"]
+    assert triton_client.get_server_metadata()["extensions"] == [
+        "binary_tensor_data",
+        "classification",
+        "model_configuration",
+        "model_repository",
+        "statistics",
+    ]
     assert triton_client.get_model_metadata("colours", "1") == {
         "name": "colours",
         "versions": ["1"],
@@ -80,6 +86,54 @@ def test_tritonclient_sends_files(triton_client, shape):
     result = triton_client.infer("colours", [tensor], model_version="1")
     assert best(result.as_numpy("probabilities")) == names  # All outputs are sent if none is named.
     assert result.as_numpy("logits").shape == (3, 5)
+
+
+@pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
+def test_tritonclient_compresses_requests(triton_client, algorithm):
+    tensor = triton.InferInput("image", [1], "BYTES")
+    tensor.set_data_from_numpy(np.array([encode(COLOURS["blue"])], object))
+    result = triton_client.infer("colours", [tensor], request_compression_algorithm=algorithm)
+    assert result.as_numpy("probabilities").argmax() == 2
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_tritonclient_gets_the_best_classes(triton_client, binary):
+    tensor = triton.InferInput("image", [2], "BYTES")
+    tensor.set_data_from_numpy(np.array([encode(COLOURS["blue"]), encode(COLOURS["red"])], object))
+    outputs = [triton.InferRequestedOutput("probabilities", binary_data=binary, class_count=2)]
+    found = triton_client.infer("colours", [tensor], outputs=outputs).as_numpy("probabilities")
+    assert found.shape == (2, 2)
+    rows = [[value.decode() if binary else value for value in row] for row in found.tolist()]
+    assert [row[0].split(":")[1:] for row in rows] == [["2", "blue"], ["0", "red"]]
+    assert float(rows[0][0].split(":")[0]) > float(rows[0][1].split(":")[0])
+
+
+def test_tritonclient_reads_configuration_statistics_and_index(triton_client, client):
+    config = triton_client.get_model_config("colours")
+    assert config["input"] == [{"name": "image", "data_type": "TYPE_UINT8", "dims": [8, 8, 3]}]
+    assert config["output"][0] == {"name": "logits", "data_type": "TYPE_FP32", "dims": [5]}
+    assert config["max_batch_size"] == 4
+
+    (before,) = triton_client.get_inference_statistics("colours", "1")["model_stats"]
+    assert post(client, encode(COLOURS["red"])).status_code == 200
+    (after,) = triton_client.get_inference_statistics()["model_stats"]
+    assert after["inference_count"] == before["inference_count"] + 1
+    for part in ("queue", "compute_input", "compute_infer", "compute_output"):
+        counts = [found["inference_stats"][part]["count"] for found in (before, after)]
+        assert counts[1] == counts[0] + 1
+        assert after["inference_stats"][part]["ns"] > before["inference_stats"][part]["ns"]
+    assert triton_client.get_model_repository_index() == [
+        {"name": "colours", "version": "1", "state": "READY", "reason": ""}
+    ]
+
+
+def test_an_output_without_classes_has_no_best_ones(serve, model_builder, tmp_path):
+    path = model_builder(tmp_path / "seeing.onnx", heatmap=True)
+    with serve(JAXCNN_MODEL=str(path)) as server:
+        output = {"name": "heatmap", "parameters": {"classification": 1}}
+        response = server.client.post("/v2/models/seeing/infer", json={"inputs": [tensor()], "outputs": [output]})
+        assert response.status_code == 400
+        assert "The output heatmap has no classes" in error(response)
 
 
 def test_tritonclient_gets_the_heat_map(serve, model_builder, tmp_path):
@@ -222,7 +276,9 @@ WRONG = [
     ({"outputs": [{"name": "features"}]}, "`outputs` may name each of logits, probabilities once"),
     ({"outputs": [{"name": ["probabilities"]}]}, "`outputs` may name each of"),
     ({"outputs": [ONE, ONE]}, "`outputs` may name each of"),
-    ({"outputs": [{**ONE, "parameters": {"classification": 3}}]}, "'classification' is not supported"),
+    ({"outputs": [{**ONE, "parameters": {"classification": 6}}]}, "`classification` must be an integer from 0 to 5"),
+    ({"outputs": [{**ONE, "parameters": {"classification": -1}}]}, "`classification` must be an integer from 0 to 5"),
+    ({"outputs": [{**ONE, "parameters": {"classification": True}}]}, "`classification` must be an integer from 0 to 5"),
     ({"outputs": [{**ONE, "parameters": {"binary_data": 1}}]}, "`binary_data` must be true or false"),
     ({"outputs": [{**ONE, "parameters": 1}]}, "`parameters` must be an object"),
     ({"parameters": {"binary_data_output": "yes"}}, FLAG),

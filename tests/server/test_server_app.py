@@ -1,5 +1,6 @@
 """The HTTP contract and hostile requests, against a real uvicorn over a real socket."""
 
+import gzip
 import json
 import re
 import socket
@@ -194,10 +195,41 @@ def test_a_missing_content_type_is_415(client):
     assert response.status_code == 415
 
 
-def test_a_compressed_body_is_415(client):
-    response = client.post("/predict", content=b"x", headers={"Content-Type": "image/png", "Content-Encoding": "gzip"})
+@pytest.mark.parametrize("encoding", ["br", "gzip, gzip", "zstd", "x"])
+def test_a_body_in_another_compression_is_415(client, encoding):
+    response = client.post(
+        "/predict", content=b"x", headers={"Content-Type": "image/png", "Content-Encoding": encoding}
+    )
     assert response.status_code == 415
-    assert "uncompressed" in error(response)
+    assert "use gzip, deflate or none at all" in error(response)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "compress"), [("gzip", gzip.compress), ("GZIP", gzip.compress), ("deflate", zlib.compress)]
+)
+def test_a_compressed_body_is_read(client, encoding, compress):
+    headers = {"Content-Type": "application/json", "Content-Encoding": encoding}
+    content = compress(json.dumps({"image": text(encode(COLOURS["green"]))}).encode())
+    assert client.post("/predict", content=content, headers=headers).json()["predicted_class"] == "green"
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "complaint"),
+    [
+        (b"", 400, "not one complete gzip stream"),
+        (b"no gzip", 400, "not one complete gzip stream"),
+        (gzip.compress(b"{}")[:-3], 400, "not one complete gzip stream"),
+        (gzip.compress(b"{}") * 2, 400, "not one complete gzip stream"),
+        (gzip.compress(bytes(1_000_001)), 413, "too large once decompressed: send at most 1000000 bytes"),
+        (gzip.compress(bytes(100_000_000), 1), 413, "too large once decompressed"),
+    ],
+    ids=["empty", "no gzip", "cut", "two streams", "too large", "bomb"],
+)
+def test_a_wrongly_compressed_body_is_refused(client, content, status, complaint):
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    response = client.post("/predict", content=content, headers=headers)
+    assert response.status_code == status
+    assert complaint in error(response)
 
 
 @pytest.mark.parametrize("path", ["/predict/", "/Predict", "/healthz/", "/%00", "/..%2f..%2fetc/passwd", "/static/x"])

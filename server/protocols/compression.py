@@ -1,0 +1,38 @@
+"""Compressed bodies, as Content-Encoding names them."""
+
+import zlib
+
+from starlette.exceptions import HTTPException
+
+IDENTITY = "identity"
+"""The encoding of a body that is not compressed."""
+
+_WINDOW_BITS = {"gzip": 31, "deflate": 15}
+
+ENCODINGS = (IDENTITY, *_WINDOW_BITS)
+"""The supported values of Content-Encoding."""
+
+
+def decompress(body: bytes, encoding: str, *, max_bytes: int) -> bytes:
+    """Returns the content of a body.
+
+    Args:
+      body: the body as it was sent.
+      encoding: one of `ENCODINGS`.
+      max_bytes: largest content.
+
+    Raises:
+      HTTPException: 400 the body is not in this encoding, 413 its content is too large.
+    """
+    if encoding == IDENTITY:
+        return body
+    decompressor = zlib.decompressobj(_WINDOW_BITS[encoding])
+    try:
+        content = decompressor.decompress(body, max_bytes + 1)
+    except zlib.error:
+        content = b""
+    if len(content) > max_bytes:
+        raise HTTPException(413, f"The body is too large once decompressed: send at most {max_bytes} bytes.")
+    if not decompressor.eof or decompressor.unused_data:
+        raise HTTPException(400, f"The body is not one complete {encoding} stream: send all of it, and nothing else.")
+    return content

@@ -76,7 +76,7 @@ def _schema(schema: dict[str, Any]) -> str:
         return str(schema["$ref"].rpartition("/")[2])
     if "oneOf" in schema:
         return " or ".join(_schema(choice) for choice in schema["oneOf"])
-    return json.dumps(schema) if schema else "the bytes of a picture file"
+    return "the bytes of a file" if schema.get("format") == "binary" else json.dumps(schema)
 
 
 def _row(name: str, text: str) -> str:

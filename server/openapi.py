@@ -25,6 +25,7 @@ _REQUEST_ID = {"X-Request-ID": {"description": "Finds the request in the log.", 
 _RETRY = {"Retry-After": {"description": "Seconds.", "schema": {"type": "string", "pattern": "^[0-9]+$"}}}
 _RAW = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "application/octet-stream")
 """Media types that are documented for a raw picture; any other `image/*` is accepted too."""
+_FILE = {"type": "string", "format": "binary", "description": "The bytes of a picture file."}
 _KEYS = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
@@ -66,7 +67,6 @@ _INTRODUCTION = (
 def _schemas(model: Model, settings: Settings) -> Json:
     # Parts of the requests
     picture = {"type": "string", "format": "base64-picture", "contentEncoding": "base64"}
-    file = {"type": "string", "format": "picture", "contentMediaType": "image/*"}
     several = {"type": "array", "minItems": 1, "maxItems": settings.max_images}
     # Parts of the responses; in float32 a probability may exceed 1 by rounding.
     probability = {"type": "number", "minimum": 0, "maximum": 1.000001}
@@ -82,10 +82,13 @@ def _schemas(model: Model, settings: Settings) -> Json:
         "Pictures": _object({"images": {**several, "items": picture}}),
         "Form": {
             "description": "One file part named `image`, or one or more named `images`.",
-            "oneOf": [
-                _object({"image": file}, maxProperties=settings.max_images),
-                _object({"images": {**several, "items": file}}, maxProperties=settings.max_images),
-            ],
+            "type": "object",
+            "properties": {"image": _FILE, "images": {**several, "items": _FILE}},
+            # Not `oneOf`: generators of clients take that for two types.
+            "if": {"required": ["image"]},
+            "then": {"not": {"required": ["images"]}},
+            "else": {"required": ["images"]},
+            "maxProperties": settings.max_images,
         },
         "Prediction": {**_object(answer), "properties": {**answer, "heatmap": heatmap}},
         "InferenceRequest": _inference_request(model, settings),
@@ -119,7 +122,7 @@ def _tensors(model: Model, settings: Settings) -> list[Json]:
     """Returns the three kinds of input. That the data must fill the shape is more than a schema can express."""
     pictures: Json = {"type": "integer", "minimum": 1, "maximum": settings.max_images}
     pixels: list[Json] = [pictures, *({"const": side} for side in (model.height, model.width, 3))]
-    nested = {"type": "array"}
+    nested: Json = {"type": "array", "items": {}}
     text = {"type": "string", "format": "base64-picture"}
     level = {"minimum": 0, "maximum": 255}
     return [
@@ -190,7 +193,7 @@ def _native_paths(model: Model) -> Json:
             "required": True,
             "content": {
                 "application/json": {"schema": {"oneOf": [_ref("Picture"), _ref("Pictures")]}},
-                **{media_type: {"schema": {}} for media_type in _RAW},
+                **{media_type: {"schema": _FILE} for media_type in _RAW},
                 "multipart/form-data": {"schema": _ref("Form")},
             },
         },
@@ -247,7 +250,7 @@ def _infer(operation_id: str) -> Json:
                 "headers": _REQUEST_ID,
                 "content": {
                     "application/json": {"schema": _ref("InferenceResponse")},
-                    "application/octet-stream": {"schema": {}},
+                    "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
                 },
             },
             **_failures(400, 404, 408, 413, 415, 500, 503, 504),

@@ -57,7 +57,7 @@ PRINTED = {
 OF_OTHERS = set(
     "--depth --help --host --json --fail --prefix --port --require-hashes --silent --workers --data-binary "
     "--no-server-header --repo --timeout-keep-alive --xla_force_host_platform_device_count "
-    "--build-arg --cap-drop --format --forwarded-allow-ips --read-only --target "
+    "--url --build-arg --cap-drop --format --forwarded-allow-ips --read-only --target "
     "--nodes --ntasks-per-node --gpus-per-node --requeue --kill-on-bad-exit "
     "--body --caddy --cli-input-json --content-type --endpoint-name --template-file".split()
 )

@@ -1,4 +1,4 @@
-"""The server under schemathesis and KServe's own client."""
+"""The server under schemathesis, KServe's own client, and a client generated from the OpenAPI document."""
 
 import os
 import subprocess
@@ -31,6 +31,23 @@ def test_schemathesis_finds_no_failure(server, tmp_path):
     )
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     assert "Tested: 21" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_generated_client(server, tmp_path):
+    """Uses a separate environment, as the generator brings many packages."""
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "openapi-python-client>=0.26"], check=True)
+    url = f"http://127.0.0.1:{server.port}/openapi.json"
+    generate = [python.with_name("openapi-python-client"), "generate", "--url", url]
+    subprocess.run([*generate, "--output-path", "generated", "--meta", "none"], cwd=tmp_path, check=True)
+    picture = tmp_path / "red.png"
+    picture.write_bytes(encode(COLOURS["red"]))
+    command = [python, HERE / "generated_client.py", str(server.port), "colours", picture]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr
 
 
 @pytest.mark.slow

@@ -158,10 +158,12 @@ def test_the_openapi_document_is_valid_and_complete(client):
         "/v2",
         "/v2/health/live",
         "/v2/health/ready",
+        "/v2/models/stats",
+        "/v2/repository/index",
         *(
             f"/v2/models/{{name}}{version}{rest}"
             for version in ("", "/versions/{version}")
-            for rest in ("", "/ready", "/infer")
+            for rest in ("", "/ready", "/infer", "/config", "/stats")
         ),
     }
 

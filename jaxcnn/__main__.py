@@ -8,6 +8,7 @@ MODULES = {
     "train": "jaxcnn.train",
     "evaluate": "jaxcnn.evaluate",
     "predict": "jaxcnn.predict",
+    "inspect": "jaxcnn.inspect",
     "plan": "jaxcnn.plan",
     "export": "export",
 }
@@ -18,21 +19,18 @@ jaxcnn trains image classifiers, exports them to one ONNX file, and serves that 
 
   python -m jaxcnn.train [PRESET] [--OPTION VALUE ...] [--workdir DIR]
       Trains a classifier, evaluates it and exports it to DIR/model.onnx.
-      The same command resumes a run that was interrupted. Without a preset it
-      learns handwritten digits, in a minute or two and without a download.
-
+      The same command resumes. Without a preset it learns handwritten digits,
+      in a minute or two and without a download.
   python -m jaxcnn.evaluate WORKDIR_OR_ONNX [--data.source PATH]
       Measures a trained model on its validation pictures, or on others.
-
   python -m jaxcnn.predict MODEL PICTURES... [--output results.csv]
       Classifies files, folders and zips of pictures.
-
+  python -m jaxcnn.inspect PICTURES [--output findings.json]
+      Says what is in a folder: classes, duplicates, leaks, broken files.
   python -m jaxcnn.plan [PRESET] --topology v5e:16x16
       Estimates what a training would take on TPUs or GPUs that are not here.
-
   python -m export WORKDIR [-o FILE.onnx | -o FILE.safetensors]
       Exports the best checkpoint, or its weights for other runs to start from.
-
   JAXCNN_MODEL=FILE.onnx uvicorn server.app:app
       Serves an exported classifier over HTTP, with a demo page.
 

@@ -75,6 +75,9 @@ class DataConfig:
     has its own validation pictures."""
     split_seed: int = 0
     """Seed that chooses which pictures are held out."""
+    allow_leaks: bool = False
+    """Train though some validation pictures have the same pixels as training pictures, which makes the accuracy too
+    high."""
 
     def __post_init__(self) -> None:
         _check_finite(self, "data.")

@@ -125,7 +125,10 @@ def read_preparation(props: Mapping[str, str]) -> Preparation:
         values = {key: json.loads(props[key]) for key in ("names", "image_size", "resize") if key in props}
     except (ValueError, RecursionError) as error:
         raise UserError(f"its metadata are not JSON: {error}") from error
-    return decode(Preparation, values, "metadata")
+    preparation = decode(Preparation, values, "metadata")
+    if len(set(preparation.image_size)) > 1:
+        raise UserError(f"metadata.image_size is {list(preparation.image_size)}, but pictures are made square")
+    return preparation
 
 
 def check_contract(session: onnxruntime.InferenceSession, *, classes: int, image_size: tuple[int, int]) -> None:

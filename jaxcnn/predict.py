@@ -243,6 +243,8 @@ def open_progress(arguments: Arguments, total: int | None) -> Iterator[Callable[
 def report(tally: Tally, output: Path | None) -> None:
     """Prints to standard error how many pictures were classified, and which could not be read."""
     where = "" if output is None else f" into {output}"
+    if tally == Tally():
+        return  # Nothing was begun.
     parts = [f"{counted(tally.classified, 'picture')} classified{where}"]
     if tally.known:
         parts.append(f"{tally.known:,} were in it already")

@@ -19,6 +19,7 @@ from jaxcnn import data
 from jaxcnn.calibration import Calibration, calibrate, write_calibration
 from jaxcnn.classifier import load
 from jaxcnn.config import Config
+from jaxcnn.data.findings import check_findings
 from jaxcnn.disk import check_room
 from jaxcnn.distributed import describe_devices, place_state
 from jaxcnn.errors import UserError
@@ -110,6 +111,7 @@ def begin(config: Config, workdir: str | Path) -> Iterator[Start]:
         dataset = leader_first(partial(data.load, config.data))
         if not is_begun:
             config = _with_fitting_batch(config, len(dataset.train))
+        findings = check_findings(dataset, config.data)
         run = prepare(config, dataset)
         # Only the leader computes the fingerprint, which reads all validation pictures.
         classes, fingerprint = _classes(run), functools.cache(run.dataset.fingerprint)
@@ -133,6 +135,8 @@ def begin(config: Config, workdir: str | Path) -> Iterator[Start]:
                 if weights is not None:
                     record_earlier(weights.trainings, folder.earlier_trainings, warning=_overlap(run, weights))
                 _print_start(run, folder, step=step, weights=weights)
+                for finding in findings:
+                    console.print(f"warning: {finding}", soft_wrap=True)
 
             lead(record)
             if weights is not None and (config.fit_head or config.is_frozen):

@@ -134,7 +134,7 @@ def test_a_command_by_its_name():
         (
             ["swim"],
             2,
-            "python -m jaxcnn: there is no command 'swim'; there are: train, evaluate, predict, plan, export",
+            "python -m jaxcnn: there is no command 'swim'; there are: train, evaluate, predict, inspect, plan",
         ),
     ):
         done = subprocess.run([sys.executable, "-m", "jaxcnn", *arguments], cwd=ROOT, capture_output=True, text=True)

@@ -28,6 +28,7 @@ import export.__main__ as export_command
 from jaxcnn import options
 from jaxcnn.errors import UserError
 from jaxcnn.evaluate import Arguments as EvaluateArguments
+from jaxcnn.inspect import Arguments as InspectArguments
 from jaxcnn.plan import parse as parse_plan
 from jaxcnn.predict import Arguments as PredictArguments
 from jaxcnn.predict import parse as parse_predict
@@ -186,6 +187,8 @@ def test_commands_can_be_given(name):
             options.parse(EvaluateArguments(), arguments[1:], prog="")
         elif module == "jaxcnn.predict":
             parse_predict(arguments)
+        elif module == "jaxcnn.inspect":
+            options.parse_with_words(InspectArguments(), arguments, prog="")
         elif module == "server.deploy" and arguments:
             deploy_parser().parse_args(arguments)
         elif module == "export" and arguments:
@@ -203,7 +206,14 @@ def check_training_options(arguments: list[str]) -> None:
 @pytest.fixture(scope="module")
 def known_options() -> set[str]:
     """Every option of every command and benchmark."""
-    values = (parse_train([]), parse_plan([]), EvaluateArguments(), PredictArguments(), export_command.Arguments())
+    values = (
+        parse_train([]),
+        parse_plan([]),
+        EvaluateArguments(),
+        PredictArguments(),
+        InspectArguments(),
+        export_command.Arguments(),
+    )
     ours = {flag for value in values for option in options.find_options(value) for flag in option.flags}
     others = [
         *ROOT.glob("tests/bench/*.py"),

@@ -5,12 +5,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from PIL import Image
-
 from jaxcnn.data.sources.archive import Archive
 from jaxcnn.data.sources.folder import read_file
-from jaxcnn.data.sources.pictures import FORMATS
-from jaxcnn.data.sources.tree import is_junk, list_folder
+from jaxcnn.data.sources.tree import has_picture_ending, is_junk, list_folder
 from jaxcnn.errors import UserError
 from jaxcnn.paths import named_path
 
@@ -69,11 +66,6 @@ def find_pictures(arguments: Sequence[str], lines: Iterable[str]) -> tuple[Itera
     if not files:
         raise UserError(f"there are no files in {', '.join(arguments)}; give pictures, or folders or zips of pictures")
     return iter(files), len(files)
-
-
-def has_picture_ending(name: str) -> bool:
-    """Returns whether a file's name has the ending of a picture."""
-    return Image.registered_extensions().get(PurePosixPath(name).suffix.lower()) in FORMATS
 
 
 def _named_by(lines: Iterable[str]) -> Iterator[PictureFile]:

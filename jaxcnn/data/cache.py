@@ -2,11 +2,13 @@
 
 import contextlib
 import json
+import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -16,27 +18,47 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jaxcnn.checksum import ChecksumError, checksum_chunks, seal, unseal
 from jaxcnn.data.dataset import Dataset
-from jaxcnn.data.decoding import DECODER, decode, decoding_threads
+from jaxcnn.data.decoding import DECODER, Decoded, decode_file, decoding_threads
+from jaxcnn.data.duplicates import Look, find_groups, look_at, make_thumbnail
 from jaxcnn.data.resize import STRETCH, Resize
 from jaxcnn.data.sources.encoded_dataset import EncodedDataset
 from jaxcnn.data.sources.pictures import Picture, Pictures
 from jaxcnn.data.sources.source import Source
-from jaxcnn.data.split import Split
+from jaxcnn.data.split import Split, facts_type
 from jaxcnn.disk import NO_ROOM, check_room, sync
 from jaxcnn.errors import UserError
 
-VERSION = 2
+VERSION = 3
 """Version of the entries. Raise it when the same source would get other classes; older entries are decoded again."""
 
 CHUNK = 2**25
 """Bytes of decoded pictures between two writes: 2,730 pictures of 64x64 pixels, or 10 of 1024x1024."""
 
+MANY = 50_000
+"""More pictures take seconds to compare, which is then said."""
+
 LISTED = 10
 """Most unreadable pictures that one error message lists."""
 
 
-type Decode = Callable[[Picture], UInt8[np.ndarray, "side side 3"]]
+type Decode = Callable[[Picture], Decoded]
 """Decodes a picture to the square that is kept."""
+
+
+class Row(NamedTuple):
+    """What is kept of a picture beside its pixels.
+
+    Attributes:
+      label: its class index.
+      file: its path inside the folder or zip, or what else names it.
+      least: its shorter side in pixels.
+      look: what duplicates are found by.
+    """
+
+    label: int
+    file: str
+    least: int
+    look: Look
 
 
 def load_cached(source: Source, *, size: int, resize: Resize = STRETCH, cache_dir: Path) -> Dataset:
@@ -55,8 +77,8 @@ def load_cached(source: Source, *, size: int, resize: Resize = STRETCH, cache_di
     entry = cache_dir / "-".join([source.key, str(resize.stored(size)), *_suffixes(resize)])
     read = partial(_read_entry, entry, size=size, resize=resize)
 
-    def decode_picture(picture: Picture) -> UInt8[np.ndarray, "side side 3"]:
-        return decode(picture.encoded, size=size, resize=resize, where=picture.where)
+    def decode_picture(picture: Picture) -> Decoded:
+        return decode_file(picture.encoded, size=size, resize=resize, where=picture.where)
 
     dataset = read()
     if dataset is not None:
@@ -133,7 +155,7 @@ def _map_split(entry: Path, split: str, *, classes: int, side: int) -> Split:
     # A negative label is one that the data set does not have; `load` decides whether such pictures matter.
     if len(labels) and labels.max() >= classes:
         raise ValueError("a label is of no class")
-    return Split(images=images, labels=labels, side=side)
+    return Split(images=images, labels=labels, side=side, facts=np.load(entry / f"{split}_facts.npy", mmap_mode="r"))
 
 
 def _write_entry(entry: Path, source: Source, decode: Decode, size: int) -> None:
@@ -143,6 +165,11 @@ def _write_entry(entry: Path, source: Source, decode: Decode, size: int) -> None
 
     # Fail before decoding if the disk is too small.
     dataset = source.open()
+    if dataset.passed_over:
+        dots = ", ..." if len(dataset.passed_over) > LISTED else ""
+        listed = ", ".join(dataset.passed_over[:LISTED])
+        line = f"{dataset.name}: {len(dataset.passed_over):,} files are passed over as no pictures: {listed}{dots}"
+        Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
     need = dataset.count * size * size * 3
     check_room(
         entry.parent,
@@ -177,13 +204,19 @@ def _write_files(folder: Path, dataset: EncodedDataset, decode: Decode, size: in
       OSError: a file cannot be written.
     """
     errors: list[str] = []
+    rows: dict[str, list[Row]] = {"train": [], "validation": []}
     with (
         _progress(f"decoding {dataset.name}", dataset.count) as advance,
         ThreadPoolExecutor(decoding_threads()) as pool,
     ):
         for split, pictures in (("train", dataset.train), ("validation", dataset.validation)):
-            errors += _write_split(folder, split, pictures, decode, size=size, pool=pool, advance=advance)
+            for row in _write_split(folder, split, pictures, decode, size=size, pool=pool, advance=advance):
+                if isinstance(row, str):
+                    errors.append(row)
+                else:
+                    rows[split].append(row)
     _check_readable(errors)
+    _write_facts(folder, rows)
 
     # The description comes last: an entry without it does not exist.
     files = sorted(folder.iterdir())
@@ -220,9 +253,8 @@ def _write_split(
     size: int,
     pool: Executor,
     advance: Callable[[int], None],
-) -> list[str]:
-    """Writes `SPLIT_images.npy` and `SPLIT_labels.npy`; returns an error message for each unreadable picture."""
-    errors: list[str] = []
+) -> Iterator[Row | str]:
+    """Writes `SPLIT_images.npy` and `SPLIT_labels.npy`; yields the row of each picture, or why it cannot be read."""
     labels = np.empty(len(pictures), np.int32)
     step = max(CHUNK // (size * size * 3), 1)
     with (folder / f"{split}_images.npy").open("wb") as file:
@@ -230,31 +262,57 @@ def _write_split(
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
         # Written, not memory-mapped: on a full disk a write raises an error, a mapped page kills the process.
         for start in range(0, len(pictures), step):
-            rows = range(start, min(start + step, len(pictures)))
-            images, labels[rows.start : rows.stop], unreadable = _decode_rows(
-                pictures, rows, decode, size=size, pool=pool
-            )
+            places = range(start, min(start + step, len(pictures)))
+            images, rows = _decode_rows(pictures, places, decode, size=size, pool=pool)
+            labels[places.start : places.stop] = [-1 if isinstance(row, str) else row.label for row in rows]
             file.write(images.data)
-            errors += unreadable
+            yield from rows
             advance(len(rows))
     np.save(folder / f"{split}_labels.npy", labels)
-    return errors
 
 
 def _decode_rows(
-    pictures: Pictures, rows: range, decode: Decode, *, size: int, pool: Executor
-) -> tuple[UInt8[np.ndarray, "rows {size} {size} 3"], list[int], list[str]]:
-    """Returns pixels and labels of some rows, and an error message for each unreadable picture, which is black."""
+    pictures: Pictures, places: range, decode: Decode, *, size: int, pool: Executor
+) -> tuple[UInt8[np.ndarray, "rows {size} {size} 3"], list[Row | str]]:
+    """Returns the pixels of some pictures, and the row of each, or why it cannot be read; it is then black."""
 
-    def read(row: int) -> tuple[np.ndarray, int, str]:
+    def read(place: int) -> tuple[np.ndarray, Row | str]:
         try:
-            picture = pictures[row]
-            return decode(picture), picture.label, ""
+            picture = pictures[place]
+            pixels, width, height, _ = decode(picture)
         except UserError as error:  # Only its message: the traceback would keep the file in memory
-            return np.zeros((size, size, 3), np.uint8), -1, str(error)
+            return np.zeros((size, size, 3), np.uint8), str(error)
+        least = min(width, height)
+        return pixels, Row(picture.label, picture.file or picture.where, least, look_at(pixels, shorter_side=least))
 
-    images, labels, errors = zip(*pool.map(read, rows), strict=True)
-    return np.stack(images), list(labels), [error for error in errors if error]
+    images, rows = zip(*pool.map(read, places), strict=True)
+    return np.stack(images), list(rows)
+
+
+def _write_facts(folder: Path, rows: Mapping[str, Sequence[Row]]) -> None:
+    """Writes `SPLIT_facts.npy` of both splits, after looking for pictures that occur more than once."""
+    everything = [row for split in rows.values() for row in split]
+    images = [np.load(folder / f"{split}_images.npy", mmap_mode="r") for split in rows]
+    first = len(rows["train"])
+
+    def thumbnail(place: int) -> UInt8[np.ndarray, "16 18 3"]:
+        pixels = images[0][place] if place < first else images[1][place - first]
+        return make_thumbnail(np.asarray(pixels))
+
+    if len(everything) > MANY:
+        Console(stderr=True).print(f"comparing {len(everything):,} pictures with one another", highlight=False)
+    groups = find_groups([row.look for row in everything], thumbnail)
+    # One record for each picture.
+    names = [os.fsencode(row.file) for row in everything]
+    facts = np.zeros(len(everything), facts_type(max(map(len, names), default=1)))
+    facts["file"], facts["least"] = names, [row.least for row in everything]
+    facts["is_gray"] = [row.look.is_gray for row in everything]
+    for kind, found in zip(("same", "alike"), groups, strict=True):
+        facts[kind] = -1
+        for number, group in enumerate(found):
+            facts[kind][list(group.rows)] = number
+    np.save(folder / "train_facts.npy", facts[:first])
+    np.save(folder / "validation_facts.npy", facts[first:])
 
 
 def _check_readable(errors: list[str]) -> None:

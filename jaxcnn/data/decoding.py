@@ -6,7 +6,7 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -54,6 +54,22 @@ def decoding_threads() -> int:
     return min(cores, THREADS)
 
 
+class Decoded(NamedTuple):
+    """A decoded picture, and what its file says about it.
+
+    Attributes:
+      pixels: the square that is kept, RGB.
+      width: width in pixels of the picture in the file, before it is turned.
+      height: its height.
+      format: Pillow's name of its format.
+    """
+
+    pixels: UInt8[np.ndarray, "stored stored 3"]
+    width: int
+    height: int
+    format: str
+
+
 def decode(
     encoded: bytes, *, size: int, resize: Resize = STRETCH, where: str
 ) -> UInt8[np.ndarray, "{resize.stored(size)} {resize.stored(size)} 3"]:
@@ -74,13 +90,35 @@ def decode(
       UserError: the file is not a picture, is truncated or damaged, has more than `MAX_PIXELS`, or has pixels that
         cannot be shown as RGB.
     """
+    return decode_file(encoded, size=size, resize=resize, where=where).pixels
+
+
+def decode_file(encoded: bytes, *, size: int, resize: Resize = STRETCH, where: str) -> Decoded:
+    """Does what `decode` does, and also returns the size and the format of the picture.
+
+    Raises:
+      UserError: as `decode`.
+    """
     with _pillow_errors(where):
         if not encoded:
             raise ValueError("empty file")
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
             _check_pixels(image)
+            width, height = image.size
             rgb = _upright(_to_rgb(_load(image, size, resize)), image)
-        return np.asarray(resize.pad(resize.scale(rgb, size), size))
+            pixels = np.asarray(resize.pad(resize.scale(rgb, size), size))
+            return Decoded(pixels, width, height, image.format or "")
+
+
+def is_picture(encoded: bytes) -> bool:
+    """Returns whether the content of a file begins like a picture of a format that is read; it may still be damaged."""
+    try:
+        with _warnings_ignored, Image.open(io.BytesIO(encoded), formats=FORMATS):
+            return True
+    except UnidentifiedImageError:
+        return False
+    except Exception:  # Pillow's readers raise nearly every kind of error on damaged files
+        return True
 
 
 def prepare(

@@ -1,13 +1,30 @@
 """The pictures of one split: training or validation."""
 
 import dataclasses
+import os
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int32, Int64, UInt8
 
 from jaxcnn.data.resize import centre
 from jaxcnn.data.rows import Rows
+
+
+def facts_type(longest: int) -> np.dtype[Any]:
+    """Returns the type of the record of a picture's file.
+
+    Its fields are `file`, the path inside the folder or zip; `same` and `alike`, the numbers of its groups of pictures
+    with the same pixels and of those that are the same or nearly so, -1 for a picture that occurs once; `least`, the
+    shorter side in pixels; and `is_gray`.
+
+    Args:
+      longest: most bytes of a path.
+    """
+    return np.dtype(
+        [("file", f"S{max(longest, 1)}"), ("same", "<i4"), ("alike", "<i4"), ("least", "<i4"), ("is_gray", "?")]
+    )
 
 
 @dataclass(frozen=True)
@@ -19,11 +36,14 @@ class Split:
         have something to crop.
       labels: class indices; negative where a picture has no label.
       side: side of the model's input in pixels. None: that of the pictures.
+      facts: what is known of the files that the pictures come from, one record for each; None if nothing is. See
+        `facts_type`.
     """
 
     images: UInt8[np.ndarray, "n stored stored 3"] | UInt8[Rows, "n stored stored 3"]
     labels: Int32[np.ndarray, " n"]
     side: int | None = None
+    facts: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -43,4 +63,8 @@ class Split:
             rows_on_disk = Rows(self.images.array, self.images.indices[rows])
         else:
             rows_on_disk = Rows(self.images, rows)
-        return Split(rows_on_disk, self.labels[rows], self.side)
+        return Split(rows_on_disk, self.labels[rows], self.side, None if self.facts is None else self.facts[rows])
+
+    def file(self, row: int) -> str:
+        """Returns the path of a picture's file inside the folder or zip of the data set, or what else names it."""
+        return str(row) if self.facts is None else os.fsdecode(bytes(self.facts["file"][row]))

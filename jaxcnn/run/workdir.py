@@ -44,6 +44,7 @@ WITHOUT_EFFECT = (
     "data.source",
     "data.archive",
     "data.cache_dir",
+    "data.allow_leaks",
     "model.cpu_kernels",
     "parallel.coordinator",
     "parallel.num_processes",

@@ -2,8 +2,8 @@
 
 `python -m tests.bench.predict --model FILE` draws JPEGs, and classifies them in turns with the command and with a loop
 that does nothing but decode, resize and run on all cores; both are processes of their own. The ratio is of the medians.
-The memory is the command's largest resident set over all pictures, and over an eighth of them. The last line is one
-JSON object.
+The ratio of the CPU times says the same where other programs disturb the clock. The memory is the command's largest
+resident set over all pictures, and over an eighth of them. The last line is one JSON object.
 """
 
 import argparse
@@ -63,14 +63,14 @@ def bare_loop(model: Path, folder: Path) -> None:
         print(sum(pool.map(work, range(0, len(paths), BATCH))))
 
 
-def measure(*command: object) -> tuple[float, float]:
-    """Returns the seconds that a command takes, and the MB of its largest resident set."""
+def measure(*command: object) -> tuple[float, float, float]:
+    """Returns the seconds that a command takes, its CPU seconds, and the MB of its largest resident set."""
     start = time.perf_counter()
     process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0
-    return time.perf_counter() - start, used.ru_maxrss / 1024
+    return time.perf_counter() - start, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
 
 
 def main() -> None:
@@ -89,26 +89,32 @@ def main() -> None:
         folder, output = Path(scratch, "pictures"), Path(scratch, "results.csv")
         folder.mkdir()
         draw(folder, arguments.count, width=arguments.size[0], height=arguments.size[1])
-        times: dict[str, list[float]] = {"predict": [], "bare": []}
+        commands = {
+            "predict": ("-m", "jaxcnn.predict", model, folder, "--output", output),
+            "bare": ("-m", "tests.bench.predict", "--model", model, "--bare", folder),
+        }
+        found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in commands}
         for _ in range(arguments.rounds):
             output.unlink(missing_ok=True)
-            seconds, memory = measure("-m", "jaxcnn.predict", model, folder, "--output", output)
-            times["predict"].append(seconds)
-            times["bare"].append(measure("-m", "tests.bench.predict", "--model", model, "--bare", folder)[0])
-            print({name: [round(value, 2) for value in values] for name, values in times.items()}, flush=True)
+            for name, command in commands.items():
+                found[name].append(measure(*command))
+                print(name, *(round(value, 2) for value in found[name][-1]), flush=True)
+        # An eighth of the pictures, for the memory.
         few = Path(scratch, "few")
         few.mkdir()
-        for path in sorted(folder.iterdir())[: max(len(list(folder.iterdir())) // 8, 1)]:
+        folders = sorted(folder.iterdir())
+        for path in folders[: max(len(folders) // 8, 1)]:
             path.rename(few / path.name)
         output.unlink()
-        _, little = measure("-m", "jaxcnn.predict", model, few, "--output", output)
-    rates = {name: arguments.count / statistics.median(values) for name, values in times.items()}
+        *_, little = measure("-m", "jaxcnn.predict", model, few, "--output", output)
+    seconds, cpu = ({name: statistics.median(row[i] for row in rows) for name, rows in found.items()} for i in (0, 1))
     result = {
         "count": arguments.count,
         "cores": len(os.sched_getaffinity(0)),
-        "images_per_second": {name: round(rate, 1) for name, rate in rates.items()},
-        "ratio": round(rates["predict"] / rates["bare"], 3),
-        "memory_mb": round(memory),
+        "images_per_second": {name: round(arguments.count / value, 1) for name, value in seconds.items()},
+        "ratio": round(seconds["bare"] / seconds["predict"], 3),
+        "ratio_of_cpu_time": round(cpu["bare"] / cpu["predict"], 3),
+        "memory_mb": round(max(row[2] for row in found["predict"])),
         "memory_of_an_eighth_mb": round(little),
     }
     print(json.dumps(result))

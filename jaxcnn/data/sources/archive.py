@@ -4,7 +4,7 @@ import contextlib
 import zipfile
 from pathlib import Path, PurePosixPath
 
-from jaxcnn.data.sources.pictures import MAX_BYTES
+from jaxcnn.data.sources.pictures import MAX_BYTES, TooLargeError
 from jaxcnn.errors import UserError
 
 ENCRYPTED = 1
@@ -58,7 +58,7 @@ class Archive:
         info, name = self._members[inside], str(inside)
         where = f"{name if name.isprintable() else repr(name)} in {self.path}"
         if info.file_size > MAX_BYTES:
-            raise UserError(f"{where} is too large for a picture: {info.file_size:,} bytes; remove it")
+            raise TooLargeError(f"{where} is too large for a picture: {info.file_size:,} bytes; remove it")
         if info.flag_bits & ENCRYPTED:
             raise UserError(f"{self.path} is encrypted; make it again without a password")
 

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from jaxcnn.data.decoding import is_picture
 from jaxcnn.data.sources.encoded_dataset import EncodedDataset
-from jaxcnn.data.sources.pictures import Picture
-from jaxcnn.data.sources.tree import Tree
+from jaxcnn.data.sources.pictures import Picture, TooLargeError
+from jaxcnn.data.sources.tree import Tree, has_picture_ending
 from jaxcnn.errors import UserError
 from jaxcnn.paths import composed, readable
 
@@ -49,12 +50,14 @@ def open_class_folders(tree: Tree, *, name: str) -> EncodedDataset:
     for same, count in Counter(classes).items():
         if count > 1:
             raise UserError(f"{tree.where}: {count} class folders are called {same!r} in UTF-8; rename them")
+    found = [FolderPictures.find(tree, folder, names) for folder in (train, *([validation] if validation else []))]
     return EncodedDataset(
         name=name,
         names=classes,
         license="unknown",
-        train=_FolderPictures.find(tree, train, names),
-        validation=_FolderPictures.find(tree, validation, names) if validation else (),
+        train=found[0],
+        validation=found[1] if validation else (),
+        passed_over=tuple(str(path) for pictures in found for path in pictures.passed_over),
     )
 
 
@@ -171,26 +174,49 @@ def _unnested(tree: Tree, folder: PurePosixPath) -> PurePosixPath:
 
 
 @dataclass(frozen=True)
-class _FolderPictures:
-    """The pictures of one split, read when they are indexed."""
+class FolderPictures:
+    """The pictures of one split, read when they are indexed.
+
+    Attributes:
+      tree: the folder or zip.
+      paths: the path of each picture in it, and its class index.
+      passed_over: the other files, which are no pictures.
+    """
 
     tree: Tree
     paths: list[tuple[PurePosixPath, int]]
+    passed_over: list[PurePosixPath]
 
     @staticmethod
-    def find(tree: Tree, folder: PurePosixPath, names: Sequence[str]) -> "_FolderPictures":
-        """Lists the files in the class folders of `folder`; `names` are all classes in the order of their indices."""
+    def find(tree: Tree, folder: PurePosixPath, names: Sequence[str]) -> "FolderPictures":
+        """Lists the pictures in the class folders of `folder`; `names` are all classes in the order of their indices.
+
+        A file is a picture if its name has the ending of one, or if it begins like one.
+
+        Raises:
+          UserError: a class has no pictures, or a file cannot be read.
+        """
         labels = {name: label for label, name in enumerate(names)}
-        paths = []
+        paths, passed_over = [], []
         for name in sorted(tree.folders[folder], key=composed):
-            if not tree.files[folder / name]:
+            pictures = [path for path in tree.files[folder / name] if _is_picture(tree, path)]
+            if not pictures:
                 raise UserError(f"{tree.where}: the folder {folder / name} has no pictures; add some or remove it")
-            paths += [(path, labels[composed(name)]) for path in tree.files[folder / name]]
-        return _FolderPictures(tree, paths)
+            paths += [(path, labels[composed(name)]) for path in pictures]
+            passed_over += sorted(set(tree.files[folder / name]).difference(pictures))
+        return FolderPictures(tree, paths, passed_over)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Picture:
         path, label = self.paths[index]
-        return Picture(where=f"{path} in {self.tree.where}", encoded=self.tree.read(path), label=label)
+        return Picture(where=f"{path} in {self.tree.where}", encoded=self.tree.read(path), label=label, file=str(path))
+
+
+def _is_picture(tree: Tree, path: PurePosixPath) -> bool:
+    """Returns whether a file has to be read as a picture: it has the ending of one, or begins like one."""
+    try:
+        return has_picture_ending(path.name) or is_picture(tree.read(path))
+    except TooLargeError:  # Such as a film
+        return False

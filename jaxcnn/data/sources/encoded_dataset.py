@@ -16,6 +16,7 @@ class EncodedDataset:
       license: terms of use, or `unknown`.
       train: training pictures.
       validation: validation pictures; empty if the source has none.
+      passed_over: files among them that are no pictures.
     """
 
     name: str
@@ -24,6 +25,7 @@ class EncodedDataset:
     license: str
     train: Pictures
     validation: Pictures
+    passed_over: tuple[str, ...] = ()
 
     @property
     def count(self) -> int:

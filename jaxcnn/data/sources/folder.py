@@ -7,7 +7,7 @@ from stat import S_ISREG
 from jaxcnn.data.sources.archive import Archive
 from jaxcnn.data.sources.class_folders import open_class_folders
 from jaxcnn.data.sources.encoded_dataset import EncodedDataset
-from jaxcnn.data.sources.pictures import MAX_BYTES
+from jaxcnn.data.sources.pictures import MAX_BYTES, TooLargeError
 from jaxcnn.data.sources.source import Source, make_key
 from jaxcnn.data.sources.tree import Tree, list_folder
 from jaxcnn.errors import UserError
@@ -78,7 +78,7 @@ def read_file(path: Path) -> bytes:
             # The size of the open file: the path may meanwhile lead to another.
             size = os.fstat(file.fileno()).st_size
             if size > MAX_BYTES:
-                raise UserError(f"{path} is too large for a picture: {size:,} bytes; remove it")
+                raise TooLargeError(f"{path} is too large for a picture: {size:,} bytes; remove it")
             return file.read()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; repair or remove it") from error

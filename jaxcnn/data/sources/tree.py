@@ -47,6 +47,11 @@ def is_junk(name: str) -> bool:
     return name.startswith(".") or name.lower() in JUNK or name.endswith("_boxes.txt")
 
 
+def has_picture_ending(name: str) -> bool:
+    """Returns whether the name of a file has the ending of a picture."""
+    return Image.registered_extensions().get(PurePosixPath(name).suffix.lower()) in FORMATS
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tree:
     """The content of a folder or zip.
@@ -94,8 +99,7 @@ class Tree:
 
     def pictures(self, folder: PurePosixPath) -> list[PurePosixPath]:
         """Returns the files below a folder whose names have the ending of a picture."""
-        formats = Image.registered_extensions()
-        return [path for path in self.files[folder] if formats.get(path.suffix.lower()) in FORMATS]
+        return [path for path in self.files[folder] if has_picture_ending(path.name)]
 
     def loose_pictures(self, folder: PurePosixPath) -> list[PurePosixPath]:
         """Returns the pictures that lie directly in a folder."""

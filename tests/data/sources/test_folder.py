@@ -385,11 +385,37 @@ def test_a_picture_that_vanished_is_named(tmp_path):
 
 def test_a_huge_file_is_named_and_not_read(tmp_path):
     pets = write_class_folders(tmp_path / "pets")
-    with (pets / "cat" / "0.mp4").open("wb") as file:
-        file.truncate(MAX_BYTES + 1)
+    for name in ("0.mp4", "0.png"):
+        with (pets / "cat" / name).open("wb") as file:
+            file.truncate(MAX_BYTES + 1)
     opened = folder_source(str(pets)).open()
-    with pytest.raises(UserError, match=r"cat/0\.mp4 is too large for a picture: 268,435,457 bytes; remove it"):
+    with pytest.raises(UserError, match=r"cat/0\.png is too large for a picture: 268,435,457 bytes; remove it"):
         opened.train[0]
+    # A film is no picture.
+    assert opened.passed_over == ("cat/0.mp4",)
+
+
+def test_files_that_are_no_pictures_are_passed_over(opened):
+    pets = opened("cat/1.png", "cat/list", "dog/1.png")
+    assert pets.passed_over == ()
+    assert len(pets.train) == 3
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_texts_in_class_folders_are_passed_over(tmp_path, kind):
+    pets = write_class_folders(tmp_path / "pets", count=2)
+    (pets / "cat" / "notes.txt").write_text("two cats")
+    (pets / "dog" / "sizes").write_text("1, 2")
+    path = pets if kind == "folder" else zip_folder(pets, tmp_path / "pets.zip")
+    found = folder_source(str(path)).open()
+    assert found.passed_over == ("cat/notes.txt", "dog/sizes")
+    assert [name for name, _ in contents(found.train)] == ["cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png"]
+    assert [picture.file for picture in (found.train[0], found.train[3])] == ["cat/0.png", "dog/1.png"]
+    # A class of nothing else has no pictures.
+    (pets / "cow").mkdir()
+    (pets / "cow" / "notes.txt").write_text("no cow")
+    with pytest.raises(UserError, match="the folder cow has no pictures; add some or remove it"):
+        folder_source(str(pets)).open()
 
 
 def test_every_change_changes_the_key(tmp_path):

@@ -1,0 +1,161 @@
+"""Says what is in a folder of pictures: `python -m jaxcnn.inspect PICTURES [--output findings.json]`."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from jaxcnn import cli, options
+from jaxcnn.data.duplicates import LEAST_SIDE
+from jaxcnn.data.findings import FEW, IMBALANCE
+from jaxcnn.disk import write_atomically
+from jaxcnn.errors import UserError
+from jaxcnn.paths import named_path
+from jaxcnn.run.describe import counted
+from jaxcnn.run.survey_page import render
+from jaxcnn.survey import Survey, survey, to_record
+
+PROG = "python -m jaxcnn.inspect"
+SHOWN = 10
+"""Most classes, files or groups that are printed of each kind; `--output` has all."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The command line of an inspection."""
+
+    output: Path | None = None
+    """JSON file to write all findings to."""
+    page: Path | None = None
+    """HTML page to write, with the pictures that occur more than once side by side."""
+
+    def __post_init__(self) -> None:
+        for name in ("output", "page"):
+            path = getattr(self, name)
+            if path is not None and path.is_dir():
+                raise UserError(f"{name} is {str(path)!r}, which is a folder; give the name of a file in it")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Looks at all pictures of a folder or zip, prints what is in it, and writes the findings."""
+    parsed, words = options.parse_with_words(
+        Arguments(),
+        arguments,
+        prog=f"{PROG} PICTURES",
+        description="Says what is in a folder or zip of pictures, with or without class folders: classes and their "
+        "sizes, files that cannot be read, and pictures that occur more than once, also in several splits or classes.",
+    )
+    if len(words) != 1:
+        raise UserError(f"give one folder or zip of pictures, such as: {PROG} photos --output findings.json")
+    with _progress() as advance:
+        found = survey(named_path(words[0], option="the folder"), advance=advance)
+    record = to_record(found)
+    print_findings(found, record)
+    # Written last, so that the findings are not lost if a file cannot be written.
+    if parsed.output is not None:
+        _write(parsed.output, json.dumps(record, indent=1) + "\n")
+    if parsed.page is not None:
+        _write(parsed.page, render(found, record, page=parsed.page))
+
+
+def print_findings(found: Survey, record: dict[str, Any]) -> None:
+    """Prints the classes as a table, and each kind of finding with some examples."""
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.print(f"{found.where}: {counted(len(found.pictures), 'picture')} in {len(found.names)} classes")
+    for line in describe(record):
+        console.print(f"  {line}")
+    # Classes, the largest first.
+    if found.names:
+        table = Table(box=box.SIMPLE_HEAD)
+        for name in ("class", "training", "validation"):
+            table.add_column(name, justify="left" if name == "class" else "right")
+        train, validation = record["splits"]["train"], record["splits"]["validation"]
+        ranked = sorted(found.names, key=lambda name: -train[name])
+        shown = ranked if len(ranked) <= 2 * SHOWN else [*ranked[:SHOWN], "", *ranked[-SHOWN:]]
+        for name in shown:
+            counts = (f"{train[name]:,}", f"{validation[name]:,}") if name else ("...", "...")
+            table.add_row(Text(cli.printable(name or f"... {len(ranked) - 2 * SHOWN:,} more")), *counts)
+        console.print(table)
+    if found.problem:
+        console.print(cli.printable(f"training would refuse this: {found.problem}"))
+    for title, lines in list_findings(found, record):
+        console.print(title)
+        for line in lines[:SHOWN]:
+            console.print(f"  {cli.printable(line)}")
+        if len(lines) > SHOWN:
+            console.print(f"  ... and {len(lines) - SHOWN:,} more")
+
+
+def describe(record: dict[str, Any]) -> Iterator[str]:
+    """Yields what all pictures have in common, in a line each."""
+    if record["formats"]:
+        yield "formats: " + ", ".join(f"{count:,} {name}" for name, count in record["formats"].items())
+        width, height = record["sizes"]["width"], record["sizes"]["height"]
+        yield f"pixels: {width['least']} to {width['most']} wide, {height['least']} to {height['most']} high"
+    if record["passed_over"]:
+        yield f"{counted(len(record['passed_over']), 'file')} passed over as no picture"
+    if record["imbalance"] >= IMBALANCE:
+        yield f"the largest class has {record['imbalance']:g} times as many training pictures as the smallest"
+
+
+def list_findings(found: Survey, record: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """Yields the kinds of findings, worst first: a title, and a line for each case."""
+    # Groups that spoil something come before those that only waste time.
+    for title, groups in (
+        ("the same picture in several splits, which spoils every measurement", found.leaks),
+        ("the same picture in several classes, so that one label is wrong", found.contradictions),
+        ("duplicates", found.duplicates),
+    ):
+        lines = [f"{' = '.join(found.files(group))} ({describe_distance(group.distance)})" for group in groups]
+        if lines:
+            yield f"{title} ({counted(len(lines), 'group')}):", lines
+    for title, lines in (
+        ("files that cannot be read", list(record["reasons"].values())),
+        (
+            f"classes with fewer than {FEW} training pictures",
+            [f"{name}: {count}" for name, count in record["few"].items()],
+        ),
+        (f"pictures of less than {LEAST_SIDE} pixels", record["tiny"]),
+        ("gray pictures", record["gray"]),
+    ):
+        # If all are gray or tiny, there is nothing odd about one of them.
+        if lines and not (lines in (record["gray"], record["tiny"]) and len(lines) == record["pictures"]):
+            yield f"{title} ({len(lines):,}):", lines
+
+
+def describe_distance(distance: int | None) -> str:
+    """Says how near the pictures of a group are."""
+    return "the same pixels" if distance is None else f"nearly: {distance} of 64 bits of their hashes differ"
+
+
+def _write(path: Path, content: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Names may hold bytes that UTF-8 cannot encode.
+        write_atomically(path, content.encode("utf-8", "replace"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}; give another name") from error
+    print(f"written to {path}", file=sys.stderr)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """Draws a bar on a terminal; yields a function that sets it."""
+    console = Console(stderr=True)
+    columns = (TextColumn("looking at pictures"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+if __name__ == "__main__":
+    cli.run(main, PROG)

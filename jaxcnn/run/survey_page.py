@@ -1,0 +1,87 @@
+"""The findings about a folder of pictures as one self-contained HTML page, with duplicates side by side."""
+
+import base64
+import io
+import os
+import urllib.parse
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from PIL import Image
+
+from jaxcnn.bulk.picture_files import PictureFile
+from jaxcnn.data.decoding import decode
+from jaxcnn.data.duplicates import Group
+from jaxcnn.data.resize import Resize
+from jaxcnn.survey import Survey
+
+GROUPS = 60
+"""Most groups of each kind on the page."""
+
+MEMBERS = 8
+"""Most pictures of a group that are shown."""
+
+SIDE = 128
+"""Side of a picture on the page in pixels."""
+
+
+def render(found: Survey, record: dict[str, Any], *, page: Path) -> str:
+    """Returns the page as HTML. Names of files and classes are escaped.
+
+    Args:
+      found: the findings.
+      record: the same as JSON values.
+      page: where the page will be, for links to the files.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("jaxcnn.run"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    sections = {
+        "The same picture in several splits": found.leaks,
+        "The same picture in several classes": found.contradictions,
+        "Duplicates": found.duplicates,
+    }
+    shown = {
+        title: (len(groups), [_show_group(found, group, page) for group in groups[:GROUPS]])
+        for title, groups in sections.items()
+    }
+    return environment.get_template("survey.html").render(found=found, record=record, sections=shown)
+
+
+def _show_group(found: Survey, group: Group, page: Path) -> dict[str, Any]:
+    """Returns how near a group is, and its pictures with their places."""
+    members = [found.pictures[row] for row in group.rows[:MEMBERS]]
+    return {
+        "distance": group.distance,
+        "more": len(group.rows) - len(members),
+        "pictures": [
+            {
+                "png": _encode(seen.file),
+                "name": seen.file.name,
+                "href": link_to(seen.file, page),
+                "place": ", ".join(filter(None, (seen.place.name, seen.place.split))),
+                "size": f"{seen.width}x{seen.height}",
+            }
+            for seen in members
+        ],
+    }
+
+
+def link_to(file: PictureFile, page: Path) -> str | None:
+    """Returns the address of a file as seen from a page; None for a file in a zip."""
+    if file.archive is not None:
+        return None
+    return urllib.parse.quote(os.path.relpath(file.name, page.parent).encode("utf-8", "surrogateescape"))
+
+
+def _encode(file: PictureFile) -> str:
+    """Returns a picture as a data URL."""
+    pixels = decode(file.read(), size=SIDE, resize=Resize(mode="pad"), where=file.name)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

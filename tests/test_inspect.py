@@ -1,0 +1,168 @@
+"""The command that says what is in a folder: every planted fault is found, none is invented."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxcnn import data
+from jaxcnn.config import DataConfig
+from jaxcnn.data.findings import check_findings
+from jaxcnn.errors import UserError
+from jaxcnn.inspect import main
+
+
+def draw(seed: int) -> Image.Image:
+    coarse = np.random.default_rng(seed).integers(0, 256, (7, 9, 3), np.uint8)
+    return Image.fromarray(coarse).resize((160, 120), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def clean(tmp_path, monkeypatch):
+    """`pets` with two classes of 12 training and 3 validation pictures, all different, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    for number, (split, name) in enumerate((split, name) for split in ("train", "val") for name in ("cat", "dog")):
+        folder = tmp_path / "pets" / split / name
+        folder.mkdir(parents=True)
+        for i in range(12 if split == "train" else 3):
+            draw(100 * number + i).save(folder / f"{i}.jpg", quality=90)
+    return tmp_path / "pets"
+
+
+@pytest.fixture
+def spoiled(clean):
+    """The same with one fault of every kind."""
+    shutil.copy(clean / "train/cat/3.jpg", clean / "val/cat/copy.jpg")
+    draw(101).resize((90, 67)).save(clean / "val/dog/smaller.png")
+    draw(5).save(clean / "train/dog/wrong.jpg", quality=50)
+    shutil.copy(clean / "train/dog/7.jpg", clean / "train/dog/again.jpg")
+    (clean / "train/dog/broken.jpg").write_bytes(b"nothing")
+    (clean / "train/cat/notes.txt").write_text("read me")
+    (clean / "test" / "cat").mkdir(parents=True)
+    draw(9).save(clean / "test/cat/seen.png")
+    Image.new("RGB", (9, 9), "gray").save(clean / "train/cat/tiny.png")
+    return clean
+
+
+LEAKS = [
+    ["pets/test/cat/seen.png", "pets/train/cat/9.jpg"],
+    ["pets/train/cat/3.jpg", "pets/val/cat/copy.jpg"],
+    ["pets/train/dog/1.jpg", "pets/val/dog/smaller.png"],
+]
+CONTRADICTION = ["pets/train/cat/5.jpg", "pets/train/dog/wrong.jpg"]
+REPEATED = ["pets/train/dog/7.jpg", "pets/train/dog/again.jpg"]
+
+
+def findings(*arguments: str) -> dict:
+    main([*arguments, "--output", "findings.json"])
+    with open("findings.json") as file:
+        return json.load(file)
+
+
+def test_every_planted_fault_is_found(spoiled, capsys):
+    found = findings("pets")
+    assert found["classes"] == {"cat": 17, "dog": 18}
+    assert found["splits"] == {"train": {"cat": 13, "dog": 14}, "validation": {"cat": 4, "dog": 4}}
+    assert found["broken"] == ["pets/train/dog/broken.jpg"]
+    assert found["passed_over"] == ["pets/train/cat/notes.txt"]
+    assert sorted(map(sorted, found["leaks"])) == LEAKS
+    assert list(map(sorted, found["contradictions"])) == [CONTRADICTION]
+    assert sorted(map(sorted, found["duplicates"])) == sorted([*LEAKS, CONTRADICTION, REPEATED])
+    distances = {
+        tuple(sorted(group)): near for group, near in zip(found["duplicates"], found["distances"], strict=True)
+    }
+    assert distances[tuple(REPEATED)] is None
+    assert distances[tuple(CONTRADICTION)] <= 8
+    assert found["gray"] == found["tiny"] == ["pets/train/cat/tiny.png"]
+    said = capsys.readouterr().out
+    assert "pets: 36 pictures in 2 classes" in said
+    assert "the same picture in several splits, which spoils every measurement (3 groups):" in said
+    assert "pets/train/dog/7.jpg = pets/train/dog/again.jpg (the same pixels)" in said
+
+
+def test_nothing_is_invented(clean, capsys):
+    found = findings("pets")
+    for name in ("broken", "duplicates", "leaks", "contradictions", "gray", "tiny", "passed_over"):
+        assert found[name] == [], name
+    assert found["few"] == {}
+    assert found["formats"] == {"JPEG": 30}
+    assert found["sizes"]["width"] == {"least": 160, "median": 160, "most": 160}
+
+
+def test_a_zip_a_folder_without_classes_and_the_page(spoiled):
+    shutil.make_archive("pets", "zip", ".", "pets")
+    main(["pets.zip", "--page", "out/page.html"])
+    page = (spoiled.parent / "out/page.html").read_text()
+    assert page.count("<figure>") == 2 * 3 + 2 + 2 * 5
+    assert "http" not in page
+    # Links lead to the files.
+    main(["pets", "--page", "out/page.html"])
+    page = (spoiled.parent / "out/page.html").read_text()
+    assert 'href="../pets/train/dog/again.jpg"' in page
+    found = findings("pets/train/cat")
+    assert found["classes"] == {}
+    assert "has no class folders" in found["problem"]
+    assert found["pictures"] == 13
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give one folder or zip of pictures"),
+        (["pets", "pets"], "give one folder or zip of pictures"),
+        (["absent"], "absent does not exist"),
+        (["pets/train/cat/3.jpg"], r"3\.jpg is a file; give a folder or a zip of pictures"),
+        (["pets", "--output", "pets"], "output is 'pets', which is a folder"),
+    ],
+)
+def test_mistakes_are_one_line(clean, arguments, message):
+    with pytest.raises(UserError, match=message) as raised:
+        main(arguments)
+    assert "\n" not in str(raised.value)
+
+
+def config(**settings: object) -> DataConfig:
+    return DataConfig(source="pets", cache_dir="cache", image_size=64, **settings)
+
+
+def test_training_stops_at_leaks_unless_they_are_allowed(spoiled):
+    (spoiled / "train/dog/broken.jpg").unlink()
+    message = (
+        r"^1 of 8 validation pictures of pets are training pictures too, such as val/cat/copy.jpg = train/cat/3.jpg; "
+        r"`python -m jaxcnn.inspect pets` lists them: .* remove one of each, or allow them with --data.allow_leaks$"
+    )
+    with pytest.raises(UserError, match=message):
+        check_findings(data.load(config()), config())
+    leak, *oddities = check_findings(data.load(config()), config(allow_leaks=True))
+    assert leak.startswith("1 of 8 validation pictures of pets are training pictures too")
+    assert oddities == [
+        "1 validation pictures are nearly the same as training pictures: their accuracy says less",
+        "2 pictures are in several classes, the same or nearly so; one label is wrong",
+        "2 of 27 training pictures repeat another one",
+        "1 of 27 training pictures are gray, such as train/cat/tiny.png",
+        "1 of 27 training pictures are tiny, such as train/cat/tiny.png",
+    ]
+
+
+def test_training_says_nothing_about_clean_pictures(clean):
+    assert check_findings(data.load(config()), config()) == []
+
+
+def test_leaks_depend_on_what_is_held_out(clean):
+    """Two copies in one class folder leak only if they are on different sides of the split."""
+    shutil.copy(clean / "train/cat/3.jpg", clean / "train/cat/copy.jpg")
+    refused = 0
+    for seed in range(12):
+        settings = config(validation_fraction=0.3, split_seed=seed)
+        dataset = data.load(settings)
+        sides = {dataset.train.file(row) for row in range(len(dataset.train))}
+        leaks = len({"train/cat/3.jpg", "train/cat/copy.jpg"} & sides) == 1
+        if leaks:
+            refused += 1
+            with pytest.raises(UserError, match="validation pictures of pets are training pictures too"):
+                check_findings(dataset, settings)
+        else:
+            check_findings(dataset, settings)
+    assert 0 < refused < 12

@@ -17,13 +17,21 @@ from jaxcnn.config import DataConfig
 from jaxcnn.errors import UserError
 from jaxcnn.evaluation import SplitName, choose_splits, measure, with_mirror_image
 from jaxcnn.evaluation_data import data_config_of, load_evaluation_data
-from jaxcnn.evaluation_record import check_replaceable, describe_measured, write_evaluation
+from jaxcnn.evaluation_record import (
+    check_replaceable,
+    describe_measured,
+    measure_all,
+    predictions_path,
+    write_evaluation,
+    write_predictions,
+)
 from jaxcnn.leakage import is_same_data
 from jaxcnn.metrics import Evaluation
 from jaxcnn.run.workdir import Workdir
 
 PROG = "python -m jaxcnn.evaluate"
 _FIGURES = {"top1": "top-1", "top5": "top-5", "loss": "loss", "ece": "calibration error"}
+_BY_CLASS = {"balanced_accuracy": "balanced accuracy", "precision": "mean precision", "f1": "mean F1"}
 
 
 @dataclass(frozen=True)
@@ -38,8 +46,9 @@ class Arguments:
     """Also measure with the probabilities of each picture and its mirror image averaged. On by default if the model was
     trained with mirror images."""
     output: Path | None = None
-    """The JSON file to write. None: evaluation.json in the workdir, or beside its model.onnx. Other models and other
-    pictures get a longer name, such as evaluation-model.int8.json or evaluation-all-other.json."""
+    """The JSON file to write; what the model says about each picture goes beside it, as CSV. None: evaluation.json and
+    predictions.csv in the workdir, or beside its model.onnx. Other models and other pictures get longer names, such as
+    evaluation-model.int8.json or evaluation-all-other.json."""
 
     def __post_init__(self) -> None:
         if self.output is not None and self.output.is_dir():
@@ -72,7 +81,9 @@ def main(arguments: Sequence[str]) -> None:
     print_evaluation(evaluation, names=classifier.names, title=title, flipped=flipped)
     about = describe_measured(classifier, dataset=dataset, split=parsed.split)
     write_evaluation(evaluation, output, names=classifier.names, about=about, flipped=flipped)
-    Console(highlight=False).print(_label(f"written to {output}"), soft_wrap=True)
+    predictions = predictions_path(output)
+    write_predictions(evaluation, predictions, names=classifier.names, splits=splits)
+    Console(highlight=False).print(_label(f"written to {output} and {predictions}"), soft_wrap=True)
 
 
 def parse(defaults: Arguments, arguments: Sequence[str]) -> Arguments:
@@ -113,6 +124,9 @@ def print_evaluation(
     figures = _table("", *[">"] if flipped is None else [">plain", ">with mirror image"])
     for key, label in _FIGURES.items():
         figures.add_row(label, *(f"{column.scalars()[key]:.4f}" for column in columns))
+    measured = [measure_all(column) for column in columns]
+    for key, label in _BY_CLASS.items():
+        figures.add_row(label, *(f"{column[key]:.4f}" for column in measured))
     figures.add_row("pictures", f"{evaluation.count:,}")
     # Where it fails most.
     worst = _table("worst classes", ">top-1", ">pictures")

@@ -1,6 +1,10 @@
 """The record of an evaluation: `evaluation.json` in a workdir, and files like it."""
 
+import csv
+import io
+import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from jaxcnn.classifier import Classifier
-from jaxcnn.data import Dataset
+from jaxcnn.data import Dataset, Split
 from jaxcnn.disk import write_atomically
 from jaxcnn.errors import UserError
+from jaxcnn.intervals import bootstrap_intervals, measure_classes, measure_macro, wilson_interval
 from jaxcnn.metrics import Evaluation
 
 
@@ -64,14 +69,20 @@ def to_record(evaluation: Evaluation, *, names: Sequence[str], flipped: Evaluati
     """
     # Examples of each class are the rows of the confusion matrix.
     bins = evaluation.reliability
-    counts = evaluation.confusion.sum(axis=1)
+    counts, by_class = evaluation.confusion.sum(axis=1), measure_classes(evaluation.confusion)
     return {
         "count": evaluation.count,
         **evaluation.scalars(),
+        **measure_all(evaluation),
         **({} if flipped is None else {"with_flip": flipped.scalars()}),
         "per_class": [
-            {"name": name, "count": int(count), "top1": _number(top1)}
-            for name, count, top1 in zip(names, counts, evaluation.per_class, strict=True)
+            {
+                "name": name,
+                "count": int(count),
+                "top1": _number(top1),
+                **{key: _number(shares[label]) for key, shares in by_class.items()},
+            }
+            for label, (name, count, top1) in enumerate(zip(names, counts, evaluation.per_class, strict=True))
         ],
         "reliability": [
             {"count": int(count), "confidence": _number(confidence), "accuracy": _number(accuracy)}
@@ -81,6 +92,67 @@ def to_record(evaluation: Evaluation, *, names: Sequence[str], flipped: Evaluati
     }
 
 
+def measure_all(evaluation: Evaluation) -> dict[str, Any]:
+    """Returns the metrics that weigh all classes alike, and under `intervals` the 95% interval of each share.
+
+    They are `balanced_accuracy`, which is the mean recall, and the means of `precision`, `recall` and `f1`.
+    """
+    macro = measure_macro(evaluation.confusion)
+    intervals = bootstrap_intervals(evaluation.confusion)
+    shares = {"top1": evaluation.top1, "top5": evaluation.top5}
+    return {
+        "balanced_accuracy": macro["recall"],
+        **macro,
+        "intervals": {
+            **{name: wilson_interval(share, evaluation.count) for name, share in shares.items()},
+            "balanced_accuracy": intervals["recall"],
+            **intervals,
+        },
+    }
+
+
+PREDICTIONS = ("file", "true_class", "predicted_class", "probability", "true_probability", "loss")
+"""First columns of a file of predictions; `class_2`, `probability_2` and so on follow."""
+
+
+def predictions_path(evaluation: Path) -> Path:
+    """Returns the file of predictions beside an evaluation: `predictions.csv` beside `evaluation.json`."""
+    stem = evaluation.stem
+    name = stem.replace("evaluation", "predictions", 1) if stem.startswith("evaluation") else f"{stem}-predictions"
+    return evaluation.with_name(f"{name}.csv")
+
+
+def write_predictions(evaluation: Evaluation, path: Path, *, names: Sequence[str], splits: Sequence[Split]) -> None:
+    """Writes what the model says about each picture as CSV.
+
+    Args:
+      evaluation: of the pictures.
+      path: the file, replaced as a whole.
+      names: class names.
+      splits: the pictures in the order of the evaluation.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    kept = evaluation.top.shape[1]
+    further = [f"{kind}_{rank}" for rank in range(2, kept + 1) for kind in ("class", "probability")]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*PREDICTIONS, *further])
+    files = (split.file(row) for split in splits for row in range(len(split)))
+    for number, file in enumerate(files):
+        ranked = zip(evaluation.top[number], evaluation.shares[number], strict=True)
+        (predicted, share), *others = [(names[label], f"{share:.6f}") for label, share in ranked]
+        loss = float(evaluation.losses[number])
+        true = names[evaluation.labels[number]]
+        own = f"{math.exp(-loss):.6f}"
+        writer.writerow([file, true, predicted, share, own, f"{loss:.6f}", *itertools.chain.from_iterable(others)])
+    try:
+        write_atomically(path, text.getvalue().encode("utf-8", "surrogateescape"))
+    except OSError as error:
+        raise UserError(f"the predictions cannot be written to {path}: {error.strerror}; run again") from error
+
+
 def check_replaceable(path: Path) -> None:
     """Raises UserError if a file exists that is not an evaluation, such as a model or the settings of a run."""
     if path.exists() and not _is_record(path):
@@ -88,6 +160,21 @@ def check_replaceable(path: Path) -> None:
             f"the evaluation would overwrite {path}, which is something else; give the name of a new file, or of an "
             "earlier evaluation, with --output"
         )
+    predictions = predictions_path(path)
+    if predictions.exists() and not _are_predictions(predictions):
+        raise UserError(
+            f"the predictions would overwrite {predictions}, which is something else; give another --output"
+        )
+
+
+def _are_predictions(path: Path) -> bool:
+    """Returns whether a file has predictions, or is empty."""
+    start = ",".join(PREDICTIONS).encode()
+    try:
+        with path.open("rb") as file:
+            return file.read(len(start)) in (b"", start)
+    except OSError:
+        return False
 
 
 def _is_record(path: Path) -> bool:

@@ -19,6 +19,9 @@ from jaxtyping import Bool, Float32, Float64, Int32, Int64
 CALIBRATION_BINS = 15
 """Bins of the calibration error, as many as in Guo et al. 2017, "On Calibration of Modern Neural Networks"."""
 
+KEPT = 5
+"""Classes of each example whose probabilities are kept."""
+
 
 class Outcomes(NamedTuple):
     """What a model made of n examples, in their order.
@@ -29,6 +32,8 @@ class Outcomes(NamedTuple):
       rank: number of classes that the model ranks before the true one, int32 [n]; 0 for a correct prediction.
       confidence: softmax probability of the predicted class, float64 [n].
       loss: cross-entropy in nats, float64 [n].
+      top: the `KEPT` most probable classes, or all if there are fewer, int32 [n, kept].
+      shares: their softmax probabilities, float64 [n, kept].
     """
 
     labels: Int32[np.ndarray, " n"]
@@ -36,6 +41,8 @@ class Outcomes(NamedTuple):
     rank: Int32[np.ndarray, " n"]
     confidence: Float64[np.ndarray, " n"]
     loss: Float64[np.ndarray, " n"]
+    top: Int32[np.ndarray, "n kept"]
+    shares: Float64[np.ndarray, "n kept"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +99,10 @@ class Evaluation:
       reliability: the bins that `ece` is computed from.
       predicted: predicted class of each example, in the order of the split, int32 [count].
       confidence: probability of each prediction, float64 [count].
+      labels: true class of each example, int32 [count].
+      losses: cross-entropy of each example in nats, float64 [count].
+      top: the `KEPT` most probable classes of each example, or all if there are fewer, int32 [count, kept].
+      shares: their probabilities, float64 [count, kept].
     """
 
     top1: float
@@ -104,6 +115,10 @@ class Evaluation:
     reliability: Reliability
     predicted: Int32[np.ndarray, " count"]
     confidence: Float64[np.ndarray, " count"]
+    labels: Int32[np.ndarray, " count"]
+    losses: Float64[np.ndarray, " count"]
+    top: Int32[np.ndarray, "count kept"]
+    shares: Float64[np.ndarray, "count kept"]
 
     def scalars(self) -> dict[str, float]:
         """The metrics that are one number, by name: `loss`, `top1`, `top5` and `ece`."""
@@ -148,12 +163,15 @@ def score(
     # Log softmax, shifted so that no exponential overflows.
     shifted = values - values.max(axis=1, keepdims=True)
     log_total = np.log(np.exp(shifted).sum(axis=1))
+    top = np.argsort(-values, axis=1, kind="stable")[:, :KEPT]
     return Outcomes(
         labels=labels,
         predicted=values.argmax(axis=1).astype(np.int32),
         rank=rank.astype(np.int32),
         confidence=np.exp(-log_total),
         loss=log_total - np.take_along_axis(shifted, labels[:, None], axis=1)[:, 0],
+        top=top.astype(np.int32),
+        shares=np.exp(np.take_along_axis(shifted, top, axis=1) - log_total[:, None]),
     )
 
 
@@ -164,7 +182,7 @@ def summarize(batches: Sequence[Outcomes], *, classes: int) -> Evaluation:
       batches: outcomes of all its examples, at least one, in batches of any size.
       classes: number of classes.
     """
-    labels, predicted, rank, confidence, loss = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+    labels, predicted, rank, confidence, loss, top, shares = map(np.concatenate, zip(*batches, strict=True))
     # Confusion matrix: each pair of true and predicted class is one number.
     cells = np.bincount(labels.astype(np.int64) * classes + predicted, minlength=classes**2)
     confusion = cells.reshape(classes, classes)
@@ -180,6 +198,10 @@ def summarize(batches: Sequence[Outcomes], *, classes: int) -> Evaluation:
         reliability=reliability,
         predicted=predicted,
         confidence=confidence,
+        labels=labels,
+        losses=loss,
+        top=top,
+        shares=shares,
     )
 
 

@@ -24,7 +24,7 @@ from jaxcnn.disk import check_room
 from jaxcnn.distributed import describe_devices, place_state
 from jaxcnn.errors import UserError
 from jaxcnn.evaluation import compute_logits, measure, with_mirror_image
-from jaxcnn.evaluation_record import describe_measured, write_evaluation
+from jaxcnn.evaluation_record import describe_measured, predictions_path, write_evaluation, write_predictions
 from jaxcnn.fitted_head import start_with_fitted_head
 from jaxcnn.leakage import check_no_leakage, describe_overlap
 from jaxcnn.loop import Run, evaluate_variables, fit, initial_state, prepare
@@ -171,6 +171,7 @@ def _conclude(run: Run, workdir: str | Path) -> Evaluation:
     flipped = measure_split(with_mirror_image(classifier.logits), held_out) if run.config.mirrors else None
     about = describe_measured(classifier, dataset=run.dataset, split="validation")
     write_evaluation(evaluation, folder.evaluation, names=classifier.names, about=about, flipped=flipped)
+    write_predictions(evaluation, predictions_path(folder.evaluation), names=classifier.names, splits=[held_out])
     report.write_report(folder.path, evaluation, run.dataset, calibration=calibration)
     try:
         export.export_workdir(folder.path, pictures=held_out.shown[:7])

@@ -1,5 +1,6 @@
 """The evaluation command on real files: figures, record, printed tables, and errors of the user."""
 
+import csv
 import dataclasses
 import json
 import os
@@ -116,6 +117,47 @@ def test_an_onnx_file(exported, capsys):
     worst, confused = printed.split("worst classes")[1].split("true class")
     assert worst.index("c blue") < worst.index("a red")
     assert confused.index("c blue") < confused.index("b green")
+
+
+def test_metrics_of_classes_have_intervals(exported, capsys):
+    main([str(exported)])
+    record = json.loads((exported.parent / "evaluation.json").read_text())
+    assert record["balanced_accuracy"] == record["recall"] == pytest.approx(8 / 9)
+    assert record["precision"] == pytest.approx((1 + 3 / 4 + 1) / 3)
+    assert record["f1"] == pytest.approx((1 + 6 / 7 + 4 / 5) / 3)
+    assert [entry["precision"] for entry in record["per_class"]] == pytest.approx([1, 3 / 4, 1])
+    assert [entry["f1"] for entry in record["per_class"]] == pytest.approx([1, 6 / 7, 4 / 5])
+    for name, (low, high) in record["intervals"].items():
+        assert 0 <= low <= record[name] <= high + 1e-9 <= 1 + 1e-9, name
+    assert record["intervals"].keys() >= {"top1", "top5", "balanced_accuracy", "precision", "recall", "f1"}
+    assert "balanced accuracy" in capsys.readouterr().out
+
+
+def test_every_picture_keeps_its_name(exported, pictures, tmp_path):
+    main([str(exported)])
+    with (exported.parent / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["file"] for row in rows] == [f"val/{name}/{i}.png" for name in NAMES for i in range(3)]
+    assert all((pictures / row["file"]).is_file() for row in rows)
+    assert [row["true_class"] for row in rows] == [name for name in NAMES for _ in range(3)]
+    wrong = [row for row in rows if row["true_class"] != row["predicted_class"]]
+    assert [(row["file"], row["predicted_class"]) for row in wrong] == [("val/c blue/0.png", "b green")]
+    # Its logits are -10, 100 and -90.
+    assert float(wrong[0]["loss"]) == pytest.approx(190)
+    assert (float(wrong[0]["probability"]), float(wrong[0]["true_probability"])) == (1, 0)
+    assert (wrong[0]["class_2"], wrong[0]["class_3"]) == ("a red", "c blue")
+    # Other pictures, and other names.
+    main([str(exported), "--split", "all", "--output", str(tmp_path / "mine.json")])
+    with (tmp_path / "mine-predictions.csv").open(newline="") as file:
+        files = [row["file"] for row in csv.DictReader(file)]
+    assert [name.partition("/")[0] for name in files] == ["train"] * 12 + ["val"] * 9
+
+
+def test_a_file_that_happens_to_have_the_name_of_the_predictions_is_not_replaced(exported):
+    (exported.parent / "predictions.csv").write_text("name,age\n")
+    with pytest.raises(UserError, match=r"would overwrite .*predictions.csv, which is something else"):
+        main([str(exported)])
+    assert (exported.parent / "predictions.csv").read_text() == "name,age\n"
 
 
 def test_training_pictures_get_a_record_of_their_own(exported):

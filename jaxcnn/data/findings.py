@@ -22,7 +22,7 @@ IMBALANCE = 10
 def check_findings(dataset: Dataset, config: DataConfig) -> list[str]:
     """Returns what is odd about the pictures of a run, in one line each.
 
-    Data sets that have a name, such as those of TFDS, are what they are: only what spoils a measurement is said.
+    Data sets with a name, such as `tfds:NAME`, are published as they are: only what spoils a measurement is said.
 
     Raises:
       UserError: pictures of a folder are in training as well as in validation, which `config` does not allow.

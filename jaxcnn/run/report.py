@@ -5,9 +5,12 @@ import dataclasses
 import io
 import json
 import math
+import os
 import statistics
-from collections.abc import Sequence
+import urllib.parse
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +25,12 @@ from scipy.cluster import hierarchy
 from jaxcnn import models
 from jaxcnn.calibration import Calibration
 from jaxcnn.config import AugmentConfig, Config
-from jaxcnn.data import Dataset, Split
+from jaxcnn.data import Dataset, Split, is_named
 from jaxcnn.data.batches import steps_per_epoch
 from jaxcnn.disk import write_atomically
 from jaxcnn.errors import UserError
+from jaxcnn.intervals import bootstrap_intervals, measure_classes, measure_macro, wilson_interval
+from jaxcnn.label_errors import find_hardest, find_label_errors
 from jaxcnn.metrics import Evaluation
 from jaxcnn.run.charts import INK, TRAIN, VALIDATION, Curve, draw_curves, draw_reliability
 from jaxcnn.run.cost import format_duration
@@ -53,11 +58,19 @@ TABLE_LIMIT = 25
 MAP_LIMIT = 1000
 """Largest number of classes with such an image; with more, only the most frequent confusions are listed."""
 PICTURES = 24
-"""Pictures in each of the two galleries."""
+"""Most pictures in a gallery."""
+HARDEST = 4
+"""Pictures of each class in the gallery of the hardest."""
+HARD_CLASSES = 25
+"""Most classes in that gallery; with more, the worst ones."""
 THUMBNAIL = 128
 """Largest side of a picture on the page, in pixels."""
 CURVE_POINTS = 200
 """Largest number of points of a training curve; more would only show noise."""
+
+
+type Link = Callable[[str], str | None]
+"""Returns the address of a picture's file for the page, or None if it cannot be opened."""
 
 
 def write_report(workdir: Path, evaluation: Evaluation, dataset: Dataset, *, calibration: Calibration) -> Path:
@@ -90,6 +103,7 @@ def write_report(workdir: Path, evaluation: Evaluation, dataset: Dataset, *, cal
         evaluation=evaluation,
         calibration=calibration,
         dataset=dataset,
+        link=partial(link_to, Workdir(workdir)),
     )
     try:
         # A folder's name, and so a class name, may hold bytes that UTF-8 cannot encode.
@@ -107,6 +121,7 @@ def render(
     evaluation: Evaluation,
     calibration: Calibration,
     dataset: Dataset,
+    link: Link = lambda file: None,
 ) -> str:
     """Returns the page as HTML. Class names and other untrusted text are escaped."""
     config, best = sessions[-1].config, log.validation_of(calibration.step)
@@ -118,6 +133,9 @@ def render(
         calibration=calibration,
         pictures=counted(evaluation.count, "held-out picture"),
         interval=wilson_interval(evaluation.top1, evaluation.count),
+        interval5=wilson_interval(evaluation.top5, evaluation.count),
+        macro=measure_macro(evaluation.confusion),
+        macro_intervals=bootstrap_intervals(evaluation.confusion),
         facts=describe_run(sessions, log, dataset, earlier=earlier),
         epochs=config.epochs,
         frozen=config.is_frozen,
@@ -141,8 +159,7 @@ def render(
         reliability=Markup(draw_reliability(evaluation.reliability)),  # noqa: S704 drawn here
         mean_confidence=float(evaluation.confidence.mean()),
         # Galleries.
-        mistakes=show_pictures(dataset.validation, evaluation, confident_mistakes(evaluation, dataset.validation)),
-        examples=show_pictures(dataset.validation, evaluation, evenly_spaced(evaluation.count)),
+        **show_galleries(evaluation, dataset, link=link),
         pixelated=dataset.validation.shown.shape[1] < 96,
     )
 
@@ -259,10 +276,10 @@ def average_records(records: Sequence[TrainRecord]) -> list[dict[str, float]]:
 def describe_classes(evaluation: Evaluation, names: Sequence[str]) -> list[dict[str, Any]]:
     """Returns a record for each class.
 
-    Its keys are `name`, `count`, `top1` (None without pictures), `row` (of the confusion matrix) and `mistaken_for`:
-    the three classes that are most often predicted instead, with their counts.
+    Its keys are `name`, `count`, `top1` (None without pictures), `precision`, `f1`, `row` (of the confusion matrix) and
+    `mistaken_for`: the three classes that are most often predicted instead, with their counts.
     """
-    records = []
+    records, shares = [], measure_classes(evaluation.confusion)
     for label, name in enumerate(names):
         # The row of the confusion matrix without its diagonal has the mistakes.
         mistakes = evaluation.confusion[label].copy()
@@ -273,6 +290,8 @@ def describe_classes(evaluation: Evaluation, names: Sequence[str]) -> list[dict[
                 "name": name,
                 "count": count,
                 "top1": float(evaluation.per_class[label]) if count else None,
+                "precision": float(shares["precision"][label]),
+                "f1": float(shares["f1"][label]),
                 "row": evaluation.confusion[label].tolist(),
                 "mistaken_for": [(names[other], int(mistakes[other])) for other in frequent],
             }
@@ -326,17 +345,47 @@ def evenly_spaced(count: int) -> list[int]:
     return [int(position) for position in np.unique(np.linspace(0, count - 1, PICTURES).round())]
 
 
-def show_pictures(split: Split, evaluation: Evaluation, positions: Sequence[int]) -> list[dict[str, Any]]:
-    """Returns pictures of a split as data URLs, with their true and predicted classes and the confidence."""
+def show_galleries(evaluation: Evaluation, dataset: Dataset, *, link: Link) -> dict[str, Any]:
+    """Returns the galleries of the page by name, each a list of pictures as `show_pictures` returns them.
+
+    `hardest` is a list of class names with such a list; `label_errors` is the number of likely wrong labels.
+    """
+    show = partial(show_pictures, dataset.validation, evaluation, link=link)
+    errors = find_label_errors(evaluation)
+    worst = evaluation.worst_classes()[:HARD_CLASSES]
+    return {
+        "mistakes": show(confident_mistakes(evaluation, dataset.validation)),
+        "suspects": show([error.position for error in errors[:PICTURES]]),
+        "label_errors": len(errors),
+        "hardest": [(dataset.names[label], show(find_hardest(evaluation, label, HARDEST))) for label in worst],
+        "examples": show(evenly_spaced(evaluation.count)),
+    }
+
+
+def show_pictures(
+    split: Split, evaluation: Evaluation, positions: Sequence[int], *, link: Link
+) -> list[dict[str, Any]]:
+    """Returns pictures of a split as data URLs, with file, true and predicted class, and the confidence."""
     return [
         {
             "png": encode_png(make_thumbnail(np.asarray(split.shown[position]))),
+            "file": split.file(position),
+            "href": link(split.file(position)),
             "true": int(split.labels[position]),
             "predicted": int(evaluation.predicted[position]),
             "confidence": float(evaluation.confidence[position]),
         }
         for position in positions
     ]
+
+
+def link_to(workdir: Workdir, file: str) -> str | None:
+    """Returns the address of a picture's file as seen from the report; None if it is no file on this disk."""
+    source = workdir.read_data_config().source
+    path = Path(source, file)
+    if is_named(source) or not path.is_file():
+        return None
+    return urllib.parse.quote(os.fsencode(os.path.relpath(path, workdir.path)))
 
 
 def make_thumbnail(pixels: UInt8[np.ndarray, "height width 3"]) -> Image.Image:
@@ -351,11 +400,3 @@ def encode_png(picture: Image.Image) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """Returns the 95% confidence interval of a share (Wilson 1927), which is also valid near 0 and 1."""
-    z = statistics.NormalDist().inv_cdf(0.975)
-    center = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    margin = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
-    return center - margin, center + margin

@@ -57,6 +57,7 @@ def _show_group(found: Survey, group: Group, page: Path) -> dict[str, Any]:
     """Returns how near a group is, and its pictures with their places."""
     members = [found.pictures[row] for row in group.rows[:MEMBERS]]
     return {
+        "same": group.distance is None,
         "distance": group.distance,
         "more": len(group.rows) - len(members),
         "pictures": [

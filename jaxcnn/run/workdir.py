@@ -8,7 +8,7 @@ earlier_sessions.json                                report.html       the run a
                    settings and hardware before      model.onnx        the best checkpoint, exported
 earlier_trainings.json                               model.json        its description, for runtimes
                    of the initial weights            model/            its model card and an example
-checkpoints/STEP/  parameters and training state
+checkpoints/STEP/  parameters and training state     predictions.csv   what it says about each validation picture
 """
 
 import dataclasses

@@ -14,21 +14,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from log_lines import LINES, train_record
 from PIL import Image
-from scipy.stats import binomtest
 
 from jaxcnn import models
 from jaxcnn.calibration import Calibration
 from jaxcnn.config import AugmentConfig, Config, DataConfig, ModelConfig
 from jaxcnn.data import Dataset, Split
+from jaxcnn.data.split import facts_type
 from jaxcnn.errors import UserError
+from jaxcnn.label_errors import find_hardest, find_label_errors
 from jaxcnn.metrics import score, summarize
 from jaxcnn.run import charts, report, workdir
 from jaxcnn.run.lineage import Training, record_earlier
-from jaxcnn.run.report import wilson_interval, write_report
+from jaxcnn.run.report import write_report
 from jaxcnn.run.sessions import record_session
 from jaxcnn.run.workdir import Classes, Workdir, environment
 
@@ -118,13 +117,6 @@ def decode(source):
     return Image.open(io.BytesIO(base64.b64decode(source.removeprefix("data:image/png;base64,"))))
 
 
-@given(count=st.integers(1, 10_000), right=st.floats(0, 1))
-def test_interval_is_wilsons(count, right):
-    correct = round(right * count)
-    expected = binomtest(correct, count).proportion_ci(method="wilson")
-    assert wilson_interval(correct / count, count) == pytest.approx((expected.low, expected.high), abs=1e-9)
-
-
 @pytest.mark.parametrize("count", [1, 200, 201, 1999])
 def test_long_curves_are_averaged(count):
     values = np.random.default_rng(0).normal(size=count)
@@ -190,6 +182,33 @@ def test_counts_of_one_are_singular(tmp_path, monkeypatch):
     assert "1 epoch of 12 steps" in page.text
     assert ", 1 core Software" in page.text
     assert not re.search(r"\b1 (epoch|picture|step|core|class)e?s\b", page.text.replace("1 validation pictures", ""))
+
+
+def test_pictures_have_names_and_links(tmp_path):
+    source = tmp_path / "pets"
+    (source / "val").mkdir(parents=True)
+    for row in range(0, 40, 2):
+        (source / "val" / f"a #{row}.png").touch()
+    facts = np.zeros(40, facts_type(20))
+    facts["file"] = [f"val/a #{number}.png".encode() for number in range(40)]
+    dataset = make_dataset("abc")
+    dataset = dataclasses.replace(dataset, validation=dataclasses.replace(dataset.validation, facts=facts))
+    config = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, source=str(source)))
+    run = Workdir(tmp_path / "runs" / "1")
+    run.record(config, Classes(dataset.names, (), dataset.name, dataset.license))
+    (run.path / "metrics.jsonl").write_text("".join(line + "\n" for line in LINES))
+    evaluation = measure(dataset, skill=0.5)
+    page = Page(write_report(run.path, evaluation, dataset, calibration=CALIBRATION).read_text())
+    # Only files that are there are links.
+    hardest = find_hardest(evaluation, 0, 4)
+    links = {attributes["href"] for attributes in page.attributes("a")}
+    assert {f"../../pets/val/a%20%23{row}.png" for row in hardest if row % 2 == 0} <= links
+    assert not any(f"{row}.png" in link for link in links for row in ("#", " ", "1", "3", "5", "7", "9"))
+    assert {f"val/a #{row}.png" for row in hardest} <= {word.strip() for word in page.words}
+    assert "Hardest pictures of each class" in page.text
+    errors = find_label_errors(evaluation)
+    assert errors
+    assert f"{len(errors)} of 40 held-out pictures may have a wrong label" in page.text
 
 
 def test_few_classes_have_no_top5(tmp_path):

@@ -42,6 +42,9 @@ ModelName = Literal[
     "prototype6",
 ]
 
+ORIGINALS = ("seed", *(f"prototype{number}" for number in range(1, 7)))
+"""The networks of the Keras project, which have no other form."""
+
 CROP_FROM = 128
 """The `image_size` from which pictures are cropped by default. Smaller ones are icons, digits and the like."""
 CROP = 0.875
@@ -131,6 +134,10 @@ class ModelConfig:
     """Side in pixels that the network resizes pictures to, except in training; None keeps their size (resnet only). A
     network trained with random resized crops has seen objects enlarged and blurred: for it, 1.25 times the last
     training resolution is a good value."""
+    pooling: Literal["last", "all"] = "last"
+    """What the classifier sees: `last` is the mean of each channel after the last layer; `all` adds mean and deviation
+    of each channel after the blocks of that and of twice that resolution. They help a fitted classifier with pictures
+    unlike the training pictures of the initial weights (Head2Toe, Evci et al. 2022)."""
     pixel_mean: tuple[float, float, float] | None = None
     """Mean of red, green and blue, from 0 to 255, that the network subtracts from pictures; None is its own constant.
     Initial weights bring the mean that they were trained with."""
@@ -154,6 +161,12 @@ class ModelConfig:
                 default = ModelConfig.__dataclass_fields__[name].default
                 value = getattr(self, name)
                 _check(value == default, f"model.{name}", value, f"left out: the network {self.name!r} is fixed")
+        _check(
+            self.pooling == "last" or self.name not in ORIGINALS,
+            "model.pooling",
+            self.pooling,
+            f"last: the network {self.name!r} is fixed",
+        )
         _check(len(self.widths) > 0 and min(self.widths) > 0, "model.widths", self.widths, "positive numbers")
         _check(
             len(self.blocks) == len(self.widths) and min(self.blocks) >= 0,
@@ -176,6 +189,8 @@ class ModelConfig:
         # The fixed networks have no other settings.
         if other.name != "resnet":
             shape |= {"dropout": 0.0, "inference_side": None}
+        if other.name in ORIGINALS:
+            shape["pooling"] = "last"
         return dataclasses.replace(self, **shape)
 
 

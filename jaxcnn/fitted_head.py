@@ -12,6 +12,7 @@ from jaxcnn.distributed import fetch_rows, gather_rows, place_state, same_everyw
 from jaxcnn.errors import UserError
 from jaxcnn.linear_head import LinearHead, fit_head
 from jaxcnn.loop import Run
+from jaxcnn.models.features import group_widths
 from jaxcnn.run.progress import console
 from jaxcnn.state import TrainState, Variables, start_from
 from jaxcnn.step import feature_step
@@ -39,7 +40,13 @@ def start_with_fitted_head(run: Run, state: TrainState) -> tuple[TrainState, Lin
             "leave out --freeze and --fit_head"
         )
     features = compute_features(run, state.variables)
-    head = fit_head(features, run.dataset.train.labels, classes=len(run.dataset.names), balanced=run.config.balance)
+    head = fit_head(
+        features,
+        run.dataset.train.labels,
+        classes=len(run.dataset.names),
+        groups=group_widths(_build_exact(run), state.variables, run.dataset.train.shown[:1]),
+        balanced=run.config.balance,
+    )
     # Other machines may round otherwise.
     filled = {**params, "classifier": same_everywhere({"bias": head.bias, "kernel": head.kernel})}
     return start_from(state, {**state.variables, "params": filled}), head
@@ -51,7 +58,7 @@ def compute_features(run: Run, variables: Variables) -> Float32[np.ndarray, "n f
     Every process computes its share, and has all of them.
     """
     config, train, variables = run.config, run.dataset.train, place_state(variables, run.mesh)
-    model = models.build_here(dataclasses.replace(config.model, precision="float32"), classes=len(run.dataset.names))
+    model = _build_exact(run)
     batches = track(
         eval_batches(train, batch_size=config.batch_size, rows=run.rows),
         "features of the training pictures",
@@ -68,3 +75,8 @@ def compute_features(run: Run, variables: Variables) -> Float32[np.ndarray, "n f
     if run.rows is None:
         return features
     return gather_rows(eval_positions(len(train), batch_size=config.batch_size, rows=run.rows), features)
+
+
+def _build_exact(run: Run) -> models.Network:
+    """Builds the network of a run to compute in float32, whatever it is trained in."""
+    return models.build_here(dataclasses.replace(run.config.model, precision="float32"), classes=len(run.dataset.names))

@@ -6,6 +6,7 @@
 Its regularisation is chosen by cross-validation on the same pictures, so that no others are looked at.
 """
 
+import itertools
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,11 +21,13 @@ FOLDS = 5
 STRENGTHS = tuple(10.0 ** (-exponent / 2) for exponent in range(13))
 """Strengths of the penalty that are tried, from the strongest on: 1 to 1e-6, for each picture and feature."""
 STANDARDISED = (True, False)
-"""Whether each feature is divided by its own deviation, or all by a common one.
+"""Whether each feature is divided by its own deviation, or all of a group by a common one.
 
 Dividing by a feature's own deviation penalises all features alike; otherwise those that vary little are penalised more.
 Which is better depends on how far the pictures are from those that the backbone was trained on.
 """
+MOST_DIRECTIONS = 1024
+"""Directions in the space of the features that are kept: with more pictures, the principal components."""
 MOST_LEFT_OUT = 1000
 """Pictures whose predictions are enough to choose by: with many pictures, not all folds are left out in turn."""
 MAX_STEPS = 100
@@ -59,7 +62,9 @@ class LinearHead:
     top1: float
 
 
-def fit_head(features: Features, labels: Labels, *, classes: int, balanced: bool = False) -> LinearHead:
+def fit_head(
+    features: Features, labels: Labels, *, classes: int, groups: Sequence[int] = (), balanced: bool = False
+) -> LinearHead:
     """Fits multinomial logistic regression with an L2 penalty on scaled features.
 
     The scales are folded into the result, which takes the features as they are. Scales and strength of the penalty are
@@ -70,24 +75,33 @@ def fit_head(features: Features, labels: Labels, *, classes: int, balanced: bool
     Args:
       features: features of the training pictures, float32 [n, features].
       labels: classes, int32 [n], from 0 to classes - 1, at least two different ones.
+      groups: widths of the groups of features that may share a scale, in their order; none: all are one group.
       classes: number of classes. One without pictures gets a logit that is never the highest.
       balanced: give all classes the same total weight, instead of all pictures.
     """
     weights = _picture_weights(labels, balanced=balanced)
     candidates = [
-        _fit_scaled(features, labels, weights, classes=classes, standardised=choice) for choice in STANDARDISED
+        _fit_scaled(features, labels, weights, classes=classes, groups=groups, standardised=choice)
+        for choice in STANDARDISED
     ]
     return min(candidates, key=lambda head: head.loss)
 
 
 def _fit_scaled(
-    features: Features, labels: Labels, weights: Float[np.ndarray, " n"], *, classes: int, standardised: bool
+    features: Features,
+    labels: Labels,
+    weights: Float[np.ndarray, " n"],
+    *,
+    classes: int,
+    groups: Sequence[int],
+    standardised: bool,
 ) -> LinearHead:
     """Fits the head for one of `STANDARDISED`."""
     # On either scale a feature has a variance of 1 on average.
     mean, scale = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64)
     if not standardised:
-        scale = np.full_like(scale, np.sqrt(np.mean(scale**2)))
+        parts = np.split(scale, list(itertools.accumulate(groups))[:-1])
+        scale = np.concatenate([np.full_like(part, np.sqrt(np.mean(part**2))) for part in parts])
     scale = np.maximum(scale, _SMALLEST_SCALE)
     coordinates, basis = _reduce((features - mean) / scale)
 
@@ -114,15 +128,23 @@ def _fit_scaled(
 def _reduce(
     rows: Float[np.ndarray, "n features"],
 ) -> tuple[Float[np.ndarray, "n rank"], Float[np.ndarray, "features rank"]]:
-    """Rotates features into the subspace that few pictures span, where every penalised optimum lies.
+    """Rotates features into a smaller subspace, where the penalised optimum lies.
+
+    It lies in the span of the pictures. With more than `MOST_DIRECTIONS` of them it is approximated: the penalty leaves
+    little weight to directions in which pictures hardly vary.
 
     Returns:
       The coordinates, and the orthonormal basis that they are of: the rows are `coordinates @ basis.T`.
     """
+    from sklearn.utils.extmath import randomized_svd
+
     count, features = rows.shape
-    if count >= features:
+    if min(count, features) > MOST_DIRECTIONS:
+        basis = randomized_svd(rows, MOST_DIRECTIONS, random_state=_SEED)[2].T
+    elif count < features:
+        basis = np.linalg.qr(rows.T)[0]
+    else:
         return rows, np.eye(features)
-    basis = np.linalg.qr(rows.T)[0]
     return rows @ basis, basis
 
 

@@ -164,9 +164,10 @@ def initial_state(run: Run, weights: Weights | None = None) -> TrainState:
     )
     if weights is None:
         return state
-    # A head for other classes, or in another order, is of no use.
+    # A head for other classes or features, or in another order, is of no use.
     same_classes = weights.has_classes(run.dataset.names, run.dataset.wnids)
-    return start_from(state, weights.fill(state.variables, with_head=same_classes))
+    same_features = weights.model.pooling == config.model.pooling
+    return start_from(state, weights.fill(state.variables, with_head=same_classes and same_features))
 
 
 def fit(run: Run, state: TrainState, *, checkpoints: Checkpoints, log: MetricsLog) -> bool:

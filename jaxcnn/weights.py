@@ -209,7 +209,10 @@ def mean_of(weights: Sequence[Weights]) -> Weights:
 def _check_averageable(first: Weights, other: Weights) -> None:
     """Raises UserError if the mean of two weights would be meaningless, or leak pictures held out of one training."""
     for difference, is_same in (
-        ("of another network", all(getattr(other.model, name) == getattr(first.model, name) for name in SHAPE)),
+        (
+            "of another network",
+            all(getattr(other.model, name) == getattr(first.model, name) for name in (*SHAPE, "pooling")),
+        ),
         ("for other classes", other.has_classes(first.names, first.wnids)),
         ("trained on pictures that were held out of its training", _has_same_split(first, other)),
     ):

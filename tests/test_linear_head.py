@@ -5,6 +5,7 @@ import pytest
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
+from jaxcnn import linear_head
 from jaxcnn.linear_head import FOLDS, STRENGTHS, assign_folds, fit_head
 
 
@@ -90,6 +91,43 @@ def test_folds_are_stratified_and_leave_single_pictures_in():
     for label in (0, 2, 3):
         counts = np.bincount(folds[labels == label], minlength=FOLDS)
         assert counts.max() - counts.min() <= 1
+
+
+def test_groups_of_features_share_a_scale(monkeypatch):
+    monkeypatch.setattr(linear_head, "STANDARDISED", (False,))
+    rows, labels = pictures_of([12, 12], spread=6)
+    one = fit_head(rows, labels, classes=2)
+    assert np.array_equal(fit_head(rows, labels, classes=2, groups=(6,)).kernel, one.kernel)
+    # The units of a group change nothing, if it has its own scale.
+    units = np.array([1, 1, 1000, 1000, 1000, 1000], np.float32)
+    found, same = (fit_head(x, labels, classes=2, groups=(2, 4)) for x in (rows, rows * units))
+    np.testing.assert_allclose(same.kernel * units[:, None], found.kernel, rtol=1e-3, atol=1e-6)
+    assert not np.allclose(found.kernel, one.kernel)
+
+
+def test_many_pictures_are_fitted_in_their_principal_components(monkeypatch):
+    rows, labels = pictures_of([60, 60, 60], features=40, spread=1.5)
+    # Most features hardly vary.
+    rows[:, 12:] *= 0.01
+    exact = fit_head(rows, labels, classes=3)
+    monkeypatch.setattr(linear_head, "MOST_DIRECTIONS", 12)
+    monkeypatch.setattr(linear_head, "STANDARDISED", (False,))
+    reduced = fit_head(rows, labels, classes=3)
+    found, expected = (softmax(rows @ head.kernel + head.bias, axis=1) for head in (reduced, exact))
+    np.testing.assert_allclose(found, expected, atol=0.05)
+    assert reduced.kernel.shape == (40, 3)
+
+
+@pytest.mark.parametrize(("enough", "fits"), [(1, 1), (6, 1), (7, 2), (1000, 5)])
+def test_no_more_folds_are_left_out_than_are_needed(monkeypatch, enough, fits):
+    rows, labels = pictures_of([15, 15])
+    calls = []
+    path = linear_head._fit_path
+    monkeypatch.setattr(linear_head, "_fit_path", lambda rows, *rest: calls.append(len(rows)) or path(rows, *rest))
+    monkeypatch.setattr(linear_head, "MOST_LEFT_OUT", enough)
+    fit_head(rows, labels, classes=2)
+    # For each of the two scales, the folds and then all pictures.
+    assert calls == ([24] * fits + [30]) * 2
 
 
 def test_balanced_classes_weigh_the_same():

@@ -593,6 +593,20 @@ def test_pictures_of_finetune_have_the_size_that_the_weights_were_trained_with(f
     assert parse(["finetune", "--init_from", "shipped", *new]).config.data.image_size == 64
 
 
+def test_a_head_of_other_features_is_not_copied(file):
+    given = read_weights(str(file))
+    split = data.Split(np.zeros((4, 8, 8, 3), np.uint8), np.array([0, 1, 2, 0], np.int32))
+    dataset = data.Dataset(name="pets", names=given.names, wnids=given.wnids, license="", train=split, validation=split)
+    for pooling, same in (("last", True), ("all", False)):
+        config = Config(
+            data=DataConfig(image_size=8), model=dataclasses.replace(MODEL, pooling=pooling), init_from=str(file)
+        )
+        params = initial_state(prepare(config, dataset), given).variables["params"]
+        copied = np.array_equal(params["classifier"]["bias"], given.tensors["params/classifier/bias"])
+        assert copied == same
+        np.testing.assert_array_equal(params["stage_0"]["conv"]["kernel"], given.tensors["params/stage_0/conv/kernel"])
+
+
 def test_only_the_shape_of_the_network_comes_from_the_weights(tmp_path):
     path = tmp_path / "a.safetensors"
     other = ModelConfig(widths=(4, 6), blocks=(1, 0), dropout=0.5, precision="bfloat16", cpu_kernels=False)

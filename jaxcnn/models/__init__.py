@@ -85,7 +85,12 @@ def build(config: ModelConfig, *, classes: int, cpu_kernels: bool = False) -> Ne
     # Without these settings a family normalises pictures in its own way.
     pixels = {name: value for name in PIXELS if (value := getattr(config, name)) is not None}
     return NETWORKS[config.name](config)(
-        classes=classes, dtype=dtype, cpu_kernels=cpu_kernels, norm_group=config.norm_group, **pixels
+        classes=classes,
+        dtype=dtype,
+        cpu_kernels=cpu_kernels,
+        norm_group=config.norm_group,
+        pooling=config.pooling,
+        **pixels,
     )
 
 

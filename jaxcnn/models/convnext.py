@@ -90,7 +90,7 @@ class ConvNeXt(Network, kw_only=True):
         """Computes logits, see `Network`."""
         x = self.normalise(images)
         blocks = sum(self.size.blocks)
-        number = 0
+        number, maps = 0, []
         for i, (depth, width) in enumerate(zip(self.size.blocks, self.size.widths, strict=True)):
             # Lower the resolution. The stem normalises its result, the other stages what they are given.
             if i == 0:
@@ -101,8 +101,9 @@ class ConvNeXt(Network, kw_only=True):
             for j in range(depth):
                 drop = self.size.stochastic_depth * number / (blocks - 1)
                 x = Block(drop, self.dtype, name=f"stage_{i}_block_{j}")(x, train)
+                maps.append(x)
                 number += 1
-        x = LayerNorm(name="head_norm")(global_avg_pool(x).astype(jnp.float32))
+        x = self.pool(LayerNorm(name="head_norm")(global_avg_pool(x).astype(jnp.float32)), maps)
         return nn.Dense(self.classes, kernel_init=_init, name="classifier")(x)
 
     @nn.nowrap

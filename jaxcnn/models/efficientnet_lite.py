@@ -137,6 +137,7 @@ class EfficientNetLite(Network, kw_only=True):
         norm = partial(BatchNormAct, use_running_average=not train, momentum=0.99, epsilon=1e-3, activation=RELU6)
         x = self.normalise(images)
         x = norm(name="stem_norm")(conv(STEM, kernel_size=(3, 3), strides=2, name="stem_conv")(x))
+        maps = []
         for i, (stage, stride) in enumerate(self._blocks()):
             x = InvertedBottleneck(
                 channels=round_channels(stage.channels * self.scale.width),
@@ -147,8 +148,9 @@ class EfficientNetLite(Network, kw_only=True):
                 norm=norm,
                 name=f"block_{i}",
             )(x)
+            maps.append(x)
         x = norm(name="head_norm")(conv(HEAD, kernel_size=(1, 1), name="head_conv")(x))
-        x = global_avg_pool(x).astype(jnp.float32)
+        x = self.pool(global_avg_pool(x), maps)
         x = nn.Dropout(self.scale.dropout, deterministic=not train)(x)
         return nn.Dense(self.classes, name="classifier")(x)
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float32
 
@@ -31,3 +32,21 @@ def pooled_features(network: Network, variables: Any, images: Images) -> Float32
         network.apply(variables, images, train=False)
     (features,) = inputs
     return jnp.asarray(features, jnp.float32)
+
+
+def group_widths(network: Network, variables: Any, images: Any) -> tuple[int, ...]:
+    """Returns how many of the features come from each place in the network, in their order; computes nothing.
+
+    Args:
+      network: the network.
+      variables: its variables, or their shapes.
+      images: pictures of any size, or their shape.
+    """
+
+    def parts(variables: Any, images: Any) -> Any:
+        features = pooled_features(network, variables, images)
+        _, kept = network.apply(variables, images, train=False, mutable=["intermediates"])
+        # A network that does not call `pool` has one group.
+        return kept.get("intermediates", features)
+
+    return tuple(leaf.shape[-1] for leaf in jax.tree.leaves(jax.eval_shape(parts, variables, images)))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 from jax import lax
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Float32, UInt8
 
 from jaxcnn.ops.bias import add_bias
 from jaxcnn.ops.conv import conv
@@ -184,6 +184,18 @@ class StochasticDepth(nn.Module):
 def global_avg_pool(x: Features) -> Float[Array, "batch channels"]:
     """The mean of each channel of each map; in bfloat16 it is summed in float32."""
     return x.mean((1, 2))
+
+
+def channel_moments(
+    x: Float[Array, "batch *positions channels"],
+) -> tuple[Float32[Array, "batch channels"], Float32[Array, "batch channels"]]:
+    """The mean and the standard deviation of each channel over all positions."""
+    wide = x.astype(jnp.float32)
+    axes = tuple(range(1, x.ndim - 1))
+    mean = wide.mean(axes, keepdims=True)
+    # Where all positions are equal, the root would have an infinite gradient.
+    deviation = jnp.sqrt(lax.square(wide - mean).mean(axes) + 1e-6)
+    return mean.reshape(deviation.shape), deviation
 
 
 def space_to_depth(x: Features, *, side: int) -> Float[Array, "batch _height _width _channels"]:

@@ -186,14 +186,16 @@ class MobileNetV3(Network, kw_only=True):
         norm = partial(BatchNormAct, use_running_average=not train, momentum=0.99, epsilon=EPSILON, activation=IDENTITY)
         x = conv(STEM, (3, 3), strides=2, padding=((1, 1), (1, 1)), name="stem_conv")(self.normalise(images))
         x = pointwise(jax.nn.hard_swish, norm(name="stem_norm")(x))
+        maps = []
         for i, spec in enumerate(self.size.blocks):
             x = InvertedBottleneck(spec, conv, norm, name=f"block_{i}")(x)
+            maps.append(x)
         x = conv(6 * x.shape[-1], (1, 1), name="last_conv")(x)
         x = pointwise(jax.nn.hard_swish, norm(name="last_norm")(x))
         # The head; its first layer is a convolution of one pixel in timm.
         head = Conv(self.size.features, (1, 1), self.dtype, kernel_init=_dense_init, name="head_conv")
         x = head(_one_pixel(global_avg_pool(x)))[:, 0, 0].astype(jnp.float32)
-        x = nn.Dropout(DROPOUT, deterministic=not train)(jax.nn.hard_swish(x))
+        x = nn.Dropout(DROPOUT, deterministic=not train)(self.pool(jax.nn.hard_swish(x), maps))
         return nn.Dense(self.classes, kernel_init=nn.initializers.normal(0.01), name="classifier")(x)
 
 

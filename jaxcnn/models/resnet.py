@@ -122,11 +122,13 @@ class ResNet(Network, kw_only=True):
         x = self.normalise(x)
         # Features, at ever lower resolutions.
         x = space_to_depth(x, side=self.stem)
+        maps = []
         for i, (width, blocks) in enumerate(zip(self.widths, self.blocks, strict=True)):
             x = Stage(width, blocks, i == 0, self.preactivation, conv, norm, name=f"stage_{i}")(x)
+            maps.append(x)
         if self.preactivation:
             x = norm(name="norm")(x)
         # Classify them.
-        x = global_avg_pool(x).astype(jnp.float32)
+        x = self.pool(global_avg_pool(x), maps)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return nn.Dense(self.classes, name="classifier")(x)

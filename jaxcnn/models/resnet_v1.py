@@ -8,7 +8,6 @@ from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxcnn.models.layers import BatchNormAct, Conv, Features, Images, Layer, global_avg_pool
@@ -102,8 +101,10 @@ class ResNetV1(Network, kw_only=True):
         x = conv(64, (7, 7), strides=2, padding=((3, 3), (3, 3)), name="stem_conv")(x)
         x = overlapping_max_pool(norm(name="stem_norm")(x))
         # Stages; each but the first halves the map.
+        maps = []
         for i, (blocks, width) in enumerate(zip(self.size.blocks, WIDTHS, strict=True)):
             for j in range(blocks):
                 stride = 2 if i > 0 and j == 0 else 1
                 x = Block(width, stride, self.size.bottleneck, conv, norm, name=f"stage_{i}_block_{j}")(x)
-        return nn.Dense(self.classes, name="classifier")(global_avg_pool(x).astype(jnp.float32))
+                maps.append(x)
+        return nn.Dense(self.classes, name="classifier")(self.pool(global_avg_pool(x), maps))

@@ -123,10 +123,12 @@ class VisionTransformer(Network, kw_only=True):
             [jnp.broadcast_to(token, (batch, 1, width)).astype(self.dtype), patches.reshape(batch, -1, width)], axis=1
         )
         x = x + interpolate(jnp.asarray(positions), *patches.shape[1:3]).astype(self.dtype)
+        maps = []
         for i in range(DEPTH):
             x = Block(self.size.stochastic_depth * i / (DEPTH - 1), self.dtype, name=f"block_{i}")(x, train)
-        # Only the class token is classified.
-        x = LayerNorm(name="norm")(x[:, 0].astype(jnp.float32))
+            maps.append(x)
+        # Only the class token is classified, unless all features are.
+        x = self.pool(LayerNorm(name="norm")(x[:, 0].astype(jnp.float32)), maps)
         return nn.Dense(self.classes, kernel_init=_init, name="classifier")(x)
 
 

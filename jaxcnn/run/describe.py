@@ -19,8 +19,9 @@ def describe_network(config: ModelConfig) -> str:
             if values
         )
     )
+    pooled = "classifier of mean and deviation of each channel after several blocks" if config.pooling == "all" else ""
     if config.name != "resnet":
-        return _joined(config.name, pixels)
+        return _joined(config.name, pooled, pixels)
     # Numbers stand in the order of the stages: "64 and 128 channels with 1 and 2 residual blocks".
     stages = [
         f"{_listed(values)} {noun if values == (1,) else noun + 's'}"
@@ -34,6 +35,7 @@ def describe_network(config: ModelConfig) -> str:
         f"resizes its input to {config.inference_side}x{config.inference_side} pixels at inference"
         if config.inference_side
         else "",
+        pooled,
         pixels,
     )
 

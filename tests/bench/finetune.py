@@ -1,12 +1,14 @@
 """Compares the classifier of `finetune` with a linear probe and nearest neighbours: `python -m tests.bench.finetune`.
 
-All three take the features of EfficientNet-Lite0 at 224 pixels, computed once for each set by onnxruntime. The probe is
-scikit-learn's logistic regression on standardised features, its C chosen by cross-validation on accuracy. Each seed
-draws other training pictures; all pictures that are left are measured on. `tests/bench/picture_sets.py` says for each
-set what to install, and under which licence.
+All three take features of EfficientNet-Lite0 at 224 pixels, computed once for each set by onnxruntime: the probe and
+the neighbours those after the last layer, `finetune` those of earlier blocks too. The probe is scikit-learn's logistic
+regression on standardised features, its C chosen by cross-validation on accuracy. Each seed draws other training
+pictures; all pictures that are left are measured on. `tests/bench/picture_sets.py` says for each set what to install,
+and under which licence.
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import math
@@ -21,8 +23,8 @@ import onnxruntime
 import export
 from jaxcnn import models
 from jaxcnn.linear_head import fit_head
-from jaxcnn.models.features import pooled_features
-from jaxcnn.models.pretrained.packages import read_package
+from jaxcnn.models.features import group_widths, pooled_features
+from jaxcnn.weights import read_weights
 from tests.bench.picture_sets import CHOSEN_ON, SETS, to_squares
 
 NETWORK, SIDE, BATCH = "efficientnet_lite0", 224, 32
@@ -43,15 +45,15 @@ def main() -> None:
     arguments = parser.parse_args()
     results = {}
     for name in arguments.sets:
-        features, labels = load_features(name, arguments.root, arguments.cache)
-        runs = [compare(features, labels, train=arguments.train, seed=seed) for seed in range(arguments.seeds)]
+        features, labels, groups = load_features(name, arguments.root, arguments.cache)
+        runs = [compare(features, labels, groups, train=arguments.train, seed=seed) for seed in range(arguments.seeds)]
         results[name] = {method: [run[method] for run in runs] for method in runs[0]}
         print(describe(name, results[name]), flush=True)
     print(json.dumps(results))
 
 
-def load_features(name: str, root: Path, cache: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Features of the pictures, [n, features], and the classes."""
+def load_features(name: str, root: Path, cache: Path) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """Features of the pictures, [n, features], the classes, and the widths of the groups of features."""
     path = cache / f"{name}.npz"
     if not path.exists():
         found = SETS[name](root)
@@ -59,47 +61,49 @@ def load_features(name: str, root: Path, cache: Path) -> tuple[np.ndarray, np.nd
         images = np.concatenate([to_squares(members, SIDE) for members in kept.values()])
         labels = np.repeat(np.arange(len(kept)), [len(members) for members in kept.values()]).astype(np.int32)
         cache.mkdir(parents=True, exist_ok=True)
-        np.savez(path, features=extract(images), labels=labels)
+        features, groups = extract(images)
+        np.savez(path, features=features, labels=labels, groups=groups)
     stored = np.load(path)
-    return stored["features"], stored["labels"]
+    return stored["features"], stored["labels"], stored["groups"].tolist()
 
 
 def _draw(members: list[Any], count: int) -> list[Any]:
     return [members[index] for index in np.random.default_rng(0).permutation(len(members))[:count]]
 
 
-def extract(images: np.ndarray) -> np.ndarray:
-    session = open_backbone()
+def extract(images: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
+    session, groups = open_backbone()
     batches = (np.ascontiguousarray(images[start : start + BATCH]) for start in range(0, len(images), BATCH))
-    return np.concatenate([session.run(None, {"image": batch})[0] for batch in batches])
+    return np.concatenate([session.run(None, {"image": batch})[0] for batch in batches]), groups
 
 
 @functools.cache
-def open_backbone() -> onnxruntime.InferenceSession:
-    """The pretrained network without its head, exported."""
-    pretrained = read_package(NETWORK)
-    assert pretrained is not None
-    network = models.build(pretrained.model, classes=len(pretrained.names))
+def open_backbone() -> tuple[onnxruntime.InferenceSession, tuple[int, ...]]:
+    """The pretrained network without its head, exported, and the widths of the groups of its features."""
+    weights = read_weights(NETWORK)
+    network = models.build(dataclasses.replace(weights.model, pooling="all"), classes=1)
     shapes = jax.eval_shape(
         lambda: network.init(jax.random.key(0), np.zeros((1, SIDE, SIDE, 3), np.uint8), train=False)
     )
-    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(shapes)]
-    variables = jax.tree.unflatten(jax.tree.structure(shapes), [pretrained.tensors[path] for path in paths])
+    empty = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    variables = weights.fill(empty, with_head=False)
     exported = export.to_onnx(
         lambda image: {"features": pooled_features(network, variables, image)},
         inputs={"image": ("uint8", ("batch", SIDE, SIDE, 3))},
     )
-    return onnxruntime.InferenceSession(exported.SerializeToString())
+    groups = group_widths(network, variables, np.zeros((1, SIDE, SIDE, 3), np.uint8))
+    return onnxruntime.InferenceSession(exported.SerializeToString()), groups
 
 
-def compare(features: np.ndarray, labels: np.ndarray, *, train: int, seed: int) -> dict[str, float]:
+def compare(features: np.ndarray, labels: np.ndarray, groups: list[int], *, train: int, seed: int) -> dict[str, float]:
     """Top-1 accuracy of each method on the pictures that are not trained on."""
     rows = draw_training(labels, train, seed)
     rest = np.setdiff1d(np.arange(len(labels)), rows)
-    head = fit_head(features[rows], labels[rows], classes=int(labels.max()) + 1)
+    head = fit_head(features[rows], labels[rows], classes=int(labels.max()) + 1, groups=groups)
+    last = features[:, : groups[0]]
     predicted = {
-        "nearest": nearest(features[rows], labels[rows], features[rest]),
-        "probe": probe(features[rows], labels[rows], features[rest]),
+        "nearest": nearest(last[rows], labels[rows], last[rest]),
+        "probe": probe(last[rows], labels[rows], last[rest]),
         "finetune": (features[rest] @ head.kernel + head.bias).argmax(1),
     }
     return {method: float((found == labels[rest]).mean()) for method, found in predicted.items()}

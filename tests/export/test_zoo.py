@@ -25,6 +25,12 @@ RESNETS = [
     ModelConfig(widths=(8, 16), blocks=(1, 1), stem=3),  # It does not divide the side, which is padded.
     ModelConfig(widths=(8, 16), blocks=(1, 0), inference_side=20),
 ]
+POOLED = [
+    ModelConfig(widths=(8, 16), blocks=(1, 0), pooling="all"),
+    ModelConfig(name="efficientnet_lite0", pooling="all"),
+    ModelConfig(name="vit_tiny", pooling="all"),
+]
+"""Networks whose classifier sees all blocks."""
 
 
 def classifier(config, filled, side=16):
@@ -50,6 +56,16 @@ def test_every_network_exports(config, exported, filled):
     assert ops["Resize"] == (config.inference_side is not None)
     assert ops["Reshape"] == 0 or config.stem == 3
     assert ops["BatchNormalization"] == ops["MatMul"] == ops["Where"] == ops["Expand"] == 0
+
+
+@pytest.mark.parametrize("config", POOLED, ids=lambda config: config.name)
+def test_networks_that_pool_all_blocks_export(config, exported, filled):
+    classify, kernels = classifier(config, filled, side=32)
+    ops = exported(classify, ("batch", 32, 32, 3), dtype="uint8").ops
+    assert ops["Conv"] == len(kernels)
+    if config.name != "vit_tiny":
+        assert ops["Transpose"] == 1
+        assert ops["Expand"] == 0
 
 
 @pytest.mark.parametrize("config", PHOTOGRAPHS, ids=lambda config: config.name)

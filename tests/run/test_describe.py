@@ -57,6 +57,7 @@ def test_no_augmentation():
                 "stem": 1,
                 "preactivation": True,
                 "inference_side": 80,
+                "pooling": "all",
                 "pixel_mean": (124.0, 116.0, 104.0),
                 "pixel_std": (58.0, 57.0, 57.5),
             },
@@ -84,6 +85,13 @@ def test_network():
     assert describe_network(normalised) == (
         "vit_tiny, subtracts 124, 116, 104 for red, green and blue, divides by 58, 57, 57.5 for red, green and blue"
     )
+
+
+def test_pooling():
+    pooled = "classifier of mean and deviation of each channel after several blocks"
+    assert describe_network(ModelConfig(name="vit_tiny", pooling="all")) == f"vit_tiny, {pooled}"
+    assert describe_network(ModelConfig(pooling="all")).endswith(pooled)
+    assert pooled not in describe_network(ModelConfig())
 
 
 def test_counts_of_one_are_singular():

@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import sys
 import time
 import traceback
@@ -219,8 +220,9 @@ def _report(prog: str, error: BaseException) -> int:
         case KeyboardInterrupt():
             print(f"{prog}: interrupted", file=sys.stderr)
             return 130
-    if isinstance(_cause(error), jax.errors.JaxRuntimeError) and not is_out_of_memory(error):
-        reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+    found = next(filter(_is_of_runtime, _chain(error)), None)
+    if found is not None and not is_out_of_memory(found):
+        reason = next(iter(str(found).splitlines()), type(found).__name__)[:200]
         line = f"{prog}: another process of this run has ended ({reason}); start all of them again to resume"
         print(printable(line), file=sys.stderr)
         return LOST
@@ -236,10 +238,16 @@ def _wait_to_end() -> None:
             time.sleep(0.5)
 
 
-def _cause(error: BaseException) -> BaseException:
-    while error.__cause__:
-        error = error.__cause__
-    return error
+def _is_of_runtime(error: BaseException) -> bool:
+    """Whether JAX's runtime raised an error, which a lost connection makes it do; some functions raise a ValueError."""
+    return isinstance(error, jax.errors.JaxRuntimeError) or re.match(r"[A-Z_]+: ", str(error)) is not None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yields an error, and the errors behind it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _find_launcher() -> tuple[str, int]:

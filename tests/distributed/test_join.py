@@ -1,14 +1,17 @@
 """Joining several processes: by hand, or as a launcher has started them; never N runs beside each other."""
 
+import os
 import subprocess
 import sys
 
+import jax
 import pytest
 from launch import ROOT
 
+from jaxcnn import processes
 from jaxcnn.config import ParallelConfig
 from jaxcnn.errors import UserError
-from jaxcnn.processes import Wishes, is_leader, join, lead, leader_first, propose
+from jaxcnn.processes import LOST, Wishes, ending_together, is_leader, join, lead, leader_first, propose
 
 
 @pytest.mark.parametrize(
@@ -84,3 +87,33 @@ def test_a_pod_of_an_indexed_job_that_cannot_join_the_others_is_refused(monkeypa
     monkeypatch.setenv("JOB_COMPLETION_INDEX", "1")
     with pytest.raises(UserError, match="this task of Kubernetes cannot join the others"):
         join(ParallelConfig())
+
+
+def during(first, error):
+    """An error that is raised while another one is handled."""
+    error.__context__ = first
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer"), LOST),
+        (jax.errors.JaxRuntimeError("UNAVAILABLE: Socket closed"), LOST),
+        (during(jax.errors.JaxRuntimeError("UNAVAILABLE: Socket closed"), AssertionError("closing failed")), LOST),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"), 1),
+        (UserError("epochs is 0"), 2),
+        (ValueError("a bug"), 1),
+        (KeyboardInterrupt(), 130),
+        (SystemExit(143), 143),
+    ],
+)
+def test_the_exit_status_says_what_to_do(monkeypatch, capsys, error, status):
+    ends = []
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(processes, "_wait_to_end", lambda: None)
+    monkeypatch.setattr(os, "_exit", ends.append)
+    with ending_together("train"):
+        raise error
+    assert ends == [status]
+    assert ("start all of them again to resume" in capsys.readouterr().err) == (status == LOST)

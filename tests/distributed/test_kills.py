@@ -12,11 +12,11 @@ from launch import ENDED_SECONDS, SMALL, check_same_run, finish, launch, train
 @pytest.mark.timeout(3600)
 def test_twenty_random_kills_of_twenty_end_soon_and_resume(tmp_path):
     one = tmp_path / "one"
-    train(1, one, *SMALL, "--epochs", "10")
+    train(1, one, *SMALL, "--epochs", "5")
     generator, seconds, statuses = random.Random(0), [], []
     for number in range(20):
         workdir, count = tmp_path / str(number), generator.choice([2, 2, 4])
-        processes = launch(count, workdir, *SMALL, "--epochs", "10")
+        processes = launch(count, workdir, *SMALL, "--epochs", "5")
         time.sleep(generator.uniform(2, 30))
         victim = processes.pop(generator.randrange(count))
         victim.kill()
@@ -26,6 +26,6 @@ def test_twenty_random_kills_of_twenty_end_soon_and_resume(tmp_path):
         statuses += [status for status, _ in ended]
         assert seconds[-1] < ENDED_SECONDS, ended
         finish([victim])
-        train(generator.choice([1, 2]), workdir, *SMALL, "--epochs", "10")
+        train(generator.choice([1, 2]), workdir, *SMALL, "--epochs", "5")
         check_same_run(workdir, one)
     print(f"ended within {max(seconds):.1f} s, all of {len(seconds)}; {Counter(statuses)}")

@@ -25,9 +25,17 @@ def one(tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize(("count", "options"), [(2, []), (4, ["--parallel.fsdp", "2"])])
-def test_several_processes_learn_what_one_learns(one, tmp_path, count, options):
-    first, *others = train(count, tmp_path, *SMALL, "--epochs", "10", *options)
+@pytest.fixture(scope="module")
+def short(tmp_path_factory):
+    """A run of one process: four epochs, 88 steps."""
+    workdir = tmp_path_factory.mktemp("short")
+    train(1, workdir, *SMALL, "--epochs", "4")
+    return workdir
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_processes_learn_what_one_learns(one, tmp_path, count):
+    first, *others = train(count, tmp_path, *SMALL, "--epochs", "10")
     check_same_run(tmp_path, one)
     assert f"resnet on {count} x cpu in {count} processes;" in first
     assert "epoch 10/10" in first
@@ -45,40 +53,40 @@ def wait_for_step(processes, workdir, *, step):
 
 
 @pytest.mark.parametrize(("victim", "count_after"), [(0, 1), (1, 4)])
-def test_a_killed_process_ends_all_and_another_number_of_them_resumes(one, tmp_path, victim, count_after):
-    processes = launch(2, tmp_path, *SMALL, "--epochs", "10")
+def test_a_killed_process_ends_all_and_another_number_of_them_resumes(short, tmp_path, victim, count_after):
+    processes = launch(2, tmp_path, *SMALL, "--epochs", "4", "--parallel.fsdp", str(1 + victim))
     wait_for_step(processes, tmp_path, step=2 * STEPS_OF_AN_EPOCH)
     processes[victim].kill()
     killed = time.monotonic()
     ended = finish(processes, timeout=60)
     assert time.monotonic() - killed < ENDED_SECONDS
     assert ended[1 - victim][0] in (LOST, -signal.SIGABRT), ended
-    train(count_after, tmp_path, *SMALL, "--epochs", "10")
-    check_same_run(tmp_path, one)
+    train(count_after, tmp_path, *SMALL, "--epochs", "4")
+    check_same_run(tmp_path, short)
 
 
-def test_a_signal_to_one_process_saves_the_same_step_in_all(one, tmp_path):
-    processes = launch(2, tmp_path, *SMALL, "--epochs", "10")
+def test_a_signal_to_one_process_saves_the_same_step_in_all(short, tmp_path):
+    processes = launch(2, tmp_path, *SMALL, "--epochs", "4")
     wait_for_step(processes, tmp_path, step=STEPS_OF_AN_EPOCH)
     processes[1].send_signal(signal.SIGTERM)
     ended = finish(processes, timeout=60)
     assert [status for status, _ in ended] == [0, 0], ended
     assert "stopped by SIGTERM and saved at step" in ended[0][1]
-    train(2, tmp_path, *SMALL, "--epochs", "10")
-    check_same_run(tmp_path, one)
+    train(2, tmp_path, *SMALL, "--epochs", "4")
+    check_same_run(tmp_path, short)
 
 
 def test_a_run_that_diverges_is_refused_in_all_processes(tmp_path):
-    options = [*SMALL, "--epochs", "10"]
+    options = [*SMALL, "--epochs", "4"]
     options[options.index("--optim.learning_rate") + 1] = "1e30"
     ended = finish(launch(2, tmp_path, *options))
     assert [status for status, _ in ended] == [2, 2], ended
     assert "training diverged: in step" in ended[0][1]
 
 
-def test_what_the_leader_refuses_ends_all(one, tmp_path):
-    shutil.copytree(one, tmp_path / "run")
-    ended = finish(launch(2, tmp_path / "run", *SMALL, "--epochs", "10", "--batch_size", "32"))
+def test_what_the_leader_refuses_ends_all(short, tmp_path):
+    shutil.copytree(short, tmp_path / "run")
+    ended = finish(launch(2, tmp_path / "run", *SMALL, "--epochs", "4", "--batch_size", "32"))
     assert [status for status, _ in ended] == [2, 2], ended
     assert "batch_size 64, not 32" in ended[0][1]
 

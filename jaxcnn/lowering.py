@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Key
 
 from jaxcnn import models
 from jaxcnn.config import Config
 from jaxcnn.data.resize import Resize
 from jaxcnn.optim import make_optimizer
-from jaxcnn.state import TrainState, create_state
+from jaxcnn.state import TrainState, first_state, init_variables
 from jaxcnn.step import StepMetrics, train_step
 
 AXES = ("data", "fsdp")
@@ -67,7 +68,7 @@ def build_step(config: Config, *, classes: int) -> Step:
     precision = "bfloat16" if config.model.precision == "auto" else config.model.precision
     model = models.build(dataclasses.replace(config.model, precision=precision), classes=classes)
     optimizer = make_optimizer(config.optim, steps=TOTAL_STEPS)
-    side, is_averaged = config.data.image_size, config.optim.ema_decay > 0
+    side = config.data.image_size
     take = partial(
         train_step.__wrapped__,
         model=model,
@@ -79,7 +80,12 @@ def build_step(config: Config, *, classes: int) -> Step:
         average_decay=config.optim.ema_decay,
         shown=side,
     )
-    return Step(take, partial(create_state, model=model, optimizer=optimizer, image_size=side, averaged=is_averaged))
+
+    def init(key: Key[Array, ""]) -> TrainState:
+        variables = init_variables(key, model=model, image_size=side)
+        return first_state(variables, optimizer=optimizer, averaged=config.optim.ema_decay > 0)
+
+    return Step(take, init)
 
 
 def largest_resolution(config: Config) -> int:

@@ -126,10 +126,12 @@ def _describe_collectives(found: Plan) -> str:
     """Returns how many collectives a step has, and what they move."""
     if not found.collectives:
         return "no collectives"
-    kinds = [
-        f"{traffic.count:,} {kind} of {traffic.bytes / 1e6:,.1f} MB" for kind, traffic in found.collectives.items()
-    ]
+    kinds = [f"{traffic.count:,} {kind} of {_megabytes(traffic.bytes)}" for kind, traffic in found.collectives.items()]
     return f"{', '.join(kinds)}, estimated {_milliseconds(found.collective_seconds)}"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB" if size >= 1e6 else f"{size / 1e3:,.1f} kB"
 
 
 def _milliseconds(seconds: float) -> str:

@@ -72,7 +72,11 @@ def create_state(
     options = CPU_INIT_OPTIONS if jax.default_backend() == "cpu" else {}
     # Compiled as a whole, so that XLA drops the forward pass and only the variables are computed.
     init = jax.jit(init_variables, static_argnames=("model", "image_size"), compiler_options=options)
-    variables = init(key, model=model, image_size=image_size)
+    return first_state(init(key, model=model, image_size=image_size), optimizer=optimizer, averaged=averaged)
+
+
+def first_state(variables: Variables, *, optimizer: optax.GradientTransformation, averaged: bool) -> TrainState:
+    """The state before the first step with these variables; the average starts from them too."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         variables=variables,

@@ -58,13 +58,13 @@ def _axes(graph: Graph, reduction: Node) -> list[int]:
 
 
 def fuse_layer_norm(graph: Graph) -> None:
-    """Rewrites layer normalisation with the variance as the mean of squared differences, the form that runtimes fuse.
+    """Rewrites layer normalisation as (x - m) / sqrt(mean((x - m)^2) + e) with Pow, the form that runtimes fuse.
 
-    Flax computes (x - m) / sqrt(max(0, mean(x^2) - m^2) + e). The value is the same, but the difference of two means
-    takes more operators and has larger rounding errors.
+    By default Flax computes (x - m) * (1 / sqrt(max(0, mean(x^2) - m^2) + e)). The value is the same, but the
+    difference of two means takes more operators and has larger rounding errors.
     """
     for node in list(graph.nodes.values()):
-        found = _layer_norm(graph, node) if node.op == "Mul" else None
+        found = _layer_norm(graph, node)
         if found is None:
             continue
         difference, epsilon, axes = found
@@ -79,33 +79,60 @@ def fuse_layer_norm(graph: Graph) -> None:
         node.op, node.inputs = "Div", [difference.output, deviation]
 
 
-def _layer_norm(graph: Graph, product: Node) -> tuple[Node, str, list[int]] | None:
-    """Matches a layer normalisation that ends in this Mul.
+def _layer_norm(graph: Graph, node: Node) -> tuple[Node, str, list[int]] | None:
+    """Matches a layer normalisation that ends in this node.
 
     Returns:
       The difference from the mean, the name of the constant that is added to the variance, and the axes of the mean
-      and the variance; None if the Mul is something else.
+      and the variance; None if the node is something else.
     """
-    for left, right in (product.inputs, product.inputs[::-1]):
-        # (x - mean) * (1 / sqrt(variance + epsilon))
-        difference, inverse = graph.producer(left, "Sub"), graph.producer(right, "Reciprocal")
-        root = graph.producer(inverse.inputs[0], "Sqrt") if inverse is not None else None
+    for dividend, divisor in _quotients(graph, node):
+        # (x - mean) / sqrt(variance + epsilon)
+        difference, root = graph.producer(dividend, "Sub"), graph.producer(divisor, "Sqrt")
         shifted = graph.producer(root.inputs[0], "Add") if root is not None else None
-        mean = _put_back(graph, difference.inputs[1]) if difference is not None else None
-        if difference is None or shifted is None or mean is None or mean.op != "ReduceMean":
+        mean = _kept_mean(graph, difference.inputs[1]) if difference is not None else None
+        if difference is None or shifted is None or mean is None:
             continue
 
         # Mean and variance must be of x, along the same axes, and keep them.
         value, axes = difference.inputs[0], _axes(graph, mean)
-        spread = graph.producer(shifted.inputs[0], "Reshape")
         epsilon = shifted.inputs[1]
         kept = tuple(1 if i in axes else dim for i, dim in enumerate(graph.shapes[value]))
         aligned = graph.shapes[shifted.output] == kept and graph.shapes[difference.output] == graph.shapes[value]
-        if mean.inputs[0] != value or spread is None or not aligned or graph.scalar(epsilon) is None:
+        if mean.inputs[0] != value or not aligned or graph.scalar(epsilon) is None:
             continue
-        if _is_fast_variance(graph, spread.inputs[0], value, mean):
+        spread = graph.producer(shifted.inputs[0], "Reshape")
+        is_fast = spread is not None and _is_fast_variance(graph, spread.inputs[0], value, mean)
+        if is_fast or _is_variance(graph, shifted.inputs[0], difference, axes):
             return difference, epsilon, axes
     return None
+
+
+def _quotients(graph: Graph, node: Node) -> list[tuple[str, str]]:
+    """Returns dividend and divisor for each way to read a node as a division, a Mul by a Reciprocal included."""
+    if node.op == "Div":
+        return [(node.inputs[0], node.inputs[1])]
+    pairs = (node.inputs, node.inputs[::-1]) if node.op == "Mul" else ()
+    inverses = [(left, graph.producer(right, "Reciprocal")) for left, right in pairs]
+    return [(left, inverse.inputs[0]) for left, inverse in inverses if inverse is not None]
+
+
+def _kept_mean(graph: Graph, name: str) -> Node | None:
+    """Returns the ReduceMean whose result, with the reduced axes in place, is this value, or None."""
+    node = graph.producer(name, "ReduceMean")
+    if node is not None and node.attributes["keepdims"]:
+        return node
+    mean = _put_back(graph, name)
+    return mean if mean is not None and mean.op == "ReduceMean" else None
+
+
+def _is_variance(graph: Graph, name: str, difference: Node, axes: list[int]) -> bool:
+    """Returns whether a value is the mean of the squares of a difference, along these axes, which stay in place."""
+    mean = _kept_mean(graph, name)
+    squared = graph.producer(mean.inputs[0], "Mul") if mean is not None else None
+    if mean is None or squared is None:
+        return False
+    return _axes(graph, mean) == axes and squared.inputs == [difference.output] * 2
 
 
 def _is_fast_variance(graph: Graph, name: str, value: str, mean: Node) -> bool:

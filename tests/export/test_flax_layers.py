@@ -7,7 +7,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
+
+from jaxcnn.models import layers
 
 
 @pytest.fixture(autouse=True)
@@ -405,3 +409,26 @@ def test_half_precision_is_exported_in_float32(exported, filled, dtype):
         lambda x: Net().apply(variables, x), ("batch", 8, 8, 3), dtype="uint8", tolerance=0.03, as_float32=True
     )
     assert model.ops["Cast"] == 1
+
+
+NORMS = {
+    "ours": layers.LayerNorm,
+    "fast": nn.LayerNorm,
+    "slow": functools.partial(nn.LayerNorm, use_fast_variance=False),
+}
+
+
+@pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
+def test_onnxruntime_fuses_layer_norm_and_gelu(exported, filled, tmp_path, norm):
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(6)(nn.gelu(nn.Dense(12)(norm()(x)), approximate=False))
+
+    variables = filled(Net(), jnp.zeros((1, 5, 6)))
+    model = exported(lambda x: Net().apply(variables, x), SEQUENCE).proto
+    session = ort.SessionOptions()
+    session.optimized_model_filepath, session.log_severity_level = str(tmp_path / "optimized.onnx"), 4
+    ort.InferenceSession(model.SerializeToString(), session, providers=["CPUExecutionProvider"])
+    ops = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert sorted(ops) == ["Add", "BiasGelu", "LayerNormalization", "MatMul", "MatMul"]

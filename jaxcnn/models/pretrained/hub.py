@@ -1,5 +1,6 @@
 """Weights of timm on Hugging Face's hub, by names such as `timm:resnet50.a1_in1k`."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -18,6 +19,9 @@ OWNER = "timm/"
 """The account on the hub that has the repositories."""
 WEIGHTS, CARD = "model.safetensors", "README.md"
 """The files with the tensors and with the license."""
+
+_SECONDS = 10.0
+"""How long to wait for the hub."""
 
 ARCHITECTURES = {
     found.weights.removeprefix(OWNER).partition(".")[0]: found.weights
@@ -88,17 +92,40 @@ def _download(repository: str, revision: str) -> Download:
             "`pip install huggingface_hub`"
         ) from error
     try:
-        weights = Path(hf_hub_download(repository, WEIGHTS, revision=revision))
-        # The other files of the same revision, even if the branch moves on meanwhile.
-        others: dict[str, Path | None] = {}
-        for file in (CONFIG, CARD):
-            try:
-                others[file] = Path(hf_hub_download(repository, file, revision=weights.parent.name))
-            except errors.RemoteEntryNotFoundError:
-                others[file] = None
+        is_offline = not _is_reachable(repository, revision)
+        download = functools.partial(hf_hub_download, repository, local_files_only=is_offline)
+        weights = Path(download(WEIGHTS, revision=revision))
+        # The other files of the same revision, even if the branch moves on meanwhile. A repository may lack them.
+        commit, card = weights.parent.name, None
+        with contextlib.suppress(errors.RemoteEntryNotFoundError):
+            download(CONFIG, revision=commit)
+        with contextlib.suppress(errors.LocalEntryNotFoundError if is_offline else errors.RemoteEntryNotFoundError):
+            card = Path(download(CARD, revision=commit))
     except (errors.HFValidationError, OSError) as error:
         raise UserError(_explain(error, repository, revision)) from error
-    return Download(weights, others[CARD])
+    return Download(weights, card)
+
+
+def _is_reachable(repository: str, revision: str) -> bool:
+    """Returns whether the hub answers; without an answer, hf_hub_download itself would retry for half a minute.
+
+    Raises:
+      HfHubHTTPError: it answers that the repository, the revision or its weights do not exist or are not public.
+    """
+    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
+
+    try:
+        get_hf_file_metadata(hf_hub_url(repository, WEIGHTS, revision=revision), timeout=_SECONDS)
+    except errors.HfHubHTTPError as error:
+        if error.response.status_code < 500:
+            raise
+        return False
+    except errors.HFValidationError:
+        raise
+    # What is raised without a connection depends on the package's version of httpx.
+    except Exception:
+        return False
+    return True
 
 
 def _explain(error: Exception, repository: str, revision: str) -> str:

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -200,6 +201,18 @@ def test_without_a_connection_the_message_says_what_to_do(served, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"^Hugging Face's hub cannot be reached, and timm/.* is not in its cache; run"):
         read_pretrained(f"timm:{NAME}")
+
+
+def test_without_a_server_the_same_is_said_at_once(served, monkeypatch):
+    read_pretrained(f"timm:{NAME}")
+    hub._download.cache_clear()
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/{revision}/{filename}")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert read_pretrained(f"timm:{NAME}").license == "cc-by-nc-4.0"
+    start = time.monotonic()
+    with pytest.raises(UserError, match=r"^Hugging Face's hub cannot be reached, and timm/resnet18.a1_in1k is not in "):
+        read_pretrained("timm:resnet18.a1_in1k")
+    assert time.monotonic() - start < 5
 
 
 def test_without_the_package_the_message_names_it(served, monkeypatch):

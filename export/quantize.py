@@ -20,7 +20,19 @@ CALIBRATION_PICTURES = 512
 _BATCH = 32
 # Rounds of the speed comparison.
 _ROUNDS = 5
-_QUANTIZED = ("Conv", "Gemm", "MatMul", "Add", "MaxPool", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Relu")
+# Relu and Clip become part of the range of what they read, and vanish.
+_QUANTIZED = (
+    "Conv",
+    "Gemm",
+    "MatMul",
+    "Add",
+    "MaxPool",
+    "AveragePool",
+    "GlobalAveragePool",
+    "LeakyRelu",
+    "Relu",
+    "Clip",
+)
 _WEIGHTED = ("Conv", "Gemm", "MatMul")
 
 

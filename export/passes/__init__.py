@@ -10,7 +10,7 @@ from export.passes.activations import (
     fuse_softmax,
     simplify_gelu,
 )
-from export.passes.broadcast import drop_expansions, drop_leading_axes
+from export.passes.broadcast import drop_expansions
 from export.passes.cse import merge_common_subexpressions
 from export.passes.fold import fold_affines, pull_factors
 from export.passes.layout import absorb_flatten, convolve_patches, hoist_transposes, join_reshapes, sink_reshapes
@@ -46,7 +46,6 @@ PASSES = (
     absorb_flatten,
     fuse_gelu,
     fold_affines,
-    drop_leading_axes,
     # Folding and fusing can make nodes equal.
     merge_common_subexpressions,
 )

@@ -26,22 +26,6 @@ def _drop(graph: Graph, node: Node, position: int) -> None:
             node.inputs = inputs
 
 
-def drop_leading_axes(graph: Graph) -> None:
-    """Makes a vector of each constant [1, ..., 1, n] that is an operand beside a value of as many axes.
-
-    Runtimes fuse a layer normalisation only if its scale and shift are vectors.
-    """
-    for node in graph.nodes.values():
-        if node.op in _BROADCASTING:
-            for position, name in enumerate(node.inputs):
-                array = graph.constants.get(name)
-                if array is None or array.ndim < 2 or array.size == 1:
-                    continue
-                others = [other for other in node.inputs if other != name]
-                if array.size == array.shape[-1] and any(len(graph.shapes[other]) >= array.ndim for other in others):
-                    node.inputs[position] = graph.add_constant(array.reshape(-1), f"{node.path}vector")
-
-
 def _broadcast(shapes: Sequence[Shape]) -> Shape:
     rank = max(map(len, shapes))
     columns = zip(*((1,) * (rank - len(shape)) + tuple(shape) for shape in shapes), strict=True)

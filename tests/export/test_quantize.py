@@ -99,6 +99,35 @@ def test_the_first_layer_the_last_one_and_the_softmax_stay_in_float(tmp_path):
     assert producers[softmax.input[0]].op_type == "Gemm"
 
 
+def test_relu6_costs_nothing(tmp_path):
+    random = np.random.default_rng(0)
+    shapes = [(3, 3, 3, 8), (3, 3, 1, 8), (1, 1, 8, 8)]
+    kernels = [random.normal(size=shape).astype(np.float32) / 9 for shape in shapes]
+
+    def classify(image):
+        x = image.astype(jnp.float32) / 64
+        for kernel in kernels:
+            groups, layouts = x.shape[-1] // kernel.shape[2], ("NHWC", "HWIO", "NHWC")
+            x = jax.lax.conv_general_dilated(
+                x, kernel, (1, 1), "SAME", dimension_numbers=layouts, feature_group_count=groups
+            )
+            x = jax.nn.relu6(3 * x)
+        return {"logits": x.mean((1, 2)) @ np.eye(8, dtype=np.float32)}
+
+    paths = [tmp_path / "float.onnx", tmp_path / "int8.onnx"]
+    onnx.save(export.to_onnx(classify, {"image": ("uint8", ("batch", 8, 8, 3))}), paths[0])
+    images = random.integers(0, 256, (40, 8, 8, 3), np.uint8)
+    export.quantize.quantize(*paths, images)
+    model = onnx.load(paths[1])
+    arrays = {array.name: onnx.numpy_helper.to_array(array) for array in model.graph.initializer}
+    # The first one is in float, as its layer is; the others are the range of what their layers compute.
+    assert [node.op_type for node in model.graph.node].count("Clip") == 1
+    ranges = [255 * float(arrays[node.input[1]]) for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    assert ranges[:3] == pytest.approx([6, 6, 6], rel=0.2)
+    exact, rounded = (export.sidecars.open_model(path)(images)["logits"] for path in paths)
+    assert np.abs(rounded - exact).max() < 0.05
+
+
 @pytest.mark.parametrize(("method", "side"), [("linear", 12), ("linear", 5), ("cubic", 12)])
 def test_resizing_the_picture_stays_in_float(method, side):
     kernel = np.ones((3, 3, 3, 2), np.float32)

@@ -57,9 +57,12 @@ class Hub:
 def handler(served: Hub) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
-            served.requests.append(f"{self.command} {self.path}")
-            owner, name, _, revision, file = self.path.strip("/").split("/")
-            found = served.find(f"{owner}/{name}", revision, file)
+            parts = self.path.strip("/").split("/")
+            # The package also asks for lists of its own.
+            found: tuple[bytes, str] | str = "EntryNotFound"
+            if len(parts) == 5:
+                served.requests.append(f"{self.command} {self.path}")
+                found = served.find(f"{parts[0]}/{parts[1]}", parts[3], parts[4])
             self.send_response(404 if isinstance(found, str) else 200)
             if isinstance(found, str):
                 self.send_header("X-Error-Code", found)

@@ -124,8 +124,13 @@ def _join_processes(
         positions.append(first + eval_positions(len(split), batch_size=batch_size, rows=rows))
         first += len(split)
     columns = [np.concatenate(parts) for parts in zip(*outcomes, strict=True)]
-    found = gather_rows(np.concatenate(positions), np.stack([column.astype(np.float64) for column in columns], axis=1))
-    return Outcomes(*(found[:, i].astype(column.dtype) for i, column in enumerate(columns)))
+    # They travel as one table; a column of it is a number for each picture.
+    tables = [column.reshape(len(column), -1) for column in columns]
+    found = gather_rows(np.concatenate(positions), np.hstack([table.astype(np.float64) for table in tables]))
+    parts = np.split(found, np.cumsum([table.shape[1] for table in tables])[:-1], axis=1)
+    return Outcomes(
+        *(part.astype(column.dtype).reshape(-1, *column.shape[1:]) for part, column in zip(parts, columns, strict=True))
+    )
 
 
 def compute_logits(

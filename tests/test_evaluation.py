@@ -38,6 +38,18 @@ def test_every_picture_counts_once_whatever_the_batch(batch_size):
     np.testing.assert_array_equal(measured.predicted, whole.predicted)
 
 
+def test_outcomes_keep_their_values_when_processes_join_them():
+    splits = random_split(9), random_split(6)
+    alone = measure(channel_logits, *splits, classes=5, batch_size=4)
+    joined = measure(channel_logits, *splits, classes=5, batch_size=4, rows=np.arange(4))
+    arrays = {name: value for name, value in vars(alone).items() if isinstance(value, np.ndarray)}
+    assert {"predicted", "confidence", "confusion"} <= arrays.keys()
+    for name, value in arrays.items():
+        np.testing.assert_array_equal(vars(joined)[name], value, err_msg=name)
+        assert vars(joined)[name].dtype == value.dtype, name
+    assert joined.scalars() == alone.scalars()
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_logits_that_are_not_finite_name_the_picture(value):
     def logits(images):

@@ -3,7 +3,9 @@
 import asyncio
 import logging
 import math
+import os
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -35,6 +37,8 @@ def on_sigterm(server: uvicorn.Server, admission: Admission, settings: Settings)
         server.config.timeout_graceful_shutdown = settings.read_seconds + settings.deadline_ms // 1000 + 1
 
     def stop() -> None:
+        # Workers share a socket that their parent process closes last: what connects meanwhile would be reset.
+        _set_backlog(server, 0)
         server.should_exit = True
 
     def drain() -> None:
@@ -50,7 +54,24 @@ def on_sigterm(server: uvicorn.Server, admission: Admission, settings: Settings)
 
     # Python runs signal handlers between any two instructions; let the event loop do the work.
     previous = signal.signal(signal.SIGTERM, lambda *_: loop.call_soon_threadsafe(drain))
+    listening = asyncio.create_task(_keep_listening(server, admission))
     try:
         yield
     finally:
+        listening.cancel()
         signal.signal(signal.SIGTERM, previous)
+
+
+async def _keep_listening(server: uvicorn.Server, admission: Admission) -> None:
+    """Restores the backlog of the shared socket, each second, after another worker has shut down alone."""
+    while True:
+        await asyncio.sleep(1)
+        if admission.is_ready:
+            _set_backlog(server, server.config.backlog)
+
+
+def _set_backlog(server: uvicorn.Server, backlog: int) -> None:
+    """Sets how many connections may wait to be accepted. With 0 it is one; the system ignores further attempts."""
+    for listener in [listener for listening in getattr(server, "servers", ()) for listener in listening.sockets]:
+        with socket.socket(fileno=os.dup(listener.fileno())) as copy:
+            copy.listen(backlog)

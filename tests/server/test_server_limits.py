@@ -589,3 +589,46 @@ def test_sigterm_under_load_loses_nothing(serve, model_path):
         assert lost == []
         assert server.process.wait(timeout=30) == 0
         assert "Traceback" not in server.log.read_text()
+
+
+@pytest.mark.run
+def test_two_workers_reset_hardly_any_connection_at_sigterm(model_path):
+    """One may be accepted by the system after the last worker, and before the parent process closes the socket."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "uvicorn", "server.app:app", "--port", str(port), "--workers", "2"]
+    settings = {"JAXCNN_MODEL": str(model_path), "JAXCNN_DRAIN_SECONDS": "1", "JAXCNN_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **settings}, stdout=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: connect_and_ask(port) == "answered")
+        time.sleep(2)  # Until the second worker is there, too.
+        with ThreadPoolExecutor(8) as threads:
+            found = [threads.submit(ask_until_refused, port) for _ in range(8)]
+            time.sleep(0.5)
+            process.terminate()
+            assert process.wait(timeout=30) == 0
+            assert sum(answer.result() for answer in found) <= 1
+    finally:
+        process.kill()
+
+
+def connect_and_ask(port: int) -> str:
+    try:
+        connection = socket.create_connection(("127.0.0.1", port), timeout=30)
+    except ConnectionRefusedError:
+        return "refused"
+    with connection, contextlib.suppress(ConnectionError):
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        if b"".join(iter(lambda: connection.recv(65536), b"")).startswith(b"HTTP/1.1 200"):
+            return "answered"
+    return "reset"
+
+
+def ask_until_refused(port: int) -> int:
+    """Asks over a new connection each time; returns how many of them were reset."""
+    resets = 0
+    while (found := connect_and_ask(port)) != "refused":
+        resets += found == "reset"
+        time.sleep(0.02)
+    return resets

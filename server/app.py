@@ -44,6 +44,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Service]]:
         # Shut down.
         watcher.cancel()
         service.workers.close()
+        service.metrics.close()
 
 
 def create_app() -> Starlette:

@@ -1,6 +1,7 @@
 """Metrics for Prometheus."""
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 
@@ -12,6 +13,7 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from server.model import Model
 
@@ -22,6 +24,9 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.
 _STAGE_SECONDS = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _REASONS = ("requests", "bytes", "downloads", "deadline", "evicted")
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+# Where processes share their metrics. prometheus_client reads this variable when it is imported, and keeps to that.
+_SHARED_FOLDER = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+
 NO_ROUTE = "none"
 """The `route` label of requests to unknown paths, so that clients cannot create label values."""
 
@@ -52,6 +57,29 @@ class SharedRendering:
             return text
 
 
+class _ModelInfo:
+    """The metric that names the model."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._gauge = Gauge(
+            "jaxcnn_model_info",
+            "Processes that serve the model.",
+            ["name", "version", "sha256", "classes"],
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self._labels: tuple[str, ...] | None = None
+
+    def set(self, model: Model) -> None:
+        # In files that processes share, prometheus_client cannot remove labels.
+        if self._labels is not None:
+            self._gauge.labels(*self._labels).set(0)
+            if not _SHARED_FOLDER:
+                self._gauge.clear()
+        self._labels = (model.name, model.version, model.digest, str(len(model.names)))
+        self._gauge.labels(*self._labels).set(1)
+
+
 class Metrics:
     """The metrics of one running server.
 
@@ -74,9 +102,9 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
-        self.in_progress = Gauge("http_requests_in_progress", "Requests in progress.", registry=registry)
+        self.in_progress = _live_gauge("http_requests_in_progress", "Requests in progress.", registry)
         # The queue and the workers
-        self.queue_depth = Gauge("jaxcnn_queue_depth", "Requests waiting for a worker thread.", registry=registry)
+        self.queue_depth = _live_gauge("jaxcnn_queue_depth", "Requests waiting for a worker thread.", registry)
         self.queue_wait = Histogram(
             "jaxcnn_queue_wait_seconds", "Time of a request in the queue.", buckets=_STAGE_SECONDS, registry=registry
         )
@@ -101,9 +129,7 @@ class Metrics:
         self.reloads = Counter(
             "jaxcnn_model_reloads_total", "New model files found, by result of loading.", ["result"], registry=registry
         )
-        self._model_info = Gauge(
-            "jaxcnn_model_info", "The model served.", ["name", "version", "sha256", "classes"], registry=registry
-        )
+        self._model_info = _ModelInfo(registry)
         # Label values that exist from the start, so that their rates do too.
         for counter, values in ((self.shed, _REASONS), (self.reloads, ("succeeded", "failed"))):
             for value in values:
@@ -129,12 +155,25 @@ class Metrics:
 
     def set_model(self, model: Model) -> None:
         """Records which model is served from now on."""
-        self._model_info.clear()
-        self._model_info.labels(model.name, model.version, model.digest, str(len(model.names))).set(1)
+        self._model_info.set(model)
 
     def render(self) -> bytes:
-        """Returns all metrics in Prometheus's text format."""
-        return generate_latest(self._registry)
+        """Returns all metrics in Prometheus's text format: of this process, or of all that share them."""
+        registry = self._registry
+        if _SHARED_FOLDER:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return generate_latest(registry)
+
+    def close(self) -> None:
+        """Takes this process out of the gauges that processes share."""
+        if _SHARED_FOLDER:
+            mark_process_dead(os.getpid())  # type: ignore[no-untyped-call]
+
+
+def _live_gauge(name: str, text: str, registry: CollectorRegistry) -> Gauge:
+    """Returns a gauge that is the sum over all processes that live."""
+    return Gauge(name, text, registry=registry, multiprocess_mode="livesum")
 
 
 def _count_and_sum(histogram: Histogram) -> tuple[float, float]:

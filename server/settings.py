@@ -135,6 +135,7 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
             raise StartError(f"There is no setting {variable}: unset it, or use one of {', '.join(fields)}.")
         values[fields[variable].name] = _parse(variable, text, fields[variable].metadata["parse"])
     chosen = Settings(**values)
+    _check_metrics_folder(environment.get("PROMETHEUS_MULTIPROC_DIR"))
     if "model" not in values:
         _check_shipped_model()
     _check_consistent(chosen)
@@ -175,6 +176,15 @@ def _check_consistent(chosen: Settings) -> None:
         )
     if chosen.onnxruntime_web is not None:
         _check_onnxruntime_web(chosen.onnxruntime_web)
+
+
+def _check_metrics_folder(folder: str | None) -> None:
+    """Checks the folder in which several processes share their metrics; prometheus_client would fail in many lines."""
+    if folder and not (os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)):
+        raise StartError(
+            f"PROMETHEUS_MULTIPROC_DIR is {folder!r}, which is not a folder that the server may write to: make an empty"
+            " folder for each start, or unset it."
+        )
 
 
 def _check_onnxruntime_web(folder: Path) -> None:

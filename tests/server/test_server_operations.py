@@ -1,12 +1,17 @@
 """Operations: metrics, logs, documentation, API keys, CORS and hot reload."""
 
+import contextlib
 import dataclasses
 import hashlib
 import os
 import re
 import shutil
+import socket
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import openapi_spec_validator
@@ -21,6 +26,7 @@ from server.routes import ROUTES
 from server.settings import Settings
 from tests.server.wire import COLOURS, YELLOW, encode, error, log_lines, post, text
 
+ROOT = Path(__file__).parents[2]
 PICTURE = encode(COLOURS["red"])
 
 
@@ -448,3 +454,51 @@ def test_the_page_can_be_turned_off(serve, model_path):
         for path in ("/", "/page/page.js", "/model.json", "/model.onnx", "/onnxruntime-web/ort.wasm.min.mjs"):
             assert server.client.get(path).status_code == 404
         assert server.client.get("/docs").status_code == 200
+
+
+# Several processes
+
+
+@pytest.fixture
+def two_workers(model_path, tmp_path):
+    """Two processes on one port that share their metrics."""
+    (tmp_path / "metrics").mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = {
+        "JAXCNN_MODEL": str(model_path),
+        "JAXCNN_THREADS": "1",
+        "JAXCNN_DRAIN_SECONDS": "0",
+        "PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "metrics"),
+    }
+    command = [sys.executable, "-m", "uvicorn", "server.app:app", "--port", str(port), "--workers", "2"]
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **settings}, stdout=subprocess.DEVNULL)
+    try:
+        yield port
+    finally:
+        process.terminate()
+        assert process.wait(timeout=30) == 0
+
+
+@pytest.mark.run
+def test_metrics_of_several_processes_are_merged(two_workers):
+    def ask(path: str) -> str:
+        return httpx.get(f"http://127.0.0.1:{two_workers}{path}", timeout=30, trust_env=False).text
+
+    def is_ready() -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            return re.search(r"^jaxcnn_model_info\{.*\} 2\.0$", ask("/metrics"), re.MULTILINE) is not None
+        return False
+
+    deadline = time.monotonic() + 30
+    while not is_ready():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    # New connections go to either process; both report all of them.
+    for _ in range(30):
+        ask("/healthz")
+    for _ in range(6):
+        text = ask("/metrics")
+        assert 'http_requests_total{method="GET",route="/healthz",status="200"} 30.0' in text
+        assert re.search(r"^http_requests_in_progress 1\.0$", text, re.MULTILINE)

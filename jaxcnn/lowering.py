@@ -13,11 +13,11 @@ from jaxtyping import Array, Key
 from jaxcnn import models
 from jaxcnn.config import Config
 from jaxcnn.data.resize import Resize
+from jaxcnn.distributed import AXES, state_sharding
 from jaxcnn.optim import make_optimizer
 from jaxcnn.state import TrainState, first_state, init_variables
 from jaxcnn.step import StepMetrics, train_step
 
-AXES = ("data", "fsdp")
 TOTAL_STEPS = 10_000
 """Length of the schedule; it does not change the step."""
 
@@ -48,7 +48,7 @@ def lower_step(config: Config, *, classes: int, mesh: Mesh | None) -> jax.stages
 
 def abstract_step(config: Config, *, classes: int, mesh: Mesh | None) -> tuple[Any, tuple[Any, ...]]:
     """Returns the step of a run, and the shapes, types and layouts of its arguments: state, images, labels, key."""
-    step = build_step(config, classes=classes)
+    step = build_step(config, classes=classes, mesh=mesh)
     stored, size = Resize.of(config.data).stored(config.data.image_size), config.batch_size
     key = jax.eval_shape(lambda: jax.random.key(0))
     state: TrainState = jax.eval_shape(step.init, key)
@@ -57,12 +57,13 @@ def abstract_step(config: Config, *, classes: int, mesh: Mesh | None) -> tuple[A
     )
     if mesh is not None:
         whole, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), (AXES,)))  # type: ignore[no-untyped-call]
-        state, key = jax.tree.map(lambda leaf: _placed(leaf, whole), (state, key))
+        state = jax.tree.map(lambda leaf: _placed(leaf, state_sharding(leaf, mesh)), state)
+        key = _placed(key, whole)
         images, labels = _placed(images, split), _placed(labels, split)
     return step.take, (state, images, labels, key)
 
 
-def build_step(config: Config, *, classes: int) -> Step:
+def build_step(config: Config, *, classes: int, mesh: Mesh | None) -> Step:
     """Builds the step of a run as an accelerator takes it, in the epoch with the largest pictures."""
     # The type for an accelerator, whatever computes here.
     precision = "bfloat16" if config.model.precision == "auto" else config.model.precision
@@ -79,6 +80,9 @@ def build_step(config: Config, *, classes: int) -> Step:
         label_smoothing=config.label_smoothing,
         average_decay=config.optim.ema_decay,
         shown=side,
+        mesh=mesh,
+        accumulate=config.parallel.accumulate,
+        remat=config.parallel.remat,
     )
 
     def init(key: Key[Array, ""]) -> TrainState:

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import AxisType
 
 from jaxcnn import models
 from jaxcnn.config import Config
+from jaxcnn.distributed import AXES
 from jaxcnn.errors import UserError
 from jaxcnn.hlo import Traffic, count_bytes, count_collectives, count_cycles, read_instructions
-from jaxcnn.lowering import AXES, abstract_step, largest_resolution, lower_step
+from jaxcnn.lowering import abstract_step, largest_resolution, lower_step
 from jaxcnn.roofline import collective_seconds, compute_seconds, efficiencies
 from jaxcnn.topology import Topology
 
@@ -135,7 +135,8 @@ def plan(config: Config, topology: Topology, *, classes: int) -> Plan:
       UserError: the run takes no steps, the batch or the state cannot be divided, or the compiler is not installed.
     """
     _check(config, topology)
-    mesh = _make_mesh(topology)
+    shape = (topology.devices // config.parallel.fsdp, config.parallel.fsdp)
+    mesh = jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto, AxisType.Auto), devices=topology.open())
     lowered = lower_step(config, classes=classes, mesh=mesh)
     described: dict[str, Any] = {
         "topology": topology,
@@ -166,17 +167,21 @@ def plan(config: Config, topology: Topology, *, classes: int) -> Plan:
 
 
 def _check(config: Config, topology: Topology) -> None:
+    """Raises a `UserError` if there is no step to compile, or the batch or the state cannot be divided."""
+    size, devices, parallel = config.batch_size, topology.devices, config.parallel
     if config.is_frozen:
         raise UserError("freeze is backbone, so that no steps are taken; give --freeze none to plan the training")
-    if config.batch_size % topology.devices:
+    if size % devices:
+        raise UserError(f"batch_size is {size}, which cannot be divided among {topology}; give a multiple of {devices}")
+    if devices % parallel.fsdp:
+        raise UserError(f"parallel.fsdp is {parallel.fsdp}, which does not divide {topology}")
+    parts, group = parallel.accumulate, config.model.norm_group or 1
+    share = size // devices if parts > 1 else size
+    if share % (parts * group):
         raise UserError(
-            f"batch_size is {config.batch_size}, which cannot be divided among {topology}; give a multiple of "
-            f"{topology.devices}"
+            f"{share} pictures cannot be split into {parts} parts for parallel.accumulate, of whole groups of {group} "
+            "for model.norm_group; change one of the three"
         )
-
-
-def _make_mesh(topology: Topology) -> Mesh:
-    return Mesh(np.array(topology.open()).reshape(-1, 1), AXES)
 
 
 def _count_parameters(config: Config, *, classes: int) -> int:

@@ -11,7 +11,7 @@ import jax
 import pytest
 
 from jaxcnn import plan as command
-from jaxcnn.config import ModelConfig
+from jaxcnn.config import ModelConfig, ParallelConfig
 from jaxcnn.errors import UserError
 from jaxcnn.hlo import Traffic
 from jaxcnn.lowering import abstract_step
@@ -98,6 +98,8 @@ def test_without_cycles_the_estimate_is_the_roofline():
         ("digits --classes 1", "classes is 1; it must be at least 2"),
         ("digits --batch", "there is no option --batch"),
         ("digits --batch_size 250 --topology v5e:2x2", "batch_size is 250, .* among 4 x TPU v5e .* a multiple of 4$"),
+        ("digits --model.norm_group 6", "64 pictures cannot be split into 1 parts .* groups of 6"),
+        ("digits --parallel.fsdp 3 --topology v5e:2x2", "parallel.fsdp is 3, which does not divide 4 x TPU v5e"),
         ("finetune --freeze backbone --init_from shipped", "freeze is backbone, so that no steps are taken"),
     ],
 )
@@ -138,6 +140,17 @@ def test_a_small_step_is_compiled_for_256_chips():
     assert found.augmentation_share < 0.5
     assert found.cycle_seconds is not None
     assert found.flops > 0
+
+
+@needs_tpu
+@pytest.mark.run
+def test_a_divided_state_takes_less_memory_and_is_gathered():
+    wide = dataclasses.replace(small_config(), model=ModelConfig(widths=(256,), blocks=(1,)))
+    divided = dataclasses.replace(wide, parallel=ParallelConfig(fsdp=16))
+    whole, parts = (plan(config, find_topology("v5e:4x4"), classes=10) for config in (wide, divided))
+    assert parts.collectives["all-gather"].count > 0
+    assert "all-gather" not in whole.collectives
+    assert parts.peak_bytes < whole.peak_bytes
 
 
 @needs_tpu

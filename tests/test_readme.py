@@ -59,10 +59,10 @@ OF_OTHERS = set(
     "--depth --help --host --json --fail --prefix --port --require-hashes --silent --workers --data-binary "
     "--no-server-header --repo --timeout-keep-alive --xla_force_host_platform_device_count "
     "--url --build-arg --cap-drop --format --forwarded-allow-ips --read-only --target "
-    "--nodes --ntasks-per-node --gpus-per-node --requeue --kill-on-bad-exit "
+    "--nodes --ntasks-per-node --gpus-per-node --requeue --signal --kill-on-bad-exit --worker --command --filename "
     "--body --caddy --cli-input-json --content-type --endpoint-name --template-file".split()
 )
-"""Options of git, gh, pip, npm, curl, uvicorn, XLA, docker, buildah, Slurm, aws and shell scripts."""
+"""Options of git, gh, pip, npm, curl, uvicorn, XLA, docker, buildah, Slurm, gcloud, kubectl, aws and shell scripts."""
 
 
 class Block(NamedTuple):

@@ -133,7 +133,7 @@ def hold_batch(compiled: jax.stages.Compiled, config: Config, *, classes: int) -
 
 def feed(compiled: jax.stages.Compiled, config: Config, classes: int, batches: Any) -> Take:
     """A step on the next batch."""
-    state = jax.jit(build_step(config, classes=classes).init)(jax.random.key(0))
+    state = jax.jit(build_step(config, classes=classes, mesh=None).init)(jax.random.key(0))
     key = jax.device_put(jax.random.key(1))
 
     def take() -> jax.Array:

@@ -1,0 +1,73 @@
+"""The recipes to start a run on several machines: what they say fits together, and the schema of a JobSet."""
+
+import json
+import os
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from jaxcnn.presets import PRESETS
+from jaxcnn.train import parse
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "jaxcnn" / "README.md").read_text()
+
+
+@pytest.fixture
+def jobset():
+    return json.loads(
+        re.search(r"^```json\n(\{\n  \"apiVersion\": \"jobset.*?)^```", README, re.MULTILINE | re.DOTALL)[1]
+    )
+
+
+def test_the_jobset_starts_as_many_processes_as_it_says(jobset):
+    name, (job,) = jobset["metadata"]["name"], jobset["spec"]["replicatedJobs"]
+    spec = job["template"]["spec"]
+    (container,) = spec["template"]["spec"]["containers"]
+    (line,) = container["args"]
+    *_, module, preset, options = re.fullmatch(r"(exec python3 -m) (\S+) (\S+) (.*)", line).groups()
+    assert module == "jaxcnn.train"
+    assert preset in PRESETS
+    parallel = parse([preset, *shlex.split(options.replace("$JOB_COMPLETION_INDEX", "1"))]).config.parallel
+    assert parallel.num_processes == spec["completions"] == spec["parallelism"]
+    assert spec["completionMode"] == "Indexed"
+    assert parallel.coordinator.partition(":")[0] == f"{name}-{job['name']}-0-0.{name}"
+
+
+def test_a_mistake_ends_the_jobset_and_a_lost_process_restarts_it(jobset):
+    (rule,) = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["podFailurePolicy"]["rules"]
+    assert rule["action"] == "FailJob"
+    assert rule["onExitCodes"]["values"] == [2]
+    (policy,) = jobset["spec"]["failurePolicy"]["rules"]
+    assert (policy["action"], policy["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
+    assert jobset["spec"]["failurePolicy"]["maxRestarts"] > 0
+
+
+@pytest.mark.skipif("JAXCNN_JOBSET_CRD" not in os.environ, reason="needs JobSet's custom resource definition")
+def test_the_jobset_has_its_schema(jobset):
+    jsonschema, yaml = pytest.importorskip("jsonschema"), pytest.importorskip("yaml")
+    definition = yaml.load(Path(os.environ["JAXCNN_JOBSET_CRD"]).read_text(), yaml.CSafeLoader)
+    (version,) = [found for found in definition["spec"]["versions"] if f"/{found['name']}" in jobset["apiVersion"]]
+    schema = version["schema"]["openAPIV3Schema"]
+    forbid_unknown_fields(schema)
+    schema["properties"]["metadata"] = {"type": "object"}
+    validator = jsonschema.Draft202012Validator(schema)
+    assert not [error.message for error in validator.iter_errors(jobset)]
+    jobset["spec"]["replicas"] = 2
+    assert not validator.is_valid(jobset)
+
+
+def forbid_unknown_fields(schema):
+    """As the API server does; and lets a field be a number or text where it does."""
+    if isinstance(schema, list):
+        for part in schema:
+            forbid_unknown_fields(part)
+    if isinstance(schema, dict):
+        if schema.get("type") == "object" and "properties" in schema:
+            schema.setdefault("additionalProperties", False)
+        if schema.get("x-kubernetes-int-or-string"):
+            schema.pop("type", None)
+        for part in list(schema.values()):
+            forbid_unknown_fields(part)

@@ -287,11 +287,12 @@ class Workers:
     def _process(self, batch: list[Job]) -> list[Answer | Exception]:
         """Decodes each query, runs the model on all their pictures, and encodes each answer."""
         start = time.monotonic()
-        for job in batch:
-            self._metrics.queue_wait.observe(start - job.queued_at)
         # One model for the whole batch, even if it is replaced meanwhile.
         model = self.model
         results: list[Answer | Exception | Decoded] = [_decode(job, model) for job in batch]
+        for job, result in zip(batch, results, strict=True):
+            if not isinstance(result, _HeavyError):
+                self._metrics.queue_wait.observe(start - job.queued_at)
         self._metrics.observe_stage("decode", start)
         results = self._enter_model(batch, results)
         good = [result for result in results if isinstance(result, Decoded)]
@@ -303,9 +304,12 @@ class Workers:
     ) -> list[Answer | Exception | Decoded]:
         """Drops the jobs that nobody waits for, and marks the others as running, so that `close` waits for them."""
         with self._changed:
-            for job in batch:
-                job.is_in_model = job.is_wanted()
-        return [result if job.is_in_model else AbandonedError() for job, result in zip(batch, results, strict=True)]
+            for job, result in zip(batch, results, strict=True):
+                job.is_in_model = isinstance(result, Decoded) and job.is_wanted()
+        return [
+            AbandonedError() if isinstance(result, Decoded) and not job.is_in_model else result
+            for job, result in zip(batch, results, strict=True)
+        ]
 
     def _classify(self, model: Model, queries: Sequence[Decoded]) -> list[Answer | Exception]:
         """Returns the answer or the error of each query, after one run of the model if it does not fail."""

@@ -552,3 +552,27 @@ def test_a_queued_query_gives_way_to_a_client_with_none(model_path):
         assert (caught.value.status_code, caught.value.headers["Connection"]) == (503, "close")
 
     run(test, model_path, threads=1)
+
+
+def test_close_does_not_wait_for_a_heavy_query_that_nobody_wants(model_path):
+    async def test(workers):
+        query = Costly(go=threading.Event())
+        task, gone = start(workers, query)
+        await until(query.begun)
+        gone.set_result(None)
+        with pytest.raises(ClientDisconnect):
+            await task
+        async with asyncio.timeout(10):
+            await asyncio.to_thread(workers.close)  # The picture is still being decoded.
+        query.go.set()
+
+    run(test, model_path, threads=2)
+
+
+def test_a_heavy_query_waits_in_the_queue_once(model_path):
+    async def test(workers):
+        await start(workers, Costly())[0]
+        assert workers._metrics.statistics()["queue"][0] == 1
+        assert workers._metrics.statistics()["batch"] == (1, 1)
+
+    run(test, model_path, threads=2)

@@ -1,55 +1,101 @@
-"""`python -m jaxcnn`: lists the commands, or runs one of them, such as `python -m jaxcnn train`."""
+"""The command `jaxcnn`, also `python -m jaxcnn`: lists the commands, or runs one of them, such as `jaxcnn train`."""
 
 import runpy
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
-MODULES = {
-    "train": "jaxcnn.train",
-    "evaluate": "jaxcnn.evaluate",
-    "predict": "jaxcnn.predict",
-    "inspect": "jaxcnn.inspect",
-    "plan": "jaxcnn.plan",
-    "export": "export",
+from jaxcnn import cli
+
+
+class Command(NamedTuple):
+    """A command.
+
+    Attributes:
+      module: what runs it, as `python -m MODULE` does.
+      extra: the part of the package that it needs, as in `pip install 'jaxcnn[train]'`.
+    """
+
+    module: str
+    extra: str
+
+
+COMMANDS = {
+    "train": Command("jaxcnn.train", "train"),
+    "evaluate": Command("jaxcnn.evaluate", "train"),
+    "predict": Command("jaxcnn.predict", "predict"),
+    "inspect": Command("jaxcnn.inspect", "train"),
+    "plan": Command("jaxcnn.plan", "train"),
+    "sweep": Command("jaxcnn.sweep", "train"),
+    "compare": Command("jaxcnn.compare", "train"),
+    "export": Command("export", "export"),
+    "serve": Command("jaxcnn.serve", "serve"),
 }
-"""The module behind each command."""
 
 OVERVIEW = """\
 jaxcnn trains image classifiers, exports them to one ONNX file, and serves that file.
 
-  python -m jaxcnn.train [PRESET] [--OPTION VALUE ...] [--workdir DIR]
-      Trains a classifier, evaluates it and exports it to DIR/model.onnx.
-      The same command resumes. Without a preset it learns handwritten digits,
-      in a minute or two and without a download.
-  python -m jaxcnn.evaluate WORKDIR_OR_ONNX [--data.source PATH]
+  {prog} train [PRESET] [--OPTION VALUE ...] [--workdir DIR]
+      Trains, evaluates and exports a classifier. The same command resumes it.
+      Without a preset it learns handwritten digits in a minute or two.
+  {prog} evaluate WORKDIR_OR_ONNX [--data.source PATH]
       Measures a trained model on its validation pictures, or on others.
-  python -m jaxcnn.predict MODEL PICTURES... [--output results.csv]
+  {prog} predict MODEL PICTURES... [--output results.csv]
       Classifies files, folders and zips of pictures.
-  python -m jaxcnn.inspect PICTURES [--output findings.json]
+  {prog} inspect PICTURES [--output findings.json]
       Says what is in a folder: classes, duplicates, leaks, broken files.
-  python -m jaxcnn.plan [PRESET] --topology v5e:16x16
+  {prog} plan [PRESET] --topology v5e:16x16
       Estimates what a training would take on TPUs or GPUs that are not here.
-  python -m export WORKDIR [-o FILE.onnx | -o FILE.safetensors]
-      Exports the best checkpoint, or its weights for other runs to start from.
-  JAXCNN_MODEL=FILE.onnx uvicorn server.app:app
+  {prog} sweep [PRESET] --over OPTION=VALUE,VALUE ... [--seeds N]
+      Trains a run for each combination of values, and compares them.
+  {prog} compare RUN [RUN ...] [--output FILE.html]
+      Compares runs: settings, metrics, a paired test, curves, cost.
+  {prog} export WORKDIR [-o FILE.onnx | -o FILE.safetensors]
+      Exports the best checkpoint so far, also in 8-bit integers, or its weights.
+  {prog} serve [MODEL] [--port PORT]
       Serves an exported classifier over HTTP, with a demo page.
 
-Each command but the last lists its options with --help. Start with README.md.
+Each command lists its options with --help. Start with README.md.
 """
 
+PACKAGES = ("jaxcnn", "export", "server")
+"""The packages of this project; a command that misses one of their modules is broken."""
 
-def main(arguments: Sequence[str]) -> None:
-    """Prints the overview, or runs the command that the first argument names."""
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints the overview, or runs the command that the first argument names.
+
+    Args:
+      arguments: of the command line; None: those that the process was started with.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    # The console command exists only where the package is installed.
+    prog = "jaxcnn" if Path(sys.argv[0]).stem == "jaxcnn" else "python -m jaxcnn"
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(OVERVIEW, end="")
+        print(OVERVIEW.format(prog=prog), end="")
         return
-    command, *rest = arguments
-    if command not in MODULES:
-        print(f"python -m jaxcnn: there is no command {command!r}; there are: {', '.join(MODULES)}", file=sys.stderr)
+    name, *rest = arguments
+    if name not in COMMANDS:
+        print(f"{prog}: there is no command {name!r}; there are: {', '.join(COMMANDS)}", file=sys.stderr)
         sys.exit(2)
-    sys.argv = [command, *rest]  # The command reads its options from here.
-    runpy.run_module(MODULES[command], run_name="__main__", alter_sys=True)
+    command = COMMANDS[name]
+    if "--quiet" not in rest:
+        cli.announce_loading(f"{prog} {name}")
+    sys.argv = [name, *rest]  # The command reads its options from here.
+    try:
+        runpy.run_module(command.module, run_name="__main__", alter_sys=True)
+    except ModuleNotFoundError as error:
+        cli.end_loading()
+        missing = (error.name or "").partition(".")[0]
+        if missing in ("", *PACKAGES):
+            raise
+        print(
+            f"{prog} {name}: the package {missing} is not installed; run: pip install 'jaxcnn[{command.extra}]'",
+            file=sys.stderr,
+        )
+        sys.exit(2)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -33,6 +33,13 @@ class Alias:
     name: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Named:
+    """Marks a field, in `Annotated`, whose option has another name than the field."""
+
+    name: str
+
+
 class Unprefixed:
     """Marks a nested dataclass, in `Annotated`, whose options do not begin with the name of its field."""
 
@@ -97,7 +104,7 @@ def parse_with_words[T](
     before, after = _split_at(arguments, "--")
     options = {option.name: option for option in find_options(default)}
     parser = _make_parser(options.values(), prog=prog, description=description)
-    given, others = parser.parse_known_args(_with_underscores(before))
+    given, others = parser.parse_known_args(with_underscores(before))
     for other in others:
         if other.startswith("-") and other != "-":
             raise UserError(_explain_unknown(other, options.values()))
@@ -119,7 +126,7 @@ def peek[T](arguments: Sequence[str], option: str, default: T) -> str | T:
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument(f"--{option}", dest="value", nargs="?", default=default, const=default)
-    value: str | T = parser.parse_known_args(_with_underscores(arguments))[0].value
+    value: str | T = parser.parse_known_args(with_underscores(arguments))[0].value
     return value
 
 
@@ -136,8 +143,9 @@ def find_options(value: Any, prefix: str = "", path: tuple[str, ...] = ()) -> It
             inner_prefix = prefix if Unprefixed in marks else f"{prefix}{field.name}."
             yield from find_options(inner, inner_prefix, (*path, field.name))
         else:
+            names = [mark.name for mark in marks if isinstance(mark, Named)]
             yield Option(
-                name=prefix + field.name,
+                name=prefix + (names[0] if names else field.name),
                 path=(*path, field.name),
                 kind=kind,
                 default=inner,
@@ -169,7 +177,7 @@ def _replace(value: Any, changes: Mapping[tuple[str, ...], Any]) -> Any:
     return dataclasses.replace(value, **fields)
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Splits a command line into options and their words; raises every error."""
 
     def error(self, message: str) -> NoReturn:
@@ -188,7 +196,7 @@ class _Switch(argparse.Action):
 
 
 def _make_parser(options: Iterable[Option], *, prog: str, description: str) -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog=prog,
         usage="%(prog)s [OPTIONS]",
         description=_wrap(description),
@@ -219,7 +227,7 @@ def _wrap(text: str) -> str:
     return "\n\n".join(part if part.startswith(" ") else textwrap.fill(part, width) for part in text.split("\n\n"))
 
 
-def _with_underscores(arguments: Sequence[str]) -> list[str]:
+def with_underscores(arguments: Sequence[str]) -> list[str]:
     """Spells the names of options with `_`, so that `--init-from` is `--init_from`."""
     split = [argument.partition("=") if argument.startswith("--") else ("", "", argument) for argument in arguments]
     return [f"{name[:2]}{name[2:].replace('-', '_')}{equals}{value}" for name, equals, value in split]

@@ -8,6 +8,7 @@ from typing import Annotated, NamedTuple
 
 from jaxcnn import cli, options
 from jaxcnn.config import SHAPE, Config, ModelConfig
+from jaxcnn.config_file import read_settings
 from jaxcnn.errors import UserError
 from jaxcnn.ops.allocator import keep_freed_memory
 from jaxcnn.paths import named_path
@@ -32,8 +33,12 @@ class Arguments:
     """The command line of a training run."""
 
     config: Annotated[Config, options.Unprefixed]
+    """Settings of the run."""
     workdir: Path
     """Folder of the run. A run that is already in it is resumed."""
+    config_file: Annotated[Path | None, options.Named("config")] = None
+    """TOML or JSON file with settings, which override the preset and are overridden by options; also the
+    config.json of another run, which is taken as a whole."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -69,8 +74,11 @@ def parse(arguments: Sequence[str]) -> Arguments:
         preset, *arguments = arguments
     if preset not in PRESETS:
         raise UserError(f"there is no preset {preset!r}; there are: {', '.join(PRESETS)}")
-    default = Arguments(PRESETS[preset](), Path("runs") / preset)
-    config = default.config
+    config, name = PRESETS[preset](), preset
+    if (text := options.peek(arguments, "config", "None")) != "None":
+        file = named_path(text, option="config")
+        config, name = read_settings(file, config), file.parent.name if file.stem == "config" else file.stem
+    default = Arguments(config, Path("runs") / name)
 
     # The defaults of the model depend on the initial weights and on --model.name, so those are looked up first.
     init_from = options.peek(arguments, "init_from", config.init_from)

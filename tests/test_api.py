@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import jaxcnn
-from jaxcnn.__main__ import MODULES
+from jaxcnn.__main__ import COMMANDS, main
 
 ROOT = Path(__file__).parent.parent
 
@@ -122,8 +122,8 @@ def test_the_overview_fits_a_screen_and_names_all_commands():
     said = subprocess.run([sys.executable, "-m", "jaxcnn"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert len(said.splitlines()) <= 24
     assert max(map(len, said.splitlines())) <= 85
-    for module in (*MODULES.values(), "uvicorn server.app:app"):
-        assert f" {module} " in said or f" {module}\n" in said
+    for name in COMMANDS:
+        assert f"\n  python -m jaxcnn {name} " in said
 
 
 def test_a_command_by_its_name():
@@ -131,11 +131,17 @@ def test_a_command_by_its_name():
         (["train", "--epochs", "0"], 2, "python -m jaxcnn.train: epochs is 0; it must be at least 1"),
         (["evaluate"], 2, "python -m jaxcnn.evaluate: give a workdir or an .onnx file first"),
         (["export"], 2, "python -m export: give the folder of a run or the name of a network first"),
-        (
-            ["swim"],
-            2,
-            "python -m jaxcnn: there is no command 'swim'; there are: train, evaluate, predict, inspect, plan",
-        ),
+        (["swim"], 2, f"python -m jaxcnn: there is no command 'swim'; there are: {', '.join(COMMANDS)}"),
     ):
         done = subprocess.run([sys.executable, "-m", "jaxcnn", *arguments], cwd=ROOT, capture_output=True, text=True)
         assert (done.returncode, done.stderr[: len(said)]) == (status, said)
+
+
+def test_a_missing_package_is_named_with_the_extra_that_brings_it(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.delitem(sys.modules, "jaxcnn.serve", raising=False)
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/jaxcnn"])
+    with pytest.raises(SystemExit, match="2"):
+        main(["serve"])
+    said = "jaxcnn serve: the package uvicorn is not installed; run: pip install 'jaxcnn[serve]'\n"
+    assert capsys.readouterr().err == said

@@ -178,6 +178,16 @@ def test_characters_that_control_a_terminal_are_replaced(monkeypatch, capsys):
     assert capsys.readouterr().err == "prog: cat/Icon\ufffd\ufffd[2J\ufffd.png é is no picture\n"
 
 
+@pytest.mark.parametrize(("seconds", "printed"), [(0.5, "prog: loading libraries ...\n"), (0, "")])
+def test_a_command_that_loads_long_says_so(monkeypatch, capsys, seconds, printed):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(cli, "SILENT_SECONDS", 0.1)
+    cli.announce_loading("prog")
+    time.sleep(seconds)
+    cli.run(lambda _: time.sleep(0.3), "prog")
+    assert capsys.readouterr().err == printed
+
+
 def test_help_lists_presets_and_every_option():
     done = run("jaxcnn.train", "--help")
     assert done.returncode == 0

@@ -17,7 +17,7 @@ import sys
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +26,8 @@ from pictures import make_picture, write_class_folders, write_tiny_imagenet_zip
 
 import export.__main__ as export_command
 from jaxcnn import options
+from jaxcnn.compare import Arguments as CompareArguments
+from jaxcnn.compare import split_arguments as split_runs
 from jaxcnn.errors import UserError
 from jaxcnn.evaluate import Arguments as EvaluateArguments
 from jaxcnn.inspect import Arguments as InspectArguments
@@ -33,6 +35,7 @@ from jaxcnn.plan import parse as parse_plan
 from jaxcnn.predict import Arguments as PredictArguments
 from jaxcnn.predict import parse as parse_predict
 from jaxcnn.presets import PRESETS
+from jaxcnn.sweep import parse as parse_sweep
 from jaxcnn.train import parse as parse_train
 from server.deploy.__main__ import make_parser as deploy_parser
 
@@ -179,20 +182,8 @@ def test_commands_can_be_given(name):
         assert importlib.util.find_spec(module), f"{name}: {command}"
         if "[" in command or "--help" in arguments:  # A summary of what may be given.
             continue
-        if module == "jaxcnn.train":
-            check_training_options(["tiny_imagenet" if word == "PRESET" else word for word in arguments])
-        elif module == "jaxcnn.plan":
-            parse_plan(["tiny_imagenet" if word == "PRESET" else word for word in arguments])
-        elif module == "jaxcnn.evaluate":
-            options.parse(EvaluateArguments(), arguments[1:], prog="")
-        elif module == "jaxcnn.predict":
-            parse_predict(arguments)
-        elif module == "jaxcnn.inspect":
-            options.parse_with_words(InspectArguments(), arguments, prog="")
-        elif module == "server.deploy" and arguments:
-            deploy_parser().parse_args(arguments)
-        elif module == "export" and arguments:
-            options.parse(export_command.Arguments(), arguments[1:], prog="")
+        if module in PARSERS and (arguments or module not in WITH_ARGUMENTS):
+            PARSERS[module](["tiny_imagenet" if word == "PRESET" else word for word in arguments])
 
 
 def check_training_options(arguments: list[str]) -> None:
@@ -203,12 +194,29 @@ def check_training_options(arguments: list[str]) -> None:
     parse_train(arguments)
 
 
+PARSERS: dict[str, Callable[[list[str]], object]] = {
+    "jaxcnn.train": check_training_options,
+    "jaxcnn.plan": parse_plan,
+    "jaxcnn.sweep": parse_sweep,
+    "jaxcnn.compare": lambda words: options.parse(CompareArguments(), split_runs(words)[1], prog=""),
+    "jaxcnn.evaluate": lambda words: options.parse(EvaluateArguments(), words[1:], prog=""),
+    "jaxcnn.predict": parse_predict,
+    "jaxcnn.inspect": lambda words: options.parse_with_words(InspectArguments(), words, prog=""),
+    "server.deploy": lambda words: deploy_parser().parse_args(words),
+    "export": lambda words: options.parse(export_command.Arguments(), words[1:], prog=""),
+}
+"""Reads the command line of each module, without running it."""
+WITH_ARGUMENTS = ("jaxcnn.sweep", "server.deploy", "export")
+"""Modules that are named alone where nothing but their name is meant."""
+
+
 @pytest.fixture(scope="module")
 def known_options() -> set[str]:
     """Every option of every command and benchmark."""
     values = (
         parse_train([]),
         parse_plan([]),
+        CompareArguments(),
         EvaluateArguments(),
         PredictArguments(),
         InspectArguments(),
@@ -219,6 +227,7 @@ def known_options() -> set[str]:
         *ROOT.glob("tests/bench/*.py"),
         ROOT / "tests/conformance/__main__.py",
         ROOT / "server/deploy/__main__.py",
+        ROOT / "jaxcnn/sweep.py",
     ]
     return ours | {flag for path in others for flag in re.findall(r'"(--[\w-]+)"', path.read_text())} | OF_OTHERS
 

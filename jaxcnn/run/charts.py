@@ -15,7 +15,9 @@ from jaxcnn.metrics import CALIBRATION_BINS, Reliability
 
 # matplotlib draws in these placeholder colours. `_to_svg` replaces them by variables that the page's CSS defines.
 INK, MUTED, GRID, TRAIN, VALIDATION = "#010101", "#020202", "#030303", "#040404", "#050505"
-VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line", TRAIN: "--train", VALIDATION: "--accent"}
+SERIES = {f"#0{number}0a0b": f"--series-{number}" for number in range(1, 9)}
+"""The colours of several runs."""
+VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line", TRAIN: "--train", VALIDATION: "--accent", **SERIES}
 
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # Text stays text, in the page's font.
@@ -54,13 +56,16 @@ class Curve:
     values: Sequence[float]
 
 
-def draw_curves(curves: Sequence[Curve], *, percent: bool = False, marked: float | None = None) -> str:
+def draw_curves(
+    curves: Sequence[Curve], *, percent: bool = False, marked: float | None = None, legend: bool = True
+) -> str:
     """Draws curves over the epochs; short curves show their points.
 
     Args:
       curves: at least one, each with at least one point.
       percent: whether the values are shares, to be labelled in percent.
       marked: an epoch to mark with a vertical line.
+      legend: whether to name the curves, if there are several.
 
     Returns:
       An `svg` element.
@@ -78,7 +83,7 @@ def draw_curves(curves: Sequence[Curve], *, percent: bool = False, marked: float
         axes.xaxis.set_major_locator(MaxNLocator(7, integer=max(max(curve.epochs) for curve in curves) >= 4))
         if percent:
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
-        if len(curves) > 1:
+        if legend and len(curves) > 1:
             axes.legend()
         return _to_svg(figure)
 

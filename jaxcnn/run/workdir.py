@@ -9,6 +9,7 @@ earlier_sessions.json                                report.html       the run a
 earlier_trainings.json                               model.json        its description, for runtimes
                    of the initial weights            model/            its model card and an example
 checkpoints/STEP/  parameters and training state     predictions.csv   what it says about each validation picture
+note.txt           what the user noted of the run
 """
 
 import dataclasses
@@ -17,8 +18,9 @@ import itertools
 import json
 import os
 import platform
+import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +57,9 @@ WITHOUT_EFFECT = (
     "checkpoint_minutes",
 )
 """Settings that do not change what is trained: a finished run may be started again with other values of them."""
+
+BEGUN = (".lock", "checkpoints", "metrics.jsonl", "events.out.*", "environment.json", "classes.json")
+"""What is created in a workdir before its `config.json`."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +167,19 @@ class Workdir:
             return None
         return self._parse("pictures.json", lambda text: decode(Fingerprint, json.loads(text), "pictures"))
 
+    @property
+    def note(self) -> Path:
+        """What the user noted of the run, as text."""
+        return self.path / "note.txt"
+
+    def read_note(self) -> str:
+        """What the user noted of the run; empty without a note.
+
+        Raises:
+          UserError: the file cannot be read.
+        """
+        return self._read(self.note.name).strip() if self.note.exists() else ""
+
     def read_environment(self) -> dict[str, str]:
         """Versions and hardware of the last session, as from `environment`; empty without a valid record."""
         try:
@@ -199,11 +217,15 @@ class Workdir:
     def locked(self) -> Iterator[None]:
         """Creates the folder, and keeps other processes from training in it until the context ends.
 
+        If it ends without a run in the folder, because one was refused, everything that was created in it is removed.
+
         Raises:
           UserError: another process trains in it, it cannot be written, or its checkpoints could not be read again.
         """
         # Before the folder is created: a refused path leaves nothing behind.
         self._check_path()
+        found = [path for path in (self.path, *self.path.parents) if path.exists()]
+        before = set(self.path.iterdir()) if self.path.is_dir() else set()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with suppress(PermissionError):  # The folder above may be another user's.
@@ -220,6 +242,17 @@ class Workdir:
             yield
         finally:
             lock.release()
+            if not (self.path / "config.json").exists():
+                self._remove_new(before, existing=found)
+
+    def _remove_new(self, before: Container[Path], *, existing: Container[Path]) -> None:
+        """Removes what a run has begun in the folder and was not there before, and the folders created for it."""
+        for path in (path for pattern in BEGUN for path in self.path.glob(pattern)):
+            if path not in before:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for folder in itertools.takewhile(lambda folder: folder not in existing, (self.path, *self.path.parents)):
+            with suppress(OSError):  # Another process may have begun a run beside it.
+                folder.rmdir()
 
     def check_resumable(self, config: Config) -> None:
         """Raises a `UserError` if the folder holds a run that cannot be resumed with these settings.
@@ -250,7 +283,7 @@ class Workdir:
 
         For a run without steps left: its records and its model card would name settings that nothing was trained with.
         """
-        for (name, was), (_, now) in zip(_flat(self.read_config()), _flat(config), strict=True):
+        for (name, was), (_, now) in zip(flat_settings(self.read_config()), flat_settings(config), strict=True):
             if was != now and name not in WITHOUT_EFFECT:
                 raise UserError(
                     f"the run in {self.path} has no step left to take, and was trained with {name} {was!r}, not "
@@ -271,6 +304,10 @@ class Workdir:
     def record_pictures(self, pictures: Fingerprint) -> None:
         """Writes the fingerprint of the split."""
         self._write("pictures.json", dataclasses.asdict(pictures))
+
+    def write_note(self, text: str) -> None:
+        """Writes the user's note."""
+        write_atomically(self.note, text + "\n")
 
     def _write(self, name: str, record: dict[str, Any]) -> None:
         """Writes a record with its checksum."""
@@ -294,7 +331,7 @@ class Workdir:
             ) from None
 
     def _check_settings(self, config: Config) -> None:
-        recorded, given = dict(_flat(self.read_config())), dict(_flat(config))
+        recorded, given = dict(flat_settings(self.read_config())), dict(flat_settings(config))
         for name in _fixed_settings():
             if recorded[name] != given[name]:
                 raise UserError(
@@ -337,6 +374,8 @@ class Workdir:
     def _read(self, name: str) -> str:
         if not self.path.exists():
             raise UserError(f"{self.path} does not exist; give the workdir of a training run")
+        if self.path.is_file():
+            raise UserError(f"{self.path} is a file; give the workdir of a training run, which is a folder")
         try:
             return (self.path / name).read_text(encoding="utf-8")
         except FileNotFoundError:
@@ -397,12 +436,12 @@ def _fixed_settings() -> tuple[str, ...]:
     )
 
 
-def _flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """All settings, each by the name of its option."""
+def flat_settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields all settings with the names of their options."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
-            yield from _flat(value, f"{prefix}{field.name}.")
+            yield from flat_settings(value, f"{prefix}{field.name}.")
         else:
             yield f"{prefix}{field.name}", value
 

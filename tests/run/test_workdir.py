@@ -32,6 +32,37 @@ def test_records_are_read_as_written(tmp_path):
     assert int(recorded["cores"]) >= 1
 
 
+def begin_in(workdir, *names):
+    """Creates empty files in a workdir, and is then refused."""
+    with workdir.locked():
+        for name in names:
+            (workdir.path / name).parent.mkdir(exist_ok=True)
+            (workdir.path / name).touch()
+        raise UserError("refused")
+
+
+def test_a_refused_run_leaves_nothing_behind(tmp_path):
+    workdir = Workdir(tmp_path / "a" / "b" / "run")
+    with pytest.raises(UserError, match="refused"):
+        begin_in(workdir, "metrics.jsonl", "events.out.tfevents.1", "checkpoints/0")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refused_run_keeps_what_was_there_and_what_others_write(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("mine")
+    with pytest.raises(UserError, match="refused"):
+        begin_in(Workdir(tmp_path), "photo.jpg", "checkpoints/0")
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "photo.jpg"}
+
+
+def test_a_run_that_was_begun_is_kept(tmp_path):
+    workdir = Workdir(tmp_path / "run")
+    workdir.record(digits(), CLASSES)
+    with pytest.raises(UserError, match="refused"):
+        begin_in(workdir, "metrics.jsonl")
+    assert {".lock", "metrics.jsonl"} < {path.name for path in workdir.path.iterdir()}
+
+
 @pytest.mark.parametrize(("fast", "used"), [(True, "bfloat16"), (False, "float32")])
 def test_the_precision_that_auto_chose_is_recorded(tmp_path, monkeypatch, fast, used):
     monkeypatch.setattr(models, "measured_here", lambda: Measured(float32=0.02, bfloat16=0.01 if fast else 0.03))
@@ -238,3 +269,18 @@ def test_only_one_process_trains_in_a_folder(tmp_path):
         done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert "another process is training in" in done.stderr
     subprocess.run(command, cwd=Path(__file__).parents[2], check=True)
+
+
+def test_a_file_is_not_a_workdir(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"\0")
+    with pytest.raises(UserError, match=r"model\.onnx is a file; give the workdir of a training run, which is a"):
+        Workdir(tmp_path / "model.onnx").read_config()
+
+
+def test_a_note_is_kept_until_there_is_another(tmp_path):
+    workdir = Workdir(tmp_path)
+    assert workdir.read_note() == ""
+    workdir.write_note("the first\nidea")
+    assert workdir.read_note() == "the first\nidea"
+    workdir.write_note("é")
+    assert workdir.read_note() == "é"

@@ -1,0 +1,113 @@
+"""Compares training runs: `python -m jaxcnn.compare RUN [RUN ...] [--output FILE]`."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from jaxcnn import cli, options
+from jaxcnn.disk import write_atomically
+from jaxcnn.errors import UserError
+from jaxcnn.paths import named_path
+from jaxcnn.run.comparison import Comparison, Table, compare, tabulate
+from jaxcnn.run.comparison_files import WRITERS
+from jaxcnn.run.recorded import find_runs
+
+PROG = "python -m jaxcnn.compare"
+SHOWN = 10
+"""Most pictures on which two runs differ that the terminal lists."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The command line of a comparison."""
+
+    output: Path | None = None
+    """File to write the comparison to: .html, a page with curves and the pictures on which runs differ; .md, tables for
+    a README; .csv, one row of numbers for each run. None: it is only printed."""
+
+    def __post_init__(self) -> None:
+        if self.output is not None and self.output.suffix not in WRITERS:
+            raise UserError(f"output is {str(self.output)!r}; it must end with {', '.join(WRITERS)}")
+        if self.output is not None and self.output.is_dir():
+            raise UserError(f"output is {str(self.output)!r}, which is a folder; give the name of a file in it")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Compares the runs that the command line names, prints tables and writes the file that it asks for."""
+    runs, rest = split_arguments(arguments)
+    parsed = options.parse(
+        Arguments(),
+        rest,
+        prog=f"{PROG} RUN [RUN ...]",
+        description="Compares training runs by their workdirs, or all runs in a folder: what differs between them, "
+        "their metrics with intervals, a paired test on the same pictures, and what they cost.",
+    )
+    if not runs:
+        raise UserError(f"give workdirs of training runs, or a folder of them, such as: {PROG} runs")
+    run(runs, parsed.output)
+
+
+def run(paths: Iterable[str | Path], output: Path | None) -> None:
+    """Compares runs, prints tables, and writes the file `output` if there is one.
+
+    Raises:
+      UserError: a path holds no run, a record is damaged, or the file cannot be written.
+    """
+    comparison = compare(find_runs([named_path(str(path), option="the run") for path in paths]))
+    print_comparison(comparison)
+    if output is not None:
+        try:
+            write_atomically(output, WRITERS[output.suffix](comparison))
+        except OSError as error:
+            raise UserError(f"output {output} cannot be written: {error.strerror}") from error
+        Console(highlight=False).print(Text(cli.printable(f"written to {output}")), soft_wrap=True)
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """Splits a command line into the runs, which come first, and the options."""
+    first = next((i for i, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
+    return arguments[:first], arguments[first:]
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """Prints the tables, and some pictures on which a run and the best one differ."""
+    console = Console(highlight=False)
+    for table in tabulate(comparison):
+        print_table(console, table)
+    if comparison.unpaired and len(comparison.runs) > 1:
+        line = (
+            f"no test on the same pictures for {', '.join(comparison.unpaired)}: without predictions for each picture"
+        )
+        console.print(Text(cli.printable(line)), soft_wrap=True)
+    for paired in comparison.paired:
+        found = [*paired.pair.first_only, *paired.pair.second_only]
+        if found:
+            rows = tuple((item.file, item.true, item.first, item.second) for item in found[:SHOWN])
+            title = f"{len(found):,} pictures on which only one of {comparison.best} and {paired.name} is right"
+            more = f"{len(found) - SHOWN:,} more are on the page that --output NAME.html writes"
+            columns = ("picture", "true class", comparison.best or "", paired.name)
+            print_table(console, Table(title, columns, rows, more if len(found) > SHOWN else ""))
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Prints a table. Where the terminal is too narrow, cells are wrapped."""
+    console.print(Text(cli.printable(table.title), style="bold"), soft_wrap=True)
+    shown = RichTable(box=None)
+    for header in table.columns:
+        shown.add_column(
+            Text(cli.printable(header.removeprefix(">"))), justify="right" if header.startswith(">") else "left"
+        )
+    for row in table.rows:
+        shown.add_row(*(Text(cli.printable(cell)) for cell in row))
+    console.print(shown)
+    if table.note:
+        console.print(Text(table.note, style="dim"), soft_wrap=True)
+    console.print()
+
+
+if __name__ == "__main__":
+    cli.run(main, PROG)

@@ -1,0 +1,65 @@
+"""Settings from a file: TOML or JSON with some of them, or the `config.json` of another run."""
+
+import dataclasses
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxcnn.checksum import ChecksumError, unseal
+from jaxcnn.config import Config
+from jaxcnn.errors import UserError
+from jaxcnn.run.workdir import Workdir
+from jaxcnn.typed_json import decode
+
+SUFFIXES = (".toml", ".json")
+
+
+def read_settings(path: Path, base: Config) -> Config:
+    """Returns the settings `base`, with those changed that a file names.
+
+    The file has a table for each group of options, such as `[optim]`. The record of a run, its `config.json`, is taken
+    as a whole.
+
+    Raises:
+      UserError: the file cannot be read, or a setting in it is unknown or invalid.
+    """
+    if path.name == "config.json" and (path.parent / "classes.json").exists():
+        return Workdir(path.parent).read_config()
+    found = _parse(path)
+    # A network brings its defaults: the shape of the preset's network would contradict it.
+    model = found.get("model")
+    base = base.with_model(model.get("name") if isinstance(model, dict) else None)
+    # Initial weights go with what depends on them.
+    if "init_from" in found and found["init_from"] is None:
+        base = dataclasses.replace(base, init_from=None, freeze="none", fit_head=False)
+    try:
+        return decode(Config, _merge(json.loads(json.dumps(dataclasses.asdict(base))), found), "config")
+    except UserError as error:
+        raise UserError(f"{path}: {str(error).replace('config.', '')}") from error
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    """Returns the content of a TOML or JSON file, by its ending."""
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"config is {str(path)!r}; give a file that ends with {' or '.join(SUFFIXES)}")
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = tomllib.loads(text) if path.suffix == ".toml" else unseal(json.loads(text))
+    except OSError as error:
+        raise UserError(f"config {path} cannot be read: {error.strerror}; check the path") from error
+    except (ValueError, RecursionError, ChecksumError) as error:
+        raise UserError(f"config {path} is not {path.suffix[1:].upper()}: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f'config {path} holds no settings; write them by name, such as {{"epochs": 10}}')
+    return found
+
+
+def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns nested values with some of them changed."""
+    merged = dict(base)
+    for name, value in changes.items():
+        inner = base.get(name)
+        merged[name] = _merge(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return merged

@@ -1,0 +1,155 @@
+"""Reads what a run has recorded of itself, and finds runs in folders."""
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxcnn.config import Config
+from jaxcnn.data import Fingerprint
+from jaxcnn.errors import UserError
+from jaxcnn.run.metrics_log import RunLog, read_log
+from jaxcnn.run.paired import Answer
+from jaxcnn.run.sessions import Session, read_sessions
+from jaxcnn.run.workdir import Classes, Workdir
+
+DEPTH = 4
+"""Levels of folders in which runs are looked for: links may lead back up."""
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """The records of a run.
+
+    Attributes:
+      name: what tables call it.
+      workdir: its folder.
+      sessions: its sessions.
+      classes: its classes and data set.
+      pictures: fingerprint of its split; None in a run of an earlier version.
+      log: its metrics.
+      evaluation: the record of its best checkpoint; None if the run has not ended.
+    """
+
+    name: str
+    workdir: Workdir
+    sessions: tuple[Session, ...]
+    classes: Classes
+    pictures: Fingerprint | None
+    log: RunLog
+    evaluation: Mapping[str, Any] | None
+
+    @property
+    def config(self) -> Config:
+        """The settings of the last session."""
+        return self.sessions[-1].config
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """The machine of the last session."""
+        return self.sessions[-1].environment
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The metrics of the best checkpoint, as far as it was measured: of an unfinished run those in its log."""
+        if self.evaluation is not None:
+            return {name: self.evaluation[name] for name in ("top1", "top5", "loss", "ece")}
+        if not self.log.validation:
+            return {}
+        best = max(self.log.validation, key=lambda record: (record.top1, -record.loss))
+        return {"top1": best.top1, "top5": best.top5, "loss": best.loss, "ece": best.ece}
+
+    @property
+    def count(self) -> int | None:
+        """The number of validation pictures; None if it is not recorded."""
+        if self.evaluation is not None:
+            return int(self.evaluation["count"])
+        return self.pictures.validation if self.pictures else None
+
+
+def find_runs(paths: Sequence[Path]) -> list[RecordedRun]:
+    """Reads the runs that paths name: workdirs, or folders that hold workdirs. Each run counts once.
+
+    Raises:
+      UserError: a path holds no run, or a record is damaged.
+    """
+    workdirs: dict[Path, Path] = {}
+    for path in paths:
+        found = list(_find_workdirs(path))
+        if not found:
+            reason = "has no run in it" if path.is_dir() else "is not a folder" if path.exists() else "does not exist"
+            raise UserError(f"{path} {reason}; give workdirs of training runs, or a folder of them")
+        workdirs |= {folder.resolve(): folder for folder in found if folder.resolve() not in workdirs}
+    names = _name(list(workdirs.values()))
+    return [read_run(folder, name) for folder, name in zip(workdirs.values(), names, strict=True)]
+
+
+def _find_workdirs(path: Path, depth: int = DEPTH) -> Iterator[Path]:
+    """Yields the workdirs at a path and in its folders, up to some depth; a workdir holds no others."""
+    if (path / "config.json").exists() and (path / "classes.json").exists():
+        yield path
+    elif depth and path.is_dir():
+        for folder in sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith(".")):
+            yield from _find_workdirs(folder, depth - 1)
+
+
+def _name(folders: Sequence[Path]) -> list[str]:
+    """Returns the shortest ends of the paths that distinguish all folders."""
+    parts = [folder.absolute().parts for folder in folders]
+    for length in range(1, max(map(len, parts), default=1) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(folder) for folder in folders]
+
+
+def read_run(folder: Path, name: str) -> RecordedRun:
+    """Reads the records of a run.
+
+    Raises:
+      UserError: the folder is not a workdir, or a record is damaged.
+    """
+    workdir = Workdir(folder)
+    return RecordedRun(
+        name=name,
+        workdir=workdir,
+        sessions=read_sessions(workdir),
+        classes=workdir.read_classes(),
+        pictures=workdir.read_pictures(),
+        log=read_log(workdir.metrics),
+        evaluation=_read_evaluation(workdir.evaluation),
+    )
+
+
+def _read_evaluation(path: Path) -> Mapping[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if all(isinstance(found[name], int | float) for name in ("top1", "top5", "loss", "ece", "count")):
+            assert isinstance(found, dict)
+            return found
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise UserError(f"{path} is not the record of an evaluation; write it again with: python -m jaxcnn.evaluate")
+
+
+def read_answers(run: RecordedRun) -> dict[str, Answer] | None:
+    """Reads the predictions of a run for its validation pictures, by file; None if it has kept none.
+
+    Raises:
+      UserError: the file of predictions cannot be read.
+    """
+    path = run.workdir.path / "predictions.csv"
+    try:
+        # Names of files may hold bytes that are not UTF-8.
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            return {row["file"]: Answer(row["true_class"], row["predicted_class"]) for row in csv.DictReader(file)}
+    except FileNotFoundError:
+        return None
+    except (OSError, KeyError, csv.Error) as error:
+        raise UserError(
+            f"{path} cannot be read as predictions ({error!r}); write it again with: python -m jaxcnn.evaluate"
+        ) from error

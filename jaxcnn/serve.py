@@ -1,0 +1,78 @@
+"""Serves an exported classifier over HTTP: `jaxcnn serve [MODEL] [--port PORT]`. Imports no JAX."""
+
+import argparse
+import errno
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+import uvicorn.main
+
+from jaxcnn import cli
+from jaxcnn.errors import UserError
+
+PROG = "jaxcnn serve"
+APPLICATION = "server.app:app"
+"""Named, not imported: nothing of `jaxcnn` is needed where a model is served in another way."""
+ABOUT = """\
+Serves an exported classifier over HTTP, with a demo page. MODEL is an .onnx file, or the workdir of
+a run that has exported one; without it, the variable JAXCNN_MODEL names the model. All other
+settings of the server are environment variables too. The options belong to uvicorn:
+"""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Serves as the command line says, until a signal ends the server."""
+    if {"-h", "--help"} & set(arguments):
+        print(ABOUT)
+    elif arguments and not arguments[0].startswith("-"):
+        model, *arguments = arguments
+        os.environ["JAXCNN_MODEL"] = find_model(model)
+    check_port(arguments)
+    uvicorn.main.main([APPLICATION, *arguments], prog_name=f"{PROG} [MODEL]")
+
+
+def find_model(text: str) -> str:
+    """Returns the model that `MODEL` stands for: the exported file of a workdir, or what was given.
+
+    Raises:
+      UserError: a folder without an exported model.
+    """
+    if not Path(text).is_dir():
+        return text  # A file or a URL, which the server checks.
+    model = Path(text) / "model.onnx"
+    if not model.exists():
+        raise UserError(f"{text} has no model.onnx; write one with: python -m export {text}")
+    return str(model)
+
+
+def check_port(arguments: Sequence[str]) -> None:
+    """Raises UserError if another program listens on the port that uvicorn is to open."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", default=os.environ.get("UVICORN_PORT", "8000"))
+    given, others = parser.parse_known_args(arguments)
+    # A socket that is open already, and what uvicorn refuses by itself.
+    if {"--fd", "--uds", "--help", "-h"} & {word.partition("=")[0] for word in others} or not given.port.isdigit():
+        return
+    family = socket.AF_INET6 if ":" in given.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        # As uvicorn opens it: connections that were closed a moment ago do not count.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((given.host, int(given.port)))
+        except (OSError, OverflowError) as error:
+            if getattr(error, "errno", None) == errno.EADDRINUSE:
+                raise UserError(
+                    f"port {given.port} of {given.host} is in use; stop the program that listens there, or give "
+                    "another --port"
+                ) from error
+            if getattr(error, "errno", None) == errno.EACCES:
+                raise UserError(
+                    f"port {given.port} may not be opened by this user; give a --port from 1024 on"
+                ) from error
+
+
+if __name__ == "__main__":
+    cli.run(main, PROG)

@@ -1,0 +1,152 @@
+"""What the comparison of runs finds, and the files that it writes."""
+
+import csv
+import io
+
+import pytest
+from recorded_runs import write_run
+
+from jaxcnn.errors import UserError
+from jaxcnn.run.comparison import compare, find_differences, measure_cost, tabulate
+from jaxcnn.run.comparison_files import to_csv, to_html, to_markdown
+from jaxcnn.run.recorded import find_runs
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three runs: the best, one with seven more mistakes and another rate, and one that has not ended."""
+    write_run(tmp_path / "runs" / "best", note="the first\nidea")
+    write_run(tmp_path / "runs" / "other", answers="d" * 7 + "c" + "d" * 8, learning_rate=0.3)
+    write_run(tmp_path / "runs" / "late", answers="c" * 16, finished=False, keep=False, seed=1)
+    return tmp_path / "runs"
+
+
+def test_runs_are_found_in_folders_once_each(folder):
+    found = find_runs([folder / "other", folder, folder.parent])
+    assert [run.name for run in found] == ["other", "best", "late"]
+
+
+def test_names_are_as_long_as_they_must_be(tmp_path):
+    for name in ("a/digits", "b/digits"):
+        write_run(tmp_path / name)
+    assert [run.name for run in find_runs([tmp_path])] == ["a/digits", "b/digits"]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("none", "does not exist"), ("empty", "has no run in it"), ("f", "is not")]
+)
+def test_a_path_without_a_run_is_refused(tmp_path, name, reason):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "f").touch()
+    with pytest.raises(UserError, match=f"{name} {reason}.*; give workdirs of training runs, or a folder of them"):
+        find_runs([tmp_path / name])
+
+
+def test_only_what_differs_is_a_difference(folder):
+    assert find_differences(find_runs([folder])) == {
+        "optim.learning_rate": ("0.1", "0.1", "0.3"),
+        "seed": ("0", "1", "0"),
+        "note": ("the first\nidea", "", ""),
+    }
+
+
+def test_other_data_and_machines_are_differences(tmp_path):
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b")
+    (tmp_path / "b" / "environment.json").write_text(
+        '{"processor": "Z80", "cores": "1", "devices": "cpu", "jax": "0", "flax": "0", "optax": "0", "python": "0"}'
+    )
+    (tmp_path / "b" / "classes.json").write_text('{"names": ["a", "b"], "wnids": [], "dataset": "x", "license": ""}')
+    found = find_differences(find_runs([tmp_path]))
+    assert found["data"] == ("pets, 40 + 16, 2 classes", "x, 40 + 16, 2 classes")
+    assert found["machine"][1] == "Z80, 1 core"
+    assert found["software"][1] == "jax 0, flax 0, optax 0, Python 0"
+
+
+def test_the_paired_test_is_on_the_same_pictures(folder):
+    comparison = compare(find_runs([folder]))
+    assert (comparison.best, comparison.unpaired) == ("best", ("late",))
+    (paired,) = comparison.paired
+    assert (paired.name, paired.pair.pictures, len(paired.pair.first_only)) == ("other", 16, 7)
+    assert paired.p_value == pytest.approx(2 / 2**7)
+    assert paired.pair.first_only[0][:2] == ("c/0.png", "cat")
+
+
+def test_the_table_of_results(folder):
+    (results, pairs, cost) = tabulate(compare(find_runs([folder])))
+    assert results.columns == (
+        "run", "optim.learning_rate", "seed", "note", ">top-1", ">top-5", ">loss", ">calibration error", ">p",
+    )  # fmt: skip
+    assert results.rows[0] == (
+        "best", "0.1", "0", "the first\nidea", "1.0000 [0.806, 1.000]", "1.0000 [0.806, 1.000]", "0.2500", "0.0500",
+        "best",
+    )  # fmt: skip
+    assert results.rows[1][0] == "late (unfinished)"
+    assert results.rows[1][4].startswith("0.5000")  # The best epoch in its log.
+    assert pairs.rows == (("other", "16", "7", "0", "0.016", "0.016"),)
+    assert cost.rows[0][:4] == ("best", "2", "4 s", "20")
+
+
+def test_cost_is_counted_from_the_log(folder):
+    cost = measure_cost(find_runs([folder / "best"])[0])
+    assert cost["training_flops"] == 3 * 80 * cost["picture_flops"]
+    assert cost["seconds"] == 4
+
+
+def test_runs_that_differ_in_their_seed_alone_are_averaged(tmp_path):
+    for seed, answers in enumerate(("c" * 8 + "d" * 8, "c" * 8 + "d" * 7 + "c")):
+        write_run(tmp_path / f"low-{seed}", answers=answers, seed=seed)
+    write_run(tmp_path / "high", learning_rate=0.3)
+    seeds = next(table for table in tabulate(compare(find_runs([tmp_path]))) if "seeds" in table.title)
+    assert seeds.columns[:3] == ("optim.learning_rate", ">runs", ">mean")
+    assert seeds.rows == (
+        ("0.3", "1", "1.0000", "", "1.0000", "1.0000"),
+        ("0.1", "2", "0.9688", "0.0442", "0.9375", "1.0000"),
+    )
+
+
+def test_a_single_run_is_a_table(tmp_path):
+    write_run(tmp_path / "a")
+    titles = [table.title for table in tabulate(compare(find_runs([tmp_path / "a"])))]
+    assert titles == ["Results on the validation pictures", "Cost"]
+
+
+def test_damaged_records_are_named(folder):
+    (folder / "best" / "evaluation.json").write_text('{"top1": "high"}')
+    with pytest.raises(UserError, match=r"best/evaluation.json is not the record of an evaluation; write it again"):
+        find_runs([folder])
+    (folder / "best" / "evaluation.json").unlink()
+    (folder / "other" / "predictions.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match=r"predictions.csv cannot be read as predictions"):
+        compare(find_runs([folder]))
+
+
+def test_csv_has_numbers_that_are_not_rounded(folder):
+    rows = list(csv.DictReader(io.StringIO(to_csv(compare(find_runs([folder]))))))
+    assert [row["run"] for row in rows] == ["best", "late", "other"]
+    assert float(rows[2]["top1"]) == 9 / 16
+    assert float(rows[2]["p"]) == 2 / 2**7
+    assert rows[0]["note"] == "the first\nidea"
+
+
+def test_markdown_has_one_line_for_each_run(folder):
+    text = to_markdown(compare(find_runs([folder])))
+    assert "| best | 0.1 | 0 | the first idea | 1.0000 [0.806, 1.000] |" in text
+    assert "| --- | --- | --- | --- | ---: |" in text
+
+
+def test_untrusted_text_is_escaped(tmp_path):
+    write_run(tmp_path / "a", note="<script>alert(1)</script> | \\")
+    write_run(tmp_path / "b")
+    comparison = compare(find_runs([tmp_path]))
+    assert "<script>" not in to_html(comparison)
+    assert r"&lt;script>alert(1)&lt;/script> \| \\ " in to_markdown(comparison)
+
+
+def test_the_page_has_curves_and_pictures_and_needs_no_network(folder):
+    page = to_html(compare(find_runs([folder])))
+    assert page.count("<svg") == 4
+    assert "Only best is right, not other: 7" in page
+    assert "<td>c/0.png</td><td>cat</td><td>cat</td><td>dog</td>" in page
+    assert "#010a0b" not in page
+    assert "//" not in page.replace("http://www.w3.org", "")

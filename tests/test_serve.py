@@ -1,0 +1,63 @@
+"""The command `jaxcnn serve`: which model it serves, and a port in use."""
+
+import os
+import socket
+
+import pytest
+
+from jaxcnn import serve
+from jaxcnn.errors import UserError
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The command lines that uvicorn is started with, which it is not."""
+    lines = []
+    monkeypatch.setattr(serve.uvicorn.main, "main", lambda line, prog_name: lines.append(line))
+    monkeypatch.setenv("JAXCNN_MODEL", "before.onnx")
+    return lines
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def test_options_go_to_uvicorn_and_the_model_to_the_server(started, tmp_path):
+    port = free_port()
+    serve.main(["my.onnx", "--port", port, "--log-level", "warning"])
+    assert started == [["server.app:app", "--port", port, "--log-level", "warning"]]
+    assert os.environ["JAXCNN_MODEL"] == "my.onnx"
+    (tmp_path / "model.onnx").touch()
+    serve.main([str(tmp_path), "--port", port])
+    assert os.environ["JAXCNN_MODEL"] == str(tmp_path / "model.onnx")
+
+
+def test_without_a_model_the_variable_decides(started):
+    serve.main(["--port", free_port()])
+    assert os.environ["JAXCNN_MODEL"] == "before.onnx"
+
+
+def test_a_workdir_without_a_model_is_refused(started, tmp_path):
+    with pytest.raises(UserError, match=rf"{tmp_path} has no model.onnx; write one with: python -m export {tmp_path}"):
+        serve.main([str(tmp_path)])
+    assert started == []
+
+
+@pytest.mark.parametrize("option", ["--port {}", "--port={}", "--host 127.0.0.1 --port {}", ""])
+def test_a_port_in_use_is_refused(started, monkeypatch, option):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        monkeypatch.setenv("UVICORN_PORT", port)
+        with pytest.raises(UserError, match=f"port {port} of 127.0.0.1 is in use; stop .* or give another --port"):
+            serve.main(option.format(port).split())
+        assert started == []
+
+
+def test_help_says_what_it_serves(started, capsys):
+    serve.main(["--help"])
+    assert "MODEL is an .onnx file" in capsys.readouterr().out
+    assert started == [["server.app:app", "--help"]]

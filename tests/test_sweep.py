@@ -1,0 +1,162 @@
+"""The sweep: which runs it starts, which it leaves out, and how it ends. Trainings are played by a short program."""
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from recorded_runs import write_run
+
+from jaxcnn import sweep
+from jaxcnn.errors import UserError
+from jaxcnn.run import pool
+from jaxcnn.run.pool import Job, run_jobs
+from jaxcnn.sweep import list_jobs, main, parse
+
+ROOT = Path(__file__).parent.parent
+LINE = "digits --over optim.learning_rate=.003,.01 resolutions=0\u00a08,0\u00a016 --seeds 2 --epochs 3"
+
+
+def words(line):
+    """Splits a command line at its spaces; a non-breaking space stays in a word as a space."""
+    return [word.replace("\u00a0", " ") for word in line.split(" ")]
+
+
+def test_every_combination_is_a_job(tmp_path):
+    jobs = list_jobs(parse([*words(LINE), "--workdir", str(tmp_path)]))
+    assert len(jobs) == 8
+    assert len({job.workdir for job in jobs}) == 8
+    assert jobs[-1].workdir == tmp_path / "learning_rate=.01,resolutions=0 16,seed=1"
+    assert jobs[-1].arguments == (
+        "digits", "--epochs", "3", "--optim.learning_rate", ".01", "--resolutions", "0", "16", "--seed", "1",
+        "--workdir", str(jobs[-1].workdir),
+    )  # fmt: skip
+
+
+def test_a_workdir_has_no_characters_that_mean_something_in_paths(tmp_path):
+    (job,) = list_jobs(parse(["--over", "init_from=a/b*", "--workdir", str(tmp_path)]))
+    assert job.workdir.relative_to(tmp_path).as_posix() == "init_from=a_b_"
+
+
+def test_defaults():
+    found = parse(["folder", "--over=epochs=1,2"])
+    assert (found.training, found.jobs, found.seeds) == (("folder",), 1, 1)
+    assert found.workdir.as_posix() == "runs/sweep-folder"
+    assert found.output.as_posix() == "runs/sweep-folder/comparison.html"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("digits", "there is nothing to sweep over; give --over NAME=VALUE,VALUE or --seeds; see"),
+        ("--over epochs", "over is 'epochs'; give an option and its values, such as optim.learning_rate=.003,.01"),
+        ("--over epochs=1,", "over is 'epochs=1,'; give an option"),
+        ("--over epochs=1 epochs=2", "over names epochs twice; give it once"),
+        ("--over seed=1,2 --seeds 2", "over names seed and seeds is given too; give it once"),
+        ("--seeds three", "seeds is 'three'; it must be a whole number of at least 1"),
+        ("--seeds 2 --jobs 0", "jobs is '0'; it must be a whole number of at least 1"),
+        ("--seeds 2 --output x.pdf", "output is 'x.pdf'; it must end with .html, .md, .csv"),
+        ("--over", "--over: expected at least one argument; see python -m jaxcnn.sweep --help"),
+        ("--over epochs=1,five", "epochs is 'five'; it must be a whole number"),
+        ("--over epoch=1,2", "there is no option --epoch; there are: "),
+        ("lions --seeds 2", "there is no preset 'lions'"),
+    ],
+)
+def test_a_wrong_command_line_is_refused_before_any_run(monkeypatch, line, message):
+    monkeypatch.setattr(sweep, "run_jobs", lambda *_, **__: pytest.fail("a run was started"))
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        main(line.split())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def played(monkeypatch):
+    """Lets a program play the trainings: it writes the model of its workdir, unless it is the one to fail."""
+    program = (
+        "import pathlib, sys, time\nfolder = pathlib.Path(sys.argv[-1])\nfolder.mkdir(exist_ok=True)\n"
+        "(folder / 'begun').touch()\ntime.sleep(float(sys.argv[1]))\n"
+        "if 'fail' in folder.name: sys.exit('no luck')\n(folder / 'model.onnx').touch()\n"
+    )
+    begin = subprocess.Popen
+
+    def popen(command, **options):
+        return begin([sys.executable, "-c", program, *command[3:]], **options)
+
+    monkeypatch.setattr(pool.subprocess, "Popen", popen)
+    monkeypatch.setattr(pool, "POLL_SECONDS", 0.02)
+
+
+def jobs_in(folder, *names, seconds=0):
+    return [Job(folder / name, (str(seconds), str(folder / name))) for name in names]
+
+
+def test_finished_runs_are_not_run_again(tmp_path, played, capsys):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "model.onnx").touch()
+    assert run_jobs(jobs_in(tmp_path, "a", "b"), at_once=1) == {}
+    assert not (tmp_path / "a" / "begun").exists()
+    assert (tmp_path / "b" / "model.onnx").exists()
+    assert "1 of 2 runs are finished" in capsys.readouterr().err
+
+
+def test_a_failed_run_does_not_end_the_others(tmp_path, played):
+    jobs = jobs_in(tmp_path, "a", "fail", "c")
+    assert run_jobs(jobs, at_once=1) == {jobs[1]: "no luck"}
+    assert jobs[2].is_finished
+
+
+def test_jobs_run_side_by_side(tmp_path, played):
+    started = time.monotonic()
+    run_jobs(jobs_in(tmp_path, "a", "b", "c", "d", seconds=1), at_once=4)
+    assert time.monotonic() - started < 3
+
+
+def test_an_interrupt_stops_what_runs(tmp_path, played, monkeypatch):
+    def interrupt(_):
+        if (tmp_path / "a" / "begun").exists():
+            raise KeyboardInterrupt
+        time_sleep(0.02)
+
+    time_sleep = time.sleep
+    monkeypatch.setattr(pool.time, "sleep", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs(jobs_in(tmp_path, "a", "b", seconds=60), at_once=1)
+    assert not (tmp_path / "b").exists()
+
+
+def test_it_ends_in_a_comparison(tmp_path, monkeypatch, capsys):
+    def play(jobs, *, at_once):
+        for seed, job in enumerate(jobs):
+            write_run(job.workdir, seed=seed)
+            (job.workdir / "model.onnx").touch()
+        return {jobs[-1]: "no luck"}
+
+    monkeypatch.setattr(sweep, "run_jobs", play)
+    with pytest.raises(SystemExit, match="1 of 2 runs failed; run the same command again"):
+        main(["--seeds", "2", "--workdir", str(tmp_path)])
+    said = capsys.readouterr()
+    assert "Top-1 accuracy over seeds" in said.out
+    assert "seed=1: no luck" in said.err
+    assert (tmp_path / "comparison.html").exists()
+
+
+@pytest.mark.run
+def test_a_killed_sweep_goes_on_where_it_was(tmp_path):
+    options = "--model.widths 4 --model.blocks 0 --data.image_size 8 --epochs 2".split()
+    command = [sys.executable, "-m", "jaxcnn.sweep", "digits", "--seeds", "2", *options]
+    command += ["--workdir", str(tmp_path / "sweep"), "--data.cache_dir", str(tmp_path / "cache")]
+    first, second = (tmp_path / "sweep" / f"seed={seed}" for seed in range(2))
+    with subprocess.Popen(command, cwd=ROOT) as process:
+        while not (second / "config.json").exists():
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.kill()
+    before = (first / "model.onnx").stat().st_mtime_ns
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "1 of 2 runs are finished" in done.stderr
+    assert "Top-1 accuracy over seeds" in done.stdout
+    assert (first / "model.onnx").stat().st_mtime_ns == before
+    assert (tmp_path / "sweep" / "comparison.html").exists()

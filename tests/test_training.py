@@ -98,6 +98,7 @@ def test_a_run_writes_everything_it_promises(config, tmp_path):
     assert evaluation is not None
     assert evaluation.top1 > 0.6  # Three epochs of a toy; chance is .1.
     left = "config.json classes.json environment.json calibration.json evaluation.json report.html model.onnx".split()
+    left += ["predictions.csv"]
     for name in left:
         assert (tmp_path / name).stat().st_size > 0, name
     epochs = read_log(tmp_path, "validation")

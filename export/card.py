@@ -198,8 +198,9 @@ def _quantization(figures: Mapping[str, Any], classes: int) -> str:
     explanation = (
         "Weights are int8 per channel, activations are uint8, and ranges come from "
         f"{figures['calibration_pictures']} training pictures. Weights are limited to ±64: processors without VNNI "
-        "instructions add two products in 16 bits, which larger weights would overflow. Preprocessing, the first "
-        "layer, the last layer and the softmax stay in float32. Accuracy was measured on "
+        "instructions add two products in 16 bits, which larger weights would overflow. Depthwise convolutions, "
+        "which are computed otherwise, have weights up to ±127. Preprocessing, the first layer, the last layer and "
+        "the softmax stay in float32. Accuracy was measured on "
         f"{figures['pictures']:,} validation pictures{where}, speed in onnxruntime with one thread on "
         f"{figures['processor']} (the fastest of several rounds)."
     )

@@ -15,12 +15,15 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 
 from export.errors import VerificationError
 from export.graph import IR_VERSION
+from export.rounding import round_convolutions
 
 CALIBRATION_PICTURES = 512
 _BATCH = 32
+_ROUNDING_BATCH = 8
+"""The inputs of all layers are in memory at the same time."""
 # Rounds of the speed comparison.
 _ROUNDS = 5
-# Relu and Clip become part of the range of what they read, and vanish.
+# ReLU and Clip become part of the range of what they read, and vanish.
 _QUANTIZED = (
     "Conv",
     "Gemm",
@@ -53,8 +56,9 @@ def quantize(source: Path, target: Path, pictures: Any) -> None:
     """Writes a statically quantized model (QDQ): weights in int8 per channel, activations in uint8.
 
     Weights use 7 bits, from -64 to 64. x86 processors without VNNI instructions add two products in 16 bits, which
-    overflow silently with 8-bit weights; 7 bits give the same results on every processor. The nodes up to the first
-    layer and from the last layer on stay in float.
+    overflow silently with 8-bit weights; 7 bits give the same results on every processor. Depthwise convolutions, whose
+    products onnxruntime adds in 32 bits, use 8. How the weights of convolutions are rounded depends on the pictures,
+    see `round_convolutions`. The nodes up to the first layer and from the last layer on stay in float.
 
     Args:
       source: a model of `to_onnx` with the input `image` and the output `logits`.
@@ -62,9 +66,13 @@ def quantize(source: Path, target: Path, pictures: Any) -> None:
       pictures: uint8 [n, side, side, 3], from the training data; up to `CALIBRATION_PICTURES` are used.
     """
     model = onnx.load(source)
+    kept = kept_in_float(model)
+    scales = round_convolutions(
+        model, [node.name for node in model.graph.node if node.name not in kept], _batches(pictures, _ROUNDING_BATCH)
+    )
     with _quiet():
         quantize_static(
-            source,
+            model,
             target,
             _Pictures(pictures),
             quant_format=QuantFormat.QDQ,
@@ -73,8 +81,8 @@ def quantize(source: Path, target: Path, pictures: Any) -> None:
             weight_type=QuantType.QInt8,
             reduce_range=True,
             op_types_to_quantize=list(_QUANTIZED),
-            nodes_to_exclude=kept_in_float(model),
-            extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
+            nodes_to_exclude=kept,
+            extra_options={"ActivationSymmetric": False, "WeightSymmetric": True, "TensorQuantOverrides": scales},
         )
 
     # Restore what the quantizer changes. Runtimes trust value_info over their own shape inference.
@@ -159,17 +167,19 @@ class _Pictures(CalibrationDataReader):  # type: ignore[misc]
     """Feeds batches of pictures to the quantizer."""
 
     def __init__(self, pictures: Any):
-        self._batches = self._read(pictures)
-
-    def _read(self, pictures: Any) -> Iterator[dict[str, np.ndarray]]:
-        count = min(len(pictures), CALIBRATION_PICTURES)
-        # Take them at equal distances: data sets are often sorted by class.
-        rows = np.linspace(0, len(pictures) - 1, count).astype(np.int64)
-        for start in range(0, count, _BATCH):
-            yield {"image": np.asarray(pictures[rows[start : start + _BATCH]])}
+        self._batches = _batches(pictures, _BATCH)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        return next(self._batches, None)
+        images = next(self._batches, None)
+        return None if images is None else {"image": images}
+
+
+def _batches(pictures: Any, size: int) -> Iterator[np.ndarray]:
+    """Yields up to `CALIBRATION_PICTURES`, at equal distances: data sets are often sorted by class."""
+    count = min(len(pictures), CALIBRATION_PICTURES)
+    rows = np.linspace(0, len(pictures) - 1, count).astype(np.int64)
+    for start in range(0, count, size):
+        yield np.asarray(pictures[rows[start : start + size]])
 
 
 def _open(path: Path) -> Any:

@@ -99,7 +99,7 @@ def test_the_first_layer_the_last_one_and_the_softmax_stay_in_float(tmp_path):
     assert producers[softmax.input[0]].op_type == "Gemm"
 
 
-def test_relu6_costs_nothing(tmp_path):
+def test_relu6_costs_nothing_and_depthwise_weights_have_8_bits(tmp_path):
     random = np.random.default_rng(0)
     shapes = [(3, 3, 3, 8), (3, 3, 1, 8), (1, 1, 8, 8)]
     kernels = [random.normal(size=shape).astype(np.float32) / 9 for shape in shapes]
@@ -124,6 +124,11 @@ def test_relu6_costs_nothing(tmp_path):
     assert [node.op_type for node in model.graph.node].count("Clip") == 1
     ranges = [255 * float(arrays[node.input[1]]) for node in model.graph.node if node.op_type == "QuantizeLinear"]
     assert ranges[:3] == pytest.approx([6, 6, 6], rel=0.2)
+    depthwise, pointwise = (
+        next(np.abs(array.astype(int)) for array in arrays.values() if array.dtype == np.int8 and array.shape == shape)
+        for shape in ((8, 1, 3, 3), (8, 8, 1, 1))
+    )
+    assert (depthwise.max(), pointwise.max()) == (127, 64)
     exact, rounded = (export.sidecars.open_model(path)(images)["logits"] for path in paths)
     assert np.abs(rounded - exact).max() < 0.05
 

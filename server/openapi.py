@@ -82,13 +82,10 @@ def _schemas(model: Model, settings: Settings) -> Json:
         "Pictures": _object({"images": {**several, "items": picture}}),
         "Form": {
             "description": "One file part named `image`, or one or more named `images`.",
-            "type": "object",
-            "properties": {"image": _FILE, "images": {**several, "items": _FILE}},
-            # Not `oneOf`: generators of clients take that for two types.
-            "if": {"required": ["image"]},
-            "then": {"not": {"required": ["images"]}},
-            "else": {"required": ["images"]},
-            "maxProperties": settings.max_images,
+            "oneOf": [
+                _object({"image": _FILE}, maxProperties=settings.max_images),
+                _object({"images": {**several, "items": _FILE}}, maxProperties=settings.max_images),
+            ],
         },
         "Prediction": {**_object(answer), "properties": {**answer, "heatmap": heatmap}},
         "InferenceRequest": _inference_request(model, settings),

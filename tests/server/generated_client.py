@@ -13,25 +13,20 @@ sys.path.insert(0, ".")
 from generated import Client
 from generated.api.native import predict
 from generated.api.open_inference_protocol import v2_infer, v2_model_statistics
-from generated.models import Error, Form, InferenceRequest, Picture, Pictures
+from generated.models import Error, InferenceRequest, Picture, Pictures
 from generated.types import File
 
 
 def main(port: str, model: str, picture: bytes) -> None:
     client = Client(base_url=f"http://127.0.0.1:{port}")
     text = base64.b64encode(picture).decode()
-    for body in (
-        Picture(image=text),
-        File(payload=BytesIO(picture)),
-        Form(image=File(payload=BytesIO(picture), file_name="picture.png")),
-    ):
+    for body in (Picture(image=text), File(payload=BytesIO(picture))):
         found = predict.sync(client=client, body=body, top_k=2)
         assert found.predicted_class == "red", found
         assert found.top_predictions[0].class_ == "red"
         assert len(found.top_predictions) == 2
-    files = [File(payload=BytesIO(picture), file_name=f"{i}.png") for i in range(2)]
-    for body in (Pictures(images=[text, text]), Form(images=files)):
-        assert [one.predicted_class for one in predict.sync(client=client, body=body)] == ["red", "red"]
+    several = predict.sync(client=client, body=Pictures(images=[text, text]))
+    assert [one.predicted_class for one in several] == ["red", "red"]
     assert isinstance(predict.sync(client=client, body=Picture(image="no picture")), Error)
 
     tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [text]}

@@ -17,7 +17,7 @@ def encode(size: tuple[int, int], kind: str) -> bytes:
 SIZES = st.tuples(st.integers(1, 40), st.integers(1, 40))
 PICTURES = st.builds(encode, SIZES, st.sampled_from(["JPEG", "PNG", "GIF", "BMP", "WEBP"]))
 
-schemathesis.openapi.format("picture", PICTURES)
+schemathesis.openapi.format("binary", PICTURES)
 schemathesis.openapi.format("base64-picture", PICTURES.map(lambda data: base64.b64encode(data).decode()))
 for kind in ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "application/octet-stream"):
     schemathesis.openapi.media_type(kind, PICTURES)

@@ -165,9 +165,8 @@ def initial_state(run: Run, weights: Weights | None = None) -> TrainState:
     if weights is None:
         return state
     # A head for other classes or features, or in another order, is of no use.
-    same_classes = weights.has_classes(run.dataset.names, run.dataset.wnids)
-    same_features = weights.model.pooling == config.model.pooling
-    return start_from(state, weights.fill(state.variables, with_head=same_classes and same_features))
+    with_head = weights.has_head_for(config.model, run.dataset.names, run.dataset.wnids)
+    return start_from(state, weights.fill(state.variables, with_head=with_head))
 
 
 def fit(run: Run, state: TrainState, *, checkpoints: Checkpoints, log: MetricsLog) -> bool:

@@ -314,9 +314,9 @@ def _print_start(run: Run, workdir: Workdir, *, step: int, weights: Weights | No
     if step:
         console.print(f"resuming at step {step:,} of {run.total_steps:,}")
     if weights is not None:
-        same_classes = weights.has_classes(dataset.names, dataset.wnids)
+        has_head = weights.has_head_for(run.config.model, dataset.names, dataset.wnids)
         fitted = run.config.fit_head or run.config.is_frozen
-        head = "the classifier too, for the same classes" if same_classes and not fitted else "with a new classifier"
+        head = "the classifier too, for the same classes" if has_head and not fitted else "with a new classifier"
         console.print(f"initial weights: {weights.source}, trained on {weights.dataset}, {head}", soft_wrap=True)
         if warning := _overlap(run, weights):
             console.print(f"warning: {warning}", soft_wrap=True)

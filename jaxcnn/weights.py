@@ -65,6 +65,10 @@ class Weights:
         """Returns whether the classes are the same in the same order, by WordNet id too where both have them."""
         return names == self.names and (wnids == self.wnids or not (wnids and self.wnids))
 
+    def has_head_for(self, model: ModelConfig, names: tuple[str, ...], wnids: tuple[str, ...]) -> bool:
+        """Returns whether the classifier is for these classes in this order, and for the features that `model` has."""
+        return self.has_classes(names, wnids) and model.pooling == self.model.pooling
+
     def fill(self, variables: Variables, *, with_head: bool) -> Variables:
         """Returns `variables` with these weights copied in, the head only if `with_head`.
 

@@ -323,6 +323,25 @@ class ParallelConfig:
         return dataclasses.replace(self, coordinator=None, num_processes=None, process_id=None)
 
 
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """Teachers: trained classifiers whose predictions the network learns beside the labels."""
+
+    teachers: tuple[str, ...] = ()
+    """Classifiers of the same classes: workdirs, .safetensors files or .onnx files. They see the very pictures of each
+    step, at the side that they were trained for; the mean of their probabilities is learned."""
+    weight: float = 0.5
+    """Share of the teachers in the loss; the labels have the rest. No effect without teachers."""
+    temperature: float = 1.0
+    """Divides the logits of teachers and network in the teachers' share of the loss: a higher one teaches more about
+    classes that are improbable. No effect without teachers."""
+
+    def __post_init__(self) -> None:
+        _check_finite(self, "distill.")
+        _check(0 < self.weight <= 1, "distill.weight", self.weight, "above 0 and at most 1")
+        _check(self.temperature > 0, "distill.temperature", self.temperature, "above 0")
+
+
 MAX_EPOCHS = 1_000_000
 """More would be a typing error: steps are counted in 32 bits, which leaves 2,147 steps for each of a million epochs."""
 
@@ -338,6 +357,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     init_from: str | None = None
     """Initial weights: `shipped` (included, trained on Tiny ImageNet), the name of a network that others trained on
@@ -381,6 +401,8 @@ class Config:
         )
         frozen = self.freeze == "backbone"
         _check(not frozen or self.init_from is not None, "freeze", self.freeze, "none without init_from")
+        teachers = self.distill.teachers
+        _check(not (frozen and teachers), "distill.teachers", teachers, "left out with freeze backbone: nothing learns")
         _check(self.epochs >= 1, "epochs", self.epochs, "at least 1")
         _check(self.epochs <= MAX_EPOCHS, "epochs", self.epochs, f"at most {MAX_EPOCHS:,}")
         _check(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2")

@@ -43,6 +43,7 @@ from jaxcnn.run.progress import TrainProgress, open_progress
 from jaxcnn.signals import StopRequest, stop_on_signal
 from jaxcnn.state import TrainState, Variables, create_state, init_variables, start_from
 from jaxcnn.step import StepMetrics, eval_step, step_keys, train_step
+from jaxcnn.teachers import Teachers, read_teachers
 from jaxcnn.weights import Weights
 
 LOG_SECONDS = 2.0
@@ -60,6 +61,7 @@ class Run:
       optimizer: the optimizer, with the schedule in it.
       schedule: learning rate by step, counted from 0.
       steps_per_epoch: batches in an epoch.
+      teachers: classifiers whose predictions are learned; None without.
     """
 
     config: Config
@@ -68,6 +70,7 @@ class Run:
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     steps_per_epoch: int
+    teachers: Teachers | None = None
 
     @property
     def key(self) -> Key[Array, ""]:
@@ -99,7 +102,8 @@ def prepare(config: Config, dataset: data.Dataset) -> Run:
     """Builds the network and the optimizer for the settings and the data.
 
     Raises:
-      UserError: the data has fewer than two classes, or the devices do not fit the batch size.
+      UserError: the data has fewer than two classes, the devices do not fit the batch size, or a teacher does not fit
+        the data.
     """
     check_devices(config.batch_size, fsdp=config.parallel.fsdp)
     _check_parts(config, classes=len(dataset.names))
@@ -114,6 +118,7 @@ def prepare(config: Config, dataset: data.Dataset) -> Run:
         optimizer=make_optimizer(config.optim, steps=total_steps),
         schedule=make_schedule(config.optim, steps=total_steps),
         steps_per_epoch=steps_per_epoch,
+        teachers=read_teachers(config, dataset),
     )
 
 
@@ -351,22 +356,30 @@ def take_step(run: Run, state: TrainState, batch: data.Batch, *, epoch: int) -> 
       epoch: the epoch, counted from 0; decides the resolution and the augmentation.
     """
     config = run.config
+    images, labels = shard_batch(batch.images, run.mesh), shard_batch(batch.labels, run.mesh)
+    classes, resolution, shown = len(run.dataset.names), config.resolution(epoch), run.dataset.train.side
+    taught = None
+    if run.teachers is not None:
+        changes = {"config": config.augmentation(epoch), "classes": classes, "resolution": resolution, "shown": shown}
+        taught = run.teachers.predict(state.step, images, labels, run.key, **changes)
     taken: tuple[TrainState, StepMetrics] = train_step(
         state,
-        shard_batch(batch.images, run.mesh),
-        shard_batch(batch.labels, run.mesh),
+        images,
+        labels,
         run.key,
+        taught,
         model=run.model,
         optimizer=run.optimizer,
         augment_config=config.augmentation(epoch),
-        classes=len(run.dataset.names),
-        resolution=config.resolution(epoch),
+        classes=classes,
+        resolution=resolution,
         label_smoothing=config.label_smoothing,
         average_decay=config.optim.ema_decay,
-        shown=run.dataset.train.side,
+        shown=shown,
         mesh=run.mesh,
         accumulate=config.parallel.accumulate,
         remat=config.parallel.remat,
+        distill_config=config.distill,
     )
     return taken
 

@@ -136,9 +136,11 @@ def _portable(config: Config) -> Config:
         archive=defaults.archive,
         cache_dir=defaults.cache_dir,
     )
-    # Record only the name of the file or folder with the initial weights, not its path.
+    # Record only the names of files and folders with weights, not their paths.
     init_from = config.init_from and (readable(Path(config.init_from).name) or None)
-    return dataclasses.replace(config, data=data, init_from=init_from)
+    teachers = tuple(readable(Path(teacher).name) for teacher in config.distill.teachers)
+    distill = dataclasses.replace(config.distill, teachers=teachers)
+    return dataclasses.replace(config, data=data, init_from=init_from, distill=distill)
 
 
 def _parse(key: str, props: Mapping[str, str]) -> Any:

@@ -12,19 +12,21 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from jaxcnn.augment import augment
-from jaxcnn.config import AugmentConfig
+from jaxcnn.config import AugmentConfig, DistillConfig
 from jaxcnn.distributed import constrain_state
 from jaxcnn.models.features import pooled_features
 from jaxcnn.models.network import Network
 from jaxcnn.ops.compiler import jit
 from jaxcnn.state import TrainState, Variables
 
+WITHOUT_TEACHERS = DistillConfig()
+
 
 class StepMetrics(NamedTuple):
     """Sums over the pictures of a step; divide by `pictures` for means.
 
     Attributes:
-      loss: sum of the cross-entropies in nats, with label smoothing.
+      loss: sum of the losses in nats: cross-entropies, with label smoothing and the share of the teachers.
       correct: pictures whose class has the highest logit. A mixed picture counts for the class of its larger share.
       pictures: pictures in the batch.
     """
@@ -54,6 +56,7 @@ def step_keys(key: Key[Array, ""], step: Int[Array, ""]) -> tuple[Key[Array, ""]
         "mesh",
         "accumulate",
         "remat",
+        "distill_config",
     ),
     donate_argnames="state",
 )
@@ -62,6 +65,7 @@ def train_step(
     images: UInt8[Array, "batch side side 3"],
     labels: Int[Array, " batch"],
     key: Key[Array, ""],
+    taught: Float[Array, "batch classes"] | None = None,
     *,
     model: nn.Module,
     optimizer: optax.GradientTransformation,
@@ -74,6 +78,7 @@ def train_step(
     mesh: Mesh | None = None,
     accumulate: int = 1,
     remat: bool = False,
+    distill_config: DistillConfig = WITHOUT_TEACHERS,
 ) -> tuple[TrainState, StepMetrics]:
     """Augments a batch and takes one optimizer step on its mean cross-entropy.
 
@@ -83,6 +88,7 @@ def train_step(
       state: consumed; use the returned one.
       images: RGB pictures.
       key: the run's key. The step number is folded in, so no random state is kept.
+      taught: the probabilities that teachers give; None without teachers.
       model: the network.
       optimizer: the optimizer, with the learning rate schedule in it.
       augment_config: random changes to the pictures.
@@ -93,6 +99,7 @@ def train_step(
       mesh: the devices, on which state and batch are laid out as in `jaxcnn.distributed`; None: one device.
       accumulate: parts of the batch that are computed one after the other.
       remat: compute all but convolutions and matrix products again in the backward pass.
+      distill_config: how teachers and labels share the loss.
     """
     augment_key, dropout_key = step_keys(key, state.step)
     inputs, targets = augment(
@@ -100,14 +107,15 @@ def train_step(
     )
 
     # Forward and backward pass.
-    compute = partial(_compute_gradients, state.variables, model=model, label_smoothing=label_smoothing, remat=remat)
-    if accumulate > 1:
-        inputs, targets = (
-            _split(array, accumulate, group=getattr(model, "norm_group", None)) for array in (inputs, targets)
-        )
-        passed = _accumulate(compute, inputs, targets, dropout_key)
-    else:
-        passed = compute(inputs, targets, dropout_key)
+    compute = partial(
+        _compute_gradients,
+        state.variables,
+        compute_loss=partial(_compute_loss, model=model, distill_config=distill_config),
+        label_smoothing=label_smoothing,
+        remat=remat,
+    )
+    group, examples = getattr(model, "norm_group", None), _Examples(inputs, targets, taught)
+    examples, passed = _pass_over(compute, examples, dropout_key, parts=accumulate, group=group)
     loss, logits, batch_stats, gradients = passed
     gradients = constrain_state(gradients, mesh)
     updated = _apply_gradients(state, gradients, batch_stats, optimizer=optimizer, average_decay=average_decay)
@@ -117,7 +125,7 @@ def train_step(
     after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)._replace(finite=finite)
 
     # The metrics are sums, so that the metrics of several steps can be added.
-    correct = (logits.argmax(-1) == targets.argmax(-1)).sum().astype(jnp.float32)
+    correct = (logits.argmax(-1) == examples.targets.argmax(-1)).sum().astype(jnp.float32)
     pictures = jnp.float32(labels.shape[0])
     return constrain_state(after, mesh), StepMetrics(loss=loss * pictures, correct=correct, pictures=pictures)
 
@@ -140,6 +148,20 @@ def feature_step(
     return pooled_features(model, variables, images)
 
 
+class _Examples(NamedTuple):
+    """What a network learns from.
+
+    Attributes:
+      inputs: pictures.
+      targets: the probability of each class by the labels.
+      taught: the same by the teachers; None without teachers.
+    """
+
+    inputs: Float[Array, "*parts batch side side 3"]
+    targets: Float[Array, "*parts batch classes"]
+    taught: Float[Array, "*parts batch classes"] | None
+
+
 class _Pass(NamedTuple):
     """The results of a forward and a backward pass.
 
@@ -158,26 +180,33 @@ class _Pass(NamedTuple):
 
 def _compute_gradients(
     variables: Variables,
-    inputs: Float[Array, "batch side side 3"],
-    targets: Float[Array, "batch classes"],
+    examples: _Examples,
     dropout_key: Key[Array, ""],
     *,
-    model: nn.Module,
+    compute_loss: Callable[..., Any],
     label_smoothing: float,
     remat: bool,
 ) -> _Pass:
     """A forward and a backward pass over a batch, or a part of one."""
-    compute_loss: Callable[..., Any] = partial(_compute_loss, model=model)
     if remat:
         compute_loss = jax.checkpoint(compute_loss, policy=_is_product)
     (loss, (logits, batch_stats)), gradients = jax.value_and_grad(compute_loss, has_aux=True)(
         variables["params"],
         variables["batch_stats"],
-        inputs,
-        optax.smooth_labels(targets, label_smoothing),
+        examples._replace(targets=optax.smooth_labels(examples.targets, label_smoothing)),
         dropout_key,
     )
     return _Pass(loss, logits, batch_stats, gradients)
+
+
+def _pass_over(
+    compute: Callable[..., _Pass], examples: _Examples, dropout_key: Key[Array, ""], *, parts: int, group: int | None
+) -> tuple[_Examples, _Pass]:
+    """A forward and a backward pass over a batch, in parts; returns the examples in the order of the logits, too."""
+    if parts == 1:
+        return examples, compute(examples, dropout_key)
+    examples = jax.tree.map(partial(_split, parts=parts, group=group), examples)
+    return examples, _accumulate(compute, examples, dropout_key)
 
 
 def _is_product(primitive: Any, *_: Any, **__: Any) -> bool:
@@ -194,42 +223,50 @@ def _split(array: Float[Array, "batch ..."], parts: int, *, group: int | None) -
 
 def _accumulate(
     compute: Callable[..., _Pass],
-    inputs: Float[Array, "parts part side side 3"],
-    targets: Float[Array, "parts part classes"],
+    examples: _Examples,
     dropout_key: Key[Array, ""],
 ) -> _Pass:
     """The means of the results of several parts of a batch, computed one after the other."""
 
-    def add(total: Any, part: tuple[Array, Array, Array]) -> tuple[Any, Array]:
+    def add(total: Any, part: tuple[_Examples, Array]) -> tuple[Any, Array]:
         loss, logits, *rest = compute(*part)
         return jax.tree.map(jnp.add, total, (loss, *rest)), logits
 
-    keys = jax.random.split(dropout_key, len(inputs))
-    loss, _, *rest = jax.eval_shape(compute, inputs[0], targets[0], keys[0])
+    parts = len(examples.inputs)
+    keys = jax.random.split(dropout_key, parts)
+    loss, _, *rest = jax.eval_shape(compute, jax.tree.map(lambda array: array[0], examples), keys[0])
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (loss, *rest))
-    sums, logits = jax.lax.scan(add, zeros, (inputs, targets, keys))
-    loss, batch_stats, gradients = jax.tree.map(lambda total: total / len(inputs), sums)
+    sums, logits = jax.lax.scan(add, zeros, (examples, keys))
+    loss, batch_stats, gradients = jax.tree.map(lambda total: total / parts, sums)
     return _Pass(loss, logits, batch_stats, gradients)
 
 
 def _compute_loss(
     params: Variables,
     batch_stats: Variables,
-    inputs: Float[Array, "batch side side 3"],
-    targets: Float[Array, "batch classes"],
+    examples: _Examples,
     dropout_key: Key[Array, ""],
     *,
     model: nn.Module,
+    distill_config: DistillConfig,
 ) -> tuple[Float[Array, ""], tuple[Float[Array, "batch classes"], Variables]]:
-    """The mean cross-entropy of a batch, with its logits and the updated batch statistics."""
+    """The mean loss of a batch, with its logits and the updated batch statistics.
+
+    The loss is the cross-entropy with the labels. With teachers, a share of it is the cross-entropy with their
+    predictions at a temperature, times the square of that, which keeps its gradient as large (Hinton et al. 2015).
+    """
     logits, updated = model.apply(
         {"params": params, "batch_stats": batch_stats},
-        inputs,
+        examples.inputs,
         train=True,
         mutable=["batch_stats"],
         rngs={"dropout": dropout_key},
     )
-    loss = optax.softmax_cross_entropy(logits, targets).mean()
+    loss = optax.softmax_cross_entropy(logits, examples.targets).mean()
+    if examples.taught is not None:
+        weight, temperature = distill_config.weight, distill_config.temperature
+        distance = temperature**2 * optax.softmax_cross_entropy(logits / temperature, examples.taught).mean()
+        loss = (1 - weight) * loss + weight * distance
     return loss, (logits, updated["batch_stats"])
 
 

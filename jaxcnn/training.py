@@ -132,8 +132,7 @@ def begin(config: Config, workdir: str | Path) -> Iterator[Start]:
                 if is_new or step < run.total_steps:
                     record_session(folder, config, classes, step=step, cores=sum(hosts.values()))
                 folder.record_pictures(fingerprint())
-                if weights is not None:
-                    record_earlier(weights.trainings, folder.earlier_trainings, warning=_overlap(run, weights))
+                _record_lineage(run, folder, weights)
                 _print_start(run, folder, step=step, weights=weights)
                 for finding in findings:
                     console.print(f"warning: {finding}", soft_wrap=True)
@@ -248,6 +247,14 @@ def _check_room(state: TrainState, folder: Workdir) -> None:
         what="the parameters and the optimizer's state of a checkpoint",
         advice="make room or give another --workdir",
     )
+
+
+def _record_lineage(run: Run, folder: Workdir, weights: Weights | None) -> None:
+    """Records the trainings behind the initial weights and behind the teachers, as far as there are any."""
+    if weights is not None:
+        record_earlier(weights.trainings, folder.earlier_trainings, warning=_overlap(run, weights))
+    if run.teachers is not None:
+        record_earlier(run.teachers.trainings, folder.teachers)
 
 
 def _overlap(run: Run, weights: Weights) -> str | None:

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from jaxcnn.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig
+from jaxcnn.config import AugmentConfig, Config, DataConfig, DistillConfig, ModelConfig, OptimConfig
 from jaxcnn.data.resize import Resize
 from jaxcnn.paths import readable
 from jaxcnn.run.metrics_log import HeadRecord
@@ -80,12 +80,24 @@ def describe_training(config: Config, *, steps_per_epoch: int | None) -> str:
         if len(stages) > 1
         else f"{stages[0][0]}x{stages[0][0]} pixels",
         f"label smoothing {config.label_smoothing:g}" if config.label_smoothing else "",
+        describe_teachers(config.distill),
         balanced,
         f"ends after {counted(config.early_stopping, 'epoch')} without a better validation top-1"
         if config.early_stopping
         else "",
         f"seed {config.seed}",
         start,
+    )
+
+
+def describe_teachers(config: DistillConfig) -> str:
+    """Describes what is learned from teachers; empty if there are none."""
+    if not config.teachers:
+        return ""
+    *others, last = [readable(Path(teacher).name) for teacher in config.teachers]
+    names = f"{', '.join(others)} and {last}" if others else last
+    return (
+        f"{_percent(config.weight)} of the loss from the predictions of {names} at temperature {config.temperature:g}"
     )
 
 

@@ -73,7 +73,7 @@ def describe_pretrained(weights: Pretrained) -> Training:
 
 
 def record_earlier(earlier: Sequence[Training], path: Path, *, warning: str | None = None) -> None:
-    """Records the trainings behind the initial weights, when a run starts from some.
+    """Records the trainings behind the initial weights of a run, or behind its teachers.
 
     Args:
       earlier: the trainings, from the first to the last.
@@ -87,7 +87,7 @@ def record_earlier(earlier: Sequence[Training], path: Path, *, warning: str | No
 
 
 def read_earlier(path: Path) -> tuple[Training, ...]:
-    """Reads the record of earlier trainings. A run that started from random weights has none.
+    """Reads the record of earlier trainings, or of the trainings behind the teachers. A run without any has none.
 
     Raises:
       UserError: it is damaged.
@@ -109,6 +109,12 @@ def _describe_steps(step: int, sessions: Sequence[Session]) -> dict[str, str]:
     }
 
 
+def _describe_teacher(training: Training) -> str:
+    """Describes a training behind a teacher in a phrase."""
+    network = training.recipe.get("network", "a network")
+    return f"{network}, trained on {training.dataset}" + (f" ({training.license})" if training.license else "")
+
+
 def _recipe(run: Workdir, trained: TrainedModel) -> dict[str, str]:
     """Describes a run's settings and cost, by heading."""
     config, log, sessions = trained.config, read_log(run.metrics), read_sessions(run)
@@ -125,6 +131,8 @@ def _recipe(run: Workdir, trained: TrainedModel) -> dict[str, str]:
             sessions, lambda session: describe_precision(session.config.model, session.environment)
         ),
     }
+    if teachers := read_earlier(run.teachers):
+        rows["teachers"] = "; ".join(map(_describe_teacher, teachers))
     if log.heads:
         rows["classifier"] = describe_head(log.heads[-1])
     # The cost, as far as log and environment were recorded.

@@ -106,6 +106,11 @@ class Workdir:
         return self.path / "earlier_trainings.json"
 
     @property
+    def teachers(self) -> Path:
+        """Record of the trainings behind the teachers."""
+        return self.path / "teachers.json"
+
+    @property
     def calibration(self) -> Path:
         """Temperature of the best checkpoint."""
         return self.path / "calibration.json"
@@ -424,6 +429,7 @@ def _fixed_settings() -> tuple[str, ...]:
         "freeze",
         "fit_head",
         "balance",
+        "distill.teachers",
         *(f"model.{name}" for name in model),
         "batch_size",
         "seed",

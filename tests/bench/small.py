@@ -12,6 +12,7 @@ import io
 import json
 import math
 import os
+import signal
 import sys
 import time
 import urllib.error
@@ -129,6 +130,8 @@ def main() -> None:
     options = parser.parse_args()
     if os.geteuid() != 0 or not (_GROUPS / "memory" / "memory.limit_in_bytes").exists():
         raise SystemExit("tests.bench.small needs root and version 1 of the control groups")
+    # A time limit must not leave a server behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     results: dict[str, Any] = {}
     for model in options.model:
         for machine in MACHINES:

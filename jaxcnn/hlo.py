@@ -154,7 +154,9 @@ def count_bytes(instructions: Sequence[Instruction]) -> dict[str, int]:
     totals = dict.fromkeys(PHASES, 0)
     for instruction in instructions:
         if instruction.is_top and instruction.opcode not in _NO_TRAFFIC and not instruction.opcode.endswith("-done"):
-            read = sum(sizes.get(name, 0) for name in instruction.operands)
+            # The result of a start has its operands in it.
+            is_start = instruction.opcode.endswith("-start")
+            read = 0 if is_start else sum(sizes.get(name, 0) for name in instruction.operands)
             totals[instruction.phase] += instruction.bytes + read
     return totals
 

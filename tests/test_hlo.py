@@ -70,6 +70,7 @@ def test_cycles_and_bytes_belong_to_phases(instructions):
     assert count_cycles(instructions) == {"augmentation": 30, "forward": 100, "backward": 200, "optimizer": 7}
     moved = count_bytes(instructions)
     assert moved["augmentation"] == (4 * 128 * 4 + 3) + 4 * 128 * 2
+    assert moved["optimizer"] == (512 + 2048) + (512 + 512) + (512 + 2048)
     assert moved["backward"] == 64 * 8 * 4 + 4 * 128 * 4 + 64 * 8 * 4
 
 

@@ -117,6 +117,7 @@ def test_pretrained_weights_need_not_be_there():
     assert command.parse(["finetune"]).config.init_from is None
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("name", ["digits", "tiny_imagenet_gpu", "imagenet_convnext"])
 def test_steps_are_exported_for_cuda_and_tpu(name):
     config = small_config(name)

@@ -20,7 +20,7 @@ from jaxcnn.topology import Topology
 
 _COMPILER_OPTIONS: dict[str, dict[str, bool | int]] = {"tpu": {}, "cuda": {"xla_gpu_autotune_level": 0}}
 """Options by platform: kernels cannot be timed on a GPU that is not there."""
-_USED = re.compile(r"Used ([\d.]+)([KMG]) of [\d.]+[KMG] hbm")
+_NEEDED = re.compile(r"memory required [\w ]*\(([\d.]+)([KMG])\) exceeds")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
@@ -149,7 +149,7 @@ def plan(config: Config, topology: Topology, *, classes: int) -> Plan:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return Plan(**described, fits=False, peak_bytes=_read_used(str(error)))
+        return Plan(**described, fits=False, peak_bytes=read_needed_bytes(str(error)))
     # Not every compiler counts; then the traced step and the instructions say what there is to count.
     cost = _analyse_cost(compiled)
     instructions = read_instructions(compiled.as_text() or "")
@@ -210,7 +210,7 @@ def _peak_bytes(compiled: jax.stages.Compiled) -> int:
     return int(arrays + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes)
 
 
-def _read_used(message: str) -> int:
+def read_needed_bytes(message: str) -> int:
     """Returns the bytes that a program needs by the error of a compiler that found no room for it; 0 if unknown."""
-    found = _USED.search(message)
+    found = _NEEDED.search(message)
     return int(float(found[1]) * _UNITS[found[2]]) if found else 0

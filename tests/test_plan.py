@@ -15,7 +15,7 @@ from jaxcnn.config import ModelConfig, ParallelConfig
 from jaxcnn.errors import UserError
 from jaxcnn.hlo import Traffic
 from jaxcnn.lowering import abstract_step
-from jaxcnn.planning import Plan, plan
+from jaxcnn.planning import Plan, plan, read_needed_bytes
 from jaxcnn.presets import PRESETS
 from jaxcnn.topology import find_topology
 
@@ -73,6 +73,15 @@ def test_a_plan_that_does_not_fit_says_what_to_do():
     assert text.splitlines()[1:] == [
         "does not fit: 30.0 GB are needed, of 16.9 GB of each device; lower --batch_size, or use more devices"
     ]
+
+
+def test_the_error_of_a_compiler_says_how_much_memory_is_needed():
+    message = (
+        "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO "
+        "temporaries (41.72G) exceeds available HBM (15.75G). HLO module: jit__lambda."
+    )
+    assert read_needed_bytes(message) == int(41.72 * 2**30)
+    assert read_needed_bytes("RESOURCE_EXHAUSTED") == 0
 
 
 def test_json_has_the_same_fields_whether_the_step_fits_or_not():

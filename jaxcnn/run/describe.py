@@ -20,8 +20,9 @@ def describe_network(config: ModelConfig) -> str:
         )
     )
     pooled = "classifier of mean and deviation of each channel after several blocks" if config.pooling == "all" else ""
+    grouped = f"batch statistics over {config.norm_group} pictures each" if config.norm_group else ""
     if config.name != "resnet":
-        return _joined(config.name, pooled, pixels)
+        return _joined(config.name, grouped, pooled, pixels)
     # Numbers stand in the order of the stages: "64 and 128 channels with 1 and 2 residual blocks".
     stages = [
         f"{_listed(values)} {noun if values == (1,) else noun + 's'}"
@@ -35,6 +36,7 @@ def describe_network(config: ModelConfig) -> str:
         f"resizes its input to {config.inference_side}x{config.inference_side} pixels at inference"
         if config.inference_side
         else "",
+        grouped,
         pooled,
         pixels,
     )

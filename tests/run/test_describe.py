@@ -57,6 +57,7 @@ def test_no_augmentation():
                 "stem": 1,
                 "preactivation": True,
                 "inference_side": 80,
+                "norm_group": 8,
                 "pooling": "all",
                 "pixel_mean": (124.0, 116.0, 104.0),
                 "pixel_std": (58.0, 57.0, 57.5),

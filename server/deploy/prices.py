@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 DATE = "June 2025"
-"""When these list prices of AWS in us-east-1 were taken down, in US dollars and without taxes. Fargate, load balancer,
-logs and addresses cost the same in third-party lists of March 2026."""
+"""When these list prices of AWS in us-east-1 were taken down, in US dollars and without taxes. Fargate costs the same
+in a third-party list of March 2026, the load balancer and logs in one of 2026, and addresses in one of 2024."""
 
 _HOURS = 730
 _SECONDS = _HOURS * 3600

@@ -17,7 +17,7 @@ class FairQueue[T: Item]:
     """First in, first out for each client, and one of each client in turn."""
 
     def __init__(self) -> None:
-        self._by_client: dict[str, deque[T]] = {}
+        self._by_client = dict[str, deque[T]]()
         self._length = 0
 
     def __len__(self) -> int:

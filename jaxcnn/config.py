@@ -61,7 +61,7 @@ class DataConfig:
     archive: str | None = None
     """Path of Tiny ImageNet's zip, for `tiny_imagenet` only. None: it is downloaded."""
     cache_dir: str = "~/.cache/jaxcnn"
-    """Folder that keeps downloads and decoded pictures."""
+    """Folder that keeps downloads, decoded pictures and, except for CPUs with oneDNN, compiled programs."""
     image_size: int = 32
     """Side in pixels of the squares that all pictures are resized to; the exported model takes pictures of this
     size."""

@@ -5,6 +5,7 @@ import dataclasses
 import signal
 import time
 from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -215,7 +216,8 @@ def fit(run: Run, state: TrainState, *, checkpoints: Checkpoints, log: MetricsLo
             state, stopped_by = result.state, result.stopped_by
             # Only whole epochs are evaluated.
             if stopped_by is None:
-                scores = evaluate_variables(run, state.evaluated).scalars()
+                with progress.doing("evaluating"):
+                    scores = evaluate_variables(run, state.evaluated).scalars()
                 history.append(scores["top1"])
                 log.write(ValidationRecord(step=int(state.step), epoch=epoch + 1.0, **scores))
                 checkpoints.save(state, metrics=scores)
@@ -301,7 +303,8 @@ def train_epoch(
     with contextlib.closing(batches):
         for step, batch in zip(range(first + 1, end + 1), batches, strict=False):
             decide = propose(partial(_wishes, config, stop, logged=logged, saved=saved))
-            state, metrics = take_step(run, state, batch, epoch=epoch)
+            with _announce_compilation(run, progress, epoch=epoch):
+                state, metrics = take_step(run, state, batch, epoch=epoch)
             _limit_queue(metrics, window)
             progress.count_step()
             # The metrics stay on the device until they are logged: reading them would wait for it.
@@ -319,6 +322,12 @@ def train_epoch(
                     break
     pictures = (int(state.step) - first) * config.batch_size
     return EpochResult(state, stopped_by, images_per_second=pictures / _seconds_since(started))
+
+
+def _announce_compilation(run: Run, progress: TrainProgress, *, epoch: int) -> AbstractContextManager[None]:
+    """Announces in the first step with the resolution and the augmentation of an epoch that it is compiled."""
+    compiled_for = run.config.resolution(epoch), run.config.augmentation(epoch)
+    return progress.doing("compiling the step for {0}x{0} pixels".format(compiled_for[0]), first=compiled_for)
 
 
 def _batches_from(run: Run, step: int, *, rows: Int64[np.ndarray, " rows"] | None) -> Generator[data.Batch]:

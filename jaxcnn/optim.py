@@ -63,7 +63,9 @@ def _half_cosine(share: Float[Array, ""]) -> Float[Array, ""]:
 
 
 @functools.cache
-def make_optimizer(config: OptimConfig, *, steps: int) -> optax.GradientTransformation:
+def make_optimizer(
+    config: OptimConfig, *, steps: int, schedule: optax.Schedule | None = None
+) -> optax.GradientTransformation:
     """Makes the optimizer of a run: gradient clipping, then one of these rules, at the rate of `make_schedule`.
 
     - `sgd`: Nesterov's momentum (Sutskever et al. 2013); weight decay is added to the gradient.
@@ -78,11 +80,12 @@ def make_optimizer(config: OptimConfig, *, steps: int) -> optax.GradientTransfor
     Args:
       config: rule, momentum, weight decay, clipping norm, and the schedule.
       steps: number of steps of the whole run.
+      schedule: learning rate by step; None: that of the settings.
 
     Returns:
       An optimizer. Equal arguments return the same object, so a step compiled for it is found in the cache.
     """
-    schedule = make_schedule(config, steps=steps)
+    schedule = schedule or make_schedule(config, steps=steps)
     # Clipping comes first in the chain: it is the gradients that are clipped, not the updates.
     clip = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
     decay = optax.add_decayed_weights(config.weight_decay, mask=_kernels)

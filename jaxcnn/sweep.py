@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.console import Console
+
 from jaxcnn import cli, compare, options
 from jaxcnn.errors import UserError
 from jaxcnn.paths import named_path
@@ -27,6 +29,8 @@ finished runs are not run again, unfinished ones resume.
   --jobs N                     runs at the same time (default: 1)
   --workdir DIR                folder of the workdirs (default: runs/sweep-PRESET)
   --output FILE                file for the comparison: .html, .md or .csv (default: DIR/comparison.html)
+  --find_learning_rate STEPS   instead of runs: the range test of Smith 2017 in so many steps, as a plot,
+                               DIR/learning_rates.html
 
 All other options are given to every run; see python -m jaxcnn.train PRESET --help
 """
@@ -43,6 +47,7 @@ class Sweep:
       jobs: runs at the same time.
       workdir: folder of the workdirs.
       output: file for the comparison.
+      find_learning_rate: steps of the range test; None trains the grid.
     """
 
     training: tuple[str, ...]
@@ -51,6 +56,7 @@ class Sweep:
     jobs: int
     workdir: Path
     output: Path
+    find_learning_rate: int | None
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -59,6 +65,9 @@ def main(arguments: Sequence[str]) -> None:
         print(HELP, end="")
         return
     sweep = parse(arguments)
+    if sweep.find_learning_rate is not None:
+        find_learning_rate(sweep)
+        return
     # All command lines are checked before the first run starts.
     jobs = list_jobs(sweep)
     for job in jobs:
@@ -86,14 +95,15 @@ def parse(arguments: Sequence[str]) -> Sweep:
     parser.add_argument("--over", nargs="+", action="extend", default=[])
     parser.add_argument("--seeds", default="1")
     parser.add_argument("--jobs", default="1")
-    for option in ("--workdir", "--output"):
+    for option in ("--find_learning_rate", "--workdir", "--output"):
         parser.add_argument(option)
     given, training = parser.parse_known_args(options.with_underscores(arguments))
     over = _read_values(given)
     workdir = named_path(given.workdir or f"runs/sweep-{preset}", option="workdir")
     output = named_path(given.output or str(workdir / "comparison.html"), option="output")
     compare.Arguments(output=output)  # Checks its ending.
-    if not over and given.seeds == "1":
+    steps = given.find_learning_rate
+    if steps is None and not over and given.seeds == "1":
         raise UserError(f"there is nothing to sweep over; give --over NAME=VALUE,VALUE or --seeds; see {PROG} --help")
     return Sweep(
         training=(preset, *training),
@@ -102,6 +112,7 @@ def parse(arguments: Sequence[str]) -> Sweep:
         jobs=_read_count("jobs", given.jobs, least=1),
         workdir=workdir,
         output=output,
+        find_learning_rate=None if steps is None else _read_count("find_learning_rate", steps, least=10),
     )
 
 
@@ -139,6 +150,26 @@ def list_jobs(sweep: Sweep) -> list[Job]:
         flags = [word for option, words in chosen.items() for word in (f"--{option}", *words)]
         jobs.append(Job(workdir, (*sweep.training, *flags, "--workdir", str(workdir))))
     return jobs
+
+
+def find_learning_rate(sweep: Sweep) -> None:
+    """Runs the learning rate range test, prints what it found and writes its plot."""
+    from jaxcnn.ops.allocator import keep_freed_memory
+    from jaxcnn.range_test import run_range_test
+    from jaxcnn.run.range_page import write_range_page
+
+    assert sweep.find_learning_rate is not None
+    keep_freed_memory()
+    parsed = parse_training([*sweep.training, "--workdir", str(sweep.workdir)])
+    found = run_range_test(parsed.config, parsed.workdir, steps=sweep.find_learning_rate)
+    page = sweep.workdir / "learning_rates.html"
+    write_range_page(found.rates, found.losses, steepest=found.steepest, lowest=found.lowest, path=page)
+    Console(highlight=False).print(
+        f"the loss falls fastest at a learning rate of {found.steepest:.2g} and is lowest at {found.lowest:.2g}; try "
+        f"--over optim.learning_rate={found.steepest / 3:.2g},{found.steepest:.2g},{found.steepest * 3:.2g}\n{page}",
+        soft_wrap=True,
+        markup=False,
+    )
 
 
 if __name__ == "__main__":

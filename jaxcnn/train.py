@@ -1,6 +1,8 @@
 """Trains an image classifier: `python -m jaxcnn.train [PRESET] [--field.name VALUE ...] [--workdir DIR]`."""
 
 import dataclasses
+import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,8 @@ from jaxcnn.errors import UserError
 from jaxcnn.ops.allocator import keep_freed_memory
 from jaxcnn.paths import named_path
 from jaxcnn.presets import PRESETS
-from jaxcnn.processes import ending_together
+from jaxcnn.processes import ending_together, is_leader
+from jaxcnn.rehearsal import rehearse
 from jaxcnn.run.describe import counted
 from jaxcnn.run.progress import console
 from jaxcnn.run.workdir import Workdir
@@ -39,6 +42,15 @@ class Arguments:
     config_file: Annotated[Path | None, options.Named("config")] = None
     """TOML or JSON file with settings, which override the preset and are overridden by options; also the
     config.json of another run, which is taken as a whole."""
+    note: str | None = None
+    """Text that is kept in the workdir and shown where runs are compared. None: the note of the workdir, if it has
+    one."""
+    dry_run: bool = False
+    """Load the data, take a few steps, print what the run will take, and stop; no workdir is created."""
+    quiet: bool = False
+    """Print nothing but warnings and errors."""
+    json: bool = False
+    """Also print the records of the run to standard output, as lines of JSON."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -46,8 +58,16 @@ def main(arguments: Sequence[str]) -> None:
     parsed = parse(arguments)
     # Before the first large array.
     keep_freed_memory()
+    console.quiet = parsed.quiet
+    if parsed.dry_run:
+        for line in rehearse(parsed.config, parsed.workdir):
+            console.print(line, soft_wrap=True)
+        return
     with ending_together(PROG):
-        evaluation = train(parsed.config, parsed.workdir)
+        evaluation = train(parsed.config, parsed.workdir, note=parsed.note, echo=sys.stdout if parsed.json else None)
+    if parsed.json and is_leader():
+        scores = evaluation.scalars() if evaluation else {}
+        print(json.dumps({"kind": "result", "finished": bool(evaluation), "workdir": str(parsed.workdir), **scores}))
     if evaluation is not None:
         what = "model" if parsed.config.is_frozen else "best checkpoint, selected on the same pictures"
         console.print(

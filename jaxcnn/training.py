@@ -5,11 +5,11 @@ import functools
 import math
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import jax
 import numpy as np
@@ -19,6 +19,7 @@ from jaxcnn import data
 from jaxcnn.calibration import Calibration, calibrate, write_calibration
 from jaxcnn.classifier import load
 from jaxcnn.config import Config
+from jaxcnn.data import Fingerprint
 from jaxcnn.data.findings import check_findings
 from jaxcnn.disk import check_room
 from jaxcnn.distributed import describe_devices, place_state
@@ -30,14 +31,17 @@ from jaxcnn.leakage import check_no_leakage, describe_overlap
 from jaxcnn.loop import Run, evaluate_variables, fit, initial_state, prepare
 from jaxcnn.metrics import Evaluation
 from jaxcnn.models.pretrained import read_pretrained
-from jaxcnn.paths import check_outside_pictures
+from jaxcnn.ops.compilation_cache import keep_compilations
+from jaxcnn.paths import check_outside_pictures, named_path
 from jaxcnn.processes import check_joined, is_leader, join, lead, leader_first, share
 from jaxcnn.run import report
 from jaxcnn.run.checkpoint import Checkpoints, load_model, open_checkpoints
 from jaxcnn.run.lineage import record_earlier
+from jaxcnn.run.live_report import LiveReport
 from jaxcnn.run.metrics_log import HeadRecord, MetricsLog, ValidationRecord, open_log
-from jaxcnn.run.progress import console
+from jaxcnn.run.progress import console, stage, warn
 from jaxcnn.run.sessions import record_session
+from jaxcnn.run.tensorboard import write_summary
 from jaxcnn.run.workdir import Classes, Workdir, count_cores
 from jaxcnn.state import TrainState
 from jaxcnn.step import eval_step
@@ -60,7 +64,9 @@ class Start(NamedTuple):
     log: MetricsLog
 
 
-def train(config: Config, workdir: str | Path) -> Evaluation | None:
+def train(
+    config: Config, workdir: str | Path, *, note: str | None = None, echo: IO[str] | None = None
+) -> Evaluation | None:
     """Trains a classifier, or resumes the run in `workdir`, and exports its best checkpoint.
 
     SIGINT, SIGTERM and SIGHUP stop the run after the step in progress, with its state saved. The same call resumes it.
@@ -68,6 +74,8 @@ def train(config: Config, workdir: str | Path) -> Evaluation | None:
     Args:
       config: the settings.
       workdir: the run's folder; created if it does not exist.
+      note: text to keep in the workdir, in place of its note if it has one.
+      echo: where the records of the run are written as well as to its log, such as standard output.
 
     Returns:
       The evaluation of the best checkpoint on the validation pictures; None if a signal stopped the run before its end.
@@ -76,13 +84,15 @@ def train(config: Config, workdir: str | Path) -> Evaluation | None:
     Raises:
       UserError: the settings, the data or the workdir cannot be trained with, or training diverged.
     """
-    with begin(config, workdir) as (run, state, checkpoints, log):
+    with begin(config, workdir, note=note, echo=echo) as (run, state, checkpoints, log):
         finished = fit(run, state, checkpoints=checkpoints, log=log)
         return conclude(run, workdir) if finished else None
 
 
 @contextmanager
-def begin(config: Config, workdir: str | Path) -> Iterator[Start]:
+def begin(
+    config: Config, workdir: str | Path, *, note: str | None = None, echo: IO[str] | None = None
+) -> Iterator[Start]:
     """Opens a run for training: loads its data, locks its folder, and restores or initialises its state.
 
     Everything that the run depends on is checked before, and recorded in the workdir. The folder stays locked until
@@ -91,6 +101,8 @@ def begin(config: Config, workdir: str | Path) -> Iterator[Start]:
     Args:
       config: the settings.
       workdir: the run's folder; created if it does not exist. A run in it is resumed.
+      note: text to keep in the workdir, in place of its note if it has one.
+      echo: where the records of the run are written as well as to its log.
 
     Raises:
       UserError: the settings or the data do not fit the run in the workdir, leak training pictures of the initial
@@ -99,28 +111,21 @@ def begin(config: Config, workdir: str | Path) -> Iterator[Start]:
     join(config.parallel)
     check_joined()
     config = dataclasses.replace(config, parallel=config.parallel.joined())
-    console.quiet = not is_leader()
+    console.quiet = console.quiet or not is_leader()
     folder = Workdir(Path(workdir))
-    if not data.is_named(config.data.source):
-        check_outside_pictures(folder.path, option="workdir", source=config.data.source)
+    check_place(config, folder)
     with _locked_by_leader(folder):
-        # What can be checked without the pictures comes first: they may have to be downloaded and decoded.
-        config = _resolve(config, folder)
-        folder.check_resumable(config)
-        is_begun = folder.has_run
-        dataset = leader_first(partial(data.load, config.data))
-        if not is_begun:
-            config = _with_fitting_batch(config, len(dataset.train))
-        findings = check_findings(dataset, config.data)
-        run = prepare(config, dataset)
-        # Only the leader computes the fingerprint, which reads all validation pictures.
-        classes, fingerprint = _classes(run), functools.cache(run.dataset.fingerprint)
-        lead(lambda: folder.check_same_data(classes, fingerprint()))
+        run, classes, fingerprint, findings = prepare_run(config, folder)
+        config = run.config
         # Processes on the same machine share its cores.
         hosts = dict(share((platform.node(), count_cores())))
-        with open_checkpoints(folder.checkpoints) as checkpoints, open_log(folder.path, writes=is_leader()) as log:
+        with (
+            open_checkpoints(folder.checkpoints) as checkpoints,
+            open_log(folder.path, writes=is_leader(), echo=echo) as log,
+        ):
             is_new = checkpoints.last_step is None
-            weights, state = _restore(run, checkpoints)
+            with stage("preparing the network and its state"):
+                weights, state = _restore(run, checkpoints)
             step = int(state.step)
 
             def record() -> None:
@@ -132,15 +137,70 @@ def begin(config: Config, workdir: str | Path) -> Iterator[Start]:
                 if is_new or step < run.total_steps:
                     record_session(folder, config, classes, step=step, cores=sum(hosts.values()))
                 folder.record_pictures(fingerprint())
+                if note is not None:
+                    folder.write_note(note)
                 _record_lineage(run, folder, weights)
-                _print_start(run, folder, step=step, weights=weights)
+                print_start(run, folder, step=step, weights=weights)
                 for finding in findings:
-                    console.print(f"warning: {finding}", soft_wrap=True)
+                    warn(finding)
 
             lead(record)
+            log.listener = LiveReport(folder.path, run.dataset).note
             if weights is not None and (config.fit_head or config.is_frozen):
                 state = _fit_head(run, state, checkpoints, log)
             yield Start(run, state, checkpoints, log)
+
+
+def check_place(config: Config, folder: Workdir) -> None:
+    """Raises a `UserError` if a workdir lies among the pictures, where it would be taken for a class."""
+    if not data.is_named(config.data.source):
+        check_outside_pictures(folder.path, option="workdir", source=config.data.source)
+
+
+class PreparedRun(NamedTuple):
+    """A run before it has a state.
+
+    Attributes:
+      run: settings, data, network and optimizer.
+      classes: its classes.
+      fingerprint: returns the fingerprint of its split.
+      findings: what is odd about its pictures.
+    """
+
+    run: Run
+    classes: Classes
+    fingerprint: Callable[[], Fingerprint]
+    findings: Sequence[str]
+
+
+def prepare_run(config: Config, folder: Workdir) -> PreparedRun:
+    """Loads the data of a run and builds its network, after all checks that need no state.
+
+    Args:
+      config: the settings.
+      folder: the workdir, which may hold a run to resume.
+
+    Raises:
+      UserError: the settings or the data do not fit the run in the workdir, or cannot be trained with.
+    """
+    # What can be checked without the pictures comes first: they may have to be downloaded and decoded.
+    config = _resolve(config, folder)
+    folder.check_resumable(config)
+    is_begun = folder.has_run
+    with stage(f"reading the pictures of {config.data.source}"):
+        dataset = leader_first(partial(data.load, config.data))
+    # Now what depends on them.
+    if not is_begun:
+        config = _with_fitting_batch(config, len(dataset.train))
+    with stage("looking for duplicates"):
+        findings = check_findings(dataset, config.data)
+    keep_compilations(named_path(config.data.cache_dir, option="data.cache_dir") / "compiled")
+    run = prepare(config, dataset)
+    # Only the leader computes the fingerprint, which reads all validation pictures.
+    classes, fingerprint = _classes(run), functools.cache(run.dataset.fingerprint)
+    with stage("identifying the validation pictures"):
+        lead(lambda: folder.check_same_data(classes, fingerprint()))
+    return PreparedRun(run, classes, fingerprint, findings)
 
 
 def conclude(run: Run, workdir: str | Path) -> Evaluation | None:
@@ -161,21 +221,26 @@ def conclude(run: Run, workdir: str | Path) -> Evaluation | None:
 
 def _conclude(run: Run, workdir: str | Path) -> Evaluation:
     folder = Workdir(Path(workdir))
-    calibration = _calibrate(run, folder)
+    with stage("calibrating the best checkpoint"):
+        calibration = _calibrate(run, folder)
     # As a user of the workdir measures it: computed in float32, with calibrated logits.
     classifier, held_out = load(folder.path), run.dataset.validation
     measure_split = partial(measure, classes=len(classifier.names), batch_size=run.config.batch_size)
-    evaluation = measure_split(classifier.logits, held_out)
-    # Mirroring may change the class of a picture, such as a digit's; the settings then leave it out of training.
-    flipped = measure_split(with_mirror_image(classifier.logits), held_out) if run.config.mirrors else None
+    with stage("evaluating the best checkpoint"):
+        evaluation = measure_split(classifier.logits, held_out)
+        # Mirroring may change the class of a picture, such as a digit's; the settings then leave it out of training.
+        flipped = measure_split(with_mirror_image(classifier.logits), held_out) if run.config.mirrors else None
     about = describe_measured(classifier, dataset=run.dataset, split="validation")
     write_evaluation(evaluation, folder.evaluation, names=classifier.names, about=about, flipped=flipped)
     write_predictions(evaluation, predictions_path(folder.evaluation), names=classifier.names, splits=[held_out])
-    report.write_report(folder.path, evaluation, run.dataset, calibration=calibration)
+    with stage("writing the report"):
+        report.write_report(folder.path, evaluation, run.dataset, calibration=calibration)
     try:
-        export.export_workdir(folder.path, pictures=held_out.shown[:7])
+        with stage("exporting and verifying the model"):
+            export.export_workdir(folder.path, pictures=held_out.shown[:7])
     except (export.UnsupportedError, export.VerificationError) as error:
         raise UserError(f"{workdir} is trained and saved, but not exported: {error}") from error
+    write_summary(folder.path, run.config, evaluation, step=calibration.step)
     return evaluation
 
 
@@ -225,9 +290,19 @@ def _restore(run: Run, checkpoints: Checkpoints) -> tuple[Weights | None, TrainS
       UserError: the checkpoint or the weights cannot be read or do not fit the network, or the weights were trained on
         pictures that this run holds out.
     """
-    config = run.config
     if checkpoints.last_step is not None:
         return None, checkpoints.restore(place_state(initial_state(run), run.mesh))
+    return initialise(run)
+
+
+def initialise(run: Run) -> tuple[Weights | None, TrainState]:
+    """Returns the initial weights of a new run, if it has some, and its state before the first step.
+
+    Raises:
+      UserError: the weights cannot be read or do not fit the network, or were trained on pictures that this run holds
+        out.
+    """
+    config = run.config
     if config.init_from is None:
         return None, initial_state(run)
     weights = read_weights(config.init_from)
@@ -308,7 +383,7 @@ def _calibrate(run: Run, workdir: Workdir) -> Calibration:
     return calibration
 
 
-def _print_start(run: Run, workdir: Workdir, *, step: int, weights: Weights | None) -> None:
+def print_start(run: Run, workdir: Workdir, *, step: int, weights: Weights | None) -> None:
     """Prints the data, the network, the devices, and what the session starts from."""
     dataset = run.dataset
     side = dataset.train.images.shape[1]
@@ -326,4 +401,4 @@ def _print_start(run: Run, workdir: Workdir, *, step: int, weights: Weights | No
         head = "the classifier too, for the same classes" if has_head and not fitted else "with a new classifier"
         console.print(f"initial weights: {weights.source}, trained on {weights.dataset}, {head}", soft_wrap=True)
         if warning := _overlap(run, weights):
-            console.print(f"warning: {warning}", soft_wrap=True)
+            warn(warning)

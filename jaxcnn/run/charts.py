@@ -88,6 +88,17 @@ def draw_curves(
         return _to_svg(figure)
 
 
+def draw_rates(rates: Sequence[float], losses: Sequence[float], *, marked: float) -> str:
+    """Draws losses over learning rates on a logarithmic axis, with one rate marked; returns an `svg` element."""
+    with matplotlib.style.context(["default", STYLE]):
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        axes = figure.subplots()
+        axes.plot(rates, losses, color=VALIDATION)
+        axes.axvline(marked, color=MUTED, linewidth=1, linestyle=(0, (2, 3)))
+        axes.set(xscale="log", xlabel="learning rate", ylabel="loss")
+        return _to_svg(figure)
+
+
 def draw_reliability(reliability: Reliability) -> str:
     """Draws a reliability diagram: accuracy against confidence, and below it the share of the pictures in each bin."""
     width = 1 / CALIBRATION_BINS

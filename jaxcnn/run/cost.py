@@ -69,11 +69,11 @@ def describe_expected(config: Config, seconds: float, *, first_step: int, steps_
     total = sum(count * seconds * (side / measured_side) ** 2 for side, count in steps.items())
     return (
         f"a step takes {seconds:.3g} s, so the {steps.total():,} steps to take about {format_duration(total)}, "
-        f"evaluation not counted; {_memory()}"
+        f"evaluation not counted; {describe_memory()}"
     )
 
 
-def _memory() -> str:
+def describe_memory() -> str:
     """Describes the most memory that the process, or its first accelerator, has used so far."""
     used = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     if used is not None:

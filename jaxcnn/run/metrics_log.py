@@ -111,10 +111,16 @@ _LARGEST = 2.0**128
 
 
 class MetricsLog:
-    """Appends records to the log of a run. Use `open_log`."""
+    """Appends records to the log of a run. Use `open_log`.
 
-    def __init__(self, path: Path, lines: IO[str] | None, events: EventsWriter | None):
+    Attributes:
+      listener: is called with every record after it was written; None at first.
+    """
+
+    def __init__(self, path: Path, lines: IO[str] | None, events: EventsWriter | None, *, echo: IO[str] | None = None):
         self._path = path
+        self._echo = echo
+        self.listener: Callable[[Record], None] | None = None
         self._lines = lines
         self._events = events
 
@@ -127,10 +133,16 @@ class MetricsLog:
         if self._lines is None or self._events is None:
             return
         with _write_errors(self._path.parent):
-            self._lines.write(json.dumps(_to_json(record)) + "\n")
+            line = json.dumps(_to_json(record)) + "\n"
+            self._lines.write(line)
             self._lines.flush()
             self._events.write_event(_to_event(record))
             self._events.flush()
+        if self._echo is not None:
+            self._echo.write(line)
+            self._echo.flush()
+        if self.listener is not None:
+            self.listener(record)
 
     def read(self) -> "RunLog":
         """Reads what has been written so far; see `read_log`."""
@@ -138,12 +150,13 @@ class MetricsLog:
 
 
 @contextmanager
-def open_log(workdir: Path, *, writes: bool = True) -> Iterator[MetricsLog]:
+def open_log(workdir: Path, *, writes: bool = True, echo: IO[str] | None = None) -> Iterator[MetricsLog]:
     """Opens the log of a run. Records are appended to an existing log.
 
     Args:
       workdir: the run's folder.
       writes: False: another process writes the log, and this one drops its records.
+      echo: where the lines of the log are written, too.
 
     Raises:
       UserError: the workdir cannot be written.
@@ -161,7 +174,7 @@ def open_log(workdir: Path, *, writes: bool = True) -> Iterator[MetricsLog]:
         # A killed process can leave half a line; the next record starts a new one.
         if torn:
             lines.write("\n")
-        yield MetricsLog(path, lines, events)
+        yield MetricsLog(path, lines, events, echo=echo)
     finally:
         for file in (lines, events):
             with suppress(OSError):  # On a full disk `write` has raised it already.

@@ -16,6 +16,15 @@ from jaxcnn.run.metrics_log import RunLog, StartRecord, open_log, read_log
 from jaxcnn.run.progress import open_progress
 
 
+def test_records_are_echoed_and_passed_to_a_listener(tmp_path):
+    heard = []
+    with (tmp_path / "echo").open("w") as echo, open_log(tmp_path, echo=echo) as log:
+        log.listener = heard.append
+        log.write(train_record(1, loss=2.5))
+    assert (tmp_path / "echo").read_text() == (tmp_path / "metrics.jsonl").read_text()
+    assert [record.loss for record in heard] == [2.5]
+
+
 def test_a_log_is_continued_after_half_a_line(tmp_path):
     with open_log(tmp_path) as log:
         log.write(train_record(1, loss=2.5))

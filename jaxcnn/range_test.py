@@ -1,0 +1,121 @@
+"""The learning rate range test of Smith 2017, "Cyclical Learning Rates for Training Neural Networks".
+
+The learning rate rises exponentially from step to step until the loss diverges. Good rates lie where the loss falls
+fastest, well below the rate at which it rises again.
+"""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcnn import data
+from jaxcnn.config import Config
+from jaxcnn.distributed import place_state
+from jaxcnn.errors import UserError
+from jaxcnn.loop import take_step
+from jaxcnn.optim import make_optimizer
+from jaxcnn.run.progress import stage
+from jaxcnn.run.workdir import Workdir
+from jaxcnn.training import initialise, prepare_run
+
+LOWEST, HIGHEST = 1e-6, 10.0
+"""Learning rates of the first step and, unless the loss diverges before, of the last."""
+SMOOTHING = 0.9
+"""Decay of the moving average of the loss, which is corrected for its start like Adam's moments."""
+DIVERGED = 4.0
+"""The test ends when the smoothed loss is so many times its lowest value."""
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """The losses at rising learning rates.
+
+    Attributes:
+      rates: learning rate of each step.
+      losses: smoothed loss of each step in nats.
+    """
+
+    rates: tuple[float, ...]
+    losses: tuple[float, ...]
+
+    @property
+    def steepest(self) -> float:
+        """The rate at which the loss falls fastest over the logarithm of the rate: a good one to start with.
+
+        Raises:
+          UserError: the loss does not fall.
+        """
+        slopes = np.gradient(self.losses, np.log(self.rates))
+        if slopes.min() >= 0:
+            raise UserError("the loss does not fall at any learning rate; the test needs more steps or other settings")
+        return self.rates[int(slopes.argmin())]
+
+    @property
+    def lowest(self) -> float:
+        """The rate at which the loss is lowest; training diverges soon above it."""
+        return self.rates[int(np.argmin(self.losses))]
+
+
+def run_range_test(config: Config, workdir: str | Path, *, steps: int) -> RangeTest:
+    """Trains for some steps at exponentially rising learning rates.
+
+    Args:
+      config: the settings; the learning rate and its schedule have no effect.
+      workdir: the folder that the run would have; it is neither created nor changed.
+      steps: steps from `LOWEST` to `HIGHEST`.
+
+    Raises:
+      UserError: the settings or the data cannot be trained with.
+    """
+    run = prepare_run(config, Workdir(Path(workdir))).run
+    if run.config.is_frozen:
+        raise UserError("freeze is 'backbone': no steps are taken, so that the learning rate has no effect")
+    growth = math.log(HIGHEST / LOWEST) / max(steps - 1, 1)
+
+    def schedule(step: Any) -> Any:
+        return LOWEST * jnp.exp(growth * jnp.asarray(step).astype(jnp.float32))
+
+    optimizer = make_optimizer(run.config.optim, steps=steps, schedule=schedule)
+    run = dataclasses.replace(run, optimizer=optimizer, schedule=schedule)
+    _, state = initialise(run)
+    state, losses = place_state(state, run.mesh), list[float]()
+    batches = data.train_batches(
+        run.dataset.train,
+        seed=run.config.seed,
+        batch_size=run.config.batch_size,
+        balanced=run.config.balance,
+    )
+    with contextlib.closing(batches), stage(f"{steps:,} steps at rising learning rates"):
+        for _, batch in zip(range(steps), batches, strict=False):
+            state, metrics = take_step(run, state, batch, epoch=0)
+            losses.append(float(metrics.loss / metrics.pictures))
+            if has_diverged(losses):
+                break
+    smoothed = smooth(losses)
+    return RangeTest(tuple(LOWEST * math.exp(growth * step) for step in range(len(smoothed))), tuple(smoothed))
+
+
+def has_diverged(losses: Sequence[float]) -> bool:
+    """Returns whether the last loss is not finite, or the smoothed loss far above its lowest value."""
+    if not math.isfinite(losses[-1]):
+        return True
+    smoothed = smooth(losses)
+    return smoothed[-1] > DIVERGED * min(smoothed)
+
+
+def smooth(losses: Sequence[float]) -> list[float]:
+    """Returns the moving average of losses, up to the first that is not finite."""
+    average, smoothed = 0.0, list[float]()
+    for step, loss in enumerate(losses, 1):
+        if not math.isfinite(loss):
+            break
+        average = SMOOTHING * average + (1 - SMOOTHING) * loss
+        smoothed.append(average / (1 - SMOOTHING**step))
+    return smoothed

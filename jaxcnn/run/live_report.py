@@ -1,0 +1,64 @@
+"""The report of a run that goes on: its settings and learning curves, renewed from time to time."""
+
+import time
+from pathlib import Path
+
+import jinja2
+
+from jaxcnn.data import Dataset
+from jaxcnn.disk import write_atomically
+from jaxcnn.run.lineage import read_earlier
+from jaxcnn.run.metrics_log import Record, ValidationRecord, read_log
+from jaxcnn.run.progress import warn
+from jaxcnn.run.report import describe_run, draw_log
+from jaxcnn.run.sessions import read_sessions
+from jaxcnn.run.workdir import Workdir
+
+RENEW_SECONDS = 60.0
+"""Least time between two pages; a run that ends sooner has none before its report."""
+SHARE = 0.01
+"""Largest share of the time of a run that its pages may take."""
+
+
+class LiveReport:
+    """Writes `report.html` after epochs, until the report of the finished run takes its place."""
+
+    def __init__(self, workdir: Path, dataset: Dataset):
+        self._workdir = Workdir(workdir)
+        self._dataset = dataset
+        self._due = time.monotonic() + RENEW_SECONDS
+
+    def note(self, record: Record) -> None:
+        """Takes notice of a record of the run; renews the page after an evaluation, if it is time."""
+        if not isinstance(record, ValidationRecord) or time.monotonic() < self._due:
+            return
+        started = time.monotonic()
+        try:
+            write_atomically(self._workdir.path / "report.html", self.render())
+        except Exception as error:  # Whatever is wrong with the page, the run itself can go on.
+            warn(f"the report cannot be renewed: {error}")
+        ended = time.monotonic()
+        self._due = ended + max(RENEW_SECONDS, (ended - started) / SHARE)
+
+    def render(self) -> str:
+        """Returns the page as HTML."""
+        log, sessions = read_log(self._workdir.metrics), read_sessions(self._workdir)
+        environment = jinja2.Environment(
+            loader=jinja2.PackageLoader("jaxcnn.run"),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        best = max(log.validation, key=lambda record: (record.top1, -record.loss))
+        page = environment.get_template("live_report.html").render(
+            dataset=self._dataset,
+            best=best,
+            last=log.validation[-1],
+            epochs=sessions[-1].config.epochs,
+            refresh=round(RENEW_SECONDS),
+            facts=describe_run(sessions, log, self._dataset, earlier=read_earlier(self._workdir.earlier_trainings)),
+            charts=draw_log(log, best=best),
+            note=self._workdir.read_note(),
+        )
+        return page.encode("utf-8", "replace").decode("utf-8")

@@ -168,7 +168,11 @@ def _write_entry(entry: Path, source: Source, decode: Decode, size: int) -> None
     if dataset.passed_over:
         dots = ", ..." if len(dataset.passed_over) > LISTED else ""
         listed = ", ".join(dataset.passed_over[:LISTED])
-        line = f"{dataset.name}: {len(dataset.passed_over):,} files are passed over as no pictures: {listed}{dots}"
+        count = len(dataset.passed_over)
+        said = (
+            "1 file is passed over as no picture" if count == 1 else f"{count:,} files are passed over as no pictures"
+        )
+        line = f"{dataset.name}: {said}: {listed}{dots}"
         Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
     need = dataset.count * size * size * 3
     check_room(

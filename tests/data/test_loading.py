@@ -92,7 +92,7 @@ def test_a_changed_folder_is_decoded_again(config, tmp_path):
 def test_split_settings_do_not_decode_again(config, tmp_path, monkeypatch):
     pets = write_class_folders(tmp_path / "pets", count=20)
     first = load(with_source(config, pets))
-    monkeypatch.setattr("jaxcnn.data.cache.decode", None)
+    monkeypatch.setattr("jaxcnn.data.cache.decode_file", None)
     for settings in ({"split_seed": 1}, {"validation_fraction": 0.5}):
         other = load(with_source(config, pets, **settings))
         assert not np.array_equal(first.validation.images[:], other.validation.images[:])
@@ -123,10 +123,13 @@ def test_a_validation_fraction_replaces_the_validation_pictures_of_a_source(conf
     assert {image.tobytes() for image in tuned.validation.images[:]} < trained
 
 
-def test_a_file_that_is_not_a_picture_is_named(config, tmp_path):
+def test_a_file_that_is_not_a_picture_is_named(config, tmp_path, capsys):
     pets = write_class_folders(tmp_path / "pets")
     (pets / "dog" / "notes.txt").write_text("not a picture")
-    with pytest.raises(UserError, match=rf"^dog/notes\.txt in {pets} is not a picture that can be read"):
+    load(with_source(config, pets))
+    assert "pets: 1 file is passed over as no picture: dog/notes.txt\n" in capsys.readouterr().err
+    (pets / "dog" / "notes.png").write_text("not a picture")
+    with pytest.raises(UserError, match=rf"^dog/notes\.png in {pets} is not a picture that can be read"):
         load(with_source(config, pets))
 
 

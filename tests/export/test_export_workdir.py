@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -49,6 +50,7 @@ def test_the_file_says_what_it_is(run, file):
     found = ort.InferenceSession(file, providers=["CPUExecutionProvider"]).get_modelmeta().custom_metadata_map
     values = {key: json.loads(value) for key, value in found.items()}
     date, description, version = values.pop("date"), values.pop("description"), values.pop("version")
+    assert re.fullmatch(r"[0-9a-f]{64}", values.pop("checksum"))
     assert values == {
         "names": ["cat", "dög", "eel"],
         "wnids": ["n01", "n02", "n03"],

@@ -40,6 +40,11 @@ def tfds_source(name: str, *, data_dir: Path) -> Source:
     what = f"tfds:{name}"
     if not name:
         raise UserError(f"data.source is {what!r} without the name of a data set; give tfds:NAME, see {CATALOGUE}")
+    if name.startswith("huggingface:"):
+        raise UserError(
+            f"{what} is on Hugging Face's hub, which is not read; download it into a folder with one folder for each "
+            "class, and give that"
+        )
     with _user_errors(what, data_dir, advice=f"see {CATALOGUE} for names and versions"):
         try:
             builder = tfds.builder(name, data_dir=data_dir, file_format=FILE_FORMAT)

@@ -213,7 +213,10 @@ def test_other_kinds_of_data_sets_are_refused(tmp_path, name):
         ("mnist/nope", r"BuilderConfig nope not found"),
         ("", r"^data\.source is 'tfds:' without the name of a data set; give tfds:NAME, see https://"),
         ("a b", r"^tfds:a b: "),
-        ("huggingface:mnist", r"^tfds:huggingface:mnist "),
+        (
+            "huggingface:mnist",
+            r"^tfds:huggingface:mnist is on Hugging Face's hub, which is not read; download it into a folder",
+        ),
     ],
 )
 def test_an_unknown_name_is_refused_in_one_line(tmp_path, name, message):

@@ -132,7 +132,7 @@ class Picture:
         if not data:
             raise PictureError("The picture is empty (0 bytes): send the bytes of a picture file")
         self._height, self._width, self._resize = height, width, resize
-        with _explained():
+        with _Explained():
             self._image, scans = _open(data, max_pixels)
             # A JPEG may be decoded at a half, a quarter or an eighth of its size, if no side gets too small by that.
             draft = _DRAFT * resize.least(height, width)
@@ -155,7 +155,7 @@ class Picture:
         Raises:
           PictureError: the file is damaged or truncated.
         """
-        with _explained():
+        with _Explained():
             image: Image.Image = self._image
             # Decode the pixels first: later, damage to them would be taken for damage to the EXIF data.
             image.load()
@@ -178,18 +178,26 @@ def decode(
     return Picture(data, height=height, width=width, resize=resize, max_pixels=max_pixels).decode()
 
 
-@contextmanager
-def _explained() -> Iterator[None]:
-    """Turns whatever Pillow raises into a `PictureError`."""
-    try:
-        yield
-    except PictureError:
-        raise
-    except UnidentifiedImageError:
-        raise PictureError("This is not a picture in a supported format: send JPEG, PNG, WebP, GIF or BMP") from None
-    except Exception as error:
-        # Pillow's parsers raise whatever exception damaged bytes lead to.
-        raise PictureError("The picture is damaged or truncated: send the complete file") from error
+class _Explained:
+    """Turns whatever Pillow raises into a `PictureError`.
+
+    Not a generator: its frame would be in the traceback of the error that it holds, and the cycle would keep the
+    picture in memory until the next full garbage collection.
+    """
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, PictureError):
+            return
+        if isinstance(error, UnidentifiedImageError):
+            raise PictureError(
+                "This is not a picture in a supported format: send JPEG, PNG, WebP, GIF or BMP"
+            ) from None
+        if isinstance(error, Exception):
+            # Pillow's parsers raise whatever exception damaged bytes lead to.
+            raise PictureError("The picture is damaged or truncated: send the complete file") from error
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +25,8 @@ from server.settings import Settings
 from tests.server.conftest import build_model
 
 ROOT = Path(__file__).parents[1]
+WANTED = SimpleNamespace(is_wanted=lambda: True, check_cost=lambda cost: None)
+"""A request that somebody waits for, of any cost."""
 SIZE = 16
 FITS = {
     "stretch": DataConfig(image_size=SIZE),
@@ -118,7 +121,7 @@ def test_pixels_are_the_same_in_the_cache_predictions_the_server_and_the_cards_c
     for name in names:
         predicted = to_input(str(folder / "some" / name), size=SIZE, resize=resize, where=name)
         np.testing.assert_array_equal(predicted, cached[name], name)
-        (answered,) = decode_pictures([("", PICTURES[name])], served, Settings(), lambda: True)
+        (answered,) = decode_pictures([("", PICTURES[name])], served, Settings(), WANTED)
         np.testing.assert_array_equal(answered, cached[name], name)
         np.testing.assert_array_equal(run_card(path, folder / "some" / name), cached[name], name)
         if name not in HALVED:

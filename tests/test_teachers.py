@@ -55,6 +55,7 @@ def test_teachers_predict_as_they_do_outside_of_training(run, tmp_path):
     np.testing.assert_allclose(predictions(run, tmp_path / "model.safetensors", temperature=2.0), expected, atol=2e-3)
 
 
+@pytest.mark.run
 def test_several_teachers_are_averaged(run, tmp_path):
     export.export_workdir(make_run(tmp_path / "run", stem=1), tmp_path / "other.onnx")
     alone = [predictions(run, teacher) for teacher in (run, tmp_path / "other.onnx")]

@@ -40,6 +40,8 @@ from server.settings import Settings
 pytestmark = pytest.mark.run
 
 ROOT = Path(__file__).parent.parent
+WANTED = SimpleNamespace(is_wanted=lambda: True, check_cost=lambda cost: None)
+"""A request that somebody waits for, of any cost."""
 COMMAND = (
     "jaxcnn.train --data.image_size 8 --model.widths 8 16 --model.blocks 0 1 --augment.pad_crop 0.1 "
     "--optim.ema_decay 0.9 --batch_size 64"
@@ -316,7 +318,7 @@ def test_a_run_on_cropped_photographs_is_the_same_in_its_workdir_its_file_and_th
     assert trained.probability == pytest.approx(exported.probability, abs=1e-4)
     served = serving.load(workdir / "model.onnx", max_batch=2, threads=1)
     assert served.resize == ServedResize(mode="crop", side=20)
-    (pixels,) = decode_pictures([("", path.read_bytes())], served, Settings(), lambda: True)
+    (pixels,) = decode_pictures([("", path.read_bytes())], served, Settings(), WANTED)
     answered = served.run(pixels[None], ["probabilities"])["probabilities"]
     assert answered.max() == pytest.approx(exported.probability, abs=1e-6)
     # The fit is a fixed setting; left out, it is the run's.

@@ -81,6 +81,7 @@ def test_operations_strengths_and_signs_are_equally_likely(monkeypatch):
         assert abs(counts * count / 7000 - 1).max() < 0.35
 
 
+@pytest.mark.run
 def test_one_after_the_other_and_side_by_side_are_the_same(monkeypatch):
     pictures = jnp.asarray(np.repeat(np.asarray(PHOTO, np.float32).transpose(2, 0, 1)[None], 16, axis=0))
     alone = trivial_augment(jax.random.key(1), pictures)

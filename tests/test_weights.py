@@ -612,7 +612,9 @@ def test_only_the_shape_of_the_network_comes_from_the_weights(tmp_path):
     other = ModelConfig(widths=(4, 6), blocks=(1, 0), dropout=0.5, precision="bfloat16", cpu_kernels=False)
     write_weights(path, variables_of(), metadata_of(other))
     parsed = parse(["finetune", "--init_from", str(path), "--model.dropout", "0.25"])
-    assert parsed.config.model == dataclasses.replace(MODEL, dropout=0.25, precision=finetune().model.precision)
+    assert parsed.config.model == dataclasses.replace(
+        MODEL, dropout=0.25, precision=finetune().model.precision, pooling=finetune().model.pooling
+    )
     own = ModelConfig(dropout=0.5, inference_side=80)
     assert own.with_shape_of(ModelConfig(name="seed")) == ModelConfig(name="seed")
     assert own.with_shape_of(ModelConfig(stem=4)) == dataclasses.replace(own, stem=4)

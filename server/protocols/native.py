@@ -2,8 +2,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -115,14 +114,14 @@ def decode_pictures(
         if not work.is_wanted():
             raise AbandonedError
         place, found = opened.popleft()
-        with _located(place):
+        with _Located(place):
             images.append(found.decode())
         del found
     return np.stack(images)
 
 
 def _open_picture(place: str, data: bytes, model: Model, limits: Settings) -> picture.Picture:
-    with _located(place):
+    with _Located(place):
         found = picture.Picture(
             data, height=model.height, width=model.width, resize=model.resize, max_pixels=limits.max_pixels
         )
@@ -134,13 +133,21 @@ def _open_picture(place: str, data: bytes, model: Model, limits: Settings) -> pi
         return found
 
 
-@contextmanager
-def _located(place: str) -> Iterator[None]:
-    """Turns an error of a picture into a 400 that says which picture it is."""
-    try:
-        yield
-    except PictureError as error:
-        raise HTTPException(400, f"{place}{error}.") from error
+class _Located:
+    """Turns an error of a picture into a 400 that says which picture it is.
+
+    Not a generator, as that would keep the picture in memory; see `picture._Explained`.
+    """
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, PictureError):
+            raise HTTPException(400, f"{self._place}{error}.") from error
 
 
 def _encode(names: tuple[str, ...], top_k: int, is_list: bool, outputs: Outputs) -> Answer:

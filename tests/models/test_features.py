@@ -48,6 +48,7 @@ def test_every_family_but_the_original_one_can_pool_all_blocks(name):
     assert groups[1::2] == groups[2::2] != ()
 
 
+@pytest.mark.run
 def test_all_features_are_the_last_then_mean_and_deviation_of_each_block():
     network = built("resnet", pooling="all")
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, IMAGES.shape, np.uint8))
@@ -82,6 +83,7 @@ def test_the_original_networks_have_one_form():
     assert pooled.with_shape_of(ModelConfig(name="vit_tiny")).pooling == "all"
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("pooling", ["last", "all"])
 def test_the_head_on_the_features_gives_the_logits(pooling):
     network = built("resnet", pooling=pooling)

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import pytest
 from launch import SMALL, check_same_run, records, train
 
-pytestmark = pytest.mark.run
+pytestmark = pytest.mark.slow
 
 
 def ip(command):

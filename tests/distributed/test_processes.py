@@ -14,7 +14,7 @@ from jaxcnn.processes import LOST
 STEPS_OF_AN_EPOCH = 22
 """Batches of 64 among the 1,438 training pictures of the digits."""
 
-pytestmark = pytest.mark.run
+RUN, SLOW = pytest.mark.run, pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def short(tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", [pytest.param(2, marks=RUN), pytest.param(4, marks=SLOW)])
 def test_several_processes_learn_what_one_learns(one, tmp_path, count):
     first, *others = train(count, tmp_path, *SMALL, "--epochs", "10")
     check_same_run(tmp_path, one)
@@ -52,7 +52,7 @@ def wait_for_step(processes, workdir, *, step):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize(("victim", "count_after"), [(0, 1), (1, 4)])
+@pytest.mark.parametrize(("victim", "count_after"), [pytest.param(0, 1, marks=RUN), pytest.param(1, 4, marks=SLOW)])
 def test_a_killed_process_ends_all_and_another_number_of_them_resumes(short, tmp_path, victim, count_after):
     processes = launch(2, tmp_path, *SMALL, "--epochs", "4", "--parallel.fsdp", str(1 + victim))
     wait_for_step(processes, tmp_path, step=2 * STEPS_OF_AN_EPOCH)
@@ -65,6 +65,7 @@ def test_a_killed_process_ends_all_and_another_number_of_them_resumes(short, tmp
     check_same_run(tmp_path, short)
 
 
+@RUN
 def test_a_signal_to_one_process_saves_the_same_step_in_all(short, tmp_path):
     processes = launch(2, tmp_path, *SMALL, "--epochs", "4")
     wait_for_step(processes, tmp_path, step=STEPS_OF_AN_EPOCH)
@@ -76,6 +77,7 @@ def test_a_signal_to_one_process_saves_the_same_step_in_all(short, tmp_path):
     check_same_run(tmp_path, short)
 
 
+@RUN
 def test_a_run_that_diverges_is_refused_in_all_processes(tmp_path):
     options = [*SMALL, "--epochs", "4"]
     options[options.index("--optim.learning_rate") + 1] = "1e30"
@@ -84,6 +86,7 @@ def test_a_run_that_diverges_is_refused_in_all_processes(tmp_path):
     assert "training diverged: in step" in ended[0][1]
 
 
+@RUN
 def test_what_the_leader_refuses_ends_all(short, tmp_path):
     shutil.copytree(short, tmp_path / "run")
     ended = finish(launch(2, tmp_path / "run", *SMALL, "--epochs", "4", "--batch_size", "32"))
@@ -103,6 +106,7 @@ def slurm(process, count, port):
     }
 
 
+@RUN
 def test_tasks_of_slurm_find_each_other(tmp_path):
     job = random.Random(os.getpid()).randrange(4096)
     environments = [slurm(process, 2, job) for process in range(2)]

@@ -109,8 +109,8 @@ def resources(name="jaxcnn"):
 
 
 def remains():
-    """What a stack creates and must delete, by service; the imitation never deletes clusters and
-    target groups."""
+    """What a stack creates and must delete, by service; the imitation never deletes clusters, target groups and elastic
+    addresses."""
     return [
         client("elbv2").describe_load_balancers()["LoadBalancers"],
         client("iam").list_roles()["Roles"],
@@ -121,7 +121,6 @@ def remains():
         client("cloudwatch").describe_alarms()["MetricAlarms"],
         client("sns").list_topics()["Topics"],
         client("iam").list_instance_profiles()["InstanceProfiles"],
-        client("ec2").describe_addresses()["Addresses"],
         client("ec2").describe_launch_templates()["LaunchTemplates"],
         [
             instance

@@ -190,6 +190,7 @@ def test_a_restart_loses_no_request_of_new_connections(start_service):
 
 
 @pytest.mark.run
+@pytest.mark.filterwarnings("ignore:os.fork")  # JAX, which other tests load, warns of what runs in the child.
 def test_no_memory_of_the_server_is_writable_and_executable(start_service):
     """The kernel refuses such memory, as MemoryDenyWriteExecute= of the unit does."""
     assert "MemoryDenyWriteExecute=yes" in UNIT

@@ -155,7 +155,7 @@ class Wishes(NamedTuple):
     """What a process would do after a step.
 
     Attributes:
-      stop: number of the signal that asks to stop; 0 if there is none.
+      stop: number of the signal that asks to stop; 0 without a signal.
       save: save a checkpoint.
       log: record the metrics.
     """

@@ -188,7 +188,7 @@ def find_topology(name: str) -> Topology:
     """Returns the topology of a name such as `v5e:16x16` or `h100:2x8`.
 
     Raises:
-      UserError: there is none of that name; the message lists those that there are.
+      UserError: no topology has that name; the message lists the known ones.
     """
     kind, _, text = name.partition(":")
     is_known = kind in SHAPES and (text in SHAPES[kind] or (kind == "h100" and re.fullmatch(r"[1-9]\d{0,2}x8", text)))

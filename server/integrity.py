@@ -50,7 +50,7 @@ def _field(number: int, content: bytes) -> bytes:
 
 
 def read_description(path: Path) -> dict[str, Any] | None:
-    """Returns the content of the JSON file beside a model file; None if there is none, or it describes another file."""
+    """Returns the content of the JSON file beside a model file; None if it is missing or describes another file."""
     try:
         with files.open_file(description_of(path)) as file:
             description = json.load(file)

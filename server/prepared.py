@@ -31,7 +31,7 @@ class PreparedResponses:
         self._by_name: dict[str, Prepared] = {}
 
     def get(self, name: str, make: Callable[[], Prepared]) -> Prepared:
-        """Returns the response of this name, which `make` makes if there is none yet."""
+        """Returns the response of this name, which `make` makes at the first call."""
         if name not in self._by_name:
             self._by_name[name] = make()
         return self._by_name[name]

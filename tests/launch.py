@@ -79,7 +79,7 @@ def records(workdir, kind):
 
 
 def files(workdir):
-    """Returns the names in a workdir; those of event files have a time and a host in them.
+    """Returns the names in a workdir; the time and the host in the names of event files are left out.
 
     A run that was resumed by another command also has `earlier_sessions.json`.
     """

@@ -1,4 +1,4 @@
-"""Metrics by class are those of scikit-learn, and intervals hold the true value as often as they say."""
+"""Metrics by class equal those that scikit-learn computes, and intervals hold the true value as often as they say."""
 
 import numpy as np
 import pytest

@@ -132,7 +132,7 @@ class Checkpoints:
                 whole = fetch_state(items) if jax.process_count() > 1 else items
                 self._unfinished.arrays = pool.submit(checksum_arrays, whole if is_leader() else {})
                 with _without_orbax_logs():
-                    # `force`: without it Orbax asks whether JAX has seen SIGTERM, which is none of its business here.
+                    # `force`: without it Orbax asks whether JAX has seen SIGTERM; here a save is always wanted.
                     self._checkpointer.save_checkpointables(step, dict(items), metrics=metrics, force=True)
             lead(partial(self._finish, step))
             self._checkpointer.reload()

@@ -3,8 +3,8 @@
 All export the same ResNet and the same MBConv network, from uint8 pictures [batch, 64, 64, 3] to 200 logits. The files
 run on one thread in turns and are compared turn by turn, so that other load on the machine affects all alike.
 
-`--photographs` compares networks for photographs of 224x224 pixels instead, with PyTorch alone: both files have the
-same random weights, those of the original networks in timm and efficientnet-lite-pytorch, which `--torch` has to have.
+`--photographs` compares networks for photographs of 224x224 pixels instead, with PyTorch alone. The networks of timm
+and efficientnet-lite-pytorch, which `--torch` has to have, draw random weights, and both files hold these.
 
 The peers are optional: `--jax2onnx PYTHON` names the Python of an environment with `jax2onnx` and `flax`, `--torch
 PYTHON` one with `torch`, `onnx` and `onnxscript`. The stale shapes that jax2onnx leaves in its files, which keep

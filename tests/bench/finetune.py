@@ -1,10 +1,10 @@
 """Compares the classifier of `finetune` with a linear probe and nearest neighbours: `python -m tests.bench.finetune`.
 
-All three take features of EfficientNet-Lite0 at 224 pixels, computed once for each set by onnxruntime: the probe and
-the neighbours those after the last layer, `finetune` those of earlier blocks too. The probe is scikit-learn's logistic
-regression on standardised features, its C chosen by cross-validation on accuracy. Each seed draws other training
-pictures; all pictures that are left are measured on. `tests/bench/picture_sets.py` says for each set what to install,
-and under which licence.
+All three take features of EfficientNet-Lite0 at 224 pixels, computed once for each set by onnxruntime. The probe and
+the neighbours see the last layer's features, `finetune` the features of earlier blocks too. The probe is scikit-learn's
+logistic regression on standardised features, its C chosen by cross-validation on accuracy. Each seed draws other
+training pictures; all pictures that are left are measured on. `tests/bench/picture_sets.py` says for each set what to
+install, and under which licence.
 """
 
 import argparse

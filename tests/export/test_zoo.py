@@ -74,7 +74,7 @@ def test_every_family_for_photographs_exports(config, exported, filled):
     ops = exported(classify, ("batch", 32, 32, 3), dtype="uint8").ops
     assert ops["Conv"] == len(kernels)
     assert ops["BatchNormalization"] == ops["Where"] == ops["Resize"] == 0
-    # Runtimes fuse a layer normalisation over the last axis: here also those of maps of one pixel.
+    # Runtimes fuse a layer normalisation over the last axis: on maps of one pixel, the channels are last.
     assert ops["Pow"] == {"vit_tiny": 25, "convnext_atto": 3}.get(config.name, 0)
     if config.name != "vit_tiny":
         assert ops["Transpose"] == 1

@@ -441,7 +441,7 @@ CHANNELS = {"LA": 2, "RGB": 3, "RGBA": 4, "CMYK": 4}
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of the memory is Linux's")
 @pytest.mark.parametrize("side", [64, 600])
 def test_decoding_takes_no_more_memory_than_the_header_says(side):
-    """In a process of its own, whose C library returns memory as the server's does."""
+    """In a separate process, whose C library returns memory as the server's does."""
     exceeded = subprocess.run(
         [sys.executable, "-c", PEAKS, str(side)], input=pickle.dumps(kinds_of_cost()), capture_output=True, cwd=ROOT
     )

@@ -21,7 +21,7 @@ class Format:
       shape: the shape of that tensor.
       modules: the names of the modules, and ours.
       variance_offset: added to running variances, for a network that adds so much more to them than ours.
-      check: raises UserError if tensors are of a variant that jaxcnn lacks; None if there is none.
+      check: raises UserError if tensors are of a variant that jaxcnn lacks; None: every tensor is accepted.
     """
 
     network: ModelName

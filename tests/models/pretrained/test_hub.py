@@ -58,7 +58,7 @@ def handler(served: Hub) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
             parts = self.path.strip("/").split("/")
-            # The package also asks for lists of its own.
+            # The package asks for further lists, which are not needed.
             found: tuple[bytes, str] | str = "EntryNotFound"
             if len(parts) == 5:
                 served.requests.append(f"{self.command} {self.path}")

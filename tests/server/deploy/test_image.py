@@ -229,7 +229,7 @@ def test_a_training_that_is_killed_or_stopped_resumes(buildah, tmp_path):
     work.mkdir()
     os.chown(work, 10001, 10001)
     workdir = work / "runs" / "digits"
-    command = [*config["config"]["Entrypoint"], "digits", "--epochs", "6", "--workdir", "/work/runs/digits"]
+    command = [*config["config"]["Entrypoint"], "digits", "--epochs", "6", "--workdir", "/training/runs/digits"]
 
     def train(name):
         return start(files, config, tmp_path / name, command, user=10001, mount=(work, "work", "rw"))

@@ -159,7 +159,7 @@ def test_training_resumes_from_its_volume():
     (container,) = pod["containers"]
     workdir = container["args"][container["args"].index("--workdir") + 1]
     mounted = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
-    (volume,) = (item for item in pod["volumes"] if item["name"] == mounted["/work"])
-    assert workdir.startswith("/work/")
+    (volume,) = (item for item in pod["volumes"] if item["name"] == mounted["/training"])
+    assert workdir.startswith("/training/")
     claim = volume["persistentVolumeClaim"]["claimName"]
     assert claim == by_kind("training")["PersistentVolumeClaim"]["metadata"]["name"]

@@ -88,8 +88,8 @@ def test_spot_instances_share_one_file_system(aws):
 def test_a_spot_instance_saves_before_it_goes_and_ends_the_group_after_the_last_epoch():
     script = re.search(r"Fn::Base64: !Sub \|\n(.*?)\n\n", SPOT, re.DOTALL)[1]
     assert "docker stop --time 100 train" in script
-    assert "/work:/work" in script
+    assert "/training:/training" in script
     finished = script.index("--desired-capacity 0")
     assert script.index("if docker run") < finished
     workdir = parse(list(commands())[-1]).workdir
-    assert str(workdir).startswith("/work/")
+    assert str(workdir).startswith("/training/")

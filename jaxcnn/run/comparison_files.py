@@ -4,11 +4,11 @@ import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
 
-import jinja2
 from markupsafe import Markup
 
 from jaxcnn.run.charts import SERIES, Curve, draw_curves
 from jaxcnn.run.comparison import Comparison, Table, best_first, tabulate, to_records
+from jaxcnn.run.page import render_page
 from jaxcnn.run.recorded import RecordedRun
 from jaxcnn.run.report import average_records
 
@@ -49,15 +49,9 @@ def _markdown_row(cells: Sequence[str], *, escape: bool = True) -> str:
 
 def to_html(comparison: Comparison) -> str:
     """Returns a page that needs no network: the tables, the curves, and the pictures on which runs differ."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("jaxcnn.run"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     shown = best_first(comparison)[: len(SERIES)]
-    page = environment.get_template("comparison.html").render(
+    return render_page(
+        "comparison.html",
         comparison=comparison,
         tables=tabulate(comparison),
         charts=draw_runs(shown),
@@ -65,8 +59,6 @@ def to_html(comparison: Comparison) -> str:
         hidden=len(best_first(comparison)) - len(shown),
         listed=LISTED,
     )
-    # Names of files and classes may hold bytes that UTF-8 cannot encode.
-    return page.encode("utf-8", "replace").decode("utf-8")
 
 
 def draw_runs(runs: Sequence[RecordedRun]) -> dict[str, Markup]:

@@ -3,12 +3,11 @@
 import time
 from pathlib import Path
 
-import jinja2
-
 from jaxcnn.data import Dataset
 from jaxcnn.disk import write_atomically
 from jaxcnn.run.lineage import read_earlier
 from jaxcnn.run.metrics_log import Record, ValidationRecord, read_log
+from jaxcnn.run.page import render_page
 from jaxcnn.run.progress import warn
 from jaxcnn.run.report import describe_run, draw_log
 from jaxcnn.run.sessions import read_sessions
@@ -43,15 +42,9 @@ class LiveReport:
     def render(self) -> str:
         """Returns the page as HTML."""
         log, sessions = read_log(self._workdir.metrics), read_sessions(self._workdir)
-        environment = jinja2.Environment(
-            loader=jinja2.PackageLoader("jaxcnn.run"),
-            autoescape=True,
-            undefined=jinja2.StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
         best = max(log.validation, key=lambda record: (record.top1, -record.loss))
-        page = environment.get_template("live_report.html").render(
+        return render_page(
+            "live_report.html",
             dataset=self._dataset,
             best=best,
             last=log.validation[-1],
@@ -61,4 +54,3 @@ class LiveReport:
             charts=draw_log(log, best=best),
             note=self._workdir.read_note(),
         )
-        return page.encode("utf-8", "replace").decode("utf-8")

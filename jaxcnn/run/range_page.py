@@ -3,35 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from markupsafe import Markup
+
 from jaxcnn.disk import write_atomically
 from jaxcnn.run.charts import draw_rates
-
-PAGE = """\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="color-scheme" content="light dark">
-<link rel="icon" href="data:,">
-<title>Learning rate range test</title>
-<style>
-:root {{ --ground: #ffffff; --ink: #16181d; --muted: #626a76; --line: #dfe2e7; --accent: #2563eb; --train: #d98a00; }}
-@media (prefers-color-scheme: dark) {{
-  :root {{ --ground: #121417; --ink: #e8eaed; --muted: #9aa3af; --line: #30353d; --accent: #6aa3ff; --train: #f0b429; }}
-}}
-body {{ margin: 0 auto; padding: 2rem; max-width: 50rem; background: var(--ground); color: var(--ink);
-  font: 16px/1.5 system-ui, sans-serif; }}
-svg {{ display: block; width: 100%; height: auto; }}
-</style>
-</head>
-<body>
-<h1>Learning rate range test</h1>
-<p>The learning rate rises from step to step (Smith 2017). The loss on augmented training pictures, smoothed, falls
-fastest at {steepest:.2g}, which the line marks, and is lowest at {lowest:.2g}.</p>
-{svg}
-</body>
-</html>
-"""
+from jaxcnn.run.page import render_page
 
 
 def write_range_page(
@@ -47,5 +23,5 @@ def write_range_page(
       path: the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    svg = draw_rates(rates, losses, marked=steepest)
-    write_atomically(path, PAGE.format(steepest=steepest, lowest=lowest, svg=svg))
+    chart = Markup(draw_rates(rates, losses, marked=steepest))  # noqa: S704 drawn here
+    write_atomically(path, render_page("range_test.html", steepest=steepest, lowest=lowest, chart=chart))

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jinja2
 import numpy as np
 from jaxtyping import Int64, UInt8
 from markupsafe import Markup
@@ -48,6 +47,7 @@ from jaxcnn.run.describe import (
 )
 from jaxcnn.run.lineage import WARNING, Training, read_earlier
 from jaxcnn.run.metrics_log import RunLog, TrainRecord, ValidationRecord, read_log
+from jaxcnn.run.page import render_page
 from jaxcnn.run.progress import console
 from jaxcnn.run.sessions import Session, describe_changes, read_sessions
 from jaxcnn.run.workdir import Workdir
@@ -106,8 +106,7 @@ def write_report(workdir: Path, evaluation: Evaluation, dataset: Dataset, *, cal
         link=partial(link_to, Workdir(workdir)),
     )
     try:
-        # A folder's name, and so a class name, may hold bytes that UTF-8 cannot encode.
-        write_atomically(path, page.encode("utf-8", "replace").decode("utf-8"))
+        write_atomically(path, page)
     except OSError as error:
         raise UserError(f"the report cannot be written to {path}: {error.strerror}; run again to write it") from error
     return path
@@ -126,7 +125,8 @@ def render(
     """Returns the page as HTML. Class names and other untrusted text are escaped."""
     config, best = sessions[-1].config, log.validation_of(calibration.step)
     classes = describe_classes(evaluation, dataset.names)
-    return _load_template().render(
+    return render_page(
+        "report.html",
         # The header and the run.
         dataset=dataset,
         evaluation=evaluation,
@@ -162,17 +162,6 @@ def render(
         **show_galleries(evaluation, dataset, link=link),
         pixelated=dataset.validation.shown.shape[1] < 96,
     )
-
-
-def _load_template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("jaxcnn.run"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html")
 
 
 def describe_run(

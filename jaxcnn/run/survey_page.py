@@ -7,13 +7,13 @@ import urllib.parse
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from PIL import Image
 
 from jaxcnn.bulk.picture_files import PictureFile
 from jaxcnn.data.decoding import decode
 from jaxcnn.data.duplicates import Group
 from jaxcnn.data.resize import Resize
+from jaxcnn.run.page import render_page
 from jaxcnn.survey import Survey
 
 GROUPS = 60
@@ -34,13 +34,6 @@ def render(found: Survey, record: dict[str, Any], *, page: Path) -> str:
       record: the same as JSON values.
       page: where the page will be, for links to the files.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("jaxcnn.run"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     sections = {
         "The same picture in several splits": found.leaks,
         "The same picture in several classes": found.contradictions,
@@ -50,7 +43,7 @@ def render(found: Survey, record: dict[str, Any], *, page: Path) -> str:
         title: (len(groups), [_show_group(found, group, page) for group in groups[:GROUPS]])
         for title, groups in sections.items()
     }
-    return environment.get_template("survey.html").render(found=found, record=record, sections=shown)
+    return render_page("survey.html", found=found, record=record, sections=shown)
 
 
 def _show_group(found: Survey, group: Group, page: Path) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from jaxcnn.paths import named_path
 from jaxcnn.run.lineage import Training
 from jaxcnn.state import Variables, init_variables
 from jaxcnn.step import step_keys
-from jaxcnn.weights import Weights, read_side, read_weights
+from jaxcnn.weights import Weights, read_weights
 
 ONNX_SUFFIX = ".onnx"
 
@@ -174,15 +174,14 @@ def read_teachers(config: Config, dataset: Dataset) -> Teachers | None:
         )
         for source in weights
     ]
-    sides = [read_side(source.source) for source in weights]
     mesh = make_mesh(config.parallel.fsdp)
     variables = [
-        place_state(source.fill(_init(network, side), with_head=True), mesh)
-        for source, network, side in zip(weights, networks, sides, strict=True)
+        place_state(source.fill(_init(network, source.side), with_head=True), mesh)
+        for source, network in zip(weights, networks, strict=True)
     ]
     return Teachers(
         networks=tuple(networks),
-        sides=tuple(sides),
+        sides=tuple(source.side for source in weights),
         variables=tuple(variables),
         files=tuple(files),
         trainings=tuple(training for source in sources for training in source.trainings),

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 from jaxcnn import cli, options
 from jaxcnn.config import SHAPE, Config, ModelConfig
@@ -21,7 +21,7 @@ from jaxcnn.run.describe import counted
 from jaxcnn.run.progress import console
 from jaxcnn.run.workdir import Workdir
 from jaxcnn.training import train
-from jaxcnn.weights import read_model, read_side
+from jaxcnn.weights import Shape, read_shape
 
 PROG = "python -m jaxcnn.train"
 MEMORY = (
@@ -127,19 +127,7 @@ def parse(arguments: Sequence[str]) -> Arguments:
     return dataclasses.replace(parsed, workdir=named_path(given, option="workdir"))
 
 
-class _Described(NamedTuple):
-    """What initial weights are for.
-
-    Attributes:
-      model: the network.
-      side: side in pixels of the pictures.
-    """
-
-    model: ModelConfig
-    side: int
-
-
-def _find_weights(init_from: str | None, workdir: str) -> _Described | None:
+def _find_weights(init_from: str | None, workdir: str) -> Shape | None:
     """Describes the `init_from` weights; for a run that is resumed, as it is recorded."""
     if init_from is None or init_from == "None":
         return None
@@ -148,8 +136,8 @@ def _find_weights(init_from: str | None, workdir: str) -> _Described | None:
     if (folder.path / "config.json").exists():
         recorded = folder.read_config()
         if recorded.init_from == init_from:
-            return _Described(recorded.model, recorded.data.image_size)
-    return _Described(read_model(init_from), read_side(init_from))
+            return Shape(recorded.model, recorded.data.image_size)
+    return read_shape(init_from)
 
 
 def _check_shape(config: Config, weights_model: ModelConfig) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -35,6 +35,18 @@ SHIPPED = Path(__file__).parents[1] / "server" / "models" / f"tiny_imagenet{SUFF
 _DTYPES = ("F16", "F32")
 
 
+class Shape(NamedTuple):
+    """What weights are for.
+
+    Attributes:
+      model: settings of the network.
+      side: side in pixels of the pictures that it was trained for.
+    """
+
+    model: ModelConfig
+    side: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Weights:
     """The weights of a trained network.
@@ -42,6 +54,7 @@ class Weights:
     Attributes:
       source: what they were read from.
       model: settings of the network.
+      side: side in pixels of the pictures that it was trained for.
       trained_on: settings of the training data; None if others trained them.
       pictures: fingerprint of its split; None if that was not recorded.
       names: class names, in the order of the outputs.
@@ -53,6 +66,7 @@ class Weights:
 
     source: str
     model: ModelConfig
+    side: int
     trained_on: DataConfig | None
     pictures: Fingerprint | None
     names: tuple[str, ...]
@@ -108,6 +122,7 @@ def read_weights(source: str) -> Weights:
         return Weights(
             source=source,
             model=metadata.config.model,
+            side=metadata.config.data.image_size,
             trained_on=metadata.config.data,
             pictures=metadata.pictures,
             names=metadata.names,
@@ -123,6 +138,7 @@ def weights_of(pretrained: Pretrained, *, source: str) -> Weights:
     return Weights(
         source=source,
         model=pretrained.model,
+        side=pretrained.side,
         trained_on=None,
         pictures=None,
         names=pretrained.names,
@@ -139,6 +155,7 @@ def _read_run(path: Path, source: str) -> Weights:
     return Weights(
         source=source,
         model=trained.config.model,
+        side=trained.config.data.image_size,
         trained_on=run.read_data_config(),
         pictures=run.read_pictures(),
         names=trained.names,
@@ -149,34 +166,21 @@ def _read_run(path: Path, source: str) -> Weights:
     )
 
 
-def read_model(source: str) -> ModelConfig:
-    """Reads the settings of the network that `init_from` names, without its weights.
+def read_shape(source: str) -> Shape:
+    """Reads the network of the weights that `init_from` names and the size of its pictures, without the weights.
 
     Raises:
       UserError: as `read_weights`.
     """
     if (pretrained := read_pretrained(source)) is not None:
-        return pretrained.model
+        return Shape(pretrained.model, pretrained.side)
     path = _find(source)
     if path.is_dir():
-        return Workdir(path).read_config().model
-    with _opened(path) as file:
-        return _read_metadata(path, file).config.model
-
-
-def read_side(source: str) -> int:
-    """Reads the side in pixels of the pictures that the weights which `init_from` names were trained for.
-
-    Raises:
-      UserError: as `read_weights`.
-    """
-    if (pretrained := read_pretrained(source)) is not None:
-        return pretrained.side
-    path = _find(source)
-    if path.is_dir():
-        return Workdir(path).read_config().data.image_size
-    with _opened(path) as file:
-        return _read_metadata(path, file).config.data.image_size
+        config = Workdir(path).read_config()
+    else:
+        with _opened(path) as file:
+            config = _read_metadata(path, file).config
+    return Shape(config.model, config.data.image_size)
 
 
 def mean_of(weights: Sequence[Weights]) -> Weights:

@@ -33,7 +33,7 @@ from jaxcnn.run.workdir import Workdir
 from jaxcnn.state import create_state, init_variables, start_from
 from jaxcnn.train import parse
 from jaxcnn.training import begin, train
-from jaxcnn.weights import mean_of, read_model, read_weights, write_weights
+from jaxcnn.weights import mean_of, read_shape, read_weights, write_weights
 
 MODEL = ModelConfig(widths=(4, 6), blocks=(1, 0))
 NAMES = ("cat", "dög", "eel")
@@ -191,7 +191,7 @@ def test_what_is_written_comes_back(tmp_path, model):
     write_weights(path, variables, metadata_of(model, metrics={"top1": 0.5}))
     found = read_weights(str(path))
     assert (found.model, found.names, found.wnids, found.dataset) == (model, NAMES, ("n1", "n2", "n3"), "pets")
-    assert read_model(str(path)) == model
+    assert read_shape(str(path)).model == model
     expected = by_path(variables)
     assert found.tensors.keys() == expected.keys()
     for name, values in expected.items():
@@ -278,7 +278,7 @@ def test_the_same_classes_are_the_same_names_in_the_same_order(file, names, wnid
     assert dataclasses.replace(found, wnids=()).has_classes(names, wnids) is (names == NAMES)
 
 
-def refuse(path: Path | str, message: str, readers=(read_weights, read_model)) -> None:
+def refuse(path: Path | str, message: str, readers=(read_weights, read_shape)) -> None:
     for read in readers:
         with pytest.raises(UserError, match=message) as caught:
             read(str(path))
@@ -358,7 +358,7 @@ def set_tensor(name, values):
 )
 def test_invalid_tensors_are_named(file, change, message):
     rewrite(file, change)
-    assert read_model(str(file)) == MODEL
+    assert read_shape(str(file)).model == MODEL
     if message is None:
         with pytest.raises(UserError, match=r"params/stage_0 is \[1\] there, absent here"):
             read_weights(str(file)).fill(variables_of(), with_head=False)
@@ -396,7 +396,7 @@ def test_a_source_that_is_not_weights_is_named(tmp_path):
 
 def test_the_home_directory_is_expanded(file, monkeypatch):
     monkeypatch.setenv("HOME", str(file.parent))
-    assert read_model(f"~/{file.name}") == MODEL
+    assert read_shape(f"~/{file.name}").model == MODEL
 
 
 def test_the_shipped_weights_are_beside_the_servers_model(monkeypatch, file):
@@ -478,7 +478,7 @@ def test_weights_of_others_start_a_run_and_are_recorded(config, tmp_path, file, 
         origin=Origin(name="pets.pth", sha256="abc"),
     )
     monkeypatch.setattr(weights, "read_pretrained", lambda source: pretrained if source == "pets" else None)
-    assert read_model("pets") == MODEL
+    assert read_shape("pets").model == MODEL
     seen = dataclasses.replace(data.load(config.data), wnids=("n01440764", "n01443537", "n01484850"))
     monkeypatch.setattr(training.data, "load", lambda settings: seen)
     with begin(dataclasses.replace(config, init_from="pets"), tmp_path / "run") as start:

@@ -1,5 +1,6 @@
 """Export any function of arrays in JAX, and trained classifiers in particular, to one verified ONNX file."""
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from export.converter import to_onnx
@@ -7,6 +8,9 @@ from export.errors import UnsupportedError, VerificationError
 
 if TYPE_CHECKING:
     from export.workdir import export_workdir
+
+# onnxruntime would send usage data to Microsoft, and reads this when it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = ["UnsupportedError", "VerificationError", "export_workdir", "to_onnx"]
 

@@ -10,6 +10,7 @@ Whatever the user can correct is raised as a `UserError`, whose message says wha
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from jaxcnn.version import __version__ as __version__
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from jaxcnn.run.metrics_log import TrainRecord, ValidationRecord
     from jaxcnn.state import TrainState
     from jaxcnn.training import begin, conclude, train
+
+# onnxruntime would send usage data to Microsoft, and reads this when it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = [
     "AugmentConfig",

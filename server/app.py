@@ -60,4 +60,6 @@ def create_app() -> Starlette:
     return app
 
 
+# uvicorn imports this module before it creates the event loop.
+log.open_closed_streams()
 app = create_app()

@@ -81,6 +81,16 @@ class _Handler(logging.Handler):
         self._writer.write(fields)
 
 
+def open_closed_streams() -> None:
+    """Opens the null device as standard input, output and error where the parent process closed them.
+
+    The event loop would take such a descriptor for itself, and libuv aborts the process when it closes one of them.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+
+
 def start() -> LogWriter:
     """Makes the loggers of the server and of uvicorn write JSON, until the process ends.
 

@@ -5,6 +5,9 @@ the neighbours see the last layer's features, `finetune` the features of earlier
 logistic regression on standardised features, its C chosen by cross-validation on accuracy. Each seed draws other
 training pictures; all pictures that are left are measured on. `tests/bench/picture_sets.py` says for each set what to
 install, and under which licence.
+
+`--results FILE` keeps the accuracies of the sets that are done, so that a table can be made in several calls.
+`--scratch` also trains the preset `folder` on the first draw, which takes minutes for each set.
 """
 
 import argparse
@@ -12,6 +15,9 @@ import dataclasses
 import functools
 import json
 import math
+import subprocess
+import sys
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,6 +25,7 @@ from typing import Any
 import jax
 import numpy as np
 import onnxruntime
+from PIL import Image
 
 import export
 from jaxcnn import models
@@ -31,6 +38,11 @@ NETWORK, SIDE, BATCH = "efficientnet_lite0", 224, 32
 POOL, LARGEST_SHARE = 600, 2 / 3
 """Most pictures of a set, and the largest share of a class to train on."""
 PROBE_CS = 10.0 ** np.arange(-4, 1.1, 0.5)
+METHODS = ("nearest", "probe", "finetune")
+
+
+type Result = dict[str, list[float]]
+"""Top-1 accuracy of each method with each draw of the training pictures."""
 
 
 def main() -> None:
@@ -42,13 +54,23 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=200, help="training pictures of a set, as many of each class")
     parser.add_argument("--root", type=Path, default=Path("/"), help="where Debian's packages are")
     parser.add_argument("--cache", type=Path, required=True, help="folder that keeps the features")
+    parser.add_argument("--results", type=Path, help="JSON file of the sets that are done; the table has all of them")
+    parser.add_argument("--scratch", action="store_true", help="train the preset `folder` on the first draw, too")
     arguments = parser.parse_args()
-    results = {}
+    results = json.loads(arguments.results.read_text()) if arguments.results and arguments.results.exists() else {}
     for name in arguments.sets:
-        features, labels, groups = load_features(name, arguments.root, arguments.cache)
-        runs = [compare(features, labels, groups, train=arguments.train, seed=seed) for seed in range(arguments.seeds)]
-        results[name] = {method: [run[method] for run in runs] for method in runs[0]}
-        print(describe(name, results[name]), flush=True)
+        result = results.setdefault(name, {})
+        if len(result.get("finetune", ())) != arguments.seeds:
+            features, labels, groups = load_features(name, arguments.root, arguments.cache)
+            runs = [
+                compare(features, labels, groups, train=arguments.train, seed=seed) for seed in range(arguments.seeds)
+            ]
+            result |= {method: [run[method] for run in runs] for method in METHODS}
+        if arguments.scratch and "folder" not in result:
+            result["folder"] = [train_from_scratch(name, arguments.root, train=arguments.train)]
+        if arguments.results:
+            arguments.results.write_text(json.dumps(results))
+    print(describe(results))
     print(json.dumps(results))
 
 
@@ -56,15 +78,20 @@ def load_features(name: str, root: Path, cache: Path) -> tuple[np.ndarray, np.nd
     """Features of the pictures, [n, features], the classes, and the widths of the groups of features."""
     path = cache / f"{name}.npz"
     if not path.exists():
-        found = SETS[name](root)
-        kept = {kind: _draw(members, POOL // len(found)) for kind, members in found.items()}
-        images = np.concatenate([to_squares(members, SIDE) for members in kept.values()])
-        labels = np.repeat(np.arange(len(kept)), [len(members) for members in kept.values()]).astype(np.int32)
+        images, labels = load_pictures(name, root)
         cache.mkdir(parents=True, exist_ok=True)
         features, groups = extract(images)
         np.savez(path, features=features, labels=labels, groups=groups)
     stored = np.load(path)
     return stored["features"], stored["labels"], stored["groups"].tolist()
+
+
+def load_pictures(name: str, root: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The pictures of a set, uint8 [n, side, side, 3], at most `POOL`, and their classes."""
+    found = SETS[name](root)
+    kept = {kind: _draw(members, POOL // len(found)) for kind, members in found.items()}
+    images = np.concatenate([to_squares(members, SIDE) for members in kept.values()])
+    return images, np.repeat(np.arange(len(kept)), [len(members) for members in kept.values()]).astype(np.int32)
 
 
 def _draw(members: list[Any], count: int) -> list[Any]:
@@ -140,20 +167,55 @@ def probe(rows: np.ndarray, labels: np.ndarray, queries: np.ndarray) -> np.ndarr
         return search.fit(rows, labels).predict(queries)
 
 
-def describe(name: str, result: dict[str, list[float]]) -> str:
-    """One line: mean and 95% confidence interval of each method, and of the gain over the probe, over the seeds."""
+def train_from_scratch(name: str, root: Path, *, train: int) -> float:
+    """Top-1 accuracy of the preset `folder` with the first draw of the training pictures."""
+    images, labels = load_pictures(name, root)
+    rows = draw_training(labels, train, 0)
+    with tempfile.TemporaryDirectory() as scratch:
+        for row, (image, label) in enumerate(zip(images, labels, strict=True)):
+            folder = Path(scratch, "pictures", "train" if row in rows else "val", f"class_{label:02}")
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(folder / f"{row}.png")
+        workdir = Path(scratch, "run")
+        command = [sys.executable, "-m", "jaxcnn.train", "folder", "--data.source", f"{scratch}/pictures"]
+        # The draw may have pictures that are equal.
+        subprocess.run([*command, "--data.allow_leaks", "--workdir", str(workdir)], check=True)
+        return float(json.loads((workdir / "evaluation.json").read_text())["top1"])
+
+
+def describe(results: dict[str, Result]) -> str:
+    """A table in Markdown: mean and 95% confidence interval of each method, and of the gain over the probe.
+
+    The intervals are of Student's t over the draws of the training pictures. The last rows are the means of the sets
+    that the defaults were chosen on, and of the others.
+    """
+    lines = ["| set | nearest neighbour | linear probe | `finetune` | gain | `folder`, one draw |", "|---" * 6 + "|"]
+    lines += [_row(f"`{name}`", results[name]) for name in SETS if name in results]
+    for title, chosen in (("mean of those chosen on", True), ("mean of the others", False)):
+        kept = [result for name, result in results.items() if (name in CHOSEN_ON) == chosen]
+        if kept:
+            lines.append(_row(title, {method: _means([result[method] for result in kept]) for method in METHODS}))
+    return "\n".join(lines)
+
+
+def _row(title: str, result: Result) -> str:
     gain = [ours - theirs for ours, theirs in zip(result["finetune"], result["probe"], strict=True)]
-    seen = "" if name in CHOSEN_ON else " (not looked at before)"
-    terms = [f"{method} {_interval(values)}" for method, values in {**result, "gain": gain}.items()]
-    return f"{name}{seen}: {', '.join(terms)}"
+    scratch = f"{result['folder'][0]:.3f}" if "folder" in result else ""
+    cells = [*(_interval(result[method]) for method in METHODS), _interval(gain, sign="+")]
+    return f"| {title} | {' | '.join(cells)} | {scratch} |"
 
 
-def _interval(values: list[float]) -> str:
+def _means(values: list[list[float]]) -> list[float]:
+    """The mean over the sets for each draw."""
+    return [float(np.mean(draws)) for draws in zip(*values, strict=True)]
+
+
+def _interval(values: list[float], *, sign: str = "") -> str:
     """The mean with the 95% interval of Student's t."""
     from scipy.stats import t
 
     margin = t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else 0
-    return f"{np.mean(values):.3f} ± {margin:.3f}"
+    return f"{np.mean(values):{sign}.3f} ± {margin:.3f}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Admission control: bounds the requests in progress and the bytes of their bodies, and says whether to send more."""
+"""Admission control: bounds the requests to each model and the bytes of all bodies, and says whether to send more."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from starlette.exceptions import HTTPException
 
 from server import errors
-from server.metrics import Metrics
+from server.metrics import Metrics, ModelMetrics
 from server.settings import Settings
 from server.shares import Claim, Shares
 
@@ -21,9 +21,9 @@ _MAX_DOWNLOADS = 16
 class Place:
     """What one request occupies: memory for its body as it arrives, then a place in the queue."""
 
-    def __init__(self, admission: "Admission", client: str) -> None:
+    def __init__(self, places: "Places", client: str) -> None:
         self.client = client
-        self._admission = admission
+        self._places = places
         self._body = Claim(client)
         self._body.is_moving = True
         self._turn = Claim(client)
@@ -44,7 +44,7 @@ class Place:
           HTTPException: 503, there is not enough memory.
         """
         self._body.move(size - self._body.amount)
-        self._admission.hold(self._body, size)
+        self._places.hold(self._body, size)
 
     def enter(self, expected_wait: float) -> None:
         """Takes a place in the queue. Call it once the body is complete, so that slow clients keep nobody out.
@@ -53,20 +53,20 @@ class Place:
           HTTPException: 503, all places are taken.
         """
         self._body.is_moving = False
-        self._admission.enter(self._turn, expected_wait)
+        self._places.enter(self._turn, expected_wait)
 
     def evicted(self) -> HTTPException:
         """Returns the 503 of a request that was evicted; the rest of its body is not read."""
-        error = self._admission.evicted()
+        error = self._places.evicted()
         return HTTPException(503, error.detail, {**(error.headers or {}), "Connection": "close"})
 
     def release(self) -> None:
         """Frees the memory and the place in the queue."""
-        self._admission.release(self._body, self._turn)
+        self._places.release(self._body, self._turn)
 
 
 class Admission:
-    """Bounds how many requests are in progress, and how many bytes their bodies take together.
+    """What all models share: bounds how many bytes the bodies take together, and how many files are sent.
 
     Attributes:
       is_ready: whether health checks ask for more requests. Requests that arrive anyway are served.
@@ -75,13 +75,47 @@ class Admission:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self.is_ready = True
         self._metrics = metrics
-        self._requests = Shares(settings.max_requests)
         self._buffer = Shares(settings.max_buffer_bytes)
         self._downloads = Shares(_MAX_DOWNLOADS)
         self._small_bytes = settings.max_buffer_bytes // _SMALL_PART
         self._spare_bytes = min(
             settings.max_buffer_bytes // _SPARE_PART, settings.max_buffer_bytes - settings.max_body_bytes
         )
+
+    @contextmanager
+    def download(self, client: str) -> Iterator[Claim]:
+        """Gives a download its claim, and frees it at the end of the block.
+
+        Raises:
+          HTTPException: 503, enough files are being sent.
+        """
+        claim = Claim(client)
+        claim.is_moving = True
+        if not self._downloads.take(claim, 1):
+            self._metrics.shed_download()
+            raise errors.busy(1)
+        try:
+            yield claim
+        finally:
+            self._downloads.release(claim)
+
+    def hold(self, claim: Claim, size: int) -> bool:
+        """Reserves memory for a body that has `size` bytes so far, and returns whether there was enough."""
+        spare = self._spare_bytes if size > self._small_bytes else 0
+        return size <= claim.amount or self._buffer.take(claim, size - claim.amount, spare=spare)
+
+    def release(self, claim: Claim) -> None:
+        """Frees the memory of a body."""
+        self._buffer.release(claim)
+
+
+class Places:
+    """The places for requests to one model."""
+
+    def __init__(self, admission: Admission, settings: Settings, metrics: ModelMetrics) -> None:
+        self._admission = admission
+        self._requests = Shares(settings.max_requests)
+        self._metrics = metrics
 
     @contextmanager
     def place(self, client: str, expected_wait: float) -> Iterator[Place]:
@@ -102,22 +136,6 @@ class Admission:
         finally:
             place.release()
 
-    @contextmanager
-    def download(self, client: str) -> Iterator[Claim]:
-        """Gives a download its claim, and frees it at the end of the block.
-
-        Raises:
-          HTTPException: 503, enough files are being sent.
-        """
-        claim = Claim(client)
-        claim.is_moving = True
-        if not self._downloads.take(claim, 1):
-            raise self._shed("downloads", 1)
-        try:
-            yield claim
-        finally:
-            self._downloads.release(claim)
-
     def enter(self, claim: Claim, expected_wait: float) -> None:
         """Counts a request in.
 
@@ -133,13 +151,12 @@ class Admission:
         Raises:
           HTTPException: 503, there is not enough memory.
         """
-        spare = self._spare_bytes if size > self._small_bytes else 0
-        if size > claim.amount and not self._buffer.take(claim, size - claim.amount, spare=spare):
+        if not self._admission.hold(claim, size):
             raise self._shed("bytes", 1)
 
     def release(self, body: Claim, turn: Claim) -> None:
         """Frees what a request occupied."""
-        self._buffer.release(body)
+        self._admission.release(body)
         self._requests.release(turn)
 
     def evicted(self) -> HTTPException:
@@ -147,5 +164,5 @@ class Admission:
         return self._shed("evicted", 1)
 
     def _shed(self, reason: str, wait: float) -> HTTPException:
-        self._metrics.shed.labels(reason).inc()
+        self._metrics.shed(reason)
         return errors.busy(wait)

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 
-from server import connection, drain, errors, fetch, log, memory, model, picture, reload, settings
+from server import connection, drain, errors, fetch, log, memory, picture, reload, service, settings
 from server.middleware.auth import ApiKeys
 from server.middleware.cors import Cors
 from server.middleware.errors import OneLineStartErrors, ServerErrors
@@ -21,30 +21,28 @@ from server.service import Service
 
 @asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Service]]:
-    """Loads the model before the first request, and closes the workers after the last response."""
+    """Loads the models before the first request, and closes the workers after the last response."""
     # Load everything; a StartError here ends the process with one line.
     memory.tighten()
     server = connection.uvicorn_server()
     chosen = settings.from_environment(os.environ)
     connection.install(server, chosen)
-    path = fetch.fetch(chosen.model, chosen.cache)
-    loaded = model.load(path, sha256=chosen.model.sha256, max_batch=chosen.max_batch, threads=chosen.threads)
-    service = Service(chosen, loaded, log.start())
+    paths = {name: fetch.fetch(source, chosen.cache) for name, source in chosen.model.items()}
+    running = Service(chosen, [service.load(name, path, chosen) for name, path in paths.items()], log.start())
     # Serve.
     wake = asyncio.Event()
-    watcher = asyncio.create_task(reload.watch(service, wake))
+    watcher = asyncio.create_task(reload.watch(running, wake))
     try:
         with (
             picture.warnings_ignored(),
             reload.on_sighup(wake),
-            drain.on_sigterm(server, service.admission, service.settings),
+            drain.on_sigterm(server, running.admission, chosen),
         ):
-            yield {"service": service}
+            yield {"service": running}
     finally:
         # Shut down.
         watcher.cancel()
-        service.workers.close()
-        service.metrics.close()
+        running.close()
 
 
 def create_app() -> Starlette:

@@ -72,9 +72,9 @@ def _page_file(request: Request, name: str) -> Response:
 
 
 async def model_json(request: Request) -> Response:
-    """`GET /model.json`: what the page needs to know about the model."""
+    """`GET /model.json`: what the page needs to know about the default model."""
     service = _check_page(request)
-    model = service.model
+    model = service.default.model
 
     def make() -> Prepared:
         content = {
@@ -93,12 +93,13 @@ async def model_json(request: Request) -> Response:
 
 
 async def model_file(request: Request) -> Response:
-    """`GET /model.onnx`: the file that is served. `?SHA256` gets that file or a 404, so browsers may cache it."""
+    """`GET /model.onnx`: the file of the default model. `?SHA256` gets that file or a 404, so browsers may cache it."""
     service = _check_page(request)
     digest = request.scope["query_string"].decode("latin-1")
-    if digest not in ("", service.model.digest):
+    model = service.default.model
+    if digest not in ("", model.digest):
         raise HTTPException(404, "The model file has been replaced: reload the page.")
-    response = _file(request, service.model.path, cache=_IMMUTABLE if digest else _REVALIDATE)
+    response = _file(request, model.path, cache=_IMMUTABLE if digest else _REVALIDATE)
     # The file on disk may be newer than the model in memory.
     if digest and await _digest(response, service) != digest:
         response.file.close()
@@ -189,11 +190,11 @@ def _open(path: Path) -> BufferedReader:
 
 async def _digest(response: _WholeFile, service: Service) -> str:
     """Returns the digest of the model file, which is read only if its signature is new."""
-    signature, digest = service.file_digest
+    signature, digest = service.default.file_digest
     if response.signature != signature:
         # A touched file, or a copy, has a new signature but the same content.
         digest = await asyncio.to_thread(files.digest, response.file)
-        service.file_digest = response.signature, digest
+        service.default.file_digest = response.signature, digest
     return digest
 
 

@@ -1,4 +1,4 @@
-"""The endpoints that describe the server and its model: health, metadata, metrics, documentation."""
+"""The endpoints that describe the server and its models: health, metadata, metrics, documentation."""
 
 from typing import Any
 
@@ -9,28 +9,28 @@ from starlette.responses import JSONResponse, Response
 
 from server import docs, metrics, openapi
 from server.middleware.auth import open_paths
-from server.model import Model
 from server.prepared import Prepared
 from server.protocols import open_inference
-from server.service import Service
+from server.service import ServedModel, Service
 
-_REJECTED = "The new model file was rejected, and the old model is still served: the server's log says why."
+_REJECTED = "was rejected, and the old model is still served: the server's log says why."
 
 
-def check_model(request: Request) -> Model:
-    """Returns the model, if the path names it.
+def find_model(request: Request) -> ServedModel:
+    """Returns the model that the path names, or the default model if it names none.
 
     Raises:
       HTTPException: 404, the path names another model or version.
     """
     service: Service = request.state.service
-    name = request.path_params["name"]
+    name = request.path_params.get("name", service.default.name)
     version = request.path_params.get("version", open_inference.VERSION)
-    if name != service.model.name:
-        raise HTTPException(404, f"There is no model of this name: the server serves only {service.model.name!r}.")
+    if name not in service.models:
+        names = ", ".join(map(repr, service.models))
+        raise HTTPException(404, f"There is no model of this name: the server serves only {names}.")
     if version != open_inference.VERSION:
         raise HTTPException(404, f"There is no such version: the server serves only {open_inference.VERSION!r}.")
-    return service.model
+    return service.models[name]
 
 
 async def v2_server(request: Request) -> Response:
@@ -51,12 +51,12 @@ async def v2_ready(request: Request) -> Response:
 
 async def v2_model(request: Request) -> Response:
     """`GET /v2/models/NAME`: metadata of the model."""
-    return JSONResponse(open_inference.model_metadata(check_model(request)))
+    return JSONResponse(open_inference.model_metadata(find_model(request).model))
 
 
 async def v2_model_ready(request: Request) -> Response:
     """`GET /v2/models/NAME/ready`: 503 while draining."""
-    name = check_model(request).name
+    name = find_model(request).name
     is_ready = request.state.service.admission.is_ready
     return JSONResponse({"name": name, "ready": is_ready}, 200 if is_ready else 503)
 
@@ -64,21 +64,23 @@ async def v2_model_ready(request: Request) -> Response:
 async def v2_model_config(request: Request) -> Response:
     """`GET /v2/models/NAME/config`: the model's configuration in Triton's form."""
     service: Service = request.state.service
-    model = check_model(request)
+    model = find_model(request).model
     return JSONResponse(open_inference.model_configuration(model, max_batch=service.settings.max_batch))
 
 
 async def v2_model_statistics(request: Request) -> Response:
     """`GET /v2/models/NAME/stats` and `GET /v2/models/stats`: how many requests there were, and what they took."""
     service: Service = request.state.service
-    model = check_model(request) if "name" in request.path_params else service.model
-    return JSONResponse({"model_stats": [open_inference.model_statistics(model, service.metrics.statistics())]})
+    chosen = [find_model(request)] if "name" in request.path_params else service.models.values()
+    found = [open_inference.model_statistics(served.model, served.metrics.statistics()) for served in chosen]
+    return JSONResponse({"model_stats": found})
 
 
 async def v2_repository_index(request: Request) -> Response:
-    """`POST /v2/repository/index`: the models that there are, which is one."""
-    name = request.state.service.model.name
-    return JSONResponse([{"name": name, "version": open_inference.VERSION, "state": "READY", "reason": ""}])
+    """`POST /v2/repository/index`: the models that there are."""
+    service: Service = request.state.service
+    common = {"version": open_inference.VERSION, "state": "READY", "reason": ""}
+    return JSONResponse([{"name": name, **common} for name in service.models])
 
 
 async def healthz(request: Request) -> Response:
@@ -87,11 +89,14 @@ async def healthz(request: Request) -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    """`GET /readyz`: 503 while draining. Before the model is loaded, uvicorn accepts no connections."""
+    """`GET /readyz`: 503 while draining. Before the models are loaded, uvicorn accepts no connections."""
     service: Service = request.state.service
     if not service.admission.is_ready:
         return JSONResponse({"status": "draining"}, 503)
-    return JSONResponse({"status": "ready", **({"warning": _REJECTED} if service.has_rejected else {})})
+    rejected = [name for name, served in service.models.items() if served.has_rejected]
+    which = f" of {', '.join(rejected)}" if len(service.models) > 1 else ""
+    warning = {"warning": f"The new model file{which} {_REJECTED}"} if rejected else {}
+    return JSONResponse({"status": "ready", **warning})
 
 
 async def ping(request: Request) -> Response:
@@ -127,4 +132,5 @@ async def documentation(request: Request) -> Response:
 
 def _document(request: Request) -> dict[str, Any]:
     service: Service = request.state.service
-    return openapi.document(service.model, service.settings, open_paths=open_paths(request.app.routes))
+    models = [served.model for served in service.models.values()]
+    return openapi.document(models, service.default.model, service.settings, open_paths=open_paths(request.app.routes))

@@ -22,7 +22,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # The buckets that OpenTelemetry's semantic conventions recommend for http.server.request.duration.
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 _STAGE_SECONDS = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
-_REASONS = ("requests", "bytes", "downloads", "deadline", "evicted")
+_REASONS = ("requests", "bytes", "deadline", "evicted")
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 # Where processes share their metrics. prometheus_client reads this variable when it is imported, and keeps to that.
 _SHARED_FOLDER = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
@@ -57,29 +57,6 @@ class SharedRendering:
             return text
 
 
-class _ModelInfo:
-    """The metric that names the model."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._gauge = Gauge(
-            "jaxcnn_model_info",
-            "Processes that serve the model.",
-            ["name", "version", "sha256", "classes"],
-            registry=registry,
-            multiprocess_mode="livesum",
-        )
-        self._labels: tuple[str, ...] | None = None
-
-    def set(self, model: Model) -> None:
-        # In files that processes share, prometheus_client cannot remove labels.
-        if self._labels is not None:
-            self._gauge.labels(*self._labels).set(0)
-            if not _SHARED_FOLDER:
-                self._gauge.clear()
-        self._labels = (model.name, model.version, model.digest, str(len(model.names)))
-        self._gauge.labels(*self._labels).set(1)
-
-
 class Metrics:
     """The metrics of one running server.
 
@@ -103,59 +80,19 @@ class Metrics:
             registry=registry,
         )
         self.in_progress = _live_gauge("http_requests_in_progress", "Requests in progress.", registry)
-        # The queue and the workers
-        self.queue_depth = _live_gauge("jaxcnn_queue_depth", "Requests waiting for a worker thread.", registry)
-        self.queue_wait = Histogram(
-            "jaxcnn_queue_wait_seconds", "Time of a request in the queue.", buckets=_STAGE_SECONDS, registry=registry
-        )
-        self.batch_size = Histogram(
-            "jaxcnn_batch_size", "Pictures per model run.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
-        )
-        stage = Histogram(
-            "jaxcnn_stage_duration_seconds",
-            "Time of a batch in each stage: decode, inference, encode.",
-            ["stage"],
-            buckets=_STAGE_SECONDS,
-            registry=registry,
-        )
-        self.shed = Counter(
-            "jaxcnn_shed_total",
-            "Requests refused with 503, by reason: too many requests, bytes or downloads, a deadline out of reach, or"
-            " evicted for the requests of others.",
-            ["reason"],
-            registry=registry,
-        )
-        # The model
-        self.reloads = Counter(
-            "jaxcnn_model_reloads_total", "New model files found, by result of loading.", ["result"], registry=registry
-        )
-        self._model_info = _ModelInfo(registry)
-        # Label values that exist from the start, so that their rates do too.
-        for counter, values in ((self.shed, _REASONS), (self.reloads, ("succeeded", "failed"))):
-            for value in values:
-                counter.labels(value)
-        self._stages = {name: stage.labels(name) for name in ("decode", "inference", "encode")}
+        self.by_model = _ByModel(registry)
+        # It exists from the start, so that its rate does too; downloads belong to no model.
+        self._shed_downloads = self.by_model.shed.labels("", "downloads")
 
-    def observe_stage(self, stage: str, start: float) -> float:
-        """Records the time since `start`, a time of the monotonic clock, and returns the time now."""
-        now = time.monotonic()
-        self._stages[stage].observe(now - start)
-        return now
+    def shed_download(self) -> None:
+        """Counts a download that was refused."""
+        self._shed_downloads.inc()
 
     def observe_request(self, method: str, route: str, status: int, seconds: float) -> None:
         """Records a finished request."""
         method = method if method in _METHODS else "other"
         self.requests.labels(method, route, str(status)).inc()
         self.duration.labels(method, route).observe(seconds)
-
-    def statistics(self) -> dict[str, tuple[float, float]]:
-        """Returns count and sum in seconds for `queue`, `decode`, `inference` and `encode`; pictures for `batch`."""
-        histograms = {"queue": self.queue_wait, "batch": self.batch_size, **self._stages}
-        return {name: _count_and_sum(histogram) for name, histogram in histograms.items()}
-
-    def set_model(self, model: Model) -> None:
-        """Records which model is served from now on."""
-        self._model_info.set(model)
 
     def render(self) -> bytes:
         """Returns all metrics in Prometheus's text format: of this process, or of all that share them."""
@@ -171,9 +108,106 @@ class Metrics:
             mark_process_dead(os.getpid())  # type: ignore[no-untyped-call]
 
 
-def _live_gauge(name: str, text: str, registry: CollectorRegistry) -> Gauge:
+class _ByModel:
+    """The metrics that have a label for the model."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        # The queue and the workers
+        self.queue_depth = _live_gauge("jaxcnn_queue_depth", "Requests waiting for a worker thread.", registry, "model")
+        self.queue_wait = Histogram(
+            "jaxcnn_queue_wait_seconds",
+            "Time of a request in the queue.",
+            ["model"],
+            buckets=_STAGE_SECONDS,
+            registry=registry,
+        )
+        self.batch_size = Histogram(
+            "jaxcnn_batch_size",
+            "Pictures per model run.",
+            ["model"],
+            buckets=(1, 2, 4, 8, 16, 32, 64),
+            registry=registry,
+        )
+        self.stage = Histogram(
+            "jaxcnn_stage_duration_seconds",
+            "Time of a batch in each stage: decode, inference, encode.",
+            ["model", "stage"],
+            buckets=_STAGE_SECONDS,
+            registry=registry,
+        )
+        self.shed = Counter(
+            "jaxcnn_shed_total",
+            "Requests refused with 503, by reason: too many requests, bytes or downloads, a deadline out of reach, or"
+            " evicted for the requests of others.",
+            ["model", "reason"],
+            registry=registry,
+        )
+        # The models
+        self.reloads = Counter(
+            "jaxcnn_model_reloads_total",
+            "New model files found, by result of loading.",
+            ["model", "result"],
+            registry=registry,
+        )
+        self.model_info = _live_gauge(
+            "jaxcnn_model_info", "Processes that serve the model.", registry, "name", "version", "sha256", "classes"
+        )
+
+
+class ModelMetrics:
+    """The metrics of one model, which have its name as the label `model`.
+
+    Attributes:
+      queue_depth: requests that wait for a worker thread.
+      queue_wait: seconds of a request in the queue.
+      batch_size: pictures per model run.
+    """
+
+    def __init__(self, metrics: Metrics, name: str) -> None:
+        families = metrics.by_model
+        self.queue_depth = families.queue_depth.labels(name)
+        self.queue_wait = families.queue_wait.labels(name)
+        self.batch_size = families.batch_size.labels(name)
+        # All label values exist from the start, so that their rates do too.
+        self._stages = {stage: families.stage.labels(name, stage) for stage in ("decode", "inference", "encode")}
+        self._shed = {reason: families.shed.labels(name, reason) for reason in _REASONS}
+        self._reloads = {result: families.reloads.labels(name, result) for result in ("succeeded", "failed")}
+        self._info = families.model_info
+        self._info_labels: tuple[str, ...] | None = None
+
+    def observe_stage(self, stage: str, start: float) -> float:
+        """Records the time since `start`, a time of the monotonic clock, and returns the time now."""
+        now = time.monotonic()
+        self._stages[stage].observe(now - start)
+        return now
+
+    def shed(self, reason: str) -> None:
+        """Counts a request that was refused with 503."""
+        self._shed[reason].inc()
+
+    def count_reload(self, result: str) -> None:
+        """Counts a new file, by whether loading it `succeeded` or `failed`."""
+        self._reloads[result].inc()
+
+    def set_model(self, model: Model) -> None:
+        """Records which file is served from now on."""
+        if self._info_labels is not None:
+            self._info.labels(*self._info_labels).set(0)
+            # In files that processes share, prometheus_client cannot remove labels.
+            if not _SHARED_FOLDER:
+                self._info.remove(*self._info_labels)
+        self._info_labels = (model.name, model.version, model.digest, str(len(model.names)))
+        self._info.labels(*self._info_labels).set(1)
+
+    def statistics(self) -> dict[str, tuple[float, float]]:
+        """Returns count and sum in seconds for `queue`, `decode`, `inference` and `encode`; pictures for `batch`."""
+        histograms = {"queue": self.queue_wait, "batch": self.batch_size, **self._stages}
+        return {name: _count_and_sum(histogram) for name, histogram in histograms.items()}
+
+
+def _live_gauge(name: str, text: str, registry: CollectorRegistry, *labels: str) -> Gauge:
     """Returns a gauge that is the sum over all processes that live."""
-    return Gauge(name, text, registry=registry, multiprocess_mode="livesum")
+    return Gauge(name, text, labels, registry=registry, multiprocess_mode="livesum")
 
 
 def _count_and_sum(histogram: Histogram) -> tuple[float, float]:

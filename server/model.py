@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from server import files, integrity, memory
+from server import files, integrity, memory, provider
 from server.errors import StartError
 from server.files import Signature
 from server.resize import Resize
@@ -27,7 +27,7 @@ class Model:
     path: Path
     """The file."""
     name: str
-    """The file's name without its suffix."""
+    """What requests call it."""
     version: str
     """The version in the file's metadata; empty if it has none."""
     digest: str
@@ -64,21 +64,31 @@ class Model:
         return dict(zip(names, self.session.run(names, {"image": images}), strict=True))
 
 
-def load(path: Path, *, max_batch: int, threads: int, sha256: str | None = None) -> Model:
+def load(
+    path: Path,
+    *,
+    max_batch: int,
+    threads: int,
+    name: str | None = None,
+    sha256: str | None = None,
+    execution_provider: str = provider.CPU,
+) -> Model:
     """Opens a model file made by `python -m export`, and runs it once with every batch size.
 
     Args:
       path: the file.
-      sha256: the checksum that the file must have, in hexadecimal; by default the one in the JSON file beside it, if
-        that describes it.
       max_batch: largest batch size that the server will run.
       threads: cores that one run may use.
+      name: what requests call the model; by default the file's name without its suffix.
+      sha256: the checksum that the file must have, in hexadecimal; by default the one in the JSON file beside it, if
+        that describes it.
+      execution_provider: what onnxruntime computes with, a name in `provider.PROVIDERS`.
 
     Raises:
       StartError: the file is missing, not an ONNX model, damaged, breaks the contract, or fails to run.
     """
     _check_path(path)
-    session, signature, digest = _read(path, threads, sha256)
+    session, signature, digest = _read(path, threads, sha256, execution_provider)
     # Compare what the file declares with the contract, and with its checksum.
     try:
         metadata = session.get_modelmeta().custom_metadata_map
@@ -95,7 +105,7 @@ def load(path: Path, *, max_batch: int, threads: int, sha256: str | None = None)
     model = Model(
         session=session,
         path=path,
-        name=path.stem,
+        name=path.stem if name is None else name,
         version=_read_version(path, metadata),
         digest=digest,
         signature=signature,
@@ -122,7 +132,9 @@ def _check_path(path: Path) -> None:
         ) from None
 
 
-def _read(path: Path, threads: int, sha256: str | None) -> tuple[ort.InferenceSession, Signature, str]:
+def _read(
+    path: Path, threads: int, sha256: str | None, execution_provider: str
+) -> tuple[ort.InferenceSession, Signature, str]:
     """Opens the file after checking its digest, and returns its signature and digest as well.
 
     onnxruntime opens the file by its name. Opened from bytes in memory, it would certainly be the file of the digest,
@@ -131,7 +143,7 @@ def _read(path: Path, threads: int, sha256: str | None) -> tuple[ort.InferenceSe
     for _ in range(_ATTEMPTS):
         before = _identify(path)
         _check_digest(path, before[1], sha256)
-        session = _open(path, threads)
+        session = _open(path, threads, execution_provider)
         if _identify(path) == before:
             return session, *before
     raise _invalid(path, "it changed while it was being read: write it elsewhere, then move it into place")
@@ -169,7 +181,7 @@ def _identify(path: Path) -> tuple[Signature, str]:
         ) from error
 
 
-def _open(path: Path, threads: int) -> ort.InferenceSession:
+def _open(path: Path, threads: int, execution_provider: str = provider.CPU) -> ort.InferenceSession:
     options = ort.SessionOptions()
     # A single picture uses all cores (3.9 instead of 6.9 ms on two); many runs side by side lose a few percent at most.
     # By default onnxruntime takes every core of the host, whatever share of them this process may use, and its threads
@@ -181,11 +193,14 @@ def _open(path: Path, threads: int) -> ort.InferenceSession:
     # Errors arrive as exceptions, so onnxruntime need not log them.
     options.log_severity_level = 4
     try:
-        # The fallback would be the same provider again, after a banner on standard output.
-        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+        # The fallback would be the CPU after a banner on standard output, or the CPU again.
+        providers = provider.arguments(execution_provider, threads)
+        session = ort.InferenceSession(path, options, providers=providers, enable_fallback=0)
     except Exception as error:
         # onnxruntime's exceptions share no base class.
         raise _invalid(path, f"onnxruntime cannot open it ({_one_line(error)})") from error
+    provider.check_used(execution_provider, session.get_providers())
+    return session
 
 
 def _check_input(path: Path, session: ort.InferenceSession) -> tuple[int, int]:

@@ -1,6 +1,6 @@
 """The description of the HTTP interface as OpenAPI 3.1."""
 
-from collections.abc import Set
+from collections.abc import Iterable, Sequence, Set
 from typing import Any
 
 from server.model import Model
@@ -33,16 +33,19 @@ _KEYS = {
 """The two ways to send an API key."""
 
 
-def document(model: Model, settings: Settings, *, open_paths: Set[str]) -> Json:
-    """Returns the OpenAPI document, with the limits of the model and the settings in force.
+def document(models: Sequence[Model], default: Model, settings: Settings, *, open_paths: Set[str]) -> Json:
+    """Returns the OpenAPI document, with the limits of the models and the settings in force.
+
+    A path that has a model's name is described once for all models: what it accepts of one, another may refuse.
 
     Args:
-      model: the model that is served.
+      models: the models that are served.
+      default: the one of these that answers requests which name none.
       settings: the settings of the server.
       open_paths: path templates that need no API key.
     """
-    components: Json = {"schemas": _schemas(model, settings)}
-    paths = {**_native_paths(model), **_open_inference_paths(model), **_operations_paths()}
+    components: Json = {"schemas": _schemas(models, settings)}
+    paths = {**_native_paths(models, default), **_open_inference_paths(models), **_operations_paths()}
     if settings.api_keys:
         components["securitySchemes"] = _KEYS
         for path in paths.keys() - open_paths:
@@ -51,7 +54,11 @@ def document(model: Model, settings: Settings, *, open_paths: Set[str]) -> Json:
                 operation["responses"] |= _failures(401)
     return {
         "openapi": "3.1.0",
-        "info": {"title": f"jaxcnn: {model.name}", "version": server_version(), "description": _INTRODUCTION},
+        "info": {
+            "title": f"jaxcnn: {', '.join(model.name for model in models)}",
+            "version": server_version(),
+            "description": _INTRODUCTION,
+        },
         "paths": paths,
         "components": components,
     }
@@ -64,7 +71,7 @@ _INTRODUCTION = (
 )
 
 
-def _schemas(model: Model, settings: Settings) -> Json:
+def _schemas(models: Sequence[Model], settings: Settings) -> Json:
     # Parts of the requests
     picture = {"type": "string", "format": "base64-picture", "contentEncoding": "base64"}
     several = {"type": "array", "minItems": 1, "maxItems": settings.max_images}
@@ -88,15 +95,16 @@ def _schemas(model: Model, settings: Settings) -> Json:
             ],
         },
         "Prediction": {**_object(answer), "properties": {**answer, "heatmap": heatmap}},
-        "InferenceRequest": _inference_request(model, settings),
+        "InferenceRequest": _inference_request(models, settings),
         "InferenceResponse": _inference_response(),
     }
 
 
-def _inference_request(model: Model, settings: Settings) -> Json:
+def _inference_request(models: Sequence[Model], settings: Settings) -> Json:
     flag = {"type": "boolean"}
-    output = _object({"name": {"enum": list(model.outputs)}})
-    count = {"type": "integer", "minimum": 0, "maximum": len(model.names)}
+    outputs = list(dict.fromkeys(name for model in models for name in model.outputs))
+    output = _object({"name": {"enum": outputs}})
+    count = {"type": "integer", "minimum": 0, "maximum": _most_classes(models)}
     output["properties"]["parameters"] = _optional({"binary_data": flag, "classification": count})
     return {
         "type": "object",
@@ -108,17 +116,18 @@ def _inference_request(model: Model, settings: Settings) -> Json:
                 "type": "array",
                 "minItems": 1,
                 "maxItems": 1,
-                "items": {"oneOf": _tensors(model, settings)},
+                "items": {"oneOf": _tensors(models, settings)},
             },
-            "outputs": {"type": "array", "maxItems": len(model.outputs), "items": output},
+            "outputs": {"type": "array", "maxItems": len(outputs), "items": output},
         },
     }
 
 
-def _tensors(model: Model, settings: Settings) -> list[Json]:
+def _tensors(models: Sequence[Model], settings: Settings) -> list[Json]:
     """Returns the three kinds of input. That the data must fill the shape is more than a schema can express."""
     pictures: Json = {"type": "integer", "minimum": 1, "maximum": settings.max_images}
-    pixels: list[Json] = [pictures, *({"const": side} for side in (model.height, model.width, 3))]
+    heights, widths = _any_of(model.height for model in models), _any_of(model.width for model in models)
+    pixels: list[Json] = [pictures, heights, widths, {"const": 3}]
     nested: Json = {"type": "array", "items": {}}
     text = {"type": "string", "format": "base64-picture"}
     level = {"minimum": 0, "maximum": 255}
@@ -167,9 +176,23 @@ def _inference_response() -> Json:
     }
 
 
-def _native_paths(model: Model) -> Json:
-    top_k = min(3, len(model.names))
-    predict = {
+def _native_paths(models: Sequence[Model], default: Model) -> Json:
+    predict = _predict([default])
+    named = _predict(models)
+    named["parameters"] = [*named["parameters"], _path_parameter("name", [model.name for model in models])]
+    named["responses"] |= _failures(404)
+    return {
+        "/predict": {"post": {**predict, "operationId": "predict", "tags": ["Native"]}},
+        "/models/{name}/predict": {"post": {**named, "operationId": "predict_model", "tags": ["Native"]}},
+        "/invocations": {"post": {**predict, "operationId": "invocations", "tags": ["SageMaker"]}},
+    }
+
+
+def _predict(models: Sequence[Model]) -> Json:
+    """Describes the classification by any of these models."""
+    count = _most_classes(models)
+    has_heatmap = any(model.has_heatmap for model in models)
+    return {
         "summary": "Classify pictures",
         "description": "One picture gets one prediction; a list in `images` gets a list in the same order.",
         "parameters": [
@@ -177,13 +200,13 @@ def _native_paths(model: Model) -> Json:
                 "name": "top_k",
                 "in": "query",
                 "description": "How many classes to return.",
-                "schema": {"type": "integer", "minimum": 1, "maximum": len(model.names), "default": top_k},
+                "schema": {"type": "integer", "minimum": 1, "maximum": count, "default": min(3, count)},
             },
             {
                 "name": "heatmap",
                 "in": "query",
                 "description": "Whether to return where the model looked: rows of numbers from 0 to 1.",
-                "schema": {"type": "boolean", "default": False} if model.has_heatmap else {"const": False},
+                "schema": {"type": "boolean", "default": False} if has_heatmap else {"const": False},
             },
         ],
         "requestBody": {
@@ -199,13 +222,9 @@ def _native_paths(model: Model) -> Json:
             **_failures(400, 408, 413, 415, 500, 503, 504),
         },
     }
-    return {
-        "/predict": {"post": {**predict, "operationId": "predict", "tags": ["Native"]}},
-        "/invocations": {"post": {**predict, "operationId": "invocations", "tags": ["SageMaker"]}},
-    }
 
 
-def _open_inference_paths(model: Model) -> Json:
+def _open_inference_paths(models: Sequence[Model]) -> Json:
     # The server
     paths = {
         "/v2": _get("Server metadata", "v2_server", 200),
@@ -216,10 +235,11 @@ def _open_inference_paths(model: Model) -> Json:
     index = _get("The models that there are", "v2_repository_index", 200)["get"]
     index["responses"] = _success({"type": "array", "items": {"type": "object"}})
     paths["/v2/repository/index"] = {"post": index}
-    # The model, with and without its version in the path
-    for prefix, version in (("", []), ("/versions/{version}", [_path_parameter("version", VERSION)])):
+    # The models, with and without a version in the path
+    names = [model.name for model in models]
+    for prefix, version in (("", []), ("/versions/{version}", [_path_parameter("version", [VERSION])])):
         path, suffix = f"/v2/models/{{name}}{prefix}", "_version" if prefix else ""
-        parameters = [_path_parameter("name", model.name), *version]
+        parameters = [_path_parameter("name", names), *version]
         paths[path] = _get("Model metadata", f"v2_model{suffix}", 200, 404)
         paths[f"{path}/ready"] = _get("Is the model ready?", f"v2_model_ready{suffix}", 200, 404, 503)
         paths[f"{path}/config"] = _get("Model configuration", f"v2_model_config{suffix}", 200, 404)
@@ -296,8 +316,19 @@ def _response(description: str, schema: Json) -> Json:
     return {"description": description, "headers": _REQUEST_ID, "content": {"application/json": {"schema": schema}}}
 
 
-def _path_parameter(name: str, value: str) -> Json:
-    return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}, "example": value}
+def _path_parameter(name: str, values: Sequence[str]) -> Json:
+    schema: Json = {"type": "string"} if len(values) == 1 else {"type": "string", "enum": list(values)}
+    return {"name": name, "in": "path", "required": True, "schema": schema, "example": values[0]}
+
+
+def _most_classes(models: Iterable[Model]) -> int:
+    return max(len(model.names) for model in models)
+
+
+def _any_of(values: Iterable[int]) -> Json:
+    """Returns the schema of a number that is one of these."""
+    found = sorted(set(values))
+    return {"const": found[0]} if len(found) == 1 else {"enum": found}
 
 
 def _object(properties: Json, **extra: Any) -> Json:

@@ -11,22 +11,23 @@ from starlette.responses import Response
 
 from server import body
 from server.admission import Place
-from server.info import check_model
+from server.info import find_model
 from server.protocols import Query
 from server.protocols.native import NativeQuery
 from server.protocols.open_inference import InferQuery
-from server.service import Service
+from server.service import ServedModel, Service
 from server.shares import client_of
 
 
 async def predict(request: Request) -> Response:
-    """`POST /predict` and `POST /invocations`: classifies pictures."""
+    """`POST /predict`, `POST /models/NAME/predict` and `POST /invocations`: classifies pictures."""
     service: Service = request.state.service
+    served = find_model(request)
     # Check the query string before reading the body.
-    top_k = _top_k(request, classes=len(service.model.names))
+    top_k = _top_k(request, classes=len(served.model.names))
     heatmap = _heatmap(request)
 
-    async with _body(request) as (place, content):
+    async with _body(request, served) as (place, content):
         query = NativeQuery(
             content_type=request.headers.get("content-type", ""),
             body=content,
@@ -35,38 +36,37 @@ async def predict(request: Request) -> Response:
             heatmap=heatmap,
             limits=service.settings,
         )
-        return await _answer(request, place, query)
+        return await _answer(request, served, place, query)
 
 
 async def infer(request: Request) -> Response:
     """`POST /v2/models/NAME/infer`: classifies pictures in the Open Inference Protocol."""
     service: Service = request.state.service
-    check_model(request)
+    served = find_model(request)
     json_size = request.headers.get("inference-header-content-length")
-    async with _body(request) as (place, content):
+    async with _body(request, served) as (place, content):
         encoding = body.encoding_of(request)
         query = InferQuery(body=content, encoding=encoding, json_size=json_size, limits=service.settings)
-        return await _answer(request, place, query)
+        return await _answer(request, served, place, query)
 
 
 @asynccontextmanager
-async def _body(request: Request) -> AsyncIterator[tuple[Place, bytes]]:
-    """Reads the body, and keeps a place in the queue for the request until the end of the block."""
+async def _body(request: Request, served: ServedModel) -> AsyncIterator[tuple[Place, bytes]]:
+    """Reads the body, and keeps a place in the model's queue for the request until the end of the block."""
     service: Service = request.state.service
     client = client_of(request.scope)
-    with service.admission.place(client, service.workers.expected_wait(client)) as place:
+    with served.places.place(client, served.workers.expected_wait(client)) as place:
         content = await body.read(request, place, service.settings)
-        place.enter(service.workers.expected_wait(client))
+        place.enter(served.workers.expected_wait(client))
         yield place, content
 
 
-async def _answer(request: Request, place: Place, query: Query) -> Response:
+async def _answer(request: Request, served: ServedModel, place: Place, query: Query) -> Response:
     """Waits for the workers, or until the client disconnects."""
-    service: Service = request.state.service
     # The body has been read, so the next message is the client's disconnect.
     gone = asyncio.ensure_future(request.receive())
     try:
-        answer = await service.workers.answer(query, gone, place)
+        answer = await served.workers.answer(query, gone, place)
     finally:
         gone.cancel()
     return Response(answer.body, headers=dict(answer.headers))

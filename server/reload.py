@@ -1,4 +1,4 @@
-"""Hot reload: serves a new model file without a restart."""
+"""Hot reload: serves new model files without a restart."""
 
 import asyncio
 import logging
@@ -6,9 +6,9 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from server import files, integrity, model
+from server import files, integrity, service
 from server.errors import StartError
-from server.service import Service
+from server.service import ServedModel, Service
 
 _log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ def on_sighup(wake: asyncio.Event) -> Iterator[None]:
     loop = asyncio.get_running_loop()
 
     def check() -> None:
-        _log.info("SIGHUP: checking whether the model file has changed")
+        _log.info("SIGHUP: checking whether the model files have changed")
         wake.set()
 
     previous = signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(check))
@@ -35,52 +35,67 @@ def on_sighup(wake: asyncio.Event) -> Iterator[None]:
         signal.signal(signal.SIGHUP, previous)
 
 
-async def watch(service: Service, wake: asyncio.Event) -> None:
-    """Checks the model file; a new one that loads, verifies and runs replaces the old one.
+async def watch(running: Service, wake: asyncio.Event) -> None:
+    """Checks the model files, one after the other; a new one that loads, verifies and runs replaces the old one.
 
     Args:
-      service: the running server, whose settings say how often to check.
+      running: the running server, whose settings say how often to check.
       wake: set by others to check now.
     """
-    # Start from the signature of the file that was loaded: the file may have been replaced since.
-    path, seen, is_served = service.model.path, service.model.signature, True
-    seen_beside: list[files.Signature | None] = []
+    watched = [_Watched(served) for served in running.models.values()]
     while True:
         with suppress(TimeoutError):
-            async with asyncio.timeout(service.settings.reload_seconds or None):
+            async with asyncio.timeout(running.settings.reload_seconds or None):
                 await wake.wait()
         wake.clear()
-        found = files.signature_of(path)
-        beside = [files.signature_of(name) for name in (integrity.description_of(path), integrity.example_of(path))]
+        for file in watched:
+            if file.has_changed():
+                file.is_served = await _load(running, file.served)
+
+
+class _Watched:
+    """A model file, and what was last seen of it.
+
+    Attributes:
+      served: the model.
+      is_served: whether the file as last seen is what is served.
+    """
+
+    def __init__(self, served: ServedModel) -> None:
+        self.served = served
+        self.is_served = True
+        self._path = served.model.path
+        # Start from the signature of the file that was loaded: the file may have been replaced since.
+        self._seen: files.Signature | None = served.model.signature
+        self._seen_beside: list[files.Signature | None] = []
+
+    def has_changed(self) -> bool:
+        """Whether there is a new file; each is reported only once, or again when its description has changed."""
+        if self.is_served:
+            self._seen = self.served.model.signature
+        found = files.signature_of(self._path)
+        described = integrity.description_of(self._path), integrity.example_of(self._path)
+        beside = [files.signature_of(path) for path in described]
         # A missing file is being replaced, or was removed: either way there is no new model yet.
-        if found is None or (found == seen and (is_served or beside == seen_beside)):
-            continue
-        # Remember an invalid file too, so that it is reported only once, or again when its description has changed.
-        seen, seen_beside = found, beside
-        is_served = await _load(service)
-        service.has_rejected = not is_served
-        if is_served:
-            seen = service.model.signature
+        if found is None or (found == self._seen and (self.is_served or beside == self._seen_beside)):
+            return False
+        self._seen, self._seen_beside = found, beside
+        return True
 
 
-async def _load(service: Service) -> bool:
-    """Loads the file, and returns whether it is served now. No failure ends the watch."""
-    chosen = service.settings
+async def _load(running: Service, served: ServedModel) -> bool:
+    """Loads a file, and returns whether it is served now. No failure ends the watch."""
     try:
-        new = await asyncio.to_thread(
-            model.load,
-            service.model.path,
-            sha256=chosen.model.sha256,
-            max_batch=chosen.max_batch,
-            threads=chosen.threads,
-        )
-        service.serve(new)
+        new = await asyncio.to_thread(service.load, served.name, served.model.path, running.settings)
+        running.serve(new)
     except Exception as error:
-        service.metrics.reloads.labels("failed").inc()
+        served.metrics.count_reload("failed")
+        served.has_rejected = True
         # A StartError explains itself; anything else needs its traceback.
         unexpected = None if isinstance(error, StartError) else error
         _log.error("new model file rejected, still serving the old one: %s", error, exc_info=unexpected)
         return False
-    service.metrics.reloads.labels("succeeded").inc()
-    _log.info("serving a new model file: sha256 %s", new.digest)
+    served.metrics.count_reload("succeeded")
+    served.has_rejected = False
+    _log.info("serving a new file of %s: sha256 %s", served.name, new.digest)
     return True

@@ -20,6 +20,7 @@ def _model_routes(path: str) -> list[BaseRoute]:
 # The router tries the routes in this order, so the most frequent come first.
 ROUTES: list[BaseRoute] = [
     Route("/predict", predictions.predict, methods=["POST"]),
+    Route("/models/{name}/predict", predictions.predict, methods=["POST"]),
     Route("/invocations", predictions.predict, methods=["POST"]),
     # Health
     OpenRoute("/healthz", info.healthz),

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from server import cpus, files
+from server import cpus, files, provider
 from server.errors import StartError
-from server.source import Source
+from server.source import Source, parse_models
 
 _SHIPPED_MODEL = Path(__file__).parent / "models" / "tiny_imagenet.onnx"
 
@@ -71,19 +71,25 @@ def _cache_folder() -> Path:
 class Settings:
     """The settings. Each is read from the variable named `JAXCNN_` and the field's name in capitals."""
 
-    model: Source = field(default=Source(path=_SHIPPED_MODEL), metadata={"parse": Source.parse})
-    """The ONNX file to serve: a path, or a URL with a checksum. Its name without the suffix is the model's name in the
-    Open Inference Protocol."""
+    model: dict[str, Source] = field(
+        default_factory=lambda: {_SHIPPED_MODEL.stem: Source(path=_SHIPPED_MODEL)}, metadata={"parse": parse_models}
+    )
+    """The ONNX files to serve, paths or URLs with a checksum, by the names of their models."""
+    default_model: str = field(default="", metadata={"parse": str})
+    """Name of the model that answers requests which name none; empty for the first."""
+    execution_provider: str = field(default=provider.CPU, metadata={"parse": provider.parse})
+    """What onnxruntime computes with: a name in `provider.PROVIDERS`."""
     cache: Path = field(default_factory=_cache_folder, metadata={"parse": Path})
     """The folder that keeps remote model files."""
     reload_seconds: int = _integer(0, low=0, high=86_400)
     """Interval for checking whether the model file has changed, to serve the new one; 0 never checks."""
     threads: int = _integer(cpus.available, low=1, high=256)
-    """Worker threads, each of which runs one batch at a time, and cores that a single run may use."""
+    """Worker threads, each of which runs one batch at a time, and cores that a single run may use. Several models
+    divide the threads; see `threads_per_model`."""
     max_batch: int = _integer(4, low=1, high=64)
     """Most pictures per model run. A batch takes what is already queued; no request waits for others to fill it."""
     max_requests: int = _integer(64, low=1, high=100_000)
-    """Most requests with a complete body, queued or running; further ones get 503."""
+    """Most requests to one model with a complete body, queued or running; further ones get 503."""
     max_body_bytes: int = _integer(10 * 2**20, low=1024, high=2**31)
     """Largest request body."""
     max_buffer_bytes: int = _integer(64 * 2**20, low=1024, high=2**40)
@@ -118,6 +124,11 @@ class Settings:
     onnxruntime_web: Path | None = field(default=None, metadata={"parse": Path})
     """The `dist` folder of the npm package onnxruntime-web, with which the demo page can run the model in the
     browser."""
+
+    @property
+    def threads_per_model(self) -> int:
+        """Worker threads of each model: its part of `threads`, but two if there are two, which large pictures need."""
+        return max(min(2, self.threads), self.threads // len(self.model))
 
 
 def from_environment(environment: Mapping[str, str]) -> Settings:
@@ -164,6 +175,11 @@ def _check_shipped_model() -> None:
 
 
 def _check_consistent(chosen: Settings) -> None:
+    if chosen.default_model and chosen.default_model not in chosen.model:
+        raise StartError(
+            f"JAXCNN_DEFAULT_MODEL is {chosen.default_model!r}, which is not a model of JAXCNN_MODEL: set it to one of"
+            f" {', '.join(chosen.model)}, or unset it for the first."
+        )
     if chosen.max_buffer_bytes < chosen.max_body_bytes:
         raise StartError(
             f"JAXCNN_MAX_BUFFER_BYTES ({chosen.max_buffer_bytes}) is less than JAXCNN_MAX_BODY_BYTES"

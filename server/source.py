@@ -1,8 +1,10 @@
-"""Where the model file is: JAXCNN_MODEL names a local file, or a remote one with its checksum."""
+"""Where the model files are: JAXCNN_MODEL names local files, or remote ones with their checksums."""
 
+import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from urllib.parse import SplitResult, unquote, urlsplit
 
 _SHA256 = re.compile(r"sha256=([0-9a-f]{64})")
@@ -16,6 +18,44 @@ _FORMS = {
 }
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):")
+
+_NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*)=(.+)")
+
+
+def parse_models(text: str) -> dict[str, "Source"]:
+    """Parses JAXCNN_MODEL: files, folders of ONNX files, or NAME=FILE, separated by commas.
+
+    A file that exists may have commas and equals signs in its path.
+
+    Returns:
+      The sources by the names of the models: by default a file's name without its suffix.
+
+    Raises:
+      ValueError: the text is invalid, or two models have one name; the message ends a sentence that begins with "set it
+        to".
+    """
+    sources: dict[str, Source] = {}
+    for item in [text] if os.path.isfile(text) else text.split(","):
+        for name, source in _parse_item(item.strip()):
+            if name in sources:
+                raise ValueError(f"files of different names, or NAME=FILE where names are the same: two are {name!r}")
+            sources[name] = source
+    return sources
+
+
+def _parse_item(item: str) -> Iterator[tuple[str, "Source"]]:
+    """Yields the name and the source of a file, or of every ONNX file in a folder."""
+    if not item:
+        raise ValueError("one or more files, separated by commas")
+    named = None if os.path.exists(item) else _NAMED.fullmatch(item)
+    if named is None and os.path.isdir(item):
+        paths = sorted(path for path in Path(item).glob("*.onnx") if path.is_file())
+        if not paths:
+            raise ValueError(f"a folder that has files ending in .onnx: {item!r} has none that can be seen")
+        yield from ((path.stem, Source(path=path)) for path in paths)
+        return
+    source = Source.parse(named[2] if named else item)
+    yield (named[1] if named else PurePath(source.name).stem), source
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from starlette.requests import ClientDisconnect
 
 from server import errors
 from server.admission import Place
+from server.decode_memory import DecodeMemory
 from server.fair_queue import FairQueue
-from server.metrics import Metrics
+from server.metrics import ModelMetrics
 from server.model import Model
 from server.picture import Cost
 from server.protocols import AbandonedError, Answer, Decoded, Outputs, Query
@@ -87,6 +88,18 @@ class _Lane:
         before = self.queue.count_before(client) + len(self.running)
         return (before + 1) * self.seconds_per_job / self.threads if before else 0.0
 
+    def may_start(self) -> bool:
+        """Whether there is a job and a thread for it."""
+        return bool(self.queue) and len(self.running) < self.threads
+
+    def waits_since(self) -> float:
+        """Returns when the next job was queued."""
+        return self.queue.first().queued_at
+
+    def bytes_needed(self) -> int:
+        """Returns the memory that decoding the pictures of the next job takes, if it is a heavy one."""
+        return _bytes(self.queue.first())
+
     def finish(self, batch: list[Job], seconds: float) -> None:
         """Removes a batch that took so long."""
         self.running = [job for job in self.running if job not in batch]
@@ -95,35 +108,36 @@ class _Lane:
 
 
 class Workers:
-    """A pool of threads that answer queued queries in small batches.
+    """A pool of threads that answer queued queries to one model in small batches.
 
     Every query begins in the light lane. One whose headers say that its pictures cost much moves to the heavy lane,
-    which never has all threads, nor more than its memory: light queries pass by.
+    which never has all threads, nor more memory than there is for all models: light queries pass by.
 
     Attributes:
       model: the model that the next batch runs on; may be replaced at any time.
     """
 
-    def __init__(self, model: Model, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, model: Model, settings: Settings, metrics: ModelMetrics, memory: DecodeMemory) -> None:
         self.model = model
         self._settings = settings
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
-        self._light = _Lane(settings.threads)
-        self._heavy = _Lane(max(1, settings.threads - 1))
-        self._free_bytes = settings.max_decode_bytes
+        threads = settings.threads_per_model
+        self._light = _Lane(threads)
+        self._heavy = _Lane(max(1, threads - 1))
+        self._memory = memory
         self._was_heavy = False
-        self._changed = threading.Condition()
+        self._changed = memory.join(self._heavy)
         self._is_closed = False
-        for i in range(settings.threads):
+        for i in range(threads):
             # Daemon threads, so that the process does not end later for a picture that nobody waits for.
             thread = threading.Thread(target=self._work, name=f"worker_{i}", daemon=True)
             try:
                 thread.start()
             except RuntimeError:
                 raise errors.StartError(
-                    f"The system starts only {i} of the {settings.threads} threads of JAXCNN_THREADS: lower it, or"
-                    " raise the limit of processes (the container's, or `ulimit -u`)."
+                    f"The system starts only {i} of the {threads} threads of JAXCNN_THREADS for {model.name}: lower it,"
+                    " or raise the limit of processes (the container's, or `ulimit -u`)."
                 ) from None
 
     def close(self) -> None:
@@ -182,7 +196,7 @@ class Workers:
             del job
 
     def _shed(self, wait: float) -> HTTPException:
-        self._metrics.shed.labels("deadline").inc()
+        self._metrics.shed("deadline")
         return errors.busy(wait)
 
     def _count_queued(self) -> None:
@@ -224,7 +238,7 @@ class Workers:
         with self._changed:
             lane.finish(batch, time.monotonic() - start)
             if lane is self._heavy:
-                self._free_bytes += _bytes(batch[0])
+                self._memory.give_back(_bytes(batch[0]))
             # Move the jobs that turned out to be heavy; those have no result yet.
             done = [
                 (job, self._defer(job) if isinstance(result, _HeavyError) else result)
@@ -251,10 +265,10 @@ class Workers:
         with self._changed:
             while True:
                 # Neither lane waits for more than one batch of the other.
-                may_be_heavy = self._may_take_heavy()
+                may_be_heavy = self._memory.may_take(self._heavy)
                 if may_be_heavy and not (self._was_heavy and self._light.queue):
                     lane, batch = self._heavy, [self._heavy.queue.pop()]
-                    self._free_bytes -= _bytes(batch[0])
+                    self._memory.take(_bytes(batch[0]))
                     break
                 if self._light.queue or (self._is_closed and not self._heavy.queue):
                     lane, batch = self._light, self._pick()
@@ -265,15 +279,10 @@ class Workers:
             self._count_queued()
             return lane, batch
 
-    def _may_take_heavy(self) -> bool:
-        """Whether the heavy lane has a job, a thread and enough memory."""
-        lane = self._heavy
-        return bool(lane.queue) and len(lane.running) < lane.threads and _bytes(lane.queue.first()) <= self._free_bytes
-
     def _pick(self) -> list[Job]:
         """Removes the next batch from the light lane: a large job alone, or this thread's share of small ones."""
         queue = self._light.queue
-        share = min(math.ceil(len(queue) / self._settings.threads), self._settings.max_batch)
+        share = min(math.ceil(len(queue) / self._light.threads), self._settings.max_batch)
         batch: list[Job] = []
         while len(batch) < share:
             is_small = queue.first().query.size <= _SMALL_BYTES

@@ -30,7 +30,7 @@ def test_schemathesis_finds_no_failure(server, tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-    assert "Tested: 21" in done.stdout
+    assert "Tested: 22" in done.stdout
 
 
 @pytest.mark.slow

@@ -96,7 +96,7 @@ def test_bodies_that_trickle_make_room_for_others(serve, model_path):
         assert post(server.client, PICTURE + bytes(80_000)).status_code == 200
         refused = [connection for connection in slow if is_refused(connection)]
         assert len(refused) == 1
-        assert 'jaxcnn_shed_total{reason="evicted"} 1.0' in server.client.get("/metrics").text
+        assert 'jaxcnn_shed_total{model="colours",reason="evicted"} 1.0' in server.client.get("/metrics").text
 
 
 def is_refused(connection: socket.socket) -> bool:

@@ -18,7 +18,7 @@ from server.settings import Settings
 
 
 class Site:
-    """The part of `Service` that the page's endpoints use, and a client."""
+    """The part of `Service` and of its default model that the page's endpoints use, and a client."""
 
     def __init__(self, path, reload_seconds=0):
         self.path = path
@@ -26,6 +26,7 @@ class Site:
         self.model = model.load(path, max_batch=2, threads=1)
         self.admission = Admission(Settings(), Metrics())
         self.file_digest = self.model.signature, self.model.digest
+        self.default = self
 
     def ask(self, endpoint=demo.model_file, *, query=None, method="GET", between=lambda: None, **parameters):
         """Returns status, content, and whether it is complete; `between` runs after the headers are decided."""

@@ -22,11 +22,22 @@ import pytest
 from export.seal import seal
 from server.app import create_app
 from server.errors import StartError
-from tests.server.wire import YELLOW, ask_until_unready, encode, error, head, log_lines, post, read_answer, text
+from tests.server.wire import (
+    YELLOW,
+    ask_until_unready,
+    encode,
+    error,
+    head,
+    log_lines,
+    post,
+    read_answer,
+    text,
+    wait_until,
+)
 
 ROOT = Path(__file__).parents[2]
 PICTURE = encode((250, 0, 0))
-ENCODED = 'jaxcnn_stage_duration_seconds_count{stage="encode"}'
+ENCODED = 'jaxcnn_stage_duration_seconds_count{model="slow",stage="encode"}'
 
 
 @pytest.fixture(scope="session")
@@ -77,13 +88,6 @@ def metric(client: httpx.Client, line: str) -> float:
     return float(found[1]) if found else 0.0
 
 
-def wait_until(condition) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_a_passed_deadline_is_504(serve_slowly):
     with serve_slowly(JAXCNN_DEADLINE_MS="200") as server:
         post(
@@ -107,7 +111,7 @@ def test_a_request_that_would_miss_its_deadline_is_503_at_once(serve_slowly):
         refused = [(seconds, int(retry)) for status, seconds, retry in answers if status == 503]
         assert all(seconds < 1 and retry >= 1 for seconds, retry in refused)
         assert sum(status == 200 for status, _, _ in answers) >= 3
-        assert metric(server.client, 'jaxcnn_shed_total{reason="deadline"}') == len(refused) >= 3
+        assert metric(server.client, 'jaxcnn_shed_total{model="slow",reason="deadline"}') == len(refused) >= 3
 
 
 HOSTILE = encode((250, 0, 0), "WEBP", (5000, 5000))
@@ -121,7 +125,7 @@ def test_abandoned_work_stops(serve, model_path):
         start = time.monotonic()
         wait_until(lambda: post(server.client, PICTURE).status_code == 200)
         assert time.monotonic() - start < 8  # All 32 take half a minute.
-        assert metric(server.client, "jaxcnn_batch_size_count") == 1
+        assert metric(server.client, 'jaxcnn_batch_size_count{model="colours"}') == 1
 
 
 def test_a_shutdown_does_not_wait_for_abandoned_work(serve, model_path):
@@ -156,10 +160,10 @@ def test_a_client_that_disconnects_leaves_the_queue(serve_slowly):
         wait_until(lambda: metric(server.client, "http_requests_in_progress") == 2)  # The slow request, and this one.
         with socket.create_connection(("127.0.0.1", server.port)) as gone:
             gone.sendall(head(f"Content-Length: {len(PICTURE)}") + PICTURE)
-            wait_until(lambda: metric(server.client, "jaxcnn_queue_depth") == 1)
+            wait_until(lambda: metric(server.client, 'jaxcnn_queue_depth{model="slow"}') == 1)
         last = threads.submit(timed_post, server.port)
         assert (first.result()[0], last.result()[0]) == (200, 200)
-        assert metric(server.client, "jaxcnn_queue_wait_seconds_count") == 2
+        assert metric(server.client, 'jaxcnn_queue_wait_seconds_count{model="slow"}') == 2
         log_lines(server, status=499)
         assert not [line for line in log_lines(server) if line["level"] == "error"]
 
@@ -167,7 +171,7 @@ def test_a_client_that_disconnects_leaves_the_queue(serve_slowly):
 def test_health_checks_respond_while_all_threads_work(serve_slowly):
     with serve_slowly(JAXCNN_DEADLINE_MS="60000") as server, ThreadPoolExecutor(4) as threads:
         answers = [threads.submit(timed_post, server.port) for _ in range(4)]
-        wait_until(lambda: metric(server.client, "jaxcnn_queue_depth") >= 2)
+        wait_until(lambda: metric(server.client, 'jaxcnn_queue_depth{model="slow"}') >= 2)
         for path in ("/healthz", "/readyz", "/ping", "/v2/health/ready"):
             start = time.monotonic()
             assert server.client.get(path).status_code == 200
@@ -199,7 +203,7 @@ def test_bodies_share_a_bounded_memory(serve, model_path):
             assert read_answer(slow)[0] == 200
         wait_until(lambda: is_refused_beside_chunks(server, picture))
         wait_until(lambda: post(server.client, picture).status_code == 200)
-        assert metric(server.client, 'jaxcnn_shed_total{reason="bytes"}') >= 2
+        assert metric(server.client, 'jaxcnn_shed_total{model="colours",reason="bytes"}') >= 2
 
 
 def test_declared_bodies_take_no_memory(serve, model_path):

@@ -17,25 +17,16 @@ import httpx
 import openapi_spec_validator
 import pytest
 from jsonschema import Draft202012Validator
-from prometheus_client.parser import text_string_to_metric_families
 
 from server import openapi
 from server.middleware.auth import OpenRoute, open_paths
 from server.model import load
 from server.routes import ROUTES
 from server.settings import Settings
-from tests.server.wire import COLOURS, YELLOW, encode, error, log_lines, post, text
+from tests.server.wire import COLOURS, YELLOW, encode, error, log_lines, post, samples, text
 
 ROOT = Path(__file__).parents[2]
 PICTURE = encode(COLOURS["red"])
-
-
-def samples(client: httpx.Client) -> dict[tuple[str, ...], float]:
-    """Returns all samples of /metrics by name and label values."""
-    response = client.get("/metrics")
-    assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
-    families = text_string_to_metric_families(response.text)
-    return {(item.name, *item.labels.values()): item.value for family in families for item in family.samples}
 
 
 # Metrics
@@ -72,18 +63,20 @@ def test_the_stages_of_a_request_are_measured(client):
     assert client.post("/predict", json={"images": pictures}).status_code == 200
     after = samples(client)
     for stage in ("decode", "inference", "encode"):
-        key = ("jaxcnn_stage_duration_seconds_count", stage)
+        key = ("jaxcnn_stage_duration_seconds_count", "colours", stage)
         assert after[key] == before[key] + 1
-    assert after["jaxcnn_batch_size_sum",] == before["jaxcnn_batch_size_sum",] + 3
-    assert after["jaxcnn_queue_wait_seconds_count",] == before["jaxcnn_queue_wait_seconds_count",] + 1
-    assert after["jaxcnn_queue_depth",] == 0
+    assert after["jaxcnn_batch_size_sum", "colours"] == before["jaxcnn_batch_size_sum", "colours"] + 3
+    assert (
+        after["jaxcnn_queue_wait_seconds_count", "colours"] == before["jaxcnn_queue_wait_seconds_count", "colours"] + 1
+    )
+    assert after["jaxcnn_queue_depth", "colours"] == 0
     assert after["http_requests_in_progress",] == 1  # This request.
-    assert {key[1] for key in after if key[0] == "jaxcnn_shed_total"} == {
-        "requests",
-        "bytes",
-        "downloads",
-        "deadline",
-        "evicted",
+    assert {key[1:] for key in after if key[0] == "jaxcnn_shed_total"} == {
+        ("colours", "requests"),
+        ("colours", "bytes"),
+        ("", "downloads"),
+        ("colours", "deadline"),
+        ("colours", "evicted"),
     }
     assert after["process_resident_memory_bytes",] > 1e7
 
@@ -156,6 +149,7 @@ def test_the_openapi_document_is_valid_and_complete(client):
     openapi_spec_validator.validate(document)
     assert set(document["paths"]) == {
         "/predict",
+        "/models/{name}/predict",
         "/invocations",
         "/ping",
         "/healthz",
@@ -187,7 +181,7 @@ def test_the_openapi_document_describes_the_accepted_forms(client, names):
 def test_the_openapi_document_bounds_top_k(model_path, count, expected):
     model = load(model_path, max_batch=1, threads=1)
     fewer = dataclasses.replace(model, names=model.names[:count])
-    document = openapi.document(fewer, Settings(model=model_path), open_paths=frozenset())
+    document = openapi.document([fewer], fewer, Settings(), open_paths=frozenset())
     top_k = document["paths"]["/predict"]["post"]["parameters"][0]
     assert top_k["schema"] == {"type": "integer", "minimum": 1, "maximum": count, "default": expected}
 
@@ -399,8 +393,8 @@ def test_a_new_model_is_served_under_load_and_a_damaged_one_is_not(serve, models
                 thread.join()
         assert failed == []
         found = samples(server.client)
-        assert found["jaxcnn_model_reloads_total", "succeeded"] == 2
-        assert found["jaxcnn_model_reloads_total", "failed"] == 1
+        assert found["jaxcnn_model_reloads_total", "served", "succeeded"] == 2
+        assert found["jaxcnn_model_reloads_total", "served", "failed"] == 1
         assert sum(key[0] == "jaxcnn_model_info" for key in found) == 1
 
 

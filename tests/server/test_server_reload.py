@@ -5,29 +5,31 @@ import contextlib
 import hashlib
 import json
 import shutil
-from types import SimpleNamespace
 
 import pytest
 
 from server import model, reload
-from server.metrics import Metrics
+from server.metrics import Metrics, ModelMetrics
+from server.settings import Settings
 from server.source import Source
 
 
 class Service:
-    """The part of `Service` that `reload.watch` uses."""
+    """The part of `Service` that `reload.watch` uses, and of its one model."""
 
     def __init__(self, path):
-        self.settings = SimpleNamespace(model=Source(path=path), max_batch=2, threads=1, reload_seconds=0.01)
-        self.metrics = Metrics()
+        self.settings = Settings(model={"served": Source(path=path)}, max_batch=2, threads=1, reload_seconds=0.01)
+        self.metrics = ModelMetrics(Metrics(), "served")
         self.has_rejected = False
+        self.name = "served"
         self.model = model.load(path, max_batch=2, threads=1)
+        self.models = {self.name: self}
 
     def serve(self, new):
         self.model = new
 
     def reloads(self, result):
-        return self.metrics.reloads.labels(result)._value.get()
+        return self.metrics._reloads[result]._value.get()
 
 
 @pytest.fixture
@@ -144,7 +146,7 @@ def test_a_description_that_comes_after_its_file_is_read(service, other):
 
 
 def test_a_pinned_file_is_not_replaced_by_another(service, other, caplog):
-    service.settings.model = Source(path=service.model.path, sha256=service.model.digest)
+    service.settings.model["served"] = Source(path=service.model.path, sha256=service.model.digest)
     other.replace(service.model.path)
     watch_until(service, lambda: service.reloads("failed") == 1)
     assert f"but JAXCNN_MODEL says {service.model.digest}" in caplog.text

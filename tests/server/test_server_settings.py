@@ -12,7 +12,7 @@ MODEL = {"JAXCNN_MODEL": "model.onnx"}
 
 def test_defaults_where_nothing_is_set():
     chosen = settings.from_environment(MODEL)
-    assert str(chosen.model) == "model.onnx"
+    assert {name: str(source) for name, source in chosen.model.items()} == {"model": "model.onnx"}
     assert (chosen.threads, chosen.max_body_bytes, chosen.max_pixels) == (cpus.available(), 10 * 2**20, 25_000_000)
 
 

@@ -12,10 +12,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from server import model, settings
-from server.admission import Admission, Place
+from server.admission import Admission, Place, Places
+from server.decode_memory import DecodeMemory
 from server.errors import StartError
 from server.fair_queue import FairQueue
-from server.metrics import Metrics
+from server.metrics import Metrics, ModelMetrics
 from server.picture import Cost
 from server.protocols import Answer, Decoded, Work
 from server.workers import Job, Workers
@@ -59,12 +60,31 @@ class HeldUp:
         return [np.ones((len(inputs["image"]), 5), np.float32)]
 
 
+def make_workers(loaded: model.Model, chosen: settings.Settings, memory: DecodeMemory | None = None) -> Workers:
+    """Starts workers with metrics of their own, which `render` shows."""
+    metrics = Metrics()
+    workers = Workers(
+        loaded, chosen, ModelMetrics(metrics, loaded.name), memory or DecodeMemory(chosen.max_decode_bytes)
+    )
+    workers.all_metrics = metrics
+    return workers
+
+
+def render(workers: Workers) -> str:
+    return workers.all_metrics.render().decode()
+
+
+def make_places(workers: Workers, **changes: object) -> Places:
+    chosen = dataclasses.replace(workers._settings, **changes)
+    return Places(Admission(chosen, workers.all_metrics), chosen, workers._metrics)
+
+
 def run(test: Callable, model_path, **changes: object) -> None:
     """Runs a coroutine function with a pool of workers."""
 
     async def main() -> None:
         chosen = settings.Settings(**{"threads": 1, "max_batch": 4, "deadline_ms": 20_000, **changes})
-        workers = Workers(model.load(model_path, max_batch=4, threads=1), chosen, Metrics())
+        workers = make_workers(model.load(model_path, max_batch=4, threads=1), chosen)
         try:
             await test(workers)
         finally:
@@ -80,19 +100,21 @@ def test_threads_that_the_system_does_not_start_are_a_start_error(model_path, mo
     async def main():
         monkeypatch.setattr(threading.Thread, "start", refuse)
         try:
-            Workers(loaded, settings.Settings(threads=64), Metrics())
+            make_workers(loaded, settings.Settings(threads=64))
         finally:
             monkeypatch.undo()
 
     loaded = model.load(model_path, max_batch=4, threads=1)
-    with pytest.raises(StartError, match=r"^The system starts only 0 of the 64 threads of JAXCNN_THREADS: lower it"):
+    with pytest.raises(
+        StartError, match=r"^The system starts only 0 of the 64 threads of JAXCNN_THREADS for colours: lower it"
+    ):
         asyncio.run(main())
 
 
 def start(workers: Workers, query: Ask, client: str = "") -> tuple[asyncio.Task, asyncio.Future]:
     """Starts a query. Returns its task, and the future to set when the client disconnects."""
     gone = asyncio.get_running_loop().create_future()
-    place = Place(Admission(workers._settings, workers._metrics), client)
+    place = Place(make_places(workers), client)
     return asyncio.create_task(workers.answer(query, gone, place)), gone
 
 
@@ -117,9 +139,9 @@ def test_queued_queries_share_a_batch_and_get_their_own_answers(model_path):
         go.set()
         assert [answer.body.decode() for answer in await asyncio.gather(*tasks)] == [*colours]
         await first
-        text = workers._metrics.render().decode()
-        assert 'jaxcnn_batch_size_bucket{le="2.0"} 1.0' in text
-        assert 'jaxcnn_batch_size_bucket{le="4.0"} 2.0' in text
+        text = render(workers)
+        assert 'jaxcnn_batch_size_bucket{le="2.0",model="colours"} 1.0' in text
+        assert 'jaxcnn_batch_size_bucket{le="4.0",model="colours"} 2.0' in text
 
     run(test, model_path)
 
@@ -135,9 +157,10 @@ def test_a_batch_of_many_pictures_is_run_in_chunks(model_path):
         go.set()
         assert [answer.body for answer in await asyncio.gather(*tasks)] == [b"blue blue blue", b"green green green"]
         await first
-        text = workers._metrics.render().decode()
-        for line in ('bucket{le="1.0"} 1.0', 'bucket{le="2.0"} 2.0', 'bucket{le="4.0"} 3.0', "sum 7.0"):
-            assert f"jaxcnn_batch_size_{line}" in text
+        text = render(workers)
+        for limit, count in (("1.0", "1.0"), ("2.0", "2.0"), ("4.0", "3.0")):
+            assert f'jaxcnn_batch_size_bucket{{le="{limit}",model="colours"}} {count}' in text
+        assert 'jaxcnn_batch_size_sum{model="colours"} 7.0' in text
 
     run(test, model_path)
 
@@ -298,7 +321,7 @@ def test_an_abandoned_query_is_not_run(model_path):
         go.set()
         answer = await start(workers, Ask((0, 0, 250)))[0]
         assert answer.body == b"blue"
-        assert "jaxcnn_batch_size_count 1.0" in workers._metrics.render().decode()
+        assert 'jaxcnn_batch_size_count{model="colours"} 1.0' in render(workers)
 
     run(test, model_path, deadline_ms=500)
 
@@ -414,7 +437,7 @@ def test_a_query_certain_to_miss_its_deadline_is_refused(model_path):
         await asyncio.sleep(0)
         go.set()
         await asyncio.gather(first, second)
-        assert 'jaxcnn_shed_total{reason="deadline"} 1.0' in workers._metrics.render().decode()
+        assert 'jaxcnn_shed_total{model="colours",reason="deadline"} 1.0' in render(workers)
 
     run(test, model_path)
 
@@ -530,11 +553,11 @@ def test_a_heavy_query_that_would_miss_its_deadline_is_503(model_path):
 
 def test_a_queued_query_gives_way_to_a_client_with_none(model_path):
     async def test(workers):
-        admission = Admission(dataclasses.replace(workers._settings, max_requests=3), workers._metrics)
+        places = make_places(workers, max_requests=3)
         go, first = await hold_up(workers)
 
         async def ask(client: str) -> bytes:
-            with admission.place(client, 0) as place:
+            with places.place(client, 0) as place:
                 place.enter(0)
                 return (await workers.answer(Ask(), asyncio.get_running_loop().create_future(), place)).body
 
@@ -576,3 +599,58 @@ def test_a_heavy_query_waits_in_the_queue_once(model_path):
         assert workers._metrics.statistics()["batch"] == (1, 1)
 
     run(test, model_path, threads=2)
+
+
+# Two models
+
+
+def run_two(test, model_path, **changes):
+    """Runs a coroutine function with two models' workers, which share the memory for decoding."""
+
+    async def main():
+        chosen = settings.Settings(**{"threads": 3, "deadline_ms": 20_000, **changes})
+        memory, loaded = DecodeMemory(chosen.max_decode_bytes), model.load(model_path, max_batch=4, threads=1)
+        pair = [make_workers(loaded, chosen, memory) for _ in range(2)]
+        try:
+            await test(*pair)
+        finally:
+            for workers in pair:
+                await asyncio.to_thread(workers.close)
+
+    asyncio.run(main())
+
+
+def test_large_pictures_of_all_models_share_the_memory(model_path):
+    async def test(one, other):
+        first, second = Costly(go=threading.Event()), Costly(go=threading.Event())
+        tasks = [start(one, first)[0]]
+        await until(first.begun)
+        tasks.append(start(other, second)[0])
+        assert (await start(other, Ask((0, 250, 0)))[0]).body == b"green"
+        assert not second.begun.is_set()
+        first.go.set()
+        await until(second.begun)
+        second.go.set()
+        await asyncio.gather(*tasks)
+
+    run_two(test, model_path, max_decode_bytes=500_000_000)
+
+
+def test_a_picture_that_needs_all_memory_is_not_passed_by_for_ever(model_path):
+    async def test(one, other):
+        order = []
+        held = Costly(go=threading.Event())
+        tasks = [start(one, held)[0]]
+        await until(held.begun)
+        largest = Costly(cost=Cost(pixels=50_000_000, bytes=700_000_000))
+        for name, workers, query in [("largest", other, largest), *(("small", one, Costly()) for _ in range(3))]:
+            task, _ = start(workers, query)
+            task.add_done_callback(lambda _, name=name: order.append(name))
+            tasks.append(task)
+            await asyncio.sleep(0.1)
+        assert order == []  # The small ones have room, but came later.
+        held.go.set()
+        await asyncio.gather(*tasks)
+        assert order[0] == "largest"
+
+    run_two(test, model_path, max_decode_bytes=700_000_000)

@@ -9,6 +9,7 @@ from io import BytesIO
 
 import httpx
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 
 COLOURS = {"red": (250, 0, 0), "green": (0, 250, 0), "blue": (0, 0, 250), "white": (240, 240, 240), "black": (0, 0, 0)}
 YELLOW = (255, 255, 0)  # For this the model computes NaN.
@@ -68,3 +69,18 @@ def ask_until_unready(port: int, lost: list[Exception]) -> None:
                     assert post(client, encode(COLOURS[colour])).json()["predicted_class"] == colour
         except Exception as failure:
             lost.append(failure)
+
+
+def samples(client: httpx.Client) -> dict[tuple[str, ...], float]:
+    """Returns all samples of /metrics by name and label values."""
+    response = client.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
+    families = text_string_to_metric_families(response.text)
+    return {(item.name, *item.labels.values()): item.value for family in families for item in family.samples}
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -127,6 +127,7 @@ class Workers:
         self._heavy = _Lane(max(1, threads - 1))
         self._memory = memory
         self._was_heavy = False
+        self._busy = 0
         self._changed = memory.join(self._heavy)
         self._is_closed = False
         for i in range(threads):
@@ -236,6 +237,7 @@ class Workers:
             # A defect here must neither end the thread nor leave clients waiting.
             results = [error if isinstance(error, Exception) else RuntimeError(repr(error))] * len(batch)
         with self._changed:
+            self._busy -= 1
             lane.finish(batch, time.monotonic() - start)
             if lane is self._heavy:
                 self._memory.give_back(_bytes(batch[0]))
@@ -275,6 +277,7 @@ class Workers:
                     break
                 self._changed.wait()
             self._was_heavy = lane is self._heavy
+            self._busy += bool(batch)
             lane.running += batch
             self._count_queued()
             return lane, batch
@@ -303,35 +306,43 @@ class Workers:
             if not isinstance(result, _HeavyError):
                 self._metrics.queue_wait.observe(start - job.queued_at)
         self._metrics.observe_stage("decode", start)
-        results = self._enter_model(batch, results)
+        results, is_crowded = self._enter_model(batch, results)
         good = [result for result in results if isinstance(result, Decoded)]
-        answers = iter(self._classify(model, good) if good else ())
+        answers = iter(self._classify(model, good, is_crowded=is_crowded) if good else ())
         return [next(answers) if isinstance(result, Decoded) else result for result in results]
 
     def _enter_model(
         self, batch: list[Job], results: list[Answer | Exception | Decoded]
-    ) -> list[Answer | Exception | Decoded]:
-        """Drops the jobs that nobody waits for, and marks the others as running, so that `close` waits for them."""
+    ) -> tuple[list[Answer | Exception | Decoded], bool]:
+        """Drops the jobs that nobody waits for, and marks the others as running, so that `close` waits for them.
+
+        Returns:
+          The results, and whether more than half of the threads are busy: a run on all cores would wait for cores that
+          others use.
+        """
         with self._changed:
             for job, result in zip(batch, results, strict=True):
                 job.is_in_model = isinstance(result, Decoded) and job.is_wanted()
-        return [
+            is_crowded = 2 * self._busy > self._light.threads
+        left = [
             AbandonedError() if isinstance(result, Decoded) and not job.is_in_model else result
             for job, result in zip(batch, results, strict=True)
         ]
+        return left, is_crowded
 
-    def _classify(self, model: Model, queries: Sequence[Decoded]) -> list[Answer | Exception]:
+    def _classify(self, model: Model, queries: Sequence[Decoded], *, is_crowded: bool) -> list[Answer | Exception]:
         """Returns the answer or the error of each query, after one run of the model if it does not fail."""
         # Run the model on the pictures of all queries.
         start = time.monotonic()
         images = np.concatenate([query.images for query in queries]) if len(queries) > 1 else queries[0].images
         try:
-            outputs = self._run(model, images, frozenset().union(*(query.outputs for query in queries)))
+            names = frozenset[str]().union(*(query.outputs for query in queries))
+            outputs = self._run(model, images, names, is_crowded=is_crowded)
         except Exception as error:
             if len(queries) == 1:
                 return [error]
             # Run them one by one, to find out which of them fails.
-            return [result for query in queries for result in self._classify(model, [query])]
+            return [result for query in queries for result in self._classify(model, [query], is_crowded=is_crowded)]
         start = self._metrics.observe_stage("inference", start)
         # Give each query the rows of its pictures.
         answers: list[Answer | Exception] = []
@@ -342,13 +353,13 @@ class Workers:
         self._metrics.observe_stage("encode", start)
         return answers
 
-    def _run(self, model: Model, images: npt.NDArray[np.uint8], names: frozenset[str]) -> Outputs:
+    def _run(self, model: Model, images: npt.NDArray[np.uint8], names: frozenset[str], *, is_crowded: bool) -> Outputs:
         """Runs the model in chunks of at most `max_batch` pictures, the sizes for which it has been warmed up."""
         size = self._settings.max_batch
         chunks = [images[i : i + size] for i in range(0, len(images), size)]
         for chunk in chunks:
             self._metrics.batch_size.observe(len(chunk))
-        parts = [model.run(chunk, names) for chunk in chunks]
+        parts = [model.run(chunk, names, is_crowded=is_crowded) for chunk in chunks]
         if len(parts) == 1:
             return parts[0]
         return {name: np.concatenate([part[name] for part in parts]) for name in names}

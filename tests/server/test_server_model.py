@@ -34,6 +34,16 @@ def test_threads_are_set_and_do_not_spin(model_path):
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
 
 
+def test_one_of_many_runs_takes_one_core(model_path, monkeypatch):
+    loaded = load(model_path, threads=3)
+    options = loaded.one_core.get_session_options()
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (1, 1)
+    images = np.random.default_rng(0).integers(0, 255, (2, 8, 8, 3), np.uint8)
+    alone, crowded = (loaded.run(images, ["logits"], is_crowded=flag)["logits"] for flag in (False, True))
+    np.testing.assert_allclose(alone, crowded, rtol=1e-6)
+    assert load(model_path, threads=1).one_core is None
+
+
 def test_a_model_knows_its_name_digest_and_outputs(model_path):
     loaded = load(model_path)
     assert (loaded.name, loaded.version, loaded.names) == ("colours", "1.2", ("red", "green", "blue", "white", "black"))
@@ -163,8 +173,8 @@ def test_a_file_removed_while_it_is_read_is_refused(model_path, tmp_path, monkey
     shutil.copy(model_path, path)
     opened = model._open
 
-    def open_and_remove(path, threads):
-        session = opened(path, threads)
+    def open_and_remove(path, *options):
+        session = opened(path, *options)
         path.unlink()
         return session
 
@@ -211,8 +221,8 @@ def test_a_file_replaced_while_it_is_read_is_read_again(model_builder, model_pat
     shutil.copy(model_path, path)
     opened = model._open
 
-    def open_and_replace(path, threads):
-        session = opened(path, threads)
+    def open_and_replace(path, *options):
+        session = opened(path, *options)
         if new.exists():
             new.replace(path)
         return session
@@ -229,8 +239,8 @@ def test_a_file_that_keeps_changing_is_refused(model_path, tmp_path, monkeypatch
     shutil.copy(model_path, path)
     opened = model._open
 
-    def open_and_write(path, threads):
-        session = opened(path, threads)
+    def open_and_write(path, *options):
+        session = opened(path, *options)
         path.write_bytes(path.read_bytes() + b"x")
         return session
 

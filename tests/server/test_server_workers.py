@@ -183,6 +183,33 @@ def test_a_batch_is_a_share_of_the_queue(model_path):
     run(test, model_path, threads=3)
 
 
+@dataclass
+class Cores:
+    """Notes on how many cores each run was, and takes all pictures for red."""
+
+    count: int
+    seen: list[int]
+
+    def run(self, names, inputs):
+        self.seen.append(self.count)
+        return [np.ones((len(inputs["image"]), 5), np.float32)]
+
+
+@pytest.mark.parametrize(("threads", "busy", "cores"), [(2, 0, 2), (2, 1, 1), (4, 1, 4), (4, 2, 1)])
+def test_runs_take_one_core_each_once_half_of_the_threads_are_busy(model_path, threads, busy, cores):
+    async def test(workers):
+        held = [await hold_up(workers) for _ in range(busy)]
+        seen: list[int] = []
+        workers.model = dataclasses.replace(workers.model, session=Cores(threads, seen), one_core=Cores(1, seen))
+        await start(workers, Ask())[0]
+        assert seen == [cores]
+        for go, task in held:
+            go.set()
+            await task
+
+    run(test, model_path, threads=threads)
+
+
 def test_a_failing_query_does_not_fail_its_batch(model_path):
     async def test(workers):
         go, first = await hold_up(workers)

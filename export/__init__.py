@@ -3,10 +3,10 @@
 import os
 from typing import TYPE_CHECKING, Any
 
-from export.converter import to_onnx
 from export.errors import UnsupportedError, VerificationError
 
 if TYPE_CHECKING:
+    from export.converter import to_onnx
     from export.workdir import export_workdir
 
 # onnxruntime would send usage data to Microsoft, and reads this when it is imported.
@@ -16,7 +16,11 @@ __all__ = ["UnsupportedError", "VerificationError", "export_workdir", "to_onnx"]
 
 
 def __getattr__(name: str) -> Any:
-    """Imports `export_workdir` on first use: the converter works in an environment without jaxcnn."""
+    """Imports functions on first use: errors need no JAX, and the converter no jaxcnn."""
+    if name == "to_onnx":
+        from export.converter import to_onnx
+
+        return to_onnx
     if name == "export_workdir":
         from export.workdir import export_workdir
 

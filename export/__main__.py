@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from export.errors import UnsupportedError, VerificationError
-from export.pretrained import data_settings, export_pretrained, export_pretrained_weights
-from export.workdir import Quantization, export_weights, export_workdir
 from jaxcnn import cli, data, options
 from jaxcnn.config import DataConfig
 from jaxcnn.errors import UserError
 from jaxcnn.evaluation_data import data_config_of, with_classes_of
 from jaxcnn.leakage import check_no_leakage
 from jaxcnn.models.pretrained import NAMES, Pretrained, read_pretrained
+from jaxcnn.run.progress import stage
 from jaxcnn.run.workdir import Workdir
-from jaxcnn.weights import SUFFIX
+from jaxcnn.weights_source import SUFFIX
 
 PROG = "python -m export"
 
@@ -87,6 +86,11 @@ def _export_run(workdir: Path, arguments: Sequence[str]) -> Path:
     run = Workdir(workdir)
     recorded = run.read_data_config()
     parsed = _parse(recorded, arguments)
+    if parsed.quantize is not None:
+        data.check_source(parsed.data)
+    with stage("loading libraries"):
+        from export.workdir import Quantization, export_weights, export_workdir
+
     if parsed.weights is not None:
         return export_weights(workdir, parsed.weights, average=parsed.average)
     # Pictures are loaded, and checked, for quantization only.
@@ -102,18 +106,24 @@ def _export_run(workdir: Path, arguments: Sequence[str]) -> Path:
 
 def _export_pretrained(name: str, pretrained: Pretrained, arguments: Sequence[str]) -> Path:
     """Exports weights that others trained as the options say."""
-    parsed = _parse(data_settings(pretrained), arguments)
+    parsed = _parse(pretrained.data_config, arguments)
     if parsed.average:
         raise UserError(f"--average is for the weights of runs, not for {name}; leave it out")
+    if parsed.quantize is not None and not parsed.data.source:
+        raise UserError(
+            f"--quantize needs pictures that set the ranges of {name}, and others to measure it on; give "
+            "--data.source with a folder for each of its classes, or for some of them"
+        )
+    if parsed.quantize is not None:
+        data.check_source(parsed.data)
+    with stage("loading libraries"):
+        from export.pretrained import export_pretrained, export_pretrained_weights
+        from export.workdir import Quantization
+
     if parsed.weights is not None:
         return export_pretrained_weights(name, pretrained, parsed.weights)
     quantization = None
     if parsed.quantize is not None:
-        if not parsed.data.source:
-            raise UserError(
-                f"--quantize needs pictures that set the ranges of {name}, and others to measure it on; give "
-                "--data.source with a folder for each of its classes, or for some of them"
-            )
         dataset = with_classes_of(data.load(parsed.data), pretrained)
         quantization = Quantization(dataset=dataset, tolerance=parsed.tolerance)
     return export_pretrained(

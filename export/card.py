@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxcnn.calibration import Calibration
 from jaxcnn.metadata import Metadata
-from jaxcnn.run.lineage import Training
+from jaxcnn.run.earlier_trainings import Training
 
 _OUTPUTS = {
     "logits": "before the softmax",

@@ -6,11 +6,11 @@ from pathlib import Path
 import jax
 
 from export.workdir import Quantization, Source, export_model, find_target
-from jaxcnn import models
-from jaxcnn.config import Config, DataConfig
+from jaxcnn.config import Config
 from jaxcnn.data import Resize
 from jaxcnn.errors import UserError
 from jaxcnn.metadata import Metadata
+from jaxcnn.models import registry
 from jaxcnn.models.pretrained import Pretrained
 from jaxcnn.models.pretrained.hub import PREFIX
 from jaxcnn.run.checkpoint import TrainedModel
@@ -70,11 +70,6 @@ def export_pretrained_weights(name: str, pretrained: Pretrained, output: Path) -
     return output
 
 
-def data_settings(pretrained: Pretrained) -> DataConfig:
-    """Returns how a picture becomes the input of the network; where its pictures are is not known."""
-    return DataConfig(source="", image_size=pretrained.side, fit="crop", crop=pretrained.crop, filter=pretrained.filter)
-
-
 def describe(name: str, pretrained: Pretrained) -> Metadata:
     """Returns the metadata of a file with these weights. Accuracy is called published, as it was not measured here."""
     classes, side, dataset = len(pretrained.names), pretrained.side, pretrained.dataset
@@ -83,10 +78,10 @@ def describe(name: str, pretrained: Pretrained) -> Metadata:
         names=pretrained.names,
         wnids=pretrained.wnids,
         image_size=(side, side),
-        resize=Resize.of(data_settings(pretrained)),
+        resize=Resize.of(pretrained.data_config),
         dataset=dataset,
         metrics={} if pretrained.top1 is None else {"published_top1": pretrained.top1},
-        config=Config(data=data_settings(pretrained), model=pretrained.model, init_from=name),
+        config=Config(data=pretrained.data_config, model=pretrained.model, init_from=name),
         license=training.license,
         trainings=(training,),
         author="jaxcnn",
@@ -105,7 +100,7 @@ def _check_classes(name: str, pretrained: Pretrained) -> None:
 
 
 def _as_trained(name: str, pretrained: Pretrained, metadata: Metadata) -> TrainedModel:
-    model = models.build_here(pretrained.model, classes=len(pretrained.names))
+    model = registry.build_here(pretrained.model, classes=len(pretrained.names))
     shapes = jax.eval_shape(lambda key: init_variables(key, model=model, image_size=pretrained.side), jax.random.key(0))
     return TrainedModel(
         config=metadata.config,

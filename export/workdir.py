@@ -17,16 +17,17 @@ from export.converter import InputSpec, to_onnx
 from export.errors import VerificationError
 from export.seal import seal
 from export.verify import BATCHES, verify
-from jaxcnn import models
 from jaxcnn.data import Dataset
 from jaxcnn.disk import NO_ROOM, describe, write_atomically
 from jaxcnn.errors import UserError
 from jaxcnn.evaluation import measure
 from jaxcnn.evaluation_record import to_record
-from jaxcnn.metadata import Metadata, describe_run
+from jaxcnn.metadata import Metadata
 from jaxcnn.metrics import Evaluation
+from jaxcnn.models import registry
 from jaxcnn.run.checkpoint import TrainedModel, load_model
 from jaxcnn.run.workdir import Workdir, environment
+from jaxcnn.run_metadata import describe_run
 from jaxcnn.weights import mean_of, read_weights, write_weights
 
 _INPUT = "image"
@@ -248,7 +249,7 @@ def _read_evaluation(run: Workdir, trained: TrainedModel) -> dict[str, Any] | No
 def _logits(trained: TrainedModel, variables: Any) -> explain.Classifier:
     """Returns the calibrated model in float32: its parameters are float32, and few runtimes support bfloat16."""
     config = dataclasses.replace(trained.config.model, precision="float32")
-    model = models.build(config, classes=len(trained.names))
+    model = registry.build(config, classes=len(trained.names))
 
     def logits(image: Array) -> Array:
         result: Array = model.apply(variables, image, train=False)

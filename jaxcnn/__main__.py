@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxcnn import cli
-
 
 class Command(NamedTuple):
     """A command.
@@ -80,13 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{prog}: there is no command {name!r}; there are: {', '.join(COMMANDS)}", file=sys.stderr)
         sys.exit(2)
     command = COMMANDS[name]
-    if "--quiet" not in rest:
-        cli.announce_loading(f"{prog} {name}")
     sys.argv = [name, *rest]  # The command reads its options from here.
     try:
         runpy.run_module(command.module, run_name="__main__", alter_sys=True)
     except ModuleNotFoundError as error:
-        cli.end_loading()
         missing = (error.name or "").partition(".")[0]
         if missing in ("", *PACKAGES):
             raise

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
-from scipy.special import betaincinv
 
 from jaxcnn.config import AugmentConfig
 from jaxcnn.data.resize import centre
@@ -242,6 +241,8 @@ def _mix(key: Key[Array, ""], x: Planes, targets: Targets, *, mixup: float, cutm
 
 def _beta_quantiles(concentration: float) -> Float[np.ndarray, " quantiles"]:
     """Equally likely values of Beta(c, c), to draw from, since `jax.random.beta` takes seconds to compile."""
+    from scipy.special import betaincinv
+
     probability = (np.arange(BETA_QUANTILES) + 0.5) / BETA_QUANTILES
     quantiles: np.ndarray = betaincinv(concentration, concentration, probability)
     return quantiles.astype(np.float32)

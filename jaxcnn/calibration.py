@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, Int32
-from scipy.optimize import minimize_scalar
 
 from jaxcnn.checksum import ChecksumError, seal, unseal
 from jaxcnn.disk import write_atomically
@@ -81,6 +80,8 @@ def fit_temperature(logits: Float32[np.ndarray, "n classes"], labels: Int32[np.n
     Returns:
       The divisor of the logits, from `LOWEST` to `HIGHEST`; 1 if there are no pictures.
     """
+    from scipy.optimize import minimize_scalar
+
     # The largest logit of each picture is 0, so that no exponential overflows.
     shifted = logits.astype(np.float64)
     shifted -= shifted.max(axis=1, keepdims=True)

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
-import jax
 import numpy as np
 from jaxtyping import Float32, UInt8
 
@@ -19,15 +18,10 @@ from jaxcnn.errors import UserError
 from jaxcnn.metadata import Metadata
 from jaxcnn.onnx_file import check_contract, not_exported, open_session
 from jaxcnn.prediction import Picture, Prediction, check_finite, describe_picture, is_picture, rank_classes, to_input
-from jaxcnn.run.checkpoint import load_model
 from jaxcnn.run.workdir import Workdir
-from jaxcnn.step import eval_step
 
-LogitsFunction = Callable[
-    [UInt8[np.ndarray, "batch side side 3"]],
-    Float32[np.ndarray, "batch classes"] | Float32[jax.Array, "batch classes"],
-]
-"""Computes the logits of a batch of RGB pictures."""
+LogitsFunction = Callable[[UInt8[np.ndarray, "batch side side 3"]], Float32[Any, "batch classes"]]
+"""Computes the logits of a batch of RGB pictures, as an array of NumPy or JAX."""
 
 _BATCH = 64
 """Pictures that `predict` reads and classifies at once."""
@@ -117,8 +111,18 @@ def load(path: str | os.PathLike[str]) -> Classifier:
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path} does not exist; give a workdir or an .onnx file")
-    if path.is_file():
-        return open_onnx(path)
+    return open_onnx(path) if path.is_file() else open_run(path)
+
+
+def open_run(path: Path) -> Classifier:
+    """Opens the best checkpoint of a workdir, which needs JAX.
+
+    Raises:
+      UserError: the folder is not a workdir, or has no checkpoint that can be read.
+    """
+    from jaxcnn.run.checkpoint import load_model
+    from jaxcnn.step import eval_step
+
     trained, run = load_model(path), Workdir(path)
     # The step of evaluation, so that predictions are those that were evaluated.
     logits = partial(eval_step, trained.variables, model=trained.model)
@@ -158,6 +162,18 @@ def open_onnx(path: Path) -> Classifier:
         temperature=1.0 if metadata.calibration is None else metadata.calibration.temperature,
         logits=lambda images: session.run(["logits"], {"image": images})[0],
     )
+
+
+def read_config(path: Path) -> Config:
+    """Reads the settings of a classifier's training without opening it; data settings as `Classifier.config` has them.
+
+    Raises:
+      UserError: as `load`, except for a checkpoint that cannot be read.
+    """
+    if not path.is_dir():
+        return load(path).config
+    run = Workdir(path)
+    return dataclasses.replace(run.read_config(), data=run.read_data_config())
 
 
 def _check_preparation(metadata: Metadata) -> None:

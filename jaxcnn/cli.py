@@ -4,31 +4,11 @@ import io
 import os
 import signal
 import sys
-import threading
 import types
 from collections.abc import Callable, Sequence
 
 from jaxcnn.disk import NO_ROOM
 from jaxcnn.errors import UserError
-
-SILENT_SECONDS = 2.0
-"""Longest time before a command prints that its libraries are loaded."""
-_loading: list[threading.Timer] = []
-"""What `announce_loading` has begun and `run` ends."""
-
-
-def announce_loading(prog: str) -> None:
-    """Prints a line if it takes over two seconds until `run` is called: importing JAX can take that long."""
-    timer = threading.Timer(SILENT_SECONDS, lambda: print(f"{prog}: loading libraries ...", file=sys.stderr))
-    timer.daemon = True
-    timer.start()
-    _loading.append(timer)
-
-
-def end_loading() -> None:
-    """Ends what `announce_loading` has begun."""
-    while _loading:
-        _loading.pop().cancel()
 
 
 def run(
@@ -44,7 +24,6 @@ def run(
       prog: what the messages call it.
       memory: what to do if there is not enough memory.
     """
-    end_loading()
     signal.signal(signal.SIGTERM, _end)
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, _end)

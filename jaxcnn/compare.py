@@ -13,10 +13,11 @@ from jaxcnn.disk import write_atomically
 from jaxcnn.errors import UserError
 from jaxcnn.paths import named_path
 from jaxcnn.run.comparison import Comparison, Table, compare, tabulate
-from jaxcnn.run.comparison_files import WRITERS
 from jaxcnn.run.recorded import find_runs
 
 PROG = "python -m jaxcnn.compare"
+ENDINGS = (".html", ".md", ".csv")
+"""The files that a comparison can be written to, see `comparison_files.WRITERS`."""
 SHOWN = 10
 """Most pictures on which two runs differ that the terminal lists."""
 
@@ -30,8 +31,8 @@ class Arguments:
     a README; .csv, one row of numbers for each run. None: it is only printed."""
 
     def __post_init__(self) -> None:
-        if self.output is not None and self.output.suffix not in WRITERS:
-            raise UserError(f"output is {str(self.output)!r}; it must end with {', '.join(WRITERS)}")
+        if self.output is not None and self.output.suffix not in ENDINGS:
+            raise UserError(f"output is {str(self.output)!r}; it must end with {', '.join(ENDINGS)}")
         if self.output is not None and self.output.is_dir():
             raise UserError(f"output is {str(self.output)!r}, which is a folder; give the name of a file in it")
 
@@ -60,6 +61,8 @@ def run(paths: Iterable[str | Path], output: Path | None) -> None:
     comparison = compare(find_runs([named_path(str(path), option="the run") for path in paths]))
     print_comparison(comparison)
     if output is not None:
+        from jaxcnn.run.comparison_files import WRITERS
+
         try:
             write_atomically(output, WRITERS[output.suffix](comparison))
         except OSError as error:

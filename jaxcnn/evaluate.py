@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jaxcnn import cli, options
-from jaxcnn.classifier import load
+from jaxcnn import cli, data, options
+from jaxcnn.classifier import load, read_config
 from jaxcnn.config import DataConfig
 from jaxcnn.errors import UserError
 from jaxcnn.evaluation import SplitName, choose_splits, measure, with_mirror_image
@@ -27,6 +27,7 @@ from jaxcnn.evaluation_record import (
 )
 from jaxcnn.leakage import is_same_data
 from jaxcnn.metrics import Evaluation
+from jaxcnn.run.progress import stage
 from jaxcnn.run.workdir import Workdir
 
 PROG = "python -m jaxcnn.evaluate"
@@ -60,13 +61,16 @@ def main(arguments: Sequence[str]) -> None:
     if not arguments or arguments[0].startswith("-"):
         parse(Arguments(), arguments)  # Prints the help and exits if that is asked for
         raise UserError(f"give a workdir or an .onnx file first, such as: {PROG} runs/digits")
-    # The options default to the settings of the training.
+    # The options default to the settings of the training. A mistake is reported before JAX is imported.
     path = Path(arguments[0])
-    classifier = load(path)
-    trained_on = classifier.config.data
-    parsed = parse(Arguments(trained_on, flip=classifier.config.mirrors), arguments[1:])
-    output = parsed.output or default_output(path, parsed, trained_on=trained_on)
+    config = read_config(path)
+    parsed = parse(Arguments(config.data, flip=config.mirrors), arguments[1:])
+    if parsed.data.source:
+        data.check_source(parsed.data)
+    output = parsed.output or default_output(path, parsed, trained_on=config.data)
     check_replaceable(output)
+    with stage(f"opening {path}"):
+        classifier = load(path)
     # Plain, and with mirror images.
     dataset = load_evaluation_data(parsed.data, classifier, hold_out=parsed.split != "all")
     splits = choose_splits(dataset, parsed.split)

@@ -9,13 +9,11 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 from rich.console import Console
 from rich.progress import track
-from scipy.special import log_softmax
 
 from jaxcnn.classifier import Classifier, LogitsFunction, load
 from jaxcnn.config import DataConfig
 from jaxcnn.data import Dataset, Split
 from jaxcnn.data.batches import EvalBatch, eval_batches, eval_positions
-from jaxcnn.distributed import gather_rows
 from jaxcnn.errors import UserError
 from jaxcnn.evaluation_data import data_config_of, load_evaluation_data
 from jaxcnn.metrics import Evaluation, Outcomes, score, summarize
@@ -119,6 +117,8 @@ def _join_processes(
     outcomes: Sequence[Outcomes], *splits: Split, batch_size: int, rows: Int64[np.ndarray, " rows"]
 ) -> Outcomes:
     """Returns the outcomes of all processes, in the order of the pictures."""
+    from jaxcnn.distributed import gather_rows
+
     positions, first = [], 0
     for split in splits:
         positions.append(first + eval_positions(len(split), batch_size=batch_size, rows=rows))
@@ -153,6 +153,7 @@ def with_mirror_image(logits: LogitsFunction) -> LogitsFunction:
 
     Its logits are the logarithms of these probabilities: their softmax gives the probabilities back.
     """
+    from scipy.special import log_softmax
 
     def averaged(images: UInt8[np.ndarray, "batch side side 3"]) -> Float32[np.ndarray, "batch classes"]:
         mirrored = np.ascontiguousarray(images[:, :, ::-1])

@@ -6,12 +6,12 @@ import numpy as np
 from jaxtyping import Float32
 from rich.progress import track
 
-from jaxcnn import models
 from jaxcnn.data.batches import eval_batches, eval_positions
 from jaxcnn.distributed import fetch_rows, gather_rows, place_state, same_everywhere, shard_batch
 from jaxcnn.errors import UserError
 from jaxcnn.linear_head import LinearHead, fit_head
 from jaxcnn.loop import Run
+from jaxcnn.models import registry
 from jaxcnn.models.features import group_widths
 from jaxcnn.run.progress import console
 from jaxcnn.state import TrainState, Variables, start_from
@@ -77,6 +77,8 @@ def compute_features(run: Run, variables: Variables) -> Float32[np.ndarray, "n f
     return gather_rows(eval_positions(len(train), batch_size=config.batch_size, rows=run.rows), features)
 
 
-def _build_exact(run: Run) -> models.Network:
+def _build_exact(run: Run) -> registry.Network:
     """Builds the network of a run to compute in float32, whatever it is trained in."""
-    return models.build_here(dataclasses.replace(run.config.model, precision="float32"), classes=len(run.dataset.names))
+    return registry.build_here(
+        dataclasses.replace(run.config.model, precision="float32"), classes=len(run.dataset.names)
+    )

@@ -18,7 +18,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Int64, Key
 
-from jaxcnn import data, models
+from jaxcnn import data
 from jaxcnn.augment import augment
 from jaxcnn.config import Config, ModelConfig
 from jaxcnn.distributed import (
@@ -34,6 +34,7 @@ from jaxcnn.divergence import first_not_finite
 from jaxcnn.errors import UserError
 from jaxcnn.evaluation import measure
 from jaxcnn.metrics import Evaluation
+from jaxcnn.models import registry
 from jaxcnn.ops.precision import measured_here
 from jaxcnn.optim import make_optimizer, make_schedule
 from jaxcnn.processes import Wishes, lead, propose
@@ -115,7 +116,7 @@ def prepare(config: Config, dataset: data.Dataset) -> Run:
     return Run(
         config=config,
         dataset=dataset,
-        model=models.build_here(_with_common_precision(config.model), classes=len(dataset.names)),
+        model=registry.build_here(_with_common_precision(config.model), classes=len(dataset.names)),
         optimizer=make_optimizer(config.optim, steps=total_steps),
         schedule=make_schedule(config.optim, steps=total_steps),
         steps_per_epoch=steps_per_epoch,
@@ -127,7 +128,7 @@ def _with_common_precision(config: ModelConfig) -> ModelConfig:
     """Returns the settings with the precision that the leader has resolved: `auto` may be a matter of measurement."""
     if jax.process_count() == 1:
         return config
-    precision = lead(lambda: models.resolve_precision(config.precision))
+    precision = lead(lambda: registry.resolve_precision(config.precision))
     return dataclasses.replace(config, precision="bfloat16" if precision == "bfloat16" else "float32")
 
 
@@ -141,7 +142,7 @@ def _check_parts(config: Config, *, classes: int) -> None:
             f"of {group or 1} for model.norm_group; change one of the three"
         )
     if parts > 1 and group is None:
-        model, side = models.build(config.model, classes=classes), config.data.image_size
+        model, side = registry.build(config.model, classes=classes), config.data.image_size
         variables = jax.eval_shape(partial(init_variables, model=model, image_size=side), jax.random.key(0))
         if variables["batch_stats"]:
             raise UserError(

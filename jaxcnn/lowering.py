@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Key
 
-from jaxcnn import models
 from jaxcnn.config import Config
 from jaxcnn.data.resize import Resize
 from jaxcnn.distributed import AXES, state_sharding
+from jaxcnn.models import registry
 from jaxcnn.optim import make_optimizer
 from jaxcnn.state import TrainState, first_state, init_variables
 from jaxcnn.step import StepMetrics, train_step
@@ -67,7 +67,7 @@ def build_step(config: Config, *, classes: int, mesh: Mesh | None) -> Step:
     """Builds the step of a run as an accelerator takes it, in the epoch with the largest pictures."""
     # The type for an accelerator, whatever computes here.
     precision = "bfloat16" if config.model.precision == "auto" else config.model.precision
-    model = models.build(dataclasses.replace(config.model, precision=precision), classes=classes)
+    model = registry.build(dataclasses.replace(config.model, precision=precision), classes=classes)
     optimizer = make_optimizer(config.optim, steps=TOTAL_STEPS)
     side = config.data.image_size
     take = partial(

@@ -7,21 +7,15 @@ import dataclasses
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from jaxcnn.calibration import Calibration
-from jaxcnn.config import Config, DataConfig
+from jaxcnn.config import Config
 from jaxcnn.data import Fingerprint, Resize
 from jaxcnn.data.resize import STRETCH
 from jaxcnn.errors import UserError
-from jaxcnn.paths import readable
-from jaxcnn.run.checkpoint import TrainedModel
-from jaxcnn.run.lineage import Training, trainings
-from jaxcnn.run.workdir import Workdir
+from jaxcnn.run.earlier_trainings import Training
 from jaxcnn.typed_json import decode
-from jaxcnn.version import __version__
 
 OPTIONAL = ("step", "pictures", "calibration", "quantization")
 """Keys that are left out where there is nothing to say."""
@@ -99,48 +93,6 @@ class Metadata:
             if key not in values:
                 raise UserError(f"metadata.{key} is missing")
         return metadata
-
-
-def describe_run(run: Workdir, trained: TrainedModel) -> Metadata:
-    """Returns the metadata of a run's best checkpoint, without calibration and quantization.
-
-    Raises:
-      UserError: a record of the run is damaged.
-    """
-    side, classes = trained.config.data.image_size, len(trained.names)
-    return Metadata(
-        names=trained.names,
-        wnids=trained.wnids,
-        image_size=(side, side),
-        resize=Resize.of(trained.config.data),
-        dataset=trained.dataset,
-        metrics=trained.metrics,
-        step=trained.step,
-        config=_portable(trained.config),
-        pictures=run.read_pictures(),
-        license=trained.license,
-        trainings=trainings(run, trained),
-        author="jaxcnn",
-        version=__version__,
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
-        description=f"{trained.config.model.name} classifier of {classes} classes, trained on {trained.dataset}",
-    )
-
-
-def _portable(config: Config) -> Config:
-    """Returns the settings without the paths where this machine keeps archives, caches and other runs."""
-    defaults = DataConfig()
-    data = dataclasses.replace(
-        config.data,
-        source=readable(config.data.source),
-        archive=defaults.archive,
-        cache_dir=defaults.cache_dir,
-    )
-    # Record only the names of files and folders with weights, not their paths.
-    init_from = config.init_from and (readable(Path(config.init_from).name) or None)
-    teachers = tuple(readable(Path(teacher).name) for teacher in config.distill.teachers)
-    distill = dataclasses.replace(config.distill, teachers=teachers)
-    return dataclasses.replace(config, data=data, init_from=init_from, distill=distill)
 
 
 def _parse(key: str, props: Mapping[str, str]) -> Any:

@@ -9,12 +9,12 @@ from typing import Any
 import jax
 from jax.sharding import AxisType
 
-from jaxcnn import models
 from jaxcnn.config import Config
 from jaxcnn.distributed import AXES
 from jaxcnn.errors import UserError
 from jaxcnn.hlo import Traffic, count_bytes, count_collectives, count_cycles, read_instructions
 from jaxcnn.lowering import abstract_step, largest_resolution, lower_step
+from jaxcnn.models import registry
 from jaxcnn.roofline import collective_seconds, compute_seconds, efficiencies
 from jaxcnn.topology import Topology
 
@@ -186,7 +186,7 @@ def _check(config: Config, topology: Topology) -> None:
 
 def _count_parameters(config: Config, *, classes: int) -> int:
     _, (state, *_) = abstract_step(config, classes=classes, mesh=None)
-    return models.count_parameters(state.variables["params"])
+    return registry.count_parameters(state.variables["params"])
 
 
 def _count_flops(config: Config, *, classes: int) -> float:

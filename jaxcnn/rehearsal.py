@@ -13,7 +13,7 @@ from jaxcnn import data
 from jaxcnn.config import Config
 from jaxcnn.distributed import place_state
 from jaxcnn.loop import Run, take_step
-from jaxcnn.models import count_parameters
+from jaxcnn.models.registry import count_parameters
 from jaxcnn.run.cost import describe_memory, format_duration, picture_flops
 from jaxcnn.run.describe import describe_network
 from jaxcnn.run.progress import stage, warn

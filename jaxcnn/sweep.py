@@ -13,7 +13,7 @@ from jaxcnn import cli, compare, options
 from jaxcnn.errors import UserError
 from jaxcnn.paths import named_path
 from jaxcnn.run.pool import Job, run_jobs
-from jaxcnn.run.progress import console
+from jaxcnn.run.progress import console, stage
 from jaxcnn.train import parse as parse_training
 
 PROG = "python -m jaxcnn.sweep"
@@ -154,9 +154,10 @@ def list_jobs(sweep: Sweep) -> list[Job]:
 
 def find_learning_rate(sweep: Sweep) -> None:
     """Runs the learning rate range test, prints what it found and writes its plot."""
-    from jaxcnn.ops.allocator import keep_freed_memory
-    from jaxcnn.range_test import run_range_test
-    from jaxcnn.run.range_page import write_range_page
+    with stage("loading libraries"):
+        from jaxcnn.ops.allocator import keep_freed_memory
+        from jaxcnn.range_test import run_range_test
+        from jaxcnn.run.range_page import write_range_page
 
     assert sweep.find_learning_rate is not None
     keep_freed_memory()

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt8
 
-from jaxcnn import models
 from jaxcnn.augment import augment
 from jaxcnn.config import Config, DataConfig
 from jaxcnn.data import Dataset, Fingerprint
@@ -24,10 +23,11 @@ from jaxcnn.distributed import make_mesh, place_state
 from jaxcnn.errors import UserError
 from jaxcnn.leakage import check_no_leakage
 from jaxcnn.metadata import Metadata
+from jaxcnn.models import registry
 from jaxcnn.onnx_file import OnnxModel, not_exported, open_model
 from jaxcnn.ops.compiler import jit
 from jaxcnn.paths import named_path
-from jaxcnn.run.lineage import Training
+from jaxcnn.run.earlier_trainings import Training
 from jaxcnn.state import Variables, init_variables
 from jaxcnn.step import step_keys
 from jaxcnn.weights import Weights, read_weights
@@ -168,7 +168,7 @@ def read_teachers(config: Config, dataset: Dataset) -> Teachers | None:
         _check_fits(source, config, dataset)
     # As each was trained, in the arithmetic of this run.
     networks = [
-        models.build_here(
+        registry.build_here(
             dataclasses.replace(source.model, precision=config.model.precision, cpu_kernels=config.model.cpu_kernels),
             classes=len(source.names),
         )

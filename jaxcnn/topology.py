@@ -5,6 +5,7 @@ on any Linux machine. The rates and the memory of a chip are its manufacturer's;
 """
 
 import contextlib
+import importlib.metadata
 import importlib.util
 import math
 import os
@@ -12,9 +13,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
-
-import jax
-from jax.experimental import topologies
 
 from jaxcnn.errors import UserError
 
@@ -171,6 +169,8 @@ class Topology:
         Raises:
           UserError: the compiler is not installed.
         """
+        from jax.experimental import topologies
+
         if self.chip.platform == "tpu":
             _check_installed("libtpu", extra="tpu", topology=self.name)
             with _environment(_TPU_ENVIRONMENT):
@@ -209,7 +209,7 @@ def _check_installed(module: str, *, extra: str, topology: str) -> None:
     if not found:
         raise UserError(
             f"{topology} needs a compiler that is not installed; install it with: pip install 'jaxcnn[{extra}]' "
-            f"(for jax {jax.__version__})"
+            f"(for jax {importlib.metadata.version('jax')})"
         )
 
 

@@ -8,20 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from jaxcnn import cli, options
+from jaxcnn import cli, data, options
 from jaxcnn.config import SHAPE, Config, ModelConfig
 from jaxcnn.config_file import read_settings
 from jaxcnn.errors import UserError
 from jaxcnn.ops.allocator import keep_freed_memory
 from jaxcnn.paths import named_path
 from jaxcnn.presets import PRESETS
-from jaxcnn.processes import ending_together, is_leader
-from jaxcnn.rehearsal import rehearse
 from jaxcnn.run.describe import counted
-from jaxcnn.run.progress import console
+from jaxcnn.run.progress import console, stage
 from jaxcnn.run.workdir import Workdir
-from jaxcnn.training import train
-from jaxcnn.weights import Shape, read_shape
+from jaxcnn.weights_source import Shape, read_shape
 
 PROG = "python -m jaxcnn.train"
 MEMORY = (
@@ -55,10 +52,18 @@ class Arguments:
 
 def main(arguments: Sequence[str]) -> None:
     """Trains as the command line says, and prints the result."""
+    # A mistake is reported before JAX is imported, which takes seconds.
     parsed = parse(arguments)
+    console.quiet = parsed.quiet
+    if parsed.config.parallel.coordinator is None:  # Else the other processes would wait for this one.
+        data.check_source(parsed.config.data)
+    with stage("loading libraries"):
+        from jaxcnn.processes import ending_together, is_leader
+        from jaxcnn.rehearsal import rehearse
+        from jaxcnn.training import train
+
     # Before the first large array.
     keep_freed_memory()
-    console.quiet = parsed.quiet
     if parsed.dry_run:
         for line in rehearse(parsed.config, parsed.workdir):
             console.print(line, soft_wrap=True)

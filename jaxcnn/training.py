@@ -34,14 +34,12 @@ from jaxcnn.models.pretrained import read_pretrained
 from jaxcnn.ops.compilation_cache import keep_compilations
 from jaxcnn.paths import check_outside_pictures, named_path
 from jaxcnn.processes import check_joined, is_leader, join, lead, leader_first, share
-from jaxcnn.run import report
 from jaxcnn.run.checkpoint import Checkpoints, load_model, open_checkpoints
-from jaxcnn.run.lineage import record_earlier
+from jaxcnn.run.earlier_trainings import record_earlier
 from jaxcnn.run.live_report import LiveReport
 from jaxcnn.run.metrics_log import HeadRecord, MetricsLog, ValidationRecord, open_log
 from jaxcnn.run.progress import console, stage, warn
 from jaxcnn.run.sessions import record_session
-from jaxcnn.run.tensorboard import write_summary
 from jaxcnn.run.workdir import Classes, Workdir, count_cores
 from jaxcnn.state import TrainState
 from jaxcnn.step import eval_step
@@ -220,6 +218,10 @@ def conclude(run: Run, workdir: str | Path) -> Evaluation | None:
 
 
 def _conclude(run: Run, workdir: str | Path) -> Evaluation:
+    # Their libraries are not needed before.
+    from jaxcnn.run.report import write_report
+    from jaxcnn.run.tensorboard import write_summary
+
     folder = Workdir(Path(workdir))
     with stage("calibrating the best checkpoint"):
         calibration = _calibrate(run, folder)
@@ -234,7 +236,7 @@ def _conclude(run: Run, workdir: str | Path) -> Evaluation:
     write_evaluation(evaluation, folder.evaluation, names=classifier.names, about=about, flipped=flipped)
     write_predictions(evaluation, predictions_path(folder.evaluation), names=classifier.names, splits=[held_out])
     with stage("writing the report"):
-        report.write_report(folder.path, evaluation, run.dataset, calibration=calibration)
+        write_report(folder.path, evaluation, run.dataset, calibration=calibration)
     try:
         with stage("exporting and verifying the model"):
             export.export_workdir(folder.path, pictures=held_out.shown[:7])

@@ -1,20 +1,16 @@
 """Trained weights to start another run from: by a name, a safetensors file that `python -m export` wrote, or a run."""
 
-import difflib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
-import safetensors
 import safetensors.numpy
 
-from jaxcnn import models
 from jaxcnn.checksum import KEY, checksum_array, checksum_record
 from jaxcnn.config import SHAPE, DataConfig, ModelConfig
 from jaxcnn.data import Fingerprint
@@ -22,29 +18,16 @@ from jaxcnn.disk import write_atomically
 from jaxcnn.errors import UserError
 from jaxcnn.leakage import is_same_data
 from jaxcnn.metadata import Metadata
-from jaxcnn.models.pretrained import NAMES, PATTERN, Pretrained, read_pretrained
-from jaxcnn.paths import named_path
+from jaxcnn.models import registry
+from jaxcnn.models.pretrained import Pretrained, read_pretrained
 from jaxcnn.run.checkpoint import load_model
-from jaxcnn.run.lineage import Training, describe_pretrained, trainings
+from jaxcnn.run.earlier_trainings import Training
+from jaxcnn.run.lineage import describe_pretrained, trainings
 from jaxcnn.run.workdir import Workdir
 from jaxcnn.state import Variables
+from jaxcnn.weights_source import find_weights, not_ours, opened, read_metadata
 
-SUFFIX = ".safetensors"
-SHIPPED = Path(__file__).parents[1] / "server" / "models" / f"tiny_imagenet{SUFFIX}"
-"""The weights that `init_from` calls `shipped`, beside the server's model in a checkout and in an installed package."""
 _DTYPES = ("F16", "F32")
-
-
-class Shape(NamedTuple):
-    """What weights are for.
-
-    Attributes:
-      model: settings of the network.
-      side: side in pixels of the pictures that it was trained for.
-    """
-
-    model: ModelConfig
-    side: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +74,7 @@ class Weights:
         """
         present = _by_path(variables)
         # Every path of either network: one that only the other has is an error, too.
-        names = [name for name in {**present, **self.tensors} if with_head or not {*name.split("/")} & {*models.HEAD}]
+        names = [name for name in {**present, **self.tensors} if with_head or not {*name.split("/")} & {*registry.HEAD}]
         for name in names:
             expected, found = _shape(present.get(name)), _shape(self.tensors.get(name))
             if found != expected:
@@ -113,12 +96,12 @@ def read_weights(source: str) -> Weights:
     """
     if (pretrained := read_pretrained(source)) is not None:
         return weights_of(pretrained, source=source)
-    path = _find(source)
+    path = find_weights(source)
     if path.is_dir():
         return _read_run(path, source)
-    with _opened(path) as file:
+    with opened(path) as file:
         _check_checksum(path, file)
-        metadata = _read_metadata(path, file)
+        metadata = read_metadata(path, file)
         return Weights(
             source=source,
             model=metadata.config.model,
@@ -164,23 +147,6 @@ def _read_run(path: Path, source: str) -> Weights:
         trainings=trainings(run, trained),
         tensors={name: np.asarray(leaf) for name, leaf in _by_path(trained.variables).items()},
     )
-
-
-def read_shape(source: str) -> Shape:
-    """Reads the network of the weights that `init_from` names and the size of its pictures, without the weights.
-
-    Raises:
-      UserError: as `read_weights`.
-    """
-    if (pretrained := read_pretrained(source)) is not None:
-        return Shape(pretrained.model, pretrained.side)
-    path = _find(source)
-    if path.is_dir():
-        config = Workdir(path).read_config()
-    else:
-        with _opened(path) as file:
-            config = _read_metadata(path, file).config
-    return Shape(config.model, config.data.image_size)
 
 
 def mean_of(weights: Sequence[Weights]) -> Weights:
@@ -277,46 +243,6 @@ def _compact(values: np.ndarray) -> np.ndarray:
     return half if error <= largest * 2**-11 else values
 
 
-def _find(source: str) -> Path:
-    """Returns the path of a source: the folder of a run, or a file with the right suffix."""
-    others = f"{', '.join(map(repr, NAMES))}, {PATTERN}, a {SUFFIX} file or the workdir of a run"
-    if source == "shipped":
-        if not SHIPPED.is_file():
-            raise UserError(f"init_from is 'shipped', but {SHIPPED} is missing; give {others}")
-        return SHIPPED
-    if not source:
-        raise UserError(f"init_from is empty; give 'shipped', {others}")
-    path = named_path(source, option="init_from")
-    if not path.exists():
-        close = difflib.get_close_matches(source, ("shipped", *NAMES), n=1)
-        hint = f"did you mean {close[0]!r}? Otherwise " if close else ""
-        raise UserError(f"init_from is {source!r}, which does not exist; {hint}give 'shipped', {others}")
-    if not path.is_dir() and path.suffix != SUFFIX:
-        raise UserError(
-            f"init_from is {source!r}, which does not end with {SUFFIX}; `python -m export WORKDIR -o NAME{SUFFIX}` "
-            "writes such a file"
-        )
-    return path
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """Opens a safetensors file."""
-    try:
-        with safetensors.safe_open(path, framework="np") as file:
-            yield file
-    except (safetensors.SafetensorError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} cannot be read as a {SUFFIX} file ({reason}); export or download it again") from error
-
-
-def _read_metadata(path: Path, file: Any) -> Metadata:
-    try:
-        return Metadata.from_props(file.metadata() or {}, required=("dataset", "trainings"))
-    except UserError as error:
-        raise _foreign(path, str(error)) from None
-
-
 def _check_checksum(path: Path, file: Any) -> None:
     """Raises UserError if a file differs from its checksum; files of earlier versions have none."""
     props = file.metadata() or {}
@@ -330,15 +256,11 @@ def _check_checksum(path: Path, file: Any) -> None:
 def _read_tensor(path: Path, file: Any, name: str) -> np.ndarray:
     dtype = file.get_slice(name).get_dtype()
     if dtype not in _DTYPES:
-        raise _foreign(path, f"{name} is of type {dtype}, not {' or '.join(_DTYPES)}")
+        raise not_ours(path, f"{name} is of type {dtype}, not {' or '.join(_DTYPES)}")
     values = np.asarray(file.get_tensor(name), np.float32)
     if not np.isfinite(values).all():
         raise UserError(f"{path} is damaged: {name} has values that are not finite; export or download it again")
     return values
-
-
-def _foreign(path: Path, reason: str) -> UserError:
-    return UserError(f"{path} was not made by `python -m export WORKDIR -o NAME{SUFFIX}`: {reason}")
 
 
 def _by_path(variables: Variables) -> dict[str, Any]:

@@ -8,13 +8,13 @@ import numpy as np
 import onnx
 
 import export
-from jaxcnn import models
 from jaxcnn.calibration import Calibration
 from jaxcnn.classifier import load
 from jaxcnn.config import AugmentConfig, Config, DataConfig, ModelConfig
 from jaxcnn.data import Dataset, Split
 from jaxcnn.evaluation import measure, with_mirror_image
 from jaxcnn.evaluation_record import describe_measured, write_evaluation
+from jaxcnn.models import registry
 from jaxcnn.optim import make_optimizer
 from jaxcnn.run.checkpoint import load_model, open_checkpoints
 from jaxcnn.run.workdir import Classes, Workdir
@@ -36,7 +36,7 @@ def make_run(path, *, flip=False, **model):
     Workdir(path).record(config, CLASSES)
     state = create_state(
         jax.random.key(0),
-        model=models.build(config.model, classes=3),
+        model=registry.build(config.model, classes=3),
         optimizer=make_optimizer(config.optim, steps=10),
         image_size=8,
         averaged=False,

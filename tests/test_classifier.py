@@ -14,12 +14,12 @@ from PIL import Image
 from scipy.special import softmax
 
 from jaxcnn import config as settings
-from jaxcnn import models
 from jaxcnn.calibration import Calibration, write_calibration
 from jaxcnn.classifier import load
 from jaxcnn.config import Config, DataConfig, ModelConfig
 from jaxcnn.data import Resize
 from jaxcnn.errors import UserError
+from jaxcnn.models import registry
 from jaxcnn.optim import make_optimizer
 from jaxcnn.prediction import to_input
 from jaxcnn.run.checkpoint import open_checkpoints
@@ -92,7 +92,7 @@ def test_the_logits_of_a_file_are_divided_by_its_temperature_already(tmp_path):
 
 def test_a_workdir(tmp_path):
     Workdir(tmp_path).record(CONFIG, Classes(NAMES, (), "colours", "MIT"))
-    model = models.build(CONFIG.model, classes=3)
+    model = registry.build(CONFIG.model, classes=3)
     optimizer = make_optimizer(CONFIG.optim, steps=10)
     state = create_state(jax.random.key(0), model=model, optimizer=optimizer, image_size=8, averaged=False)
     with open_checkpoints(Workdir(tmp_path).checkpoints) as checkpoints:

@@ -178,14 +178,28 @@ def test_characters_that_control_a_terminal_are_replaced(monkeypatch, capsys):
     assert capsys.readouterr().err == "prog: cat/Icon\ufffd\ufffd[2J\ufffd.png é is no picture\n"
 
 
-@pytest.mark.parametrize(("seconds", "printed"), [(0.5, "prog: loading libraries ...\n"), (0, "")])
-def test_a_command_that_loads_long_says_so(monkeypatch, capsys, seconds, printed):
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
-    monkeypatch.setattr(cli, "SILENT_SECONDS", 0.1)
-    cli.announce_loading("prog")
-    time.sleep(seconds)
-    cli.run(lambda _: time.sleep(0.3), "prog")
-    assert capsys.readouterr().err == printed
+@pytest.mark.parametrize(("options", "lines"), [([], 2), (["--quiet"], 0)])
+def test_a_command_that_loads_long_says_so(tmp_path, options, lines):
+    program = """
+import sys
+from jaxcnn import train
+from jaxcnn.run import progress
+
+progress.SILENT_SECONDS = 0.0
+try:
+    train.main(sys.argv[1:])
+except train.UserError:
+    pass
+"""
+    # JAX is imported, then the workdir is refused.
+    inside = ["--data.source", str(tmp_path), "--workdir", str(tmp_path / "run")]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *inside, *options], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert [line.partition(":")[0] for line in done.stderr.splitlines()] == [
+        "loading libraries ...",
+        "loading libraries",
+    ][:lines]
 
 
 def test_help_lists_presets_and_every_option():

@@ -3,8 +3,9 @@
 import pytest
 from recorded_runs import write_run
 
-from jaxcnn.compare import main
+from jaxcnn.compare import ENDINGS, main
 from jaxcnn.errors import UserError
+from jaxcnn.run.comparison_files import WRITERS
 
 
 @pytest.fixture
@@ -50,3 +51,7 @@ def test_a_wrong_command_line_is_one_line_of_error(arguments, message):
     with pytest.raises(UserError, match=message) as caught:
         main(arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_there_is_a_writer_for_every_ending():
+    assert tuple(WRITERS) == ENDINGS

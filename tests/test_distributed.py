@@ -90,14 +90,15 @@ print(all((fetch_state(placed)[name] == state[name]).all() for name in state))
 
 STEPS = """
 import jax, numpy as np
-from jaxcnn import models, step
+from jaxcnn import step
+from jaxcnn.models import registry
 from jaxcnn.config import AugmentConfig, ModelConfig, OptimConfig
 from jaxcnn.distributed import make_mesh, place_state, shard_batch
 from jaxcnn.optim import make_optimizer
 from jaxcnn.state import create_state
 
 def losses(fsdp, group=None, dropout=0.1, optimizer="muon", **how):
-    model = models.build(ModelConfig(widths=(32, 64), blocks=(1, 1), dropout=dropout, norm_group=group), classes=4)
+    model = registry.build(ModelConfig(widths=(32, 64), blocks=(1, 1), dropout=dropout, norm_group=group), classes=4)
     optimizer = make_optimizer(OptimConfig(name=optimizer, learning_rate=0.002, schedule="constant"), steps=9)
     state = create_state(jax.random.key(0), model=model, optimizer=optimizer, image_size=8, averaged=True)
     mesh = make_mesh(fsdp) if fsdp else None

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from jaxcnn import config as settings
-from jaxcnn import data, models
+from jaxcnn import data
 from jaxcnn.calibration import Calibration, write_calibration
 from jaxcnn.classifier import load
 from jaxcnn.config import Config, DataConfig, ModelConfig
@@ -25,6 +25,7 @@ from jaxcnn.data import Split
 from jaxcnn.errors import UserError
 from jaxcnn.evaluate import Arguments, default_output, main, parse, print_evaluation
 from jaxcnn.evaluation import evaluate, measure
+from jaxcnn.models import registry
 from jaxcnn.optim import make_optimizer
 from jaxcnn.run.checkpoint import open_checkpoints
 from jaxcnn.run.workdir import Classes, Workdir
@@ -88,7 +89,7 @@ def workdir(config, tmp_path):
     run.record(config, Classes(NAMES, (), "pictures", "unknown"))
     state = create_state(
         jax.random.key(3),
-        model=models.build(config.model, classes=3),
+        model=registry.build(config.model, classes=3),
         optimizer=make_optimizer(config.optim, steps=10),
         image_size=SIDE,
         averaged=False,

@@ -14,7 +14,7 @@ from jaxcnn.data import Fingerprint, Resize
 from jaxcnn.errors import UserError
 from jaxcnn.metadata import Metadata
 from jaxcnn.presets import PRESETS
-from jaxcnn.run.lineage import Training
+from jaxcnn.run.earlier_trainings import Training
 
 SMALL = Metadata(names=("cat", "dög"), wnids=(), image_size=(32, 32), config=Config())
 REQUIRED = {"names": '["cat"]', "wnids": "[]", "image_size": "[32, 32]", "config": "{}"}

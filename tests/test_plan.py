@@ -15,6 +15,7 @@ from jaxcnn.config import ModelConfig, ParallelConfig
 from jaxcnn.errors import UserError
 from jaxcnn.hlo import Traffic
 from jaxcnn.lowering import abstract_step
+from jaxcnn.plan_summary import describe
 from jaxcnn.planning import Plan, plan, read_needed_bytes
 from jaxcnn.presets import PRESETS
 from jaxcnn.topology import find_topology
@@ -57,7 +58,7 @@ FOUND = Plan(
 
 
 def test_a_plan_is_described_for_people():
-    text = command.describe(FOUND)
+    text = describe(FOUND)
     assert "4 x TPU v5e (v5e:2x2), batch of 1,024 pictures of 64x64" in text
     assert "fits: 2.24 of 16.9 GB of each device" in text
     assert "1.3% of the cycles for augmentation" in text
@@ -69,7 +70,7 @@ def test_a_plan_is_described_for_people():
 
 
 def test_a_plan_that_does_not_fit_says_what_to_do():
-    text = command.describe(dataclasses.replace(FOUND, fits=False, peak_bytes=30_000_000_000))
+    text = describe(dataclasses.replace(FOUND, fits=False, peak_bytes=30_000_000_000))
     assert text.splitlines()[1:] == [
         "does not fit: 30.0 GB are needed, of 16.9 GB of each device; lower --batch_size, or use more devices"
     ]
@@ -96,7 +97,7 @@ def test_without_cycles_the_estimate_is_the_roofline():
     found = dataclasses.replace(FOUND, cycles={}, topology=find_topology("h100:1"), collectives={})
     assert found.seconds_estimate == found.roofline_seconds == pytest.approx(25e9 / 3352e9)
     assert found.efficiencies == {}
-    assert "cycles" not in command.describe(found)
+    assert "cycles" not in describe(found)
 
 
 @pytest.mark.parametrize(

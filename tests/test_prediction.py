@@ -12,12 +12,13 @@ from PIL import ExifTags, Image
 from scipy.special import softmax
 
 import export
-from jaxcnn import data, models
+from jaxcnn import data
 from jaxcnn.classifier import Classifier, load
 from jaxcnn.config import Config, DataConfig, ModelConfig
 from jaxcnn.data.decoding import MAX_PIXELS
 from jaxcnn.errors import UserError
 from jaxcnn.evaluation import evaluate
+from jaxcnn.models import registry
 from jaxcnn.optim import make_optimizer
 from jaxcnn.run.checkpoint import open_checkpoints
 from jaxcnn.run.workdir import Classes, Workdir
@@ -40,7 +41,7 @@ def workdir(folder, tmp_path_factory):
     source = DataConfig(source=str(folder), image_size=SIDE, cache_dir=str(tmp_path_factory.mktemp("cache")))
     config = Config(data=source, model=ModelConfig(widths=(4,), blocks=(1,)), batch_size=8)
     Workdir(path).record(config, Classes(NAMES, (), "pictures", ""))
-    network, optimizer = models.build(config.model, classes=3), make_optimizer(config.optim, steps=10)
+    network, optimizer = registry.build(config.model, classes=3), make_optimizer(config.optim, steps=10)
     state = create_state(jax.random.key(0), model=network, optimizer=optimizer, image_size=SIDE, averaged=False)
     random = np.random.default_rng(0)
     noise = jax.tree.map(lambda leaf: leaf + random.normal(0, 0.3, leaf.shape).astype(np.float32), state.variables)

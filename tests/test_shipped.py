@@ -11,14 +11,15 @@ import onnx
 import onnxruntime
 import pytest
 
-from jaxcnn import models, weights
+from jaxcnn import weights, weights_source
 from jaxcnn.classifier import load
 from jaxcnn.config import DataConfig
 from jaxcnn.evaluation import measure
 from jaxcnn.evaluation_data import load_evaluation_data
+from jaxcnn.models import registry
 from jaxcnn.state import init_variables
 
-ONNX = weights.SHIPPED.with_suffix(".onnx")
+ONNX = weights_source.SHIPPED.with_suffix(".onnx")
 INT8 = ONNX.with_name("tiny_imagenet.int8.onnx")
 FOLDER = ONNX.with_suffix("")
 ARCHIVE = os.environ.get("TINY_IMAGENET")
@@ -67,7 +68,7 @@ def test_the_example_is_what_the_file_says():
 def test_the_weights_to_fine_tune_are_those_of_the_file():
     loaded = weights.read_weights("shipped")
     classifier = load(ONNX)
-    model = models.build(loaded.model, classes=200)
+    model = registry.build(loaded.model, classes=200)
     shapes = jax.eval_shape(lambda: init_variables(jax.random.key(0), model=model, image_size=64))
     with np.load(FOLDER / "example.npz") as example:
         pictures = example["image"]

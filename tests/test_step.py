@@ -10,9 +10,10 @@ import numpy as np
 import optax
 import pytest
 
-from jaxcnn import models, step
+from jaxcnn import step
 from jaxcnn.config import AugmentConfig, ModelConfig, OptimConfig
 from jaxcnn.divergence import first_not_finite
+from jaxcnn.models import registry
 from jaxcnn.optim import make_optimizer
 from jaxcnn.state import create_state
 
@@ -20,7 +21,7 @@ CLASSES = 3
 
 
 def setup(*, averaged=False, optim=None, size=8, model_config=None):
-    model = models.build(model_config or ModelConfig(widths=(4,), blocks=(1,)), classes=CLASSES)
+    model = registry.build(model_config or ModelConfig(widths=(4,), blocks=(1,)), classes=CLASSES)
     optimizer = make_optimizer(optim or OptimConfig(learning_rate=0.05, schedule="constant"), steps=100)
     state = create_state(jax.random.key(0), model=model, optimizer=optimizer, image_size=size, averaged=averaged)
     take = partial(

@@ -20,7 +20,7 @@ from jaxcnn.augment import augment
 from jaxcnn.classifier import load
 from jaxcnn.config import AugmentConfig, Config, DataConfig, DistillConfig, ModelConfig, OptimConfig
 from jaxcnn.errors import UserError
-from jaxcnn.run.lineage import read_earlier
+from jaxcnn.run.earlier_trainings import read_earlier
 from jaxcnn.step import step_keys
 from jaxcnn.teachers import read_teachers
 from jaxcnn.training import train

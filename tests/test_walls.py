@@ -1,6 +1,7 @@
 """The walls between the packages: what may import what."""
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,6 +9,10 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+from jaxcnn.__main__ import COMMANDS
+from jaxcnn.config import to_json
+from jaxcnn.presets import digits
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("jaxcnn", "export", "server")
@@ -75,6 +80,64 @@ def test_in_jaxcnn_only_training_imports_export():
 
 def test_predictions_need_no_jax():
     assert not modules_loaded_by("jaxcnn.predict") & {"jax", "flax", "optax", "orbax", "scipy", "sklearn", "onnx"}
+
+
+REFUSED = (
+    "jaxcnn.train --wrong 1",
+    "jaxcnn.train --epochs many",
+    "jaxcnn.train finetune --wrong 1",
+    "jaxcnn.train folder --data.source missing",
+    "jaxcnn.train --init_from missing",
+    "jaxcnn.train --config missing.toml",
+    "jaxcnn.evaluate --wrong 1",
+    "jaxcnn.evaluate missing",
+    "jaxcnn.predict --wrong 1",
+    "jaxcnn.predict missing pictures",
+    "jaxcnn.inspect --wrong 1",
+    "jaxcnn.inspect missing",
+    "jaxcnn.plan --wrong 1",
+    "jaxcnn.plan --topology missing",
+    "jaxcnn.compare --wrong 1",
+    "jaxcnn.compare missing",
+    "export --wrong 1",
+    "export missing",
+    "jaxcnn.sweep --wrong 1 --seeds 2",
+    "jaxcnn.sweep --seeds none",
+    "jaxcnn.evaluate run --wrong 1",
+    "jaxcnn.evaluate run --data.source missing",
+    "export run --wrong 1",
+    "export run --quantize int8 --data.source missing",
+)
+"""Command lines with a mistake; `run` is a workdir."""
+HEAVY = {*"jax flax optax orbax onnx scipy sklearn matplotlib tensorboardX tensorflow_datasets".split()}
+
+
+def test_help_and_refusals_import_nothing_that_takes_seconds(tmp_path):
+    program = f"""
+import contextlib, io, runpy, sys
+for line in sys.stdin.read().splitlines():
+    module, *arguments = line.split()
+    sys.argv = [module, *arguments]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+            status = 0
+        except SystemExit as end:
+            status = end.code
+    print(line, status, *{HEAVY!r} & set(sys.modules), sep="; ")
+"""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(to_json(digits()))
+    helps = [f"{command.module} --help" for command in COMMANDS.values()]
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        input="\n".join([*REFUSED, *helps]),
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.splitlines() == [f"{line}; 2" for line in REFUSED] + [f"{line}; 0" for line in helps]
 
 
 def test_the_converter_knows_no_jaxcnn():

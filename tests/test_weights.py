@@ -19,21 +19,23 @@ from hypothesis.extra import numpy as arrays
 from pictures import write_class_folders
 
 from export.workdir import export_weights
-from jaxcnn import data, models, training, weights
+from jaxcnn import data, training, weights, weights_source
 from jaxcnn.config import SHAPE, Config, DataConfig, ModelConfig, OptimConfig
 from jaxcnn.errors import UserError
 from jaxcnn.loop import initial_state, prepare
 from jaxcnn.metadata import Metadata
+from jaxcnn.models import registry
 from jaxcnn.models.pretrained import Origin, Pretrained
 from jaxcnn.optim import make_optimizer
 from jaxcnn.presets import finetune
 from jaxcnn.run.checkpoint import load_model
-from jaxcnn.run.lineage import Training, read_earlier
+from jaxcnn.run.earlier_trainings import Training, read_earlier
 from jaxcnn.run.workdir import Workdir
 from jaxcnn.state import create_state, init_variables, start_from
 from jaxcnn.train import parse
 from jaxcnn.training import begin, train
-from jaxcnn.weights import mean_of, read_shape, read_weights, write_weights
+from jaxcnn.weights import mean_of, read_weights, write_weights
+from jaxcnn.weights_source import read_shape
 
 MODEL = ModelConfig(widths=(4, 6), blocks=(1, 0))
 NAMES = ("cat", "dög", "eel")
@@ -44,7 +46,7 @@ HALF = 2**-11
 
 def variables_of(model=MODEL, *, classes=3, seed=0):
     """Variables of noise, batch statistics too."""
-    network = models.build(model, classes=classes)
+    network = registry.build(model, classes=classes)
     shapes = jax.eval_shape(lambda: init_variables(jax.random.key(0), model=network, image_size=8))
     random = np.random.default_rng(seed)
     return jax.tree.map(lambda leaf: random.uniform(0.1, 1, leaf.shape).astype(np.float32), shapes)
@@ -402,12 +404,12 @@ def test_the_home_directory_is_expanded(file, monkeypatch):
 def test_the_shipped_weights_are_beside_the_servers_model(monkeypatch, file):
     from server.settings import _SHIPPED_MODEL
 
-    assert weights.SHIPPED.with_suffix(".onnx") == _SHIPPED_MODEL
-    assert Path(importlib.util.find_spec("server").origin).parent == weights.SHIPPED.parents[1]
-    monkeypatch.setattr(weights, "SHIPPED", file)
+    assert weights_source.SHIPPED.with_suffix(".onnx") == _SHIPPED_MODEL
+    assert Path(importlib.util.find_spec("server").origin).parent == weights_source.SHIPPED.parents[1]
+    monkeypatch.setattr(weights_source, "SHIPPED", file)
     assert read_weights("shipped").names == NAMES
     assert read_weights("shipped").source == "shipped"
-    monkeypatch.setattr(weights, "SHIPPED", file.parent / "absent")
+    monkeypatch.setattr(weights_source, "SHIPPED", file.parent / "absent")
     refuse(
         "shipped",
         f"'shipped', but {re.escape(str(file.parent))}/absent is missing; give 'eff.*, a .safetensors file or",
@@ -417,7 +419,7 @@ def test_the_shipped_weights_are_beside_the_servers_model(monkeypatch, file):
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "muon"])
 def test_a_state_starts_from_variables_with_any_optimizer(name):
     optimizer = make_optimizer(OptimConfig(name=name), steps=10)
-    network, loaded = models.build(MODEL, classes=3), variables_of(seed=3)
+    network, loaded = registry.build(MODEL, classes=3), variables_of(seed=3)
     state = create_state(jax.random.key(0), model=network, optimizer=optimizer, image_size=8, averaged=True)
     started = start_from(state, loaded)
     assert_same(started.variables, loaded)
@@ -477,7 +479,8 @@ def test_weights_of_others_start_a_run_and_are_recorded(config, tmp_path, file, 
         license="MIT",
         origin=Origin(name="pets.pth", sha256="abc"),
     )
-    monkeypatch.setattr(weights, "read_pretrained", lambda source: pretrained if source == "pets" else None)
+    for module in (weights, weights_source):
+        monkeypatch.setattr(module, "read_pretrained", lambda source: pretrained if source == "pets" else None)
     assert read_shape("pets").model == MODEL
     seen = dataclasses.replace(data.load(config.data), wnids=("n01440764", "n01443537", "n01484850"))
     monkeypatch.setattr(training.data, "load", lambda settings: seen)
@@ -643,7 +646,7 @@ def test_an_option_that_agrees_with_the_weights_is_accepted(file):
 
 
 def test_without_the_shipped_weights_other_sources_work(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(weights, "SHIPPED", tmp_path / "absent")
+    monkeypatch.setattr(weights_source, "SHIPPED", tmp_path / "absent")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="init_from is 'shipped', but"):
         parse(["finetune", "--init_from", "shipped"])

@@ -7,7 +7,7 @@ from jaxcnn.data.cache import load_cached
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.data.resize import Resize
 from jaxcnn.data.sources.digits import digits_source
-from jaxcnn.data.sources.folder import folder_source
+from jaxcnn.data.sources.folder import find_path, folder_source
 from jaxcnn.data.sources.source import Source
 from jaxcnn.errors import UserError
 from jaxcnn.paths import check_outside_pictures, named_path
@@ -54,6 +54,12 @@ def load(config: DataConfig, *, hold_out: bool = True) -> Dataset:
 def is_named(source: str) -> bool:
     """Returns whether a `--data.source` is the name of a data set, not a path."""
     return source in ("digits", "tiny_imagenet") or source.startswith("tfds:")
+
+
+def check_source(config: DataConfig) -> None:
+    """Raises UserError if the folder or zip of the pictures does not exist, before anything long begins."""
+    if not is_named(config.source):
+        find_path(config.source)
 
 
 def find_source(config: DataConfig) -> Source:

@@ -23,13 +23,13 @@ import flax.linen as nn
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from jaxcnn import models
 from jaxcnn.calibration import Calibration, read_calibration
 from jaxcnn.checksum import ChecksumError
 from jaxcnn.config import Config
 from jaxcnn.disk import describe, sync
 from jaxcnn.distributed import fetch_state
 from jaxcnn.errors import UserError
+from jaxcnn.models import registry
 from jaxcnn.processes import is_leader, lead
 from jaxcnn.run.progress import console
 from jaxcnn.run.seal import check_arrays, check_files, checksum_arrays, write_seal
@@ -240,7 +240,7 @@ def load_model(workdir: Path) -> TrainedModel:
     config, classes = folder.read_config(), folder.read_classes()
     if not folder.checkpoints.exists():
         raise UserError(f"{workdir} has no checkpoint yet; train first")
-    model = models.build_here(dataclasses.replace(config.model, precision="float32"), classes=len(classes.names))
+    model = registry.build_here(dataclasses.replace(config.model, precision="float32"), classes=len(classes.names))
     best, variables = _load_best(folder, _shapes(model, config.data.image_size))
     return TrainedModel(
         config=config,

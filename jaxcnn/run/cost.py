@@ -7,15 +7,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from jaxcnn import models
 from jaxcnn.config import Config, ModelConfig
 from jaxcnn.run.describe import counted
 from jaxcnn.run.metrics_log import RunLog
 from jaxcnn.run.sessions import Session
-from jaxcnn.state import init_variables
 
 
 def describe_time(log: RunLog, sessions: Sequence[Session]) -> str:
@@ -75,6 +70,8 @@ def describe_expected(config: Config, seconds: float, *, first_step: int, steps_
 
 def describe_memory() -> str:
     """Describes the most memory that the process, or its first accelerator, has used so far."""
+    import jax
+
     used = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     if used is not None:
         return f"{used / 1e9:.2f} GB of the device's memory"
@@ -109,11 +106,32 @@ def picture_flops(config: ModelConfig, *, classes: int, side: int) -> int:
     A multiplication and an addition are two operations; products with zero padding are counted. The count is that of
     the network's definition, whatever kernels compute it.
     """
-    model = models.build(config, classes=classes)
+    # Nothing else of a comparison of runs needs JAX.
+    import jax
+    import jax.numpy as jnp
+
+    from jaxcnn.models import registry
+    from jaxcnn.state import init_variables
+
+    model = registry.build(config, classes=classes)
     variables = jax.eval_shape(lambda key: init_variables(key, model=model, image_size=side), jax.random.key(0))
     picture = jax.ShapeDtypeStruct((1, side, side, 3), jnp.uint8)  # type: ignore[no-untyped-call]
     traced = jax.make_jaxpr(lambda variables, images: model.apply(variables, images, train=False))(variables, picture)
     return _flops(traced.jaxpr)
+
+
+def count_parameters(config: Config, classes: int) -> int:
+    """Counts the trainable parameters of a network from its shapes, without computing it."""
+    import jax
+
+    from jaxcnn.models import registry
+    from jaxcnn.state import init_variables
+
+    model = registry.build(config.model, classes=classes)
+    shapes = jax.eval_shape(
+        lambda key: init_variables(key, model=model, image_size=config.data.image_size), jax.random.key(0)
+    )
+    return registry.count_parameters(shapes["params"])
 
 
 def _flops(jaxpr: Any) -> int:

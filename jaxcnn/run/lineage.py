@@ -1,14 +1,8 @@
-"""The lineage of weights: the training that made them, and the earlier ones that made its initial weights."""
+"""The lineage of weights: describes the training that made them, after those that made its initial weights."""
 
-import dataclasses
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
-from jaxcnn import models
-from jaxcnn.disk import write_atomically
-from jaxcnn.errors import UserError
+from jaxcnn.models import registry
 from jaxcnn.models.pretrained import Pretrained
 from jaxcnn.run.checkpoint import TrainedModel
 from jaxcnn.run.cost import describe_arithmetic, describe_time
@@ -22,28 +16,10 @@ from jaxcnn.run.describe import (
     describe_software,
     describe_training,
 )
+from jaxcnn.run.earlier_trainings import Training, read_earlier
 from jaxcnn.run.metrics_log import read_log
 from jaxcnn.run.sessions import Session, describe_changes, read_sessions
 from jaxcnn.run.workdir import Workdir
-from jaxcnn.typed_json import decode
-
-WARNING = "warning"
-"""Heading of what to know of a training; see `leakage.describe_overlap`."""
-
-
-@dataclass(frozen=True)
-class Training:
-    """A description of one training.
-
-    Attributes:
-      dataset: the name of the data set.
-      license: the terms of the data set.
-      recipe: settings and cost, as text by heading; what was not recorded is left out.
-    """
-
-    dataset: str
-    license: str
-    recipe: dict[str, str]
 
 
 def trainings(run: Workdir, trained: TrainedModel) -> tuple[Training, ...]:
@@ -61,7 +37,7 @@ def describe_pretrained(weights: Pretrained) -> Training:
     parameters = {path: values for path, values in weights.tensors.items() if path.startswith("params/")}
     rows = {
         "network": describe_network(weights.model),
-        "parameters": f"{models.count_parameters(parameters):,}",
+        "parameters": f"{registry.count_parameters(parameters):,}",
         "weights": str(weights.origin),
         "pictures": f"{weights.side}x{weights.side} pixels, the middle {weights.crop:.3g} of the shorter side, "
         f"{weights.filter}",
@@ -70,34 +46,6 @@ def describe_pretrained(weights: Pretrained) -> Training:
         rows["published top-1 accuracy"] = f"{weights.top1:.3f} on the validation split"
     terms = {"weights": weights.license, "pictures": weights.dataset_license}
     return Training(weights.dataset, "; ".join(f"{what}: {text}" for what, text in terms.items() if text), rows)
-
-
-def record_earlier(earlier: Sequence[Training], path: Path, *, warning: str | None = None) -> None:
-    """Records the trainings behind the initial weights of a run, or behind its teachers.
-
-    Args:
-      earlier: the trainings, from the first to the last.
-      path: the file.
-      warning: what to know of the last of them; it becomes a row of its recipe.
-    """
-    if warning is not None:
-        *before, last = earlier
-        earlier = (*before, dataclasses.replace(last, recipe=last.recipe | {WARNING: warning}))
-    write_atomically(path, json.dumps([dataclasses.asdict(training) for training in earlier], indent=2) + "\n")
-
-
-def read_earlier(path: Path) -> tuple[Training, ...]:
-    """Reads the record of earlier trainings, or of the trainings behind the teachers. A run without any has none.
-
-    Raises:
-      UserError: it is damaged.
-    """
-    try:
-        return decode(tuple[Training, ...], json.loads(path.read_text(encoding="utf-8")), "trainings")
-    except FileNotFoundError:
-        return ()
-    except (OSError, ValueError, UserError) as error:
-        raise UserError(f"{path} is damaged ({error}); train in a new workdir") from error
 
 
 def _describe_steps(step: int, sessions: Sequence[Session]) -> dict[str, str]:
@@ -121,7 +69,7 @@ def _recipe(run: Workdir, trained: TrainedModel) -> dict[str, str]:
     # Settings, with the settings of earlier sessions where they differ.
     rows = {
         "network": describe_network(config.model),
-        "parameters": f"{models.count_parameters(trained.variables['params']):,}",
+        "parameters": f"{registry.count_parameters(trained.variables['params']):,}",
         "schedule": describe_changes(
             sessions, lambda session: describe_training(session.config, steps_per_epoch=log.steps_per_epoch)
         ),

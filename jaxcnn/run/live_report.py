@@ -5,11 +5,9 @@ from pathlib import Path
 
 from jaxcnn.data import Dataset
 from jaxcnn.disk import write_atomically
-from jaxcnn.run.lineage import read_earlier
+from jaxcnn.run.earlier_trainings import read_earlier
 from jaxcnn.run.metrics_log import Record, ValidationRecord, read_log
-from jaxcnn.run.page import render_page
 from jaxcnn.run.progress import warn
-from jaxcnn.run.report import describe_run, draw_log
 from jaxcnn.run.sessions import read_sessions
 from jaxcnn.run.workdir import Workdir
 
@@ -41,6 +39,10 @@ class LiveReport:
 
     def render(self) -> str:
         """Returns the page as HTML."""
+        # matplotlib takes long to import, and short runs have no such page.
+        from jaxcnn.run.page import render_page
+        from jaxcnn.run.report import describe_run, draw_log
+
         log, sessions = read_log(self._workdir.metrics), read_sessions(self._workdir)
         best = max(log.validation, key=lambda record: (record.top1, -record.loss))
         return render_page(

@@ -13,10 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.proto.summary_pb2 import Summary
-
 from jaxcnn.disk import describe
 from jaxcnn.errors import UserError
 from jaxcnn.typed_json import decode
@@ -117,12 +113,19 @@ class MetricsLog:
       listener: is called with every record after it was written; None at first.
     """
 
-    def __init__(self, path: Path, lines: IO[str] | None, events: EventsWriter | None, *, echo: IO[str] | None = None):
+    def __init__(
+        self,
+        path: Path,
+        lines: IO[str] | None,
+        write_event: Callable[[Record], None] | None,
+        *,
+        echo: IO[str] | None = None,
+    ):
         self._path = path
         self._echo = echo
         self.listener: Callable[[Record], None] | None = None
         self._lines = lines
-        self._events = events
+        self._write_event = write_event
 
     def write(self, record: Record) -> None:
         """Appends a record, and flushes it; does nothing in a process that does not write.
@@ -130,14 +133,13 @@ class MetricsLog:
         Raises:
           UserError: the disk is full or cannot be written.
         """
-        if self._lines is None or self._events is None:
+        if self._lines is None or self._write_event is None:
             return
         with _write_errors(self._path.parent):
             line = json.dumps(_to_json(record)) + "\n"
             self._lines.write(line)
             self._lines.flush()
-            self._events.write_event(_to_event(record))
-            self._events.flush()
+            self._write_event(record)
         if self._echo is not None:
             self._echo.write(line)
             self._echo.flush()
@@ -161,6 +163,9 @@ def open_log(workdir: Path, *, writes: bool = True, echo: IO[str] | None = None)
     Raises:
       UserError: the workdir cannot be written.
     """
+    # tensorboardX takes long to import, which those that only read a log need not wait for.
+    from jaxcnn.run.tensorboard import EventFile
+
     path = workdir / "metrics.jsonl"
     if not writes:
         yield MetricsLog(path, None, None)
@@ -168,13 +173,17 @@ def open_log(workdir: Path, *, writes: bool = True, echo: IO[str] | None = None)
     with _write_errors(workdir):
         torn = path.exists() and not path.read_bytes().endswith(b"\n")
         lines = path.open("a", encoding="utf-8")
-        # Not tensorboardX's SummaryWriter: on a full disk its thread dies, and the run then waits for it forever.
-        events = EventsWriter(str(workdir / "events"))
+        events = EventFile(workdir)
+
+    def write_event(record: Record) -> None:
+        scalars = {f"{record.kind}/{name}": value for name, value in _metrics(record).items()}
+        events.write_scalars(scalars, step=record.step, time=record.time)
+
     try:
         # A killed process can leave half a line; the next record starts a new one.
         if torn:
             lines.write("\n")
-        yield MetricsLog(path, lines, events, echo=echo)
+        yield MetricsLog(path, lines, write_event, echo=echo)
     finally:
         for file in (lines, events):
             with suppress(OSError):  # On a full disk `write` has raised it already.
@@ -281,13 +290,6 @@ def _drop_after(records: list[TrainRecord] | list[ValidationRecord], step: int) 
 def _to_json(record: Record) -> dict[str, str | float]:
     values = {"step": record.step, "epoch": round(record.epoch, 4), "time": round(record.time, 3)}
     return {"kind": record.kind, **values, **_metrics(record)}
-
-
-def _to_event(record: Record) -> Event:
-    scalars = [
-        Summary.Value(tag=f"{record.kind}/{name}", simple_value=value) for name, value in _metrics(record).items()
-    ]
-    return Event(wall_time=record.time, step=record.step, summary=Summary(value=scalars))
 
 
 def _metrics(record: Record) -> dict[str, float]:

@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from scipy.special import bdtr
-
 
 class Answer(NamedTuple):
     """The prediction for one picture.
@@ -88,6 +86,8 @@ def mcnemar(first_only: int, second_only: int) -> float:
       first_only: pictures on which only the first classifier is right.
       second_only: pictures on which only the second classifier is right.
     """
+    from scipy.special import bdtr
+
     return min(1.0, 2 * float(bdtr(min(first_only, second_only), first_only + second_only, 0.5)))
 
 

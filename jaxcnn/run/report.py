@@ -14,16 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Int64, UInt8
 from markupsafe import Markup
 from PIL import Image
-from scipy.cluster import hierarchy
 
-from jaxcnn import models
 from jaxcnn.calibration import Calibration
-from jaxcnn.config import AugmentConfig, Config
+from jaxcnn.config import AugmentConfig
 from jaxcnn.data import Dataset, Split, is_named
 from jaxcnn.data.batches import steps_per_epoch
 from jaxcnn.disk import write_atomically
@@ -32,7 +29,7 @@ from jaxcnn.intervals import bootstrap_intervals, measure_classes, measure_macro
 from jaxcnn.label_errors import find_hardest, find_label_errors
 from jaxcnn.metrics import Evaluation
 from jaxcnn.run.charts import INK, TRAIN, VALIDATION, Curve, draw_curves, draw_reliability
-from jaxcnn.run.cost import format_duration
+from jaxcnn.run.cost import count_parameters, format_duration
 from jaxcnn.run.describe import (
     counted,
     describe_augmentation,
@@ -45,13 +42,12 @@ from jaxcnn.run.describe import (
     describe_software,
     describe_training,
 )
-from jaxcnn.run.lineage import WARNING, Training, read_earlier
+from jaxcnn.run.earlier_trainings import WARNING, Training, read_earlier
 from jaxcnn.run.metrics_log import RunLog, TrainRecord, ValidationRecord, read_log
 from jaxcnn.run.page import render_page
 from jaxcnn.run.progress import console
 from jaxcnn.run.sessions import Session, describe_changes, read_sessions
 from jaxcnn.run.workdir import Workdir
-from jaxcnn.state import init_variables
 
 TABLE_LIMIT = 25
 """Largest number of classes whose confusion matrix is a table of numbers; with more it is an image."""
@@ -209,15 +205,6 @@ def _describe_earlier(training: Training) -> str:
     return f"trained on {training.dataset}" + (f" ({about})" if about else "")
 
 
-def count_parameters(config: Config, classes: int) -> int:
-    """Counts the trainable parameters of a network from its shapes, without computing it."""
-    model = models.build(config.model, classes=classes)
-    shapes = jax.eval_shape(
-        lambda key: init_variables(key, model=model, image_size=config.data.image_size), jax.random.key(0)
-    )
-    return models.count_parameters(shapes["params"])
-
-
 def draw_log(log: RunLog, *, best: ValidationRecord | None) -> dict[str, Markup]:
     """Draws the learning curves.
 
@@ -317,6 +304,8 @@ def confusion_map(confusion: Int64[np.ndarray, "n n"], names: Sequence[str]) -> 
 
 def order_by_confusion(confusion: Int64[np.ndarray, "n n"]) -> list[int]:
     """Orders classes by hierarchical clustering, where classes are near if they are often confused with each other."""
+    from scipy.cluster import hierarchy
+
     mistakes = (confusion + confusion.T).astype(np.float64)
     # SciPy takes the distances of all pairs as a vector: the upper triangle without the diagonal.
     distance = 1 / (1 + mistakes[np.triu_indices(len(confusion), 1)])

@@ -1,6 +1,7 @@
-"""What TensorBoard shows of a finished run besides its curves: its settings, and its confusion matrix."""
+"""What TensorBoard shows of a run: its curves and, when it has ended, its settings and its confusion matrix."""
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,28 @@ from jaxcnn.run.workdir import flat_settings
 
 SIDE = 512
 """Least side of the confusion matrix in pixels."""
+
+
+class EventFile:
+    """A file of events in the folder of a run, beside those of its other sessions."""
+
+    def __init__(self, workdir: Path):
+        # Not tensorboardX's SummaryWriter: on a full disk its thread dies, and the run then waits for it forever.
+        self._writer = EventsWriter(str(workdir / "events"))
+
+    def write_scalars(self, scalars: Mapping[str, float], *, step: int, time: float) -> None:
+        """Appends the values at a step by their tags, and flushes them.
+
+        Raises:
+          OSError: the disk is full or cannot be written.
+        """
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+        self._writer.write_event(Event(wall_time=time, step=step, summary=Summary(value=values)))
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._writer.close()
 
 
 def write_summary(workdir: Path, config: Config, evaluation: Evaluation, *, step: int) -> None:

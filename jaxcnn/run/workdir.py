@@ -26,11 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 from filelock import FileLock, Timeout
 
 from jaxcnn import config as settings
-from jaxcnn import models
 from jaxcnn.checksum import ChecksumError, seal, unseal
 from jaxcnn.config import Config, DataConfig, ModelConfig
 from jaxcnn.data import Fingerprint, is_named
@@ -297,8 +295,10 @@ class Workdir:
 
     def record(self, config: Config, classes: Classes, *, cores: int | None = None) -> None:
         """Writes the records of settings, classes and environment, with the cores of all machines if given."""
+        from jaxcnn.models import registry
+
         self.path.mkdir(parents=True, exist_ok=True)
-        here = environment() | {"precision": models.resolve_precision(config.model.precision)}
+        here = environment() | {"precision": registry.resolve_precision(config.model.precision)}
         if cores is not None:
             here["cores"] = str(cores)
         self._write("environment.json", here)
@@ -396,6 +396,9 @@ def count_cores() -> int:
 
 def environment() -> dict[str, str]:
     """Versions, hardware and command line of this process, and the devices of all processes."""
+    # Reading a workdir needs no JAX.
+    import jax
+
     packages = ("jax", "jaxlib", "flax", "optax", "numpy", "pillow")
     return {
         "command": " ".join(sys.argv),

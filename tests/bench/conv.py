@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcnn.models import build
+from jaxcnn.models.registry import build
 from jaxcnn.ops.allocator import keep_freed_memory
 from jaxcnn.ops.compiler import compiler_options
 from jaxcnn.ops.conv import conv

@@ -25,8 +25,8 @@ import onnxruntime
 from flax.traverse_util import unflatten_dict
 
 import export
-from jaxcnn import models
 from jaxcnn.config import ModelConfig
+from jaxcnn.models import registry
 from jaxcnn.models.pretrained.formats import recognise
 from jaxcnn.models.pretrained.pth import read_pth
 from tests.bench.export_networks import NETWORKS, SIDE, function
@@ -97,7 +97,7 @@ def write_photographs(folder: Path, torch: str) -> None:
     for name, original in PHOTOGRAPHS.items():
         subprocess.run([torch, program, str(folder / name), original], check=True)
         network, tensors = recognise(read_pth(folder / f"{name}.pth"))
-        module = models.build(ModelConfig(name=network, precision="float32"), classes=1000)
+        module = registry.build(ModelConfig(name=network, precision="float32"), classes=1000)
         variables = unflatten_dict(tensors, sep="/")
         model = export.to_onnx(
             lambda image, module=module, variables=variables: module.apply(variables, image, train=False),

@@ -28,8 +28,8 @@ import onnxruntime
 from PIL import Image
 
 import export
-from jaxcnn import models
 from jaxcnn.linear_head import fit_head
+from jaxcnn.models import registry
 from jaxcnn.models.features import group_widths, pooled_features
 from jaxcnn.weights import read_weights
 from tests.bench.picture_sets import CHOSEN_ON, SETS, to_squares
@@ -108,7 +108,7 @@ def extract(images: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
 def open_backbone() -> tuple[onnxruntime.InferenceSession, tuple[int, ...]]:
     """The pretrained network without its head, exported, and the widths of the groups of its features."""
     weights = read_weights(NETWORK)
-    network = models.build(dataclasses.replace(weights.model, pooling="all"), classes=1)
+    network = registry.build(dataclasses.replace(weights.model, pooling="all"), classes=1)
     shapes = jax.eval_shape(
         lambda: network.init(jax.random.key(0), np.zeros((1, SIDE, SIDE, 3), np.uint8), train=False)
     )

@@ -13,7 +13,7 @@ import jax
 import optax
 import optax.contrib
 
-from jaxcnn import models
+from jaxcnn.models import registry
 from jaxcnn.muon import scale_by_muon
 from jaxcnn.ops.allocator import keep_freed_memory
 from jaxcnn.ops.compiler import jit
@@ -32,7 +32,7 @@ def main() -> None:
     keep_freed_memory()
     # Random gradients of the shapes of the preset's kernels.
     config = PRESETS[arguments.preset]()
-    model = models.build(config.model, classes=CLASSES)
+    model = registry.build(config.model, classes=CLASSES)
     shapes = jax.eval_shape(lambda key: init_variables(key, model=model, image_size=64), jax.random.key(0))
     kernels = [leaf for leaf in jax.tree.leaves(shapes["params"]) if leaf.ndim > 1]
     keys = jax.random.split(jax.random.key(0), len(kernels))

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from jaxcnn import models
 from jaxcnn.config import ModelConfig, OptimConfig
+from jaxcnn.models import registry
 from jaxcnn.ops.allocator import keep_freed_memory
 from jaxcnn.optim import make_optimizer
 from jaxcnn.presets import PRESETS
@@ -26,7 +26,7 @@ def make_step(
         keep_freed_memory()
     config = PRESETS[preset]()
     changes = {"cpu_kernels": cpu_kernels} | ({"precision": precision} if precision else {})
-    network = models.build_here(dataclasses.replace(model, **changes), classes=CLASSES)
+    network = registry.build_here(dataclasses.replace(model, **changes), classes=CLASSES)
     optim = OptimConfig(name="adam") if model.name == "seed" else OptimConfig(name="sgd", weight_decay=5e-4)
     optimizer = make_optimizer(optim, steps=TOTAL_STEPS)
     key = jax.random.key(0)

@@ -12,8 +12,8 @@ import numpy as np
 
 import export
 from export.explain import explain
-from jaxcnn import models
 from jaxcnn.config import ModelConfig
+from jaxcnn.models import registry
 from jaxcnn.presets import PRESETS
 
 SIDE, CLASSES, PICTURES = 64, 200, 4
@@ -22,7 +22,7 @@ EXPLAINED = "resnet with features and heatmap"
 
 def configurations() -> dict[str, ModelConfig]:
     """Returns a configuration for each network by name: the fixed ones, and residual ones of presets and variants."""
-    found = {name: ModelConfig(name=name) for name in models.NAMES if name != "resnet"}
+    found = {name: ModelConfig(name=name) for name in registry.NAMES if name != "resnet"}
     found |= {f"resnet of {name}": make().model for name, make in PRESETS.items() if make().model.name == "resnet"}
     found["resnet, no stem"] = ModelConfig(widths=(16, 32, 64), blocks=(1, 1, 1), stem=1)
     found["resnet, padded stem"] = ModelConfig(widths=(16, 32), blocks=(1, 1), stem=3, preactivation=True)
@@ -55,7 +55,7 @@ def write(folder: Path) -> list[str]:
 
 
 def _classifier(config: ModelConfig, *, explained: bool) -> Any:
-    module = models.build(config, classes=CLASSES)
+    module = registry.build(config, classes=CLASSES)
     shapes = jax.eval_shape(
         lambda: module.init(jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3), jnp.uint8), train=False)
     )

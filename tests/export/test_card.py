@@ -7,7 +7,7 @@ import numpy as np
 from runs import PICTURES, card_of, evaluate_run, make_run
 
 from export.card import _classes, _plain
-from jaxcnn.run.lineage import Training, record_earlier
+from jaxcnn.run.earlier_trainings import Training, record_earlier
 from jaxcnn.run.workdir import Workdir
 
 EARLIER = (

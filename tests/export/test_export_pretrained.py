@@ -14,11 +14,12 @@ from runs import metadata_of
 
 import export.pretrained
 from export import __main__ as program
-from jaxcnn import data, models
+from jaxcnn import data
 from jaxcnn.classifier import load
 from jaxcnn.config import DataConfig, ModelConfig
 from jaxcnn.errors import UserError
 from jaxcnn.evaluate import main as evaluate
+from jaxcnn.models import registry
 from jaxcnn.models.pretrained import Origin, Pretrained
 from jaxcnn.state import init_variables
 from jaxcnn.weights import read_weights, weights_of
@@ -31,7 +32,7 @@ NAMES = ("ant", "bee", "cow", "dog")
 @pytest.fixture(scope="module")
 def pretrained():
     """Weights of noise, which someone is said to have trained."""
-    network, random = models.build(MODEL, classes=4), np.random.default_rng(0)
+    network, random = registry.build(MODEL, classes=4), np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: init_variables(jax.random.key(0), model=network, image_size=16))
     return Pretrained(
         model=MODEL,
@@ -79,7 +80,7 @@ def test_the_file_computes_what_the_weights_do(file, pretrained):
     classifier = load(file)
     assert (classifier.names, classifier.wnids, classifier.step) == (NAMES, ("n1", "n2", "n3", "n4"), None)
     images = np.random.default_rng(1).integers(0, 256, (3, 16, 16, 3), np.uint8)
-    network = models.build(MODEL, classes=4)
+    network = registry.build(MODEL, classes=4)
     variables = jax.eval_shape(lambda: init_variables(jax.random.key(0), model=network, image_size=16))
     variables = weights_of(pretrained, source="pets4").fill(variables, with_head=True)
     expected = network.apply(variables, jnp.asarray(images), train=False)
@@ -212,6 +213,6 @@ def test_the_thousand_classes_of_imagenet(monkeypatch, tmp_path):
 
 def test_data_settings_are_those_of_the_weights(pretrained):
     expected = DataConfig(source="", image_size=16, fit="crop", crop=0.8, filter="bicubic")
-    assert export.pretrained.data_settings(pretrained) == expected
+    assert pretrained.data_config == expected
     with pytest.raises(UserError, match=r"^data.source is not set; give a folder"):
-        data.load(export.pretrained.data_settings(pretrained))
+        data.load(pretrained.data_config)

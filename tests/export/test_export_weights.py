@@ -14,9 +14,9 @@ from runs import CLASSES
 import export.workdir
 from export import __main__ as program
 from jaxcnn.errors import UserError
-from jaxcnn.metadata import describe_run
 from jaxcnn.run.checkpoint import load_model
 from jaxcnn.run.workdir import Workdir
+from jaxcnn.run_metadata import describe_run
 from jaxcnn.weights import read_weights
 
 

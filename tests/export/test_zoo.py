@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxcnn import models
 from jaxcnn.config import ModelConfig
+from jaxcnn.models import registry
 
 ORIGINALS = [
-    ModelConfig(name=name) for name in models.NAMES if name.startswith(("efficientnet_lite0", "seed", "prototype"))
+    ModelConfig(name=name) for name in registry.NAMES if name.startswith(("efficientnet_lite0", "seed", "prototype"))
 ]
 LARGER = [pytest.param(ModelConfig(name=f"efficientnet_lite{size}"), marks=pytest.mark.run) for size in (1, 2, 3, 4)]
 PHOTOGRAPHS = [
@@ -35,7 +35,7 @@ POOLED = [
 
 def classifier(config, filled, side=16):
     """A function from pictures to logits and probabilities, and its convolution kernels."""
-    module = models.build(config, classes=5)
+    module = registry.build(config, classes=5)
     variables = filled(module, jnp.zeros((1, side, side, 3), jnp.uint8), train=False)
 
     def classify(image):

@@ -5,21 +5,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcnn import models
 from jaxcnn.config import ModelConfig
+from jaxcnn.models import registry
 
 PARAMETERS = {0: 4_652_008, 1: 5_416_680, 2: 6_092_072, 3: 8_197_096, 4: 13_006_568}
 """Published as 4.7, 5.4, 6.1, 8.2 and 13.0 million."""
 
 
 def shapes(name: str) -> dict[str, tuple[int, ...]]:
-    network = models.build(ModelConfig(name=name), classes=1000)
+    network = registry.build(ModelConfig(name=name), classes=1000)
     found = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False))
     leaves = jax.tree_util.tree_leaves_with_path(found)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
 
 
-def random_variables(network: models.Network) -> dict:
+def random_variables(network: registry.Network) -> dict:
     """Kernels that keep the deviation of their input; all else near one. Flax's own take seconds to compile."""
     shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False))
     random = np.random.default_rng(1)
@@ -44,7 +44,7 @@ def test_cpu_kernels_compute_the_same(train):
     config = ModelConfig(name="efficientnet_lite0")
     images = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3)).astype(np.uint8)
     images = jnp.asarray(images)
-    plain = models.build(config, classes=3)
+    plain = registry.build(config, classes=3)
     variables = random_variables(plain)
 
     def run(network):
@@ -52,7 +52,7 @@ def test_cpu_kernels_compute_the_same(train):
         return network.apply(variables, images, train=train, rngs=rngs, mutable=["batch_stats"])
 
     expected, found = (
-        jax.jit(lambda n=n: run(n))() for n in (plain, models.build(config, classes=3, cpu_kernels=True))
+        jax.jit(lambda n=n: run(n))() for n in (plain, registry.build(config, classes=3, cpu_kernels=True))
     )
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-3, atol=2e-4)

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcnn import models
 from jaxcnn.config import ModelConfig, ModelName
 from jaxcnn.errors import UserError
+from jaxcnn.models import registry
 from jaxcnn.models.features import group_widths, pooled_features
 
 NAMES = typing.get_args(ModelName)
@@ -18,7 +18,7 @@ IMAGES = jax.ShapeDtypeStruct((2, 16, 16, 3), jnp.uint8)
 
 def built(name, *, classes=5, pooling="last"):
     shape = {"widths": (8, 12), "blocks": (1, 1)} if name == "resnet" else {}
-    return models.build(ModelConfig(name=name, pooling=pooling, **shape), classes=classes)
+    return registry.build(ModelConfig(name=name, pooling=pooling, **shape), classes=classes)
 
 
 def shapes(network):
@@ -65,7 +65,7 @@ def test_all_features_are_the_last_then_mean_and_deviation_of_each_block():
 
 
 def test_maps_much_larger_than_the_last_are_not_pooled():
-    network = models.build(ModelConfig(widths=(8, 12, 10, 6), blocks=(0, 0, 0, 0), pooling="all"), classes=2)
+    network = registry.build(ModelConfig(widths=(8, 12, 10, 6), blocks=(0, 0, 0, 0), pooling="all"), classes=2)
     images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.uint8)
     variables = jax.eval_shape(lambda x: network.init(jax.random.key(0), x, False), images)
     # The maps have 16x16, 8x8, 4x4 and 2x2 positions.

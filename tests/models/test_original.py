@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from jaxcnn.models import count_parameters
 from jaxcnn.models.original import ORIGINALS, BlockSpec, ConvSpec, DenseSpec, NetworkSpec, Original
+from jaxcnn.models.registry import count_parameters
 
 COUNTS = {
     "seed": (754_048, 758_224),

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from arrays import normal
 
-from jaxcnn import models
 from jaxcnn.config import ModelConfig
 from jaxcnn.errors import UserError
-from jaxcnn.models import convnext, mobilenet_v3, resnet_v1, vit
+from jaxcnn.models import convnext, mobilenet_v3, registry, resnet_v1, vit
 from jaxcnn.models.layers import BatchNormAct, Conv, LayerNorm, StochasticDepth
 from jaxcnn.ops.dispatch import use_cpu_kernels
 from jaxcnn.ops.norm import IDENTITY, RELU
@@ -148,9 +147,9 @@ def test_pixels_are_normalised_by_the_settings_or_the_family() -> None:
         "vit_tiny": 127.5,
     }
     for name, mean in means.items():
-        assert models.build(ModelConfig(name=name), classes=2).pixel_mean[0] == mean
+        assert registry.build(ModelConfig(name=name), classes=2).pixel_mean[0] == mean
     config = ModelConfig(name="vit_tiny", pixel_mean=(1.0, 2.0, 3.0), pixel_std=(4.0, 5.0, 6.0))
-    network = models.build(config, classes=2)
+    network = registry.build(config, classes=2)
     found = network.normalise(jnp.asarray([[[[5, 12, 21]]]], jnp.uint8))
     np.testing.assert_allclose(found, [[[[1, 2, 3]]]])
     with pytest.raises(UserError, match=r"model\.pixel_std is \(1\.0, 0\.0, 1\.0\); it must be three numbers above 0"):

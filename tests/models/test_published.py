@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxcnn import models
 from jaxcnn.config import ModelConfig
+from jaxcnn.models import registry
 from jaxcnn.models.network import IMAGENET_MEAN
 from jaxcnn.models.pretrained.packages import PACKAGES
 from jaxcnn.models.published import PUBLISHED
 from jaxcnn.run.cost import picture_flops
 
-README = Path(models.__file__).with_name("README.md")
+README = Path(registry.__file__).with_name("README.md")
 
 MILLIONS = {
     **{"efficientnet_lite0": 4.7, "efficientnet_lite1": 5.4, "efficientnet_lite2": 6.1, "efficientnet_lite3": 8.2},
@@ -29,7 +29,7 @@ MILLIONS = {
 
 def row(name: str) -> list[str]:
     """The row of a network in the table."""
-    facts, network = PUBLISHED[name], models.build(ModelConfig(name=name), classes=1)
+    facts, network = PUBLISHED[name], registry.build(ModelConfig(name=name), classes=1)
     pixels = "ImageNet's"
     if network.pixel_mean != IMAGENET_MEAN:
         pixels = f"{network.pixel_mean[0]:g}, {network.pixel_std[0]:g}"
@@ -47,10 +47,10 @@ def row(name: str) -> list[str]:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters_are_those_published(name: str) -> None:
-    network = models.build(ModelConfig(name=name), classes=1000)
+    network = registry.build(ModelConfig(name=name), classes=1000)
     pictures = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.uint8)
     shapes = jax.eval_shape(partial(network.init, train=False), jax.random.key(0), pictures)
-    assert models.count_parameters(shapes["params"]) == PUBLISHED[name].parameters
+    assert registry.count_parameters(shapes["params"]) == PUBLISHED[name].parameters
     assert PUBLISHED[name].parameters / 1e6 == pytest.approx(MILLIONS[name], abs=0.055)
 
 

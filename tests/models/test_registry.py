@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcnn import models
 from jaxcnn.config import ModelConfig, ModelName
+from jaxcnn.models import registry
 from jaxcnn.ops.dispatch import use_cpu_kernels
 
 LARGER = (
@@ -55,12 +55,12 @@ def forward(model: typing.Any, variables: typing.Any, images: jax.Array) -> jax.
 
 
 def test_the_registry_has_the_names_of_the_settings() -> None:
-    assert sorted(models.NAMES) == sorted(typing.get_args(ModelName))
+    assert sorted(registry.NAMES) == sorted(typing.get_args(ModelName))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_variables_and_logits_are_float32_at_every_size(name: str) -> None:
-    model = models.build(small(name), classes=5)
+    model = registry.build(small(name), classes=5)
     variables = shapes(model)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     for height, width in ((8, 8), (17, 30)):
@@ -76,7 +76,7 @@ def test_variables_and_logits_are_float32_at_every_size(name: str) -> None:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", NAMES)
 def test_precision_decides_what_every_layer_computes_in(name: str, precision: str) -> None:
-    model = models.build(small(name, precision=precision), classes=5)
+    model = registry.build(small(name, precision=precision), classes=5)
     images = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.uint8)
     closed = jax.make_jaxpr(partial(model.apply, train=False))(shapes(model), images)
     inputs = {
@@ -91,7 +91,9 @@ def test_precision_decides_what_every_layer_computes_in(name: str, precision: st
 
 @pytest.mark.parametrize("name", ["resnet", "seed"])
 def test_bfloat16_is_close_to_float32(name: str) -> None:
-    exact, rough = (models.build(small(name, precision=precision), classes=5) for precision in ("float32", "bfloat16"))
+    exact, rough = (
+        registry.build(small(name, precision=precision), classes=5) for precision in ("float32", "bfloat16")
+    )
     variables, images = random_variables(exact), pictures(4, 8, 8, 3)
     evaluate = jax.jit(lambda model, x: model.apply(variables, x, False), static_argnums=0)
     expected, found = evaluate(exact, images), evaluate(rough, images)
@@ -110,13 +112,13 @@ def test_equal_settings_share_one_trace() -> None:
 
     for name in NAMES:
         for _ in range(2):
-            model = models.build(small(name), classes=5)
+            model = registry.build(small(name), classes=5)
             logits.trace(model, shapes(model), jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.uint8))
     assert len(traces) == len(NAMES) - 1  # Prototype 4 is the seed network.
-    assert models.build(small("resnet"), classes=5) != models.build(small("resnet", stem=1), classes=5)
+    assert registry.build(small("resnet"), classes=5) != registry.build(small("resnet", stem=1), classes=5)
 
 
-def lowered(model: models.Network) -> str:
+def lowered(model: registry.Network) -> str:
     """A training step's forward pass as StableHLO."""
     run = jax.jit(partial(model.apply, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)}))
     return run.lower(shapes(model), jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.uint8)).as_text()
@@ -124,8 +126,8 @@ def lowered(model: models.Network) -> str:
 
 @pytest.mark.parametrize("name", ["resnet", "prototype6"])
 def test_a_network_is_plain_unless_it_is_built_with_kernels(name: str) -> None:
-    plain, fast = (models.build(small(name), classes=5, cpu_kernels=kernels) for kernels in (False, True))
-    assert plain == models.build(small(name, cpu_kernels=True), classes=5)
+    plain, fast = (registry.build(small(name), classes=5, cpu_kernels=kernels) for kernels in (False, True))
+    assert plain == registry.build(small(name, cpu_kernels=True), classes=5)
     assert plain != fast
     assert shapes(plain) == shapes(fast)
     assert "optimization_barrier" in lowered(fast)
@@ -136,11 +138,11 @@ def test_a_network_is_plain_unless_it_is_built_with_kernels(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["resnet", "prototype6"])
 def test_kernels_change_nothing_but_rounding(name: str) -> None:
-    plain, fast = (models.build(small(name), classes=5, cpu_kernels=kernels) for kernels in (False, True))
+    plain, fast = (registry.build(small(name), classes=5, cpu_kernels=kernels) for kernels in (False, True))
     variables, images = random_variables(plain), pictures(4, 16, 16, 3)
 
     @partial(jax.jit, static_argnums=0)
-    def logits_and_gradients(model: models.Network, params: typing.Any) -> typing.Any:
+    def logits_and_gradients(model: registry.Network, params: typing.Any) -> typing.Any:
         def loss(params: typing.Any) -> tuple[jax.Array, jax.Array]:
             found = forward(model, variables | {"params": params}, images)
             return jnp.sin(found).sum(), found
@@ -162,15 +164,15 @@ def test_kernels_change_nothing_but_rounding(name: str) -> None:
 def test_kernels_are_used_where_settings_and_machine_have_them(
     monkeypatch: pytest.MonkeyPatch, allowed: bool, available: bool, used: bool
 ) -> None:
-    monkeypatch.setattr(models, "cpu_kernels_available", lambda: available)
-    found = models.build_here(small("resnet", cpu_kernels=allowed), classes=5)
-    assert found == models.build(small("resnet"), classes=5, cpu_kernels=used)
+    monkeypatch.setattr(registry, "cpu_kernels_available", lambda: available)
+    found = registry.build_here(small("resnet", cpu_kernels=allowed), classes=5)
+    assert found == registry.build(small("resnet"), classes=5, cpu_kernels=used)
 
 
 def test_forward_mode_with_kernels_names_the_setting() -> None:
-    network = models.build(ModelConfig(widths=(4,), blocks=(0,)), classes=2, cpu_kernels=True)
+    network = registry.build(ModelConfig(widths=(4,), blocks=(0,)), classes=2, cpu_kernels=True)
     images = jnp.ones((1, 8, 8, 3))
-    variables = models.build(ModelConfig(widths=(4,), blocks=(0,)), classes=2).init(
+    variables = registry.build(ModelConfig(widths=(4,), blocks=(0,)), classes=2).init(
         jax.random.key(0), images, train=False
     )
 
@@ -184,5 +186,5 @@ def test_forward_mode_with_kernels_names_the_setting() -> None:
 
 def test_count_parameters_of_arrays_and_of_shapes() -> None:
     tree = {"a": np.zeros((2, 3)), "b": {"c": jax.ShapeDtypeStruct((4,), jnp.float32), "d": jnp.zeros(())}}
-    assert models.count_parameters(tree) == 11
-    assert models.count_parameters({}) == 0
+    assert registry.count_parameters(tree) == 11
+    assert registry.count_parameters({}) == 0

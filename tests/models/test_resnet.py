@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 from PIL import Image
 
 from jaxcnn.config import ModelConfig
-from jaxcnn.models import build, count_parameters
+from jaxcnn.models.registry import build, count_parameters
 
 
 def shapes(config: ModelConfig, classes: int = 5) -> dict[str, tuple[int, ...]]:

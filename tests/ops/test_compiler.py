@@ -65,7 +65,7 @@ def test_jit_computes_and_counts_its_traces():
 
 
 def test_importing_the_library_starts_no_backend():
-    code = "import jaxcnn.train, jax._src.xla_bridge as bridge; print(bridge.backends_are_initialized())"
+    code = "import jaxcnn.training, jax._src.xla_bridge as bridge; print(bridge.backends_are_initialized())"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
     )

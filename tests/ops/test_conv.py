@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from jaxcnn.config import ModelConfig
-from jaxcnn.models import NAMES, build
+from jaxcnn.models.registry import NAMES, build
 from jaxcnn.ops import dense_conv
 from jaxcnn.ops.compiler import compiler_options, has_onednn
 from jaxcnn.ops.conv import conv

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from jaxcnn.config import ModelConfig
-from jaxcnn.models import Network, build
 from jaxcnn.models.layers import global_avg_pool
+from jaxcnn.models.registry import Network, build
 from jaxcnn.ops.conv import conv
 from jaxcnn.ops.dispatch import use_cpu_kernels
 from jaxcnn.ops.layout import in_hwnc, pointwise, spatial_axes, to_hwnc, to_nhwc

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from jaxcnn import loop, models
+from jaxcnn import loop
 from jaxcnn.config import ModelConfig
+from jaxcnn.models import registry
 from jaxcnn.ops import precision
 from jaxcnn.ops.precision import Measured, measured_here
 from jaxcnn.run.progress import TrainProgress
@@ -30,22 +31,22 @@ def measurements(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("float32", "bfloat16", "faster"), [(1.0, 2.0, "float32"), (2.0, 1.0, "bfloat16")])
 def test_auto_is_the_faster_precision(monkeypatch, float32, bfloat16, faster):
-    monkeypatch.setattr(models, "measured_here", lambda: Measured(float32, bfloat16))
-    assert models.resolve_precision("auto") == faster
-    assert {models.resolve_precision(name) for name in ("float32", "bfloat16")} == {"float32", "bfloat16"}
+    monkeypatch.setattr(registry, "measured_here", lambda: Measured(float32, bfloat16))
+    assert registry.resolve_precision("auto") == faster
+    assert {registry.resolve_precision(name) for name in ("float32", "bfloat16")} == {"float32", "bfloat16"}
 
 
 def test_a_processor_without_instructions_for_bfloat16_measures_nothing(measurements, monkeypatch, tmp_path):
     monkeypatch.setattr(precision, "has_onednn", lambda dtype: False)
     assert measured_here() is None
-    assert models.resolve_precision("auto") == "float32"
+    assert registry.resolve_precision("auto") == "float32"
     assert not measurements
     assert not list(tmp_path.iterdir())
 
 
 def test_a_gpu_computes_in_bfloat16(measurements, monkeypatch):
-    monkeypatch.setattr(models.jax, "default_backend", lambda: "gpu")
-    assert models.resolve_precision("auto") == "bfloat16"
+    monkeypatch.setattr(registry.jax, "default_backend", lambda: "gpu")
+    assert registry.resolve_precision("auto") == "bfloat16"
     assert not measurements
 
 

@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-from jaxcnn import models
 from jaxcnn.config import Config, DataConfig, ModelConfig, OptimConfig
 from jaxcnn.errors import UserError
+from jaxcnn.models import registry
 from jaxcnn.optim import make_optimizer
 from jaxcnn.run import checkpoint
 from jaxcnn.run.checkpoint import load_model, open_checkpoints
@@ -36,7 +36,7 @@ CLASSES = Classes(("cat", "dog", "eel"), (), "pets", "MIT")
 def make_state(config=CONFIG, *, classes=3, seed=0):
     return create_state(
         jax.random.key(seed),
-        model=models.build(config.model, classes=classes),
+        model=registry.build(config.model, classes=classes),
         optimizer=make_optimizer(config.optim, steps=100),
         image_size=config.data.image_size,
         averaged=config.optim.ema_decay > 0,

@@ -13,8 +13,8 @@ import pytest
 from crashes import History, record
 from log_lines import train_record
 
-from jaxcnn import models
 from jaxcnn.config import Config, DataConfig, ModelConfig
+from jaxcnn.models import registry
 from jaxcnn.optim import make_optimizer
 from jaxcnn.run.checkpoint import open_checkpoints
 from jaxcnn.run.metrics_log import open_log, read_log
@@ -36,7 +36,7 @@ train(Path(sys.argv[1]))
 
 def state_of(step):
     config = Config(data=DataConfig(image_size=8), model=ModelConfig(widths=(4,), blocks=(1,)))
-    model, optimizer = models.build(config.model, classes=3), make_optimizer(config.optim, steps=100)
+    model, optimizer = registry.build(config.model, classes=3), make_optimizer(config.optim, steps=100)
     first = create_state(jax.random.key(0), model=model, optimizer=optimizer, image_size=8, averaged=False)
     variables = jax.tree.map(lambda leaf: leaf + step, first.variables)
     return first._replace(step=jnp.int32(step), variables=variables)

@@ -17,7 +17,6 @@ import pytest
 from log_lines import LINES, train_record
 from PIL import Image
 
-from jaxcnn import models
 from jaxcnn.calibration import Calibration
 from jaxcnn.config import AugmentConfig, Config, DataConfig, ModelConfig
 from jaxcnn.data import Dataset, Split
@@ -25,8 +24,9 @@ from jaxcnn.data.split import facts_type
 from jaxcnn.errors import UserError
 from jaxcnn.label_errors import find_hardest, find_label_errors
 from jaxcnn.metrics import score, summarize
+from jaxcnn.models import registry
 from jaxcnn.run import charts, report, workdir
-from jaxcnn.run.lineage import Training, record_earlier
+from jaxcnn.run.earlier_trainings import Training, record_earlier
 from jaxcnn.run.report import write_report
 from jaxcnn.run.sessions import record_session
 from jaxcnn.run.workdir import Classes, Workdir, environment
@@ -140,7 +140,7 @@ def test_the_page_shows_what_was_measured(tmp_path):
     ):
         assert fact in page.text
     assert "6 s in training steps, 20 pictures/s" in page.text
-    model = models.build(CONFIG.model, classes=7)
+    model = registry.build(CONFIG.model, classes=7)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False))["params"]
     assert "resnet, stages of 4 channels" in page.text
     assert f", {sum(leaf.size for leaf in jax.tree.leaves(shapes)):,} parameters" in page.text
@@ -170,7 +170,7 @@ def test_the_page_says_where_the_initial_weights_come_from(tmp_path):
 
 def test_the_page_shows_the_precision_that_was_used(tmp_path, monkeypatch):
     auto = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, precision="auto"))
-    monkeypatch.setattr(models, "resolve_precision", lambda precision: "bfloat16")
+    monkeypatch.setattr(registry, "resolve_precision", lambda precision: "bfloat16")
     page = Page(write(tmp_path, "abc", config=auto)[0])
     assert re.search(r"[\d,]+ parameters, bfloat16 Training", page.text)
 

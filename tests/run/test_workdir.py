@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from jaxcnn import models
 from jaxcnn.config import DataConfig
 from jaxcnn.data import Fingerprint
 from jaxcnn.errors import UserError
+from jaxcnn.models import registry
 from jaxcnn.ops.precision import Measured
 from jaxcnn.presets import digits
 from jaxcnn.run.workdir import Classes, Workdir, environment
@@ -65,8 +65,8 @@ def test_a_run_that_was_begun_is_kept(tmp_path):
 
 @pytest.mark.parametrize(("fast", "used"), [(True, "bfloat16"), (False, "float32")])
 def test_the_precision_that_auto_chose_is_recorded(tmp_path, monkeypatch, fast, used):
-    monkeypatch.setattr(models, "measured_here", lambda: Measured(float32=0.02, bfloat16=0.01 if fast else 0.03))
-    monkeypatch.setattr(models.jax, "default_backend", lambda: "cpu")
+    monkeypatch.setattr(registry, "measured_here", lambda: Measured(float32=0.02, bfloat16=0.01 if fast else 0.03))
+    monkeypatch.setattr(registry.jax, "default_backend", lambda: "cpu")
     model = dataclasses.replace(digits().model, precision="auto")
     Workdir(tmp_path).record(dataclasses.replace(digits(), model=model), CLASSES)
     assert json.loads((tmp_path / "environment.json").read_text())["precision"] == used

@@ -24,17 +24,22 @@ def folder_source(source: str) -> Source:
     Raises:
       UserError: the path does not exist, or a file or folder in it cannot be read.
     """
-    path = named_path(source, option="data.source") if source else None
-    if path is None or not path.exists():
-        missing = f"data.source {source!r} does not exist" if source else "data.source is not set"
-        raise UserError(f"{missing}; give a folder, a zip, digits, tiny_imagenet or tfds:NAME")
-
+    path = find_path(source)
     # The same pictures have the same key however their path is written.
     path = path.resolve()
     if path.is_dir():
         return _folder_source(path)
     stat = path.stat()
     return Source(key=make_key(path, stat.st_size, stat.st_mtime_ns), open=lambda: _open_zip(path))
+
+
+def find_path(source: str) -> Path:
+    """Returns the path of a folder or zip; raises UserError if it does not exist."""
+    path = named_path(source, option="data.source") if source else None
+    if path is None or not path.exists():
+        missing = f"data.source {source!r} does not exist" if source else "data.source is not set"
+        raise UserError(f"{missing}; give a folder, a zip, digits, tiny_imagenet or tfds:NAME")
+    return path
 
 
 def _folder_source(path: Path) -> Source:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from jaxcnn.models.mobilenet_v3 import EPSILON, SIZES, BlockSpec
+from jaxcnn.models.mobilenet_v3_sizes import EPSILON, SIZES, BlockSpec
 
 TORCHVISION_EPSILON = 1e-3
 """What torchvision's networks add to the variance."""

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from jaxcnn.config import ModelConfig
+from jaxcnn.config import DataConfig, ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Pretrained:
     Attributes:
       model: settings of the network. The normalisation of the pictures is part of it.
       tensors: float32 parameters and batch statistics by path, such as `params/classifier/kernel`. Weights without a
-        classifier have none of the paths of `models.HEAD`.
+        classifier have none of the paths of `registry.HEAD`.
       names: class names, in the order of the logits; empty if they are not known.
       wnids: WordNet ids in the same order; empty if the classes have none.
       side: height and width in pixels of the pictures that they are measured on.
@@ -64,3 +64,8 @@ class Pretrained:
     dataset_license: str = ""
     origin: Origin
     top1: float | None = None
+
+    @property
+    def data_config(self) -> DataConfig:
+        """How a picture becomes the input of the network; where its pictures are is not known."""
+        return DataConfig(source="", image_size=self.side, fit="crop", crop=self.crop, filter=self.filter)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 import numpy as np
 
 from jaxcnn.errors import UserError
-from jaxcnn.models.vit import GRID, PATCH
 
 MODULES = (
     ("cls_token", "class_token"),
@@ -26,6 +25,8 @@ MODULES = (
 
 def check_tensors(tensors: Mapping[str, np.ndarray]) -> None:
     """Raises UserError if tensors are of a variant of the network that jaxcnn lacks."""
+    from jaxcnn.models.vit import GRID, PATCH
+
     if any(name.startswith(("dist_token", "head_dist")) for name in tensors):
         raise UserError(
             "the weights are of a distilled DeiT, which has a second token and a second classifier; jaxcnn has the "

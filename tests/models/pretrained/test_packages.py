@@ -12,8 +12,8 @@ from flax import traverse_util
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from jaxcnn import models
 from jaxcnn.errors import UserError
+from jaxcnn.models import registry
 from jaxcnn.models.pretrained import NAMES, packages, read_pretrained
 from jaxcnn.models.pretrained.packages import PACKAGES
 
@@ -22,7 +22,7 @@ PEER = Path(__file__).parent / "efficientnet_lite_peer.py"
 
 def compute(pretrained, images):
     """The logits of weights, compiled without optimization, which takes less time in all."""
-    network = models.build(pretrained.model, classes=len(pretrained.names))
+    network = registry.build(pretrained.model, classes=len(pretrained.names))
     variables = traverse_util.unflatten_dict(dict(pretrained.tensors), sep="/")
     lowered = jax.jit(lambda tree, x: network.apply(tree, x, train=False)).lower(variables, images)
     compiled = lowered.compile(compiler_options={"xla_backend_optimization_level": 0})

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxcnn import models
 from jaxcnn.config import ModelConfig
+from jaxcnn.models import registry
 from jaxcnn.models.pretrained.formats import recognise
 from jaxcnn.models.pretrained.pth import read_pth
 
@@ -44,7 +44,7 @@ def test_logits_are_those_of_the_original(original: str, peers: str, tmp_path: P
     assert name == ORIGINALS[original]
     # The pictures are normalised already, by no network's own constants.
     config = ModelConfig(name=name, pixel_mean=(0.0, 0.0, 0.0), pixel_std=(1.0, 1.0, 1.0))
-    network = models.build(config, classes=CLASSES)
+    network = registry.build(config, classes=CLASSES)
     images = jnp.asarray(pictures)
     shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), images, train=False))
     expected_shapes = {path: leaf.shape for path, leaf in flatten_dict(shapes, sep="/").items()}

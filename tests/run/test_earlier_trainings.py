@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxcnn.errors import UserError
-from jaxcnn.run.lineage import Training, record_earlier
+from jaxcnn.run.earlier_trainings import Training, record_earlier
 from jaxcnn.typed_json import decode
 
 TRAININGS = st.builds(Training, st.text(), st.text(), st.dictionaries(st.text(), st.text()))

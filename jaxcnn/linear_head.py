@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int32, Int64
-from scipy.special import log_softmax
 
 FOLDS = 5
 """Most folds of the cross-validation."""
@@ -232,6 +231,8 @@ def _measure(
     model: Any, rows: Float[np.ndarray, "n rank"], labels: Labels
 ) -> tuple[Float[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
     """Cross-entropy in nats of each picture, and whether it is classified correctly."""
+    from scipy.special import log_softmax
+
     kernel, bias = _two_sided(model, int(max(labels.max(), model.classes_.max())) + 1)
     logits = log_softmax(rows @ kernel + bias, axis=1)
     return -np.take_along_axis(logits, labels[:, None], axis=1)[:, 0], logits.argmax(1) == labels

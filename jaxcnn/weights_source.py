@@ -94,7 +94,7 @@ def read_metadata(path: Path, file: Any) -> Metadata:
     """Reads the metadata of an open file.
 
     Raises:
-      UserError: they are not those of `python -m export`.
+      UserError: `python -m export` has not written them.
     """
     try:
         return Metadata.from_props(file.metadata() or {}, required=("dataset", "trainings"))

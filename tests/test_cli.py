@@ -1,5 +1,6 @@
 """The command line: presets and options in, one-line errors out."""
 
+import contextlib
 import dataclasses
 import errno
 import os
@@ -14,7 +15,8 @@ import pytest
 
 from jaxcnn import cli, config, presets
 from jaxcnn.errors import UserError
-from jaxcnn.train import parse
+from jaxcnn.run import progress
+from jaxcnn.train import main, parse
 
 ROOT = Path(__file__).parent.parent
 
@@ -178,28 +180,20 @@ def test_characters_that_control_a_terminal_are_replaced(monkeypatch, capsys):
     assert capsys.readouterr().err == "prog: cat/Icon\ufffd\ufffd[2J\ufffd.png é is no picture\n"
 
 
-@pytest.mark.parametrize(("options", "lines"), [([], 2), (["--quiet"], 0)])
-def test_a_command_that_loads_long_says_so(tmp_path, options, lines):
-    program = """
-import sys
-from jaxcnn import train
-from jaxcnn.run import progress
+@pytest.mark.parametrize(("options", "quiet"), [([], False), (["--quiet"], True)])
+def test_libraries_that_load_long_are_announced_unless_it_is_to_be_quiet(monkeypatch, tmp_path, options, quiet):
+    stages = []
 
-progress.SILENT_SECONDS = 0.0
-try:
-    train.main(sys.argv[1:])
-except train.UserError:
-    pass
-"""
-    # JAX is imported, then the workdir is refused.
-    inside = ["--data.source", str(tmp_path), "--workdir", str(tmp_path / "run")]
-    done = subprocess.run(
-        [sys.executable, "-c", program, *inside, *options], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert [line.partition(":")[0] for line in done.stderr.splitlines()] == [
-        "loading libraries ...",
-        "loading libraries",
-    ][:lines]
+    @contextlib.contextmanager
+    def stage(what):
+        stages.append((what, progress.console.quiet))
+        yield
+
+    monkeypatch.setattr(sys.modules["jaxcnn.train"], "stage", stage)
+    monkeypatch.setattr(progress.console, "quiet", False)
+    with pytest.raises(UserError, match=r"lies in data.source .*, among the pictures"):
+        main(["--data.source", str(tmp_path), "--workdir", str(tmp_path / "run"), *options])
+    assert stages == [("loading libraries", quiet)]
 
 
 def test_help_lists_presets_and_every_option():

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -175,7 +176,8 @@ def test_the_command_prints_one_json_object():
         check=True,
         timeout=120,
     )
-    assert done.stderr == ""
+    # Where libraries take long to load, two lines say so.
+    assert re.fullmatch(r"(loading libraries \.\.\.\nloading libraries: \d+ s\n)?", done.stderr)
     found = json.loads(done.stdout)
     assert found["fits"] is True
     assert found["devices"] == 4

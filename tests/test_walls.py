@@ -82,6 +82,11 @@ def test_predictions_need_no_jax():
     assert not modules_loaded_by("jaxcnn.predict") & {"jax", "flax", "optax", "orbax", "scipy", "sklearn", "onnx"}
 
 
+def test_training_begins_without_what_its_report_needs():
+    needed_later = {"matplotlib", "jinja2", "scipy", "sklearn", "tensorboardX", "onnx"}
+    assert not modules_loaded_by("jaxcnn.training") & needed_later
+
+
 REFUSED = (
     "jaxcnn.train --wrong 1",
     "jaxcnn.train --epochs many",

@@ -163,13 +163,13 @@ def open_log(workdir: Path, *, writes: bool = True, echo: IO[str] | None = None)
     Raises:
       UserError: the workdir cannot be written.
     """
-    # tensorboardX takes long to import, which those that only read a log need not wait for.
-    from jaxcnn.run.tensorboard import EventFile
-
     path = workdir / "metrics.jsonl"
     if not writes:
         yield MetricsLog(path, None, None)
         return
+    # tensorboardX takes long to import; commands that only read a log need not wait for it.
+    from jaxcnn.run.tensorboard import EventFile
+
     with _write_errors(workdir):
         torn = path.exists() and not path.read_bytes().endswith(b"\n")
         lines = path.open("a", encoding="utf-8")
@@ -185,9 +185,9 @@ def open_log(workdir: Path, *, writes: bool = True, echo: IO[str] | None = None)
             lines.write("\n")
         yield MetricsLog(path, lines, write_event, echo=echo)
     finally:
-        for file in (lines, events):
+        for close in (lines.close, events.close):
             with suppress(OSError):  # On a full disk `write` has raised it already.
-                file.close()
+                close()
 
 
 @dataclass(frozen=True)

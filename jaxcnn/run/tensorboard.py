@@ -21,7 +21,7 @@ SIDE = 512
 
 
 class EventFile:
-    """A file of events in the folder of a run, beside those of its other sessions."""
+    """A file of events in the folder of a run; each session has its own."""
 
     def __init__(self, workdir: Path):
         # Not tensorboardX's SummaryWriter: on a full disk its thread dies, and the run then waits for it forever.

@@ -1,8 +1,6 @@
 """The command line of an export."""
 
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -11,19 +9,12 @@ import export.workdir
 from export import __main__ as program
 from jaxcnn import cli
 
-ROOT = Path(__file__).parents[2]
 
-
-def command(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "export", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
-    )
-
-
-def test_command_exports_to_the_given_path(run, tmp_path):
-    done = command(run, "-o", tmp_path / "a.onnx")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith(f"{tmp_path / 'a.onnx'}: 0.0 MB, verified")
+def test_command_exports_to_the_given_path(run, tmp_path, capsys):
+    program.main([str(run), "-o", str(tmp_path / "a.onnx")])
+    written = capsys.readouterr()
+    assert written.err == ""
+    assert written.out.startswith(f"{tmp_path / 'a.onnx'}: 0.0 MB, verified")
 
 
 @pytest.mark.parametrize("arguments", [["no/such/run"], [], [".", "--quantise"]])

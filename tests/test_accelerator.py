@@ -13,7 +13,7 @@ from tests.bench.accelerator import run_parts
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.run
+@pytest.mark.slow
 def test_every_part_works():
     done = subprocess.run(
         [sys.executable, "-m", "tests.bench.accelerator", "--smoke"],

@@ -10,11 +10,12 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 
-from server import connection, drain, errors, fetch, log, memory, picture, reload, service, settings
+from server import connection, drain, errors, fetch, log, memory, picture, reload, service, settings, tracing
 from server.middleware.auth import ApiKeys
 from server.middleware.cors import Cors
 from server.middleware.errors import OneLineStartErrors, ServerErrors
 from server.middleware.request_log import RequestLog
+from server.protocols.open_inference import server_version
 from server.routes import ROUTES
 from server.service import Service
 
@@ -28,7 +29,8 @@ async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Service]]:
     chosen = settings.from_environment(os.environ)
     connection.install(server, chosen)
     paths = {name: fetch.fetch(source, chosen.cache) for name, source in chosen.model.items()}
-    running = Service(chosen, [service.load(name, path, chosen) for name, path in paths.items()], log.start())
+    models = [service.load(name, path, chosen) for name, path in paths.items()]
+    running = Service(chosen, models, log.start(), tracing.start(os.environ, server_version()))
     # Serve.
     wake = asyncio.Event()
     watcher = asyncio.create_task(reload.watch(running, wake))

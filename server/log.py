@@ -97,7 +97,7 @@ def start() -> LogWriter:
     uvicorn's access log is turned off, as `server.middleware.request_log` writes one with more fields.
     """
     writer = LogWriter(_find_descriptor())
-    for name in ("server", "uvicorn"):
+    for name in ("server", "uvicorn", "opentelemetry"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [_Handler(writer)], False
         logger.setLevel(logging.INFO)

@@ -66,7 +66,7 @@ async def _answer(request: Request, served: ServedModel, place: Place, query: Qu
     # The body has been read, so the next message is the client's disconnect.
     gone = asyncio.ensure_future(request.receive())
     try:
-        answer = await served.workers.answer(query, gone, place)
+        answer = await served.workers.answer(query, gone, place, request.state.stages)
     finally:
         gone.cancel()
     return Response(answer.body, headers=dict(answer.headers))

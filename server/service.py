@@ -12,6 +12,7 @@ from server.metrics import Metrics, ModelMetrics
 from server.model import Model
 from server.prepared import PreparedResponses
 from server.settings import Settings
+from server.tracing import Tracing
 from server.workers import Workers
 
 
@@ -71,6 +72,7 @@ class Service:
     Attributes:
       settings: the settings.
       log: writes log lines.
+      tracing: sends traces; None if they are off.
       metrics: the counters for Prometheus.
       admission: bounds what all models share.
       models: the models by name.
@@ -78,9 +80,12 @@ class Service:
       prepared: responses that are the same until a model changes.
     """
 
-    def __init__(self, settings: Settings, models: Iterable[Model], log: LogWriter) -> None:
+    def __init__(
+        self, settings: Settings, models: Iterable[Model], log: LogWriter, tracing: Tracing | None = None
+    ) -> None:
         self.settings = settings
         self.log = log
+        self.tracing = tracing
         self.metrics = Metrics()
         self.admission = Admission(settings, self.metrics)
         self.prepared = PreparedResponses()
@@ -103,3 +108,5 @@ class Service:
         for served in self.models.values():
             served.workers.close()
         self.metrics.close()
+        if self.tracing:
+            self.tracing.close()

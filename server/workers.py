@@ -23,6 +23,7 @@ from server.model import Model
 from server.picture import Cost
 from server.protocols import AbandonedError, Answer, Decoded, Outputs, Query
 from server.settings import Settings
+from server.tracing import Stage
 
 # A larger body takes long to decode, and the others of its batch would wait for it.
 _SMALL_BYTES = 128 * 1024
@@ -39,11 +40,12 @@ class _HeavyError(Exception):
 
 
 class Job:
-    """A query on its way through the queues."""
+    """A query on its way through the queues; `stages` is where its times are noted."""
 
-    def __init__(self, query: Query, client: str) -> None:
+    def __init__(self, query: Query, client: str, stages: list[Stage] | None = None) -> None:
         self.query = query
         self.client = client
+        self.stages = [] if stages is None else stages
         self.queued_at = time.monotonic()
         self.future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self.is_in_model = False
@@ -160,13 +162,16 @@ class Workers:
         """
         return self._light.expected_wait(client)
 
-    async def answer(self, query: Query, gone: asyncio.Future[Any], place: Place) -> Answer:
+    async def answer(
+        self, query: Query, gone: asyncio.Future[Any], place: Place, stages: list[Stage] | None = None
+    ) -> Answer:
         """Queues a query and waits for its answer.
 
         Args:
           query: the client's request.
           gone: a future that is done once the client has disconnected.
           place: what the request occupies, and may have to leave to others.
+          stages: where to note the times of its batch.
 
         Raises:
           HTTPException: 503 the deadline is out of reach, or others need the place; 504 the deadline has passed; or
@@ -179,7 +184,7 @@ class Workers:
         if (wait := self.expected_wait(place.client)) > seconds:
             raise self._shed(wait - seconds)
         # Queue the job. Four events can end the wait: the answer, the deadline, the client's disconnect, an eviction.
-        job = Job(query, place.client)
+        job = Job(query, place.client, stages)
         timer = self._loop.call_later(seconds, self._drop, job, _too_late(seconds))
         gone.add_done_callback(functools.partial(self._drop_gone, job))
         place.allow_eviction(functools.partial(self._evict, job, place))
@@ -305,10 +310,15 @@ class Workers:
         for job, result in zip(batch, results, strict=True):
             if not isinstance(result, _HeavyError):
                 self._metrics.queue_wait.observe(start - job.queued_at)
-        self._metrics.observe_stage("decode", start)
+        decoded = self._metrics.observe_stage("decode", start)
         results, is_crowded = self._enter_model(batch, results)
         good = [result for result in results if isinstance(result, Decoded)]
         answers = iter(self._classify(model, good, is_crowded=is_crowded) if good else ())
+        # Note the times before the answers leave.
+        end = time.monotonic()
+        for job in batch:
+            times = ("queue", job.queued_at, start), ("decode", start, decoded), ("inference", decoded, end)
+            job.stages[:] = [Stage(*named) for named in times]
         return [next(answers) if isinstance(result, Decoded) else result for result in results]
 
     def _enter_model(

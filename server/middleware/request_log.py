@@ -5,11 +5,13 @@ import re
 import time
 from typing import TYPE_CHECKING
 
+from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import log
 from server.metrics import NO_ROUTE
+from server.tracing import Stage, Tracing
 
 if TYPE_CHECKING:
     from server.service import Service
@@ -37,6 +39,7 @@ class RequestLog:
             return
         service: Service = scope["state"]["service"]
         request_id = scope["state"]["request_id"] = _request_id(scope)
+        scope["state"]["stages"] = []
         start = time.monotonic()
         status = 0
 
@@ -67,10 +70,12 @@ def _request_id(scope: Scope) -> str:
 
 
 def _record(service: "Service", scope: Scope, request_id: str, status: int, start: float) -> None:
-    """Counts and logs a request; a status of 0 means that the client left before the response started."""
+    """Counts, logs and traces a request; a status of 0 means that the client left before the response started."""
     status = status or 499
     route = getattr(scope.get("route"), "path", NO_ROUTE)
     service.metrics.observe_request(scope["method"], route, status, time.monotonic() - start)
+    if service.tracing:
+        _trace(service.tracing, scope, request_id, route, status, start)
     if service.settings.access_log:
         client = scope["client"]
         log.access(
@@ -82,3 +87,16 @@ def _record(service: "Service", scope: Scope, request_id: str, status: int, star
             status=status,
             start=start,
         )
+
+
+def _trace(tracing: Tracing, scope: Scope, request_id: str, route: str, status: int, start: float) -> None:
+    """Records a finished request with the attributes that OpenTelemetry's conventions name."""
+    attributes = {
+        "http.request.method": scope["method"],
+        "http.route": route,
+        "http.response.status_code": status,
+        "url.path": scope["path"],
+        "jaxcnn.request_id": request_id,
+    }
+    request = Stage(f"{scope['method']} {route}", start, time.monotonic())
+    tracing.record(request, scope["state"]["stages"], headers=Headers(scope=scope), attributes=attributes)

@@ -62,10 +62,13 @@ start() {
     # In a root without a running systemd, as of an image, there is nothing to start.
     [ -d /run/systemd/system ] || return 0
     systemctl daemon-reload
+    # systemd starts nothing that has failed too often.
+    systemctl reset-failed jaxcnn.socket jaxcnn.service 2> /dev/null || true
     systemctl start jaxcnn.socket
     systemctl restart jaxcnn.service
     for _ in $(seq 60); do
         PYTHONPATH=$1 python3 -m server.deploy.container health && return 0
+        ! systemctl --quiet is-failed jaxcnn.service || return 1
         sleep 1
     done
     return 1

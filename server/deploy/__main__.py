@@ -6,6 +6,7 @@ import re
 import ssl
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -130,9 +131,13 @@ def _status(options: argparse.Namespace) -> int:
     url = stack.outputs().get("Url")
     if url is None:
         return 0
-    is_ready = _responds(url)
-    print("it is ready" if is_ready else "it does not respond")
-    return 0 if is_ready else 1
+    status = _ask(url)
+    # A function of Lambda refuses whoever has not signed the request.
+    if status == 403:
+        print("it responds to signed requests alone")
+        return 0
+    print("it is ready" if status == 200 else "it does not respond")
+    return 0 if status == 200 else 1
 
 
 def _status_of_kserve(options: argparse.Namespace) -> int:
@@ -207,7 +212,7 @@ def _print_plan(target: str, template: "Template") -> None:
     print(f"{template.description}:")
     for name, kind in template.resources.items():
         print(f"  {name:<20} {kind}")
-    print(f"It costs about, by list prices of {prices.DATE} in us-east-1:")
+    print(f"It costs about, by list prices of {prices.DATE} in us-east-1 (check them: {prices.CALCULATOR}):")
     for load, per_second in prices.LOADS.items():
         cost = prices.monthly(target, template.parameters, per_second)
         if cost is None:
@@ -261,14 +266,21 @@ def _is_healthy(target: str, url: str | None) -> bool:
 
 
 def _responds(url: str) -> bool:
+    return _ask(url) == 200
+
+
+def _ask(url: str) -> int | None:
+    """Returns the status of /readyz; None without a response."""
     # A load balancer has a certificate for another name, which leads to it.
     context = ssl.create_default_context()
     context.check_hostname = False
     try:
         with urllib.request.urlopen(f"{url.rstrip('/')}/readyz", timeout=10, context=context) as response:  # noqa: S310
-            return bool(response.status == 200)
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        return error.code
     except OSError:
-        return False
+        return None
 
 
 if __name__ == "__main__":

@@ -78,11 +78,17 @@ def serve(port: int) -> None:
     # HEALTHCHECK imports this module every few seconds, and must not load a web server for it.
     import uvicorn
 
+    from server import log
+
+    # Before the event loop is created. The log has no colors, so nothing asks a closed stream whether it is a terminal.
+    log.open_closed_streams()
     if not os.environ.get("JAXCNN_MODEL") and (model := find_model()) is not None:
         os.environ["JAXCNN_MODEL"] = str(model)
     # Load balancers of AWS keep idle connections for 60 seconds: the server must not be the first to close one.
     host = "0.0.0.0"  # noqa: S104
-    config = uvicorn.Config("server.app:app", host=host, port=port, server_header=False, timeout_keep_alive=75)
+    config = uvicorn.Config(
+        "server.app:app", host=host, port=port, server_header=False, timeout_keep_alive=75, use_colors=False
+    )
     listener = find_socket(os.environ)
     server = uvicorn.Server(config)
     with contextlib.suppress(KeyboardInterrupt):

@@ -4,8 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 DATE = "June 2025"
-"""When these list prices of AWS in us-east-1 were taken down, in US dollars and without taxes. Fargate costs the same
-in a third-party list of March 2026, the load balancer and logs in one of 2026, and addresses in one of 2024."""
+"""When these list prices of AWS in us-east-1 were taken down, in US dollars and without taxes.
+
+Later lists of others have the same prices: Fargate in March 2026, machines in March, April and October 2026, requests
+of Lambda in September 2026, load balancers and logs in 2026; addresses in 2024. SageMaker's prices, disks and the
+seconds of Lambda are in lists without a date. AWS itself was not asked."""
+
+CALCULATOR = "https://calculator.aws"
+"""Where AWS states its prices of today."""
 
 _HOURS = 730
 _SECONDS = _HOURS * 3600
@@ -25,10 +31,18 @@ _MACHINE_HOUR = {
 }
 _MACHINE_DISK_GB = 12
 _INSTANCE_HOUR = {"ml.t2.medium": 0.056, "ml.m5.large": 0.115, "ml.m5.xlarge": 0.23, "ml.c5.large": 0.102}
+_INFERENCE_DATA_GB = 0.016
 _LOG_GB = 0.50
+_METRIC, _ALARM = 0.30, 0.10
+
+# Container Insights has about so many metrics of one cluster, one task definition and one service.
+_METRICS = 25
 
 _LOG_BYTES = 250
 """Size of the log line of a request."""
+
+_PICTURE_BYTES = 100_000
+"""Size of a picture file of a million pixels or less."""
 
 _REQUEST_SECONDS = 0.05
 """Time of a prediction on one virtual CPU, with a margin: the shipped model takes 17 to 24 ms."""
@@ -72,15 +86,22 @@ def monthly(target: str, parameters: Mapping[str, str], per_second: float) -> Co
         needed = -(-per_second * _REQUEST_SECONDS // (cpus * 0.6))
         tasks = min(max(int(parameters["MinTasks"]), needed), int(parameters["MaxTasks"]))
         hour = cpus * _FARGATE_CPU_HOUR + int(parameters["Memory"]) / 1024 * _FARGATE_GB_HOUR
-        balancer = (_BALANCER_HOUR + _BALANCER_UNIT_HOUR) * _HOURS
+        # One unit of the load balancer is a gigabyte an hour.
+        units = max(1.0, per_second * 3600 * _PICTURE_BYTES / 1e9)
+        balancer = (_BALANCER_HOUR + units * _BALANCER_UNIT_HOUR) * _HOURS
         # Each task has a public address, and the load balancer one in each of two zones.
         addresses = (tasks + 2) * _ADDRESS_HOUR * _HOURS
-        return Cost({"tasks": tasks * hour * _HOURS, "load balancer": balancer, "addresses": addresses, **log})
+        items = {"tasks": tasks * hour * _HOURS, "load balancer": balancer, "addresses": addresses, **log}
+        return Cost(items if target == "express" else {**items, "metrics": _METRICS * _METRIC + _ALARM})
     if target == "lambda":
         gigabyte_seconds = busy_seconds * int(parameters["Memory"]) / 1024
         requests = per_second * _SECONDS * _LAMBDA_REQUEST
         return Cost({"compute": gigabyte_seconds * _LAMBDA_GB_SECOND, "requests": requests, **log})
-    instance = parameters["Instance"]
-    if instance:
-        return Cost({"instance": _INSTANCE_HOUR[instance] * _HOURS, **log}) if instance in _INSTANCE_HOUR else None
-    return Cost({"compute": busy_seconds * int(parameters["ServerlessMemory"]) / 1024 * _SERVERLESS_GB_SECOND, **log})
+    # SageMaker also charges for the bytes that it passes on.
+    data = {"data": per_second * _SECONDS * _PICTURE_BYTES / 1e9 * _INFERENCE_DATA_GB}
+    if instance := parameters["Instance"]:
+        if instance not in _INSTANCE_HOUR:
+            return None
+        return Cost({"instance": _INSTANCE_HOUR[instance] * _HOURS, **data, **log})
+    gigabyte_seconds = busy_seconds * int(parameters["ServerlessMemory"]) / 1024
+    return Cost({"compute": gigabyte_seconds * _SERVERLESS_GB_SECOND, **data, **log})

@@ -46,8 +46,25 @@ class Machine:
 
 MACHINES = [
     Machine(2, 2048, {}),
-    Machine(1, 512, {"JAXCNN_MAX_PIXELS": "8000000", "JAXCNN_MAX_BUFFER_BYTES": "33554432"}),
-    Machine(0.5, 256, {"JAXCNN_MAX_PIXELS": "4000000", "JAXCNN_MAX_BUFFER_BYTES": "16777216"}),
+    Machine(
+        1,
+        512,
+        {
+            "JAXCNN_MAX_PIXELS": "8000000",
+            "JAXCNN_MAX_DECODE_BYTES": "192000000",
+            "JAXCNN_MAX_BUFFER_BYTES": "33554432",
+        },
+    ),
+    Machine(
+        0.5,
+        256,
+        {
+            "JAXCNN_MAX_PIXELS": "4000000",
+            "JAXCNN_MAX_DECODE_BYTES": "88000000",
+            "JAXCNN_MAX_BUFFER_BYTES": "8388608",
+            "JAXCNN_MAX_BODY_BYTES": "4194304",
+        },
+    ),
 ]
 
 
@@ -69,15 +86,20 @@ def confined(machine: Machine) -> Iterator[tuple[list[str], Path]]:
 
 
 def largest_pictures(pixels: int) -> list[tuple[str, bytes]]:
-    """Returns files of `pixels` pixels: an RGBA PNG, and progressive JPEGs in color and in CMYK."""
+    """Returns files of `pixels` pixels: an RGBA PNG and WebP, and progressive JPEGs in color and in CMYK."""
     side = math.isqrt(pixels)
     ramp = np.linspace(0, 255, side, dtype=np.uint8)
     planes = np.stack([np.broadcast_to(ramp, (side, side)), np.broadcast_to(ramp[:, None], (side, side))] * 2, axis=-1)
+    kinds: list[tuple[str, str, str, dict[str, Any]]] = [
+        ("RGBA PNG", "PNG", "RGBA", {}),
+        ("RGBA WebP", "WEBP", "RGBA", {"lossless": True, "method": 0}),
+        ("JPEG", "JPEG", "RGB", {"progressive": True}),
+        ("CMYK JPEG", "JPEG", "CMYK", {"progressive": True}),
+    ]
     files = []
-    for name, kind, mode in (("RGBA PNG", "PNG", "RGBA"), ("JPEG", "JPEG", "RGB"), ("CMYK JPEG", "JPEG", "CMYK")):
+    for name, kind, mode, options in kinds:
         stream = io.BytesIO()
-        pixels_of_mode = np.ascontiguousarray(planes[..., : len(mode)])
-        Image.fromarray(pixels_of_mode, mode).save(stream, kind, **({"progressive": True} if kind == "JPEG" else {}))
+        Image.fromarray(np.ascontiguousarray(planes[..., : len(mode)]), mode).save(stream, kind, **options)
         files.append((name, stream.getvalue()))
     return files
 

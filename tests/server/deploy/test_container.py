@@ -23,10 +23,13 @@ DOCKERFILE = (FOLDER / "Dockerfile").read_text()
 PROJECT, LOCK = (ROOT / "pyproject.toml").read_text(), (ROOT / "requirements.lock").read_text()
 
 
+# Without the settings of whoever runs the tests.
+INHERITED = {name: value for name, value in os.environ.items() if not name.startswith("JAXCNN_")}
+
+
 def run(*arguments, **environment):
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("JAXCNN_")}
     command = [sys.executable, "-m", "server.deploy.container", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=inherited | environment, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=ROOT, env=INHERITED | environment, capture_output=True, text=True, check=False)
 
 
 def test_sagemakers_model_comes_before_the_image_s(tmp_path):
@@ -80,9 +83,10 @@ def test_health_is_what_healthz_responds(status):
     assert not container.is_healthy(server.server_port)
 
 
-def test_it_serves_until_sigterm(model_path, free_port, tmp_path):
-    environment = {**os.environ, "JAXCNN_MODEL": str(model_path), "JAXCNN_DRAIN_SECONDS": "0", "PORT": str(free_port)}
-    command = [sys.executable, "-m", "server.deploy.container", "serve"]
+@pytest.mark.parametrize("streams", ["", " <&- >&- 2>&-"], ids=["log", "closed streams"])
+def test_it_serves_until_sigterm(model_path, free_port, tmp_path, streams):
+    environment = {**INHERITED, "JAXCNN_MODEL": str(model_path), "JAXCNN_DRAIN_SECONDS": "0", "PORT": str(free_port)}
+    command = ["sh", "-c", f"exec {sys.executable} -m server.deploy.container serve{streams}"]
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
     try:

@@ -23,6 +23,8 @@ from moto.emr.models import EXAMPLE_AMI_ID  # noqa: E402
 from server.deploy import __main__ as deploy  # noqa: E402
 from server.deploy import prices  # noqa: E402
 from server.deploy.template import Template  # noqa: E402
+from server.settings import Settings  # noqa: E402
+from tests.server.deploy.limits import most_memory, with_environment  # noqa: E402
 
 TEMPLATES = sorted((Path(deploy.__file__).parent / "cloudformation").glob("*.yaml"))
 IMAGE = f"123456789012.dkr.ecr.us-east-1.amazonaws.com/jaxcnn@sha256:{'a' * 64}"
@@ -81,7 +83,7 @@ def aws(monkeypatch):
 def healthy(monkeypatch):
     """Whether deployments respond; the imitation has no servers."""
     answers = {"is_ready": True}
-    monkeypatch.setattr(deploy, "_responds", lambda url: answers["is_ready"])
+    monkeypatch.setattr(deploy, "_ask", lambda url: 200 if answers["is_ready"] else 503)
     return answers
 
 
@@ -232,6 +234,17 @@ def test_roles_may_do_little(aws, healthy, capsys, target):
     assert not [role for role, _ in listed if "TaskRole" in role]
 
 
+@pytest.mark.parametrize(("memory", "megabytes"), [("2048", 2147), ("512", 537)])
+def test_what_the_server_may_take_is_within_the_memory_of_its_task(aws, healthy, capsys, memory, megabytes):
+    run(capsys, "ecs", "--image", IMAGE, "--set", f"Memory={memory}", "Cpu=256" if memory == "512" else "Cpu=1024")
+    task = client("ecs").describe_task_definition(taskDefinition=resources()["Task"]["PhysicalResourceId"])
+    (container,) = task["taskDefinition"]["containerDefinitions"]
+    settings = with_environment({item["name"]: item["value"] for item in filter(None, container["environment"])})
+    assert (settings == Settings()) is (memory != "512")
+    assert most_memory(settings, 1) < megabytes * 1e6
+    assert 21 * settings.max_pixels + 1_000_000 <= settings.max_decode_bytes
+
+
 def test_the_load_balancer_lets_go_of_idle_connections_before_the_server_does():
     text = Template.render("ecs", {"Image": IMAGE}).text
     idle = re.search(r'idle_timeout.timeout_seconds, Value: "(\d+)"', text)
@@ -302,7 +315,7 @@ def test_a_dry_run_needs_no_account(monkeypatch, capsys, target):
     assert (status, error) == (0, "")
     for kind in render(target).resources.values():
         assert kind in printed
-    assert f"list prices of {prices.DATE}" in printed
+    assert f"list prices of {prices.DATE} in us-east-1 (check them: https://calculator.aws)" in printed
     assert len(re.findall(r"at .*: \d+\.\d\d dollars a month", printed)) == 2
 
 
@@ -380,10 +393,26 @@ def test_prices_grow_with_the_load_but_for_a_machine():
         assert 0 < low.total < high.total or (target == "ec2" and low == high)
     ecs = Template.render("ecs", {"Image": IMAGE, "Cpu": "256", "Memory": "512", "MinTasks": "1"}).parameters
     assert prices.monthly("ecs", ecs, 0).total == pytest.approx(
-        730 * (0.25 * 0.04048 + 0.5 * 0.004445) + 730 * 0.0305 + 3 * 730 * 0.005, abs=0.01
+        730 * (0.25 * 0.04048 + 0.5 * 0.004445) + 730 * 0.0305 + 3 * 730 * 0.005 + 25 * 0.30 + 0.10, abs=0.01
     )
+    # Ten pictures a second are 3.6 GB an hour.
+    busy = prices.monthly("ecs", ecs, 10).items["load balancer"]
+    assert busy == pytest.approx(730 * (0.0225 + 3.6 * 0.008), abs=0.01)
+    serverless = prices.monthly("sagemaker", render("sagemaker").parameters, 1).items
+    assert serverless["data"] == pytest.approx(730 * 3600 * 1e5 / 1e9 * 0.016, abs=0.01)
+    assert serverless["compute"] == pytest.approx(730 * 3600 * 0.05 * 2 * 20e-6, abs=0.01)
     sagemaker = Template.render("sagemaker", {"Image": IMAGE, "Instance": "ml.p9.large"}).parameters
     assert prices.monthly("sagemaker", sagemaker, 1) is None
+
+
+@pytest.mark.parametrize(
+    ("status", "printed"), [(403, "it responds to signed requests alone"), (None, "it does not respond")]
+)
+def test_a_function_that_wants_signed_requests_is_no_failure(aws, healthy, capsys, monkeypatch, status, printed):
+    run(capsys, "ecs", "--image", IMAGE)
+    monkeypatch.setattr(deploy, "_ask", lambda url: status)
+    assert run(capsys, "status")[0] == (0 if status == 403 else 1)
+    assert run(capsys, "status")[1].endswith(f"{printed}\n")
 
 
 @pytest.mark.parametrize("status", [200, 503])

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from server.settings import Settings
+from tests.server.deploy.limits import most_memory, with_environment
 
 yaml = pytest.importorskip("yaml", reason="pyyaml is not installed")
 kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
@@ -18,6 +20,7 @@ ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "server" / "deploy" / "kubernetes"
 RENDERED = ["base", "overlays/small", "overlays/monitoring", "training"]
 VERSIONS = ["1.28.0", "1.33.0", "1.37.0"]
+CRDS = os.environ.get("JAXCNN_TEST_CRDS")
 # Their schemas are no part of Kubernetes; what they embed is validated as what it is.
 CUSTOM = {"ServiceMonitor", "JobSet", "InferenceService"}
 
@@ -33,6 +36,17 @@ def render(name):
 
 def by_kind(name):
     return {manifest["kind"]: manifest for manifest in render(name)}
+
+
+def service():
+    """The InferenceService."""
+    return yaml.safe_load((FOLDER / "kserve" / "inferenceservice.yaml").read_text())
+
+
+def predictor():
+    """The container of the InferenceService."""
+    (container,) = service()["spec"]["predictor"]["containers"]
+    return container
 
 
 def server(deployment):
@@ -74,8 +88,7 @@ def test_manifests_are_valid(name, version):
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_pods_of_custom_resources_are_valid(version):
-    service = yaml.safe_load((FOLDER / "kserve" / "inferenceservice.yaml").read_text())
-    for manifest in (service, by_kind("training")["JobSet"]):
+    for manifest in (service(), by_kind("training")["JobSet"]):
         kubernetes_validate.validate(embedded(manifest), version, strict=True)
 
 
@@ -86,10 +99,41 @@ def test_a_mistake_would_be_found():
         kubernetes_validate.validate(deployment, VERSIONS[0], strict=True)
 
 
+def closed(schema):
+    """A schema of a custom resource that allows no fields but its own."""
+    if isinstance(schema, list):
+        return [closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    result = {key: closed(value) for key, value in schema.items()}
+    if result.pop("x-kubernetes-int-or-string", False) is True:
+        result = {"type": ["integer", "string"]}
+    if "properties" in result and "x-kubernetes-preserve-unknown-fields" not in result:
+        result.setdefault("additionalProperties", False)
+    return result
+
+
+@pytest.mark.run
+@pytest.mark.skipif(CRDS is None, reason="JAXCNN_TEST_CRDS does not name a folder with definitions of custom resources")
+@pytest.mark.parametrize("kind", ["InferenceService", "JobSet"])
+def test_custom_resources_are_valid(kind):
+    """Against CustomResourceDefinitions of KServe and JobSet, in files such as `inferenceservices.yaml`."""
+    jsonschema = pytest.importorskip("jsonschema")
+    manifest = by_kind("training")["JobSet"] if kind == "JobSet" else service()
+    definition = yaml.load((Path(CRDS) / f"{kind.lower()}s.yaml").read_text(), yaml.CSafeLoader)
+    name = manifest["apiVersion"].partition("/")[2]
+    (version,) = (item for item in definition["spec"]["versions"] if item["name"] == name)
+    schema = version["schema"]["openAPIV3Schema"]
+    validator = jsonschema.Draft7Validator(schema | {"properties": {"spec": closed(schema["properties"]["spec"])}})
+    assert [error.message for error in validator.iter_errors(manifest)] == []
+    # A field that is not there would be found.
+    manifest = manifest | {"spec": manifest["spec"] | {"replica": 1}}
+    assert any("'replica'" in error.message for error in validator.iter_errors(manifest))
+
+
 def test_kserve_knows_the_fields_of_the_service():
     models = pytest.importorskip("kserve.models", reason="the SDK of KServe is not installed")
-    predictor = yaml.safe_load((FOLDER / "kserve" / "inferenceservice.yaml").read_text())["spec"]["predictor"]
-    assert set(predictor) <= set(models.V1beta1PredictorSpec.attribute_map.values())
+    assert set(service()["spec"]["predictor"]) <= set(models.V1beta1PredictorSpec.attribute_map.values())
 
 
 @pytest.mark.parametrize("name", RENDERED[:3])
@@ -139,18 +183,19 @@ def test_images_are_named_by_digest_and_pods_may_do_little(name):
 
 def test_settings_are_settings_of_the_server():
     names = {f"JAXCNN_{field.upper()}" for field in Settings.__dataclass_fields__} | {"FORWARDED_ALLOW_IPS"}
-    service = yaml.safe_load((FOLDER / "kserve" / "inferenceservice.yaml").read_text())
-    (predictor,) = service["spec"]["predictor"]["containers"]
-    for container in (*(server(by_kind(name)["Deployment"]) for name in RENDERED[:3]), predictor):
+    for container in (*(server(by_kind(name)["Deployment"]) for name in RENDERED[:3]), predictor()):
         assert set(environment(container)) <= names
 
 
-def test_the_small_one_bounds_what_its_memory_cannot_hold():
-    container = server(by_kind("overlays/small")["Deployment"])
-    values = environment(container)
-    decoded = 24 * int(values["JAXCNN_MAX_PIXELS"]) / 2**20
-    bodies = int(values["JAXCNN_MAX_BUFFER_BYTES"]) / 2**20
-    assert decoded + bodies + 110 < mebibytes(container["resources"]["limits"]["memory"])
+@pytest.mark.parametrize("name", [*RENDERED[:3], "kserve"])
+def test_what_the_server_may_take_is_within_the_limit_of_its_memory(name):
+    container = predictor() if name == "kserve" else server(by_kind(name)["Deployment"])
+    limits = container["resources"]["limits"]
+    settings, cpus = with_environment(environment(container)), limits["cpu"]
+    threads = 1 if cpus.endswith("m") else int(cpus)
+    assert most_memory(settings, threads) < mebibytes(limits["memory"]) * 2**20
+    # The largest picture of the kind that takes most memory is not refused.
+    assert 21 * settings.max_pixels + 1_000_000 <= settings.max_decode_bytes
 
 
 def test_training_resumes_from_its_volume():

@@ -130,7 +130,11 @@ def fuse_clip(graph: Graph) -> None:
 
 
 def fuse_hard_sigmoid(graph: Graph) -> None:
-    """Fuses clip(x + a, 0, c) / c into HardSigmoid, which is x / c + a / c clipped to [0, 1]."""
+    """Fuses clip(x + a, 0, c) / c into HardSigmoid, which is x / c + a / c clipped to [0, 1].
+
+    A gate, which multiplies something other than x, stays as it is: OpenCV takes any product with a HardSigmoid for a
+    hard swish of x.
+    """
     for node in list(graph.nodes.values()):
         clip = graph.producer(node.inputs[0], "Clip") if node.op == "Div" else None
         total = graph.producer(clip.inputs[0], "Add") if clip is not None else None
@@ -139,8 +143,11 @@ def fuse_hard_sigmoid(graph: Graph) -> None:
             continue
         shift, shape = graph.scalar(total.inputs[1]), graph.shapes[node.output]
         bounds = [graph.scalar(name) for name in clip.inputs[1:]]
-        if shift is not None and bounds == [0, divisor] and graph.shapes[total.inputs[0]] == shape:
-            node.op, node.inputs = "HardSigmoid", [total.inputs[0]]
+        value = total.inputs[0]
+        products = [user for user in graph.consumers(node.output) if user is not None and user.op == "Mul"]
+        is_gate = any(value not in product.inputs for product in products)
+        if shift is not None and bounds == [0, divisor] and graph.shapes[value] == shape and not is_gate:
+            node.op, node.inputs = "HardSigmoid", [value]
             node.attributes = {"alpha": 1 / divisor, "beta": shift / divisor}
 
 

@@ -119,10 +119,11 @@ class VisionTransformer(Network, kw_only=True):
         )(self.normalise(images))
         token = self.param("class_token", nn.initializers.normal(1e-6), (1, 1, width), jnp.float32)
         positions = self.param("positions", _init, (1, 1 + GRID**2, width), jnp.float32)
-        x = jnp.concatenate(
-            [jnp.broadcast_to(token, (batch, 1, width)).astype(self.dtype), patches.reshape(batch, -1, width)], axis=1
-        )
-        x = x + interpolate(jnp.asarray(positions), *patches.shape[1:3]).astype(self.dtype)
+        # The class token is added to a padded place: repeated for each picture of a batch of any size, OpenVINO 2024.0
+        # and OpenCV 4 refuse it.
+        places = interpolate(jnp.asarray(positions), *patches.shape[1:3])
+        added = jnp.concatenate([token + places[:, :1], places[:, 1:]], axis=1)
+        x = jnp.pad(patches.reshape(batch, -1, width), ((0, 0), (1, 0), (0, 0))) + added.astype(self.dtype)
         maps = []
         for i in range(DEPTH):
             x = Block(self.size.stochastic_depth * i / (DEPTH - 1), self.dtype, name=f"block_{i}")(x, train)

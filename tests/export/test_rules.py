@@ -65,6 +65,15 @@ def test_activations(exported, fn, op):
         assert model.ops == {op: 1}
 
 
+def test_a_gate_is_no_part_of_a_hard_swish(exported):
+    swish = exported(nn.hard_swish, ("batch", 3, 5))
+    assert swish.ops == {"HardSigmoid": 1, "Mul": 1}
+    # OpenCV would take the product for a hard swish of the gate's argument.
+    gated = exported(lambda x: x * nn.hard_sigmoid(x.mean(1, keepdims=True)), ("batch", 3, 5))
+    assert gated.ops["HardSigmoid"] == 0
+    assert gated.ops["Clip"] == 1
+
+
 def test_an_exact_gelu_has_the_form_that_runtimes_know(exported):
     model = exported(lambda x: nn.gelu(x, approximate=False), ("batch", 3, 5))
     assert model.ops == {"Mul": 2, "Div": 1, "Erf": 1, "Add": 1}

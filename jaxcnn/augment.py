@@ -11,16 +11,17 @@ What is off costs nothing. Two measures make the rest cheap on a CPU (figures fo
 """
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from jaxcnn.config import AugmentConfig
 from jaxcnn.data.resize import centre
 from jaxcnn.ops.barrier import materialize
+from jaxcnn.ops.resample import Taps, resample
 from jaxcnn.trivial_augment import trivial_augment
 
 CROP_ASPECT = 4 / 3
@@ -73,9 +74,10 @@ def augment(
         images = images[:, window, window]
     geometry_key, colour_key, erase_key, mix_key = jax.random.split(key, 4)
     # Barriers keep XLA from repeating one augmentation inside the loops of the next.
-    x = materialize(images.transpose(0, 3, 1, 2).astype(jnp.float32))
     if moves:
-        x = materialize(_resample(geometry_key, x, config=config, resolution=resolution, shown=shown))
+        x = materialize(_crop(geometry_key, images, config=config, resolution=resolution, shown=shown))
+    else:
+        x = materialize(images.transpose(0, 3, 1, 2).astype(jnp.float32))
     if config.trivial:
         # Not one more key of the split, which would change the others.
         x = materialize(trivial_augment(jax.random.fold_in(key, 4), x))
@@ -89,14 +91,19 @@ def augment(
     return x.transpose(0, 2, 3, 1), targets
 
 
-def _resample(
-    key: Key[Array, ""], x: Planes, *, config: AugmentConfig, resolution: int, shown: int
+def _crop(
+    key: Key[Array, ""],
+    images: UInt8[Array, "batch side side 3"],
+    *,
+    config: AugmentConfig,
+    resolution: int,
+    shown: int,
 ) -> Float[Array, "batch 3 {resolution} {resolution}"]:
-    """Flips, crops, shifts and resizes at once: one matrix for the rows of each picture and one for its columns.
+    """Flips, crops, shifts and resizes at once: one resampling of the rows of each picture and one of its columns.
 
     Shifts are whole pixels, so without resizing a shifted picture has exactly the pixels of the original.
     """
-    batch, _, side, _ = x.shape
+    batch, side = images.shape[:2]
     flip_key, box_key, place_key, shift_key = jax.random.split(key, 4)
     # Box of each crop, in pixels: a random resized crop, or else the middle; shifted, and mirrored by a negative width.
     start = jnp.full((batch, 2), float(centre(side, shown).start))
@@ -112,44 +119,50 @@ def _resample(
         left, width = start[:, 1], size[:, 1]
         start = start.at[:, 1].set(jnp.where(flipped, left + width, left))
         size = size.at[:, 1].set(jnp.where(flipped, -width, width))
-    # Resample the boxes.
-    reflect = config.pad_crop > 0
-    rows = _resize_matrices(start[:, 0], size[:, 0], side=side, resolution=resolution, reflect=reflect)
-    columns = _resize_matrices(start[:, 1], size[:, 1], side=side, resolution=resolution, reflect=reflect)
-    x = jnp.einsum("bcyx,bqx->bcyq", x, columns, precision=lax.Precision.HIGHEST)
-    x = jnp.einsum("bry,bcyq->bcrq", rows, x, precision=lax.Precision.HIGHEST)
+    # Resample the rows of the boxes, then their columns; what is resampled comes second, and the colours are planes.
+    taps = partial(
+        _bilinear_taps,
+        side=side,
+        resolution=resolution,
+        longest=shown if config.crop_scale is None else side,
+        reflect=config.pad_crop > 0,
+    )
+    x = materialize(resample(images.reshape(batch, side, -1), taps(start[:, 0], size[:, 0])))
+    x = materialize(x.reshape(batch, resolution, side, 3).transpose(0, 2, 3, 1))
+    x = materialize(resample(x.reshape(batch, side, -1), taps(start[:, 1], size[:, 1])))
+    x = x.reshape(batch, resolution, 3, resolution).transpose(0, 2, 3, 1)
     # Rounding takes some pixels just out of range.
     return jnp.clip(x, 0, 255)
 
 
-def _resize_matrices(
-    start: PerExample, size: PerExample, *, side: int, resolution: int, reflect: bool
-) -> Float[Array, "batch {resolution} {side}"]:
-    """Matrices of antialiased bilinear interpolation along one axis, from pictures to crops.
+def _bilinear_taps(
+    start: PerExample, size: PerExample, *, side: int, resolution: int, longest: int, reflect: bool
+) -> Taps:
+    """The taps of antialiased bilinear interpolation along one axis, from pictures to crops.
 
     Args:
       start: beginning of each crop, in pixels.
       size: length of each crop, in pixels; a negative one runs backwards and mirrors the picture.
       side: pixels of the picture.
       resolution: pixels of the resized crop.
+      longest: upper bound of the lengths.
       reflect: continue the picture by its mirror image; otherwise pixels outside of it have no weight.
     """
     # Centre of each pixel of the crop, in the picture's pixels.
     scale = (size / resolution)[:, None, None]
     centre = start[:, None, None] + (jnp.arange(resolution, dtype=jnp.float32) + 0.5)[None, :, None] * scale - 0.5
-    pixel = jnp.arange(side, dtype=jnp.float32)[None, None, :]
     # When a picture shrinks, the triangle widens to cover all of its pixels.
     reach = jnp.maximum(jnp.abs(scale), 1)
-
-    def triangle(position: Float[Array, "1 1 side"]) -> Float[Array, "batch resolution side"]:
-        return jnp.maximum(1 - jnp.abs(centre - position) / reach, 0)
-
-    weight = triangle(pixel)
+    count = math.ceil(2 * max(1, longest / resolution))
+    pixel = jnp.ceil(centre - reach) + jnp.arange(count, dtype=jnp.float32)[None, None, :]
+    weight = jnp.maximum(1 - jnp.abs(centre - pixel) / reach, 0)
     if reflect:
         # Beyond either edge, every pixel but the outermost appears again, as far outside as it is inside.
-        weight += jnp.where(pixel > 0, triangle(-pixel), 0)
-        weight += jnp.where(pixel < side - 1, triangle(2 * (side - 1) - pixel), 0)
-    return weight / weight.sum(-1, keepdims=True)
+        pixel = jnp.abs(pixel)
+        pixel = jnp.minimum(pixel, 2 * (side - 1) - pixel)
+    weight = jnp.where((pixel >= 0) & (pixel < side), weight, 0)
+    rows = jnp.clip(pixel, 0, side - 1).astype(jnp.int32)
+    return Taps(rows, weight / weight.sum(-1, keepdims=True))
 
 
 def _random_sides(

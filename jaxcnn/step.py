@@ -17,6 +17,7 @@ from jaxcnn.distributed import constrain_state
 from jaxcnn.models.features import pooled_features
 from jaxcnn.models.network import Network
 from jaxcnn.ops.compiler import jit
+from jaxcnn.ops.dispatch import use_cpu_kernels
 from jaxcnn.state import TrainState, Variables
 
 WITHOUT_TEACHERS = DistillConfig()
@@ -102,9 +103,10 @@ def train_step(
       distill_config: how teachers and labels share the loss.
     """
     augment_key, dropout_key = step_keys(key, state.step)
-    inputs, targets = augment(
-        augment_key, images, labels, config=augment_config, classes=classes, resolution=resolution, shown=shown
-    )
+    with use_cpu_kernels(getattr(model, "cpu_kernels", False)):
+        inputs, targets = augment(
+            augment_key, images, labels, config=augment_config, classes=classes, resolution=resolution, shown=shown
+        )
 
     # Forward and backward pass.
     compute = partial(

@@ -12,6 +12,7 @@ from scipy import ndimage, stats
 
 from jaxcnn.augment import augment
 from jaxcnn.config import AugmentConfig
+from jaxcnn.ops.dispatch import use_cpu_kernels
 
 CLASSES = 7
 EVERYTHING = AugmentConfig(
@@ -29,7 +30,13 @@ EVERYTHING = AugmentConfig(
 
 @cache
 def compiled(config: AugmentConfig, resolution: int) -> typing.Any:
-    return jax.jit(partial(augment, config=config, classes=CLASSES, resolution=resolution))
+    function = jax.jit(partial(augment, config=config, classes=CLASSES, resolution=resolution))
+
+    def run_with_kernels(*arguments: jax.Array) -> tuple[jax.Array, jax.Array]:
+        with use_cpu_kernels(True):
+            return function(*arguments)
+
+    return run_with_kernels
 
 
 def run(images: np.ndarray, *, seed: int = 0, resolution: int | None = None, **settings: typing.Any) -> tuple:
@@ -157,6 +164,14 @@ def test_resizing_is_antialiased_bilinear(resolution: int) -> None:
 def test_resizing_keeps_the_range() -> None:
     found, _ = run(constant(4, 64, 255), resolution=48)
     assert found.max() <= 255
+
+
+def test_crops_are_the_same_without_cpu_kernels() -> None:
+    images, config = pictures(8, 16), AugmentConfig(flip=True, pad_crop=0.2, crop_scale=(0.3, 1.0))
+    found, _ = run(images, resolution=12, flip=True, pad_crop=0.2, crop_scale=(0.3, 1.0))
+    function = jax.jit(partial(augment, config=config, classes=CLASSES, resolution=12))
+    plain, _ = function(jax.random.key(0), jnp.asarray(images), labels(8))
+    np.testing.assert_allclose(found, plain, atol=1e-2)
 
 
 def test_flip_and_resizing_go_together() -> None:

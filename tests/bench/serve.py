@@ -1,14 +1,17 @@
 """Throughput, latency and memory of the server, alone, against its peers and under overload.
 
 `python -m tests.bench.serve --model FILE` measures the server under closed-loop load from another process on the same
-cores, against a bare loop that decodes and runs in one process. With `--peers PYTHON`, an interpreter that has flask,
-tensorflow and litserve, it measures LitServe and the original system too. The order alternates from round to round.
+cores, against a bare loop that decodes and runs in one process. With `--peers PYTHON`, an interpreter that has some of
+litserve, bentoml, mlserver, and flask with tensorflow (the original system), it measures these too. The order
+alternates from round to round.
 Afterwards `--overload SECONDS` sends four times the requests that the server can answer, and `--soak COUNT` sends that
 many requests and records the memory. The last line is one JSON object.
 """
 
 import argparse
+import base64
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -17,11 +20,12 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from tests.bench.load import jpegs
 
 ROOT = Path(__file__).parents[2]
 PORT = 8199
@@ -34,11 +38,20 @@ def commands(model: Path, peers: str | None) -> dict[str, list[str]]:
     ours = [sys.executable, "-m", "uvicorn", "server.app:app", "--port", str(PORT)]
     if peers is None:
         return {"jaxcnn": ours}
-    return {
-        "jaxcnn": ours,
-        "LitServe": [peers, "tests/bench/peer_litserve.py", str(PORT), str(model)],
-        "original": [peers, "tests/bench/peer_flask.py", str(PORT)],
+    bentoml = [peers, "-m", "bentoml", "serve", "--working-dir", "tests/bench", "peer_bentoml:Classifier"]
+    theirs = {
+        "litserve": ("LitServe", [peers, "tests/bench/peer_litserve.py", str(PORT), str(model)]),
+        "bentoml": ("BentoML", [*bentoml, "--port", str(PORT)]),
+        "mlserver": ("MLServer", [peers, "tests/bench/peer_mlserver.py", str(PORT), str(model)]),
+        "tensorflow": ("original", [peers, "tests/bench/peer_flask.py", str(PORT)]),
     }
+    return {"jaxcnn": ours, **{name: line for package, (name, line) in theirs.items() if _has(peers, package)}}
+
+
+def _has(python: str, package: str) -> bool:
+    """Whether an interpreter has a package."""
+    find = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({package!r}) is None)"
+    return subprocess.run([python, "-c", find], check=False).returncode == 0
 
 
 class Process:
@@ -79,6 +92,7 @@ def running(command: list[str], model: Path, **settings: str) -> Iterator[tuple[
     """Starts a server, waits until it responds, and yields its process and the seconds that it took."""
     environment = {**os.environ, "JAXCNN_MODEL": str(model), "JAXCNN_DRAIN_SECONDS": "0", **settings}
     environment |= {"TF_CPP_MIN_LOG_LEVEL": "3"}
+    _body()
     start = time.perf_counter()
     with subprocess.Popen(
         command,
@@ -103,14 +117,19 @@ def running(command: list[str], model: Path, **settings: str) -> Iterator[tuple[
 
 
 def _answers() -> bool:
+    """Whether the server classifies: some peers accept connections long before."""
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"http://127.0.0.1:{PORT}/predict", _body(), headers)
     try:
-        urllib.request.urlopen(f"http://127.0.0.1:{PORT}/readyz", timeout=5)
-    except urllib.error.HTTPError:
-        # The peers have no such path, but they respond.
-        return True
+        urllib.request.urlopen(request, timeout=5).close()
     except OSError:
         return False
     return True
+
+
+@functools.cache
+def _body() -> bytes:
+    return json.dumps({"image": base64.b64encode(jpegs(1)[0]).decode()}).encode()
 
 
 def load(*arguments: object) -> dict[str, Any]:
@@ -229,7 +248,7 @@ def soak(model: Path, count: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=ROOT / "server" / "models" / "tiny_imagenet.onnx")
-    parser.add_argument("--peers", help="a Python interpreter with flask, tensorflow, litserve, onnxruntime and Pillow")
+    parser.add_argument("--peers", help="a Python interpreter with onnxruntime, Pillow, and the peers to measure")
     parser.add_argument("--rounds", type=int, default=3, help="0 skips the comparison")
     parser.add_argument("--seconds", type=float, default=4, help="length of a measurement")
     parser.add_argument("--overload", type=float, default=0, metavar="SECONDS", help="length of an overload test")

@@ -367,7 +367,7 @@ def test_sighup_serves_a_new_model_file_and_ends_nothing(serve, model_builder, t
     path = model_builder(tmp_path / "model.onnx")
     with serve(JAXCNN_MODEL=str(path)) as server:
         server.process.send_signal(signal.SIGHUP)
-        log_lines(server, message="SIGHUP: checking whether the model file has changed")
+        log_lines(server, message="SIGHUP: checking whether the model files have changed")
         assert post(server.client, PICTURE).json()["predicted_class"] == "red"
         names = {"names": ["a", "b", "c", "d", "e"]}
         model_builder(tmp_path / "new.onnx", metadata=names).replace(path)

@@ -39,12 +39,13 @@ def start_with_fitted_head(run: Run, state: TrainState) -> tuple[TrainState, Lin
             f"the head of the network {run.config.model.name!r} is more than a linear layer and cannot be fitted; "
             "leave out --freeze and --fit_head"
         )
-    features = compute_features(run, state.variables)
+    features, train = compute_features(run, state.variables), run.dataset.train
     head = fit_head(
         features,
-        run.dataset.train.labels,
+        train.labels,
         classes=len(run.dataset.names),
-        groups=group_widths(_build_exact(run), state.variables, run.dataset.train.shown[:1]),
+        groups=group_widths(_build_exact(run), state.variables, train.shown[:1]),
+        alike=None if train.facts is None else np.asarray(train.facts["alike"]),
         balanced=run.config.balance,
     )
     # Other machines may round otherwise.

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from jaxcnn.survey import Survey, survey, to_record
 PROG = "python -m jaxcnn.inspect"
 SHOWN = 10
 """Most classes, files or groups that are printed of each kind; `--output` has all."""
+SHOWN_ALIKE = 4
+"""Most files of a group of duplicates that are printed."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ def list_findings(found: Survey, record: dict[str, Any]) -> Iterator[tuple[str, 
         ("the same picture in several classes, so that one label is wrong", found.contradictions),
         ("duplicates", found.duplicates),
     ):
-        lines = [f"{' = '.join(found.files(group))} ({describe_distance(group.distance)})" for group in groups]
+        lines = [f"{join_files(found.files(group))} ({describe_distance(group.distance)})" for group in groups]
         if lines:
             yield f"{title} ({counted(len(lines), 'group')}):", lines
     for title, lines in (
@@ -130,6 +133,20 @@ def list_findings(found: Survey, record: dict[str, Any]) -> Iterator[tuple[str, 
         # If all are gray or tiny, there is nothing odd about one of them.
         if lines and not (lines in (record["gray"], record["tiny"]) and len(lines) == record["pictures"]):
             yield f"{title} ({len(lines):,}):", lines
+
+
+def join_files(names: Sequence[str]) -> str:
+    """Joins the names of files that are alike: all of them, or some from as many folders as possible."""
+    if len(names) <= SHOWN_ALIKE:
+        return " = ".join(names)
+    counts: Counter[str] = Counter()
+    ranks = {}
+    for name in names:
+        folder = str(Path(name).parent)
+        ranks[name] = counts[folder]
+        counts[folder] += 1
+    shown = sorted(names, key=lambda name: ranks[name])[:SHOWN_ALIKE]
+    return f"{' = '.join(shown)} and {len(names) - SHOWN_ALIKE:,} more"
 
 
 def describe_distance(distance: int | None) -> str:

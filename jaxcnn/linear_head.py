@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int32, Int64
+from jaxtyping import Bool, Float, Float32, Int, Int32, Int64
 
 FOLDS = 5
 """Most folds of the cross-validation."""
@@ -24,6 +24,12 @@ STANDARDISED = (True, False)
 
 Dividing by a feature's own deviation penalises all features alike; otherwise those that vary little are penalised more.
 Which is better depends on how far the pictures are from those that the backbone was trained on.
+"""
+LEAST_SHARE = 0.05
+"""Least share of the common variance in the variance that a feature is divided by.
+
+A feature may hardly vary in the training pictures and fire in another one. Divided by its own deviation alone, it would
+decide there, with a loss that cross-validation on the same scales cannot see.
 """
 MOST_DIRECTIONS = 1024
 """Directions in the space of the features that are kept: with more pictures, the principal components."""
@@ -38,6 +44,8 @@ _SMALLEST_SCALE = 1e-6
 
 type Features = Float32[np.ndarray, "n features"]
 type Labels = Int32[np.ndarray, " n"]
+type Folds = Int64[np.ndarray, " n"]
+type Groups = Int[np.ndarray, " n"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,25 +70,33 @@ class LinearHead:
 
 
 def fit_head(
-    features: Features, labels: Labels, *, classes: int, groups: Sequence[int] = (), balanced: bool = False
+    features: Features,
+    labels: Labels,
+    *,
+    classes: int,
+    groups: Sequence[int] = (),
+    alike: Groups | None = None,
+    balanced: bool = False,
 ) -> LinearHead:
     """Fits multinomial logistic regression with an L2 penalty on scaled features.
 
     The scales are folded into the result, which takes the features as they are. Scales and strength of the penalty are
     those whose predictions for pictures that were left out have the lowest cross-entropy, by stratified
-    cross-validation with up to `FOLDS` folds, of which as many are left out as have `MOST_LEFT_OUT` pictures. The only
-    picture of a class is never left out.
+    cross-validation with up to `FOLDS` folds, of which as many are left out as have `MOST_LEFT_OUT` pictures. A class
+    is never left out as a whole.
 
     Args:
       features: features of the training pictures, float32 [n, features].
       labels: classes, int32 [n], from 0 to classes - 1, at least two different ones.
       groups: widths of the groups of features that may share a scale, in their order; none: all are one group.
       classes: number of classes. One without pictures gets a logit that is never the highest.
+      alike: the group of pictures that are nearly the same, for each picture; negative: it is in none. A group is left
+        out as a whole: predictions for pictures that others give away would favour too weak a penalty.
       balanced: give all classes the same total weight, instead of all pictures.
     """
-    weights = _picture_weights(labels, balanced=balanced)
+    weights, folds = _picture_weights(labels, balanced=balanced), assign_folds(labels, alike)
     candidates = [
-        _fit_scaled(features, labels, weights, classes=classes, groups=groups, standardised=choice)
+        _fit_scaled(features, labels, weights, folds, classes=classes, groups=groups, standardised=choice)
         for choice in STANDARDISED
     ]
     return min(candidates, key=lambda head: head.loss)
@@ -90,23 +106,24 @@ def _fit_scaled(
     features: Features,
     labels: Labels,
     weights: Float[np.ndarray, " n"],
+    folds: Folds,
     *,
     classes: int,
     groups: Sequence[int],
     standardised: bool,
 ) -> LinearHead:
     """Fits the head for one of `STANDARDISED`."""
-    # On either scale a feature has a variance of 1 on average.
-    mean, scale = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64)
-    if not standardised:
-        parts = np.split(scale, list(itertools.accumulate(groups))[:-1])
-        scale = np.concatenate([np.full_like(part, np.sqrt(np.mean(part**2))) for part in parts])
-    scale = np.maximum(scale, _SMALLEST_SCALE)
+    # On either scale a feature has a variance of about 1 on average.
+    mean, own = features.mean(0, dtype=np.float64), features.var(0, dtype=np.float64)
+    parts = np.split(own, list(itertools.accumulate(groups))[:-1])
+    common = np.concatenate([np.full_like(part, part.mean()) for part in parts])
+    share = LEAST_SHARE if standardised else 1.0
+    scale = np.maximum(np.sqrt(own + share * (common - own)), _SMALLEST_SCALE)
     coordinates, basis = _reduce((features - mean) / scale)
 
     # The penalty, then the head of all pictures, along the same path from the strongest penalty on.
     penalties = [strength * features.shape[1] for strength in STRENGTHS]
-    losses, hits = _cross_validate(coordinates, labels, weights, penalties)
+    losses, hits = _cross_validate(coordinates, labels, weights, folds, penalties)
     best = int(np.argmin(losses))
     models = _fit_path(coordinates, labels, weights, penalties)
     model = next(fitted for index, fitted in enumerate(models) if index == best)
@@ -156,11 +173,16 @@ def _picture_weights(labels: Labels, *, balanced: bool) -> Float[np.ndarray, " n
     return weights / weights.mean()
 
 
-def assign_folds(labels: Labels, *, folds: int = FOLDS) -> Int64[np.ndarray, " n"]:
-    """Draws the fold that each picture is left out in, the same for the same labels; -1 if it is the only one.
+def assign_folds(labels: Labels, alike: Groups | None = None, *, folds: int = FOLDS) -> Folds:
+    """Draws the fold that each picture is left out in, the same for the same labels; -1 if it is never left out.
 
-    The folds have as many pictures of a class as each other, or one more. A class with fewer pictures than there are
-    folds is left out of some.
+    The folds have as many pictures of a class as each other, or one more, unless pictures are alike. A class with fewer
+    pictures than there are folds is left out of some. A class is never left out as a whole.
+
+    Args:
+      labels: classes of the pictures.
+      alike: as in `fit_head`.
+      folds: number of folds.
     """
     order = np.random.default_rng(_SEED).permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
@@ -169,7 +191,16 @@ def assign_folds(labels: Labels, *, folds: int = FOLDS) -> Int64[np.ndarray, " n
     starts = np.cumsum(counts) - counts
     rank = np.arange(len(labels)) - starts[labels[order]]
     found = np.empty(len(labels), np.int64)
-    found[order] = np.where(counts[labels[order]] > 1, (rank + starts[labels[order]]) % folds, -1)
+    found[order] = (rank + starts[labels[order]]) % folds
+    # The pictures of a group follow the first one.
+    if alike is not None:
+        grouped = np.flatnonzero(alike >= 0)
+        _, first, group = np.unique(alike[grouped], return_index=True, return_inverse=True)
+        found[grouped] = found[grouped[first]][group]
+    for label in np.flatnonzero(counts):
+        members = found[labels == label]
+        if (members == members[0]).all():
+            found[labels == label] = -1
     return found
 
 
@@ -177,13 +208,13 @@ def _cross_validate(
     rows: Float[np.ndarray, "n rank"],
     labels: Labels,
     weights: Float[np.ndarray, " n"],
+    folds: Folds,
     penalties: Sequence[float],
 ) -> tuple[list[float], list[float]]:
     """Loss and top-1 accuracy of pictures that were left out, for the penalties up to `PATIENCE` after the best.
 
-    Where no class has two pictures there is nothing to choose by: the strongest penalty is the only one.
+    Where no picture is ever left out there is nothing to choose by: the strongest penalty is the only one.
     """
-    folds = assign_folds(labels)
     if (folds < 0).all():
         return [float("nan")], [float("nan")]
     held_out = [folds == fold for fold in range(FOLDS) if (folds == fold).any()]

@@ -82,6 +82,19 @@ def test_every_planted_fault_is_found(spoiled, capsys):
     assert "pets/train/dog/7.jpg = pets/train/dog/again.jpg (the same pixels)" in said
 
 
+def test_a_large_group_is_one_short_line_with_files_of_every_folder(clean, capsys):
+    for i in range(20):
+        shutil.copy(clean / "train/dog/7.jpg", clean / f"train/dog/more{i:02}.jpg")
+    shutil.copy(clean / "train/dog/7.jpg", clean / "val/dog/copy.jpg")
+    main(["pets"])
+    line = (
+        "  pets/train/dog/7.jpg = pets/val/dog/copy.jpg = pets/train/dog/more00.jpg = pets/train/dog/more01.jpg "
+        "and 18 more (the same pixels)\n"
+    )
+    # As a leak, and as a duplicate.
+    assert capsys.readouterr().out.count(line) == 2
+
+
 def test_nothing_is_invented(clean, capsys):
     found = findings("pets")
     for name in ("broken", "duplicates", "leaks", "contradictions", "gray", "tiny", "passed_over"):

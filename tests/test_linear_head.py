@@ -19,7 +19,8 @@ def pictures_of(counts, *, features=6, spread=1.0, seed=0):
 
 
 def scale(rows, standardised):
-    deviations = rows.std(0) if standardised else np.sqrt(rows.var(0).mean())
+    own, common = rows.var(0), rows.var(0).mean()
+    deviations = np.sqrt(0.95 * own + 0.05 * common) if standardised else np.sqrt(common)
     return (rows - rows.mean(0)) / deviations / np.sqrt(rows.shape[1])
 
 
@@ -93,6 +94,43 @@ def test_folds_are_stratified_and_leave_single_pictures_in():
         assert counts.max() - counts.min() <= 1
 
 
+def test_pictures_that_are_alike_are_left_out_together():
+    labels = np.repeat([0, 1, 2], [12, 8, 3]).astype(np.int32)
+    alike = np.full(23, -1, np.int32)
+    alike[[0, 5, 11, 13]] = 7
+    alike[[1, 2]] = 3
+    alike[20:] = 4
+    folds, plain = assign_folds(labels, alike), assign_folds(labels)
+    assert len(set(plain[alike == 7])) > 1
+    for group in (3, 7):
+        assert len(set(folds[alike == group])) == 1
+        assert folds[alike == group][0] >= 0
+    np.testing.assert_array_equal(folds[alike < 0], plain[alike < 0])
+    # A class of nothing but one group cannot be learned without it.
+    assert set(folds[alike == 4]) == {-1}
+
+
+def test_a_feature_that_hardly_varied_does_not_decide_where_it_fires(monkeypatch):
+    monkeypatch.setattr(linear_head, "STANDARDISED", (True,))
+    rows, labels = pictures_of([20, 20], features=8, spread=6)
+    rows[:, 3] = 1e-4 * (np.arange(40) % 7 + labels)
+    head = fit_head(rows, labels, classes=2)
+    fired = rows.copy()
+    fired[:, 3] = 3 * rows.std(0).max()
+    change = (fired - rows) @ head.kernel
+    assert np.abs(change).max() < 0.1 * np.abs((rows - rows.mean(0)) @ head.kernel).max()
+
+
+def test_copies_do_not_weaken_the_penalty():
+    rows, labels = pictures_of([15, 15], features=20, spread=20)
+    copies, alike = np.tile(rows, (3, 1)), np.tile(np.arange(30), 3)
+    fitted = fit_head(rows, labels, classes=2)
+    misled, found = (fit_head(copies, np.tile(labels, 3), classes=2, alike=given) for given in (None, alike))
+    assert found.strength >= fitted.strength > misled.strength
+    assert found.loss == pytest.approx(fitted.loss, abs=0.1)
+    assert misled.loss < fitted.loss - 0.3
+
+
 def test_groups_of_features_share_a_scale(monkeypatch):
     monkeypatch.setattr(linear_head, "STANDARDISED", (False,))
     rows, labels = pictures_of([12, 12], spread=6)
@@ -148,5 +186,5 @@ def test_the_scales_are_chosen_by_what_predicts_better(standardised):
     # The class shows in a feature that varies much, or in one that varies little among many that vary much.
     rows[:, 0] += 2 * labels
     rows *= 10.0
-    rows[:, 0] *= 0.02 if standardised else 10.0
+    rows[:, 0] *= 0.2 if standardised else 10.0
     assert fit_head(rows, labels, classes=2).standardised == standardised

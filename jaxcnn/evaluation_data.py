@@ -34,7 +34,7 @@ def data_config_of(source: str | os.PathLike[str] | None, *, trained_on: DataCon
     Args:
       source: as `--data.source` takes it; None is the training data.
       trained_on: the data settings of the model. Another source has the same cache and pictures of the same size
-        and fit, but neither the archive nor the held-out pictures.
+        and fit, but neither the archive, the store nor the held-out pictures.
     """
     if source is None or is_same_source(os.fspath(source), trained_on.source):
         return trained_on
@@ -43,6 +43,7 @@ def data_config_of(source: str | os.PathLike[str] | None, *, trained_on: DataCon
         trained_on,
         source=os.fspath(source),
         archive=defaults.archive,
+        store=defaults.store,
         validation_fraction=defaults.validation_fraction,
         split_seed=defaults.split_seed,
     )

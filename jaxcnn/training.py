@@ -187,7 +187,12 @@ def prepare_run(config: Config, folder: Workdir) -> PreparedRun:
     is_begun = folder.has_run
     with stage(f"reading the pictures of {config.data.source}"):
         dataset = leader_first(partial(data.load, config.data))
-    # Now what depends on them.
+    # Now what depends on them. All processes keep the pictures in the same way, whatever room their disks have.
+    assert dataset.store is not None
+    kind = lead(lambda: dataset.store.kind)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, store=kind))
+    if kind != dataset.store.kind:
+        dataset = data.load(config.data)
     if not is_begun:
         config = _with_fitting_batch(config, len(dataset.train))
     with stage("looking for duplicates"):
@@ -388,11 +393,10 @@ def _calibrate(run: Run, workdir: Workdir) -> Calibration:
 def print_start(run: Run, workdir: Workdir, *, step: int, weights: Weights | None) -> None:
     """Prints the data, the network, the devices, and what the session starts from."""
     dataset = run.dataset
-    side = dataset.train.images.shape[1]
     console.print(
         f"{dataset.name}: {len(dataset.train):,} training and {len(dataset.validation):,} validation pictures, "
-        f"{len(dataset.names)} classes; decoded to {side}x{side} pixels, {dataset.stored_bytes / 1e6:,.1f} MB in "
-        f"{run.config.data.cache_dir}; {run.config.model.name} on {describe_devices()}; {workdir.path}",
+        f"{len(dataset.names)} classes; {_describe_store(dataset)} in {run.config.data.cache_dir}; "
+        f"{run.config.model.name} on {describe_devices()}; {workdir.path}",
         soft_wrap=True,
     )
     if step:
@@ -404,3 +408,13 @@ def print_start(run: Run, workdir: Workdir, *, step: int, weights: Weights | Non
         console.print(f"initial weights: {weights.source}, trained on {weights.dataset}, {head}", soft_wrap=True)
         if warning := _overlap(run, weights):
             warn(warning)
+
+
+def _describe_store(dataset: data.Dataset) -> str:
+    """Describes how the pictures are kept, what they take on disk and why."""
+    side, store = dataset.train.images.shape[1], dataset.store
+    taken = "" if store is None else f", {store.bytes / 1e6:,.1f} MB"
+    if store is None or store.kind == "decoded":
+        return f"decoded to {side}x{side} pixels{taken}"
+    why = f" ({store.reason})" if store.reason else ""
+    return f"encoded{taken}, and decoded to {side}x{side} pixels in every epoch{why},"

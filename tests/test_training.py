@@ -444,6 +444,29 @@ def test_killed_and_resumed_is_the_same_as_never_killed(tmp_path, cache_dir):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+def test_encoded_pictures_train_as_decoded_ones_do_and_resume_exactly(tmp_path, cache_dir):
+    decoded = start(tmp_path / "decoded", cache_dir, "--epochs", "2", "--data.store", "decoded")
+    output = finish(decoded)
+    assert decoded.returncode == 0, output
+    assert "decoded to 8x8 pixels, " in output
+    options = ("--epochs", "2", "--data.store", "encoded")
+    killed = start(tmp_path / "encoded", cache_dir, *options, "--checkpoint_minutes", "0.001")
+    wait_for_checkpoint(killed, tmp_path / "encoded", after=10)
+    os.kill(killed.pid, signal.SIGKILL)
+    finish(killed)
+    reached = steps_saved(tmp_path / "encoded")[-1]
+    assert 10 < reached < 50
+    # Left out, the store is the run's.
+    resumed = start(tmp_path / "encoded", cache_dir, "--epochs", "2")
+    output = finish(resumed)
+    assert resumed.returncode == 0, output
+    assert f"resuming at step {reached}" in output
+    assert re.search(r"encoded, .* MB, and decoded to 8x8 pixels in every epoch, in ", " ".join(output.split()))
+    a, b = (load_last(tmp_path / name) for name in ("decoded", "encoded"))
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    assert read_log(tmp_path / "decoded", "validation") == read_log(tmp_path / "encoded", "validation")
+
+
 def test_a_loop_of_ones_own_reaches_the_accuracy_of_the_digits(tmp_path):
     config = jaxcnn.presets.digits()
     with jaxcnn.begin(config, tmp_path) as (run, state, checkpoints, log):

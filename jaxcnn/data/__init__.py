@@ -1,4 +1,4 @@
-"""Data sets: pictures from any source, decoded once, in an order that depends on seed and epoch alone."""
+"""Data sets: pictures from any source, in an order that depends on seed and epoch alone."""
 
 from jaxcnn.data.batches import Batch, EvalBatch, epoch_order, eval_batches, steps_per_epoch, train_batches
 from jaxcnn.data.dataset import Dataset

@@ -1,10 +1,11 @@
-"""A data set in memory-mapped arrays."""
+"""A data set whose pictures are read when they are needed."""
 
 import dataclasses
 import hashlib
 import itertools
-import math
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -18,9 +19,26 @@ CHUNK = 512
 """Pictures read at a time where all pictures of a split are read."""
 
 
+@dataclass(frozen=True)
+class Store:
+    """How the pictures of a data set are kept on disk.
+
+    Attributes:
+      kind: `decoded`, as pixels, or `encoded`, as files that are decoded whenever they are read.
+      folder: where.
+      bytes: what they take there.
+      reason: why this kind was chosen; empty if the settings asked for it, or if it is the usual one.
+    """
+
+    kind: Literal["decoded", "encoded"]
+    folder: Path
+    bytes: int
+    reason: str = ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """Decoded pictures to train on and to validate with.
+    """Pictures to train on and to validate with.
 
     Attributes:
       name: of the data set, for people.
@@ -30,6 +48,7 @@ class Dataset:
       train: training pictures.
       validation: validation pictures.
       resize: how the pictures became squares.
+      store: how they are kept on disk; None if they are not.
     """
 
     name: str
@@ -39,11 +58,7 @@ class Dataset:
     train: Split
     validation: Split
     resize: Resize = STRETCH
-
-    @property
-    def stored_bytes(self) -> int:
-        """Bytes of all decoded pictures in the cache."""
-        return sum(len(split) * math.prod(split.images.shape[1:]) for split in (self.train, self.validation))
+    store: Store | None = None
 
     def fingerprint(self) -> Fingerprint:
         """Identifies the split; reads all validation pictures, but none of the many training pictures."""

@@ -1,23 +1,33 @@
 """From a configuration to a data set."""
 
+import dataclasses
+import functools
+import shutil
+from pathlib import Path
+
 import numpy as np
 
 from jaxcnn.config import DataConfig
-from jaxcnn.data.cache import load_cached
+from jaxcnn.data.cache import decoded_bytes, entry_path, load_cached
 from jaxcnn.data.dataset import Dataset
+from jaxcnn.data.encoded_cache import load_encoded
 from jaxcnn.data.resize import Resize
+from jaxcnn.data.shards import has_array_record
 from jaxcnn.data.sources.digits import digits_source
 from jaxcnn.data.sources.folder import find_path, folder_source
 from jaxcnn.data.sources.source import Source
 from jaxcnn.errors import UserError
 from jaxcnn.paths import check_outside_pictures, named_path
 
+MOST_DECODED = 100 * 10**9
+"""Bytes that decoded pictures may take with `--data.store auto`."""
+
 HELD_OUT = 0.1
 """Share of the training pictures held out where the source has no validation pictures."""
 
 
 def load(config: DataConfig, *, hold_out: bool = True) -> Dataset:
-    """Loads a data set, after decoding its pictures into the cache if they are not there yet.
+    """Loads a data set, after decoding or copying its pictures into the cache if they are not there yet.
 
     Args:
       config: the source, the size of the pictures, and which of them are held out.
@@ -32,7 +42,7 @@ def load(config: DataConfig, *, hold_out: bool = True) -> Dataset:
     cache_dir = named_path(config.cache_dir, option="data.cache_dir")
     if not is_named(config.source):
         check_outside_pictures(cache_dir, option="data.cache_dir", source=config.source)
-    dataset = load_cached(find_source(config), size=config.image_size, resize=Resize.of(config), cache_dir=cache_dir)
+    dataset = _load_store(config, find_source(config), cache_dir)
 
     # The cache holds the split of the source: holding out only selects rows.
     if config.validation_fraction is not None or len(dataset.validation) == 0:
@@ -49,6 +59,30 @@ def load(config: DataConfig, *, hold_out: bool = True) -> Dataset:
         if np.any(split.labels < 0):
             raise UserError(f"some {name} pictures of {dataset.name} have no label; {advice}")
     return dataset
+
+
+def _load_store(config: DataConfig, source: Source, cache_dir: Path) -> Dataset:
+    """Loads the pictures from the kind of store that the settings name, or that suits them."""
+    # Listing the pictures may take long, and is done once.
+    source = dataclasses.replace(source, open=functools.cache(source.open))
+    how = {"size": config.image_size, "resize": Resize.of(config), "cache_dir": cache_dir}
+    reason = _too_large(source, **how) if config.store == "auto" else ""
+    dataset = (load_encoded if reason or config.store == "encoded" else load_cached)(source, **how)
+    assert dataset.store is not None
+    return dataclasses.replace(dataset, store=dataclasses.replace(dataset.store, reason=reason))
+
+
+def _too_large(source: Source, *, size: int, resize: Resize, cache_dir: Path) -> str:
+    """Returns why the pictures are too large to be kept decoded; empty if they are not, or if they are so already."""
+    if entry_path(source, size=size, resize=resize, cache_dir=cache_dir).exists() or not has_array_record():
+        return ""
+    need = decoded_bytes(source.open(), size=size, resize=resize)
+    # The folder may not exist yet.
+    free = shutil.disk_usage(next(path for path in (cache_dir, *cache_dir.parents) if path.exists())).free
+    if need <= min(MOST_DECODED, free):
+        return ""
+    limit = f"the limit is {MOST_DECODED / 1e9:g} GB" if need > MOST_DECODED else f"{free / 1e9:,.1f} GB are free"
+    return f"decoded they would take {need / 1e9:,.1f} GB, {limit}"
 
 
 def is_named(source: str) -> bool:

@@ -6,18 +6,20 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+from jaxcnn.data.encoded_images import EncodedImages
+
 
 @dataclass(frozen=True)
 class Rows:
     """A selection of the rows of an array; indexing reads only the rows asked for.
 
     Attributes:
-      array: all pictures, often memory-mapped.
+      array: all pictures, often memory-mapped or still encoded.
       indices: the selected rows, in the order in which they are presented.
       window: which pixel rows, and columns, of each picture are presented; both are square. None: all.
     """
 
-    array: UInt8[np.ndarray, "m height width 3"]
+    array: UInt8[np.ndarray, "m height width 3"] | UInt8[EncodedImages, "m height width 3"]
     indices: Int64[np.ndarray, " n"]
     window: slice | None = None
 

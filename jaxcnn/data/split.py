@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, Int64, UInt8
 
+from jaxcnn.data.encoded_images import EncodedImages
 from jaxcnn.data.resize import centre
 from jaxcnn.data.rows import Rows
 
@@ -29,7 +30,7 @@ def facts_type(longest: int) -> np.dtype[Any]:
 
 @dataclass(frozen=True)
 class Split:
-    """Decoded pictures with their class indices.
+    """Pictures with their class indices.
 
     Attributes:
       images: RGB, read from disk when they are indexed. They may be larger than the model's input, so that random crops
@@ -40,7 +41,11 @@ class Split:
         `facts_type`.
     """
 
-    images: UInt8[np.ndarray, "n stored stored 3"] | UInt8[Rows, "n stored stored 3"]
+    images: (
+        UInt8[np.ndarray, "n stored stored 3"]
+        | UInt8[Rows, "n stored stored 3"]
+        | UInt8[EncodedImages, "n stored stored 3"]
+    )
     labels: Int32[np.ndarray, " n"]
     side: int | None = None
     facts: np.ndarray | None = None
@@ -49,7 +54,9 @@ class Split:
         return len(self.labels)
 
     @property
-    def shown(self) -> UInt8[np.ndarray, "n side side 3"] | UInt8[Rows, "n side side 3"]:
+    def shown(
+        self,
+    ) -> UInt8[np.ndarray, "n side side 3"] | UInt8[Rows, "n side side 3"] | UInt8[EncodedImages, "n side side 3"]:
         """The pictures as the model sees them in evaluation: the middle of `images`."""
         stored = self.images.shape[1]
         if self.side in (None, stored):

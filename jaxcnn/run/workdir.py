@@ -197,7 +197,7 @@ class Workdir:
         return (self.path / "config.json").exists()
 
     def resolve(self, config: Config) -> Config:
-        """Returns the settings with the fit, crop and filter of the run in this folder, if there is one, where open.
+        """Returns the settings with store, fit, crop and filter of the run in this folder, if there is one, where open.
 
         So is the batch size if all training pictures fit into the one given: it is reduced when a run begins.
 
@@ -211,7 +211,10 @@ class Workdir:
         fit, crop = given.fit or recorded.data.fit, given.crop
         if fit == recorded.data.fit and crop is None:
             crop = recorded.data.crop
-        settings = dataclasses.replace(given, fit=fit, crop=crop, filter=given.filter or recorded.data.filter)
+        store = recorded.data.store if given.store == "auto" else given.store
+        settings = dataclasses.replace(
+            given, store=store, fit=fit, crop=crop, filter=given.filter or recorded.data.filter
+        )
         is_larger = pictures is not None and config.batch_size > pictures.train
         batch_size = recorded.batch_size if is_larger else config.batch_size
         return dataclasses.replace(config, data=settings, batch_size=batch_size)

@@ -17,6 +17,7 @@ class EncodedDataset:
       train: training pictures.
       validation: validation pictures; empty if the source has none.
       passed_over: files among them that are no pictures.
+      in_records: whether they lie in ArrayRecord files, which give any picture in any order.
     """
 
     name: str
@@ -26,6 +27,7 @@ class EncodedDataset:
     train: Pictures
     validation: Pictures
     passed_over: tuple[str, ...] = ()
+    in_records: bool = False
 
     @property
     def count(self) -> int:

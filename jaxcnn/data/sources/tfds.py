@@ -92,6 +92,7 @@ def open_builder(builder: Any, *, what: str, image: str, label: str) -> EncodedD
             license=builder.info.redistribution_info.license or "unknown",
             train=_Records.read(builder, "train", what=what, image=image, label=label),
             validation=_Records.read(builder, validation, what=what, image=image, label=label) if validation else (),
+            in_records=True,
         )
 
 
@@ -113,7 +114,13 @@ class _Records:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Picture:
-        record = self.records[index]
+        try:
+            record = self.records[index]
+        except Exception as error:  # array_record raises RuntimeError and others from C++
+            raise UserError(
+                f"{self.where} {index} cannot be read ({one_line(error)}); remove the data set from --data.cache_dir, "
+                "and it is prepared again"
+            ) from error
         # Error messages name a picture by its `id` if the data set has this feature.
         name = record["id"].decode() if isinstance(record.get("id"), bytes) else index
         return Picture(where=f"{self.where} {name}", encoded=record[self.image], label=int(record[self.label]))

@@ -1,0 +1,176 @@
+"""Encoded pictures on disk: copied once into a few large files, and decoded whenever they are read.
+
+For data sets that are too large to be kept decoded.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from jaxcnn.data.dataset import Dataset, Store
+from jaxcnn.data.decoding import decode_file, decoding_threads
+from jaxcnn.data.duplicates import look_at
+from jaxcnn.data.encoded_images import EncodedImages
+from jaxcnn.data.entry import (
+    DAMAGED,
+    Row,
+    check_readable,
+    open_entry,
+    print_passed_over,
+    read_description,
+    read_labels,
+    replaced,
+    show_progress,
+    write_description,
+    write_facts,
+)
+from jaxcnn.data.resize import STRETCH, Resize
+from jaxcnn.data.shards import Shards, ShardWriter, has_array_record
+from jaxcnn.data.sources.encoded_dataset import EncodedDataset
+from jaxcnn.data.sources.pictures import Pictures
+from jaxcnn.data.sources.source import Source
+from jaxcnn.data.split import Split
+from jaxcnn.errors import UserError
+
+VERSION = 1
+"""Version of the entries. Raise it when the same source would get other classes or files; older ones are replaced."""
+
+LOOK = 64
+"""Side of the squares that pictures are compared as, whatever size they are trained at."""
+
+CHUNK = 256
+"""Pictures that are read between two writes."""
+
+COMPARED = 500_000
+"""Most pictures of which near duplicates are looked for: the time grows with the square of their number."""
+
+
+def load_encoded(source: Source, *, size: int, resize: Resize = STRETCH, cache_dir: Path) -> Dataset:
+    """Loads the pictures of a source; only the first call for a source reads all of them, to check and to copy them.
+
+    An entry is the folder `KEY-encoded` of `cache_dir`, whatever the size of the pictures. Pictures that lie in
+    ArrayRecord files already are not copied.
+
+    Raises:
+      UserError: pictures cannot be read, or the entry cannot be written, as on a full disk.
+    """
+    if not has_array_record():
+        raise UserError(
+            "encoded pictures need the package array-record, which is not for Windows; give --data.store decoded"
+        )
+    entry = cache_dir / f"{source.key}-encoded"
+    return open_entry(
+        entry,
+        cache_dir / f"{source.key}.lock",
+        read=partial(_read_entry, entry, source, size=size, resize=resize),
+        write=lambda: _write_entry(entry, source.open()),
+    )
+
+
+def _read_entry(entry: Path, source: Source, *, size: int, resize: Resize) -> Dataset | None:
+    """Opens an entry; returns None if it is missing, outdated or damaged.
+
+    Only labels and facts are compared with their checksums: pictures have checksums in their files, which are compared
+    whenever they are read.
+    """
+    try:
+        meta = read_description(entry, version=VERSION)
+        if meta is None:
+            return None
+        classes = len(meta["names"])
+        labels = {split: read_labels(entry, split, classes=classes) for split in ("train", "validation")}
+        facts = {split: np.load(entry / f"{split}_facts.npy", mmap_mode="r") for split in labels}
+        if meta["shards"] is None:
+            dataset = source.open()
+            pictures: dict[str, Pictures] = {"train": dataset.train, "validation": dataset.validation}
+        else:
+            pictures = {
+                split: Shards.open(entry, meta["shards"][split], labels=labels[split], facts=facts[split])
+                for split in labels
+            }
+        splits = {
+            split: Split(EncodedImages(pictures[split], size, resize), labels[split], size, facts[split])
+            for split in labels
+        }
+        return Dataset(
+            name=meta["name"],
+            names=tuple(meta["names"]),
+            wnids=tuple(meta["wnids"]),
+            license=meta["license"],
+            **splits,
+            resize=resize,
+            store=Store("encoded", entry.parent, sum(meta["bytes"].values())),
+        )
+    except DAMAGED:
+        return None
+
+
+def _write_entry(entry: Path, dataset: EncodedDataset) -> None:
+    """Checks all pictures and copies them into a new entry, which replaces an older one.
+
+    Raises:
+      UserError: pictures cannot be read; all are tried first, so that one message lists them.
+      OSError: a file cannot be written.
+    """
+    print_passed_over(dataset)
+    errors: list[str] = []
+    rows: dict[str, list[Row]] = {"train": [], "validation": []}
+    shards: dict[str, list[str]] = {}
+    splits = {"train": dataset.train, "validation": dataset.validation}
+    with replaced(entry, what="there is no room for a copy of the encoded pictures") as folder:
+        with (
+            show_progress(f"reading {dataset.name}", dataset.count) as advance,
+            ThreadPoolExecutor(decoding_threads()) as pool,
+        ):
+            for split, pictures in splits.items():
+                with ShardWriter(folder, split) as writer:
+                    copy = None if dataset.in_records else writer.write
+                    for row in _read_rows(pictures, copy=copy, pool=pool):
+                        errors.append(row) if isinstance(row, str) else rows[split].append(row)
+                        advance(1)
+                shards[split] = writer.names
+        check_readable(errors)
+        _write_labels_and_facts(folder, rows, splits)
+        write_description(
+            folder,
+            dataset,
+            checked=sorted(folder.glob("*.npy")),
+            version=VERSION,
+            shards=None if dataset.in_records else shards,
+        )
+
+
+def _read_rows(pictures: Pictures, *, copy: Callable[[bytes], None] | None, pool: Executor) -> Iterator[Row | str]:
+    """Yields the row of each picture, or why it cannot be read, after copying it."""
+
+    def read(place: int) -> tuple[bytes, Row | str]:
+        try:
+            picture = pictures[place]
+            decoded = decode_file(picture.encoded, size=LOOK, where=picture.where)
+        except UserError as error:  # Only its message: the traceback would keep the file in memory
+            return b"", str(error)
+        least = min(decoded.width, decoded.height)
+        look = look_at(decoded.pixels, shorter_side=least)
+        return picture.encoded, Row(picture.label, picture.file or picture.where, least, look)
+
+    for start in range(0, len(pictures), CHUNK):
+        for encoded, row in pool.map(read, range(start, min(start + CHUNK, len(pictures)))):
+            if copy is not None:
+                copy(encoded)
+            yield row
+
+
+def _write_labels_and_facts(folder: Path, rows: dict[str, list[Row]], splits: dict[str, Pictures]) -> None:
+    """Writes `SPLIT_labels.npy` and `SPLIT_facts.npy` of both splits."""
+    for split, found in rows.items():
+        np.save(folder / f"{split}_labels.npy", np.array([row.label for row in found], np.int32))
+    if sum(map(len, rows.values())) > COMPARED:
+        rows = {
+            split: [row._replace(look=row.look._replace(is_comparable=False)) for row in found]
+            for split, found in rows.items()
+        }
+    images = {split: EncodedImages(pictures, LOOK, STRETCH) for split, pictures in splits.items()}
+    write_facts(folder, rows, lambda split, place: images[split][place])

@@ -1,0 +1,71 @@
+"""Encoded pictures that look like an array of decoded ones."""
+
+import functools
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from jaxcnn.data.decoding import decode, decoding_threads
+from jaxcnn.data.resize import Resize
+from jaxcnn.data.sources.pictures import Pictures
+
+
+@dataclass(frozen=True)
+class EncodedImages:
+    """Pictures that are decoded whenever they are indexed; all threads that decode do so together.
+
+    Attributes:
+      pictures: the encoded pictures.
+      size: side of the model's input in pixels.
+      resize: how they become squares.
+    """
+
+    pictures: Pictures
+    size: int
+    resize: Resize
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of all decoded pictures."""
+        stored = self.resize.stored(self.size)
+        return (len(self.pictures), stored, stored, 3)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the decoded pictures."""
+        return np.dtype(np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Returns the picture at an index, or those at a slice or an array of indices.
+
+        Raises:
+          UserError: a picture cannot be read; the message names it.
+        """
+        if isinstance(index, slice):
+            index = np.arange(*index.indices(len(self)))
+        if np.ndim(index) == 0:
+            return self._decode(int(index))
+        images = np.empty((len(index), *self.shape[1:]), np.uint8)
+
+        def fill(place: int) -> None:
+            images[place] = self._decode(int(index[place]))
+
+        for _ in _threads().map(fill, range(len(index))):
+            pass  # Raises what a thread has raised
+        return images
+
+    def _decode(self, place: int) -> UInt8[np.ndarray, "stored stored 3"]:
+        picture = self.pictures[place]
+        return decode(picture.encoded, size=self.size, resize=self.resize, where=picture.where)
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    """Returns the threads of this process that decode: one for each core, whatever is read at the same time."""
+    return ThreadPoolExecutor(decoding_threads(), thread_name_prefix="decoding")

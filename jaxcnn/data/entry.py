@@ -1,0 +1,258 @@
+"""What all entries of the cache share: each is a folder that is written once, completely or not at all."""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from filelock import FileLock, Timeout
+from jaxtyping import Int32, UInt8
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jaxcnn.checksum import ChecksumError, checksum_chunks, seal, unseal
+from jaxcnn.data.decoding import DECODER
+from jaxcnn.data.duplicates import Look, find_groups, make_thumbnail
+from jaxcnn.data.sources.encoded_dataset import EncodedDataset
+from jaxcnn.data.split import facts_type
+from jaxcnn.disk import NO_ROOM, sync
+from jaxcnn.errors import UserError
+
+MANY = 50_000
+"""More pictures take seconds to compare, which is then said."""
+
+LISTED = 10
+"""Most unreadable pictures that one error message lists."""
+
+DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, ChecksumError)
+"""What reading a damaged entry raises."""
+
+
+class Row(NamedTuple):
+    """What is kept of a picture beside its pixels.
+
+    Attributes:
+      label: its class index.
+      file: its path inside the folder or zip, or what else names it.
+      least: its shorter side in pixels.
+      look: what duplicates are found by.
+    """
+
+    label: int
+    file: str
+    least: int
+    look: Look
+
+
+def open_entry[Opened](
+    entry: Path, lock: Path, *, read: Callable[[], Opened | None], write: Callable[[], None]
+) -> Opened:
+    """Reads an entry of the cache, after writing it if it is missing, outdated or damaged.
+
+    It is read without the lock: entries get their names only when they are complete. If several processes need it, one
+    writes and the others wait.
+
+    Args:
+      entry: the folder.
+      lock: the file that processes lock which write it.
+      read: returns what is in the entry; None if it has to be written.
+      write: writes it.
+
+    Raises:
+      UserError: the entry cannot be written, as on a full disk.
+    """
+    found = read()
+    if found is not None:
+        return found
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(lock):
+            found = read()  # Another process may have written it meanwhile
+            if found is None:
+                if entry.exists():
+                    print_line(f"{entry} is damaged, or of another version: its pictures are decoded again")
+                write()
+                found = read()
+    except OSError as error:
+        raise UserError(f"cannot write {entry}: {error.strerror or error}; choose another --data.cache_dir") from error
+    if found is None:
+        raise UserError(f"{entry} is not what was just written; check the disk, or choose another --data.cache_dir")
+    return found
+
+
+@contextlib.contextmanager
+def replaced(entry: Path, *, what: str) -> Iterator[Path]:
+    """Yields a new folder, which replaces an entry at the end; after an error the entry is as it was.
+
+    Args:
+      entry: the folder that is replaced.
+      what: says in the message of an error what takes how much room.
+
+    Raises:
+      UserError: the disk is full.
+      OSError: a file cannot be written.
+    """
+    unfinished = entry.with_name(f"{entry.name}.partial")
+    shutil.rmtree(unfinished, ignore_errors=True)  # Left by a killed process: this one holds the lock
+    # The old entry goes only when the new one is complete; a killed process leaves the unfinished one behind.
+    try:
+        unfinished.mkdir()
+        yield unfinished
+        shutil.rmtree(entry, ignore_errors=True)
+        unfinished.rename(entry)
+        sync(entry.parent)
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise UserError(
+                f"the disk is full: {what} in {entry.parent}; make room or choose another --data.cache_dir"
+            ) from error
+        raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def write_description(folder: Path, dataset: EncodedDataset, *, checked: Sequence[Path], **more: Any) -> None:
+    """Writes `entry.json`, without which an entry does not exist, and waits until all of it has reached the disk.
+
+    Args:
+      folder: the entry.
+      dataset: whose pictures are in it.
+      checked: files that are compared with their checksums whenever the entry is read.
+      more: what else is recorded.
+    """
+    files = sorted(folder.iterdir())
+    meta = {
+        **more,
+        "decoder": DECODER,
+        "name": dataset.name,
+        "names": dataset.names,
+        "wnids": dataset.wnids,
+        "license": dataset.license,
+        "bytes": {path.name: path.stat().st_size for path in files},
+        "checksums": {path.name: checksum_chunks(path) for path in checked},
+    }
+    (folder / "entry.json").write_text(json.dumps(seal(meta), indent=2) + "\n")
+    for path in (*files, folder / "entry.json", folder):
+        sync(path)
+
+
+def read_description(entry: Path, *, version: int) -> dict[str, Any] | None:
+    """Reads `entry.json`; returns None if the entry is of another version, or not all of its files are whole.
+
+    Raises:
+      OSError, ValueError, KeyError, TypeError, AttributeError, ChecksumError: as `DAMAGED`, the entry is damaged.
+    """
+    meta: dict[str, Any] = unseal(json.loads((entry / "entry.json").read_text()))
+    if (meta["version"], meta["decoder"]) != (version, DECODER):
+        return None
+    # Sizes, which take no time, detect most damage. Entries of earlier versions have no checksums.
+    if any((entry / name).stat().st_size != size for name, size in meta["bytes"].items()):
+        return None
+    for name, checksums in meta.get("checksums", {}).items():
+        if checksum_chunks(entry / name) != checksums:
+            return None
+    # Raises for entries of earlier versions with names that are not valid Unicode.
+    "".join((meta["name"], *meta["names"])).encode()
+    return meta
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds a lock that the system releases even if the process is killed; prints a line if it has to wait."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        Console(stderr=True).print("waiting for another process that decodes the same pictures")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def read_labels(entry: Path, split: str, *, classes: int) -> Int32[np.ndarray, " n"]:
+    """Reads `SPLIT_labels.npy`. A negative label is one that the data set does not have.
+
+    Raises:
+      OSError, ValueError: the file is damaged.
+    """
+    labels: Int32[np.ndarray, " n"] = np.load(entry / f"{split}_labels.npy")
+    # `load` decides whether pictures without a label matter.
+    if len(labels) and labels.max() >= classes:
+        raise ValueError("a label is of no class")
+    return labels
+
+
+def print_passed_over(dataset: EncodedDataset) -> None:
+    """Prints which files of a data set are no pictures, if there are any."""
+    if not dataset.passed_over:
+        return
+    dots = ", ..." if len(dataset.passed_over) > LISTED else ""
+    listed = ", ".join(dataset.passed_over[:LISTED])
+    count = len(dataset.passed_over)
+    said = "1 file is passed over as no picture" if count == 1 else f"{count:,} files are passed over as no pictures"
+    print_line(f"{dataset.name}: {said}: {listed}{dots}")
+
+
+def print_line(text: str) -> None:
+    """Prints a line on stderr as it is."""
+    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def show_progress(text: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Draws a bar on stderr; yields a function that advances it by a number of pictures."""
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(text, total=total)
+        yield lambda count: progress.advance(task, count)
+
+
+def write_facts(
+    folder: Path,
+    rows: Mapping[str, Sequence[Row]],
+    pixels: Callable[[str, int], UInt8[np.ndarray, "height width 3"]],
+) -> None:
+    """Writes `SPLIT_facts.npy` of both splits, after looking for pictures that occur more than once.
+
+    Args:
+      folder: the entry.
+      rows: of the pictures of `train` and `validation`.
+      pixels: returns a picture by its split and position; called from several threads.
+    """
+    everything = [row for split in rows.values() for row in split]
+    first = len(rows["train"])
+
+    def thumbnail(place: int) -> UInt8[np.ndarray, "16 18 3"]:
+        found = pixels("train", place) if place < first else pixels("validation", place - first)
+        return make_thumbnail(np.asarray(found))
+
+    if len(everything) > MANY:
+        print_line(f"comparing {len(everything):,} pictures with one another")
+    groups = find_groups([row.look for row in everything], thumbnail)
+    # One record for each picture.
+    names = [os.fsencode(row.file) for row in everything]
+    facts = np.zeros(len(everything), facts_type(max(map(len, names), default=1)))
+    facts["file"], facts["least"] = names, [row.least for row in everything]
+    facts["is_gray"] = [row.look.is_gray for row in everything]
+    for kind, found in zip(("same", "alike"), groups, strict=True):
+        facts[kind] = -1
+        for number, group in enumerate(found):
+            facts[kind][list(group.rows)] = number
+    np.save(folder / "train_facts.npy", facts[:first])
+    np.save(folder / "validation_facts.npy", facts[first:])
+
+
+def check_readable(errors: list[str]) -> None:
+    """Raises a UserError that lists the unreadable pictures, if there are any."""
+    messages = list(dict.fromkeys(errors))  # An error of the whole source, such as a password, is the same for all
+    if len(messages) == 1:
+        raise UserError(messages[0])
+    if messages:
+        dots = ["..."] if len(messages) > LISTED else []
+        raise UserError(f"{len(errors)} pictures cannot be read: {' | '.join(messages[:LISTED] + dots)}")

@@ -1,0 +1,140 @@
+"""Encoded pictures in ArrayRecord files, which give any of them in any order.
+
+A file of ArrayRecord has an index of its records at the end (https://github.com/google/array_record).
+"""
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32
+
+from jaxcnn.data.sources.pictures import Picture
+from jaxcnn.disk import NO_ROOM
+from jaxcnn.errors import UserError
+
+SHARD = 2**28
+"""Bytes of pictures in a file. Few large files are read and copied faster than many small ones."""
+
+OPTIONS = "group_size:1,uncompressed"
+"""Every record can be read alone, and pictures are compressed already."""
+
+
+def has_array_record() -> bool:
+    """Returns whether the package is installed; there is none for Windows."""
+    return importlib.util.find_spec("array_record") is not None
+
+
+class ShardWriter:
+    """Writes pictures of a split, one after the other, into files of about `SHARD` bytes each.
+
+    Attributes:
+      names: names of the files.
+    """
+
+    def __init__(self, folder: Path, split: str) -> None:
+        self.names: list[str] = []
+        self._folder, self._split = folder, split
+        self._writer: Any = None
+        self._written = 0
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._close()
+
+    def write(self, encoded: bytes) -> None:
+        """Writes a picture.
+
+        Raises:
+          OSError: the disk is full.
+        """
+        with _system_errors():
+            if self._writer is None:
+                from array_record.python.array_record_module import ArrayRecordWriter
+
+                self.names.append(f"{self._split}-{len(self.names):05}.array_record")
+                self._writer = ArrayRecordWriter(str(self._folder / self.names[-1]), OPTIONS)
+            self._writer.write(encoded)
+        self._written += len(encoded)
+        if self._written >= SHARD:
+            self._close()
+
+    def _close(self) -> None:
+        writer, self._writer, self._written = self._writer, None, 0
+        if writer is not None:
+            with _system_errors():
+                writer.close()
+
+
+@contextmanager
+def _system_errors() -> Iterator[None]:
+    """Turns the errors of a full disk into OSError: `array_record` reports them as text, from C++."""
+    try:
+        yield
+    except Exception as error:
+        for number in NO_ROOM:
+            if os.strerror(number) in str(error):
+                raise OSError(number, os.strerror(number)) from error
+        raise
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The pictures of one split in files that `ShardWriter` wrote; several threads may read them at once.
+
+    Attributes:
+      folder: where the files lie.
+      records: the encoded pictures.
+      labels: their classes.
+      facts: their names, see `jaxcnn.data.split.facts_type`.
+    """
+
+    folder: Path
+    records: Any
+    labels: Int32[np.ndarray, " n"]
+    facts: np.ndarray
+
+    @staticmethod
+    def open(folder: Path, names: list[str], *, labels: Int32[np.ndarray, " n"], facts: np.ndarray) -> "Shards":
+        """Opens the files with these names.
+
+        Raises:
+          ValueError: they have other pictures than there are labels.
+        """
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        try:
+            records = ArrayRecordDataSource([str(folder / name) for name in names]) if names else ()
+        except Exception as error:  # array_record raises RuntimeError and others from C++
+            raise ValueError("a file of pictures is damaged") from error
+        if not len(records) == len(labels) == len(facts):
+            raise ValueError("pictures are missing")
+        return Shards(folder, records, labels, facts)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int, /) -> Picture:
+        """Returns a picture.
+
+        Raises:
+          UserError: it cannot be read.
+        """
+        file = os.fsdecode(bytes(self.facts["file"][index]))
+        try:
+            encoded = self.records[index]
+        except Exception as error:  # array_record raises RuntimeError and others from C++
+            reason = " ".join(str(error).split())[:200].rstrip(".")
+            raise UserError(
+                f"{file} cannot be read from {self.folder} ({reason}); check the disk, remove this folder and run "
+                "again, which writes it anew"
+            ) from error
+        return Picture(where=f"{file} in {self.folder}", encoded=encoded, label=int(self.labels[index]), file=file)

@@ -1,0 +1,235 @@
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pictures import encode, make_picture, write_class_folders, zip_folder
+
+import jaxcnn.data.loading
+from jaxcnn.config import DataConfig
+from jaxcnn.data import encoded_cache, load, shards, train_batches
+from jaxcnn.data.encoded_cache import load_encoded
+from jaxcnn.data.encoded_images import EncodedImages
+from jaxcnn.data.resize import Resize
+from jaxcnn.data.sources.encoded_dataset import EncodedDataset
+from jaxcnn.data.sources.pictures import Picture
+from jaxcnn.data.sources.source import Source
+from jaxcnn.errors import UserError
+
+pytestmark = pytest.mark.skipif(not shards.has_array_record(), reason="array-record is not for Windows")
+
+
+@pytest.fixture
+def pets(tmp_path):
+    """A folder of 2 x 9 pictures that are not square."""
+    folder = write_class_folders(tmp_path / "pets", count=8, size=24)
+    for label, name in enumerate(("cat", "dog")):
+        make_picture(label, seed=50, size=40).resize((60, 40)).save(folder / name / "wide.jpg", quality=95)
+    return folder
+
+
+def settings(tmp_path, source, **more) -> DataConfig:
+    given = {"source": str(source), "cache_dir": str(tmp_path / "cache"), "image_size": 16, "store": "encoded"}
+    return DataConfig(**given | more)
+
+
+def both(config: DataConfig):
+    return [load(DataConfig(**vars(config) | {"store": store})) for store in ("decoded", "encoded")]
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("fit", ["stretch", "pad", "crop"])
+def test_both_stores_give_the_same_pictures(tmp_path, pets, fit, zipped):
+    source = zip_folder(pets, tmp_path / "pets.zip") if zipped else pets
+    decoded, encoded = both(settings(tmp_path, source, fit=fit))
+    assert (encoded.store.kind, decoded.store.kind) == ("encoded", "decoded")
+    for split in ("train", "validation"):
+        one, other = getattr(decoded, split), getattr(encoded, split)
+        assert np.array_equal(one.labels, other.labels)
+        assert np.array_equal(one.facts, other.facts)
+        assert np.array_equal(one.images[:], other.images[:])
+        assert np.array_equal(one.shown[:], other.shown[:])
+        assert np.array_equal(one.shown[1], other.shown[1])
+        assert one.shown.shape == other.shown.shape
+    assert encoded.fingerprint() == decoded.fingerprint()
+    pairs = zip(*(train_batches(one.train, seed=1, batch_size=4) for one in (decoded, encoded)), strict=True)
+    for one, other in itertools.islice(pairs, 6):
+        assert np.array_equal(one.images, other.images)
+        assert np.array_equal(one.labels, other.labels)
+
+
+def test_one_entry_serves_all_sizes_and_fits(tmp_path, pets, monkeypatch):
+    load(settings(tmp_path, pets))
+    monkeypatch.setattr(encoded_cache, "ShardWriter", None)
+    for more in ({"image_size": 8}, {"fit": "crop", "image_size": 20}, {"validation_fraction": 0.5}):
+        dataset = load(settings(tmp_path, pets, **more))
+        assert dataset.train.shown.shape[1] == more.get("image_size", 16)
+    entries = [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+    assert [name.endswith("-encoded") for name in entries] == [True]
+    assert dataset.store.bytes == sum(
+        path.stat().st_size for path in (tmp_path / "cache" / entries[0]).iterdir() if path.name != "entry.json"
+    )
+
+
+PICTURES = [
+    Picture(where=f"picture {index}", encoded=encode(make_picture(index % 3, seed=index)), label=index % 3)
+    for index in range(11)
+]
+
+
+def source(pictures=PICTURES[:8], validation=PICTURES[8:], **more) -> tuple[Source, list[None]]:
+    """A source, and a list that grows each time it is opened."""
+    opened = []
+
+    def open_source():
+        opened.append(None)
+        return EncodedDataset(
+            name="set", names=("a", "b", "c"), license="free", train=pictures, validation=validation, **more
+        )
+
+    return Source(key="some", open=open_source), opened
+
+
+def test_pictures_span_several_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "SHARD", 2 * len(PICTURES[0].encoded))
+    monkeypatch.setattr(encoded_cache, "CHUNK", 3)
+    dataset = load_encoded(source()[0], size=16, cache_dir=tmp_path)
+    assert len(list((tmp_path / "some-encoded").glob("train-*.array_record"))) >= 3
+    assert [dataset.train.images.pictures[place].encoded for place in range(8)] == [
+        picture.encoded for picture in PICTURES[:8]
+    ]
+    assert dataset.train.file(5) == "picture 5"
+
+
+def test_pictures_in_records_are_not_copied(tmp_path):
+    some, opened = source(in_records=True)
+    for count in (2, 3):  # Written once, and opened whenever it is read
+        dataset = load_encoded(some, size=16, cache_dir=tmp_path)
+        assert len(opened) == count
+    assert not list((tmp_path / "some-encoded").glob("*.array_record"))
+    assert dataset.train.images.pictures[3] is PICTURES[3]
+    assert dataset.train.labels.tolist() == [picture.label for picture in PICTURES[:8]]
+
+
+def test_a_source_without_validation_pictures_gives_an_empty_split(tmp_path):
+    dataset = load_encoded(source(validation=[])[0], size=16, cache_dir=tmp_path)
+    assert dataset.validation.images[:].shape == (0, 16, 16, 3)
+
+
+def test_one_error_lists_all_unreadable_pictures_and_leaves_nothing(tmp_path):
+    broken = [Picture(where=f"cat/{index}.png", encoded=b"?", label=0) for index in range(3)]
+    with pytest.raises(UserError, match=r"^3 pictures cannot be read: cat/0\.png .* \| cat/1\.png .* \| cat/2\.png"):
+        load_encoded(source([*PICTURES[:4], *broken])[0], size=16, cache_dir=tmp_path)
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+def record_file(folder: Path) -> Path:
+    (path,) = folder.glob("*-encoded/train-*.array_record")
+    return path
+
+
+def test_a_picture_that_breaks_during_training_names_its_file(tmp_path, pets):
+    dataset = load(settings(tmp_path, pets))
+    path = record_file(tmp_path / "cache")
+    content, encoded = path.read_bytes(), (pets / "dog" / "wide.jpg").read_bytes()
+    place = content.index(encoded[-300:-200])
+    path.write_bytes(content[:place] + bytes(100) + content[place + 100 :])
+    with pytest.raises(UserError, match=r"^dog/wide\.jpg cannot be read from .*-encoded \(.*\); check the disk, "):
+        for _ in itertools.islice(train_batches(dataset.train, seed=0, batch_size=4), 8):
+            pass
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def garble(path: Path) -> None:
+    path.write_bytes(b"x" * path.stat().st_size)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("train-00000.array_record", cut),
+        ("train-00000.array_record", garble),
+        ("train_labels.npy", garble),
+        ("validation_facts.npy", garble),
+        ("entry.json", Path.unlink),
+    ],
+)
+def test_a_damaged_entry_is_written_again(tmp_path, name, damage):
+    some, opened = source()
+    for _ in range(2):
+        load_encoded(some, size=16, cache_dir=tmp_path)
+    assert len(opened) == 1
+    damage(tmp_path / "some-encoded" / name)
+    dataset = load_encoded(some, size=16, cache_dir=tmp_path)
+    assert len(opened) == 2
+    assert len(dataset.train.images[:]) == 8
+
+
+FULL_DISK = """
+import resource, sys
+sys.path[:0] = {path!r}
+from pathlib import Path
+from test_encoded_cache import PICTURES, UserError, load_encoded, source
+many = PICTURES * 40
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # larger writes fail as on a full disk
+try:
+    load_encoded(source(many)[0], size=16, cache_dir=Path({folder!r}))
+except UserError as error:
+    print(error)
+"""
+
+
+def test_a_disk_that_fills_up_says_so_and_leaves_no_files(tmp_path):
+    code = FULL_DISK.format(path=[str(Path(__file__).parent), *sys.path], folder=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert done.stdout == (
+        f"the disk is full: there is no room for a copy of the encoded pictures in {tmp_path}; "
+        "make room or choose another --data.cache_dir\n"
+    ), done.stderr
+    assert {file.name for file in tmp_path.iterdir()} <= {"some.lock"}
+
+
+def test_auto_decodes_what_is_small_and_says_why_not(tmp_path, pets, monkeypatch):
+    config = settings(tmp_path, pets, store="auto")
+    # 18 pictures of 16 x 16 pixels take 13,824 bytes.
+    monkeypatch.setattr(jaxcnn.data.loading, "MOST_DECODED", 13_823)
+    dataset = load(config)
+    assert dataset.store.kind == "encoded"
+    assert dataset.store.reason == "decoded they would take 0.0 GB, the limit is 1.3823e-05 GB"
+    assert load(settings(tmp_path, pets)).store.reason == ""
+    monkeypatch.setattr(jaxcnn.data.loading, "MOST_DECODED", 13_824)
+    assert load(config).store.kind == "decoded"
+    # What is decoded already takes no more room.
+    monkeypatch.setattr(jaxcnn.data.loading, "MOST_DECODED", 0)
+    assert load(config).store.kind == "decoded"
+
+
+def test_auto_encodes_what_the_disk_has_no_room_for(tmp_path, pets, monkeypatch):
+    usage = type("Usage", (), {"free": 13_000})
+    monkeypatch.setattr(jaxcnn.data.loading.shutil, "disk_usage", lambda _: usage)
+    store = load(settings(tmp_path, pets, store="auto")).store
+    assert (store.kind, store.reason) == ("encoded", "decoded they would take 0.0 GB, 0.0 GB are free")
+    with pytest.raises(UserError, match="the disk is too full"):
+        load(settings(tmp_path, pets, store="decoded"))
+
+
+def test_without_array_record_encoded_is_refused_and_auto_decodes(tmp_path, pets, monkeypatch):
+    for module in (encoded_cache, jaxcnn.data.loading):
+        monkeypatch.setattr(module, "has_array_record", lambda: False)
+    monkeypatch.setattr(jaxcnn.data.loading, "MOST_DECODED", 0)
+    with pytest.raises(UserError, match=r"array-record, which is not for Windows; give --data\.store decoded"):
+        load(settings(tmp_path, pets))
+    assert load(settings(tmp_path, pets, store="auto")).store.kind == "decoded"
+
+
+def test_images_are_indexed_like_an_array():
+    images = EncodedImages(PICTURES, 8, Resize())
+    whole = images[:]
+    assert (images.shape, images.dtype) == (whole.shape, whole.dtype)
+    for index in (3, np.int64(3), slice(2, 5), slice(5, 2, -1), slice(9, 99), np.array([4, 4, 0]), np.array([], int)):
+        assert np.array_equal(images[index], whole[index])

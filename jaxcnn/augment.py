@@ -19,13 +19,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from jaxcnn.config import AugmentConfig
+from jaxcnn.data.crops import CROP_ASPECT
 from jaxcnn.data.resize import centre
 from jaxcnn.ops.barrier import materialize
 from jaxcnn.ops.resample import Taps, resample
 from jaxcnn.trivial_augment import trivial_augment
 
-CROP_ASPECT = 4 / 3
-"""Largest aspect ratio of a random resized crop (Szegedy et al. 2015)."""
 ERASED_AREA = (0.02, 0.4)
 """Smallest and largest share of the picture's area that is erased (Zhong et al. 2017)."""
 ERASED_ASPECT = 1 / 0.3

@@ -20,7 +20,7 @@ from jaxtyping import Array, Int64, Key
 
 from jaxcnn import data
 from jaxcnn.augment import augment
-from jaxcnn.config import Config, ModelConfig
+from jaxcnn.config import AugmentConfig, Config, ModelConfig
 from jaxcnn.distributed import (
     check_devices,
     fetch_rows,
@@ -89,6 +89,11 @@ class Run:
         """Positions in each batch that this process reads and computes; None: all."""
         return None if jax.process_count() == 1 else local_rows(self.config.batch_size, self.mesh)
 
+    def augmentation(self, epoch: int) -> AugmentConfig:
+        """Returns what the step of an epoch does to the pictures, without crops that were taken as they were read."""
+        config = self.config.augmentation(epoch)
+        return config if self.dataset.train.crop_scale is None else dataclasses.replace(config, crop_scale=None)
+
     @property
     def epochs(self) -> int:
         """Epochs of the whole run; 0 if all but the head is frozen."""
@@ -115,7 +120,7 @@ def prepare(config: Config, dataset: data.Dataset) -> Run:
     total_steps = steps_per_epoch * config.epochs
     return Run(
         config=config,
-        dataset=dataset,
+        dataset=dataset.cropped(config.augment.crop_scale),
         model=registry.build_here(_with_common_precision(config.model), classes=len(dataset.names)),
         optimizer=make_optimizer(config.optim, steps=total_steps),
         schedule=make_schedule(config.optim, steps=total_steps),
@@ -370,7 +375,7 @@ def take_step(run: Run, state: TrainState, batch: data.Batch, *, epoch: int) -> 
     classes, resolution, shown = len(run.dataset.names), config.resolution(epoch), run.dataset.train.side
     taught = None
     if run.teachers is not None:
-        changes = {"config": config.augmentation(epoch), "classes": classes, "resolution": resolution, "shown": shown}
+        changes = {"config": run.augmentation(epoch), "classes": classes, "resolution": resolution, "shown": shown}
         taught = run.teachers.predict(state.step, images, labels, run.key, **changes)
     taken: tuple[TrainState, StepMetrics] = train_step(
         state,
@@ -380,7 +385,7 @@ def take_step(run: Run, state: TrainState, batch: data.Batch, *, epoch: int) -> 
         taught,
         model=run.model,
         optimizer=run.optimizer,
-        augment_config=config.augmentation(epoch),
+        augment_config=run.augmentation(epoch),
         classes=classes,
         resolution=resolution,
         label_smoothing=config.label_smoothing,
@@ -429,7 +434,7 @@ def check_finite(run: Run, state: TrainState) -> None:
         augment_key,
         jnp.asarray(batch.images),
         jnp.asarray(batch.labels),
-        config=config.augmentation(epoch),
+        config=run.augmentation(epoch),
         classes=len(run.dataset.names),
         resolution=config.resolution(epoch),
         shown=run.dataset.train.side,

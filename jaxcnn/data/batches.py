@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int32, Int64, UInt8
 
+from jaxcnn.data.crops import draw_crops
 from jaxcnn.data.split import Split
 
 AHEAD = 3
@@ -41,14 +42,13 @@ def balanced_order(labels: Int32[np.ndarray, " n"], *, seed: int, epoch: int) ->
     A class with fewer examples has each of them equally often, or once more; of a larger one, some are drawn.
     """
     random = np.random.default_rng([seed, epoch])
-    classes = np.unique(labels)
+    classes, counts = np.unique(labels, return_counts=True)
     # What does not divide goes to other classes in each epoch.
     shares = np.full(len(classes), len(labels) // len(classes))
     shares[random.permutation(len(classes))[: len(labels) % len(classes)]] += 1
-    drawn = [
-        np.resize(random.permutation(np.flatnonzero(labels == label)), share)
-        for label, share in zip(classes, shares, strict=True)
-    ]
+    # The examples of each class, in their order.
+    members = np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
+    drawn = [np.resize(random.permutation(rows), share) for rows, share in zip(members, shares, strict=True)]
     return random.permutation(np.concatenate(drawn))
 
 
@@ -101,8 +101,12 @@ def train_batches(
                 yield order[start : start + batch_size][part]
             skip = 0
 
+    def read(step: int, rows: Int64[np.ndarray, " batch"]) -> Batch:
+        crops = draw_crops(seed=seed, step=step, count=batch_size)[part]
+        return Batch(split.read(rows, crops), split.labels[rows])
+
     # The thread reads the pictures: here only their indices are drawn.
-    return _prefetch(lambda rows: Batch(split.images[rows], split.labels[rows]), indices())
+    return _prefetch(lambda numbered: read(*numbered), enumerate(indices(), start_step))
 
 
 def eval_batches(

@@ -78,6 +78,10 @@ class Dataset:
             resize=self.resize,
         )
 
+    def cropped(self, area: tuple[float, float] | None) -> "Dataset":
+        """Returns a data set whose training pictures are cropped while they are decoded; see `Split.cropped`."""
+        return dataclasses.replace(self, train=self.train.cropped(area))
+
     def hold_out(self, *, fraction: float, seed: int) -> "Dataset":
         """Returns a data set whose validation pictures are some of the training pictures.
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 import os
 import threading
 import warnings
@@ -12,6 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
+from jaxcnn.data.crops import Crop
 from jaxcnn.data.resize import STRETCH, Resize
 from jaxcnn.data.sources.pictures import FORMATS
 from jaxcnn.errors import UserError
@@ -108,6 +110,38 @@ def decode_file(encoded: bytes, *, size: int, resize: Resize = STRETCH, where: s
             rgb = _upright(_to_rgb(_load(image, size, resize)), image)
             pixels = np.asarray(resize.pad(resize.scale(rgb, size), size))
             return Decoded(pixels, width, height, image.format or "")
+
+
+def decode_crop(
+    encoded: bytes, crop: Crop, *, size: int, resize: Resize = STRETCH, where: str
+) -> UInt8[np.ndarray, "{size} {size} 3"]:
+    """Decodes a random crop of a picture to RGB and resizes it to `size` x `size` pixels.
+
+    A JPEG is decoded at a fraction of its size as long as the crop stays `DRAFT` times as large as the result.
+
+    Args:
+      encoded: content of the file.
+      crop: which part of the picture.
+      size: side of the result in pixels.
+      resize: how whole pictures become squares; see `Crop.box`.
+      where: names the picture in error messages.
+
+    Raises:
+      UserError: as `decode`.
+    """
+    with _pillow_errors(where):
+        if not encoded:
+            raise ValueError("empty file")
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+            _check_pixels(image)
+            if image.format == "PNG" and "transparency" in image.info:
+                _scale_transparent(image)
+            least = math.ceil(DRAFT * size / crop.least_side)
+            image.draft(None, (least, least))
+            image.load()
+            # The crop is placed in the picture as a viewer sees it.
+            rgb = _upright(_to_rgb(image), image)
+            return np.asarray(resize.cut(rgb, crop.box(*rgb.size, mode=resize.mode), size))
 
 
 def is_picture(encoded: bytes) -> bool:

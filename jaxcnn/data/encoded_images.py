@@ -1,14 +1,16 @@
 """Encoded pictures that look like an array of decoded ones."""
 
 import functools
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float64, Int64, UInt8
 
-from jaxcnn.data.decoding import decode, decoding_threads
+from jaxcnn.data.crops import Crop
+from jaxcnn.data.decoding import decode, decode_crop, decoding_threads
 from jaxcnn.data.resize import Resize
 from jaxcnn.data.sources.pictures import Pictures
 
@@ -51,18 +53,45 @@ class EncodedImages:
             index = np.arange(*index.indices(len(self)))
         if np.ndim(index) == 0:
             return self._decode(int(index))
-        images = np.empty((len(index), *self.shape[1:]), np.uint8)
+        return self._stack(lambda place: self._decode(int(index[place])), count=len(index), side=self.shape[1])
 
-        def fill(place: int) -> None:
-            images[place] = self._decode(int(index[place]))
+    def crop(
+        self, index: Int64[np.ndarray, " n"], draws: Float64[np.ndarray, "n 4"], *, area: tuple[float, float]
+    ) -> UInt8[np.ndarray, "n {self.size} {self.size} 3"]:
+        """Returns a random crop of each of some pictures, taken from the whole picture.
 
-        for _ in _threads().map(fill, range(len(index))):
-            pass  # Raises what a thread has raised
-        return images
+        Args:
+          index: which pictures.
+          draws: the random numbers of the crops, see `crops.draw_crops`.
+          area: smallest and largest share of the area of a picture.
+
+        Raises:
+          UserError: a picture cannot be read; the message names it.
+        """
+
+        def cut(place: int) -> UInt8[np.ndarray, "side side 3"]:
+            picture = self.pictures[int(index[place])]
+            how = {"size": self.size, "resize": self.resize, "where": picture.where}
+            return decode_crop(picture.encoded, Crop(area, draws[place]), **how)
+
+        return self._stack(cut, count=len(index), side=self.size)
 
     def _decode(self, place: int) -> UInt8[np.ndarray, "stored stored 3"]:
         picture = self.pictures[place]
         return decode(picture.encoded, size=self.size, resize=self.resize, where=picture.where)
+
+    def _stack(
+        self, make: Callable[[int], np.ndarray], *, count: int, side: int
+    ) -> UInt8[np.ndarray, "{count} {side} {side} 3"]:
+        """Returns what a function makes for each place, called by all threads that decode."""
+        images = np.empty((count, side, side, 3), np.uint8)
+
+        def fill(place: int) -> None:
+            images[place] = make(place)
+
+        for _ in _threads().map(fill, range(count)):
+            pass  # Raises what a thread has raised
+        return images
 
 
 @functools.cache

@@ -7,6 +7,7 @@ from typing import Literal
 from PIL import Image
 
 from jaxcnn.config import DataConfig
+from jaxcnn.data.crops import Box
 
 GRAY = (127, 127, 127)
 """Colour of what `pad` adds. Normalisation turns it to about zero, as the padding of convolutions."""
@@ -70,6 +71,21 @@ class Resize:
             long = max(width, height)
             target = (_rounded(width * size / long), _rounded(height * size / long))
         return image.resize(target, FILTERS[self.filter], box=box)
+
+    def cut(self, image: Image.Image, box: Box, size: int) -> Image.Image:
+        """Scales a part of a picture to `size` x `size` pixels; what lies outside of the picture is gray."""
+        width, height = image.size
+        inside = Box(max(box.left, 0), max(box.top, 0), min(box.right, width), min(box.bottom, height))
+        if inside == box:
+            return image.resize((size, size), FILTERS[self.filter], box=box)
+        # The pixels of the result that the picture covers.
+        across, down = size / (box.right - box.left), size / (box.bottom - box.top)
+        left, right = round((inside.left - box.left) * across), round((inside.right - box.left) * across)
+        top, bottom = round((inside.top - box.top) * down), round((inside.bottom - box.top) * down)
+        canvas = Image.new("RGB", (size, size), GRAY)
+        if right > left and bottom > top:
+            canvas.paste(image.resize((right - left, bottom - top), FILTERS[self.filter], box=inside), (left, top))
+        return canvas
 
     def pad(self, image: Image.Image, size: int) -> Image.Image:
         """Adds bars to a scaled picture if the mode is `pad`; the result is the square that is kept."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32, Int64, UInt8
+from jaxtyping import Float64, Int32, Int64, UInt8
 
 from jaxcnn.data.encoded_images import EncodedImages
 from jaxcnn.data.resize import centre
@@ -39,6 +39,8 @@ class Split:
       side: side of the model's input in pixels. None: that of the pictures.
       facts: what is known of the files that the pictures come from, one record for each; None if nothing is. See
         `facts_type`.
+      crop_scale: smallest and largest share of a picture's area in the random crops that training sees, if they are
+        taken while the pictures are decoded. None: training sees `images`.
     """
 
     images: (
@@ -49,6 +51,7 @@ class Split:
     labels: Int32[np.ndarray, " n"]
     side: int | None = None
     facts: np.ndarray | None = None
+    crop_scale: tuple[float, float] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -70,7 +73,30 @@ class Split:
             rows_on_disk = Rows(self.images.array, self.images.indices[rows])
         else:
             rows_on_disk = Rows(self.images, rows)
-        return Split(rows_on_disk, self.labels[rows], self.side, None if self.facts is None else self.facts[rows])
+        facts = None if self.facts is None else self.facts[rows]
+        return dataclasses.replace(self, images=rows_on_disk, labels=self.labels[rows], facts=facts)
+
+    def cropped(self, area: tuple[float, float] | None) -> "Split":
+        """Returns the pictures with `crop_scale` set, if they are still encoded; others are cropped on the device."""
+        return dataclasses.replace(self, crop_scale=area) if self._encoded() is not None else self
+
+    def read(self, rows: Int64[np.ndarray, " k"], crops: Float64[np.ndarray, "k 4"]) -> UInt8[np.ndarray, "k _ _ 3"]:
+        """Returns the pictures at these positions as training sees them.
+
+        Args:
+          rows: the positions.
+          crops: random numbers, see `crops.draw_crops`; without effect unless `crop_scale` is set.
+        """
+        encoded = self._encoded()
+        if self.crop_scale is None or encoded is None:
+            images: UInt8[np.ndarray, "k _ _ 3"] = self.images[rows]
+            return images
+        places = self.images.indices[rows] if isinstance(self.images, Rows) else rows
+        return encoded.crop(places, crops, area=self.crop_scale)
+
+    def _encoded(self) -> EncodedImages | None:
+        images = self.images.array if isinstance(self.images, Rows) else self.images
+        return images if isinstance(images, EncodedImages) else None
 
     def file(self, row: int) -> str:
         """Returns the path of a picture's file inside the folder or zip of the data set, or what else names it."""

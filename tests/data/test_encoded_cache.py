@@ -1,6 +1,7 @@
 import itertools
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ from pictures import encode, make_picture, write_class_folders, zip_folder
 
 import jaxcnn.data.loading
 from jaxcnn.config import DataConfig
-from jaxcnn.data import encoded_cache, load, shards, train_batches
+from jaxcnn.data import encoded_cache, epoch_order, load, shards, train_batches
+from jaxcnn.data.crops import Crop, draw_crops
+from jaxcnn.data.decoding import decode_crop
 from jaxcnn.data.encoded_cache import load_encoded
 from jaxcnn.data.encoded_images import EncodedImages
 from jaxcnn.data.resize import Resize
@@ -233,3 +236,60 @@ def test_images_are_indexed_like_an_array():
     assert (images.shape, images.dtype) == (whole.shape, whole.dtype)
     for index in (3, np.int64(3), slice(2, 5), slice(5, 2, -1), slice(9, 99), np.array([4, 4, 0]), np.array([], int)):
         assert np.array_equal(images[index], whole[index])
+
+
+def test_crops_are_taken_from_whole_pictures_in_training_alone(tmp_path, pets):
+    config = settings(tmp_path, pets, fit="crop", crop=0.8)
+    decoded, encoded = (one.cropped((0.2, 0.5)) for one in both(config))
+    # Decoded pictures are cropped by the step, on the device.
+    assert (decoded.train.crop_scale, encoded.train.crop_scale) == (None, (0.2, 0.5))
+    assert next(train_batches(decoded.train, seed=0, batch_size=4)).images.shape == (4, 20, 20, 3)
+    # What evaluation sees does not change.
+    assert np.array_equal(decoded.train.shown[:], encoded.train.shown[:])
+    order = epoch_order(seed=5, epoch=1, count=16)
+    batch = next(train_batches(encoded.train, seed=5, batch_size=4, start_step=6))
+    files, draws = [encoded.train.file(row) for row in order[8:12]], draw_crops(seed=5, step=6, count=4)
+    resize = Resize(mode="crop", side=20)
+    for image, file, drawn in zip(batch.images, files, draws, strict=True):
+        content = (pets / file).read_bytes()
+        expected = decode_crop(content, Crop((0.2, 0.5), drawn), size=16, resize=resize, where="x")
+        assert np.array_equal(image, expected)
+
+
+def test_processes_read_their_rows_of_the_same_crops(tmp_path, pets):
+    train, options = load(settings(tmp_path, pets)).train.cropped((0.2, 0.9)), {"seed": 3, "batch_size": 8}
+    whole = list(itertools.islice(train_batches(train, **options), 3))
+    for rows in (np.array([0, 1, 4, 5]), np.array([2, 3, 6, 7])):
+        for part, batch in zip(train_batches(train, **options, rows=rows), whole, strict=False):
+            assert np.array_equal(part.images, batch.images[rows])
+            assert np.array_equal(part.labels, batch.labels[rows])
+
+
+SEEN = """
+import itertools, sys, time, zlib
+from jaxcnn.config import DataConfig
+from jaxcnn.data import load, train_batches
+start, stop = map(int, sys.argv[3:])
+config = DataConfig(source=sys.argv[1], cache_dir=sys.argv[2], image_size=16, store="encoded")
+train = load(config).train.cropped((0.2, 1.0))
+batches = train_batches(train, seed=7, batch_size=5, start_step=start)
+for step, batch in enumerate(itertools.islice(batches, stop - start)):
+    print(start + step, zlib.crc32(batch.images.tobytes()), batch.labels.tolist(), flush=True)
+time.sleep(100 if start == 0 else 0)
+"""
+
+
+def test_a_run_killed_within_an_epoch_goes_on_with_the_pictures_that_it_would_have_seen(tmp_path, pets):
+    cache = str(tmp_path / "cache")
+    train = load(settings(tmp_path, pets)).train.cropped((0.2, 1.0))
+    batches = itertools.islice(train_batches(train, seed=7, batch_size=5), 8)  # Of three to an epoch
+    whole = [
+        f"{step} {zlib.crc32(batch.images.tobytes())} {batch.labels.tolist()}" for step, batch in enumerate(batches)
+    ]
+    command = [sys.executable, "-c", SEEN, str(pets), cache]
+    killed = subprocess.Popen([*command, "0", "5"], stdout=subprocess.PIPE, text=True)
+    seen = [killed.stdout.readline().strip() for _ in range(5)]
+    killed.kill()
+    killed.communicate()
+    resumed = subprocess.run([*command, "5", "8"], capture_output=True, text=True, check=True, timeout=100)
+    assert seen + resumed.stdout.splitlines() == whole

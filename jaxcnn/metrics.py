@@ -8,6 +8,7 @@ Nothing is averaged batch by batch, so neither the batch size nor padding change
     print(evaluation.top1, evaluation.loss)
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -95,7 +96,6 @@ class Evaluation:
       ece: expected calibration error of the predictions, from 0 to 1.
       count: number of examples.
       per_class: top-1 accuracy of each class, float64 [classes]; NaN for a class without examples.
-      confusion: number of examples by true and predicted class, int64 [classes, classes].
       reliability: the bins that `ece` is computed from.
       predicted: predicted class of each example, in the order of the split, int32 [count].
       confidence: probability of each prediction, float64 [count].
@@ -111,7 +111,6 @@ class Evaluation:
     ece: float
     count: int
     per_class: Float64[np.ndarray, " classes"]
-    confusion: Int64[np.ndarray, "classes classes"]
     reliability: Reliability
     predicted: Int32[np.ndarray, " count"]
     confidence: Float64[np.ndarray, " count"]
@@ -119,6 +118,17 @@ class Evaluation:
     losses: Float64[np.ndarray, " count"]
     top: Int32[np.ndarray, "count kept"]
     shares: Float64[np.ndarray, "count kept"]
+
+    @functools.cached_property
+    def confusion(self) -> Int64[np.ndarray, "classes classes"]:
+        """Number of examples by true and predicted class, int64 [classes, classes].
+
+        Computed when it is asked for, since it takes 3.8 GB for the 21,841 classes of ImageNet-21k.
+        """
+        classes = len(self.per_class)
+        # Each pair of true and predicted class is one number.
+        cells = np.bincount(self.labels.astype(np.int64) * classes + self.predicted, minlength=classes**2)
+        return cells.reshape(classes, classes)
 
     def scalars(self) -> dict[str, float]:
         """The metrics that are one number, by name: `loss`, `top1`, `top5` and `ece`."""
@@ -131,10 +141,11 @@ class Evaluation:
 
     def confusions(self) -> list[Confusion]:
         """Pairs of classes that the model confused, the most frequent first."""
-        mistakes = self.confusion.copy()
-        np.fill_diagonal(mistakes, 0)
-        pairs = [Confusion(int(i), int(j), int(mistakes[i, j])) for i, j in zip(*mistakes.nonzero(), strict=True)]
-        return sorted(pairs, key=lambda pair: -pair.count)
+        wrong = self.labels != self.predicted
+        found = np.stack([self.labels[wrong], self.predicted[wrong]], axis=1)
+        pairs, counts = np.unique(found, axis=0, return_counts=True)
+        confusions = [Confusion(int(i), int(j), int(n)) for (i, j), n in zip(pairs, counts, strict=True)]
+        return sorted(confusions, key=lambda pair: -pair.count)
 
 
 def score(
@@ -183,18 +194,15 @@ def summarize(batches: Sequence[Outcomes], *, classes: int) -> Evaluation:
       classes: number of classes.
     """
     labels, predicted, rank, confidence, loss, top, shares = map(np.concatenate, zip(*batches, strict=True))
-    # Confusion matrix: each pair of true and predicted class is one number.
-    cells = np.bincount(labels.astype(np.int64) * classes + predicted, minlength=classes**2)
-    confusion = cells.reshape(classes, classes)
-    reliability = measure_reliability(confidence, predicted == labels)
+    correct = predicted == labels
+    reliability = measure_reliability(confidence, correct)
     return Evaluation(
         top1=float((rank == 0).mean()),
         top5=float((rank < 5).mean()),
         loss=math.fsum(loss) / len(loss),
         ece=reliability.error,
         count=len(labels),
-        per_class=_ratio(confusion.diagonal(), confusion.sum(axis=1)),
-        confusion=confusion,
+        per_class=_ratio(np.bincount(labels[correct], minlength=classes), np.bincount(labels, minlength=classes)),
         reliability=reliability,
         predicted=predicted,
         confidence=confidence,

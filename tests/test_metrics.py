@@ -152,3 +152,17 @@ def test_a_perfect_model_has_no_error(seed, count):
     measured = evaluate(1000 * np.eye(4)[labels], labels)
     assert measured.scalars() == {"loss": 0, "top1": 1, "top5": 1, "ece": 0}
     assert measured.confusions() == []
+
+
+def test_very_many_classes_take_no_matrix_until_it_is_asked_for():
+    labels = np.array([21_840, 3, 3, 21_840], np.int32)
+    logits = np.zeros((4, 21_841), np.float32)
+    logits[np.arange(4), [21_840, 7, 7, 0]] = 1
+    measured = summarize([score(logits, labels, np.ones(4, bool))], classes=21_841)
+    assert "confusion" not in vars(measured)
+    assert measured.confusions() == [
+        Confusion(true=3, predicted=7, count=2),
+        Confusion(true=21_840, predicted=0, count=1),
+    ]
+    assert (measured.per_class[3], measured.per_class[21_840]) == (0, 0.5)
+    assert "confusion" not in vars(measured)

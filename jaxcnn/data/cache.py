@@ -100,7 +100,7 @@ def _read_entry(entry: Path, *, size: int, resize: Resize) -> Dataset | None:
             train=_map_split(entry, "train", classes=len(meta["names"]), side=size),
             validation=_map_split(entry, "validation", classes=len(meta["names"]), side=size),
             resize=resize,
-            store=Store("decoded", entry.parent, sum(meta["bytes"].values())),
+            store=Store("decoded", entry, sum(meta["bytes"].values())),
         )
     except DAMAGED:
         return None

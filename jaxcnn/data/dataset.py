@@ -1,18 +1,22 @@
 """A data set whose pictures are read when they are needed."""
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from jaxcnn.checksum import ChecksumError, seal, unseal
 from jaxcnn.data.decoding import DECODER
 from jaxcnn.data.fingerprint import Fingerprint
 from jaxcnn.data.resize import STRETCH, Resize
 from jaxcnn.data.split import Split
+from jaxcnn.disk import write_atomically
 from jaxcnn.errors import UserError
 
 CHUNK = 512
@@ -25,7 +29,7 @@ class Store:
 
     Attributes:
       kind: `decoded`, as pixels, or `encoded`, as files that are decoded whenever they are read.
-      folder: where.
+      folder: the entry of the cache.
       bytes: what they take there.
       reason: why this kind was chosen; empty if the settings asked for it, or if it is the usual one.
     """
@@ -62,21 +66,37 @@ class Dataset:
 
     def fingerprint(self) -> Fingerprint:
         """Identifies the split; reads all validation pictures, but none of the many training pictures."""
-        # Little-endian labels and contiguous pixels, so that every machine computes the same hash.
-        labels, pixels, images = hashlib.sha256(), hashlib.sha256(), self.validation.images
+        # Little-endian labels, so that every machine computes the same hash.
+        labels = hashlib.sha256()
         for split in (self.train, self.validation):
             labels.update(f"{len(split)}:".encode() + split.labels.astype("<i4").tobytes())
-        for start in range(0, len(images), CHUNK):
-            pixels.update(np.ascontiguousarray(images[start : start + CHUNK]))
         return Fingerprint(
             train=len(self.train),
             validation=len(self.validation),
             labels=labels.hexdigest(),
-            pixels=pixels.hexdigest(),
+            pixels=self._known_hash() or _hash_pixels(self.validation),
             side=self.validation.shown.shape[1],
             decoder=DECODER,
             resize=self.resize,
         )
+
+    def _known_hash(self) -> str | None:
+        """Returns the hash of the validation pixels if they are still encoded; None otherwise.
+
+        It is kept beside the pictures: decoding them takes as long as an evaluation, and every start asks for it.
+        """
+        facts, store = self.validation.facts, self.store
+        if facts is None or store is None or store.kind == "decoded":
+            return None
+        shape = (self.validation.images.shape[1:], self.validation.side, self.resize, DECODER)
+        key = hashlib.sha256(repr(shape).encode() + np.ascontiguousarray(facts).tobytes()).hexdigest()
+        path = store.folder / f"pixels-{key[:16]}.json"
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError, ChecksumError):
+            return str(unseal(json.loads(path.read_text()))["sha256"])
+        found = _hash_pixels(self.validation)
+        with contextlib.suppress(OSError):  # The disk may be full, or the folder another user's
+            write_atomically(path, json.dumps(seal({"sha256": found})) + "\n")
+        return found
 
     def cropped(self, area: tuple[float, float] | None) -> "Dataset":
         """Returns a data set whose training pictures are cropped while they are decoded; see `Split.cropped`."""
@@ -121,3 +141,11 @@ class Dataset:
     def without_validation(self) -> "Dataset":
         """Returns a data set with the training pictures alone."""
         return dataclasses.replace(self, validation=self.train.select(np.arange(0)))
+
+
+def _hash_pixels(split: Split) -> str:
+    """Returns the SHA-256 of the pixels of all pictures, contiguous: every machine computes the same."""
+    pixels = hashlib.sha256()
+    for start in range(0, len(split), CHUNK):
+        pixels.update(np.ascontiguousarray(split.images[start : start + CHUNK]))
+    return pixels.hexdigest()

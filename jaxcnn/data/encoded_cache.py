@@ -102,7 +102,7 @@ def _read_entry(entry: Path, source: Source, *, size: int, resize: Resize) -> Da
             license=meta["license"],
             **splits,
             resize=resize,
-            store=Store("encoded", entry.parent, sum(meta["bytes"].values())),
+            store=Store("encoded", entry, sum(meta["bytes"].values())),
         )
     except DAMAGED:
         return None

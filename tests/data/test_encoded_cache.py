@@ -293,3 +293,23 @@ def test_a_run_killed_within_an_epoch_goes_on_with_the_pictures_that_it_would_ha
     killed.communicate()
     resumed = subprocess.run([*command, "5", "8"], capture_output=True, text=True, check=True, timeout=100)
     assert seen + resumed.stdout.splitlines() == whole
+
+
+def test_the_fingerprint_decodes_the_validation_pictures_once(tmp_path, pets, monkeypatch):
+    decoded, encoded = both(settings(tmp_path, pets, validation_fraction=0.3))
+    fingerprint = encoded.fingerprint()
+    assert fingerprint == decoded.fingerprint()
+    reads, decode_one = [], EncodedImages._decode
+    monkeypatch.setattr(EncodedImages, "_decode", lambda *arguments: reads.append(None) or decode_one(*arguments))
+    again = load(settings(tmp_path, pets, validation_fraction=0.3))
+    assert (again.fingerprint(), reads) == (fingerprint, [])
+    # Other pictures, or other pixels, are another matter.
+    for other in ({"split_seed": 1}, {"image_size": 12}, {"fit": "pad"}, {"validation_fraction": 0.5}):
+        one, same = both(settings(tmp_path, pets, **{"validation_fraction": 0.3} | other))
+        reads.clear()
+        assert same.fingerprint() == one.fingerprint()
+        assert len(reads) == len(same.validation)
+    # A damaged hash is computed again.
+    for path in tmp_path.glob("cache/*-encoded/pixels-*.json"):
+        path.write_text(path.read_text().replace("a", "b"))
+    assert again.fingerprint() == fingerprint

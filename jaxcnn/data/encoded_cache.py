@@ -3,6 +3,7 @@
 For data sets that are too large to be kept decoded.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
@@ -33,6 +34,7 @@ from jaxcnn.data.sources.encoded_dataset import EncodedDataset
 from jaxcnn.data.sources.pictures import Pictures
 from jaxcnn.data.sources.source import Source
 from jaxcnn.data.split import Split
+from jaxcnn.disk import check_room
 from jaxcnn.errors import UserError
 
 VERSION = 1
@@ -43,6 +45,9 @@ LOOK = 64
 
 CHUNK = 256
 """Pictures that are read between two writes."""
+
+SAMPLED = 64
+"""Pictures that are read to estimate the size of all."""
 
 COMPARED = 500_000
 """Most pictures of which near duplicates are looked for: the time grows with the square of their number."""
@@ -116,6 +121,13 @@ def _write_entry(entry: Path, dataset: EncodedDataset) -> None:
       OSError: a file cannot be written.
     """
     print_passed_over(dataset)
+    if not dataset.in_records:
+        check_room(
+            entry.parent,
+            _expected_bytes(dataset),
+            what="copies of the encoded pictures",
+            advice="make room or choose another --data.cache_dir",
+        )
     errors: list[str] = []
     rows: dict[str, list[Row]] = {"train": [], "validation": []}
     shards: dict[str, list[str]] = {}
@@ -141,6 +153,15 @@ def _write_entry(entry: Path, dataset: EncodedDataset) -> None:
             version=VERSION,
             shards=None if dataset.in_records else shards,
         )
+
+
+def _expected_bytes(dataset: EncodedDataset) -> int:
+    """Returns about how many bytes all pictures take, or a little less, by some of them."""
+    sizes = []
+    for place in np.unique(np.linspace(0, len(dataset.train) - 1, SAMPLED).astype(int)):
+        with contextlib.suppress(UserError):  # All that cannot be read are listed later
+            sizes.append(len(dataset.train[int(place)].encoded))
+    return round(0.8 * dataset.count * sum(sizes) / max(len(sizes), 1))
 
 
 def _read_rows(pictures: Pictures, *, copy: Callable[[bytes], None] | None, pool: Executor) -> Iterator[Row | str]:

@@ -1,4 +1,5 @@
 import itertools
+import shutil
 import subprocess
 import sys
 import zlib
@@ -213,12 +214,23 @@ def test_auto_decodes_what_is_small_and_says_why_not(tmp_path, pets, monkeypatch
 
 
 def test_auto_encodes_what_the_disk_has_no_room_for(tmp_path, pets, monkeypatch):
-    usage = type("Usage", (), {"free": 13_000})
-    monkeypatch.setattr(jaxcnn.data.loading.shutil, "disk_usage", lambda _: usage)
-    store = load(settings(tmp_path, pets, store="auto")).store
+    usage = type("Usage", (), {"free": 200_000})
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    config = settings(tmp_path, pets, store="auto", image_size=64)  # Decoded, they would take 221,184 bytes
+    store = load(config).store
     assert (store.kind, store.reason) == ("encoded", "decoded they would take 0.0 GB, 0.0 GB are free")
     with pytest.raises(UserError, match="the disk is too full"):
-        load(settings(tmp_path, pets, store="decoded"))
+        load(settings(tmp_path, pets, store="decoded", image_size=64))
+
+
+def test_a_disk_without_room_for_copies_is_refused_before_they_are_written(tmp_path, monkeypatch):
+    size = sum(len(picture.encoded) for picture in PICTURES)
+    usage = type("Usage", (), {"free": 0.6 * size})
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(UserError, match=r"copies of the encoded pictures take 0\.0 MB in .*; make room or choose"):
+        load_encoded(source()[0], size=16, cache_dir=tmp_path)
+    usage.free = size
+    load_encoded(source()[0], size=16, cache_dir=tmp_path)
 
 
 def test_without_array_record_encoded_is_refused_and_auto_decodes(tmp_path, pets, monkeypatch):

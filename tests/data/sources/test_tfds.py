@@ -10,7 +10,9 @@ from pictures import encode, make_picture, write_tiny_imagenet_zip
 from tensorflow_datasets.core.download import downloader
 from tensorflow_datasets.core.utils.lazy_imports_utils import tensorflow
 
+from jaxcnn.data.cache import load_cached
 from jaxcnn.data.decoding import decode
+from jaxcnn.data.encoded_cache import load_encoded
 from jaxcnn.data.sources.tfds import tfds_source
 from jaxcnn.errors import UserError
 
@@ -176,6 +178,24 @@ def test_a_data_set_is_prepared_once(tmp_path, monkeypatch):
     by_name("pictures_with_test", tmp_path).open()
     monkeypatch.setattr(PicturesWithTest, "_generate_examples", None)
     assert len(by_name("pictures_with_test", tmp_path).open().train) == 6
+
+
+def test_encoded_pictures_are_read_from_the_files_of_tfds(tmp_path):
+    source = by_name("pictures_with_validation", tmp_path)
+    decoded, encoded = (load(source, size=12, cache_dir=tmp_path / "cache") for load in (load_cached, load_encoded))
+    for one, other in ((decoded.train, encoded.train), (decoded.validation, encoded.validation)):
+        assert np.array_equal(one.images[:], other.images[:])
+        assert np.array_equal(one.labels, other.labels)
+        assert np.array_equal(one.facts, other.facts)
+    assert not list((tmp_path / "cache").rglob("*.array_record"))
+    # A record that breaks later is named.
+    encoded = load_encoded(source, size=12, cache_dir=tmp_path / "cache")
+    (path,) = (tmp_path / "tfds").rglob("*-train.array_record*")
+    content = path.read_bytes()
+    place = content.index(encoded.train.images.pictures[4].encoded[20:60])
+    path.write_bytes(content[:place] + bytes(40) + content[place + 40 :])
+    with pytest.raises(UserError, match=r"^tfds:pictures_with_validation train 4 cannot be read \(.*; remove the data"):
+        load_encoded(source, size=12, cache_dir=tmp_path / "cache").train.images[:]
 
 
 def test_supervised_keys_name_the_features(tmp_path):

@@ -57,7 +57,7 @@ class DataConfig:
 
     source: str = "digits"
     """`digits` (included), `tiny_imagenet`, `tfds:NAME` (from TensorFlow Datasets), or the path of a folder or zip with
-    one folder for each class."""
+    one folder for each class, or of tar files in WebDataset's layout."""
     archive: str | None = None
     """Path of Tiny ImageNet's zip, for `tiny_imagenet` only. None: it is downloaded."""
     cache_dir: str = "~/.cache/jaxcnn"

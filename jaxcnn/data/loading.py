@@ -16,6 +16,7 @@ from jaxcnn.data.shards import has_array_record
 from jaxcnn.data.sources.digits import digits_source
 from jaxcnn.data.sources.folder import find_path, folder_source
 from jaxcnn.data.sources.source import Source
+from jaxcnn.data.sources.tars import find_tars, tar_source
 from jaxcnn.errors import UserError
 from jaxcnn.paths import check_outside_pictures, named_path
 
@@ -116,4 +117,6 @@ def find_source(config: DataConfig) -> Source:
         from jaxcnn.data.sources.tfds import tfds_source
 
         return tfds_source(name, data_dir=data_dir)
-    return folder_source(config.source)
+    path = named_path(config.source, option="data.source") if config.source else None
+    tars = find_tars(path) if path is not None else []
+    return tar_source(path, tars) if path is not None and tars else folder_source(config.source)

@@ -1,1 +1,1 @@
-"""Sources of pictures: `digits`, `folder`, `tfds` and `tiny_imagenet` return a `Source`; the others serve them."""
+"""Sources of pictures: `digits`, `folder`, `tars`, `tfds` and `tiny_imagenet` return a `Source`; others help."""

@@ -1,0 +1,210 @@
+"""Tar files in the layout of WebDataset: pictures beside files with their classes."""
+
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from jaxcnn.data.sources.class_folders import TRAIN, VALIDATION
+from jaxcnn.data.sources.encoded_dataset import EncodedDataset
+from jaxcnn.data.sources.pictures import MAX_BYTES, Picture, TooLargeError
+from jaxcnn.data.sources.source import Source, make_key
+from jaxcnn.data.sources.tree import has_picture_ending, is_junk
+from jaxcnn.errors import UserError
+from jaxcnn.paths import readable
+
+CLASSES = "classes.txt"
+"""The file beside the tar files that names the classes, one on each line; without it they are called 0, 1, ..."""
+
+LABEL = "cls"
+"""Ending of the files with the index of a class, as text."""
+
+
+def find_tars(path: Path) -> list[Path]:
+    """Returns the tar files that a path means: itself, or all in a folder; empty if it means something else.
+
+    A folder with other folders in it has class folders, whatever lies beside them.
+
+    Raises:
+      UserError: the folder cannot be read.
+    """
+    if path.suffix.lower() == ".tar" and path.is_file():
+        return [path.resolve()]
+    if not path.is_dir():
+        return []
+    try:
+        inside = [file for file in path.resolve().iterdir() if not is_junk(file.name)]
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; check its permissions") from error
+    if any(file.is_dir() for file in inside):
+        return []
+    return sorted(file for file in inside if file.suffix.lower() == ".tar")
+
+
+def tar_source(path: Path, tars: Sequence[Path]) -> Source:
+    """Finds the pictures of tar files in the layout of WebDataset (https://github.com/webdataset/webdataset).
+
+    The files of an example follow each other and differ in what follows the first dot of their names, such as
+    `0001.jpg` and `0001.cls`. Files whose names contain a word for validation, as `pets-val-000.tar`, are validation
+    pictures if others contain one for training.
+
+    Args:
+      path: the tar file, or the folder with them.
+      tars: the tar files.
+
+    Raises:
+      UserError: a file cannot be read.
+    """
+    try:
+        files = [*tars, *(file for file in (_classes_file(path),) if file.exists())]
+        identity = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be read: {error.strerror}; repair or remove it") from error
+    return Source(key=make_key(path.resolve(), identity), open=lambda: _open(path, tars))
+
+
+def _open(path: Path, tars: Sequence[Path]) -> EncodedDataset:
+    """Reads the tables of contents and the labels, but no pictures.
+
+    Raises:
+      UserError: a tar file or its layout is damaged, or there are no pictures.
+    """
+    train, validation = _split(tars)
+    splits = [TarPictures.find(files) for files in (train, validation)]
+    if not splits[0].members:
+        raise UserError(f"{path} has no pictures with a .{LABEL} file beside each; see the layout of WebDataset")
+    count = 1 + max(member.label for split in splits for member in split.members)
+    names = _read_names(_classes_file(path)) or [str(label) for label in range(count)]
+    if count > len(names):
+        raise UserError(f"{path} has pictures of class {count - 1}, but {CLASSES} names {len(names)}; add the others")
+    return EncodedDataset(
+        name=readable(path.stem), names=tuple(names), license="unknown", train=splits[0], validation=splits[1]
+    )
+
+
+def _classes_file(path: Path) -> Path:
+    return (path if path.is_dir() else path.parent) / CLASSES
+
+
+def _read_names(path: Path) -> list[str]:
+    """Returns the names of the classes; none if there is no such file."""
+    if not path.exists():
+        return []
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as text ({error}); save it in UTF-8") from error
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise UserError(f"{path} has {name!r} more than once; give every class its own name")
+    return names
+
+
+def _split(tars: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Returns the tar files for training and those for validation, by the words in their names."""
+    words = [set(re.split(r"[^a-z]+", file.stem.lower())) for file in tars]
+    train = [file for file, found in zip(tars, words, strict=True) if found & {*TRAIN}]
+    # The first word that occurs, so that `test` is left alone beside `val`.
+    word = next((word for word in VALIDATION if any(word in found for found in words)), None)
+    if not train or word is None:
+        return train or list(tars), []
+    return train, [file for file, found in zip(tars, words, strict=True) if word in found and not found & {*TRAIN}]
+
+
+@dataclass(frozen=True)
+class Member:
+    """Where a picture lies in a tar file.
+
+    Attributes:
+      tar: the tar file.
+      name: its name in it.
+      start: its first byte.
+      size: its bytes.
+      label: its class index.
+    """
+
+    tar: Path
+    name: str
+    start: int
+    size: int
+    label: int
+
+
+@dataclass(frozen=True)
+class TarPictures:
+    """The pictures of one split, read in place when they are indexed.
+
+    Attributes:
+      members: where they lie.
+    """
+
+    members: list[Member] = field(repr=False)
+
+    @staticmethod
+    def find(tars: Sequence[Path]) -> "TarPictures":
+        """Lists the pictures of tar files.
+
+        Raises:
+          UserError: a file is damaged or compressed, or a picture has no class.
+        """
+        return TarPictures([member for tar in tars for member in _list_members(tar)])
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __getitem__(self, index: int, /) -> Picture:
+        """Returns a picture.
+
+        Raises:
+          UserError: it cannot be read.
+        """
+        member = self.members[index]
+        where = f"{member.name} in {member.tar}"
+        if member.size > MAX_BYTES:
+            raise TooLargeError(f"{where} is too large for a picture: {member.size:,} bytes; remove it")
+        try:
+            with member.tar.open("rb") as file:
+                file.seek(member.start)
+                encoded = file.read(member.size)
+        except OSError as error:
+            raise UserError(f"{where} cannot be read: {error.strerror}; repair or remove it") from error
+        return Picture(where=where, encoded=encoded, label=member.label, file=f"{member.tar.name}/{member.name}")
+
+
+def _list_members(tar: Path) -> list[Member]:
+    """Lists the pictures of one tar file with their classes."""
+    pictures: dict[str, tarfile.TarInfo] = {}
+    labels: dict[str, int] = {}
+    try:
+        with tarfile.open(tar, "r:") as archive:
+            for info in archive:
+                if not info.isfile() or is_junk(PurePosixPath(info.name).name):
+                    continue
+                path = PurePosixPath(info.name)
+                stem, _, ending = path.name.partition(".")
+                key = str(path.parent / stem)
+                if ending.lower() == LABEL:
+                    labels[key] = _read_label(archive, info, tar)
+                elif has_picture_ending(path.name):
+                    if key in pictures:
+                        raise UserError(f"{tar} has two pictures for {key}, {pictures[key].name} and {info.name}")
+                    pictures[key] = info
+        if any(info.offset_data + info.size > tar.stat().st_size for info in pictures.values()):
+            raise tarfile.ReadError("unexpected end of data")
+    except (OSError, tarfile.TarError) as error:
+        raise UserError(f"{tar} is not a complete, uncompressed tar file ({error}); make it again") from error
+    for key in pictures:
+        if key not in labels:
+            raise UserError(f"{pictures[key].name} in {tar} has no class; add {key}.{LABEL} with its index")
+    return [Member(tar, info.name, info.offset_data, info.size, labels[key]) for key, info in pictures.items()]
+
+
+def _read_label(archive: tarfile.TarFile, info: tarfile.TarInfo, tar: Path) -> int:
+    file = archive.extractfile(info)
+    assert file is not None
+    text = file.read(100).decode(errors="replace").strip()
+    if not text.isdecimal():
+        raise UserError(f"{info.name} in {tar} is {text[:20]!r}; it has to be the index of a class, such as 0")
+    return int(text)

@@ -192,9 +192,10 @@ def prepare_run(config: Config, folder: Workdir) -> PreparedRun:
         dataset = leader_first(partial(data.load, config.data))
     # Now what depends on them. All processes keep the pictures in the same way, whatever room their disks have.
     assert dataset.store is not None
-    kind = lead(lambda: dataset.store.kind)
+    here = dataset.store.kind
+    kind = lead(lambda: here)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, store=kind))
-    if kind != dataset.store.kind:
+    if kind != here:
         dataset = data.load(config.data)
     if not is_begun:
         config = _with_fitting_batch(config, len(dataset.train))

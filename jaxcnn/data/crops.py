@@ -67,12 +67,13 @@ class Crop:
         """
         _, shape, across, down = map(float, self.draws)
         # The rectangle that the crop is a part of, in units in which its aspect ratio is measured.
-        frame = (max(width, height),) * 2 if mode == "pad" else (width, height)
-        units = (1, 1) if mode == "stretch" else frame
+        longer = max(width, height)
+        frame_width, frame_height = (longer, longer) if mode == "pad" else (width, height)
+        units = (1, 1) if mode == "stretch" else (frame_width, frame_height)
         sides = _sides(self.share * units[0] * units[1], shape, units)
-        crop_width, crop_height = (side * whole / unit for side, whole, unit in zip(sides, frame, units, strict=True))
-        left = (width - frame[0]) / 2 + across * (frame[0] - crop_width)
-        top = (height - frame[1]) / 2 + down * (frame[1] - crop_height)
+        crop_width, crop_height = sides[0] * frame_width / units[0], sides[1] * frame_height / units[1]
+        left = (width - frame_width) / 2 + across * (frame_width - crop_width)
+        top = (height - frame_height) / 2 + down * (frame_height - crop_height)
         return Box(left, top, left + crop_width, top + crop_height)
 
 

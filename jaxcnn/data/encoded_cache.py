@@ -96,16 +96,18 @@ def _read_entry(entry: Path, source: Source, *, size: int, resize: Resize) -> Da
                 split: Shards.open(entry, meta["shards"][split], labels=labels[split], facts=facts[split])
                 for split in labels
             }
-        splits = {
-            split: Split(EncodedImages(pictures[split], size, resize), labels[split], size, facts[split])
-            for split in labels
-        }
+        if any(len(pictures[split]) != len(labels[split]) for split in labels):
+            return None
+        train, validation = (
+            Split(EncodedImages(pictures[split], size, resize), labels[split], size, facts[split]) for split in labels
+        )
         return Dataset(
             name=meta["name"],
             names=tuple(meta["names"]),
             wnids=tuple(meta["wnids"]),
             license=meta["license"],
-            **splits,
+            train=train,
+            validation=validation,
             resize=resize,
             store=Store("encoded", entry, sum(meta["bytes"].values())),
         )
@@ -141,7 +143,10 @@ def _write_entry(entry: Path, dataset: EncodedDataset) -> None:
                 with ShardWriter(folder, split) as writer:
                     copy = None if dataset.in_records else writer.write
                     for row in _read_rows(pictures, copy=copy, pool=pool):
-                        errors.append(row) if isinstance(row, str) else rows[split].append(row)
+                        if isinstance(row, str):
+                            errors.append(row)
+                        else:
+                            rows[split].append(row)
                         advance(1)
                 shards[split] = writer.names
         check_readable(errors)

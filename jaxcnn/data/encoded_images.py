@@ -70,9 +70,8 @@ class EncodedImages:
         """
 
         def cut(place: int) -> UInt8[np.ndarray, "side side 3"]:
-            picture = self.pictures[int(index[place])]
-            how = {"size": self.size, "resize": self.resize, "where": picture.where}
-            return decode_crop(picture.encoded, Crop(area, draws[place]), **how)
+            picture, crop = self.pictures[int(index[place])], Crop(area, draws[place])
+            return decode_crop(picture.encoded, crop, size=self.size, resize=self.resize, where=picture.where)
 
         return self._stack(cut, count=len(index), side=self.size)
 

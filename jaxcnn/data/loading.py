@@ -66,9 +66,11 @@ def _load_store(config: DataConfig, source: Source, cache_dir: Path) -> Dataset:
     """Loads the pictures from the kind of store that the settings name, or that suits them."""
     # Listing the pictures may take long, and is done once.
     source = dataclasses.replace(source, open=functools.cache(source.open))
-    how = {"size": config.image_size, "resize": Resize.of(config), "cache_dir": cache_dir}
-    reason = _too_large(source, **how) if config.store == "auto" else ""
-    dataset = (load_encoded if reason or config.store == "encoded" else load_cached)(source, **how)
+    size, resize, reason = config.image_size, Resize.of(config), ""
+    if config.store == "auto":
+        reason = _too_large(source, size=size, resize=resize, cache_dir=cache_dir)
+    load_stored = load_encoded if reason or config.store == "encoded" else load_cached
+    dataset = load_stored(source, size=size, resize=resize, cache_dir=cache_dir)
     assert dataset.store is not None
     return dataclasses.replace(dataset, store=dataclasses.replace(dataset.store, reason=reason))
 

@@ -115,6 +115,9 @@ def test_pictures_in_records_are_not_copied(tmp_path):
     assert not list((tmp_path / "some-encoded").glob("*.array_record"))
     assert dataset.train.images.pictures[3] is PICTURES[3]
     assert dataset.train.labels.tolist() == [picture.label for picture in PICTURES[:8]]
+    # Prepared anew with more pictures, they are read anew.
+    more = source(PICTURES[:9], in_records=True)[0]
+    assert len(load_encoded(more, size=16, cache_dir=tmp_path).train.images[:]) == 9
 
 
 def test_a_source_without_validation_pictures_gives_an_empty_split(tmp_path):

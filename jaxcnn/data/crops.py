@@ -68,8 +68,8 @@ class Crop:
         _, shape, across, down = map(float, self.draws)
         # The rectangle that the crop is a part of, in units in which its aspect ratio is measured.
         longer = max(width, height)
-        frame_width, frame_height = (longer, longer) if mode == "pad" else (width, height)
-        units = (1, 1) if mode == "stretch" else (frame_width, frame_height)
+        frame_width, frame_height = map(float, (longer, longer) if mode == "pad" else (width, height))
+        units = (1.0, 1.0) if mode == "stretch" else (frame_width, frame_height)
         sides = _sides(self.share * units[0] * units[1], shape, units)
         crop_width, crop_height = sides[0] * frame_width / units[0], sides[1] * frame_height / units[1]
         left = (width - frame_width) / 2 + across * (frame_width - crop_width)
@@ -92,5 +92,5 @@ def _sides(area: float, shape: float, frame: tuple[float, float]) -> tuple[float
         low = high = math.copysign(math.log(CROP_ASPECT), low + high)
     ratio = math.exp(low + shape * (high - low))
     width, height = math.sqrt(area * ratio), math.sqrt(area / ratio)
-    shrink = min(1, frame[0] / width, frame[1] / height)
+    shrink = min(1.0, frame[0] / width, frame[1] / height)
     return width * shrink, height * shrink

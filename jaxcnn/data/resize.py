@@ -74,8 +74,8 @@ class Resize:
 
     def cut(self, image: Image.Image, box: Box, size: int) -> Image.Image:
         """Scales a part of a picture to `size` x `size` pixels; what lies outside of the picture is gray."""
-        width, height = image.size
-        inside = Box(max(box.left, 0), max(box.top, 0), min(box.right, width), min(box.bottom, height))
+        width, height = map(float, image.size)
+        inside = Box(max(box.left, 0.0), max(box.top, 0.0), min(box.right, width), min(box.bottom, height))
         if inside == box:
             return image.resize((size, size), FILTERS[self.filter], box=box)
         # The pixels of the result that the picture covers.

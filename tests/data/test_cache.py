@@ -15,7 +15,7 @@ from pictures import encode, make_picture
 
 from jaxcnn.data import cache
 from jaxcnn.data.cache import load_cached
-from jaxcnn.data.decoding import decode
+from jaxcnn.data.decoding import DECODER, decode
 from jaxcnn.data.resize import STRETCH, Resize
 from jaxcnn.data.sources.encoded_dataset import EncodedDataset
 from jaxcnn.data.sources.pictures import Picture
@@ -264,7 +264,7 @@ def test_an_entry_of_an_older_version_is_decoded_again(tmp_path):
     load_cached(some, size=8, cache_dir=tmp_path)
     path = tmp_path / "some-8" / "entry.json"
     entry = json.loads(path.read_text())
-    for number, older in enumerate(({"version": cache.VERSION - 1}, {"decoder": cache.DECODER - 1})):
+    for number, older in enumerate(({"version": cache.VERSION - 1}, {"decoder": DECODER - 1})):
         path.write_text(json.dumps(entry | older))
         check(load_cached(some, size=8, cache_dir=tmp_path))
         assert len(calls) == 2 + number

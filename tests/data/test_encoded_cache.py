@@ -263,7 +263,7 @@ def test_crops_are_taken_from_whole_pictures_in_training_alone(tmp_path, pets):
     assert np.array_equal(decoded.train.shown[:], encoded.train.shown[:])
     order = epoch_order(seed=5, epoch=1, count=16)
     batch = next(train_batches(encoded.train, seed=5, batch_size=4, start_step=6))
-    files, draws = [encoded.train.file(row) for row in order[8:12]], draw_crops(seed=5, step=6, count=4)
+    files, draws = [encoded.train.file(row) for row in order[8:12].tolist()], draw_crops(seed=5, step=6, count=4)
     resize = Resize(mode="crop", side=20)
     for image, file, drawn in zip(batch.images, files, draws, strict=True):
         content = (pets / file).read_bytes()

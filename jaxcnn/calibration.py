@@ -10,6 +10,7 @@ temperature changes no prediction.
 import dataclasses
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,6 +122,15 @@ def cross_fit(
     for half, other in ((order[::2], order[1::2]), (order[1::2], order[::2])):
         scaled[half] /= fit_temperature(logits[other], labels[other])
     return scaled
+
+
+def keep_every(batches: Iterable[Float32[np.ndarray, "_ classes"]], every: int) -> Float32[np.ndarray, "n classes"]:
+    """Returns the first row of all batches together and every `every`-th one after it, without holding the others."""
+    found, seen = [], 0
+    for rows in batches:
+        found.append(rows[-seen % every :: every].copy())
+        seen += len(rows)
+    return np.concatenate(found)
 
 
 def write_calibration(calibration: Calibration, path: Path) -> None:

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 import jax
-import numpy as np
 
 import export
 from jaxcnn import data
-from jaxcnn.calibration import Calibration, calibrate, write_calibration
+from jaxcnn.calibration import Calibration, calibrate, keep_every, write_calibration
 from jaxcnn.classifier import load
 from jaxcnn.config import Config
 from jaxcnn.data import Fingerprint
@@ -389,11 +388,10 @@ def _calibrate(run: Run, workdir: Workdir) -> Calibration:
     best, held_out = load_model(workdir.path), run.dataset.validation
     logits = partial(eval_step, best.variables, model=best.model)
     # With very many classes, every second picture is enough, or every third and so on.
-    every, seen, found = max(-(-len(held_out) * len(run.dataset.names) // MOST_LOGITS), 1), 0, []
-    for values, batch in compute_logits(logits, held_out, batch_size=run.config.batch_size):
-        found.append(values[batch.mask][-seen % every :: every])
-        seen += int(batch.mask.sum())
-    calibration = calibrate(np.concatenate(found), held_out.labels[::every], step=best.step)
+    every = max(-(-len(held_out) * len(run.dataset.names) // MOST_LOGITS), 1)
+    batches = compute_logits(logits, held_out, batch_size=run.config.batch_size)
+    found = keep_every((values[batch.mask] for values, batch in batches), every)
+    calibration = calibrate(found, held_out.labels[::every], step=best.step)
     write_calibration(calibration, workdir.calibration)
     return calibration
 

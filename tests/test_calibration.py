@@ -16,6 +16,7 @@ from jaxcnn.calibration import (
     calibrate,
     cross_fit,
     fit_temperature,
+    keep_every,
     read_calibration,
     write_calibration,
 )
@@ -185,3 +186,11 @@ def test_a_record_that_cannot_be_read_is_reported(tmp_path):
 def test_a_record_that_cannot_be_written_is_reported(tmp_path):
     with pytest.raises(UserError, match=r"cannot be written to .*: No such file"):
         write_calibration(RECORD, tmp_path / "gone" / "calibration.json")
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 7, 40])
+def test_rows_are_kept_across_batches(every):
+    rows = np.arange(34, dtype=np.float32).reshape(17, 2)
+    for batch in (1, 4, 5, 17):
+        kept = keep_every((rows[start : start + batch] for start in range(0, 17, batch)), every)
+        assert np.array_equal(kept, rows[::every])

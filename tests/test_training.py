@@ -378,30 +378,6 @@ def test_the_last_epochs_mix_no_pairs(config):
     assert mixed[3] != clean[3]
 
 
-def test_calibration_holds_the_logits_of_a_part_of_the_pictures_if_classes_are_very_many(monkeypatch, tmp_path):
-    split = data.Split(np.zeros((11, 8, 8, 3), np.uint8), np.arange(11, dtype=np.int32) % 3)
-    logits = np.random.default_rng(0).normal(size=(11, 3)).astype(np.float32)
-    run = SimpleNamespace(
-        dataset=SimpleNamespace(validation=split, names=("a", "b", "c")), config=SimpleNamespace(batch_size=4)
-    )
-
-    def compute(function, split, *, batch_size):
-        for start in range(0, 12, batch_size):
-            values = np.resize(logits[start : start + batch_size], (batch_size, 3))
-            yield values, SimpleNamespace(mask=np.arange(start, start + batch_size) < len(logits))
-
-    given = []
-    monkeypatch.setattr(training, "load_model", lambda path: SimpleNamespace(variables={}, model=None, step=5))
-    monkeypatch.setattr(training, "compute_logits", compute)
-    monkeypatch.setattr(training, "calibrate", lambda values, labels, step: given.append((values, labels)))
-    monkeypatch.setattr(training, "write_calibration", lambda calibration, path: None)
-    for most, every in ((33, 1), (32, 2), (12, 3), (1, 33)):
-        monkeypatch.setattr(training, "MOST_LOGITS", most)
-        training._calibrate(run, Workdir(tmp_path))
-        assert np.array_equal(given[-1][0], logits[::every])
-        assert np.array_equal(given[-1][1], split.labels[::every])
-
-
 def test_divergence_is_located_and_nothing_of_it_is_saved(config, tmp_path):
     wild = dataclasses.replace(config, optim=OptimConfig(learning_rate=1e30, schedule="constant"))
     with pytest.raises(

@@ -42,11 +42,12 @@ def test_outcomes_keep_their_values_when_processes_join_them():
     splits = random_split(9), random_split(6)
     alone = measure(channel_logits, *splits, classes=5, batch_size=4)
     joined = measure(channel_logits, *splits, classes=5, batch_size=4, rows=np.arange(4))
+    assert alone.confusion.sum() == 15  # Computed when it is asked for
     arrays = {name: value for name, value in vars(alone).items() if isinstance(value, np.ndarray)}
     assert {"predicted", "confidence", "confusion"} <= arrays.keys()
     for name, value in arrays.items():
-        np.testing.assert_array_equal(vars(joined)[name], value, err_msg=name)
-        assert vars(joined)[name].dtype == value.dtype, name
+        np.testing.assert_array_equal(getattr(joined, name), value, err_msg=name)
+        assert getattr(joined, name).dtype == value.dtype, name
     assert joined.scalars() == alone.scalars()
 
 

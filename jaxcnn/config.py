@@ -62,7 +62,7 @@ class DataConfig:
     """Path of Tiny ImageNet's zip, for `tiny_imagenet` only. None: it is downloaded."""
     cache_dir: str = "~/.cache/jaxcnn"
     """Folder that keeps downloads, decoded pictures and, except for CPUs with oneDNN, compiled programs."""
-    store: Literal["auto", "decoded", "encoded"] = field(default="auto", metadata={EARLIER: "decoded"})
+    store: Literal["auto", "decoded", "encoded"] = "auto"
     """How pictures are kept in cache_dir: `decoded` once, as pixels; `encoded`, in large files, and decoded in every
     epoch. auto: decoded if that takes at most 100 GB and there is room for it."""
     image_size: int = 32

@@ -180,7 +180,7 @@ def test_a_share_to_crop_is_checked(given, message):
 
 
 def test_a_record_of_an_earlier_version_stretched_pictures():
-    earlier = DataConfig(image_size=224, fit="stretch", filter="bicubic", store="decoded")
+    earlier = DataConfig(image_size=224, fit="stretch", filter="bicubic")
     assert from_json('{"data": {"image_size": 224}}').data == earlier
     now = from_json('{"data": {"image_size": 224, "fit": null, "filter": null}}').data
     assert now == DataConfig(image_size=224)

@@ -11,7 +11,7 @@ CROP_ASPECT = 4 / 3
 """Largest aspect ratio of a random resized crop (Szegedy et al. 2015)."""
 
 KEY = 1
-"""Tells the random numbers of crops from those of the order of an epoch."""
+"""Sets the random numbers of crops apart from the order of an epoch."""
 
 
 def draw_crops(*, seed: int, step: int, count: int) -> Float64[np.ndarray, "{count} 4"]:

@@ -37,8 +37,10 @@ def on_sigterm(server: uvicorn.Server, admission: Admission, settings: Settings)
         server.config.timeout_graceful_shutdown = settings.read_seconds + settings.deadline_ms // 1000 + 1
 
     def stop() -> None:
-        # Workers share a socket that their parent process closes last: what connects meanwhile would be reset.
-        _set_backlog(server, 0)
+        # Workers share a socket that their parent process closes last: what connects meanwhile would be reset. systemd
+        # keeps its socket, in which connections wait for the next process.
+        if os.environ.get("LISTEN_PID") != str(os.getpid()):
+            _set_backlog(server, 0)
         server.should_exit = True
 
     def drain() -> None:

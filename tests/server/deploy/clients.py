@@ -27,7 +27,8 @@ def asking(port: int, expected: str) -> Iterator[list[float]]:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
             while not is_over.is_set():
                 try:
-                    assert post(client, encode(COLOURS["red"])).json()["predicted_class"] == expected
+                    response = post(client, encode(COLOURS["red"])).raise_for_status()
+                    assert response.json()["predicted_class"] == expected
                     answered.append(time.monotonic())
                 except Exception as failure:
                     lost.append(failure)
@@ -42,4 +43,4 @@ def asking(port: int, expected: str) -> Iterator[list[float]]:
         is_over.set()
         for client in clients:
             client.join()
-    assert lost == []
+    assert lost == [], lost[:3]

@@ -140,6 +140,17 @@ def test_limits_of_the_proxies_are_those_of_the_server():
 
 
 @pytest.mark.run
+def test_connections_wait_in_the_socket_while_there_is_no_server(start_service):
+    service = start_service()
+    assert service.stop() == 0
+    with contextlib.ExitStack() as stack:
+        for _ in range(20):
+            stack.enter_context(socket.create_connection(("127.0.0.1", service.port), timeout=0.5))
+        service.start()
+        service.wait_until_ready()
+
+
+@pytest.mark.run
 def test_a_restart_loses_no_request_of_new_connections(start_service):
     service = start_service()
     is_over, lost, answered = threading.Event(), [], []

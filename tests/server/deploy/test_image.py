@@ -262,7 +262,7 @@ def test_a_training_that_is_killed_or_stopped_resumes(buildah, tmp_path):
     work.mkdir()
     os.chown(work, 10001, 10001)
     workdir = work / "runs" / "digits"
-    command = [*config["config"]["Entrypoint"], "digits", "--epochs", "6", "--workdir", "/training/runs/digits"]
+    command = [*config["config"]["Entrypoint"], "digits", "--epochs", "20", "--workdir", "/training/runs/digits"]
 
     def train(name):
         return start(files, config, tmp_path / name, command, user=10001, mount=(work, "training", "rw"))
@@ -272,13 +272,13 @@ def test_a_training_that_is_killed_or_stopped_resumes(buildah, tmp_path):
     assert stop(process, signal.SIGKILL) != 0
     process, log = train("second")
     wait_for_epoch(process, workdir, 4, log)
-    assert stop(process) == 128 + signal.SIGTERM
+    assert stop(process) == 128 + signal.SIGTERM, log.read_text()
     assert "resuming at step" in log.read_text()
     assert "stopped by SIGTERM and saved" in log.read_text()
     process, log = train("third")
     assert process.wait(timeout=300) == 0, log.read_text()
     assert "resuming at step" in log.read_text()
-    assert max(epochs(workdir)) == 6
+    assert max(epochs(workdir)) == 20
     evaluation = json.loads((workdir / "evaluation.json").read_text())
     assert evaluation["top1"] > 0.9
     assert list(load(workdir / "model.onnx", max_batch=1, threads=1).names) == [str(digit) for digit in range(10)]

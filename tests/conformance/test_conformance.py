@@ -47,7 +47,7 @@ def test_a_runtime_without_an_interpreter_is_skipped(tmp_path, capsys):
 
 def test_every_network_is_included():
     names = networks.configurations()
-    assert {config.name for config in names.values()} == set(networks.models.NAMES)
+    assert {config.name for config in names.values()} == set(networks.registry.NAMES)
     assert {config.precision for config in names.values()} == {"float32"}
     assert all(peer.packages for peer in peers.PEERS)
 

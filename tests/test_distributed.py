@@ -39,7 +39,7 @@ def train(workdir: Path, *, devices: int, epochs: int) -> list[dict[str, float]]
     return [record for record in records if record["kind"] == "validation"]
 
 
-@pytest.mark.run
+@pytest.mark.slow
 def test_four_devices_and_then_two_learn_what_one_learns(tmp_path):
     one = train(tmp_path / "one", devices=1, epochs=2)
     for devices, epochs in ((4, 1), (2, 2)):

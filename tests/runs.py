@@ -1,9 +1,9 @@
 """Runs to export whose best checkpoint is a network of noise, with their data, evaluation, card and metadata."""
 
 import json
+from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import onnx
 
@@ -51,11 +51,12 @@ def make_run(path, *, flip=False, **model):
 def dataset_of(run, *, train=64, validation=200):
     """Returns pictures labelled as the model itself classifies them."""
     trained = load_model(run)
+    compute = jax.jit(partial(trained.model.apply, train=False))
     random = np.random.default_rng(1)
 
     def split(count):
         images = random.integers(0, 256, (count, 8, 8, 3), np.uint8)
-        logits = trained.model.apply(trained.variables, jnp.asarray(images), train=False)
+        logits = compute(trained.variables, images)
         return Split(images, np.asarray(logits).argmax(axis=1).astype(np.int32))
 
     return Dataset(

@@ -90,7 +90,7 @@ def test_the_loss_is_shared_between_labels_and_teachers(accumulate):
     model, state, take = setup(model_config=config)
     images, labels = make_batch()
     taught = jax.nn.softmax(jax.random.normal(KEY, (12, 3)))
-    logits, _ = model.apply(state.variables, jnp.asarray(images), train=True, mutable=["batch_stats"])
+    logits, _ = jax.jit(partial(model.apply, train=True, mutable=["batch_stats"]))(state.variables, images)
     expected = 0.75 * optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
     expected += 0.25 * 2.0**2 * optax.softmax_cross_entropy(logits / 2.0, taught).mean()
     how = {"distill_config": DistillConfig(weight=0.25, temperature=2.0), "accumulate": accumulate}

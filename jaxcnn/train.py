@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -82,6 +84,9 @@ def main(arguments: Sequence[str]) -> None:
         )
         for name in ("report.html", "model.onnx"):
             console.print(f"  {parsed.workdir / name}", soft_wrap=True)
+    elif os.getpid() == 1 and is_leader():
+        # In a container, status 0 means a complete run: nothing would start it again.
+        sys.exit(128 + signal.SIGTERM)
 
 
 def parse(arguments: Sequence[str]) -> Arguments:

@@ -72,7 +72,7 @@ def model_statistics(model: Model, measured: Mapping[str, tuple[float, float]]) 
 
     Args:
       model: the model that is served now.
-      measured: count and sum, as `Metrics.statistics` returns them.
+      measured: count and sum, as `ModelMetrics.statistics` returns them.
     """
 
     def duration(name: str) -> dict[str, int]:

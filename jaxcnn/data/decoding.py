@@ -101,15 +101,11 @@ def decode_file(encoded: bytes, *, size: int, resize: Resize = STRETCH, where: s
     Raises:
       UserError: as `decode`.
     """
-    with _pillow_errors(where):
-        if not encoded:
-            raise ValueError("empty file")
-        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-            _check_pixels(image)
-            width, height = image.size
-            rgb = _upright(_to_rgb(_load(image, size, resize)), image)
-            pixels = np.asarray(resize.pad(resize.scale(rgb, size), size))
-            return Decoded(pixels, width, height, image.format or "")
+    with _open(encoded, where) as image:
+        width, height = image.size
+        rgb = _upright(_to_rgb(_load(image, size, resize)), image)
+        pixels = np.asarray(resize.pad(resize.scale(rgb, size), size))
+        return Decoded(pixels, width, height, image.format or "")
 
 
 def decode_crop(
@@ -129,19 +125,15 @@ def decode_crop(
     Raises:
       UserError: as `decode`.
     """
-    with _pillow_errors(where):
-        if not encoded:
-            raise ValueError("empty file")
-        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-            _check_pixels(image)
-            if image.format == "PNG" and "transparency" in image.info:
-                _scale_transparent(image)
-            least = math.ceil(DRAFT * size / crop.least_side)
-            image.draft(None, (least, least))
-            image.load()
-            # The crop is placed in the picture as a viewer sees it.
-            rgb = _upright(_to_rgb(image), image)
-            return np.asarray(resize.cut(rgb, crop.box(*rgb.size, mode=resize.mode), size))
+    with _open(encoded, where) as image:
+        if image.format == "PNG" and "transparency" in image.info:
+            _scale_transparent(image)
+        least = math.ceil(DRAFT * size / crop.least_side)
+        image.draft(None, (least, least))
+        image.load()
+        # The crop is placed in the picture as a viewer sees it.
+        rgb = _upright(_to_rgb(image), image)
+        return np.asarray(resize.cut(rgb, crop.box(*rgb.size, mode=resize.mode), size))
 
 
 def is_picture(encoded: bytes) -> bool:
@@ -174,6 +166,17 @@ def prepare(
         image.load()
         rgb = _upright(_to_rgb(image), image)
         return np.asarray(resize.pad(resize.scale(rgb, size), size))
+
+
+@contextlib.contextmanager
+def _open(encoded: bytes, where: str) -> Iterator[ImageFile.ImageFile]:
+    """Opens a file of at most `MAX_PIXELS`; errors inside the block become a UserError that names the picture."""
+    with _pillow_errors(where):
+        if not encoded:
+            raise ValueError("empty file")
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+            _check_pixels(image)
+            yield image
 
 
 @contextlib.contextmanager

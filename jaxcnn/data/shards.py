@@ -27,7 +27,7 @@ OPTIONS = "group_size:1,uncompressed"
 
 
 def has_array_record() -> bool:
-    """Returns whether the package is installed; there is none for Windows."""
+    """Returns whether the package is installed, which Windows does not have."""
     return importlib.util.find_spec("array_record") is not None
 
 

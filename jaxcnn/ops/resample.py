@@ -29,8 +29,8 @@ def resample(
 ) -> Float[Array, "batch rows width"]:
     """Computes the weighted sums of rows of each example.
 
-    The CPU kernel reads the rows, which takes 90 ms instead of 300 for 32 pictures of 256x256 to 224x224 pixels (two
-    cores, AMD EPYC, Zen 4). Elsewhere it is a product with a matrix that is mostly zeros, as matrix units want it.
+    The CPU kernel reads the rows that a result is made of. Elsewhere it is a product with a matrix that is mostly
+    zeros, as matrix units want it.
     """
     if using_cpu_kernels():
         read = [jax.vmap(_take)(x, taps.rows[:, :, i]) for i in range(taps.rows.shape[2])]

@@ -199,7 +199,7 @@ def describe(results: dict[str, Result]) -> str:
 
 
 def _row(title: str, result: Result) -> str:
-    gain = [ours - theirs for ours, theirs in zip(result["finetune"], result["probe"], strict=True)]
+    gain = [fitted - probed for fitted, probed in zip(result["finetune"], result["probe"], strict=True)]
     scratch = f"{result['folder'][0]:.3f}" if "folder" in result else ""
     cells = [*(_interval(result[method]) for method in METHODS), _interval(gain, sign="+")]
     return f"| {title} | {' | '.join(cells)} | {scratch} |"

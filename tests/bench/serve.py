@@ -39,13 +39,13 @@ def commands(model: Path, peers: str | None) -> dict[str, list[str]]:
     if peers is None:
         return {"jaxcnn": ours}
     bentoml = [peers, "-m", "bentoml", "serve", "--working-dir", "tests/bench", "peer_bentoml:Classifier"]
-    theirs = {
+    others = {
         "litserve": ("LitServe", [peers, "tests/bench/peer_litserve.py", str(PORT), str(model)]),
         "bentoml": ("BentoML", [*bentoml, "--port", str(PORT)]),
         "mlserver": ("MLServer", [peers, "tests/bench/peer_mlserver.py", str(PORT), str(model)]),
         "tensorflow": ("original", [peers, "tests/bench/peer_flask.py", str(PORT)]),
     }
-    return {"jaxcnn": ours, **{name: line for package, (name, line) in theirs.items() if _has(peers, package)}}
+    return {"jaxcnn": ours, **{name: line for package, (name, line) in others.items() if _has(peers, package)}}
 
 
 def _has(python: str, package: str) -> bool:

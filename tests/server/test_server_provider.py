@@ -11,8 +11,8 @@ def installed(monkeypatch):
     """Sets the providers that the installed onnxruntime has."""
 
     def install(*names):
-        theirs = [provider.PROVIDERS[name][0] for name in names]
-        monkeypatch.setattr(provider.ort, "get_available_providers", lambda: theirs)
+        installed = [provider.PROVIDERS[name][0] for name in names]
+        monkeypatch.setattr(provider.ort, "get_available_providers", lambda: installed)
 
     return install
 

@@ -228,7 +228,8 @@ def test_it_connects_to_nothing_and_writes_nothing(buildah, image, files, free_p
         make_picture(1, seed=7, size=300).save(tmp_path / "photo.jpg")
         predict(free_port, (tmp_path / "photo.jpg").read_bytes())
         time.sleep(3)
-        assert list(Path(f"/proc/{first_process(process)}/root/tmp").iterdir()) == []
+        root = Path("/proc", str(first_process(process)), "root")
+        assert list((root / "tmp").iterdir()) == []
         assert stop(process) == 0
     # What comes before the program's start prepares the container.
     calls = trace.read_text()

@@ -260,8 +260,9 @@ def test_values_of_options_are_valid(name):
 class Clone:
     """A copy of the repository in which blocks are run, each but once."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, *, timeout: int = 300):
         self.folder = folder
+        self._timeout = timeout
         self._done: dict[str, str] = {}
         self._server: subprocess.Popen[str] | None = None
         self._port = free_port()
@@ -305,7 +306,9 @@ class Clone:
             )
             wait_until_ready(self._server, self._port)
             return ""
-        done = subprocess.run(command, cwd=folder, env=self._environment(), capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            command, cwd=folder, env=self._environment(), capture_output=True, text=True, timeout=self._timeout
+        )
         assert done.returncode == 0, f"{code}\n{done.stdout}{done.stderr}"
         return done.stdout + done.stderr
 
@@ -374,6 +377,29 @@ def test_code_blocks_run(clone, name):
         for workdir in re.findall(r"^python -m jaxcnn\.train .*--workdir (\S+)", block.code, re.MULTILINE):
             assert (clone.folder / workdir / "model.onnx").exists(), block
     clone.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_tutorial_runs(tmp_path):
+    """Runs every line of it, with the real pictures."""
+    pytest.importorskip("elpv_dataset", reason="elpv-dataset is not installed; run `pip install elpv-dataset`")
+    tutorial = Clone(copy_repository(tmp_path), timeout=900)
+    printed = []
+    for block in blocks(section("Tutorial", training_readme())):
+        start = time.monotonic()
+        printed.append(tutorial.run(block))
+        print(f"{block.code}{printed[-1]}{time.monotonic() - start:.0f} s\n")
+    tutorial.stop()
+    _, inspected, trained, exported, _, answer = printed
+    assert "2,223 pictures in 2 classes" in inspected
+    assert "in several splits" not in inspected
+    accuracy = re.search(r"validation top-1 (0\.\d+), loss \S+ on (\d+) pictures", trained)
+    assert accuracy
+    assert float(accuracy[1]) > 0.72
+    assert int(accuracy[2]) == 426
+    assert re.search(r"solar.onnx: \d\.\d MB, verified", exported)
+    assert json.loads(answer)["predicted_class"] in ("defective", "functional")
 
 
 @pytest.mark.run

@@ -7,12 +7,11 @@ from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 from jaxtyping import Array, Float
 
-from jaxcnn.models.layers import Conv, Features, Images, LayerNorm, StochasticDepth, global_avg_pool
+from jaxcnn.models.layers import Conv, Features, Images, LayerNorm, StochasticDepth, gelu, global_avg_pool
 from jaxcnn.models.network import IMAGENET_MEAN, IMAGENET_STD, Network, PerColour
 from jaxcnn.ops.layout import pointwise
 
@@ -64,7 +63,7 @@ class Block(nn.Module):
         y = conv(channels, (7, 7), padding=((3, 3), (3, 3)), groups=channels, name="depthwise_conv")(x)
         y = LayerNorm(name="norm")(y)
         y = conv(EXPANSION * channels, (1, 1), name="expand_conv")(y)
-        y = pointwise(partial(jax.nn.gelu, approximate=False), y)
+        y = pointwise(gelu, y)
         y = conv(channels, (1, 1), name="project_conv")(y)
         gamma = self.param("gamma", nn.initializers.constant(1e-6), (channels,), jnp.float32)
         y = StochasticDepth(self.drop, deterministic=not train)(y)

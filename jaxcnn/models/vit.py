@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 from jaxtyping import Array, Float
 
-from jaxcnn.models.layers import Conv, Images, LayerNorm, StochasticDepth
+from jaxcnn.models.layers import Conv, Images, LayerNorm, StochasticDepth, gelu
 from jaxcnn.models.network import IMAGENET_MEAN, IMAGENET_STD, Network, PerColour
 
 type Tokens = Float[Array, "batch tokens channels"]
@@ -91,7 +91,7 @@ class Block(nn.Module):
         drop = partial(StochasticDepth, self.drop, deterministic=not train)
         x = x + drop()(Attention(self.dtype, name="attention")(LayerNorm(name="attention_norm")(x)))
         y = dense(EXPANSION * x.shape[-1], name="expand")(LayerNorm(name="mlp_norm")(x))
-        return x + drop()(dense(x.shape[-1], name="project")(jax.nn.gelu(y, approximate=False)))
+        return x + drop()(dense(x.shape[-1], name="project")(gelu(y)))
 
 
 class VisionTransformer(Network, kw_only=True):

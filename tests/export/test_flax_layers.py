@@ -423,7 +423,7 @@ def test_onnxruntime_fuses_layer_norm_and_gelu(exported, filled, tmp_path, norm)
     class Net(nn.Module):
         @nn.compact
         def __call__(self, x):
-            return nn.Dense(6)(nn.gelu(nn.Dense(12)(norm()(x)), approximate=False))
+            return nn.Dense(6)(layers.gelu(nn.Dense(12)(norm()(x))))
 
     variables = filled(Net(), jnp.zeros((1, 5, 6)))
     model = exported(lambda x: Net().apply(variables, x), SEQUENCE).proto

@@ -6,13 +6,29 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcnn.models.layers import BatchNormAct, Conv, SpatialDropout, global_avg_pool, space_to_depth
+from jaxcnn.models.layers import BatchNormAct, Conv, SpatialDropout, gelu, global_avg_pool, space_to_depth
 from jaxcnn.ops.dispatch import use_cpu_kernels
 from jaxcnn.ops.norm import RELU
 
 
 def normal(*shape: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(0).normal(1, 2, shape), jnp.float32)
+
+
+@pytest.mark.parametrize(("dtype", "relative", "absolute"), [(jnp.float32, 5e-7, 5e-7), (jnp.bfloat16, 2**-8, 0)])
+def test_gelu_agrees_with_jax(dtype: jnp.dtype, relative: float, absolute: float) -> None:
+    x = jnp.linspace(-3, 9, 2001).astype(dtype)
+    wide = x.astype(jnp.float32)
+    expected, pull = jax.vjp(lambda wide: jax.nn.gelu(wide, approximate=False), wide)
+    found, pull_found = jax.vjp(gelu, x)
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found.astype(jnp.float32), expected, rtol=relative, atol=absolute)
+    np.testing.assert_allclose(
+        pull_found(jnp.ones_like(x))[0].astype(jnp.float32),
+        pull(jnp.ones_like(wide))[0],
+        rtol=relative,
+        atol=1e-2 * relative + absolute,
+    )
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 5, 2), (6, 2)])

@@ -17,6 +17,8 @@ _OUTPUTS = {
 _FIGURES = {"top1": "top-1 accuracy", "top5": "top-5 accuracy", "loss": "cross-entropy", "ece": "calibration error"}
 _RANKED = 10
 """How many of the worst classes, the best classes and the confusions are listed."""
+_NAMED = 1000
+"""Most classes whose names are listed."""
 
 USAGE = """\
 import json
@@ -101,7 +103,7 @@ def write_card(
         "## Limitations\n\n" + _list(_limits(metadata, file, evaluation)),
         "## Training\n\n" + _trainings(metadata.trainings),
         "## Verification\n\n" + _list(checks),
-        "## Classes\n\n" + ", ".join(map(_plain, metadata.names)),
+        "## Classes\n\n" + _names(metadata.names, file),
         f"## Terms of use\n\n{_terms(metadata.trainings)}\n\nSHA-256 of the file: `{file['sha256']}`.",
     ]
     return "\n\n".join(sections) + "\n"
@@ -234,13 +236,25 @@ def _ranked_classes(evaluation: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def _confusions(evaluation: Mapping[str, Any]) -> list[tuple[str, str, int, int]]:
     """Returns the most frequent confusions: true class, predicted class, how often, and pictures of the true class."""
     per_class = evaluation["per_class"]
-    pairs = [
-        (per_class[i]["name"], per_class[j]["name"], times, per_class[i]["count"])
-        for i, row in enumerate(evaluation["confusion"])
-        for j, times in enumerate(row)
-        if times and i != j
+    # A record of very many classes has no matrix.
+    pairs = evaluation.get("confusions") or [
+        (true, predicted, times)
+        for true, row in enumerate(evaluation.get("confusion", ()))
+        for predicted, times in enumerate(row)
+        if times and true != predicted
     ]
-    return sorted(pairs, key=lambda pair: -pair[2])[:_RANKED]
+    return [
+        (per_class[true]["name"], per_class[predicted]["name"], times, per_class[true]["count"])
+        for true, predicted, times in sorted(pairs, key=lambda pair: -pair[2])[:_RANKED]
+    ]
+
+
+def _names(names: Sequence[str], file: Mapping[str, Any]) -> str:
+    """Lists the classes, or the first of very many."""
+    listed, more = ", ".join(map(_plain, names[:_NAMED])), len(names) - _NAMED
+    if more <= 0:
+        return listed
+    return f"{listed} and {more:,} more: the metadata of `{file['file']}` lists them all as `names`."
 
 
 def _signature(file: Mapping[str, Any]) -> str:

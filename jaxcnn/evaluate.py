@@ -122,7 +122,7 @@ def print_evaluation(
 ) -> None:
     """Prints the figures, the worst classes and the most frequent confusions, ten of each."""
     console = Console(highlight=False)
-    counts = evaluation.confusion.sum(axis=1)
+    counts = evaluation.cells.sum_by(evaluation.cells.true)
     columns = [evaluation] if flipped is None else [evaluation, flipped]
     # The figures, with mirror images beside the plain ones.
     figures = _table("", *[">"] if flipped is None else [">plain", ">with mirror image"])

@@ -1,6 +1,7 @@
 """The record of an evaluation: `evaluation.json` in a workdir, and files like it."""
 
 import csv
+import dataclasses
 import io
 import itertools
 import json
@@ -16,7 +17,10 @@ from jaxcnn.data import Dataset, Split
 from jaxcnn.disk import write_atomically
 from jaxcnn.errors import UserError
 from jaxcnn.intervals import bootstrap_intervals, measure_classes, measure_macro, wilson_interval
-from jaxcnn.metrics import Evaluation
+from jaxcnn.metrics import MATRIX_LIMIT, Evaluation
+
+CONFUSIONS = 10_000
+"""Most confusions in a record of more than `MATRIX_LIMIT` classes."""
 
 
 def write_evaluation(
@@ -62,14 +66,21 @@ def describe_measured(classifier: Classifier, *, dataset: Dataset, split: str) -
 def to_record(evaluation: Evaluation, *, names: Sequence[str], flipped: Evaluation | None = None) -> dict[str, Any]:
     """Returns the figures as JSON values; one that is undefined, such as the accuracy of an empty class, is null.
 
+    `confusion` is the confusion matrix. With more than `MATRIX_LIMIT` classes, the record has `confusions` instead: the
+    most frequent ones, each as true class, predicted class and number of examples.
+
     Args:
       evaluation: the figures.
       names: class names.
       flipped: the same averaged with mirror images; only its summary is recorded.
     """
-    # Examples of each class are the rows of the confusion matrix.
-    bins = evaluation.reliability
-    counts, by_class = evaluation.confusion.sum(axis=1), measure_classes(evaluation.confusion)
+    bins, by_class = evaluation.reliability, measure_classes(evaluation.cells)
+    counts = evaluation.cells.sum_by(evaluation.cells.true)
+    confusion = (
+        {"confusion": evaluation.confusion.tolist()}
+        if len(names) <= MATRIX_LIMIT
+        else {"confusions": [dataclasses.astuple(pair) for pair in evaluation.confusions()[:CONFUSIONS]]}
+    )
     return {
         "count": evaluation.count,
         **evaluation.scalars(),
@@ -88,7 +99,7 @@ def to_record(evaluation: Evaluation, *, names: Sequence[str], flipped: Evaluati
             {"count": int(count), "confidence": _number(confidence), "accuracy": _number(accuracy)}
             for count, confidence, accuracy in zip(bins.count, bins.confidence, bins.accuracy, strict=True)
         ],
-        "confusion": evaluation.confusion.tolist(),
+        **confusion,
     }
 
 
@@ -97,8 +108,8 @@ def measure_all(evaluation: Evaluation) -> dict[str, Any]:
 
     They are `balanced_accuracy`, which is the mean recall, and the means of `precision`, `recall` and `f1`.
     """
-    macro = measure_macro(evaluation.confusion)
-    intervals = bootstrap_intervals(evaluation.confusion)
+    macro = measure_macro(evaluation.cells)
+    intervals = bootstrap_intervals(evaluation.cells)
     shares = {"top1": evaluation.top1, "top5": evaluation.top5}
     return {
         "balanced_accuracy": macro["recall"],

@@ -6,8 +6,13 @@ import statistics
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from jaxcnn.metrics import Cells
+
 SAMPLES = 500
 """Resamples of the pictures behind an interval: its ends then vary by a few hundredths of its width."""
+
+CHUNK = 50
+"""Resamples whose metrics are in memory at once."""
 
 LEVEL = 0.95
 """Share of the intervals that hold the true value."""
@@ -25,7 +30,7 @@ type Shares = dict[str, Float64[np.ndarray, "*samples classes"]]
 """Metrics of each class by name: shares from 0 to 1."""
 
 
-def measure_classes(confusion: Int64[np.ndarray, "classes classes"]) -> Shares:
+def measure_classes(confusion: Cells) -> Shares:
     """Returns `precision`, `recall` and `f1` of each class; NaN for a class without pictures.
 
     The precision of a class that is never predicted is 0.
@@ -33,10 +38,11 @@ def measure_classes(confusion: Int64[np.ndarray, "classes classes"]) -> Shares:
     Args:
       confusion: number of pictures by true and predicted class.
     """
-    return _measure(confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0))
+    true, predicted = confusion.sum_by(confusion.true), confusion.sum_by(confusion.predicted)
+    return _measure(confusion.diagonal(), true, predicted)
 
 
-def measure_macro(confusion: Int64[np.ndarray, "classes classes"]) -> dict[str, float]:
+def measure_macro(confusion: Cells) -> dict[str, float]:
     """Returns the means of `precision`, `recall` and `f1` over the classes that have pictures.
 
     The mean recall is the balanced accuracy.
@@ -44,24 +50,27 @@ def measure_macro(confusion: Int64[np.ndarray, "classes classes"]) -> dict[str, 
     return {name: float(np.nanmean(shares)) for name, shares in measure_classes(confusion).items()}
 
 
-def bootstrap_intervals(confusion: Int64[np.ndarray, "classes classes"]) -> dict[str, tuple[float, float]]:
+def bootstrap_intervals(confusion: Cells) -> dict[str, tuple[float, float]]:
     """Returns the 95% confidence intervals of `measure_macro`, by resampling the pictures of each class (Efron 1979).
 
     The seed is fixed: the same pictures give the same intervals.
     """
-    random, classes = np.random.default_rng(0), len(confusion)
-    right, predicted = (np.zeros((SAMPLES, classes), np.int64) for _ in range(2))
-    for label, row in enumerate(confusion):
-        # Most cells are empty where there are many classes.
-        cells = np.flatnonzero(row)
-        if len(cells):
-            drawn = random.multinomial(row.sum(), row[cells] / row.sum(), size=SAMPLES)
-            predicted[:, cells] += drawn
-            right[:, label] = drawn[:, cells == label].sum(axis=1)
+    random, true = np.random.default_rng(0), confusion.sum_by(confusion.true)
+    right, predicted = (np.zeros((SAMPLES, confusion.classes), np.int32) for _ in range(2))
+    for label, (columns, counts) in enumerate(confusion.rows()):
+        if len(columns):
+            drawn = random.multinomial(true[label], counts / true[label], size=SAMPLES)
+            predicted[:, columns] += drawn.astype(np.int32)
+            right[:, label] = drawn[:, columns == label].sum(axis=1)
+    # A few resamples at a time: the metrics of all of them would take hundreds of MB for 21,841 classes.
+    means: dict[str, list[float]] = {}
+    for part in (slice(start, start + CHUNK) for start in range(0, SAMPLES, CHUNK)):
+        for name, shares in _measure(right[part].astype(np.int64), true, predicted[part].astype(np.int64)).items():
+            means.setdefault(name, []).extend(np.nanmean(shares, axis=1).tolist())
     ends = (100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2)
     found = {}
-    for name, shares in _measure(right, confusion.sum(axis=1), predicted).items():
-        low, high = np.percentile(np.nanmean(shares, axis=1), ends)
+    for name, values in means.items():
+        low, high = np.percentile(values, ends)
         found[name] = (float(low), float(high))
     return found
 

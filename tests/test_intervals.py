@@ -8,12 +8,18 @@ from scipy.stats import binomtest
 from sklearn.metrics import balanced_accuracy_score, precision_recall_fscore_support
 
 from jaxcnn.intervals import bootstrap_intervals, measure_classes, measure_macro, wilson_interval
+from jaxcnn.metrics import Cells
 
 
-def make_confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+def make_confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> Cells:
     confusion = np.zeros((classes, classes), np.int64)
     np.add.at(confusion, (labels, predicted), 1)
-    return confusion
+    return cells_of(confusion)
+
+
+def cells_of(confusion: np.ndarray) -> Cells:
+    true, predicted = confusion.nonzero()
+    return Cells(len(confusion), true, predicted, confusion[true, predicted])
 
 
 @given(count=st.integers(1, 10_000), right=st.floats(0, 1))
@@ -37,10 +43,11 @@ def test_metrics_are_those_of_scikit_learn():
 
 
 def test_a_class_without_pictures_counts_for_nothing():
-    confusion = np.array([[8, 2, 0], [1, 9, 0], [0, 0, 0]])
+    whole = np.array([[8, 2, 0], [1, 9, 0], [0, 0, 0]])
+    confusion, filled = cells_of(whole), cells_of(whole[:2, :2])
     assert np.isnan(measure_classes(confusion)["recall"][2])
-    assert measure_macro(confusion) == pytest.approx(measure_macro(confusion[:2, :2]))
-    assert bootstrap_intervals(confusion)["recall"] == pytest.approx(bootstrap_intervals(confusion[:2, :2])["recall"])
+    assert measure_macro(confusion) == pytest.approx(measure_macro(filled))
+    assert bootstrap_intervals(confusion)["recall"] == pytest.approx(bootstrap_intervals(filled)["recall"])
 
 
 def test_intervals_hold_the_true_value_about_as_often_as_they_say():
@@ -50,14 +57,14 @@ def test_intervals_hold_the_true_value_about_as_often_as_they_say():
     held = 0
     for _ in range(100):
         right = random.binomial(counts, recalls)
-        confusion = np.diag(right) + np.diag(counts - right)[:, [1, 2, 0]]
+        confusion = cells_of(np.diag(right) + np.diag(counts - right)[:, [1, 2, 0]])
         low, high = bootstrap_intervals(confusion)["recall"]
         held += low <= recalls.mean() <= high
     assert 88 <= held <= 99
 
 
 def test_intervals_are_the_same_every_time():
-    confusion = np.array([[30, 5], [7, 20]])
+    confusion = cells_of(np.array([[30, 5], [7, 20]]))
     found = bootstrap_intervals(confusion)
     assert found == bootstrap_intervals(confusion)
     assert all(low < measure_macro(confusion)[name] < high for name, (low, high) in found.items())

@@ -27,7 +27,7 @@ from jaxcnn.disk import write_atomically
 from jaxcnn.errors import UserError
 from jaxcnn.intervals import bootstrap_intervals, measure_classes, measure_macro, wilson_interval
 from jaxcnn.label_errors import find_hardest, find_label_errors
-from jaxcnn.metrics import Evaluation
+from jaxcnn.metrics import MATRIX_LIMIT, Evaluation
 from jaxcnn.run.charts import INK, TRAIN, VALIDATION, Curve, draw_curves, draw_reliability
 from jaxcnn.run.cost import count_parameters, format_duration
 from jaxcnn.run.describe import (
@@ -51,8 +51,10 @@ from jaxcnn.run.workdir import Workdir
 
 TABLE_LIMIT = 25
 """Largest number of classes whose confusion matrix is a table of numbers; with more it is an image."""
-MAP_LIMIT = 1000
+MAP_LIMIT = MATRIX_LIMIT
 """Largest number of classes with such an image; with more, only the most frequent confusions are listed."""
+LIST_LIMIT = 1000
+"""Largest number of classes in the list of all classes; with more, it has the worst ones."""
 PICTURES = 24
 """Most pictures in a gallery."""
 HARDEST = 4
@@ -120,7 +122,6 @@ def render(
 ) -> str:
     """Returns the page as HTML. Class names and other untrusted text are escaped."""
     config, best = sessions[-1].config, log.validation_of(calibration.step)
-    classes = describe_classes(evaluation, dataset.names)
     return render_page(
         "report.html",
         # The header and the run.
@@ -130,8 +131,8 @@ def render(
         pictures=counted(evaluation.count, "held-out picture"),
         interval=wilson_interval(evaluation.top1, evaluation.count),
         interval5=wilson_interval(evaluation.top5, evaluation.count),
-        macro=measure_macro(evaluation.confusion),
-        macro_intervals=bootstrap_intervals(evaluation.confusion),
+        macro=measure_macro(evaluation.cells),
+        macro_intervals=bootstrap_intervals(evaluation.cells),
         facts=describe_run(sessions, log, dataset, earlier=earlier),
         epochs=config.epochs,
         frozen=config.is_frozen,
@@ -144,13 +145,7 @@ def render(
         augmented=any(session.config.augment != AugmentConfig() for session in sessions),
         label_smoothing=any(session.config.label_smoothing for session in sessions),
         # Classes and their confusions.
-        classes=classes,
-        ranked=[classes[label] for label in evaluation.worst_classes()],
-        confusions=evaluation.confusions()[:15],
-        table=len(dataset.names) <= TABLE_LIMIT,
-        map=confusion_map(evaluation.confusion, dataset.names)
-        if TABLE_LIMIT < len(dataset.names) <= MAP_LIMIT
-        else None,
+        **show_classes(evaluation, dataset.names),
         # Calibration.
         reliability=Markup(draw_reliability(evaluation.reliability)),  # noqa: S704 drawn here
         mean_confidence=float(evaluation.confidence.mean()),
@@ -249,18 +244,35 @@ def average_records(records: Sequence[TrainRecord]) -> list[dict[str, float]]:
     ]
 
 
+def show_classes(evaluation: Evaluation, names: Sequence[str]) -> dict[str, Any]:
+    """Returns what the page shows of the classes: all of them, or the worst and the most frequent confusions.
+
+    Its keys are `classes`, `ranked` (the same without classes that have no pictures, the worst first), `listed` (the
+    classes of the list), `confusions`, `table` (the confusion matrix of few classes) and `map` (its image of more).
+    """
+    classes = describe_classes(evaluation, names)
+    ranked = [classes[label] for label in evaluation.worst_classes()]
+    return {
+        "classes": classes,
+        "ranked": ranked,
+        "listed": classes if len(classes) <= LIST_LIMIT else ranked[:LIST_LIMIT],
+        "confusions": evaluation.confusions()[:15],
+        "table": evaluation.confusion.tolist() if len(names) <= TABLE_LIMIT else None,
+        "map": confusion_map(evaluation.confusion, names) if TABLE_LIMIT < len(names) <= MAP_LIMIT else None,
+    }
+
+
 def describe_classes(evaluation: Evaluation, names: Sequence[str]) -> list[dict[str, Any]]:
     """Returns a record for each class.
 
-    Its keys are `name`, `count`, `top1` (None without pictures), `precision`, `f1`, `row` (of the confusion matrix) and
-    `mistaken_for`: the three classes that are most often predicted instead, with their counts.
+    Its keys are `name`, `count`, `top1` (None without pictures), `precision`, `f1` and `mistaken_for`: the three
+    classes that are most often predicted instead, with their counts.
     """
-    records, shares = [], measure_classes(evaluation.confusion)
-    for label, name in enumerate(names):
-        # The row of the confusion matrix without its diagonal has the mistakes.
-        mistakes = evaluation.confusion[label].copy()
-        count, mistakes[label] = int(mistakes.sum()), 0
-        frequent = [int(other) for other in np.argsort(-mistakes, kind="stable")[:3] if mistakes[other]]
+    records, shares = [], measure_classes(evaluation.cells)
+    for label, (name, (predicted, counts)) in enumerate(zip(names, evaluation.cells.rows(), strict=True)):
+        count, wrong = int(counts.sum()), predicted != label
+        predicted, counts = predicted[wrong], counts[wrong]
+        frequent = np.argsort(-counts, kind="stable")[:3]
         records.append(
             {
                 "name": name,
@@ -268,8 +280,7 @@ def describe_classes(evaluation: Evaluation, names: Sequence[str]) -> list[dict[
                 "top1": float(evaluation.per_class[label]) if count else None,
                 "precision": float(shares["precision"][label]),
                 "f1": float(shares["f1"][label]),
-                "row": evaluation.confusion[label].tolist(),
-                "mistaken_for": [(names[other], int(mistakes[other])) for other in frequent],
+                "mistaken_for": [(names[predicted[place]], int(counts[place])) for place in frequent],
             }
         )
     return records

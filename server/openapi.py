@@ -97,6 +97,7 @@ def _schemas(models: Sequence[Model], settings: Settings) -> Json:
         "Prediction": {**_object(answer), "properties": {**answer, "heatmap": heatmap}},
         "InferenceRequest": _inference_request(models, settings),
         "InferenceResponse": _inference_response(),
+        **_metadata(),
     }
 
 
@@ -176,6 +177,43 @@ def _inference_response() -> Json:
     }
 
 
+def _metadata() -> Json:
+    """Returns the schemas of what describes the server and its models in the Open Inference Protocol."""
+    text: Json = {"type": "string"}
+    count: Json = {"type": "integer", "minimum": 0}
+    shape = {"type": "array", "items": {"type": "integer"}}
+    tensor = _object({"name": text, "datatype": text, "shape": shape})
+    configured = _object({"name": text, "data_type": text, "dims": shape})
+    duration = _object({"count": count, "ns": count})
+    durations = _object(dict.fromkeys(("queue", "compute_input", "compute_infer", "compute_output"), duration))
+    counts = {"inference_count": count, "execution_count": count, "inference_stats": durations}
+    statistics = _object({"name": text, "version": text, **counts})
+    return {
+        "ServerMetadata": _object({"name": text, "version": text, "extensions": _list(text)}),
+        "ModelMetadata": _object(
+            {
+                "name": text,
+                "versions": _list(text),
+                "platform": text,
+                "inputs": _list(tensor),
+                "outputs": _list(tensor),
+            }
+        ),
+        "ModelConfiguration": _object(
+            {
+                "name": text,
+                "platform": text,
+                "backend": text,
+                "max_batch_size": count,
+                "input": _list(configured),
+                "output": _list(configured),
+            }
+        ),
+        "ModelStatistics": _object({"model_stats": _list(statistics)}),
+        "RepositoryModel": _object({"name": text, "version": text, "state": text, "reason": text}),
+    }
+
+
 def _native_paths(models: Sequence[Model], default: Model) -> Json:
     predict = _predict([default])
     named = _predict(models)
@@ -227,23 +265,28 @@ def _predict(models: Sequence[Model]) -> Json:
 def _open_inference_paths(models: Sequence[Model]) -> Json:
     # The server
     paths = {
-        "/v2": _get("Server metadata", "v2_server", 200),
+        "/v2": _get("Server metadata", "v2_server", 200, schema=_ref("ServerMetadata")),
         "/v2/health/live": _get("Is the server alive?", "v2_live", 200),
         "/v2/health/ready": _get("Is the server ready?", "v2_ready", 200, 503),
     }
-    paths["/v2/models/stats"] = _get("Statistics since the start", "v2_statistics", 200)
-    index = _get("The models that there are", "v2_repository_index", 200)["get"]
-    index["responses"] = _success({"type": "array", "items": {"type": "object"}})
+    statistics = _ref("ModelStatistics")
+    paths["/v2/models/stats"] = _get("Statistics since the start", "v2_statistics", 200, schema=statistics)
+    models_there = _list(_ref("RepositoryModel"))
+    index = _get("The models that there are", "v2_repository_index", 200, schema=models_there)["get"]
     paths["/v2/repository/index"] = {"post": index}
     # The models, with and without a version in the path
     names = [model.name for model in models]
     for prefix, version in (("", []), ("/versions/{version}", [_path_parameter("version", [VERSION])])):
         path, suffix = f"/v2/models/{{name}}{prefix}", "_version" if prefix else ""
         parameters = [_path_parameter("name", names), *version]
-        paths[path] = _get("Model metadata", f"v2_model{suffix}", 200, 404)
+        paths[path] = _get("Model metadata", f"v2_model{suffix}", 200, 404, schema=_ref("ModelMetadata"))
         paths[f"{path}/ready"] = _get("Is the model ready?", f"v2_model_ready{suffix}", 200, 404, 503)
-        paths[f"{path}/config"] = _get("Model configuration", f"v2_model_config{suffix}", 200, 404)
-        paths[f"{path}/stats"] = _get("Statistics since the start", f"v2_model_statistics{suffix}", 200, 404)
+        paths[f"{path}/config"] = _get(
+            "Model configuration", f"v2_model_config{suffix}", 200, 404, schema=_ref("ModelConfiguration")
+        )
+        paths[f"{path}/stats"] = _get(
+            "Statistics since the start", f"v2_model_statistics{suffix}", 200, 404, schema=statistics
+        )
         paths[f"{path}/infer"] = {"post": _infer(f"v2_infer{suffix}")}
         for model_path in (path, *(f"{path}/{part}" for part in ("ready", "config", "stats", "infer"))):
             for operation in paths[model_path].values():
@@ -291,8 +334,8 @@ def _operations_paths() -> Json:
     }
 
 
-def _get(summary: str, operation_id: str, *statuses: int) -> Json:
-    responses = _success({"type": "object"})
+def _get(summary: str, operation_id: str, *statuses: int, schema: Json | None = None) -> Json:
+    responses = _success(schema or {"type": "object"})
     for status in statuses[1:]:
         # The 503 of a health check is a state, not an error.
         is_state = status == 503
@@ -338,6 +381,10 @@ def _object(properties: Json, **extra: Any) -> Json:
         "properties": properties,
         **extra,
     }
+
+
+def _list(items: Json) -> Json:
+    return {"type": "array", "items": items}
 
 
 def _optional(properties: Json) -> Json:

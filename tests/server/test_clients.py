@@ -1,6 +1,7 @@
-"""The server under schemathesis, KServe's own client, and a client generated from the OpenAPI document."""
+"""The server under schemathesis, KServe's own client, and clients generated from the OpenAPI document."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 from tests.server.wire import COLOURS, encode
 
 HERE = Path(__file__).parent
+NODE = shutil.which("node")
+NODE_MODULES = os.environ.get("JAXCNN_NODE_MODULES", "")
 
 
 @pytest.mark.run
@@ -48,6 +51,28 @@ def test_a_generated_client(server, tmp_path):
     command = [python, HERE / "generated_client.py", str(server.port), "colours", picture]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr
+
+
+@pytest.mark.run
+@pytest.mark.skipif(NODE is None, reason="there is no Node: `apt-get install nodejs`")
+@pytest.mark.skipif(not NODE_MODULES, reason="JAXCNN_NODE_MODULES is not set")
+def test_a_generated_typescript_client(server, tmp_path):
+    for name in ("typescript_types.mjs", "generated_client.ts"):
+        shutil.copy(HERE / name, tmp_path)
+    (tmp_path / "node_modules").symlink_to(NODE_MODULES, target_is_directory=True)
+    (tmp_path / "package.json").write_text('{"type": "module"}')
+    picture = tmp_path / "red.png"
+    picture.write_bytes(encode(COLOURS["red"]))
+
+    def node(*command: str | Path) -> str:
+        done = subprocess.run([NODE, *command], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    node("typescript_types.mjs", f"http://127.0.0.1:{server.port}/openapi.json", "schema.d.ts")
+    strict = ["--strict", "--noUncheckedIndexedAccess", "--module", "nodenext", "--target", "es2022"]
+    node("node_modules/typescript/bin/tsc", *strict, "--types", "node", "generated_client.ts")
+    assert node("generated_client.js", str(server.port), "colours", picture) == "ok\n"
 
 
 @pytest.mark.slow

@@ -168,6 +168,30 @@ def test_the_openapi_document_is_valid_and_complete(client):
     }
 
 
+@pytest.mark.parametrize(
+    ("path", "described", "required"),
+    [
+        ("/v2", "ServerMetadata", {"name", "version", "extensions"}),
+        ("/v2/models/colours", "ModelMetadata", {"name", "versions", "platform", "inputs", "outputs"}),
+        (
+            "/v2/models/colours/config",
+            "ModelConfiguration",
+            {"name", "platform", "backend", "max_batch_size", "input", "output"},
+        ),
+        ("/v2/models/colours/stats", "ModelStatistics", {"model_stats"}),
+        ("/v2/models/stats", "ModelStatistics", {"model_stats"}),
+    ],
+)
+def test_the_openapi_document_describes_the_metadata(client, path, described, required):
+    document = client.get("/openapi.json").json()
+    operation = document["paths"][path.replace("colours", "{name}")]["get"]
+    schema = operation["responses"]["200"]["content"]["application/json"]["schema"]
+    assert schema == {"$ref": f"#/components/schemas/{described}"}
+    content = client.get(path).json()
+    Draft202012Validator(document | schema).validate(content)
+    assert content.keys() == set(document["components"]["schemas"][described]["required"]) == required
+
+
 @pytest.mark.parametrize("names", [["image"], ["images"], ["images", "images"], [], ["image", "images"]])
 def test_the_openapi_document_describes_the_accepted_forms(client, names):
     schema = client.get("/openapi.json").json()["components"]["schemas"]["Form"]

@@ -57,7 +57,8 @@ class DataConfig:
 
     source: str = "digits"
     """`digits` (included), `tiny_imagenet`, `tfds:NAME` (from TensorFlow Datasets), or the path of a folder or zip with
-    one folder for each class, or of tar files in WebDataset's layout."""
+    one folder for each class, of tar files in WebDataset's layout, or of Parquet files in the layout of Hugging Face's
+    datasets."""
     archive: str | None = None
     """Path of Tiny ImageNet's zip, for `tiny_imagenet` only. None: it is downloaded."""
     cache_dir: str = "~/.cache/jaxcnn"

@@ -15,6 +15,7 @@ from jaxcnn.data.resize import Resize
 from jaxcnn.data.shards import has_array_record
 from jaxcnn.data.sources.digits import digits_source
 from jaxcnn.data.sources.folder import find_path, folder_source
+from jaxcnn.data.sources.parquet import find_parquet, parquet_source
 from jaxcnn.data.sources.source import Source
 from jaxcnn.data.sources.tars import find_tars, tar_source
 from jaxcnn.errors import UserError
@@ -120,5 +121,8 @@ def find_source(config: DataConfig) -> Source:
 
         return tfds_source(name, data_dir=data_dir)
     path = named_path(config.source, option="data.source") if config.source else None
-    tars = find_tars(path) if path is not None else []
-    return tar_source(path, tars) if path is not None and tars else folder_source(config.source)
+    if path is not None and (tars := find_tars(path)):
+        return tar_source(path, tars)
+    if path is not None and (files := find_parquet(path)):
+        return parquet_source(path, files)
+    return folder_source(config.source)

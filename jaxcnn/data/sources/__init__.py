@@ -1,1 +1,4 @@
-"""Sources of pictures: `digits`, `folder`, `tars`, `tfds` and `tiny_imagenet` return a `Source`; others help."""
+"""Sources of pictures: `digits`, `folder`, `parquet`, `tars`, `tfds` and `tiny_imagenet` return a `Source`.
+
+The other modules help.
+"""

@@ -71,7 +71,7 @@ def _open(path: Path, tars: Sequence[Path]) -> EncodedDataset:
     Raises:
       UserError: a tar file or its layout is damaged, or there are no pictures.
     """
-    train, validation = _split(tars)
+    train, validation = split_by_name(tars)
     splits = [TarPictures.find(files) for files in (train, validation)]
     if not splits[0].members:
         raise UserError(f"{path} has no pictures with a .{LABEL} file beside each; see the layout of WebDataset")
@@ -102,15 +102,15 @@ def _read_names(path: Path) -> list[str]:
     return names
 
 
-def _split(tars: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """Returns the tar files for training and those for validation, by the words in their names."""
-    words = [set(re.split(r"[^a-z]+", file.stem.lower())) for file in tars]
-    train = [file for file, found in zip(tars, words, strict=True) if found & {*TRAIN}]
+def split_by_name(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Returns the files for training and the files for validation, by the words in their names."""
+    words = [set(re.split(r"[^a-z]+", file.stem.lower())) for file in files]
+    train = [file for file, found in zip(files, words, strict=True) if found & {*TRAIN}]
     # The first word that occurs, so that `test` is left alone beside `val`.
     word = next((word for word in VALIDATION if any(word in found for found in words)), None)
     if not train or word is None:
-        return train or list(tars), []
-    return train, [file for file, found in zip(tars, words, strict=True) if word in found and not found & {*TRAIN}]
+        return train or list(files), []
+    return train, [file for file, found in zip(files, words, strict=True) if word in found and not found & {*TRAIN}]
 
 
 @dataclass(frozen=True)

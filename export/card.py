@@ -61,6 +61,12 @@ print(json.loads(metadata["names"])[best], probabilities[0, best])
 """Classifies a photograph with plain Pillow, NumPy and onnxruntime; `{file}` stands for the model. The pixels are those
 of `jaxcnn.data.resize`, bit for bit."""
 
+TELEMETRY = (
+    "onnxruntime 1.30 and later sends usage data to Microsoft, unless the environment variable `ORT_DISABLE_TELEMETRY` "
+    "is 1 before it is imported."
+)
+"""What users of `USAGE` should know about its runtime."""
+
 _FITS = {
     "stretch": "is stretched to that, which loses small details and distorts pictures that are not square",
     "crop": "is scaled down, which loses small details, and what lies outside of the middle of its central square is "
@@ -99,7 +105,7 @@ def write_card(
         *([_quantization(metadata.quantization, classes)] if metadata.quantization is not None else []),
         *([] if evaluation is None else [_classes(evaluation)]),
         "## Inputs and outputs\n\n" + _signature(file),
-        "## Usage\n\n```python\n" + USAGE.replace("{file}", file["file"]) + "```",
+        "## Usage\n\n```python\n" + USAGE.replace("{file}", file["file"]) + "```\n\n" + TELEMETRY,
         "## Limitations\n\n" + _list(_limits(metadata, file, evaluation)),
         "## Training\n\n" + _trainings(metadata.trainings),
         "## Verification\n\n" + _list(checks),

@@ -11,6 +11,8 @@ Whatever the user can correct is raised as a `UserError`, whose message says wha
 
 import importlib
 import os
+import signal
+import sys
 from typing import TYPE_CHECKING, Any
 
 from jaxcnn.version import __version__ as __version__
@@ -31,6 +33,18 @@ if TYPE_CHECKING:
 
 # onnxruntime would send usage data to Microsoft, and reads this when it is imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+
+def _is_command() -> bool:
+    """Returns whether the process is one of the project's commands, not a program that imports the package."""
+    # Before the arguments stands MODULE of `python -m MODULE`, or the path of the console command.
+    name = os.path.basename("".join(sys.orig_argv[-len(sys.argv) :][:1]))
+    return name == "export" or name.partition(".")[0] == "jaxcnn"
+
+
+# Commands import this package first. Until `cli.run`, Ctrl-C ends them at once, without a traceback.
+if _is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 __all__ = [
     "AugmentConfig",

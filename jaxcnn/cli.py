@@ -24,9 +24,7 @@ def run(
       prog: what the messages call it.
       memory: what to do if there is not enough memory.
     """
-    signal.signal(signal.SIGTERM, _end)
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, _end)
+    _handle_signals()
     for stream in (sys.stdout, sys.stderr):
         # The encoding of the terminal may lack characters of class names.
         if isinstance(stream, io.TextIOWrapper):
@@ -53,6 +51,16 @@ def run(
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _handle_signals() -> None:
+    """Makes signals raise exceptions, except those that are ignored."""
+    # Until now Ctrl-C has ended the process at once.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _end)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, _end)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -201,3 +201,33 @@ def test_help_lists_presets_and_every_option():
     assert done.returncode == 0
     for word in [*presets.PRESETS, "--data.source", "--optim.learning_rate", "--workdir", "--augment.cutmix"]:
         assert word in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "lines"),
+    [
+        *(("jaxcnn.train", lines) for lines in (0, 40, 120)),
+        *((f"jaxcnn.{name}", 40) for name in ("predict", "inspect", "compare", "sweep", "evaluate", "plan")),
+        ("jaxcnn", 0),
+        ("export", 40),
+    ],
+)
+def test_ctrl_c_while_libraries_are_imported_leaves_no_traceback(module, lines):
+    """Interrupts the process after so many further imports; each is a line of standard error."""
+    command = [sys.executable, "-X", "importtime", "-m", module, *(["train"] if module == "jaxcnn" else [])]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while process.stderr.readline().split("|")[-1].strip() != "jaxcnn":
+            assert process.poll() is None
+        for _ in range(lines):
+            process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        printed, errors = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGINT  # Which shells call 130.
+    assert [line for line in errors.splitlines() if not line.startswith("import time:")] == []
+    assert printed == ""
+
+
+def test_a_program_that_imports_the_package_keeps_its_handler():
+    program = "import signal, jaxcnn; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "True\n"

@@ -15,7 +15,7 @@ from pictures import encode, make_picture
 from PIL import Image, ImageOps
 
 import jaxcnn.data
-from export.card import USAGE
+from export.card import TELEMETRY, USAGE
 from jaxcnn.config import DataConfig
 from jaxcnn.data.resize import STRETCH, Resize, centre
 from jaxcnn.prediction import to_input
@@ -165,7 +165,9 @@ def test_the_page_computes_the_same_pixels(tmp_path):
 
 
 def test_the_readme_has_the_code_of_the_card():
-    assert USAGE.replace("{file}", "classifier.onnx") in (ROOT / "export" / "README.md").read_text()
+    readme = (ROOT / "export" / "README.md").read_text()
+    assert USAGE.replace("{file}", "classifier.onnx") in readme
+    assert TELEMETRY in " ".join(readme.split())
 
 
 def test_a_crop_shows_the_middle_as_torchvision_does():

@@ -95,6 +95,17 @@ def wait_for_checkpoint(process: subprocess.Popen[str], workdir: Path, *, after:
         time.sleep(0.02)
 
 
+def kill_after_checkpoint(workdir: Path, cache_dir: str, *options: str) -> int:
+    """Starts a run and kills it after a checkpoint behind step 10; returns the step of its last one."""
+    killed = start(workdir, cache_dir, *options, "--checkpoint_minutes", "0.001")
+    wait_for_checkpoint(killed, workdir, after=10)
+    os.kill(killed.pid, signal.SIGKILL)
+    finish(killed)
+    reached = steps_saved(workdir)[-1]
+    assert reached > 10
+    return reached
+
+
 def test_a_run_writes_everything_it_promises(config, tmp_path):
     evaluation = train(config, tmp_path)
     assert evaluation is not None
@@ -428,12 +439,8 @@ def test_killed_and_resumed_is_the_same_as_never_killed(tmp_path, cache_dir):
     whole = start(tmp_path / "whole", cache_dir, *options)
     output = finish(whole)
     assert whole.returncode == 0, output
-    killed = start(tmp_path / "killed", cache_dir, *options, "--checkpoint_minutes", "0.001")
-    wait_for_checkpoint(killed, tmp_path / "killed", after=10)
-    os.kill(killed.pid, signal.SIGKILL)
-    finish(killed)
-    reached = steps_saved(tmp_path / "killed")[-1]
-    assert 10 < reached < 75
+    reached = kill_after_checkpoint(tmp_path / "killed", cache_dir, *options)
+    assert reached < 75
     with (tmp_path / "killed" / "metrics.jsonl").open("a") as log:
         log.write('{"kind": "train", "st')  # A kill can leave half a line.
     resumed = start(tmp_path / "killed", cache_dir, *options)
@@ -449,13 +456,8 @@ def test_encoded_pictures_train_as_decoded_ones_do_and_resume_exactly(tmp_path, 
     output = finish(decoded)
     assert decoded.returncode == 0, output
     assert "decoded to 8x8 pixels, " in output
-    options = ("--epochs", "2", "--data.store", "encoded")
-    killed = start(tmp_path / "encoded", cache_dir, *options, "--checkpoint_minutes", "0.001")
-    wait_for_checkpoint(killed, tmp_path / "encoded", after=10)
-    os.kill(killed.pid, signal.SIGKILL)
-    finish(killed)
-    reached = steps_saved(tmp_path / "encoded")[-1]
-    assert 10 < reached < 50
+    reached = kill_after_checkpoint(tmp_path / "encoded", cache_dir, "--epochs", "2", "--data.store", "encoded")
+    assert reached < 50
     # Left out, the store is the run's.
     resumed = start(tmp_path / "encoded", cache_dir, "--epochs", "2")
     output = finish(resumed)

@@ -101,7 +101,7 @@ def find_groups(
 ) -> tuple[list[Group], list[Group]]:
     """Finds the pictures that occur more than once.
 
-    Every hash is compared with every other one, which takes about five seconds on two cores for 100,000 pictures.
+    Every hash is compared with every other one, so that the time grows with the square of their number.
 
     Args:
       looks: of all pictures.

@@ -1,6 +1,6 @@
 """The server as a service: `python -m server.deploy.container serve`, and `health` for the image's HEALTHCHECK.
 
-Containers of SageMaker are started as `IMAGE serve`, listen on port 8080, and find the model in /opt/ml/model. systemd
+Containers of SageMaker are started as `IMAGE serve`, listen on port 8080, and find models in /opt/ml/model. systemd
 may pass a socket that already listens.
 """
 
@@ -13,7 +13,7 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-# Folders that may hold the model, the first that has one wins: SageMaker's, then that of the image.
+# Folders that may hold models, the first that has one wins: SageMaker's, then that of the image.
 _FOLDERS = (Path("/opt/ml/model"), Path("/srv/model"))
 
 _HEALTH_SECONDS = 2
@@ -26,19 +26,23 @@ class ContainerError(Exception):
     """A container that cannot start as it is configured. The message is one line for the operator."""
 
 
-def find_model(folders: Sequence[Path] = _FOLDERS) -> Path | None:
-    """Returns the ONNX file of the first folder that has one; None if no folder has any.
+def find_models(folders: Sequence[Path] = _FOLDERS) -> Path | None:
+    """Returns what to serve from the first folder that has ONNX files: its only one, or the folder with all of them.
 
     Raises:
-      ContainerError: a folder has several ONNX files.
+      ContainerError: the ONNX files are in several folders.
     """
     for folder in folders:
         # SageMaker unpacks archives, whose files may be in a folder.
         found = sorted(folder.rglob("*.onnx"))
-        if len(found) > 1:
-            raise ContainerError(f"{folder} has {len(found)} ONNX files: leave one there, or set JAXCNN_MODEL to one.")
+        parents = {path.parent for path in found}
+        if len(parents) > 1:
+            raise ContainerError(
+                f"{folder} has ONNX files in {len(parents)} folders: put them into one, or set JAXCNN_MODEL to "
+                "NAME=FILE,NAME=FILE."
+            )
         if found:
-            return found[0]
+            return found[0] if len(found) == 1 else found[0].parent
     return None
 
 
@@ -73,7 +77,7 @@ def serve(port: int) -> None:
     """Serves until SIGTERM, in this process.
 
     Raises:
-      ContainerError: the model or the socket is ambiguous.
+      ContainerError: the models are in several folders, or systemd passes several sockets.
     """
     # HEALTHCHECK imports this module every few seconds, and must not load a web server for it.
     import uvicorn
@@ -82,8 +86,8 @@ def serve(port: int) -> None:
 
     # Before the event loop is created. The log has no colors, so nothing asks a closed stream whether it is a terminal.
     log.open_closed_streams()
-    if not os.environ.get("JAXCNN_MODEL") and (model := find_model()) is not None:
-        os.environ["JAXCNN_MODEL"] = str(model)
+    if not os.environ.get("JAXCNN_MODEL") and (models := find_models()) is not None:
+        os.environ["JAXCNN_MODEL"] = str(models)
     # Load balancers of AWS keep idle connections for 60 seconds: the server must not be the first to close one.
     host = "0.0.0.0"  # noqa: S104
     config = uvicorn.Config(

@@ -55,6 +55,7 @@ def test_the_card_has_the_figures_of_the_run(tmp_path):
     ):
         assert expected in card
     assert "largest difference is" in card
+    assert re.search(r"```\n\nonnxruntime .* unless .* `ORT_DISABLE_TELEMETRY` is 1", card)
     for absent in ("top-5", "mirror", "calibrated", "{"):
         assert absent not in card.split("---", 2)[2].split("## Usage")[0]
     assert "left from right" not in card

@@ -1,5 +1,6 @@
 """What runs inside the image, and what the Dockerfile promises, without building it."""
 
+import contextlib
 import http.server
 import json
 import os
@@ -32,18 +33,22 @@ def run(*arguments, **environment):
     return subprocess.run(command, cwd=ROOT, env=INHERITED | environment, capture_output=True, text=True, check=False)
 
 
-def test_sagemakers_model_comes_before_the_image_s(tmp_path):
+def test_sagemakers_models_come_before_the_image_s(tmp_path):
     sagemaker, image = tmp_path / "a", tmp_path / "b"
-    assert container.find_model([sagemaker, image]) is None
+    assert container.find_models([sagemaker, image]) is None
     image.mkdir()
     (image / "image.onnx").touch()
-    assert container.find_model([sagemaker, image]) == image / "image.onnx"
-    (sagemaker / "unpacked").mkdir(parents=True)
-    (sagemaker / "unpacked" / "mounted.onnx").touch()
-    assert container.find_model([sagemaker, image]) == sagemaker / "unpacked" / "mounted.onnx"
-    (sagemaker / "second.onnx").touch()
-    with pytest.raises(container.ContainerError, match=r"has 2 ONNX files: leave one there, or set JAXCNN_MODEL"):
-        container.find_model([sagemaker, image])
+    assert container.find_models([sagemaker, image]) == image / "image.onnx"
+    unpacked = sagemaker / "unpacked"
+    unpacked.mkdir(parents=True)
+    (unpacked / "mounted.onnx").touch()
+    assert container.find_models([sagemaker, image]) == unpacked / "mounted.onnx"
+    (unpacked / "second.onnx").touch()
+    assert container.find_models([sagemaker, image]) == unpacked
+    (sagemaker / "third.onnx").touch()
+    message = r"a has ONNX files in 2 folders: put them into one, or set JAXCNN_MODEL to NAME=FILE,NAME=FILE\.$"
+    with pytest.raises(container.ContainerError, match=message):
+        container.find_models([sagemaker, image])
 
 
 @pytest.mark.parametrize("text", ["0", "65536", "-1", "http", "8080 ", "٣"])
@@ -83,22 +88,47 @@ def test_health_is_what_healthz_responds(status):
     assert not container.is_healthy(server.server_port)
 
 
-@pytest.mark.parametrize("streams", ["", " <&- >&- 2>&-"], ids=["log", "closed streams"])
-def test_it_serves_until_sigterm(model_path, free_port, tmp_path, streams):
-    environment = {**INHERITED, "JAXCNN_MODEL": str(model_path), "JAXCNN_DRAIN_SECONDS": "0", "PORT": str(free_port)}
-    command = ["sh", "-c", f"exec {sys.executable} -m server.deploy.container serve{streams}"]
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+@contextlib.contextmanager
+def serving(command, log, port, **environment):
+    """Runs a server until SIGTERM; the block begins once it responds."""
+    environment = {**INHERITED, "JAXCNN_DRAIN_SECONDS": "0", "PORT": str(port), **environment}
+    with log.open("wb") as stream:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=stream, stderr=stream)
     try:
-        while run("health", PORT=str(free_port)).returncode:
-            assert process.poll() is None, (tmp_path / "log").read_text()
+        while run("health", PORT=str(port)).returncode:
+            assert process.poll() is None, log.read_text()
             time.sleep(0.05)
-        response = httpx.get(f"http://127.0.0.1:{free_port}/ping", trust_env=False)
-        assert (response.status_code, response.content) == (200, b"")
-        assert "server" not in response.headers
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+            yield client
     finally:
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=20) == 0
+
+
+@pytest.mark.parametrize("streams", ["", " <&- >&- 2>&-"], ids=["log", "closed streams"])
+def test_it_serves_until_sigterm(model_path, free_port, tmp_path, streams):
+    command = ["sh", "-c", f"exec {sys.executable} -m server.deploy.container serve{streams}"]
+    with serving(command, tmp_path / "log", free_port, JAXCNN_MODEL=str(model_path)) as client:
+        response = client.get("/ping")
+        assert (response.status_code, response.content) == (200, b"")
+        assert "server" not in response.headers
+
+
+def test_all_models_of_a_folder_are_served(model_builder, free_port, tmp_path):
+    folder = tmp_path / "model" / "unpacked"
+    folder.mkdir(parents=True)
+    for name in ("birds", "cats"):
+        model_builder(folder / f"{name}.onnx")
+    program = f"""
+import functools, pathlib, sys
+from server.deploy import container
+container.find_models = functools.partial(container.find_models, [pathlib.Path({str(folder.parent)!r})])
+sys.exit(container.main(["serve"]))
+"""
+    with serving([sys.executable, "-c", program], tmp_path / "log", free_port) as client:
+        assert [model["name"] for model in client.post("/v2/repository/index").json()] == ["birds", "cats"]
+        assert client.get("/model.json").json()["name"] == "birds"
+        assert client.get("/v2/models/cats/ready").status_code == 200
 
 
 def test_the_base_is_pinned_and_the_model_is_the_shipped_one():

@@ -1,5 +1,6 @@
 """Metrics that weigh all classes alike, and 95% confidence intervals."""
 
+import functools
 import math
 import statistics
 
@@ -50,10 +51,12 @@ def measure_macro(confusion: Cells) -> dict[str, float]:
     return {name: float(np.nanmean(shares)) for name, shares in measure_classes(confusion).items()}
 
 
+@functools.lru_cache(maxsize=2)
 def bootstrap_intervals(confusion: Cells) -> dict[str, tuple[float, float]]:
     """Returns the 95% confidence intervals of `measure_macro`, by resampling the pictures of each class (Efron 1979).
 
-    The seed is fixed: the same pictures give the same intervals.
+    The seed is fixed: the same pictures give the same intervals. They are kept for the next call, as record and report
+    both have them: for 546,000 pictures of 21,841 classes they take 40 s.
     """
     random, true = np.random.default_rng(0), confusion.sum_by(confusion.true)
     right, predicted = (np.zeros((SAMPLES, confusion.classes), np.int32) for _ in range(2))

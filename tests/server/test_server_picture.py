@@ -458,7 +458,7 @@ def status(key):
 
 memory.tighten()
 for kind, data in pickle.load(sys.stdin.buffer).items():
-    for _ in range(2 if kind.startswith('PNG 1') else 1):  # The first time loads code.
+    for _ in range(2 if kind.startswith(('PNG 1', 'turned')) else 1):  # The first time loads code.
         memory.trim()
         Path("/proc/self/clear_refs").write_text("5")
         before = status("VmRSS")

@@ -4,6 +4,7 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -193,7 +194,7 @@ class ParquetPictures:
     starts: list[int] = field(repr=False)
     labels: Int32[np.ndarray, " rows"] = field(repr=False)
     image: str
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _lock: AbstractContextManager[bool] = field(default_factory=threading.Lock, repr=False)
     _read: dict[int, Any] = field(default_factory=dict, repr=False)
 
     @staticmethod

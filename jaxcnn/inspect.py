@@ -113,9 +113,12 @@ def describe(record: dict[str, Any]) -> Iterator[str]:
 def list_findings(found: Survey, record: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
     """Yields the kinds of findings, worst first: a title, and a line for each case."""
     # Groups that spoil something come before those that only waste time.
+    same = [group for group in found.contradictions if group.distance is None]
+    alike = [group for group in found.contradictions if group.distance is not None]
     for title, groups in (
-        ("the same picture in several splits, which spoils every measurement", found.leaks),
-        ("the same picture in several classes, so that one label is wrong", found.contradictions),
+        ("the same picture, or nearly, in several splits, which spoils every measurement", found.leaks),
+        ("the same picture in several classes, so that one label is wrong", same),
+        ("pictures of several classes that look alike, so that a label may be wrong", alike),
         ("duplicates", found.duplicates),
     ):
         lines = [f"{join_files(found.files(group))} ({describe_distance(group.distance)})" for group in groups]

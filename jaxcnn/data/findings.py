@@ -72,9 +72,12 @@ def _describe_oddities(dataset: Dataset) -> Iterator[str]:
     alike = len(shared_rows(validation, train, "alike")) - len(shared_rows(validation, train, "same"))
     if alike:
         yield f"{alike:,} validation pictures are nearly the same as training pictures: their accuracy says less"
-    contradicting = _count_contradictions(dataset)
+    contradicting = _count_contradictions(dataset, "same")
     if contradicting:
-        yield f"{contradicting:,} pictures are in several classes, the same or nearly so; one label is wrong"
+        yield f"{contradicting:,} pictures are in several classes; one label is wrong"
+    similar = _count_contradictions(dataset, "alike") - contradicting
+    if similar:
+        yield f"{similar:,} pictures look like pictures of another class; a label may be wrong"
     repeated = _count_repeated(train)
     if repeated:
         yield f"{repeated:,} of {len(train):,} training pictures repeat another one"
@@ -96,10 +99,10 @@ def _describe_oddities(dataset: Dataset) -> Iterator[str]:
                 yield f"{odd.sum():,} of {len(train):,} training pictures are {what}, such as {first}"
 
 
-def _count_contradictions(dataset: Dataset) -> int:
-    """Returns the number of pictures in groups that have more than one class."""
+def _count_contradictions(dataset: Dataset, kind: str) -> int:
+    """Returns the number of pictures in groups of this kind that have more than one class; see `shared_rows`."""
     splits = [(split.facts, split.labels) for split in (dataset.train, dataset.validation)]
-    known = [(facts["alike"], labels) for facts, labels in splits if facts is not None]
+    known = [(facts[kind], labels) for facts, labels in splits if facts is not None]
     if not known:
         return 0
     groups, labels = (np.concatenate(parts) for parts in zip(*known, strict=True))

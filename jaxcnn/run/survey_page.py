@@ -35,8 +35,8 @@ def render(found: Survey, record: dict[str, Any], *, page: Path) -> str:
       page: where the page will be, for links to the files.
     """
     sections = {
-        "The same picture in several splits": found.leaks,
-        "The same picture in several classes": found.contradictions,
+        "The same picture, or nearly, in several splits": found.leaks,
+        "The same picture, or nearly, in several classes": found.contradictions,
         "Duplicates": found.duplicates,
     }
     shown = {

@@ -346,6 +346,26 @@ class DistillConfig:
         _check(self.temperature > 0, "distill.temperature", self.temperature, "above 0")
 
 
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """Where a run is logged besides its workdir. A server that fails never stops or delays the training."""
+
+    mlflow: str | None = None
+    """Address of an MLflow server, such as http://127.0.0.1:5000, or a local store, such as sqlite:///mlflow.db."""
+    wandb: str | None = None
+    """Project of Weights & Biases."""
+
+    def __post_init__(self) -> None:
+        for name in ("mlflow", "wandb"):
+            _check(getattr(self, name) != "", f"log.{name}", getattr(self, name), "left out, or not empty")
+        # An address is shown where others see it, such as in the list of processes.
+        if "@" in (self.mlflow or "").partition("://")[2].partition("/")[0]:
+            raise UserError(
+                "log.mlflow has a user in its address; leave it out, and set MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD"
+            )
+
+
 MAX_EPOCHS = 1_000_000
 """More would be a typing error: steps are counted in 32 bits, which leaves 2,147 steps for each of a million epochs."""
 
@@ -363,6 +383,7 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    log: LogConfig = field(default_factory=LogConfig)
     init_from: str | None = None
     """Initial weights: `shipped` (included, trained on Tiny ImageNet), the name of a network that others trained on
     ImageNet (`efficientnet_lite0`, 1 or 2, or `timm:NAME` from Hugging Face's hub; the table of networks is in
@@ -440,6 +461,10 @@ class Config:
     def mirrors(self) -> bool:
         """Whether steps are taken with mirrored pictures: the model then cannot tell left from right."""
         return self.augment.flip and not self.is_frozen
+
+    def recorded(self) -> "Config":
+        """Returns what is recorded of these settings: all but addresses, which change from session to session."""
+        return dataclasses.replace(self, parallel=self.parallel.joined(), log=LogConfig())
 
     def resolution(self, epoch: int) -> int:
         """Returns the side in pixels of the training pictures in an epoch, counted from 0."""

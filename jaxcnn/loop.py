@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import signal
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Int64, Key
+from jaxtyping import Array, Float, Int64, Key, UInt8
 
 from jaxcnn import data
 from jaxcnn.augment import augment
@@ -413,6 +413,27 @@ def evaluate_variables(run: Run, variables: Variables) -> Evaluation:
     )
 
 
+def _augment_in(run: Run, epoch: int) -> Callable[..., tuple[Float[Array, "batch side side 3"], Array]]:
+    """Returns `augment` with the settings of an epoch: a function of a key, pictures and labels."""
+    return partial(
+        augment,
+        config=run.augmentation(epoch),
+        classes=len(run.dataset.names),
+        resolution=run.config.resolution(epoch),
+        shown=run.dataset.train.side,
+    )
+
+
+def augment_some(run: Run, count: int) -> UInt8[np.ndarray, "count side side 3"]:
+    """Returns the first pictures of the first batch, or all of a smaller one, augmented as at the start of a run."""
+    rows = np.arange(min(count, run.config.batch_size))
+    with contextlib.closing(_batches_from(run, 0, rows=rows)) as batches:
+        batch = next(batches)
+    key, _ = step_keys(run.key, jnp.int32(0))
+    augmented, _ = jax.jit(_augment_in(run, 0))(key, jnp.asarray(batch.images), jnp.asarray(batch.labels))
+    return np.asarray(augmented).round().astype(np.uint8)
+
+
 def check_finite(run: Run, state: TrainState) -> None:
     """Raises a `UserError` if a loss or gradient was not finite; the message names the step and the place.
 
@@ -421,7 +442,7 @@ def check_finite(run: Run, state: TrainState) -> None:
     """
     if bool(state.finite):
         return
-    config, step = run.config, int(state.step)
+    step = int(state.step)
     epoch = step // run.steps_per_epoch
     # Repeat the step up to the network's input.
     batches = _batches_from(run, step, rows=None)
@@ -430,15 +451,7 @@ def check_finite(run: Run, state: TrainState) -> None:
     # Every process repeats all of it on one of its devices.
     variables = state.variables if run.mesh is None else fetch_state(state.variables)
     augment_key, dropout_key = step_keys(run.key, jnp.int32(step))
-    inputs, _ = augment(
-        augment_key,
-        jnp.asarray(batch.images),
-        jnp.asarray(batch.labels),
-        config=run.augmentation(epoch),
-        classes=len(run.dataset.names),
-        resolution=config.resolution(epoch),
-        shown=run.dataset.train.side,
-    )
+    inputs, _ = _augment_in(run, epoch)(augment_key, jnp.asarray(batch.images), jnp.asarray(batch.labels))
     place = first_not_finite(variables, inputs, dropout_key, model=run.model)
     raise UserError(
         f"training diverged: in step {step + 1} (epoch {step / run.steps_per_epoch:.2f}, learning rate "

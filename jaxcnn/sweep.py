@@ -1,9 +1,12 @@
-"""Trains a grid of runs and compares them: `python -m jaxcnn.sweep PRESET --over NAME=VALUE,VALUE --seeds 3`."""
+"""Trains runs with several values of options and compares them: `python -m jaxcnn.sweep PRESET --over NAME=VALUES`."""
 
 import argparse
 import itertools
+import json
+import statistics
 import sys
-from collections.abc import Sequence
+import typing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,17 +17,22 @@ from jaxcnn.errors import UserError
 from jaxcnn.paths import named_path
 from jaxcnn.run.pool import Job, run_jobs
 from jaxcnn.run.progress import console, stage
+from jaxcnn.run.tracking import check_clients
+from jaxcnn.run.workdir import Workdir
 from jaxcnn.train import parse as parse_training
+from jaxcnn.trials import RANGE, Choices, Range, Study, Trial, check_optuna, read_range
 
 PROG = "python -m jaxcnn.sweep"
 HELP = f"""\
-usage: {PROG} [PRESET] --over NAME=VALUE,VALUE ... [OPTIONS] [OPTIONS OF TRAINING]
+usage: {PROG} [PRESET] --over NAME=VALUES ... [OPTIONS] [OPTIONS OF TRAINING]
 
 Trains one run for every combination of values, and compares them. The same command again goes on:
 finished runs are not run again, unfinished ones resume.
 
-  --over NAME=VALUE,VALUE ...  options of training with their values, such as
+  --over NAME=VALUES ...       options of training with their values, such as
                                optim.learning_rate=.003,.01,.03 batch_size=32,64
+  --trials N                   in place of all combinations, N that Optuna chooses for the best validation
+                               top-1; VALUES may then be a range, such as optim.learning_rate=log:.001..1
   --seeds N                    runs of each combination, with the seeds 0 to N - 1 (default: 1)
   --jobs N                     runs at the same time (default: 1)
   --workdir DIR                folder of the workdirs (default: runs/sweep-PRESET)
@@ -42,7 +50,8 @@ class Sweep:
 
     Attributes:
       training: arguments of every training run, the preset first.
-      over: values of options by their names, each value as words.
+      over: values of options by their names, each value as words; a range only with trials.
+      trials: combinations that Optuna chooses; None trains all.
       seeds: runs of each combination.
       jobs: runs at the same time.
       workdir: folder of the workdirs.
@@ -51,7 +60,8 @@ class Sweep:
     """
 
     training: tuple[str, ...]
-    over: dict[str, tuple[tuple[str, ...], ...]]
+    over: dict[str, Range | Choices]
+    trials: int | None
     seeds: int
     jobs: int
     workdir: Path
@@ -68,11 +78,8 @@ def main(arguments: Sequence[str]) -> None:
     if sweep.find_learning_rate is not None:
         find_learning_rate(sweep)
         return
-    # All command lines are checked before the first run starts.
-    jobs = list_jobs(sweep)
-    for job in jobs:
-        parse_training(job.arguments)
-    failed = run_jobs(jobs, at_once=sweep.jobs)
+    check_runs(sweep)
+    jobs, failed = run_grid(sweep) if sweep.trials is None else run_trials(sweep)
     finished = [job.workdir for job in jobs if job.is_finished]
     if finished:
         compare.run(finished, sweep.output)
@@ -80,6 +87,53 @@ def main(arguments: Sequence[str]) -> None:
         for job, reason in failed.items():
             console.print(f"{job.workdir.name}: {reason}", soft_wrap=True)
         sys.exit(f"{PROG}: {len(failed)} of {len(jobs)} runs failed; run the same command again to go on with them")
+
+
+def check_runs(sweep: Sweep) -> None:
+    """Raises a `UserError` if a run of the sweep would be refused for its options."""
+    if sweep.trials is not None:
+        check_optuna()
+    # The ends of a range stand for all of it.
+    over = {name: choice.ends if isinstance(choice, Range) else choice for name, choice in sweep.over.items()}
+    for job in list_jobs(sweep, over):
+        check_clients(parse_training(job.arguments).config.log)
+
+
+def run_grid(sweep: Sweep) -> tuple[list[Job], dict[Job, str]]:
+    """Trains every combination; returns all runs, and why some failed."""
+    jobs = list_jobs(sweep, {name: choice for name, choice in sweep.over.items() if not isinstance(choice, Range)})
+    return jobs, run_jobs(jobs, at_once=sweep.jobs)
+
+
+def run_trials(sweep: Sweep) -> tuple[list[Job], dict[Job, str]]:
+    """Trains the combinations that Optuna chooses; returns the runs of all trials, and why some failed."""
+    assert sweep.trials is not None
+    study = Study(sweep.workdir / "trials.db", sweep.over)
+
+    def runs_of(trial: Trial) -> list[Job]:
+        return list_jobs(sweep, {name: (words,) for name, words in trial.values.items()})
+
+    failed: dict[Job, str] = {}
+    for trials in study.propose(total=sweep.trials, at_once=sweep.jobs):
+        failed |= run_jobs([job for trial in trials for job in runs_of(trial)], at_once=sweep.jobs)
+        # Trials with a failed run have no score, and are tried again by the same command.
+        for trial in trials:
+            runs = runs_of(trial)
+            if all(job.is_finished for job in runs):
+                top1 = statistics.fmean(read_top1(job.workdir) for job in runs)
+                study.record(trial, top1)
+                console.print(f"trial {trial.number + 1} of {sweep.trials}: top-1 {top1:.4f}", soft_wrap=True)
+    scored = [(trial.score, trial) for trial in study.trials if trial.score is not None]
+    if scored:
+        top1, best = max(scored, key=lambda pair: pair[0])
+        flags = " ".join(f"--{name} {' '.join(words)}" for name, words in best.values.items())
+        console.print(f"best of {len(scored)} trials: {flags}, with a top-1 of {top1:.4f}", soft_wrap=True)
+    return list(dict.fromkeys(job for trial in study.trials for job in runs_of(trial))), failed
+
+
+def read_top1(workdir: Path) -> float:
+    """Returns the validation top-1 of a finished run."""
+    return float(json.loads(Workdir(workdir).evaluation.read_text(encoding="utf-8"))["top1"])
 
 
 def parse(arguments: Sequence[str]) -> Sweep:
@@ -95,10 +149,10 @@ def parse(arguments: Sequence[str]) -> Sweep:
     parser.add_argument("--over", nargs="+", action="extend", default=[])
     parser.add_argument("--seeds", default="1")
     parser.add_argument("--jobs", default="1")
-    for option in ("--find_learning_rate", "--workdir", "--output"):
+    for option in ("--trials", "--find_learning_rate", "--workdir", "--output"):
         parser.add_argument(option)
     given, training = parser.parse_known_args(options.with_underscores(arguments))
-    over = _read_values(given)
+    over = _read_over(given, (preset, *training))
     workdir = named_path(given.workdir or f"runs/sweep-{preset}", option="workdir")
     output = named_path(given.output or str(workdir / "comparison.html"), option="output")
     compare.Arguments(output=output)  # Checks its ending.
@@ -108,6 +162,7 @@ def parse(arguments: Sequence[str]) -> Sweep:
     return Sweep(
         training=(preset, *training),
         over=over,
+        trials=None if given.trials is None else _read_count("trials", given.trials, least=1),
         seeds=_read_count("seeds", given.seeds, least=1),
         jobs=_read_count("jobs", given.jobs, least=1),
         workdir=workdir,
@@ -116,9 +171,11 @@ def parse(arguments: Sequence[str]) -> Sweep:
     )
 
 
-def _read_values(given: argparse.Namespace) -> dict[str, tuple[tuple[str, ...], ...]]:
-    """Returns the values to sweep over, by the name of the option."""
-    over: dict[str, tuple[tuple[str, ...], ...]] = {}
+def _read_over(given: argparse.Namespace, training: Sequence[str]) -> dict[str, Range | Choices]:
+    """Returns what to sweep over, by the name of the option."""
+    if given.trials is not None and not given.over:
+        raise UserError("trials needs something to choose from; give --over NAME=VALUES, too")
+    over: dict[str, Range | Choices] = {}
     for text in given.over:
         name, equals, values = text.removeprefix("--").partition("=")
         name = name.replace("-", "_")
@@ -128,7 +185,17 @@ def _read_values(given: argparse.Namespace) -> dict[str, tuple[tuple[str, ...], 
         if name in over or (name == "seed" and given.seeds != "1"):
             raise UserError(f"over names {name} {'twice' if name in over else 'and seeds is given too'}; give it once")
         over[name] = words
+        if found := RANGE.fullmatch(values):
+            if given.trials is None:
+                raise UserError(f"over has the range {text}; give --trials N, or values with commas between them")
+            over[name] = read_range(name, found, whole=name in _whole_options(training))
     return over
+
+
+def _whole_options(training: Sequence[str]) -> set[str]:
+    """Returns the names of the options of a training that take whole numbers."""
+    found = options.find_options(parse_training(training))
+    return {option.name for option in found if int in (option.kind, *typing.get_args(option.kind))}
 
 
 def _read_count(name: str, text: str, *, least: int) -> int:
@@ -137,9 +204,9 @@ def _read_count(name: str, text: str, *, least: int) -> int:
     return int(text)
 
 
-def list_jobs(sweep: Sweep) -> list[Job]:
+def list_jobs(sweep: Sweep, over: Mapping[str, Choices]) -> list[Job]:
     """Returns a training run for every combination of values and seeds; a workdir is named by its values."""
-    axes = dict(sweep.over)
+    axes = dict(over)
     if sweep.seeds > 1:
         axes["seed"] = tuple((str(seed),) for seed in range(sweep.seeds))
     jobs = []

@@ -19,6 +19,7 @@ from jaxcnn.paths import named_path
 from jaxcnn.presets import PRESETS
 from jaxcnn.run.describe import counted
 from jaxcnn.run.progress import console, stage
+from jaxcnn.run.tracking import check_clients
 from jaxcnn.run.workdir import Workdir
 from jaxcnn.weights_source import Shape, read_shape
 
@@ -58,6 +59,7 @@ def main(arguments: Sequence[str]) -> None:
     parsed = parse(arguments)
     console.quiet = parsed.quiet
     if parsed.config.parallel.coordinator is None:  # Else the other processes would wait for this one.
+        check_clients(parsed.config.log)
         data.check_source(parsed.config.data)
     with stage("loading libraries"):
         from jaxcnn.processes import ending_together, is_leader

@@ -27,7 +27,7 @@ from jaxcnn.evaluation import compute_logits, measure, with_mirror_image
 from jaxcnn.evaluation_record import describe_measured, predictions_path, write_evaluation, write_predictions
 from jaxcnn.fitted_head import start_with_fitted_head
 from jaxcnn.leakage import check_no_leakage, describe_overlap
-from jaxcnn.loop import Run, evaluate_variables, fit, initial_state, prepare
+from jaxcnn.loop import Run, augment_some, evaluate_variables, fit, initial_state, prepare
 from jaxcnn.metrics import Evaluation
 from jaxcnn.models.pretrained import read_pretrained
 from jaxcnn.ops.compilation_cache import keep_compilations
@@ -39,11 +39,14 @@ from jaxcnn.run.live_report import LiveReport
 from jaxcnn.run.metrics_log import HeadRecord, MetricsLog, ValidationRecord, open_log
 from jaxcnn.run.progress import console, stage, warn
 from jaxcnn.run.sessions import record_session
+from jaxcnn.run.tracking import check_clients, open_tracking
 from jaxcnn.run.workdir import Classes, Workdir, count_cores
 from jaxcnn.state import TrainState
 from jaxcnn.step import eval_step
 from jaxcnn.weights import Weights, read_weights
 
+SHOWN = 16
+"""Number of augmented pictures that TensorBoard shows."""
 MOST_LOGITS = 2**28
 """Most logits that are held in memory at once to calibrate with, 1 GB: 12,290 pictures of 21,841 classes."""
 
@@ -110,7 +113,8 @@ def begin(
     """
     join(config.parallel)
     check_joined()
-    config = dataclasses.replace(config, parallel=config.parallel.joined())
+    trackers, config = config.log, config.recorded()
+    lead(lambda: check_clients(trackers))
     console.quiet = console.quiet or not is_leader()
     folder = Workdir(Path(workdir))
     check_place(config, folder)
@@ -145,10 +149,19 @@ def begin(
                     warn(finding)
 
             lead(record)
-            log.listener = LiveReport(folder.path, run.dataset).note
-            if weights is not None and (config.fit_head or config.is_frozen):
-                state = _fit_head(run, state, checkpoints, log)
-            yield Start(run, state, checkpoints, log)
+            if is_new and is_leader() and not config.is_frozen:
+                _draw_augmented(run, log)
+            with open_tracking(trackers, folder, config, writes=is_leader()) as track:
+                log.listeners += [LiveReport(folder.path, run.dataset).note, track]
+                if weights is not None and (config.fit_head or config.is_frozen):
+                    state = _fit_head(run, state, checkpoints, log)
+                yield Start(run, state, checkpoints, log)
+
+
+def _draw_augmented(run: Run, log: MetricsLog) -> None:
+    """Shows in TensorBoard what the first step of a run makes of some pictures."""
+    with stage("augmenting some pictures to show them"):
+        log.write_pictures(augment_some(run, SHOWN), step=0)
 
 
 def check_place(config: Config, folder: Workdir) -> None:

@@ -5,6 +5,7 @@ import tempfile
 
 import hypothesis
 import jax
+import pytest
 
 # Shells have what they start in the background ignore it, and so would every process that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -23,6 +24,14 @@ hypothesis.settings.load_profile("untimed")
 
 LONGEST = ("test_readme.py", "test_training.py")
 """Files of whole runs. In the end one of them would run alone."""
+
+
+@pytest.fixture(scope="session")
+def clients() -> str:
+    """The Python of an environment with packages that are no part of the lock; see `clients.py`."""
+    from clients import find_python
+
+    return find_python()
 
 
 def pytest_unconfigure():

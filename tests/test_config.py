@@ -11,7 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxcnn.config import MAX_SEED, AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, from_json, to_json
+from jaxcnn.config import (
+    MAX_SEED,
+    AugmentConfig,
+    Config,
+    DataConfig,
+    LogConfig,
+    ModelConfig,
+    OptimConfig,
+    from_json,
+    to_json,
+)
 from jaxcnn.errors import UserError
 from jaxcnn.presets import PRESETS
 
@@ -187,3 +197,25 @@ def test_a_record_of_an_earlier_version_stretched_pictures():
     assert now.resolved(crop=0.9, filter="bilinear") == DataConfig(
         image_size=224, fit="crop", crop=0.9, filter="bilinear"
     )
+
+
+def test_where_a_run_is_logged_is_no_part_of_its_record():
+    config = Config(log=LogConfig(mlflow="http://127.0.0.1:5000", wandb="pets"), epochs=2)
+    assert config.recorded() == Config(epochs=2)
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("", r"^log\.mlflow is ''; it must be left out, or not empty$"),
+        (
+            "https://me:secret@example.org/mlflow",
+            r"^log\.mlflow has a user in its address; leave it out, and set MLFLOW_",
+        ),
+    ],
+)
+def test_an_address_to_log_to_has_no_password(address, message):
+    with pytest.raises(UserError, match=message) as caught:
+        LogConfig(mlflow=address)
+    assert "secret" not in str(caught.value)
+    assert LogConfig(mlflow="file:///home/me@example.org/runs").mlflow

@@ -63,7 +63,7 @@ OF_OTHERS = set(
     "--no-server-header --repo --timeout-keep-alive --xla_force_host_platform_device_count "
     "--url --build-arg --cap-drop --format --forwarded-allow-ips --read-only --target "
     "--nodes --ntasks-per-node --gpus-per-node --requeue --signal --kill-on-bad-exit --worker --command --filename "
-    "--body --caddy --cli-input-json --content-type --endpoint-name --template-file "
+    "--logdir --body --caddy --cli-input-json --content-type --endpoint-name --template-file "
     "--aws-sigv4 --force --from --password-stdin --platform --provenance --repository-name --user --username".split()
 )
 """Options of git, gh, pip, npm, curl, uvicorn, XLA, docker, buildah, Slurm, gcloud, kubectl, aws and shell scripts."""

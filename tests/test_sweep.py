@@ -14,6 +14,7 @@ from jaxcnn.errors import UserError
 from jaxcnn.run import pool
 from jaxcnn.run.pool import Job, run_jobs
 from jaxcnn.sweep import list_jobs, main, parse
+from jaxcnn.trials import Range, Trial
 
 ROOT = Path(__file__).parent.parent
 LINE = "digits --over optim.learning_rate=.003,.01 resolutions=0\u00a08,0\u00a016 --seeds 2 --epochs 3"
@@ -24,8 +25,13 @@ def words(line):
     return [word.replace("\u00a0", " ") for word in line.split(" ")]
 
 
+def list_jobs_of(line):
+    found = parse(line)
+    return list_jobs(found, found.over)
+
+
 def test_every_combination_is_a_job(tmp_path):
-    jobs = list_jobs(parse([*words(LINE), "--workdir", str(tmp_path)]))
+    jobs = list_jobs_of([*words(LINE), "--workdir", str(tmp_path)])
     assert len(jobs) == 8
     assert len({job.workdir for job in jobs}) == 8
     assert jobs[-1].workdir == tmp_path / "learning_rate=.01,resolutions=0 16,seed=1"
@@ -36,7 +42,7 @@ def test_every_combination_is_a_job(tmp_path):
 
 
 def test_a_workdir_has_no_characters_that_mean_something_in_paths(tmp_path):
-    (job,) = list_jobs(parse(["--over", "init_from=a/b*", "--workdir", str(tmp_path)]))
+    (job,) = list_jobs_of(["--over", "init_from=a/b*", "--workdir", str(tmp_path)])
     assert job.workdir.relative_to(tmp_path).as_posix() == "init_from=a_b_"
 
 
@@ -60,12 +66,25 @@ def test_defaults():
         ("--seeds 2 --output x.pdf", "output is 'x.pdf'; it must end with .html, .md, .csv"),
         ("--over", "--over: expected at least one argument; see python -m jaxcnn.sweep --help"),
         ("--over epochs=1,five", "epochs is 'five'; it must be a whole number"),
+        ("--over epochs=1..5", "over has the range epochs=1..5; give --trials N, or values with commas"),
+        ("--trials 5", "trials needs something to choose from; give --over NAME=VALUES, too"),
+        ("--trials 0 --over epochs=1,2", "trials is '0'; it must be a whole number of at least 1"),
+        ("--trials 5 --over epochs=5..1", "over has the range epochs=5..1, which must rise"),
+        ("--trials 5 --over epochs=.5..3", "over has the range epochs=.5..3, which must have whole ends"),
+        (
+            "--trials 5 --over optim.momentum=log:0..1",
+            "momentum=log:0..1, which must be above 0, since it is logarithmic",
+        ),
+        ("--trials 5 --over optim.momentum=log:.1", "optim.momentum is 'log:.1'; it must be a number"),
+        ("--trials 5 --over optim.momentum=.5..2", "optim.momentum is 2.0; it must be from 0 to below 1"),
+        ("--seeds 2 --log.mlflow x", "log.mlflow needs the package mlflow, which is not installed; run: pip install"),
         ("--over epoch=1,2", "there is no option --epoch; there are: "),
         ("lions --seeds 2", "there is no preset 'lions'"),
     ],
 )
 def test_a_wrong_command_line_is_refused_before_any_run(monkeypatch, line, message):
     monkeypatch.setattr(sweep, "run_jobs", lambda *_, **__: pytest.fail("a run was started"))
+    monkeypatch.setattr(sweep, "check_optuna", lambda: None)
     with pytest.raises(UserError, match=re.escape(message)) as caught:
         main(line.split())
     assert "\n" not in str(caught.value)
@@ -139,6 +158,67 @@ def test_it_ends_in_a_comparison(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr()
     assert "Top-1 accuracy over seeds" in said.out
     assert "seed=1: no luck" in said.err
+    assert (tmp_path / "comparison.html").exists()
+
+
+def test_optuna_is_asked_for_before_any_run():
+    with pytest.raises(UserError, match=r"^trials needs the package optuna, .* pip install 'jaxcnn\[optuna\]'$"):
+        main(["--trials", "2", "--over", "epochs=1,2"])
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("optim.learning_rate=log:.001..1", Range(0.001, 1.0, whole=False, log=True)),
+        ("optim.learning_rate=1e-3..1.5E+0", Range(0.001, 1.5, whole=False, log=False)),
+        ("batch_size=8..64", Range(8.0, 64.0, whole=True, log=False)),
+        ("early_stopping=1..5", Range(1.0, 5.0, whole=True, log=False)),
+        ("init_from=../a,../b", (("../a",), ("../b",))),
+    ],
+)
+def test_what_a_range_is(text, found):
+    assert list(parse(["--trials", "3", "--over", text]).over.values()) == [found]
+
+
+class PlayedStudy:
+    """Proposes what it is made with, and keeps the scores."""
+
+    def __init__(self, values):
+        self.trials = [Trial(number, {"epochs": (value,)}, None) for number, value in enumerate(values)]
+
+    def propose(self, *, total, at_once):
+        for start in range(0, total, at_once):
+            yield self.trials[start : start + at_once]
+
+    def record(self, trial, score):
+        self.trials[trial.number] = trial._replace(score=score)
+
+
+def test_trials_are_scored_by_the_mean_of_their_seeds_and_compared(tmp_path, monkeypatch, capsys):
+    study, started = PlayedStudy(["1", "2", "3"]), []
+
+    def play(jobs, *, at_once):
+        started.append([job.workdir.name for job in jobs])
+        for job in jobs:
+            if "epochs=3" not in job.workdir.name:
+                right = 16 if job.workdir.name == "epochs=1,seed=1" else 8
+                write_run(job.workdir, answers="c" * 8 + "d" * (right - 8) + "c" * (16 - right))
+                (job.workdir / "model.onnx").touch()
+        return {job: "no luck" for job in jobs if not job.is_finished}
+
+    monkeypatch.setattr(sweep, "run_jobs", play)
+    monkeypatch.setattr(sweep, "check_optuna", lambda: None)
+    monkeypatch.setattr(sweep, "Study", lambda path, space: study)
+    line = "--trials 3 --over epochs=1..3 --seeds 2 --jobs 2 --workdir"
+    with pytest.raises(SystemExit, match="2 of 6 runs failed; run the same command again"):
+        main([*line.split(), str(tmp_path)])
+    assert started == [
+        ["epochs=1,seed=0", "epochs=1,seed=1", "epochs=2,seed=0", "epochs=2,seed=1"],
+        ["epochs=3,seed=0", "epochs=3,seed=1"],
+    ]
+    assert [trial.score for trial in study.trials] == [0.75, 0.5, None]
+    said = capsys.readouterr()
+    assert "best of 2 trials: --epochs 1, with a top-1 of 0.7500" in said.err
     assert (tmp_path / "comparison.html").exists()
 
 

@@ -127,6 +127,21 @@ def test_a_run_writes_everything_it_promises(config, tmp_path):
     events = EventAccumulator(str(tmp_path)).Reload()
     logged = [(event.step, event.value) for event in events.Scalars("validation/top1")]
     assert logged == [(line["step"], pytest.approx(line["top1"])) for line in epochs]
+    assert [image.step for image in events.Images("train/augmented")] == [0]
+
+
+def test_tensorboard_shows_the_start_of_the_first_batch(config):
+    run = prepare(config, data.load(config.data))
+    with contextlib.closing(
+        data.train_batches(run.dataset.train, seed=config.seed, batch_size=config.batch_size)
+    ) as batches:
+        batch = next(batches)
+    shown = loop.augment_some(run, 4)
+    np.testing.assert_array_equal(shown, batch.images[:4])
+    shifted = prepare(dataclasses.replace(config, augment=AugmentConfig(pad_crop=0.5)), run.dataset)
+    assert (loop.augment_some(shifted, 4) != shown).any()
+    small = prepare(dataclasses.replace(config, batch_size=2), run.dataset)
+    assert loop.augment_some(small, 4).shape == (2, 8, 8, 3)
 
 
 def test_a_workdir_and_its_file_are_calibrated_and_evaluated_alike(config, tmp_path):

@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
+import numpy as np
+from jaxtyping import UInt8
+
 from jaxcnn.disk import describe
 from jaxcnn.errors import UserError
 from jaxcnn.typed_json import decode
@@ -109,23 +112,29 @@ _LARGEST = 2.0**128
 class MetricsLog:
     """Appends records to the log of a run. Use `open_log`.
 
+    Args:
+      path: of the lines.
+      lines: the file; None in a process that does not write.
+      events: a `tensorboard.EventFile`, whose module takes long to import; None in a process that does not write.
+      echo: where the lines are written, too.
+
     Attributes:
-      listener: is called with every record after it was written; None at first.
+      listeners: are called with every record after it was written.
     """
 
     def __init__(
         self,
         path: Path,
         lines: IO[str] | None,
-        write_event: Callable[[Record], None] | None,
+        events: Any,
         *,
         echo: IO[str] | None = None,
     ):
         self._path = path
         self._echo = echo
-        self.listener: Callable[[Record], None] | None = None
+        self.listeners: list[Callable[[Record], None]] = []
         self._lines = lines
-        self._write_event = write_event
+        self._events = events
 
     def write(self, record: Record) -> None:
         """Appends a record, and flushes it; does nothing in a process that does not write.
@@ -133,18 +142,28 @@ class MetricsLog:
         Raises:
           UserError: the disk is full or cannot be written.
         """
-        if self._lines is None or self._write_event is None:
+        if self._lines is None or self._events is None:
             return
         with _write_errors(self._path.parent):
             line = json.dumps(_to_json(record)) + "\n"
             self._lines.write(line)
             self._lines.flush()
-            self._write_event(record)
+            self._events.write_scalars(tagged(record), step=record.step, time=record.time)
         if self._echo is not None:
             self._echo.write(line)
             self._echo.flush()
-        if self.listener is not None:
-            self.listener(record)
+        for listener in self.listeners:
+            listener(record)
+
+    def write_pictures(self, pictures: UInt8[np.ndarray, "count side side 3"], *, step: int) -> None:
+        """Shows augmented pictures in TensorBoard; does nothing in a process that does not write.
+
+        Raises:
+          UserError: the disk is full or cannot be written.
+        """
+        if self._events is not None:
+            with _write_errors(self._path.parent):
+                self._events.write_pictures(pictures, step=step)
 
     def read(self) -> "RunLog":
         """Reads what has been written so far; see `read_log`."""
@@ -175,15 +194,11 @@ def open_log(workdir: Path, *, writes: bool = True, echo: IO[str] | None = None)
         lines = path.open("a", encoding="utf-8")
         events = EventFile(workdir)
 
-    def write_event(record: Record) -> None:
-        scalars = {f"{record.kind}/{name}": value for name, value in _metrics(record).items()}
-        events.write_scalars(scalars, step=record.step, time=record.time)
-
     try:
         # A killed process can leave half a line; the next record starts a new one.
         if torn:
             lines.write("\n")
-        yield MetricsLog(path, lines, write_event, echo=echo)
+        yield MetricsLog(path, lines, events, echo=echo)
     finally:
         for close in (lines.close, events.close):
             with suppress(OSError):  # On a full disk `write` has raised it already.
@@ -290,6 +305,11 @@ def _drop_after(records: list[TrainRecord] | list[ValidationRecord], step: int) 
 def _to_json(record: Record) -> dict[str, str | float]:
     values = {"step": record.step, "epoch": round(record.epoch, 4), "time": round(record.time, 3)}
     return {"kind": record.kind, **values, **_metrics(record)}
+
+
+def tagged(record: Record) -> dict[str, float]:
+    """Returns the metrics of a record by the names that TensorBoard and other logs show, such as `train/loss`."""
+    return {f"{record.kind}/{name}": value for name, value in _metrics(record).items()}
 
 
 def _metrics(record: Record) -> dict[str, float]:

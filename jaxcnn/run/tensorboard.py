@@ -1,11 +1,13 @@
-"""What TensorBoard shows of a run: its curves and, when it has ended, its settings and its confusion matrix."""
+"""What TensorBoard shows of a run: augmented pictures, curves and, in the end, settings and a confusion matrix."""
 
 import io
+import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt8
 from PIL import Image
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
@@ -17,7 +19,7 @@ from jaxcnn.metrics import Evaluation
 from jaxcnn.run.workdir import flat_settings
 
 SIDE = 512
-"""Least side of the confusion matrix in pixels."""
+"""Least side of a picture in pixels."""
 
 
 class EventFile:
@@ -37,9 +39,31 @@ class EventFile:
         self._writer.write_event(Event(wall_time=time, step=step, summary=Summary(value=values)))
         self._writer.flush()
 
+    def write_pictures(self, pictures: UInt8[np.ndarray, "count side side 3"], *, step: int) -> None:
+        """Appends augmented pictures as one picture, and flushes it.
+
+        Raises:
+          OSError: the disk is full or cannot be written.
+        """
+        image = Summary.Value(tag="train/augmented", image=_encode(draw_grid(pictures)))
+        self._writer.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=[image])))
+        self._writer.flush()
+
     def close(self) -> None:
         """Closes the file."""
         self._writer.close()
+
+
+def draw_grid(pictures: UInt8[np.ndarray, "count side side 3"]) -> Image.Image:
+    """Lays pictures beside each other in rows, about as many rows as columns, enlarged to at least `SIDE` pixels."""
+    count, side = pictures.shape[:2]
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    grid = np.zeros((rows * columns, side, side, 3), np.uint8)
+    grid[:count] = pictures
+    picture = Image.fromarray(grid.reshape(rows, columns, side, side, 3).swapaxes(1, 2).reshape(rows * side, -1, 3))
+    scale = max(1, -(-SIDE // picture.width))
+    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
 
 
 def write_summary(workdir: Path, config: Config, evaluation: Evaluation, *, step: int) -> None:
@@ -54,16 +78,14 @@ def write_summary(workdir: Path, config: Config, evaluation: Evaluation, *, step
     Raises:
       OSError: the folder cannot be written.
     """
+    settings = {name: _simple(value) for name, value in flat_settings(config)}
+    final = {f"final/{name}": value for name, value in evaluation.scalars().items()}
+    scalars = [Summary.Value(tag=name, simple_value=value) for name, value in final.items()]
+    image = Summary.Value(tag="validation/confusion", image=_encode(draw_confusion(evaluation.confusion)))
     events = EventsWriter(str(workdir / "events"))
     try:
-        settings = {name: _simple(value) for name, value in flat_settings(config)}
-        for summary in hparams(settings, {f"final/{name}": value for name, value in evaluation.scalars().items()}):
+        for summary in (*hparams(settings, final), Summary(value=[*scalars, image])):
             events.write_event(Event(step=step, summary=summary))
-        scalars = [
-            Summary.Value(tag=f"final/{name}", simple_value=value) for name, value in evaluation.scalars().items()
-        ]
-        image = Summary.Value(tag="validation/confusion", image=_encode(draw_confusion(evaluation.confusion)))
-        events.write_event(Event(step=step, summary=Summary(value=[*scalars, image])))
         events.flush()
     finally:
         events.close()
@@ -89,5 +111,8 @@ def _encode(picture: Image.Image) -> Summary.Image:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return Summary.Image(
-        height=picture.height, width=picture.width, colorspace=1, encoded_image_string=buffer.getvalue()
+        height=picture.height,
+        width=picture.width,
+        colorspace=len(picture.getbands()),
+        encoded_image_string=buffer.getvalue(),
     )

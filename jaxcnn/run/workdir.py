@@ -9,7 +9,7 @@ earlier_sessions.json                                report.html       the run a
 earlier_trainings.json                               model.json        its description, for runtimes
                    of the initial weights            model/            its model card and an example
 checkpoints/STEP/  parameters and training state     predictions.csv   what it says about each validation picture
-note.txt           what the user noted of the run
+note.txt           what the user noted of the run       tracking.json     its id in other logs
 """
 
 import dataclasses

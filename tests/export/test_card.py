@@ -4,8 +4,11 @@ import json
 import re
 
 import numpy as np
+import pytest
+from huggingface_hub import ModelCard, ModelCardData
 from runs import PICTURES, card_of, evaluate_run, make_run
 
+import export
 from export.card import _classes, _plain
 from jaxcnn.run.earlier_trainings import Training, record_earlier
 from jaxcnn.run.workdir import Workdir
@@ -59,6 +62,27 @@ def test_the_card_has_the_figures_of_the_run(tmp_path):
     for absent in ("top-5", "mirror", "calibrated", "{"):
         assert absent not in card.split("---", 2)[2].split("## Usage")[0]
     assert "left from right" not in card
+
+
+def test_the_card_is_valid_for_the_hub(tmp_path):
+    run = make_run(tmp_path / "run")
+    record = json.loads((run / "classes.json").read_text())
+    del record["checksum"]
+    (run / "classes.json").write_text(json.dumps(record | {"dataset": "pets: #1 'of' \"mine\" | {a} 🐈"}))
+    found = evaluate_run(run)
+    path = export.export_workdir(run).with_suffix("") / "README.md"
+    card = ModelCard.load(path)
+    assert isinstance(card.data, ModelCardData)
+    assert (card.data.library_name, card.data.pipeline_tag) == ("onnx", "image-classification")
+    assert card.data.license == "other"
+    assert {"jax", "onnx"} <= set(card.data.tags)
+    assert card.data.model_name == "resnet"
+    results = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert results == {name: pytest.approx(found[name], rel=1e-5) for name in ("top1", "top5", "loss", "ece")}
+    assert {result.dataset_name for result in card.data.eval_results} == {"pets: #1 'of' \"mine\" | {a} 🐈"}
+    assert {result.dataset_split for result in card.data.eval_results} == {"validation"}
+    # Written again from what was read, the front matter says the same.
+    assert ModelCard(f"---\n{card.data.to_yaml()}\n---\n{card.text}").data.to_dict() == card.data.to_dict()
 
 
 def test_the_card_counts_the_real_pictures_that_were_compared(run, tmp_path):

@@ -19,7 +19,7 @@ from jaxcnn.run.progress import open_progress
 def test_records_are_echoed_and_passed_to_a_listener(tmp_path):
     heard = []
     with (tmp_path / "echo").open("w") as echo, open_log(tmp_path, echo=echo) as log:
-        log.listener = heard.append
+        log.listeners.append(heard.append)
         log.write(train_record(1, loss=2.5))
     assert (tmp_path / "echo").read_text() == (tmp_path / "metrics.jsonl").read_text()
     assert [record.loss for record in heard] == [2.5]

@@ -3,12 +3,14 @@
 import io
 
 import numpy as np
+from log_lines import train_record
 from PIL import Image
 from recorded_runs import CONFIG
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from jaxcnn.metrics import score, summarize
+from jaxcnn.run.metrics_log import open_log
 from jaxcnn.run.tensorboard import draw_confusion, write_summary
 
 
@@ -33,3 +35,24 @@ def test_settings_metrics_and_confusion_are_read_by_tensorboard(tmp_path):
 
 def test_many_classes_have_a_pixel_each():
     assert draw_confusion(np.eye(1000, dtype=np.int64)).size == (1000, 1000)
+
+
+def test_augmented_pictures_are_read_by_tensorboard(tmp_path):
+    pictures = np.zeros((5, 8, 8, 3), np.uint8)
+    pictures[:, :, :, 0] = 10 * np.arange(1, 6)[:, None, None]
+    with open_log(tmp_path) as log:
+        log.write_pictures(pictures, step=0)
+        log.write(train_record(1, loss=2.5))
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [event.value for event in events.Scalars("train/loss")] == [2.5]
+    (image,) = events.Images("train/augmented")
+    pixels = np.asarray(Image.open(io.BytesIO(image.encoded_image_string)))
+    # Two rows of three, each pixel enlarged.
+    assert pixels.shape == (16 * 22, 24 * 22, 3)
+    assert pixels[::176, ::176].tolist() == [[[10, 0, 0], [20, 0, 0], [30, 0, 0]], [[40, 0, 0], [50, 0, 0], [0, 0, 0]]]
+
+
+def test_a_process_that_does_not_write_shows_no_pictures(tmp_path):
+    with open_log(tmp_path, writes=False) as log:
+        log.write_pictures(np.zeros((1, 8, 8, 3), np.uint8), step=0)
+    assert list(tmp_path.iterdir()) == []

@@ -117,12 +117,12 @@ class Study:
             self._study = optuna.create_study(
                 storage=f"sqlite:///{path.absolute()}", study_name="sweep", direction="maximize", load_if_exists=True
             )
-        except Exception as error:  # SQLAlchemy, which Optuna uses, has a kind of its own for each.
+        except Exception as error:  # SQLAlchemy, which Optuna uses, raises a different kind for each reason.
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(f"{path} cannot be used as a study ({reason}); give another --workdir") from error
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            # A seed of its own for every session: the same one would draw the same random trials again.
+            # Another seed for every session: the same one would draw the same random trials again.
             self._study.sampler = optuna.samplers.TPESampler(seed=len(self._study.trials), constant_liar=True)
         self._check_space(path)
 

@@ -16,6 +16,7 @@ from jaxcnn.evaluate import print_evaluation
 from jaxcnn.evaluation_record import write_evaluation
 from jaxcnn.metrics import score, summarize
 from jaxcnn.run.report import write_report
+from jaxcnn.run.tensorboard import write_summary
 from jaxcnn.run.workdir import Classes, Workdir
 
 CLASSES = 21_841
@@ -94,3 +95,10 @@ def test_the_card(evaluation, tmp_path, bounded):
     assert len(section.splitlines()) < 40
     names = _names(NAMES, {"file": "model.onnx"})
     assert names.endswith("synset 999 and 20,841 more: the metadata of `model.onnx` lists them all as `names`.")
+
+
+@pytest.mark.usefixtures("bounded")
+def test_tensorboard_gets_no_matrix(tmp_path, evaluation):
+    write_summary(tmp_path, CONFIG, evaluation, step=10)
+    (events,) = (tmp_path / "events").parent.glob("events*")
+    assert events.stat().st_size < 100_000

@@ -29,7 +29,7 @@ DIRECTIVE = re.compile(r"#\s*(!|noqa\b|type:|fmt:|pragma:)")
 
 BANNED = {
     r"sittings?": "session",
-    r"tells?(?! \w+ from)|told|telling": "report, print or record",
+    r"(?<!\.)tells?(?! \w+ from)|told|telling": "report, print or record",
     r"learnt": "learned",
     r"(?<!there )(?:is|are|was|were|be) none(?! of)": "name what is missing",
     r"(?:of|on) (?:its|their|one's|\w+'s) own": "say whose, or leave it out",
@@ -194,6 +194,7 @@ def test_an_indentation_of_four_is_found(docstring, names):
         ("A part of integers", []),
         ("there is none of these; it is none of PNG, JPEG", []),
         ("it cannot tell left from right", []),
+        ("study.tell(score)", []),
         ("the file is none; it tells", [1, 1]),
         ("\nIt has learnt", [2]),
         ('"""Of integers that."""', [1]),

@@ -15,7 +15,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.summary import hparams
 
 from jaxcnn.config import Config
-from jaxcnn.metrics import Evaluation
+from jaxcnn.metrics import MATRIX_LIMIT, Evaluation
 from jaxcnn.run.workdir import flat_settings
 
 SIDE = 512
@@ -69,6 +69,8 @@ def draw_grid(pictures: UInt8[np.ndarray, "count side side 3"]) -> Image.Image:
 def write_summary(workdir: Path, config: Config, evaluation: Evaluation, *, step: int) -> None:
     """Appends a run's settings as hyperparameters, its final metrics and its confusion matrix to its events.
 
+    The matrix is left out if there are more than `MATRIX_LIMIT` classes.
+
     Args:
       workdir: the run's folder.
       config: its settings.
@@ -81,10 +83,11 @@ def write_summary(workdir: Path, config: Config, evaluation: Evaluation, *, step
     settings = {name: _simple(value) for name, value in flat_settings(config)}
     final = {f"final/{name}": value for name, value in evaluation.scalars().items()}
     scalars = [Summary.Value(tag=name, simple_value=value) for name, value in final.items()]
-    image = Summary.Value(tag="validation/confusion", image=_encode(draw_confusion(evaluation.confusion)))
+    if len(evaluation.per_class) <= MATRIX_LIMIT:
+        scalars.append(Summary.Value(tag="validation/confusion", image=_encode(draw_confusion(evaluation.confusion))))
     events = EventsWriter(str(workdir / "events"))
     try:
-        for summary in (*hparams(settings, final), Summary(value=[*scalars, image])):
+        for summary in (*hparams(settings, final), Summary(value=scalars)):
             events.write_event(Event(step=step, summary=summary))
         events.flush()
     finally:

@@ -177,15 +177,29 @@ def test_a_server_that_dies_in_the_middle_stops_nothing(clients, tmp_path, cache
 
 
 READ_WANDB = """
-import json, sys
+import json, struct, sys
 from pathlib import Path
 from wandb.proto import wandb_internal_pb2
-from wandb.sdk.internal.datastore import DataStore
+
+def read_records(data):
+    # LevelDB's log: blocks of 32 kB with checksum, length and kind (whole, first, middle, last) before each part.
+    position = 7
+    while position < len(data):
+        left = 32_768 - position % 32_768
+        length, kind = struct.unpack_from("<HB", data, position + 4) if left >= 7 else (0, 0)
+        if not kind:
+            position += left
+            continue
+        part = data[position + 7 : position + 7 + length]
+        whole = part if kind in (1, 2) else whole + part
+        if kind in (1, 4):
+            yield whole
+        position += 7 + length
+
 answers = []
 for path in sorted(Path(sys.argv[1]).glob("wandb/offline-run-*/run-*.wandb")):
-    store, answer = DataStore(), {"steps": [], "config": {}, "artifacts": 0}
-    store.open_for_scan(str(path))
-    while (data := store.scan_data()) is not None:
+    answer = {"steps": [], "config": {}, "artifacts": 0}
+    for data in read_records(path.read_bytes()):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
         kind = record.WhichOneof("record_type")

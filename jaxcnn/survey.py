@@ -17,6 +17,8 @@ from jaxcnn.data.duplicates import LEAST_SIDE, Group, Look, find_groups, look_at
 from jaxcnn.data.findings import FEW
 from jaxcnn.data.sources.class_folders import TRAIN, VALIDATION
 from jaxcnn.data.sources.folder import folder_source
+from jaxcnn.data.sources.parquet import find_parquet
+from jaxcnn.data.sources.tars import find_tars
 from jaxcnn.errors import UserError
 
 SIDE = 64
@@ -112,8 +114,13 @@ def survey(path: Path, *, advance: Callable[[int, int], None] = lambda done, tot
       advance: is called with the number of files that are done, and with the number of all files.
 
     Raises:
-      UserError: there is no such folder or zip, or there are no files in it.
+      UserError: there is no such folder or zip, there are no files in it, or the pictures are in tar or Parquet files.
     """
+    if find_tars(path) or find_parquet(path):
+        raise UserError(
+            f"the pictures of {path} are in tar or Parquet files, which can be trained on but not inspected; give a "
+            "folder or a zip of pictures"
+        )
     if path.exists() and not path.is_dir() and path.suffix.lower() != ".zip":
         raise UserError(f"{path} is a file; give a folder or a zip of pictures")
     # What training would do with it.

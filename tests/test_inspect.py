@@ -120,6 +120,15 @@ def test_a_zip_a_folder_without_classes_and_the_page(spoiled):
     assert found["pictures"] == 13
 
 
+@pytest.mark.parametrize("name", ["train-0.tar", "train-0.parquet"])
+@pytest.mark.parametrize("given", ["shards", "shards/{}"])
+def test_archives_that_only_training_reads_are_refused(clean, name, given):
+    (clean.parent / "shards").mkdir()
+    (clean.parent / "shards" / name).write_bytes(b"any")
+    with pytest.raises(UserError, match="are in tar or Parquet files, which can be trained on but not inspected"):
+        main([given.format(name)])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

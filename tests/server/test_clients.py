@@ -12,7 +12,7 @@ from tests.server.wire import COLOURS, encode
 
 HERE = Path(__file__).parent
 NODE = shutil.which("node")
-NODE_MODULES = os.environ.get("JAXCNN_NODE_MODULES", "")
+NODE_MODULES = os.environ.get("TEST_NODE_MODULES", "")
 
 
 @pytest.mark.run
@@ -55,7 +55,7 @@ def test_a_generated_client(server, tmp_path):
 
 @pytest.mark.run
 @pytest.mark.skipif(NODE is None, reason="there is no Node: `apt-get install nodejs`")
-@pytest.mark.skipif(not NODE_MODULES, reason="JAXCNN_NODE_MODULES is not set")
+@pytest.mark.skipif(not NODE_MODULES, reason="TEST_NODE_MODULES is not set")
 def test_a_generated_typescript_client(server, tmp_path):
     for name in ("typescript_types.mjs", "generated_client.ts"):
         shutil.copy(HERE / name, tmp_path)

@@ -18,7 +18,7 @@ QUIET = {"WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1", "MLFLOW_DISABLE_TELEMET
 
 
 def find_python() -> str:
-    """Returns the Python of the environment, after making it if there is none."""
+    """Returns the Python of the environment, which is made first if it does not exist."""
     if given := os.environ.get("JAXCNN_CLIENTS"):
         return given
     key = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()[:10]

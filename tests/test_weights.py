@@ -370,7 +370,7 @@ def test_invalid_tensors_are_named(file, change, message):
 
 def test_a_flipped_bit_in_a_file_is_never_read(file):
     whole, random = file.read_bytes(), np.random.default_rng(0)
-    # A checksum of another name is as good as none: files of other programs have none.
+    # A file whose checksum has another name counts as one without a checksum, such as other programs write.
     name = whole.index(b'"checksum"')
     places = np.r_[8:name, name + len(b'"checksum"') : len(whole)]
     for place in random.choice(places, 50):

@@ -249,7 +249,7 @@ class ParquetPictures:
 
 
 def _read_labels(group: RowGroup, columns: Columns) -> Int32[np.ndarray, " rows"]:
-    """Returns the class index of each row of a row group, -1 where there is none."""
+    """Returns the class index of each row of a row group, -1 for a row without a class."""
     labels = np.array(_read_column(group, columns.label).fill_null(-1), np.int64)
     wrong = np.flatnonzero((labels < -1) | (labels >= (len(columns.names) or 2**31)))
     if len(wrong):

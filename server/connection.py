@@ -105,6 +105,31 @@ class _Flow(FlowControl):
             super().resume_reading()
 
 
+class _Transport(asyncio.Transport):
+    """What a connection gives uvicorn to write to and to close: closing is up to the connection."""
+
+    def __init__(self, transport: asyncio.Transport, connection: "GuardedConnection") -> None:
+        super().__init__()
+        self._transport = transport
+        self._connection = connection
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Sends bytes."""
+        self._transport.write(data)
+
+    def close(self) -> None:
+        """Closes the connection as it sees fit."""
+        self._connection.close()
+
+    def abort(self) -> None:
+        """Closes at once, and drops what has not been sent."""
+        self._transport.abort()
+
+    def is_closing(self) -> bool:
+        """Returns whether nothing more can be sent."""
+        return self._connection.is_lingering or self._transport.is_closing()
+
+
 class GuardedConnection(HttpToolsProtocol):
     """A connection that closes itself on headers too long or too slow, when idle, and when nobody reads.
 
@@ -119,8 +144,12 @@ class GuardedConnection(HttpToolsProtocol):
         super().connection_made(transport)
         # Report even the first byte that the client does not read.
         transport.set_write_buffer_limits(high=0)
+        self.transport = _Transport(transport, self)
+        self._socket = transport
         self._head_bytes: int | None = 0
         self._is_in_head = False
+        self._is_in_request = False
+        self.is_lingering = False
         self._unparsed = memoryview(b"")
         self.flow = _Flow(transport, self)
         self._is_shutting_down = False
@@ -141,10 +170,31 @@ class GuardedConnection(HttpToolsProtocol):
         uvicorn closes a connection without a request at once, even if its client has just sent one.
         """
         self._is_shutting_down = True
-        if self.cycle is None or self.cycle.response_complete:
+        if self.is_lingering:
+            self.loop.call_later(_LAST_SECONDS, self._socket.abort)
+        elif self.cycle is None or self.cycle.response_complete:
             self.loop.call_later(_LAST_SECONDS, super().shutdown)
         else:
             super().shutdown()
+
+    def close(self) -> None:
+        """Closes; within a request after what the client still sends, which is dropped, for `read_seconds` at most.
+
+        A socket that closes before everything was read resets the connection, and the client may lose the response:
+        RFC 9112, section 9.6.
+        """
+        if self.is_lingering:
+            return
+        if not self._is_in_request:
+            self._socket.close()
+            return
+        self.is_lingering = True
+        if self._socket.can_write_eof():
+            self._socket.write_eof()
+        self._stop_waiting()
+        self._unparsed = memoryview(b"")
+        self.flow.resume_reading()
+        self._timer = self.loop.call_later(self.read_seconds, self._socket.abort)
 
     def pause_writing(self) -> None:
         """Starts waiting for the client to read; otherwise an unread response would stay in memory for good."""
@@ -162,8 +212,9 @@ class GuardedConnection(HttpToolsProtocol):
 
         uvicorn's own method would stop the keep-alive timer on any data, even an empty line.
         """
-        self._unparsed = memoryview(bytes(self._unparsed) + data)
-        self._parse_waiting()
+        if not self.is_lingering:
+            self._unparsed = memoryview(bytes(self._unparsed) + data)
+            self._parse_waiting()
 
     def on_response_complete(self) -> None:
         """Parses further pipelined requests, as there is room for one more."""
@@ -176,7 +227,7 @@ class GuardedConnection(HttpToolsProtocol):
         """Starts waiting for the end of the headers."""
         super().on_message_begin()
         self._head_bytes = 0
-        self._is_in_head = True
+        self._is_in_head = self._is_in_request = True
         self._wait()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -214,6 +265,7 @@ class GuardedConnection(HttpToolsProtocol):
         if self.parser.should_upgrade():
             return
         self._head_bytes = None
+        self._is_in_request = False
         super().on_message_complete()
         if self.cycle.response_complete:
             self._stop_waiting()
@@ -289,7 +341,7 @@ class GuardedConnection(HttpToolsProtocol):
             self._refuse(408, f"The headers did not arrive within {self.read_seconds} s: send them faster.")
         else:
             # There is no request to respond to: browsers connect in advance.
-            self.transport.close()
+            self._socket.close()
 
     def _refuse(self, status: int, text: str) -> None:
         """Responds in JSON, like every other error, and closes; uvicorn would respond in plain text."""

@@ -20,6 +20,7 @@ UPGRADES = [
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"
 WASM = b"GET /onnxruntime-web/ort-wasm-simd-threaded.wasm HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 WASM_BYTES = 40_000_000
+LARGE = 12 * 2**20  # More than a body may have, and than the buffers of a socket hold.
 
 
 @contextlib.contextmanager
@@ -197,6 +198,37 @@ def is_closed_while_sending(connection: socket.socket, drop: bytes) -> bool:
     except ConnectionError:
         return True
     return False
+
+
+@pytest.mark.parametrize(
+    ("request_", "rest", "status"),
+    [
+        (head("Connection: close", f"Content-Length: {LARGE}"), b"x" * LARGE, 413),
+        (
+            head("Connection: close", "Transfer-Encoding: chunked"),
+            b"%x\r\n%s\r\n0\r\n\r\n" % (LARGE, b"x" * LARGE),
+            413,
+        ),
+        (head("Connection: close", f"Content-Length: {LARGE}", path="/nothing"), b"x" * LARGE, 404),
+        (head("Transfer-Encoding: gzip, chunked"), b"x" * LARGE, 501),
+        (b"GET /\x00 HTTP/1.1\r\n", b"x" * LARGE, 400),
+    ],
+    ids=["too large", "too large in chunks", "not found", "unsupported coding", "invalid head"],
+)
+def test_a_client_that_sends_everything_first_reads_why_it_was_refused(server, request_, rest, status):
+    with connected(server) as connection:
+        connection.sendall(request_)
+        time.sleep(0.1)
+        connection.sendall(rest)
+        assert read_answer(connection)[0] == status
+        assert connection.recv(100) == b""
+
+
+def test_a_refused_body_is_not_taken_for_longer_than_any_other(impatient):
+    with connected(impatient) as connection:
+        connection.sendall(head("Connection: close", "Content-Length: 99999999999"))
+        assert read_answer(connection)[0] == 413
+        assert is_closed_while_sending(connection, b"x")
 
 
 def test_a_body_that_ends_after_its_answer_leaves_the_connection_open(impatient):

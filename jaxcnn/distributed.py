@@ -106,9 +106,9 @@ def local_rows(batch_size: int, mesh: Mesh | None) -> Int[np.ndarray, " rows"]:
     return np.unique(np.concatenate([np.arange(batch_size)[part] for part in parts]))
 
 
-def shard_batch(rows: Shaped[np.ndarray, "rows ..."], mesh: Mesh | None) -> Any:
-    """Makes a batch over all devices from the rows of this process, as `local_rows` orders them."""
-    if mesh is None:
+def shard_batch(rows: Shaped[np.ndarray, "rows ..."] | Shaped[jax.Array, "rows ..."], mesh: Mesh | None) -> Any:
+    """Makes a batch over all devices from the rows of this process, as `local_rows` orders them; placed ones stay."""
+    if mesh is None or isinstance(rows, jax.Array):
         return rows
     size = len(rows) * jax.process_count()
     first = {int(row): i for i, row in enumerate(local_rows(size, mesh))}
@@ -118,6 +118,12 @@ def shard_batch(rows: Shaped[np.ndarray, "rows ..."], mesh: Mesh | None) -> Any:
         return rows[first[start] : first[start] + stop - start]
 
     return jax.make_array_from_callback((size, *rows.shape[1:]), _batch_sharding(mesh), part)
+
+
+def place_batch[T](batch: T, mesh: Mesh | None) -> T:
+    """Starts the transfer of the arrays of a batch to the devices, so that a later step finds them there."""
+    placed: T = jax.tree.map(lambda rows: jax.device_put(rows) if mesh is None else shard_batch(rows, mesh), batch)
+    return placed
 
 
 def fetch_rows(batch: Shaped[jax.Array, "batch ..."]) -> Shaped[np.ndarray, "rows ..."]:

@@ -27,6 +27,7 @@ from jaxcnn.distributed import (
     fetch_state,
     local_rows,
     make_mesh,
+    place_batch,
     place_state,
     shard_batch,
 )
@@ -302,7 +303,7 @@ def train_epoch(
     """
     # A resumed run starts within the epoch, at the batch where it was stopped.
     config, first, end = run.config, int(state.step), (epoch + 1) * run.steps_per_epoch
-    batches = _batches_from(run, first, rows=run.rows)
+    batches = _batches_from(run, first, rows=run.rows, place=partial(place_batch, mesh=run.mesh))
     window: list[StepMetrics] = []
     stopped_by: signal.Signals | None = None
     started = logged = saved = time.monotonic()
@@ -336,8 +337,14 @@ def _announce_compilation(run: Run, progress: TrainProgress, *, epoch: int) -> A
     return progress.doing("compiling the step for {0}x{0} pixels".format(compiled_for[0]), first=compiled_for)
 
 
-def _batches_from(run: Run, step: int, *, rows: Int64[np.ndarray, " rows"] | None) -> Generator[data.Batch]:
-    """Yields the batches of a run from a step on, or some rows of them."""
+def _batches_from(
+    run: Run,
+    step: int,
+    *,
+    rows: Int64[np.ndarray, " rows"] | None,
+    place: Callable[[data.Batch], data.Batch] = lambda batch: batch,
+) -> Generator[data.Batch]:
+    """Yields the batches of a run from a step on, or some rows of them; see `train_batches`."""
     config = run.config
     return data.train_batches(
         run.dataset.train,
@@ -346,6 +353,7 @@ def _batches_from(run: Run, step: int, *, rows: Int64[np.ndarray, " rows"] | Non
         start_step=step,
         balanced=config.balance,
         rows=rows,
+        place=place,
     )
 
 

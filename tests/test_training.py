@@ -422,6 +422,18 @@ def test_divergence_within_an_epoch_is_reported_before_a_save(config, tmp_path, 
     assert load_last(tmp_path).finite
 
 
+def test_batches_are_on_the_device_before_their_step(config, tmp_path, monkeypatch):
+    placed = []
+
+    def watched(run, state, batch, *, epoch):
+        placed.extend(isinstance(rows, jax.Array) for rows in batch)
+        return take_step(run, state, batch, epoch=epoch)
+
+    monkeypatch.setattr(loop, "take_step", watched)
+    train(dataclasses.replace(config, epochs=1), tmp_path)
+    assert placed == [True] * len(placed) != []
+
+
 def test_every_record_covers_the_steps_since_the_last(config, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "LOG_SECONDS", 0.0)
     pictures = dataclasses.replace(config.data, image_size=12)

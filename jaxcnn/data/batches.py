@@ -68,6 +68,7 @@ def train_batches(
     start_step: int = 0,
     balanced: bool = False,
     rows: Int64[np.ndarray, " rows"] | None = None,
+    place: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> Generator[Batch]:
     """Yields shuffled full batches without end; the batch of a step depends on the arguments alone.
 
@@ -82,6 +83,7 @@ def train_batches(
       start_step: step of the first batch, counted from 0, where training resumes.
       balanced: draw all classes equally often, see `balanced_order`.
       rows: positions in each batch that are read, such as the share of one of several processes; None: all.
+      place: what else the thread does with each batch, such as starting its transfer to a device.
     """
     part: slice | Int64[np.ndarray, " rows"] = slice(None) if rows is None else rows
     first_epoch, position = divmod(start_step, steps_per_epoch(split, batch_size))
@@ -103,7 +105,7 @@ def train_batches(
 
     def read(step: int, rows: Int64[np.ndarray, " batch"]) -> Batch:
         crops = draw_crops(seed=seed, step=step, count=batch_size)[part]
-        return Batch(split.read(rows, crops), split.labels[rows])
+        return place(Batch(split.read(rows, crops), split.labels[rows]))
 
     # The thread reads the pictures: here only their indices are drawn.
     return _prefetch(lambda numbered: read(*numbered), enumerate(indices(), start_step))

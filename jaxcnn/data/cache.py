@@ -74,11 +74,6 @@ def entry_path(source: Source, *, size: int, resize: Resize, cache_dir: Path) ->
     return cache_dir / "-".join([source.key, str(resize.stored(size)), *_suffixes(resize)])
 
 
-def decoded_bytes(dataset: EncodedDataset, *, size: int, resize: Resize) -> int:
-    """Returns the bytes that the decoded pictures of a data set take."""
-    return dataset.count * resize.stored(size) ** 2 * 3
-
-
 def _suffixes(resize: Resize) -> list[str]:
     """Returns the part of an entry's name that says how its squares were made; earlier versions only stretched."""
     if resize.filter != STRETCH.filter:

@@ -66,13 +66,28 @@ def load_encoded(source: Source, *, size: int, resize: Resize = STRETCH, cache_d
         raise UserError(
             "encoded pictures need the package array-record, which is not for Windows; give --data.store decoded"
         )
-    entry = cache_dir / f"{source.key}-encoded"
+    entry = _entry_path(source, cache_dir)
     return open_entry(
         entry,
         cache_dir / f"{source.key}.lock",
         read=partial(_read_entry, entry, source, size=size, resize=resize),
         write=lambda: _write_entry(entry, source.open()),
     )
+
+
+def count_encoded(source: Source, *, cache_dir: Path) -> int | None:
+    """Returns the number of pictures in the entry of a source, without opening it; None if there is no whole entry."""
+    entry, count = _entry_path(source, cache_dir), 0
+    try:
+        for split in ("train", "validation"):
+            count += len(np.load(entry / f"{split}_labels.npy", mmap_mode="r"))
+    except (OSError, ValueError, EOFError):
+        return None
+    return count
+
+
+def _entry_path(source: Source, cache_dir: Path) -> Path:
+    return cache_dir / f"{source.key}-encoded"
 
 
 def _read_entry(entry: Path, source: Source, *, size: int, resize: Resize) -> Dataset | None:

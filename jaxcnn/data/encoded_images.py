@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 
 from jaxcnn.data.crops import Crop
-from jaxcnn.data.decoding import decode, decode_crop, decoding_threads
+from jaxcnn.data.decoding import decode, decode_crop, decoding_threads, warnings_ignored
 from jaxcnn.data.resize import Resize
 from jaxcnn.data.sources.pictures import Pictures
 
@@ -84,12 +84,17 @@ class EncodedImages:
     ) -> UInt8[np.ndarray, "{count} {side} {side} 3"]:
         """Returns what a function makes for each place, called by all threads that decode."""
         images = np.empty((count, side, side, 3), np.uint8)
+        # Each thread takes the next place that is left, which costs less than a task for each.
+        places = iter(range(count))
 
-        def fill(place: int) -> None:
-            images[place] = make(place)
+        def fill() -> None:
+            with warnings_ignored:
+                for place in places:
+                    images[place] = make(place)
 
-        for _ in _threads().map(fill, range(count)):
-            pass  # Raises what a thread has raised
+        threads = decoding_threads()
+        for done in [_threads().submit(fill) for _ in range(threads)]:
+            done.result()  # Raises what a thread has raised
         return images
 
 

@@ -19,7 +19,7 @@ from jaxcnn.data.decoding import DECODER
 from jaxcnn.data.duplicates import Look, find_groups, make_thumbnail
 from jaxcnn.data.sources.encoded_dataset import EncodedDataset
 from jaxcnn.data.split import facts_type
-from jaxcnn.disk import NO_ROOM, sync
+from jaxcnn.disk import NO_ROOM, sync, write_atomically
 from jaxcnn.errors import UserError
 
 MANY = 50_000
@@ -27,6 +27,10 @@ MANY = 50_000
 
 LISTED = 10
 """Most unreadable pictures that one error message lists."""
+
+HASHED = 2**32
+"""Bytes of an entry that are compared with their checksums at every start, which takes seconds. The files of a larger
+entry are compared again once one of them has changed."""
 
 DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, ChecksumError)
 """What reading a damaged entry raises."""
@@ -152,12 +156,28 @@ def read_description(entry: Path, *, version: int) -> dict[str, Any] | None:
     # Sizes, which take no time, detect most damage. Entries of earlier versions have no checksums.
     if any((entry / name).stat().st_size != size for name, size in meta["bytes"].items()):
         return None
-    for name, checksums in meta.get("checksums", {}).items():
-        if checksum_chunks(entry / name) != checksums:
-            return None
+    if not _has_checksums(entry, meta.get("checksums", {})):
+        return None
     # Raises for entries of earlier versions with names that are not valid Unicode.
     "".join((meta["name"], *meta["names"])).encode()
     return meta
+
+
+def _has_checksums(entry: Path, checksums: Mapping[str, Sequence[str]]) -> bool:
+    """Returns whether files of an entry have their checksums; `compared.json` says which ones of a large entry had."""
+    stats = {name: (entry / name).stat() for name in checksums}
+    times = {name: stat.st_mtime_ns for name, stat in stats.items()}
+    is_large, compared = sum(stat.st_size for stat in stats.values()) > HASHED, entry / "compared.json"
+    if is_large:
+        with contextlib.suppress(OSError, ValueError, ChecksumError):
+            if unseal(json.loads(compared.read_text())) == times:
+                return True
+    if any(checksum_chunks(entry / name) != expected for name, expected in checksums.items()):
+        return False
+    if is_large:
+        with contextlib.suppress(OSError):  # The disk may be full, or the folder another user's
+            write_atomically(compared, json.dumps(seal(times)) + "\n")
+    return True
 
 
 @contextlib.contextmanager

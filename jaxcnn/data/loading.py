@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from jaxcnn.config import DataConfig
-from jaxcnn.data.cache import decoded_bytes, entry_path, load_cached
+from jaxcnn.data.cache import entry_path, load_cached
 from jaxcnn.data.dataset import Dataset
-from jaxcnn.data.encoded_cache import load_encoded
+from jaxcnn.data.encoded_cache import count_encoded, load_encoded
 from jaxcnn.data.resize import Resize
 from jaxcnn.data.shards import has_array_record
 from jaxcnn.data.sources.digits import digits_source
@@ -80,7 +80,9 @@ def _too_large(source: Source, *, size: int, resize: Resize, cache_dir: Path) ->
     """Returns why the pictures are too large to be kept decoded; empty if they are not, or if they are so already."""
     if entry_path(source, size=size, resize=resize, cache_dir=cache_dir).exists() or not has_array_record():
         return ""
-    need = decoded_bytes(source.open(), size=size, resize=resize)
+    # What is encoded already need not be listed to be counted.
+    count = count_encoded(source, cache_dir=cache_dir) or source.open().count
+    need = count * resize.stored(size) ** 2 * 3
     # The folder may not exist yet.
     free = shutil.disk_usage(next(path for path in (cache_dir, *cache_dir.parents) if path.exists())).free
     if need <= min(MOST_DECODED, free):
@@ -107,7 +109,8 @@ def find_source(config: DataConfig) -> Source:
       UserError: the source does not exist or cannot be read.
     """
     kind, _, name = config.source.partition(":")
-    data_dir = named_path(config.cache_dir, option="data.cache_dir") / "tfds"
+    cache_dir = named_path(config.cache_dir, option="data.cache_dir")
+    data_dir = cache_dir / "tfds"
     if config.source == "digits":
         return digits_source()
     # TFDS takes seconds to import, and is missing where only the exporter is installed.
@@ -125,4 +128,4 @@ def find_source(config: DataConfig) -> Source:
         return tar_source(path, tars)
     if path is not None and (files := find_parquet(path)):
         return parquet_source(path, files)
-    return folder_source(config.source)
+    return folder_source(config.source, cache_dir=cache_dir)

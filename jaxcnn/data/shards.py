@@ -3,10 +3,10 @@
 A file of ArrayRecord has an index of its records at the end (https://github.com/google/array_record).
 """
 
+import contextlib
 import importlib.util
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +22,9 @@ from jaxcnn.errors import UserError
 SHARD = 2**28
 """Bytes of pictures in a file. Few large files are read and copied faster than many small ones."""
 
+OPEN_FILES = 2**16
+"""Limit of open files that this process asks for: a terabyte of pictures lies in 4,000 files, which stay open."""
+
 OPTIONS = "group_size:1,uncompressed"
 """Every record can be read alone, and pictures are compressed already."""
 
@@ -29,6 +32,17 @@ OPTIONS = "group_size:1,uncompressed"
 def has_array_record() -> bool:
     """Returns whether the package is installed, which Windows does not have."""
     return importlib.util.find_spec("array_record") is not None
+
+
+def allow_open_files() -> None:
+    """Raises the limit of open files, often 1,024, to `OPEN_FILES`, or as far as the system lets this process."""
+    with contextlib.suppress(ImportError, ValueError, OSError):  # Windows has no such module
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+        if soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class ShardWriter:
@@ -74,7 +88,7 @@ class ShardWriter:
                 writer.close()
 
 
-@contextmanager
+@contextlib.contextmanager
 def _system_errors() -> Iterator[None]:
     """Turns the errors of a full disk into OSError: `array_record` reports them as text, from C++."""
     try:
@@ -111,6 +125,7 @@ class Shards:
         """
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
+        allow_open_files()
         try:
             records = ArrayRecordDataSource([str(folder / name) for name in names]) if names else ()
         except Exception as error:  # array_record raises RuntimeError and others from C++

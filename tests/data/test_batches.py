@@ -190,6 +190,19 @@ class Watched(Rows):
 reads: list[threading.Thread] = []
 
 
+def test_the_thread_that_gathers_batches_places_them():
+    threads = []
+
+    def place(batch):
+        threads.append(threading.current_thread())
+        return batch._replace(labels=-batch.labels)
+
+    batches = train_batches(numbered(40), seed=0, batch_size=2, place=place)
+    assert np.array_equal(next(batches).labels, -epoch_order(seed=0, epoch=0, count=40)[:2])
+    batches.close()
+    assert threading.current_thread() not in threads
+
+
 def test_batches_are_gathered_ahead_on_another_thread():
     reads.clear()
     split = numbered(40)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from pictures import encode, make_picture
 
+from jaxcnn.checksum import checksum_chunks
 from jaxcnn.data import cache
 from jaxcnn.data.cache import load_cached
 from jaxcnn.data.decoding import DECODER, decode
@@ -229,6 +230,32 @@ def test_an_entry_with_a_flipped_bit_is_decoded_again(tmp_path, capsys, name):
         assert len(calls) == 2 + number
         line = f"{tmp_path / 'some-8'} is damaged, or of another version: its pictures are decoded again"
         assert f"{line}\n" in capsys.readouterr().err
+
+
+def test_a_large_entry_is_compared_with_its_checksums_when_a_file_has_changed(tmp_path, monkeypatch):
+    some, calls = source()
+    compared = []
+    monkeypatch.setattr("jaxcnn.data.entry.HASHED", 0)
+    monkeypatch.setattr(
+        "jaxcnn.data.entry.checksum_chunks", lambda path: compared.append(path.name) or checksum_chunks(path)
+    )
+    path = tmp_path / "some-8" / "train_images.npy"
+    load_cached(some, size=8, cache_dir=tmp_path)
+    for again, change in (
+        (False, lambda: None),
+        (True, lambda: os.utime(path)),
+        (False, lambda: None),
+        (True, (tmp_path / "some-8" / "compared.json").unlink),
+        (True, lambda: (tmp_path / "some-8" / "compared.json").write_text("[]")),
+    ):
+        compared.clear()
+        change()
+        check(load_cached(some, size=8, cache_dir=tmp_path))
+        assert ("train_images.npy" in compared) == again
+    assert len(calls) == 1
+    garble(path)
+    check(load_cached(some, size=8, cache_dir=tmp_path))
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize("key", ["names", "wnids", "checksum", "checksums", "bytes"])

@@ -107,6 +107,33 @@ def test_pictures_span_several_files(tmp_path, monkeypatch):
     assert dataset.train.file(5) == "picture 5"
 
 
+MANY_FILES = """
+import resource, sys
+sys.path[:0] = {path!r}
+from pathlib import Path
+from test_encoded_cache import PICTURES, load_encoded, shards, source
+shards.SHARD = 1
+images = load_encoded(source(PICTURES * 10)[0], size=16, cache_dir=Path({folder!r})).train.images
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+images = load_encoded(source(PICTURES * 10)[0], size=16, cache_dir=Path({folder!r})).train.images
+print(images[:].shape)
+"""
+
+
+def test_more_files_than_a_process_may_open_at_first(tmp_path):
+    code = MANY_FILES.format(path=[str(Path(__file__).parent), *sys.path], folder=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert done.stdout == "(110, 16, 16, 3)\n", done.stderr
+
+
+def test_a_second_start_does_not_list_the_pictures(tmp_path, pets, monkeypatch):
+    config = settings(tmp_path, zip_folder(pets, tmp_path / "pets.zip"), store="auto")
+    monkeypatch.setattr(jaxcnn.data.loading, "MOST_DECODED", 0)
+    load(config)
+    monkeypatch.setattr("jaxcnn.data.sources.folder.Archive", None)
+    assert load(config).store.kind == "encoded"
+
+
 def test_pictures_in_records_are_not_copied(tmp_path):
     some, opened = source(in_records=True)
     for count in (2, 3):  # Written once, and opened whenever it is read

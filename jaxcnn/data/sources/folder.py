@@ -1,12 +1,14 @@
 """A folder or a zip with one folder of pictures per class."""
 
 import os
+import time
 from pathlib import Path, PurePosixPath
 from stat import S_ISREG
 
 from jaxcnn.data.sources.archive import Archive
 from jaxcnn.data.sources.class_folders import open_class_folders
 from jaxcnn.data.sources.encoded_dataset import EncodedDataset
+from jaxcnn.data.sources.folder_key import read_key, write_key
 from jaxcnn.data.sources.pictures import MAX_BYTES, TooLargeError
 from jaxcnn.data.sources.source import Source, make_key
 from jaxcnn.data.sources.tree import Tree, list_folder
@@ -14,12 +16,16 @@ from jaxcnn.errors import UserError
 from jaxcnn.paths import named_path, readable
 
 
-def folder_source(source: str) -> Source:
+def folder_source(source: str, *, cache_dir: Path | None = None) -> Source:
     """Finds a folder or zip of `CLASS/picture.jpg`, or of `train/CLASS/picture.jpg` and `val/CLASS/picture.jpg`.
 
     Pictures may lie deeper inside their class folder, and everything may lie in one outer folder. Class indices follow
     the sorted names of the class folders, in Unicode's composed form. The key of a folder depends on the names, sizes
     and times of its files.
+
+    Args:
+      source: the path.
+      cache_dir: where the key of a large folder is kept, so that the next start need not look at every file.
 
     Raises:
       UserError: the path does not exist, or a file or folder in it cannot be read.
@@ -28,7 +34,7 @@ def folder_source(source: str) -> Source:
     # The same pictures have the same key however their path is written.
     path = path.resolve()
     if path.is_dir():
-        return _folder_source(path)
+        return _folder_source(path, None if cache_dir is None else cache_dir / f"{make_key(path)}.json")
     stat = path.stat()
     return Source(key=make_key(path, stat.st_size, stat.st_mtime_ns), open=lambda: _open_zip(path))
 
@@ -42,8 +48,11 @@ def find_path(source: str) -> Path:
     return path
 
 
-def _folder_source(path: Path) -> Source:
-    # Every file is looked at on every start: one changed picture makes another key, and so another cache entry.
+def _folder_source(path: Path, record: Path | None) -> Source:
+    if record is not None and (key := read_key(record, path)) is not None:
+        return Source(key=key, open=lambda: _folder_source(path, None).open())
+    # Every file is looked at: one changed picture makes another key, and so another cache entry.
+    listed = time.time()
     files, folders = list_folder(path)
     try:
         stats = [(file, os.stat(f"{path}/{file}")) for file in files]
@@ -53,7 +62,10 @@ def _folder_source(path: Path) -> Source:
         if not S_ISREG(stat.st_mode):
             raise UserError(f"{name} in {path} is a pipe or a device, not a file; remove it")
     identity = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-    return Source(key=make_key(path, identity, folders), open=lambda: _open_folder(path, files, folders))
+    key = make_key(path, identity, folders)
+    if record is not None:
+        write_key(record, path, key, files=identity, folders=folders, listed=listed)
+    return Source(key=key, open=lambda: _open_folder(path, files, folders))
 
 
 def _open_folder(path: Path, files: list[str], folders: list[str]) -> EncodedDataset:

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import downloader
 
+from jaxcnn.data.shards import allow_open_files
 from jaxcnn.data.sources.encoded_dataset import EncodedDataset
 from jaxcnn.data.sources.pictures import Picture
 from jaxcnn.data.sources.source import Source
@@ -86,6 +87,7 @@ def open_builder(builder: Any, *, what: str, image: str, label: str) -> EncodedD
         if "train" not in splits:
             raise UserError(f"{what} has no split 'train', only {', '.join(splits) or 'nothing'}; choose another set")
         validation = next((name for name in ("validation", "test") if name in splits), None)
+        allow_open_files()
         return EncodedDataset(
             name=builder.info.name,
             names=tuple(builder.info.features[label].names),

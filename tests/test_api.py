@@ -126,6 +126,7 @@ def test_the_overview_fits_a_screen_and_names_all_commands():
         assert f"\n  python -m jaxcnn {name} " in said
 
 
+@pytest.mark.run
 def test_a_command_by_its_name():
     for arguments, status, said in (
         (["train", "--epochs", "0"], 2, "python -m jaxcnn.train: epochs is 0; it must be at least 1"),

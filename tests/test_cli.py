@@ -196,6 +196,7 @@ def test_libraries_that_load_long_are_announced_unless_it_is_to_be_quiet(monkeyp
     assert stages == [("loading libraries", quiet)]
 
 
+@pytest.mark.run
 def test_help_lists_presets_and_every_option():
     done = run("jaxcnn.train", "--help")
     assert done.returncode == 0

@@ -67,6 +67,7 @@ def build(fields):
     return Metadata(**(fields | built | {"trainings": tuple(Training(**record) for record in fields["trainings"])}))
 
 
+@pytest.mark.run
 @given(FIELDS)
 def test_what_is_written_is_read(fields):
     assert Metadata.from_props(build(fields).to_props()) == build(fields)

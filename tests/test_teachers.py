@@ -45,6 +45,7 @@ def predictions(run, *teachers, changes=PLAIN, **settings):
     return np.asarray(found.predict(jnp.int32(0), PICTURES, LABELS, KEY, **changes))
 
 
+@pytest.mark.run
 def test_teachers_predict_as_they_do_outside_of_training(run, tmp_path):
     expected = jax.nn.softmax(load(run).logits(PICTURES) / 2)
     np.testing.assert_allclose(predictions(run, run, temperature=2.0), expected, atol=1e-6)
@@ -64,6 +65,7 @@ def test_several_teachers_are_averaged(run, tmp_path):
     np.testing.assert_allclose(together, np.mean(alone, axis=0), atol=1e-6)
 
 
+@pytest.mark.run
 def test_teachers_see_the_pictures_as_the_step_changes_them(run):
     changes = PLAIN | {"config": AugmentConfig(mixup=1.0, flip=True), "resolution": 16}
     seen = []
@@ -84,6 +86,7 @@ def test_teachers_see_the_pictures_as_the_step_changes_them(run):
     np.testing.assert_allclose(seen[0], expected, atol=1e-4)
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_loss_is_shared_between_labels_and_teachers(accumulate):
     config = ModelConfig(widths=(4,), blocks=(1,), norm_group=6)
@@ -98,6 +101,7 @@ def test_the_loss_is_shared_between_labels_and_teachers(accumulate):
     np.testing.assert_allclose(metrics.loss / metrics.pictures, expected, rtol=1e-4 if accumulate == 1 else 0.2)
 
 
+@pytest.mark.run
 def test_a_teacher_that_does_not_fit_is_refused(run, tmp_path):
     dataset = dataset_of(run)
     read = partial(read_teachers, dataset=dataset)

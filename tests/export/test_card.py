@@ -19,6 +19,7 @@ EARLIER = (
 )
 
 
+@pytest.mark.run
 def test_the_card_has_the_figures_of_the_run(tmp_path):
     run = make_run(tmp_path / "run", precision="auto")
     record = run / "environment.json"

@@ -14,6 +14,7 @@ from jaxcnn.calibration import write_calibration
 from jaxcnn.run.checkpoint import load_model
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("model", [{}, {"preactivation": True, "stem": 1}, {"stem": 3}])
 def test_features_and_heatmap_are_outputs_of_the_same_file(run, explained, tmp_path, model):
     path = explained

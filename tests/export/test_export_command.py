@@ -10,6 +10,7 @@ from export import __main__ as program
 from jaxcnn import cli
 
 
+@pytest.mark.run
 def test_command_exports_to_the_given_path(run, tmp_path, capsys):
     program.main([str(run), "-o", str(tmp_path / "a.onnx")])
     written = capsys.readouterr()

@@ -175,6 +175,7 @@ def test_an_evaluation_of_another_checkpoint_or_other_pictures_is_not_used(run, 
     assert export.workdir._read_evaluation(workdir, trained) is None
 
 
+@pytest.mark.run
 def test_the_temperature_is_folded_into_the_weights(file, tmp_path):
     run = make_run(tmp_path / "run")
     plain = onnx.load(file)

@@ -112,6 +112,7 @@ def test_files_of_an_interrupted_export_are_replaced(tmp_path, left):
     assert export.sidecars.foreign_path(tmp_path / "pets.onnx") is None
 
 
+@pytest.mark.run
 def test_a_file_is_exported_again_after_an_interruption(run, tmp_path):
     (tmp_path / "pets").mkdir()
     path = export.export_workdir(run, tmp_path / "pets.onnx")

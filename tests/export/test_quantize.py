@@ -54,6 +54,7 @@ def test_a_quantized_file_keeps_the_contract_and_has_its_figures(tmp_path):
     assert "- Quantized, it is valid ONNX, and top-1 falls by at most 0.5." in card
 
 
+@pytest.mark.run
 def test_a_quantized_file_stays_calibrated(tmp_path):
     run = make_run(tmp_path / "run")
     write_calibration(CALIBRATION, run / "calibration.json")
@@ -69,6 +70,7 @@ def test_a_quantized_file_stays_calibrated(tmp_path):
     assert np.vdot(found, exact) / np.vdot(exact, exact) == pytest.approx(1, abs=0.1)  # not 1.625
 
 
+@pytest.mark.run
 def test_no_sum_of_two_products_overflows_16_bits(tmp_path):
     run = make_run(tmp_path / "run")
     path = export.export_workdir(run, quantization=Quantization(dataset=dataset_of(run, validation=20), tolerance=1))

@@ -207,6 +207,7 @@ def record(fn, path):
     return f"exported to {path}"
 
 
+@pytest.mark.run
 @settings(LENIENT, max_examples=25)
 @NETWORKS
 def test_random_networks_compute_the_same(compare, layers, head):

@@ -58,6 +58,7 @@ def test_every_network_exports(config, exported, filled):
     assert ops["BatchNormalization"] == ops["MatMul"] == ops["Where"] == ops["Expand"] == 0
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("config", POOLED, ids=lambda config: config.name)
 def test_networks_that_pool_all_blocks_export(config, exported, filled):
     classify, kernels = classifier(config, filled, side=32)
@@ -68,6 +69,7 @@ def test_networks_that_pool_all_blocks_export(config, exported, filled):
         assert ops["Expand"] == 0
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("config", PHOTOGRAPHS, ids=lambda config: config.name)
 def test_every_family_for_photographs_exports(config, exported, filled):
     classify, kernels = classifier(config, filled, side=32)

@@ -36,6 +36,7 @@ def test_every_network_has_features_as_wide_as_its_head(name):
 FAMILIES = ["resnet", "efficientnet_lite0", "resnet18", "mobilenet_v3_small", "convnext_atto", "vit_tiny"]
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_but_the_original_one_can_pool_all_blocks(name):
     last, every = (shapes(built(name, pooling=pooling))["params"] for pooling in ("last", "all"))

@@ -58,6 +58,7 @@ def test_the_registry_has_the_names_of_the_settings() -> None:
     assert sorted(registry.NAMES) == sorted(typing.get_args(ModelName))
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("name", NAMES)
 def test_variables_and_logits_are_float32_at_every_size(name: str) -> None:
     model = registry.build(small(name), classes=5)
@@ -136,6 +137,7 @@ def test_a_network_is_plain_unless_it_is_built_with_kernels(name: str) -> None:
         assert "optimization_barrier" not in lowered(plain)
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("name", ["resnet", "prototype6"])
 def test_kernels_change_nothing_but_rounding(name: str) -> None:
     plain, fast = (registry.build(small(name), classes=5, cpu_kernels=kernels) for kernels in (False, True))

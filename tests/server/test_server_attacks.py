@@ -13,6 +13,8 @@ import pytest
 from tests.server.test_server_connection import connected, resident
 from tests.server.wire import encode, error, head, post, read_answer, text
 
+pytestmark = pytest.mark.run
+
 PICTURE = encode((250, 0, 0))
 WASM_BYTES = 40_000_000
 
@@ -55,7 +57,6 @@ def test_a_picture_that_needs_more_memory_than_there_is_is_refused(serve, model_
         assert post(server.client, hostile(500), "image/webp").status_code == 200
 
 
-@pytest.mark.run
 def test_large_pictures_hold_up_no_small_ones_and_share_the_memory(serve, model_path):
     over = threading.Event()
 

@@ -272,6 +272,7 @@ def test_a_slow_head_is_408(impatient, first, start):
     assert json.loads(received.partition(b"\r\n\r\n")[2]) == {"error": error}
 
 
+@pytest.mark.run
 def test_a_slow_head_does_not_cut_off_the_answer_before_it(serve, model_builder, tmp_path):
     slow = model_builder(tmp_path / "slow.onnx", work=60)
     settings = {"JAXCNN_MODEL": str(slow), "JAXCNN_READ_SECONDS": "1", "JAXCNN_MAX_BATCH": "1"}

@@ -35,6 +35,8 @@ from tests.server.wire import (
     wait_until,
 )
 
+pytestmark = pytest.mark.run
+
 ROOT = Path(__file__).parents[2]
 PICTURE = encode((250, 0, 0))
 ENCODED = 'jaxcnn_stage_duration_seconds_count{model="slow",stage="encode"}'
@@ -595,7 +597,6 @@ def test_sigterm_under_load_loses_nothing(serve, model_path):
         assert "Traceback" not in server.log.read_text()
 
 
-@pytest.mark.run
 def test_two_workers_reset_hardly_any_connection_at_sigterm(model_path):
     """One may be accepted by the system after the last worker, and before the parent process closes the socket."""
     with socket.socket() as free:

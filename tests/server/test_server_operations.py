@@ -391,6 +391,7 @@ def wait_until_predicted(client: httpx.Client, name: str) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.run
 def test_a_new_model_is_served_under_load_and_a_damaged_one_is_not(serve, models, tmp_path):
     path = tmp_path / "served.onnx"
     shutil.copy(models["plain"], path)

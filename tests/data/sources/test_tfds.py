@@ -224,6 +224,7 @@ def test_other_kinds_of_data_sets_are_refused(tmp_path, name):
         by_name(name, tmp_path)
 
 
+@pytest.mark.run
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -1,6 +1,7 @@
 """Paths from options, and file names as text."""
 
 import os
+import re
 import unicodedata
 from pathlib import Path
 
@@ -14,11 +15,15 @@ def named_path(text: str, *, option: str) -> Path:
     """Returns the path in the value of an option, with `~` expanded. It need not exist.
 
     Raises:
-      UserError: the text is empty or too long, its home directory does not exist, or the path cannot be accessed.
+      UserError: the text is empty, too long or an address, its home directory does not exist, or the path cannot be
+        accessed.
     """
     if not text:
         raise UserError(f"{option} is empty; give a path or leave the option out")
     shown = repr(text if len(text) <= SHOWN else f"{text[:SHOWN]}...")
+    if re.match("[A-Za-z][A-Za-z0-9+.-]+://", text):
+        keep = "; --bucket keeps a copy of the workdir in a bucket" if option == "workdir" else ""
+        raise UserError(f"{option} is {shown}, an address; give a path on a disk of this machine{keep}")
     try:
         path = Path(text).expanduser()
     except RuntimeError as error:
@@ -31,6 +36,17 @@ def named_path(text: str, *, option: str) -> Path:
     except OSError as error:
         raise UserError(f"{option} is {shown}, which cannot be read: {error.strerror}") from error
     return path
+
+
+def check_address(text: str, *, option: str) -> str:
+    """Returns the address of a folder in a bucket.
+
+    Raises:
+      UserError: it is not an address of this kind.
+    """
+    if not re.fullmatch("(s3|gs)://[A-Za-z0-9][A-Za-z0-9._-]+(/[^/]+)+/?", text):
+        raise UserError(f"{option} is {text!r}; it must be s3://BUCKET/FOLDER or gs://BUCKET/FOLDER")
+    return text
 
 
 def check_outside_pictures(path: Path, *, option: str, source: str) -> None:

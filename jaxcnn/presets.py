@@ -145,7 +145,7 @@ def tiny_imagenet_gpu() -> Config:
         data=DataConfig(source="tiny_imagenet", image_size=64),
         model=ModelConfig(
             widths=(64, 128, 256, 512, 1024),
-            blocks=(3, 3, 2, 2, 1),
+            blocks=(1, 3, 4, 2, 1),
             stem=1,
             preactivation=True,
             precision="bfloat16",

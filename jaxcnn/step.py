@@ -17,6 +17,7 @@ from jaxcnn.distributed import constrain_state
 from jaxcnn.models.features import pooled_features
 from jaxcnn.models.network import Network
 from jaxcnn.ops.compiler import jit
+from jaxcnn.ops.device_sum import sum_over
 from jaxcnn.ops.dispatch import use_cpu_kernels
 from jaxcnn.state import TrainState, Variables
 
@@ -117,7 +118,8 @@ def train_step(
         remat=remat,
     )
     group, examples = getattr(model, "norm_group", None), _Examples(inputs, targets, taught)
-    examples, passed = _pass_over(compute, examples, dropout_key, parts=accumulate, group=group)
+    with sum_over(mesh):
+        examples, passed = _pass_over(compute, examples, dropout_key, parts=accumulate, group=group)
     loss, logits, batch_stats, gradients = passed
     gradients = constrain_state(gradients, mesh)
     updated = _apply_gradients(state, gradients, batch_stats, optimizer=optimizer, average_decay=average_decay)

@@ -152,6 +152,8 @@ def parse(arguments: Sequence[str]) -> Sweep:
     for option in ("--trials", "--find_learning_rate", "--workdir", "--output"):
         parser.add_argument(option)
     given, training = parser.parse_known_args(options.with_underscores(arguments))
+    if options.peek(training, "bucket", None) is not None:
+        raise UserError("a sweep keeps no copy of its runs in a bucket; leave out --bucket")
     over = _read_over(given, (preset, *training))
     workdir = named_path(given.workdir or f"runs/sweep-{preset}", option="workdir")
     output = named_path(given.output or str(workdir / "comparison.html"), option="output")

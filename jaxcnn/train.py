@@ -15,7 +15,7 @@ from jaxcnn.config import SHAPE, Config, ModelConfig
 from jaxcnn.config_file import read_settings
 from jaxcnn.errors import UserError
 from jaxcnn.ops.allocator import keep_freed_memory
-from jaxcnn.paths import named_path
+from jaxcnn.paths import check_address, named_path
 from jaxcnn.presets import PRESETS
 from jaxcnn.run.describe import counted
 from jaxcnn.run.progress import console, stage
@@ -45,12 +45,20 @@ class Arguments:
     note: str | None = None
     """Text that is kept in the workdir and shown where runs are compared. None: the note of the workdir, if it has
     one."""
+    bucket: str | None = None
+    """Copy of the workdir in a bucket, such as s3://BUCKET/runs/1 or gs://BUCKET/runs/1. What is new is sent after
+    every checkpoint and at the end; a workdir without a run is fetched from there first. Only one process at a time may
+    train with it."""
     dry_run: bool = False
     """Load the data, take a few steps, print what the run will take, and stop; no workdir is created."""
     quiet: bool = False
     """Print nothing but warnings and errors."""
     json: bool = False
     """Also print the records of the run to standard output, as lines of JSON."""
+
+    def __post_init__(self) -> None:
+        if self.bucket is not None:
+            check_address(self.bucket, option="bucket")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -73,7 +81,8 @@ def main(arguments: Sequence[str]) -> None:
             console.print(line, soft_wrap=True)
         return
     with ending_together(PROG):
-        evaluation = train(parsed.config, parsed.workdir, note=parsed.note, echo=sys.stdout if parsed.json else None)
+        echo = sys.stdout if parsed.json else None
+        evaluation = train(parsed.config, parsed.workdir, note=parsed.note, bucket=parsed.bucket, echo=echo)
     if parsed.json and is_leader():
         scores = evaluation.scalars() if evaluation else {}
         print(json.dumps({"kind": "result", "finished": bool(evaluation), "workdir": str(parsed.workdir), **scores}))
@@ -135,8 +144,8 @@ def parse(arguments: Sequence[str]) -> Arguments:
     # Options may contradict the initial weights.
     if weights is not None:
         _check_shape(parsed.config, weights.model)
-    given = workdir and str(parsed.workdir)  # As a path, an empty text would be the working directory.
-    return dataclasses.replace(parsed, workdir=named_path(given, option="workdir"))
+    # The text: as a path, an empty one would be the working directory, and an address a relative path.
+    return dataclasses.replace(parsed, workdir=named_path(workdir, option="workdir"))
 
 
 def _find_weights(init_from: str | None, workdir: str) -> Shape | None:

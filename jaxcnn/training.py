@@ -33,6 +33,7 @@ from jaxcnn.models.pretrained import read_pretrained
 from jaxcnn.ops.compilation_cache import keep_compilations
 from jaxcnn.paths import check_outside_pictures, named_path
 from jaxcnn.processes import check_joined, is_leader, join, lead, leader_first, share
+from jaxcnn.run.bucket import Bucket
 from jaxcnn.run.checkpoint import Checkpoints, load_model, open_checkpoints
 from jaxcnn.run.earlier_trainings import record_earlier
 from jaxcnn.run.live_report import LiveReport
@@ -68,7 +69,12 @@ class Start(NamedTuple):
 
 
 def train(
-    config: Config, workdir: str | Path, *, note: str | None = None, echo: IO[str] | None = None
+    config: Config,
+    workdir: str | Path,
+    *,
+    note: str | None = None,
+    bucket: str | None = None,
+    echo: IO[str] | None = None,
 ) -> Evaluation | None:
     """Trains a classifier, or resumes the run in `workdir`, and exports its best checkpoint.
 
@@ -78,6 +84,7 @@ def train(
       config: the settings.
       workdir: the run's folder; created if it does not exist.
       note: text to keep in the workdir, in place of its note if it has one.
+      bucket: address of a copy of the workdir, see `begin`.
       echo: where the records of the run are written as well as to its log, such as standard output.
 
     Returns:
@@ -87,14 +94,19 @@ def train(
     Raises:
       UserError: the settings, the data or the workdir cannot be trained with, or training diverged.
     """
-    with begin(config, workdir, note=note, echo=echo) as (run, state, checkpoints, log):
+    with begin(config, workdir, note=note, bucket=bucket, echo=echo) as (run, state, checkpoints, log):
         finished = fit(run, state, checkpoints=checkpoints, log=log)
         return conclude(run, workdir) if finished else None
 
 
 @contextmanager
 def begin(
-    config: Config, workdir: str | Path, *, note: str | None = None, echo: IO[str] | None = None
+    config: Config,
+    workdir: str | Path,
+    *,
+    note: str | None = None,
+    bucket: str | None = None,
+    echo: IO[str] | None = None,
 ) -> Iterator[Start]:
     """Opens a run for training: loads its data, locks its folder, and restores or initialises its state.
 
@@ -105,26 +117,24 @@ def begin(
       config: the settings.
       workdir: the run's folder; created if it does not exist. A run in it is resumed.
       note: text to keep in the workdir, in place of its note if it has one.
+      bucket: address of a copy of the workdir, such as `s3://BUCKET/FOLDER`. A workdir without a run is fetched from
+        there; what is new is sent after every checkpoint and at the end.
       echo: where the records of the run are written as well as to its log.
 
     Raises:
       UserError: the settings or the data do not fit the run in the workdir, leak training pictures of the initial
-        weights into validation, or cannot be trained with; or another process trains in the workdir.
+        weights into validation, or cannot be trained with; another process trains in the workdir; or the bucket cannot
+        be read.
     """
-    join(config.parallel)
-    check_joined()
+    _join_processes(config)
     trackers, config = config.log, config.recorded()
-    lead(lambda: check_clients(trackers))
-    console.quiet = console.quiet or not is_leader()
     folder = Workdir(Path(workdir))
     check_place(config, folder)
-    with _locked_by_leader(folder):
+    with _locked_by_leader(folder), _copied_to(bucket, folder) as listeners:
         run, classes, fingerprint, findings = prepare_run(config, folder)
-        config = run.config
-        # Processes on the same machine share its cores.
-        hosts = dict(share((platform.node(), count_cores())))
+        config, cores = run.config, _count_all_cores()
         with (
-            open_checkpoints(folder.checkpoints) as checkpoints,
+            open_checkpoints(folder.checkpoints, listeners) as checkpoints,
             open_log(folder.path, writes=is_leader(), echo=echo) as log,
         ):
             is_new = checkpoints.last_step is None
@@ -139,7 +149,7 @@ def begin(
                     _check_steps(run, folder, step=step)
                 # Settings that no step is taken with are not recorded.
                 if is_new or step < run.total_steps:
-                    record_session(folder, config, classes, step=step, cores=sum(hosts.values()))
+                    record_session(folder, config, classes, step=step, cores=cores)
                 folder.record_pictures(fingerprint())
                 if note is not None:
                     folder.write_note(note)
@@ -156,6 +166,19 @@ def begin(
                 if weights is not None and (config.fit_head or config.is_frozen):
                     state = _fit_head(run, state, checkpoints, log)
                 yield Start(run, state, checkpoints, log)
+
+
+def _join_processes(config: Config) -> None:
+    """Joins the other processes of a run. Only the leader prints, and checks that the packages of the logs are here."""
+    join(config.parallel)
+    check_joined()
+    lead(lambda: check_clients(config.log))
+    console.quiet = console.quiet or not is_leader()
+
+
+def _count_all_cores() -> int:
+    """Counts the cores of all machines; processes on one machine share its cores."""
+    return sum(dict(share((platform.node(), count_cores()))).values())
 
 
 def _draw_augmented(run: Run, log: MetricsLog) -> None:
@@ -273,6 +296,24 @@ def _locked_by_leader(folder: Workdir) -> Iterator[None]:
     with ExitStack() as stack:
         lead(lambda: stack.enter_context(folder.locked()))
         yield
+
+
+@contextmanager
+def _copied_to(bucket: str | None, folder: Workdir) -> Iterator[Sequence[Callable[[], None]]]:
+    """Fetches the run from a bucket if the folder has none, and sends it there when the context ends without an error.
+
+    Yields:
+      What the leader calls after every checkpoint.
+    """
+    if bucket is None:
+        yield ()
+        return
+    copy = Bucket(bucket)
+    lead(partial(copy.restore, folder.path))
+    update = partial(copy.update, folder.path)
+    yield (update,)
+    with stage(f"sending the rest of the run to {bucket}"):
+        lead(update)
 
 
 def _resolve(config: Config, workdir: Workdir) -> Config:

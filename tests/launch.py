@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,8 @@ SMALL = (
     "--augment.mixup .5 --optim.learning_rate .002 --optim.ema_decay .9 --batch_size 64"
 ).split()
 """Options of a small run, at a rate at which rounding is not amplified: 22 steps in an epoch."""
+STEPS_OF_AN_EPOCH = 22
+"""Batches of 64 among the 1,438 training pictures of the digits."""
 ENDED_SECONDS = 15
 """Time in which all processes end after one of them."""
 
@@ -76,6 +79,17 @@ def records(workdir, kind):
     """Returns the records of a kind in the log of a run."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines() if line]
     return [line for line in lines if line["kind"] == kind]
+
+
+def wait_for_step(processes, workdir, *, step):
+    """Waits until the processes of a run have evaluated the epoch that ends with a step."""
+    deadline = time.monotonic() + 120
+    while not (workdir / "metrics.jsonl").exists() or not any(
+        line["step"] >= step for line in records(workdir, "validation")
+    ):
+        assert all(process.poll() is None for process in processes), finish(processes)
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def files(workdir):

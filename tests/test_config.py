@@ -131,7 +131,7 @@ def test_a_setting_that_a_run_does_not_have_is_the_default():
     del settings["model"]["stem"], settings["seed"]
     read = from_json(json.dumps(settings))
     assert (read.model.stem, read.seed) == (ModelConfig().stem, Config().seed)
-    assert read.model.blocks == (3, 3, 2, 2, 1)
+    assert read.model.blocks == (1, 3, 4, 2, 1)
 
 
 def test_text_that_is_not_json():

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from jaxcnn.errors import UserError
-from jaxcnn.paths import named_path
+from jaxcnn.paths import check_address, named_path
 
 
 def test_the_home_directory_is_expanded(tmp_path, monkeypatch):
@@ -19,6 +19,7 @@ def test_the_home_directory_is_expanded(tmp_path, monkeypatch):
     [
         ("", r"^data\.source is empty; give a path or leave the option out$"),
         ("~nosuchuser/x", r"^data\.source is '~nosuchuser/x', but there is no such home directory"),
+        ("s3://runs/mine", r"^data\.source is 's3://runs/mine', an address; give a path on a disk of this machine$"),
         ("x" * 5000, r"^data\.source is 'x{200}\.\.\.', which cannot be read: File name too long$"),
     ],
 )
@@ -36,3 +37,8 @@ def test_a_link_to_itself(tmp_path):
 def test_a_path_below_a_file_does_not_exist(tmp_path):
     (tmp_path / "file").touch()
     assert not named_path(str(tmp_path / "file" / "x"), option="data.source").exists()
+
+
+def test_folders_in_buckets_have_addresses():
+    for address in ("s3://runs/mine", "gs://my.runs-1/a/b_c/", "s3://runs/with a space/é"):
+        assert check_address(address, option="bucket") == address

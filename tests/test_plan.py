@@ -10,12 +10,14 @@ from pathlib import Path
 
 import jax
 import pytest
+from jax.sharding import AxisType
 
 from jaxcnn import plan as command
 from jaxcnn.config import ModelConfig, ParallelConfig
+from jaxcnn.distributed import AXES
 from jaxcnn.errors import UserError
 from jaxcnn.hlo import Traffic
-from jaxcnn.lowering import abstract_step
+from jaxcnn.lowering import abstract_step, lower_step
 from jaxcnn.plan_summary import describe
 from jaxcnn.planning import Plan, plan, read_needed_bytes
 from jaxcnn.presets import PRESETS
@@ -147,11 +149,25 @@ def test_a_small_step_is_compiled_for_256_chips():
     (reduced,) = found.collectives.values()
     parameters = 4 * found.parameters
     assert parameters <= reduced.bytes <= 3 * parameters
-    assert reduced.count <= 20
+    # Two for each of three normalisations, one for the gradients, one for the metrics.
+    assert reduced.count <= 8
     assert found.peak_bytes < 20e6
     assert found.augmentation_share < 0.5
     assert found.cycle_seconds is not None
     assert found.flops > 0
+
+
+@needs_tpu
+@pytest.mark.run
+def test_gradients_of_a_step_in_bfloat16_are_summed_in_float32():
+    model = ModelConfig(widths=(8, 16), blocks=(1, 1), precision="bfloat16")
+    config = dataclasses.replace(small_config(), model=model)
+    devices = find_topology("v5e:2x2").open()
+    mesh = jax.make_mesh((4, 1), AXES, axis_types=(AxisType.Auto, AxisType.Auto), devices=devices)
+    text = lower_step(config, classes=10, mesh=mesh).compile().as_text()
+    kinds = re.findall(r"= (\S+|\(.*?\)) all-reduce(?:-start)?\(", text)
+    assert kinds
+    assert not [kind for kind in kinds if "bf16" in kind]
 
 
 @needs_tpu

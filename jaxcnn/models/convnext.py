@@ -67,7 +67,13 @@ class Block(nn.Module):
         y = conv(channels, (1, 1), name="project_conv")(y)
         gamma = self.param("gamma", nn.initializers.constant(1e-6), (channels,), jnp.float32)
         y = StochasticDepth(self.drop, deterministic=not train)(y)
-        return pointwise(lambda x, y: x + y * jnp.asarray(gamma, y.dtype).reshape(1, 1, 1, -1), x, y)
+        return pointwise(partial(_add_scaled, jnp.asarray(gamma)), x, y)
+
+
+def _add_scaled(gamma: Float[Array, " channels"], x: Features, y: Features) -> Features:
+    """Adds a branch times the layer scale, in float32, so that the gradient of the scale is summed in it."""
+    scaled = y.astype(jnp.float32) * gamma.reshape(1, 1, 1, -1)
+    return (x.astype(jnp.float32) + scaled).astype(x.dtype)
 
 
 class ConvNeXt(Network, kw_only=True):

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Float32, UInt8
 
 from jaxcnn.ops.bias import add_bias
 from jaxcnn.ops.conv import conv
+from jaxcnn.ops.device_sum import on_several_devices
 from jaxcnn.ops.layout import pointwise, spatial_axes
 from jaxcnn.ops.norm import IDENTITY, Activation, affine_act, batch_norm_act
 from jaxcnn.ops.window import Pairs
@@ -105,7 +106,11 @@ class BatchNormAct(nn.Module):
             offset = bias - running_mean.value * factor
             return affine_act(x, factor, offset, residual, activation=self.activation)
         # Training: the statistics of the batch normalise it, and move the running ones.
-        y, mean, var = batch_norm_act(x, scale, bias, residual, epsilon=self.epsilon, activation=self.activation)
+        # The running mean is near the batch's, and all devices have it.
+        near = running_mean.value if on_several_devices() else None
+        y, mean, var = batch_norm_act(
+            x, scale, bias, residual, epsilon=self.epsilon, activation=self.activation, near_mean=near
+        )
         if not self.is_initializing():
             running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
             running_var.value = self.momentum * running_var.value + (1 - self.momentum) * var

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from jaxcnn.models.layers import Conv, Images, LayerNorm, StochasticDepth, gelu
 from jaxcnn.models.network import IMAGENET_MEAN, IMAGENET_STD, Network, PerColour
+from jaxcnn.ops.device_sum import dot_general
 
 type Tokens = Float[Array, "batch tokens channels"]
 
@@ -64,7 +65,7 @@ class Attention(nn.Module):
     def __call__(self, x: Tokens) -> Tokens:
         """Mixes the tokens of each picture."""
         batch, tokens, channels = x.shape
-        dense = partial(nn.Dense, dtype=self.dtype, kernel_init=_init)
+        dense = partial(nn.Dense, dtype=self.dtype, kernel_init=_init, dot_general=dot_general)
         heads = dense(3 * channels, name="qkv")(x).reshape(batch, tokens, 3, -1, HEAD_WIDTH)
         query, key, value = (heads[:, :, i] for i in range(3))
         scores = jnp.einsum("bqhc,bkhc->bhqk", query * HEAD_WIDTH**-0.5, key)
@@ -87,7 +88,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Tokens, train: bool) -> Tokens:
         """Computes the tokens of the next block."""
-        dense = partial(nn.Dense, dtype=self.dtype, kernel_init=_init)
+        dense = partial(nn.Dense, dtype=self.dtype, kernel_init=_init, dot_general=dot_general)
         drop = partial(StochasticDepth, self.drop, deterministic=not train)
         x = x + drop()(Attention(self.dtype, name="attention")(LayerNorm(name="attention_norm")(x)))
         y = dense(EXPANSION * x.shape[-1], name="expand")(LayerNorm(name="mlp_norm")(x))
@@ -123,7 +124,8 @@ class VisionTransformer(Network, kw_only=True):
         # and OpenCV 4 refuse it.
         places = interpolate(jnp.asarray(positions), *patches.shape[1:3])
         added = jnp.concatenate([token + places[:, :1], places[:, 1:]], axis=1)
-        x = jnp.pad(patches.reshape(batch, -1, width), ((0, 0), (1, 0), (0, 0))) + added.astype(self.dtype)
+        padded = jnp.pad(patches.reshape(batch, -1, width), ((0, 0), (1, 0), (0, 0)))
+        x = (padded.astype(jnp.float32) + added).astype(self.dtype)
         maps = []
         for i in range(DEPTH):
             x = Block(self.size.stochastic_depth * i / (DEPTH - 1), self.dtype, name=f"block_{i}")(x, train)

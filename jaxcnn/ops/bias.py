@@ -13,7 +13,7 @@ type Map = Float[Array, "*batch channels"]
 
 
 def add_bias(x: Map, bias: PerChannel) -> Map:
-    """Adds a bias to each channel, in the type of x.
+    """Adds a bias to each channel; the result has the type of x.
 
     Args:
       x: [..., channels].
@@ -23,12 +23,17 @@ def add_bias(x: Map, bias: PerChannel) -> Map:
 
 
 def _add(x: Map, bias: PerChannel) -> Map:
-    return x + bias.astype(x.dtype).reshape(*(1,) * (x.ndim - 1), -1)
+    # In float32, so that the bias' gradient is summed in it.
+    return (x.astype(jnp.float32) + _as_row(bias, x.ndim)).astype(x.dtype)
+
+
+def _as_row(bias: PerChannel, rank: int) -> Float[Array, "*ones channels"]:
+    return bias.reshape(*(1,) * (rank - 1), -1)
 
 
 @jax.custom_vjp
 def _add_on_cpu(x: Map, bias: PerChannel) -> Map:
-    return _add(x, bias)
+    return x + _as_row(bias.astype(x.dtype), x.ndim)
 
 
 def _forward(x: Map, bias: PerChannel) -> tuple[Map, PerChannel]:

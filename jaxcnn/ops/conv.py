@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from jaxcnn.ops.dense_conv import dense_conv
 from jaxcnn.ops.depthwise_conv import depthwise_conv
+from jaxcnn.ops.device_sum import apply_kernel
 from jaxcnn.ops.dispatch import using_cpu_kernels
 from jaxcnn.ops.layout import Hwnc, in_hwnc
 from jaxcnn.ops.window import Pairs, Window
@@ -29,6 +30,8 @@ def conv(
 ) -> Float[Array, "batch _height _width _channels"]:
     """Convolves a map with a kernel, which is not flipped. By CPU kernels the result differs by rounding.
 
+    On several devices, the gradient of the kernel is summed in float32, see `device_sum`.
+
     Args:
       x: the map; the result has its type.
       kernel: rounded to the type of x. By CPU kernels its gradient is summed in float32 and has the kernel's own type.
@@ -44,16 +47,15 @@ def conv(
     if using_cpu_kernels():
         window = Window(strides, padding, dilation)
         return in_hwnc(partial(_conv_on_cpu, kernel=kernel, window=window, groups=groups), x)
-    result: Array = lax.conv_general_dilated(
-        x,
-        kernel.astype(x.dtype),
-        strides,
-        padding,
+    product = partial(
+        lax.conv_general_dilated,
+        window_strides=strides,
+        padding=padding,
         rhs_dilation=dilation,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
     )
-    return result
+    return apply_kernel(product, x, kernel)
 
 
 def _conv_on_cpu(x: Hwnc, *, kernel: GroupedKernel, window: Window, groups: int) -> Hwnc:

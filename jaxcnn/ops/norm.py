@@ -98,6 +98,7 @@ def batch_norm_act(
     *,
     epsilon: float,
     activation: Activation,
+    near_mean: PerChannel | None = None,
 ) -> Normalised:
     """Normalises each channel over all other axes, adds the residual, applies the activation (Ioffe and Szegedy 2015).
 
@@ -110,6 +111,8 @@ def batch_norm_act(
       residual: of the shape and type of x; None adds nothing.
       epsilon: added to the variance.
       activation: of the sum.
+      near_mean: float32, what to subtract before values are squared. None: the mean of some of them, which several
+        devices would have to exchange. No effect on groups and in the CPU kernel, which are on one device.
 
     Returns:
       The normalised map and its statistics; their means over the groups under `use_norm_group` (Hoffer et al. 2017).
@@ -125,7 +128,7 @@ def batch_norm_act(
     if using_cpu_kernels():
         return in_hwnc(partial(_batch_norm_act_on_cpu, scale, bias, epsilon, activation), *maps)
     rows = x.reshape(-1, x.shape[-1])
-    shift = _near_mean(rows)
+    shift = _near_mean(rows) if near_mean is None else lax.stop_gradient(near_mean)
     shifted, axes = x.astype(jnp.float32) - shift.reshape((1,) * (x.ndim - 1) + (-1,)), tuple(range(x.ndim - 1))
     mean, var = _moments(shift, shifted.mean(axes), lax.square(shifted).mean(axes))
     factor = scale * lax.rsqrt(var + epsilon)

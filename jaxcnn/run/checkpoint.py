@@ -105,8 +105,11 @@ class Checkpoints:
     checkpoints, such as their checksums and their names, is done by the leader.
     """
 
-    def __init__(self, checkpointer: ocp.training.Checkpointer, unfinished: _Unfinished):
+    def __init__(
+        self, checkpointer: ocp.training.Checkpointer, unfinished: _Unfinished, listeners: Sequence[Callable[[], None]]
+    ):
         self._checkpointer = checkpointer
+        self._listeners = listeners
         self._unfinished = unfinished
 
     @property
@@ -152,6 +155,8 @@ class Checkpoints:
         # older checkpoints are deleted: a power cut must not lose both.
         _sync(self._folder(step))
         self._delete_outdated()
+        for listener in self._listeners:
+            listener()
 
     def restore(self, like: TrainState) -> TrainState:
         """Restores the last checkpoint. If it is damaged, sets it aside and restores the one before it.
@@ -194,8 +199,12 @@ class Checkpoints:
 
 
 @contextmanager
-def open_checkpoints(directory: Path) -> Iterator[Checkpoints]:
+def open_checkpoints(directory: Path, listeners: Sequence[Callable[[], None]] = ()) -> Iterator[Checkpoints]:
     """Opens a folder of checkpoints for training; creates it if it does not exist.
+
+    Args:
+      directory: the folder.
+      listeners: the leader calls them after every save.
 
     Raises:
       UserError: the metrics of a checkpoint are damaged and there is no other, or cannot be read.
@@ -219,7 +228,7 @@ def open_checkpoints(directory: Path) -> Iterator[Checkpoints]:
         # Without the name of this folder a power cut would lose every checkpoint in it.
         if is_leader():
             sync(directory.parent)
-        yield Checkpoints(checkpointer, unfinished)
+        yield Checkpoints(checkpointer, unfinished, listeners)
     except UserError:
         # After a failed write Orbax raises the same error again when it closes.
         closing = suppress(OSError, ValueError)

@@ -7,12 +7,19 @@ import signal
 import time
 
 import pytest
-from launch import ENDED_SECONDS, SMALL, check_same_run, finish, launch, records, train
+from launch import (
+    ENDED_SECONDS,
+    SMALL,
+    STEPS_OF_AN_EPOCH,
+    check_same_run,
+    finish,
+    launch,
+    records,
+    train,
+    wait_for_step,
+)
 
 from jaxcnn.processes import LOST
-
-STEPS_OF_AN_EPOCH = 22
-"""Batches of 64 among the 1,438 training pictures of the digits."""
 
 RUN, SLOW = pytest.mark.run, pytest.mark.slow
 
@@ -40,16 +47,6 @@ def test_several_processes_learn_what_one_learns(one, tmp_path, count):
     assert f"resnet on {count} x cpu in {count} processes;" in first
     assert "epoch 10/10" in first
     assert not any("epoch" in output for output in others)
-
-
-def wait_for_step(processes, workdir, *, step):
-    deadline = time.monotonic() + 120
-    while not (workdir / "metrics.jsonl").exists() or not any(
-        line["step"] >= step for line in records(workdir, "validation")
-    ):
-        assert all(process.poll() is None for process in processes), finish(processes)
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(("victim", "count_after"), [pytest.param(0, 1, marks=RUN), pytest.param(1, 4, marks=SLOW)])

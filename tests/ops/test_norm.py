@@ -85,3 +85,24 @@ def test_the_variance_of_a_map_with_a_large_mean_is_kept(ratio, cpu):
         np.testing.assert_allclose(mean, expected_mean, rtol=1e-6)
         np.testing.assert_allclose(var, expected_std**2, rtol=1e-3)
         np.testing.assert_allclose(y, (exact - expected_mean) / expected_std, atol=ratio * 2e-6)
+
+
+def test_what_is_near_the_mean_changes_nothing_but_rounding():
+    z = normal(4, 24, 24, 8) + 1000
+    scale, bias = jnp.ones(8), jnp.zeros(8)
+
+    def results(**given):
+        def total(z):
+            found = batch_norm_act(z, scale, bias, epsilon=0.0, activation=RELU, **given)
+            return (found.y * normal(*z.shape, seed=1)).sum(), found
+
+        return jax.value_and_grad(total, has_aux=True)(z)
+
+    (_, found), gradient = results(near_mean=jnp.full(8, 1001.0))
+    (_, expected), expected_gradient = results()
+    np.testing.assert_allclose(found.var, expected.var, rtol=1e-3)
+    np.testing.assert_allclose(found.y, expected.y, atol=5e-3)
+    np.testing.assert_allclose(gradient, expected_gradient, atol=5e-3)
+    # Nothing is read from the map for it.
+    text = str(jax.make_jaxpr(lambda z: results(near_mean=jnp.zeros(8)))(z))
+    assert "slice" not in text

@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from object_store import s3_server
 
 from server import fetch
 from server.errors import StartError
@@ -276,23 +277,10 @@ def test_google_cloud_storage(web, tmp_path, monkeypatch):
 
 @pytest.fixture
 def s3(monkeypatch):
-    boto3 = pytest.importorskip("boto3")
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL_S3": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="models")
-    client.put_object(Bucket="models", Key="a folder/birds.onnx", Body=CONTENT)
-    yield client
-    server.stop()
+    with s3_server(monkeypatch) as client:
+        client.create_bucket(Bucket="models")
+        client.put_object(Bucket="models", Key="a folder/birds.onnx", Body=CONTENT)
+        yield client
 
 
 def test_s3(s3, tmp_path):

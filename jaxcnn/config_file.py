@@ -40,6 +40,17 @@ def read_settings(path: Path, base: Config) -> Config:
         raise UserError(f"{path}: {str(error).replace('config.', '')}") from error
 
 
+def read_source(path: Path) -> str | None:
+    """Returns the `data.source` of a file of settings; None if it has none.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    data = _parse(path).get("data")
+    source = data.get("source") if isinstance(data, dict) else None
+    return None if source is None else str(source)
+
+
 def _parse(path: Path) -> dict[str, Any]:
     """Returns the content of a TOML or JSON file, by its ending."""
     if path.suffix not in SUFFIXES:

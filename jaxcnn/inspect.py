@@ -3,7 +3,7 @@
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +22,9 @@ from jaxcnn.disk import write_atomically
 from jaxcnn.errors import UserError
 from jaxcnn.paths import named_path
 from jaxcnn.run.describe import counted
+from jaxcnn.run.progress import stage
 from jaxcnn.run.survey_page import render
-from jaxcnn.survey import Survey, survey, to_record
+from jaxcnn.survey import Advance, Survey, survey, to_record
 
 PROG = "python -m jaxcnn.inspect"
 SHOWN = 10
@@ -54,12 +55,13 @@ def main(arguments: Sequence[str]) -> None:
         Arguments(),
         arguments,
         prog=f"{PROG} PICTURES",
-        description="Says what is in a folder or zip of pictures, with or without class folders: classes and their "
-        "sizes, files that cannot be read, and pictures that occur more than once, also in several splits or classes.",
+        description="Says what is in a folder or zip of pictures, with or without class folders, or in tar or Parquet "
+        "files: classes and their sizes, files that cannot be read, and pictures that occur more than once, also in "
+        "several splits or classes.",
     )
     if len(words) != 1:
         raise UserError(f"give one folder or zip of pictures, such as: {PROG} photos --output findings.json")
-    with _progress() as advance:
+    with _progress(words[0]) as advance:
         found = survey(named_path(words[0], option="the folder"), advance=advance)
     record = to_record(found)
     print_findings(found, record)
@@ -73,7 +75,8 @@ def main(arguments: Sequence[str]) -> None:
 def print_findings(found: Survey, record: dict[str, Any]) -> None:
     """Prints the classes as a table, and each kind of finding with some examples."""
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    console.print(f"{found.where}: {counted(len(found.pictures), 'picture')} in {len(found.names)} classes")
+    classes = f" in {describe_classes(len(found.names))}" if found.names else ""
+    console.print(cli.printable(f"{found.where}: {counted(len(found.pictures), 'picture')}{classes}"))
     for line in describe(record):
         console.print(f"  {line}")
     # Classes, the largest first.
@@ -96,6 +99,11 @@ def print_findings(found: Survey, record: dict[str, Any]) -> None:
             console.print(f"  {cli.printable(line)}")
         if len(lines) > SHOWN:
             console.print(f"  ... and {len(lines) - SHOWN:,} more")
+
+
+def describe_classes(count: int) -> str:
+    """Formats a number of classes."""
+    return "1 class" if count == 1 else f"{count:,} classes"
 
 
 def describe(record: dict[str, Any]) -> Iterator[str]:
@@ -168,13 +176,17 @@ def _write(path: Path, content: str) -> None:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    """Draws a bar on a terminal; yields a function that sets it."""
+def _progress(where: str) -> Iterator[Advance]:
+    """Draws a bar on a terminal; yields a function that sets it. Elsewhere, long work is announced in a line."""
     console = Console(stderr=True)
-    columns = (TextColumn("looking at pictures"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+    if not console.is_terminal:
+        with stage(f"inspecting {cli.printable(where)}"):
+            yield lambda what, done, total: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("listing files", total=None)
+        yield lambda what, done, total: progress.update(task, description=what, completed=done, total=total)
 
 
 if __name__ == "__main__":

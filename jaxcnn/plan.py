@@ -9,7 +9,7 @@ from typing import Annotated
 from jaxcnn import cli, options
 from jaxcnn.config import Config
 from jaxcnn.errors import UserError
-from jaxcnn.presets import PRESETS
+from jaxcnn.presets import PRESETS, take_preset
 from jaxcnn.run.progress import stage
 from jaxcnn.topology import find_topology
 
@@ -61,11 +61,7 @@ def parse(arguments: Sequence[str]) -> Arguments:
     Raises:
       UserError: an unknown preset, option, value or topology; the message lists the known ones.
     """
-    preset = "digits"
-    if arguments and not arguments[0].startswith("-"):
-        preset, *arguments = arguments
-    if preset not in PRESETS:
-        raise UserError(f"there is no preset {preset!r}; there are: {', '.join(PRESETS)}")
+    preset, arguments = take_preset(arguments)
     # A step is the same with any initial weights.
     config = dataclasses.replace(PRESETS[preset](), init_from=None, freeze="none", fit_head=False)
     config = config.with_model(options.peek(arguments, "model.name", None))

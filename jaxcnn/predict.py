@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from jaxcnn import cli, options
 from jaxcnn.bulk.class_folders import ClassFolders
 from jaxcnn.bulk.heatmaps import Heatmaps
-from jaxcnn.bulk.output import ENDINGS, Output, make_row, open_output
+from jaxcnn.bulk.output import ENDINGS, Output, make_row, open_output, unfinished_path
 from jaxcnn.bulk.picture_files import PictureFile, find_pictures
 from jaxcnn.bulk.stream import Outcome, classify
 from jaxcnn.bulk.table import Table
@@ -22,6 +22,7 @@ from jaxcnn.errors import UserError
 from jaxcnn.onnx_file import OnnxModel, open_model
 from jaxcnn.paths import named_path
 from jaxcnn.run.describe import counted
+from jaxcnn.run.progress import stage
 
 PROG = "python -m jaxcnn.predict"
 
@@ -138,11 +139,11 @@ def check_fits(arguments: Arguments, model: OnnxModel) -> Arguments:
             raise UserError(
                 f"{model.path} has no output {name!r}; export it again with: python -m export WORKDIR --{name}"
             )
-    output = arguments.output
-    if output is not None and output.exists() and output.stat().st_mtime < model.path.stat().st_mtime:
-        raise UserError(
-            f"{output} is older than {model.path}, and may be of another model; remove it or give another --output"
-        )
+    for output in () if arguments.output is None else (arguments.output, unfinished_path(arguments.output)):
+        if output.exists() and output.stat().st_mtime < model.path.stat().st_mtime:
+            raise UserError(
+                f"{output} is older than {model.path}, and may be of another model; remove it or give another --output"
+            )
     return dataclasses.replace(arguments, top_k=min(arguments.top_k, len(model.preparation.names)))
 
 
@@ -224,8 +225,15 @@ def open_predictions(arguments: Arguments, model: OnnxModel) -> Iterator[Output]
 
 @contextmanager
 def open_progress(arguments: Arguments, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Draws a bar on a terminal, unless a table is printed there; yields a function that advances it."""
+    """Draws a bar on a terminal, unless a table is printed there; yields a function that advances it.
+
+    Where there is no terminal, long work is announced in a line.
+    """
     console = Console(stderr=True)
+    if not console.is_terminal and arguments.output is not None:
+        with stage("classifying" if total is None else f"classifying {counted(total, 'file')}"):
+            yield lambda count: None
+        return
     columns = (
         TextColumn("classifying"),
         BarColumn(),

@@ -4,9 +4,14 @@ A docstring opens with the summary for `--help`, then says the command, the hard
 accuracy on validation pictures, as far as they were measured.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
+from jaxcnn import options
 from jaxcnn.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig
+from jaxcnn.config_file import read_source
+from jaxcnn.errors import UserError
+from jaxcnn.paths import named_path
 
 
 def digits() -> Config:
@@ -223,3 +228,23 @@ PRESETS: dict[str, Callable[[], Config]] = {
         imagenet_convnext,
     )
 }
+
+
+def take_preset(arguments: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """Returns the name of the preset that a command line begins with, and the options after it.
+
+    Without a name it is `digits`, or `folder` if the options or the file of `--config` name other pictures.
+
+    Raises:
+      UserError: there is no such preset, or the file of `--config` cannot be read.
+    """
+    if arguments and not arguments[0].startswith("-"):
+        preset, *others = arguments
+        if preset not in PRESETS:
+            hint = f"; to train on {preset}, give --data.source {preset}" if Path(preset).exists() else ""
+            raise UserError(f"there is no preset {preset!r}; there are: {', '.join(PRESETS)}{hint}")
+        return preset, others
+    file = options.peek(arguments, "config", "None")
+    recorded = None if file == "None" else read_source(named_path(file, option="config"))
+    source = options.peek(arguments, "data.source", recorded)
+    return "digits" if source in (None, "digits") else "folder", arguments

@@ -1,10 +1,11 @@
-"""What is in a folder or zip of pictures: classes, sizes, files that cannot be read, and pictures that occur twice."""
+"""What is in a set of pictures: classes, sizes, files that cannot be read, and pictures that occur more than once."""
 
+import itertools
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -12,17 +13,22 @@ import numpy as np
 from jaxtyping import UInt8
 
 from jaxcnn.bulk.picture_files import PictureFile, find_pictures
-from jaxcnn.data.decoding import decode_file, decoding_threads
+from jaxcnn.data.decoding import decode_file
 from jaxcnn.data.duplicates import LEAST_SIDE, Group, Look, find_groups, look_at, make_thumbnail
 from jaxcnn.data.findings import FEW
+from jaxcnn.data.loading import shard_source
 from jaxcnn.data.sources.class_folders import TRAIN, VALIDATION
+from jaxcnn.data.sources.encoded_dataset import EncodedDataset
 from jaxcnn.data.sources.folder import folder_source
-from jaxcnn.data.sources.parquet import find_parquet
-from jaxcnn.data.sources.tars import find_tars
+from jaxcnn.data.sources.pictures import ListedPictures
+from jaxcnn.data.threads import map_ahead
 from jaxcnn.errors import UserError
 
 SIDE = 64
 """Side in pixels of the squares that pictures are compared at."""
+
+BATCH = 16
+"""Pictures that a thread looks at before it hands over what it found."""
 
 
 class Place(NamedTuple):
@@ -38,7 +44,53 @@ class Place(NamedTuple):
     split: str
 
 
+@dataclass(frozen=True, slots=True)
+class ShardPicture:
+    """A picture in a tar or Parquet file; it has what a `PictureFile` has.
+
+    Attributes:
+      name: how messages and results call it: the path of the tar or Parquet file, followed by its name or row in it.
+      pictures: the pictures of its split.
+      index: its position among them.
+    """
+
+    name: str
+    pictures: ListedPictures
+    index: int
+
+    @property
+    def expected(self) -> bool:
+        """Whether it has to be a picture."""
+        return True
+
+    @property
+    def is_on_disk(self) -> bool:
+        """Whether the name is the path of a file."""
+        return False
+
+    def read(self) -> bytes:
+        """Returns the encoded picture; raises UserError if it cannot be read."""
+        return self.pictures[self.index].encoded
+
+
 @dataclass(frozen=True, kw_only=True)
+class Listing:
+    """The pictures of a path before they are read.
+
+    Attributes:
+      files: all files that may be pictures.
+      names: the classes.
+      places: the place of each file that training would use, by its name.
+      problem: why training would refuse it; empty if it would not.
+    """
+
+    files: Sequence[PictureFile | ShardPicture]
+    names: tuple[str, ...]
+    places: Mapping[str, Place]
+    problem: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Seen:
     """A picture that was read.
 
@@ -52,7 +104,7 @@ class Seen:
       thumbnail: uint8 [16, 18, 3].
     """
 
-    file: PictureFile
+    file: PictureFile | ShardPicture
     place: Place
     width: int
     height: int
@@ -63,7 +115,7 @@ class Seen:
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """What is in a folder or zip.
+    """What is in a folder, a zip, or tar or Parquet files.
 
     Attributes:
       where: its path.
@@ -83,17 +135,17 @@ class Survey:
     passed_over: tuple[str, ...]
     duplicates: tuple[Group, ...]
 
-    def counts(self, split: str) -> Counter[str]:
-        """Returns the number of pictures of each class in a split, which can be read."""
-        places = [seen.place for seen in self.pictures]
-        return Counter(place.name for place in places if place.split == split and place.name in self.names)
+    def counts(self, split: str) -> dict[str, int]:
+        """Returns the number of pictures of each class in a split that can be read."""
+        counts = Counter(seen.place for seen in self.pictures)
+        return {name: counts[Place(name, split)] for name in self.names}
 
-    @property
+    @cached_property
     def leaks(self) -> list[Group]:
         """The duplicates that are in more than one split."""
         return [group for group in self.duplicates if len({place.split for place in self._places(group)} - {""}) > 1]
 
-    @property
+    @cached_property
     def contradictions(self) -> list[Group]:
         """The duplicates that are in more than one class."""
         return [group for group in self.duplicates if len({place.name for place in self._places(group)} - {""}) > 1]
@@ -106,51 +158,48 @@ class Survey:
         return [self.pictures[row].place for row in group.rows]
 
 
-def survey(path: Path, *, advance: Callable[[int, int], None] = lambda done, total: None) -> Survey:
-    """Looks at every picture of a folder or zip.
+type Advance = Callable[[str, int, int], None]
+"""Is called with what is being done, how much of it is done, and how much there is in all."""
+
+
+def survey(path: Path, *, advance: Advance = lambda what, done, total: None) -> Survey:
+    """Looks at every picture of a folder, with or without class folders, a zip, or tar or Parquet files.
 
     Args:
-      path: the folder or zip, with or without class folders.
-      advance: is called with the number of files that are done, and with the number of all files.
+      path: the folder or file.
+      advance: is called as the work proceeds.
 
     Raises:
-      UserError: there is no such folder or zip, there are no files in it, or the pictures are in tar or Parquet files.
+      UserError: there is no such folder or file, there are no files in it, or tar or Parquet files are damaged.
     """
-    if find_tars(path) or find_parquet(path):
-        raise UserError(
-            f"the pictures of {path} are in tar or Parquet files, which can be trained on but not inspected; give a "
-            "folder or a zip of pictures"
-        )
-    if path.exists() and not path.is_dir() and path.suffix.lower() != ".zip":
-        raise UserError(f"{path} is a file; give a folder or a zip of pictures")
-    # What training would do with it.
-    files, total = find_pictures([str(path)], ())
-    names, places, problem = _find_places(path)
+    listing = list_pictures(path)
     # Every file, on all cores.
     pictures: list[Seen] = []
     broken: dict[str, str] = {}
     passed_over: list[str] = []
 
-    def look(file: PictureFile) -> tuple[PictureFile, Seen | str]:
-        return file, _look(file, places.get(file.name) or _place_left_out(file.name))
+    def look(files: Sequence[PictureFile | ShardPicture]) -> list[tuple[PictureFile | ShardPicture, Seen | str]]:
+        return [(file, _look(file, listing.places.get(file.name) or _place_left_out(file.name))) for file in files]
 
-    pool = ThreadPoolExecutor(decoding_threads())
-    try:
-        for done, (file, found) in enumerate(pool.map(look, files), 1):
-            advance(done, total or done)
-            if isinstance(found, Seen):
-                pictures.append(found)
-            elif file.expected:
-                broken[file.name] = found
-            else:
-                passed_over.append(file.name)
-    finally:
-        pool.shutdown(cancel_futures=True)  # After Ctrl-C only the pictures in progress are finished.
-    _, duplicates = find_groups([seen.look for seen in pictures], lambda row: pictures[row].thumbnail)
+    batches = map_ahead(look, itertools.batched(listing.files, BATCH))
+    for done, (file, found) in enumerate(itertools.chain.from_iterable(batches), 1):
+        advance("looking at pictures", done, len(listing.files))
+        if isinstance(found, Seen):
+            pictures.append(found)
+        elif file.expected:
+            broken[file.name] = found
+        else:
+            passed_over.append(file.name)
+    # Every picture with every other one.
+    _, duplicates = find_groups(
+        [seen.look for seen in pictures],
+        lambda row: pictures[row].thumbnail,
+        advance=partial(advance, "comparing pictures"),
+    )
     return Survey(
         where=str(path),
-        problem=problem,
-        names=names,
+        problem=listing.problem,
+        names=listing.names,
         pictures=tuple(pictures),
         broken=broken,
         passed_over=tuple(passed_over),
@@ -158,18 +207,46 @@ def survey(path: Path, *, advance: Callable[[int, int], None] = lambda done, tot
     )
 
 
-def _find_places(path: Path) -> tuple[tuple[str, ...], dict[str, Place], str]:
-    """Returns the classes, the place of each file that training would use, and why training would refuse them."""
+def list_pictures(path: Path) -> Listing:
+    """Lists the pictures of a path, and what training would do with them.
+
+    Raises:
+      UserError: as `survey`.
+    """
+    kinds = "give a folder or a zip of pictures, or tar or Parquet files"
+    if not path.exists():
+        raise UserError(f"{path} does not exist; {kinds}")
+    if (shards := shard_source(path)) is not None:
+        return _list_shards(path, shards.open())
+    if not path.is_dir() and path.suffix.lower() != ".zip":
+        raise UserError(f"{path} is a file; {kinds}")
+    # All files, also those that training would leave out.
+    files, _ = find_pictures([str(path)], ())
     try:
         dataset = folder_source(str(path)).open()
     except UserError as error:
-        return (), {}, str(error)
-    places = {
-        f"{path}/{inside}": Place(dataset.names[label], split)
-        for split, pictures in (("train", dataset.train), ("validation", dataset.validation))
-        for inside, label in getattr(pictures, "paths", ())
-    }
-    return dataset.names, places, ""
+        return Listing(files=tuple(files), names=(), places={}, problem=str(error))
+    places = {f"{path}/{file}": place for _, _, file, place in _list_places(dataset)}
+    return Listing(files=tuple(files), names=dataset.names, places=places)
+
+
+def _list_shards(path: Path, dataset: EncodedDataset) -> Listing:
+    """Lists the pictures of tar or Parquet files, which training uses all."""
+    folder = path if path.is_dir() else path.parent
+    files, places = [], {}
+    for pictures, index, file, place in _list_places(dataset):
+        name = str(folder / file)
+        files.append(ShardPicture(name, pictures, index))
+        places[name] = place
+    return Listing(files=files, names=dataset.names, places=places)
+
+
+def _list_places(dataset: EncodedDataset) -> Iterator[tuple[ListedPictures, int, str, Place]]:
+    """Yields the pictures of each split, the position of a picture among them, its file, and its place."""
+    for split, pictures in (("train", dataset.train), ("validation", dataset.validation)):
+        if isinstance(pictures, ListedPictures):  # Without validation pictures it is an empty tuple.
+            for index, (file, label) in enumerate(pictures.listed()):
+                yield pictures, index, file, Place(dataset.names[label] if label >= 0 else "", split)
 
 
 def _place_left_out(name: str) -> Place:
@@ -179,7 +256,7 @@ def _place_left_out(name: str) -> Place:
     return Place(folder if split and folder.lower() != split else "", split)
 
 
-def _look(file: PictureFile, place: Place) -> Seen | str:
+def _look(file: PictureFile | ShardPicture, place: Place) -> Seen | str:
     """Returns what a picture looks like, or why it cannot be read."""
     try:
         decoded = decode_file(file.read(), size=SIDE, where=file.name)
@@ -209,7 +286,7 @@ def measure_imbalance(counts: Iterable[int]) -> float:
 
 def to_record(found: Survey) -> dict[str, Any]:
     """Returns the findings as JSON values; files are named by their paths."""
-    train, validation = ({name: found.counts(split)[name] for name in found.names} for split in ("train", "validation"))
+    train, validation = found.counts("train"), found.counts("validation")
     sides = sorted((seen.width, seen.height) for seen in found.pictures)
     return {
         "pictures": len(found.pictures),

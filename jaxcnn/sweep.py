@@ -15,6 +15,7 @@ from rich.console import Console
 from jaxcnn import cli, compare, options
 from jaxcnn.errors import UserError
 from jaxcnn.paths import named_path
+from jaxcnn.presets import take_preset
 from jaxcnn.run.pool import Job, run_jobs
 from jaxcnn.run.progress import console, stage
 from jaxcnn.run.tracking import check_clients
@@ -142,9 +143,7 @@ def parse(arguments: Sequence[str]) -> Sweep:
     Raises:
       UserError: an option has no value or a wrong one, or nothing is to be swept over.
     """
-    preset = "digits"
-    if arguments and not arguments[0].startswith("-"):
-        preset, *arguments = arguments
+    preset, arguments = take_preset(arguments)
     parser = options.Parser(prog=PROG, add_help=False, allow_abbrev=False)
     parser.add_argument("--over", nargs="+", action="extend", default=[])
     parser.add_argument("--seeds", default="1")

@@ -16,7 +16,7 @@ from jaxcnn.config_file import read_settings
 from jaxcnn.errors import UserError
 from jaxcnn.ops.allocator import keep_freed_memory
 from jaxcnn.paths import check_address, named_path
-from jaxcnn.presets import PRESETS
+from jaxcnn.presets import PRESETS, take_preset
 from jaxcnn.run.describe import counted
 from jaxcnn.run.progress import console, stage
 from jaxcnn.run.tracking import check_clients
@@ -110,11 +110,7 @@ def parse(arguments: Sequence[str]) -> Arguments:
       UserError: an unknown preset, option or value (the message lists the known ones), or initial weights that are
         missing or belong to another network than an option asks for.
     """
-    preset = "digits"
-    if arguments and not arguments[0].startswith("-"):
-        preset, *arguments = arguments
-    if preset not in PRESETS:
-        raise UserError(f"there is no preset {preset!r}; there are: {', '.join(PRESETS)}")
+    preset, arguments = take_preset(arguments)
     config, name = PRESETS[preset](), preset
     if (text := options.peek(arguments, "config", "None")) != "None":
         file = named_path(text, option="config")

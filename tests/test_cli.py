@@ -27,6 +27,31 @@ def test_no_preset_is_digits():
     assert parsed.workdir == Path("runs/digits")
 
 
+def test_other_pictures_without_a_preset_are_for_the_preset_folder(tmp_path):
+    """The preset of the digits would ignore the validation pictures that a folder may have."""
+    parsed = parse(["--data.source=pictures", "--epochs", "3"])
+    folder = presets.folder()
+    assert parsed.config == dataclasses.replace(
+        folder, data=dataclasses.replace(folder.data, source="pictures"), epochs=3
+    )
+    assert parsed.workdir == Path("runs/folder")
+    assert parse(["--data.source", "digits"]).config == presets.digits()
+    assert parse(["digits", "--data.source", "pictures"]).config.epochs == presets.digits().epochs
+    # A file of settings may name the pictures, too.
+    settings = tmp_path / "mine.toml"
+    settings.write_text('[data]\nsource = "pictures"\n')
+    assert parse(["--config", str(settings)]).config.model == folder.model
+    settings.write_text("epochs = 3\n")
+    assert parse(["--config", str(settings)]).config.model == presets.digits().model
+
+
+def test_a_folder_in_place_of_a_preset_is_a_hint(tmp_path):
+    with pytest.raises(
+        UserError, match=rf"there is no preset '.*; to train on {tmp_path}, give --data.source {tmp_path}$"
+    ):
+        parse([str(tmp_path)])
+
+
 def test_options_change_a_preset():
     parsed = parse(
         "tiny_imagenet --epochs 3 --data.image_size=32 --resolutions 0 24 .5 32 --model.widths 8 16 --model.blocks 1 2 "

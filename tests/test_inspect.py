@@ -1,7 +1,13 @@
 """The command that says what is in a folder: every planted fault is found, none is invented."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +18,8 @@ from jaxcnn.config import DataConfig
 from jaxcnn.data.findings import check_findings
 from jaxcnn.errors import UserError
 from jaxcnn.inspect import main
+
+ROOT = Path(__file__).parent.parent
 
 
 def draw(seed: int) -> Image.Image:
@@ -104,7 +112,7 @@ def test_nothing_is_invented(clean, capsys):
     assert found["sizes"]["width"] == {"least": 160, "median": 160, "most": 160}
 
 
-def test_a_zip_a_folder_without_classes_and_the_page(spoiled):
+def test_a_zip_a_folder_without_classes_and_the_page(spoiled, capsys):
     shutil.make_archive("pets", "zip", ".", "pets")
     main(["pets.zip", "--page", "out/page.html"])
     page = (spoiled.parent / "out/page.html").read_text()
@@ -114,19 +122,83 @@ def test_a_zip_a_folder_without_classes_and_the_page(spoiled):
     main(["pets", "--page", "out/page.html"])
     page = (spoiled.parent / "out/page.html").read_text()
     assert 'href="../pets/train/dog/again.jpg"' in page
+    capsys.readouterr()
     found = findings("pets/train/cat")
+    assert capsys.readouterr().out.startswith("pets/train/cat: 13 pictures\n")
     assert found["classes"] == {}
     assert "has no class folders" in found["problem"]
     assert found["pictures"] == 13
 
 
-@pytest.mark.parametrize("name", ["train-0.tar", "train-0.parquet"])
-@pytest.mark.parametrize("given", ["shards", "shards/{}"])
-def test_archives_that_only_training_reads_are_refused(clean, name, given):
-    (clean.parent / "shards").mkdir()
-    (clean.parent / "shards" / name).write_bytes(b"any")
-    with pytest.raises(UserError, match="are in tar or Parquet files, which can be trained on but not inspected"):
-        main([given.format(name)])
+def write_tars(pets, folder):
+    """The pictures of class folders in the layout of WebDataset."""
+    folder.mkdir()
+    (folder / "classes.txt").write_text("cat\ndog\n")
+    for split in ("train", "val"):
+        with tarfile.open(folder / f"{split}-0.tar", "w") as archive:
+            for label, name in enumerate(("cat", "dog")):
+                for file in sorted((pets / split / name).iterdir()):
+                    archive.add(file, f"{name}/{file.name}")
+                    (pets.parent / "label").write_text(str(label))
+                    archive.add(pets.parent / "label", f"{name}/{file.stem}.cls")
+
+
+def write_parquet(pets, folder):
+    """The same in the layout of Hugging Face's datasets, in an order of their own: 2 rows in each row group."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    arrow = pytest.importorskip("pyarrow")
+    folder.mkdir()
+    for split, called in (("train", "train"), ("val", "validation")):
+        files = [
+            (file, label)
+            for label, name in enumerate(("cat", "dog"))
+            for file in sorted((pets / split / name).iterdir())
+        ]
+        table = arrow.table(
+            {
+                "image": [{"bytes": file.read_bytes(), "path": file.name} for file, _ in files],
+                "label": [label for _, label in files],
+            }
+        )
+        parquet.write_table(table, folder / f"{called}-00000-of-00001.parquet", row_group_size=2)
+
+
+def test_tar_files_are_inspected(clean, capsys):
+    shutil.copy(clean / "train/cat/3.jpg", clean / "val/cat/copy.jpg")
+    draw(5).save(clean / "train/dog/wrong.jpg", quality=50)
+    (clean / "train/dog/broken.jpg").write_bytes(b"nothing")
+    write_tars(clean, clean.parent / "shards")
+    found = findings("shards")
+    assert found["splits"] == {"train": {"cat": 12, "dog": 13}, "validation": {"cat": 4, "dog": 3}}
+    assert found["leaks"] == [["shards/train-0.tar/cat/3.jpg", "shards/val-0.tar/cat/copy.jpg"]]
+    assert found["contradictions"] == [["shards/train-0.tar/cat/5.jpg", "shards/train-0.tar/dog/wrong.jpg"]]
+    assert found["duplicates"] == [*found["leaks"], *found["contradictions"]]
+    assert found["broken"] == ["shards/train-0.tar/dog/broken.jpg"]
+    assert "shards: 32 pictures in 2 classes" in capsys.readouterr().out
+    # One file alone, and the page.
+    found = findings("shards/val-0.tar", "--page", "page.html")
+    assert list(found["classes"].values()) == [4, 3]
+    main(["shards", "--page", "page.html"])
+    page = (clean.parent / "page.html").read_text()
+    assert page.count("<figure>") == 2 * 4
+    assert "href" not in page
+
+
+def test_parquet_files_are_inspected(clean):
+    shutil.copy(clean / "train/cat/3.jpg", clean / "val/cat/copy.jpg")
+    write_parquet(clean, clean.parent / "rows")
+    found = findings("rows", "--page", "page.html")
+    assert found["splits"] == {"train": {"0": 12, "1": 12}, "validation": {"0": 4, "1": 3}}
+    # The files in the order of their names: 0, 1, 10, 11, 2, 3 and so on.
+    leak = ["rows/train-00000-of-00001.parquet/5", "rows/validation-00000-of-00001.parquet/3"]
+    assert (found["leaks"], found["duplicates"], found["contradictions"]) == ([leak], [leak], [])
+    assert (clean.parent / "page.html").read_text().count("<figure>") == 4
+
+
+def test_a_damaged_tar_file_is_one_line(clean):
+    (clean.parent / "shards.tar").write_bytes(b"any")
+    with pytest.raises(UserError, match=r"shards.tar is not a complete, uncompressed tar file .*; make it again$"):
+        main(["shards.tar"])
 
 
 @pytest.mark.parametrize(
@@ -134,8 +206,8 @@ def test_archives_that_only_training_reads_are_refused(clean, name, given):
     [
         ([], "give one folder or zip of pictures"),
         (["pets", "pets"], "give one folder or zip of pictures"),
-        (["absent"], "absent does not exist"),
-        (["pets/train/cat/3.jpg"], r"3\.jpg is a file; give a folder or a zip of pictures"),
+        (["absent"], "absent does not exist; give a folder or a zip of pictures, or tar or Parquet files"),
+        (["pets/train/cat/3.jpg"], r"3\.jpg is a file; give a folder or a zip of pictures, or tar or Parquet files"),
         (["pets", "--output", "pets"], "output is 'pets', which is a folder"),
     ],
 )
@@ -196,3 +268,35 @@ def test_leaks_depend_on_what_is_held_out(clean):
         else:
             check_findings(dataset, settings)
     assert 0 < refused < 12
+
+
+def test_many_classes_take_no_longer(clean, capsys):
+    """Each class was counted by looking at all pictures, which took minutes with a thousand classes."""
+    for split in ("train", "val"):
+        for number in range(1500):
+            (clean / split / f"class {number:04}").mkdir()
+            pixels = np.random.default_rng(number + 5000 * (split == "val")).integers(0, 256, (8, 8, 3), np.uint8)
+            Image.fromarray(pixels).save(clean / split / f"class {number:04}" / "0.png")
+    started = time.monotonic()
+    found = findings("pets")
+    assert found["splits"]["train"]["class 0007"] == 1
+    assert len(found["few"]) == 1500
+    assert time.monotonic() - started < 20
+    assert "pets: 3,030 pictures in 1,502 classes" in capsys.readouterr().out
+
+
+def test_ctrl_c_ends_it_in_one_line(clean):
+    """While pictures are read, and while they are compared."""
+    for phase in ("look_at", "_compare_tile"):
+        program = (
+            "import os, signal, sys\nfrom jaxcnn import cli, inspect, survey\nfrom jaxcnn.data import duplicates\n"
+            f"module = {'survey' if phase == 'look_at' else 'duplicates'}\nwork, calls = module.{phase}, []\n"
+            "def interrupt(*arguments, **options):\n"
+            "    calls.append(1)\n    if len(calls) == 1: os.kill(os.getpid(), signal.SIGINT)\n"
+            "    return work(*arguments, **options)\n"
+            f"module.{phase} = interrupt\nsys.argv = ['inspect', 'pets']\ncli.run(inspect.main, 'inspect')\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (130, "", "inspect: interrupted\n"), phase

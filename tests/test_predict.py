@@ -180,6 +180,35 @@ def test_sorts_into_class_folders(folder, copy):
     assert len(list(Path("later").rglob("*.png"))) == 6
 
 
+def test_a_copy_that_was_cut_off_is_made_again(folder, monkeypatch):
+    """A process that is killed while it copies leaves no file that looks like another picture."""
+
+    def copy_half(source, target):
+        Path(target).write_bytes(Path(source).read_bytes()[:20])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr("jaxcnn.bulk.class_folders.shutil.copy2", copy_half)
+        with pytest.raises(KeyboardInterrupt):
+            predict("photos/day 0", "--sort_into", "sorted", "--copy", "--output", "r.csv")
+    predict("photos/day 0", "--sort_into", "sorted", "--copy", "--output", "r.csv")
+    found = {path.name: path.read_bytes() for path in Path("sorted/red").iterdir()}
+    assert found == {f"{i}.png": Path(f"photos/day 0/{i}.png").read_bytes() for i in range(2)}
+
+
+def test_a_parquet_file_has_no_row_twice(folder, monkeypatch):
+    """A process may be killed when the file is complete, but the rows beside it are not removed yet."""
+    pytest.importorskip("pyarrow")
+    predict("photos/day 0", "--output", "r.parquet")
+    with monkeypatch.context() as context:
+        context.setattr("jaxcnn.bulk.output.Path.unlink", lambda *_, **__: None)
+        predict("photos/day 1", "--output", "r.parquet")
+    assert Path("r.parquet.unfinished.jsonl").exists()
+    predict("photos", "--output", "r.parquet")
+    assert sorted(row["file"] for row in read_rows("r.parquet")) == sorted(GOOD)
+    assert not Path("r.parquet.unfinished.jsonl").exists()
+
+
 def test_patterns_zips_and_standard_input(folder, monkeypatch, capsys):
     zip_folder(folder / "photos", folder / "photos.zip")
     assert predict("photos/**/1.png", "--output", "pattern.csv") == 0
@@ -248,6 +277,11 @@ def test_output_of_something_else_is_not_touched(folder):
     os.utime("old.csv", (1, 1))
     with pytest.raises(UserError, match=r"old.csv is older than model.onnx, and may be of another model; remove it"):
         predict("photos", "--output", "old.csv")
+    # What a killed process has left of a Parquet file counts, too.
+    Path("new.parquet.unfinished.jsonl").touch()
+    os.utime("new.parquet.unfinished.jsonl", (1, 1))
+    with pytest.raises(UserError, match=r"new.parquet.unfinished.jsonl is older than model.onnx"):
+        predict("photos", "--output", "new.parquet")
 
 
 def test_outputs_that_a_model_lacks_are_named(folder):
@@ -281,6 +315,30 @@ def test_ctrl_c_keeps_what_was_done_and_the_rest_follows(folder):
     assert said.splitlines()[-1] == "python -m jaxcnn.predict: interrupted"
     kept = read_csv("r.csv")
     assert [row["file"] for row in kept] == names[: len(kept)]
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_a_killed_process_is_resumed_to_the_same_file(folder, ending):
+    """Killed without warning, in the middle, as often as it takes."""
+    if ending == "parquet":
+        pytest.importorskip("pyarrow")
+    for number in range(1500):
+        Image.new("RGB", (9, 9), (number % 256, 7 * number % 256, 99)).save(folder / "photos" / f"{number:04}.png")
+    assert predict("photos", "--output", f"whole.{ending}") == 1
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    kept = Path(f"r.{ending}.unfinished.jsonl" if ending == "parquet" else f"r.{ending}")
+    kills = 0
+    while True:
+        process = subprocess.Popen(command("photos", "--output", f"r.{ending}"), env=environment)
+        before = kept.stat().st_size if kept.exists() else 0
+        while process.poll() is None and (not kept.exists() or kept.stat().st_size < before + 10_000):
+            time.sleep(0.001)
+        process.kill()
+        if process.wait() >= 0:
+            break
+        kills += 1
+    assert kills >= 1
+    assert read_rows(f"r.{ending}") == read_rows(f"whole.{ending}")
 
 
 def test_no_jax_is_needed(folder):

@@ -54,12 +54,16 @@ class ClassFolders:
         """Makes the link or copy if its name is free; returns whether the file is there now."""
         if os.path.lexists(target):
             return _is_same(file, target)
-        if file.archive is not None:
-            target.write_bytes(file.read())
-        elif self._copy:
-            shutil.copy2(file.name, target)
-        else:
+        if file.is_on_disk and not self._copy:
             target.symlink_to(os.path.abspath(file.name))
+            return True
+        # A copy gets its name when it is complete: half of one would be taken for another picture.
+        unfinished = target.with_name(f".{target.name}")
+        if file.is_on_disk:
+            shutil.copy2(file.name, unfinished)
+        else:
+            unfinished.write_bytes(file.read())
+        unfinished.replace(target)
         return True
 
 
@@ -79,7 +83,7 @@ def folder_names(names: Sequence[str]) -> dict[str, str]:
 def _is_same(file: PictureFile, target: Path) -> bool:
     """Returns whether a link leads to the file, or a copy has its content."""
     if target.is_symlink():
-        return file.archive is None and os.readlink(target) == os.path.abspath(file.name)
-    if file.archive is not None:
+        return file.is_on_disk and os.readlink(target) == os.path.abspath(file.name)
+    if not file.is_on_disk:
         return target.read_bytes() == file.read()
     return filecmp.cmp(file.name, target, shallow=True)

@@ -218,6 +218,11 @@ def _parse_line(line: bytes, where: str) -> Row:
     return row
 
 
+def unfinished_path(path: Path) -> Path:
+    """Returns where the rows of a Parquet file are kept until it is complete."""
+    return path.with_name(f"{path.name}.unfinished.jsonl")
+
+
 class ParquetOutput:
     """Predictions as Parquet, which cannot be appended to: rows are kept as JSON Lines beside it until it is closed."""
 
@@ -225,11 +230,12 @@ class ParquetOutput:
         self._arrow = _import_arrow()
         self._path = path
         self._schema = self._arrow.schema([(column, self._kind(column)) for column in columns])
-        self._unfinished = path.with_name(f"{path.name}.unfinished.jsonl")
+        self._unfinished = unfinished_path(path)
         self.done: dict[str, str] = {}
         if path.exists():
             for rows in self._read_groups():
                 self.done |= dict(zip(*(rows[name].to_pylist() for name in ("file", "predicted_class")), strict=True))
+        self._complete = frozenset(self.done)
         self._rows = JsonlOutput(self._unfinished, columns)
         self.done |= self._rows.done
 
@@ -270,6 +276,8 @@ class ParquetOutput:
                     for batch in itertools.batched(lines, ROWS):
                         rows = [json.loads(line) for line in batch]
                         rows = [row | {"file": readable(row["file"])} for row in rows]  # Parquet keeps UTF-8 alone.
+                        # A process that was killed after the next line has left rows that the file has already.
+                        rows = [row for row in rows if row["file"] not in self._complete]
                         writer.write_table(self._arrow.Table.from_pylist(rows, schema=self._schema))
             partial.replace(self._path)
         finally:

@@ -32,6 +32,11 @@ class PictureFile:
     inside: PurePosixPath | None = None
     expected: bool = True
 
+    @property
+    def is_on_disk(self) -> bool:
+        """Whether the name is the path of a file."""
+        return self.archive is None
+
     def read(self) -> bytes:
         """Returns the content of the file; may be called from several threads.
 

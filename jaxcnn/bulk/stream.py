@@ -1,9 +1,7 @@
 """Classifies a stream of pictures on all cores, in their order and in little memory."""
 
 import itertools
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,17 +9,15 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from jaxcnn.bulk.picture_files import PictureFile
-from jaxcnn.data.decoding import decode, decoding_threads
+from jaxcnn.data.decoding import decode
 from jaxcnn.data.resize import centre
+from jaxcnn.data.threads import map_ahead
 from jaxcnn.errors import UserError
 from jaxcnn.onnx_file import OnnxModel
 from jaxcnn.prediction import Prediction, check_finite, rank_classes
 
 BATCH = 16
 """Pictures in a batch. One thread runs it, which is as fast with few pictures as with many, and takes less memory."""
-
-AHEAD = 2
-"""Batches that wait for each thread, so that no thread waits for the next one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +49,7 @@ def classify(
     features: bool = False,
     save_heatmap: SaveHeatmap | None = None,
 ) -> Generator[list[Outcome]]:
-    """Yields what the model says about the files, in their order, a batch at a time.
-
-    Reads ahead only as far as keeps all cores busy, so that memory does not grow with the number of files.
+    """Yields what the model says about the files, in their order, a batch at a time; see `map_ahead`.
 
     Args:
       model: the model. It has the outputs that are asked for.
@@ -69,19 +63,7 @@ def classify(
     """
     outputs = ["logits", *(["features"] if features else []), *(["heatmap"] if save_heatmap else [])]
     work = partial(_classify_batch, model=model, outputs=outputs, top_k=top_k, save_heatmap=save_heatmap)
-    threads = decoding_threads()
-    pool = ThreadPoolExecutor(threads)
-    waiting: deque[Future[list[Outcome]]] = deque()
-    try:
-        for batch in itertools.batched(files, BATCH):
-            waiting.append(pool.submit(work, batch))
-            if len(waiting) > AHEAD * threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        # After Ctrl-C only the batches in progress are finished.
-        pool.shutdown(cancel_futures=True)
+    return map_ahead(work, itertools.batched(files, BATCH))
 
 
 def _classify_batch(

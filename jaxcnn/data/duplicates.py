@@ -6,18 +6,16 @@ compared by their thumbnails, since different pictures may have like hashes.
 """
 
 import hashlib
-import itertools
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int64, UInt8, UInt64
+from jaxtyping import Float32, Int64, UInt8, UInt64
 from PIL import Image
 
-from jaxcnn.data.decoding import decoding_threads
+from jaxcnn.data.threads import map_ahead
 
 ROWS, COLUMNS = 16, 18
 """Size of a thumbnail in pixels: two by two of them are a cell of the hash."""
@@ -97,15 +95,20 @@ def look_at(pixels: UInt8[np.ndarray, "height width 3"], *, shorter_side: int) -
 
 
 def find_groups(
-    looks: Sequence[Look], thumbnail: Callable[[int], UInt8[np.ndarray, "16 18 3"]]
+    looks: Sequence[Look],
+    thumbnail: Callable[[int], UInt8[np.ndarray, "16 18 3"]],
+    *,
+    advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[list[Group], list[Group]]:
     """Finds the pictures that occur more than once.
 
-    Every hash is compared with every other one, so that the time grows with the square of their number.
+    Every hash is compared with every other one, so that the time grows with the square of their number. Memory does
+    not, however many pictures are alike.
 
     Args:
       looks: of all pictures.
       thumbnail: returns the thumbnail of a picture by its position; called only for candidates, from several threads.
+      advance: is called with the number of comparisons that are done, and of all; the unit is arbitrary.
 
     Returns:
       The groups of pictures with the same pixels, and the groups of those that are the same or nearly so.
@@ -115,66 +118,130 @@ def find_groups(
     for row, look in enumerate(looks):
         alike[look.digest].append(row)
     same = [Group(tuple(rows), None) for rows in alike.values() if len(rows) > 1]
+    parents = np.arange(len(looks))
+    repeated = np.array([(group.rows[0], row) for group in same for row in group.rows[1:]], np.int64).reshape(-1, 2)
+    _join(parents, repeated[:, 0], repeated[:, 1])
     # Nearly the same: one picture of each group stands for it.
     first = np.array([rows[0] for rows in alike.values() if looks[rows[0]].is_comparable], np.int64)
     hashes = np.array([looks[row].bits for row in first], np.uint64)
-    near = [
-        (int(first[one]), int(first[other]), distance) for one, other, distance in _near_pairs(hashes, first, thumbnail)
-    ]
-    return same, _merge(same, near)
+    distances = np.full(len(looks), -1, np.int64)
+    for pairs in _near_pairs(hashes, Thumbnails(first, thumbnail), advance):
+        left, right = first[pairs.left], first[pairs.right]
+        _join(parents, left, right)
+        np.maximum.at(distances, left, pairs.distances)
+    return same, _collect(parents, distances)
 
 
-def _merge(same: Sequence[Group], near: Sequence[tuple[int, int, int]]) -> list[Group]:
-    """Joins groups and pairs that have a picture in common, and returns the groups in the order of their pictures."""
-    # A forest, whose roots stand for the groups.
-    parent: dict[int, int] = {}
+def _join(parents: Int64[np.ndarray, " rows"], left: Int64[np.ndarray, " k"], right: Int64[np.ndarray, " k"]) -> None:
+    """Joins the groups of pairs in a forest.
 
-    def root(row: int) -> int:
-        while parent.setdefault(row, row) != row:
-            parent[row] = parent[parent[row]]
-            row = parent[row]
-        return row
+    Args:
+      parents: the parent of each row, changed in place; a root is its own parent, and the first row of its group.
+      left: a row of each pair.
+      right: the other row of each pair.
+    """
+    while len(left):
+        left, right = _find_roots(parents, left), _find_roots(parents, right)
+        apart = left != right
+        left, right = np.minimum(left, right)[apart], np.maximum(left, right)[apart]
+        # A root of several pairs gets the first of their other roots; the next round joins what remains.
+        np.minimum.at(parents, right, left)
 
-    links = [(group.rows[0], row) for group in same for row in group.rows[1:]]
-    for one, other in (*links, *((one, other) for one, other, _ in near)):
-        parent[root(other)] = root(one)
-    # The pictures of each root, and its largest distance.
+
+def _find_roots(parents: Int64[np.ndarray, " rows"], rows: Int64[np.ndarray, " k"]) -> Int64[np.ndarray, " k"]:
+    """Returns the root of each row, and makes it the parent of the row."""
+    roots = parents[rows]
+    while (parents[roots] != roots).any():
+        roots = parents[roots]
+    parents[rows] = roots
+    return roots
+
+
+def _collect(parents: Int64[np.ndarray, " rows"], distances: Int64[np.ndarray, " rows"]) -> list[Group]:
+    """Returns the groups of a forest in the order of their first rows, without those of one row."""
+    roots = _find_roots(parents, np.arange(len(parents)))
     members: defaultdict[int, list[int]] = defaultdict(list)
-    for row in sorted(parent):
-        members[root(row)].append(row)
-    distances: dict[int, int] = {}
-    for one, _, distance in near:
-        distances[root(one)] = max(distance, distances.get(root(one), 0))
-    return [Group(tuple(rows), distances.get(top)) for top, rows in members.items()]
+    is_alone = np.bincount(roots, minlength=len(roots)) == 1
+    for row in np.flatnonzero(~is_alone[roots]):
+        members[int(roots[row])].append(int(row))
+    farthest = {root: int(distances[rows].max()) for root, rows in members.items()}
+    return [Group(tuple(rows), farthest[root] if farthest[root] >= 0 else None) for root, rows in members.items()]
+
+
+class Thumbnails:
+    """Thumbnails of pictures, each made when it is needed for the first time."""
+
+    def __init__(self, rows: Int64[np.ndarray, " n"], thumbnail: Callable[[int], UInt8[np.ndarray, "16 18 3"]]):
+        """Makes none yet.
+
+        Args:
+          rows: the positions of the pictures.
+          thumbnail: returns the thumbnail of a picture by its position.
+        """
+        self._rows = rows
+        self._thumbnail = thumbnail
+        self._pixels = np.empty((len(rows), ROWS * COLUMNS * 3), np.uint8)  # Takes no memory before it is written.
+        self._is_made = np.zeros(len(rows), bool)
+
+    def vectors(self, places: Int64[np.ndarray, " k"]) -> Float32[np.ndarray, "k 864"]:
+        """Returns thumbnails with mean 0 and length 1: the dot product of two is their correlation.
+
+        Several threads may call this: if two of them make the same thumbnail, it is the same.
+
+        Args:
+          places: which pictures, as indices of `rows`.
+        """
+        for place in places[~self._is_made[places]]:
+            self._pixels[place] = self._thumbnail(int(self._rows[place])).ravel()
+            self._is_made[place] = True
+        vectors = self._pixels[places].astype(np.float32)
+        vectors -= vectors.mean(axis=1, keepdims=True)
+        vectors /= np.sqrt(np.einsum("ij,ij->i", vectors, vectors))[:, None]
+        return vectors
+
+
+class Pairs(NamedTuple):
+    """Near duplicates, as indices of the hashes.
+
+    Attributes:
+      left: the first picture of each pair.
+      right: the second one.
+      distances: number of bits in which their hashes differ.
+    """
+
+    left: Int64[np.ndarray, " k"]
+    right: Int64[np.ndarray, " k"]
+    distances: UInt8[np.ndarray, " k"]
 
 
 def _near_pairs(
-    hashes: UInt64[np.ndarray, " n"], rows: Int64[np.ndarray, " n"], thumbnail: Callable[[int], np.ndarray]
-) -> list[tuple[int, int, int]]:
-    """Returns the pairs of near duplicates, each with the number of bits in which their hashes differ."""
-
-    def compare(start: int, other: int) -> list[tuple[int, int, int]]:
-        distances = np.bitwise_count(hashes[start : start + TILE[0], None] ^ hashes[other : other + TILE[1]])
-        found = []
-        # Flat, since `nonzero` of a matrix would take three times as long as all the rest.
-        for place in np.flatnonzero(distances <= RADIUS):
-            one, two = divmod(int(place), distances.shape[1])
-            left, right = start + one, other + two
-            # Each pair once, and no picture with itself.
-            if left < right and _likeness(thumbnail(int(rows[left])), thumbnail(int(rows[right]))) >= LIKENESS:
-                found.append((left, right, int(distances[one, two])))
-        return found
-
+    hashes: UInt64[np.ndarray, " n"], thumbnails: Thumbnails, advance: Callable[[int, int], None]
+) -> Iterator[Pairs]:
+    """Yields all near duplicates, some pairs at a time."""
     tiles = [
         (start, other)
         for start in range(0, len(hashes), TILE[0])
         for other in range(start // TILE[1] * TILE[1], len(hashes), TILE[1])
     ]
     # NumPy releases the interpreter lock.
-    with ThreadPoolExecutor(decoding_threads()) as pool:
-        return list(itertools.chain.from_iterable(pool.map(lambda tile: compare(*tile), tiles)))
+    found = map_ahead(lambda tile: _compare_tile(hashes, thumbnails, *tile), tiles)
+    for done, pairs in enumerate(found, 1):
+        advance(done, len(tiles))
+        yield pairs
 
 
-def _likeness(one: UInt8[np.ndarray, "16 18 3"], other: UInt8[np.ndarray, "16 18 3"]) -> float:
-    """Returns the correlation of two thumbnails over all pixels and colours, from -1 to 1."""
-    return float(np.corrcoef(one.ravel(), other.ravel())[0, 1])
+def _compare_tile(hashes: UInt64[np.ndarray, " n"], thumbnails: Thumbnails, start: int, other: int) -> Pairs:
+    """Returns the near duplicates among some hashes, from `start` on, and some others, from `other` on."""
+    distances = np.bitwise_count(hashes[start : start + TILE[0], None] ^ hashes[other : other + TILE[1]])
+    # Flat, since `nonzero` of a matrix would take three times as long as all the rest.
+    candidates = np.flatnonzero(distances <= RADIUS)
+    left, right = start + candidates // distances.shape[1], other + candidates % distances.shape[1]
+    # Each pair once, and no picture with itself.
+    is_first = left < right
+    left, right, near = left[is_first], right[is_first], distances.ravel()[candidates[is_first]]
+    # Every thumbnail is compared with all others of the tile, which is one matrix product.
+    lefts, row = np.unique(left, return_inverse=True)
+    rights, column = np.unique(right, return_inverse=True)
+    likeness = thumbnails.vectors(lefts) @ thumbnails.vectors(rights).T
+    is_alike = likeness[row, column] >= LIKENESS
+    return Pairs(left[is_alike], right[is_alike], near[is_alike])

@@ -123,9 +123,17 @@ def find_source(config: DataConfig) -> Source:
         from jaxcnn.data.sources.tfds import tfds_source
 
         return tfds_source(name, data_dir=data_dir)
-    path = named_path(config.source, option="data.source") if config.source else None
-    if path is not None and (tars := find_tars(path)):
+    return shard_source(find_path(config.source)) or folder_source(config.source, cache_dir=cache_dir)
+
+
+def shard_source(path: Path) -> Source | None:
+    """Finds the pictures of a tar or Parquet file, or of a folder of them; returns None for anything else.
+
+    Raises:
+      UserError: a file or folder cannot be read.
+    """
+    if tars := find_tars(path):
         return tar_source(path, tars)
-    if path is not None and (files := find_parquet(path)):
+    if files := find_parquet(path):
         return parquet_source(path, files)
-    return folder_source(config.source, cache_dir=cache_dir)
+    return None

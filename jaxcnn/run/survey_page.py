@@ -14,7 +14,7 @@ from jaxcnn.data.decoding import decode
 from jaxcnn.data.duplicates import Group
 from jaxcnn.data.resize import Resize
 from jaxcnn.run.page import render_page
-from jaxcnn.survey import Survey
+from jaxcnn.survey import ShardPicture, Survey
 
 GROUPS = 60
 """Most groups of each kind on the page."""
@@ -66,14 +66,14 @@ def _show_group(found: Survey, group: Group, page: Path) -> dict[str, Any]:
     }
 
 
-def link_to(file: PictureFile, page: Path) -> str | None:
-    """Returns the address of a file as seen from a page; None for a file in a zip."""
-    if file.archive is not None:
+def link_to(file: PictureFile | ShardPicture, page: Path) -> str | None:
+    """Returns the address of a file as seen from a page; None for one in a zip or the like."""
+    if not file.is_on_disk:
         return None
     return urllib.parse.quote(os.path.relpath(file.name, page.parent).encode("utf-8", "surrogateescape"))
 
 
-def _encode(file: PictureFile) -> str:
+def _encode(file: PictureFile | ShardPicture) -> str:
     """Returns a picture as a data URL."""
     pixels = decode(file.read(), size=SIDE, resize=Resize(mode="pad"), where=file.name)
     buffer = io.BytesIO()

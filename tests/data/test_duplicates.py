@@ -99,3 +99,57 @@ def test_the_distance_is_the_largest_of_the_pairs():
     looks = [duplicates.Look(bytes([number]), value, True, False) for number, value in enumerate(bits)]
     _, (group,) = find_groups(looks, lambda row: make_thumbnail(np.asarray(draw(0))))
     assert (group.rows, group.distance) == ((0, 1, 2), 5)
+
+
+def random_looks(count: int, *, bits: int) -> list[duplicates.Look]:
+    """Different pictures whose hashes differ in at most some bits."""
+    random = np.random.default_rng(0)
+    return [
+        duplicates.Look(number.to_bytes(4), int(value), True, False)
+        for number, value in enumerate(random.integers(0, 2**bits, count))
+    ]
+
+
+def test_groups_are_the_connected_pairs():
+    """Compared with all pairs, one by one, of which some have thumbnails too different."""
+    looks = random_looks(150, bits=22)
+    thumbnails = [make_thumbnail(np.asarray(draw(number % 3))) for number in range(150)]
+    near = {}
+    for one in range(150):
+        for other in range(one):
+            distance = (looks[one].bits ^ looks[other].bits).bit_count()
+            if distance <= duplicates.RADIUS and one % 3 == other % 3:
+                near[one, other] = distance
+    _, groups = find_groups(looks, lambda row: thumbnails[row])
+    # Every pair is in one group, whose distance is the largest of its pairs.
+    place = {row: number for number, group in enumerate(groups) for row in group.rows}
+    assert all(place[one] == place[other] for one, other in near)
+    for number, group in enumerate(groups):
+        assert group.distance == max(distance for (one, _), distance in near.items() if place[one] == number)
+        # No group falls apart.
+        reached, found = {group.rows[0]}, 0
+        while len(reached) > found:
+            found = len(reached)
+            reached |= {row for pair in near if reached.intersection(pair) for row in pair}
+        assert reached == set(group.rows)
+    assert [group.rows for group in groups] == sorted(group.rows for group in groups)
+
+
+def test_many_pictures_that_are_all_alike_take_little_time():
+    """Two million pairs, each of which is a near duplicate: compared one by one they would take a minute."""
+    made: list[int] = []
+    picture = make_thumbnail(np.asarray(draw(0)))
+
+    def thumbnail(row: int) -> np.ndarray:
+        made.append(row)
+        return picture
+
+    calls = []
+    _, (group,) = find_groups(
+        random_looks(2000, bits=8), thumbnail, advance=lambda done, total: calls.append((done, total))
+    )
+    assert group.rows == tuple(range(2000))
+    assert group.distance == 8
+    # Two threads may make the same one at the same time.
+    assert len(made) < 2 * 2000
+    assert calls[-1] == (len(calls), len(calls))

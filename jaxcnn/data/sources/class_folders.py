@@ -213,6 +213,10 @@ class FolderPictures:
         path, label = self.paths[index]
         return Picture(where=f"{path} in {self.tree.where}", encoded=self.tree.read(path), label=label, file=str(path))
 
+    def listed(self) -> list[tuple[str, int]]:
+        """Returns the path of each picture in the folder or zip, and its class index."""
+        return [(str(path), label) for path, label in self.paths]
+
 
 def _is_picture(tree: Tree, path: PurePosixPath) -> bool:
     """Returns whether a file has to be read as a picture: it has the ending of one, or begins like one."""

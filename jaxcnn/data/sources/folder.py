@@ -44,7 +44,7 @@ def find_path(source: str) -> Path:
     path = named_path(source, option="data.source") if source else None
     if path is None or not path.exists():
         missing = f"data.source {source!r} does not exist" if source else "data.source is not set"
-        raise UserError(f"{missing}; give a folder, a zip, digits, tiny_imagenet or tfds:NAME")
+        raise UserError(f"{missing}; give a folder, a zip, tar or Parquet files, digits, tiny_imagenet or tfds:NAME")
     return path
 
 

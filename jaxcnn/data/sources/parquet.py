@@ -238,6 +238,16 @@ class ParquetPictures:
         file = f"{group.file.name}/{group.start + inside}"
         return Picture(where=where, encoded=encoded, label=int(self.labels[index]), file=file)
 
+    def listed(self) -> list[tuple[str, int]]:
+        """Returns the file and row of each picture, and its class index; -1 for a row without a class."""
+        ends = [*self.starts[1:], len(self)]
+        files = [
+            f"{group.file.name}/{group.start + row}"
+            for group, start, end in zip(self.groups, self.starts, ends, strict=True)
+            for row in range(end - start)
+        ]
+        return list(zip(files, self.labels.tolist(), strict=True))
+
     def _read_group(self, number: int) -> Any:
         """Returns the column of pictures of a row group, which stays in memory while it is one of the last."""
         with self._lock:

@@ -1,5 +1,6 @@
 """Encoded pictures with labels: what every source provides."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -40,3 +41,11 @@ class Pictures(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Picture: ...
+
+
+@runtime_checkable
+class ListedPictures(Pictures, Protocol):
+    """Pictures whose files and classes are known before they are read."""
+
+    def listed(self) -> Sequence[tuple[str, int]]:
+        """Returns the `file` and the `label` of each picture; see `Picture`."""

@@ -131,6 +131,11 @@ class Member:
     size: int
     label: int
 
+    @property
+    def file(self) -> str:
+        """What results call the picture: the name of its tar file, and its name in it."""
+        return f"{self.tar.name}/{self.name}"
+
 
 @dataclass(frozen=True)
 class TarPictures:
@@ -170,7 +175,11 @@ class TarPictures:
                 encoded = file.read(member.size)
         except OSError as error:
             raise UserError(f"{where} cannot be read: {error.strerror}; repair or remove it") from error
-        return Picture(where=where, encoded=encoded, label=member.label, file=f"{member.tar.name}/{member.name}")
+        return Picture(where=where, encoded=encoded, label=member.label, file=member.file)
+
+    def listed(self) -> list[tuple[str, int]]:
+        """Returns the file and the class index of each picture."""
+        return [(member.file, member.label) for member in self.members]
 
 
 def _list_members(tar: Path) -> list[Member]:

@@ -318,7 +318,7 @@ def test_a_validation_class_without_training_pictures_is_named(opened):
     ("source", "wrong"), [("", "is not set"), ("nowhere/at/all", "'nowhere/at/all' does not exist")]
 )
 def test_a_missing_path(source, wrong):
-    with pytest.raises(UserError, match=f"^data.source {wrong}; give a folder, a zip, digits, "):
+    with pytest.raises(UserError, match=f"^data.source {wrong}; give a folder, a zip, tar or Parquet files, digits, "):
         folder_source(source)
 
 

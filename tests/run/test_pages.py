@@ -1,0 +1,120 @@
+"""The pages of runs and pictures in a real Chromium: no errors, no network, nothing wider than the screen."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+from recorded_runs import write_run
+
+from jaxcnn.calibration import Calibration
+from jaxcnn.config import Config, DataConfig, ModelConfig
+from jaxcnn.data import load
+from jaxcnn.inspect import main as inspect
+from jaxcnn.metrics import score, summarize
+from jaxcnn.run.comparison import compare
+from jaxcnn.run.comparison_files import to_html
+from jaxcnn.run.recorded import find_runs
+from jaxcnn.run.report import write_report
+from jaxcnn.run.workdir import Classes, Workdir
+
+CHROMIUM = shutil.which("chromium")
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: `apt-get install chromium`")
+
+SCREENS = {"desktop": {"width": 1280, "height": 800}, "phone": {"width": 360, "height": 740}}
+LONG = "a class with a name that is much longer than anybody would expect of a class"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        it = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield it
+        it.close()
+
+
+@pytest.fixture
+def check(browser):
+    """Opens a page on each screen; checks at the end that none logged an error or asked for anything but itself."""
+    complaints: list[str] = []
+
+    def go(path: Path) -> Page:
+        for screen in SCREENS.values():
+            page = browser.new_context(viewport=screen).new_page()
+            page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
+            page.on("pageerror", lambda error: complaints.append(str(error)))
+            page.on("request", lambda request: note(request.url, path))
+            page.goto(path.as_uri())
+            for summary in page.locator("summary").all():
+                summary.click()
+            width = page.evaluate("document.documentElement.scrollWidth")
+            assert width <= screen["width"], f"{path.name} is {width} pixels wide"
+            assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+        return page
+
+    def note(url: str, path: Path) -> None:
+        if url != path.as_uri() and not url.startswith("data:"):
+            complaints.append(url)
+
+    yield go
+    assert complaints == []
+
+
+@pytest.fixture
+def pets(tmp_path, monkeypatch):
+    """Class folders with a leak and a contradiction."""
+    monkeypatch.chdir(tmp_path)
+    for number, (split, name) in enumerate((split, name) for split in ("train", "val") for name in ("cat", LONG)):
+        folder = tmp_path / "pets" / split / name
+        folder.mkdir(parents=True)
+        for i in range(4):
+            coarse = np.random.default_rng(10 * number + i).integers(0, 256, (7, 9, 3), np.uint8)
+            Image.fromarray(coarse).resize((96, 72)).save(folder / f"{'very-' * 20}long-{i}.png")
+    names = sorted((tmp_path / "pets" / "train" / "cat").iterdir())
+    shutil.copy(names[0], tmp_path / "pets" / "val" / "cat" / "copy.png")
+    shutil.copy(names[1], tmp_path / "pets" / "train" / LONG / "copy.png")
+    (tmp_path / "pets" / "train" / "cat" / "broken.png").write_bytes(b"nothing")
+    return tmp_path / "pets"
+
+
+def test_the_page_about_a_folder(check, pets):
+    inspect(["pets", "--page", "page.html"])
+    page = check(pets.parent / "page.html")
+    assert page.locator("figure").count() == 2 * 2 + 2 * 2
+    page.locator("figure a", has_text="copy.png").first.click()
+    assert page.url == (pets / "val" / "cat" / "copy.png").as_uri()
+
+
+def test_the_report(check, pets, tmp_path):
+    (pets / "train" / "cat" / "broken.png").unlink()
+    config = Config(
+        data=DataConfig(source="pets", cache_dir=str(tmp_path / "cache"), image_size=32, allow_leaks=True),
+        model=ModelConfig(widths=(4,), blocks=(0,)),
+    )
+    dataset = load(config.data)
+    workdir = tmp_path / "run"
+    Workdir(workdir).record(config, Classes(dataset.names, (), dataset.name, dataset.license))
+    # Every other picture is classified wrongly, some of them surely enough to doubt the label.
+    labels = dataset.validation.labels
+    logits = np.full((len(labels), 2), -3, np.float32)
+    logits[np.arange(len(labels)), (labels + np.arange(len(labels)) % 2) % 2] = 3
+    evaluation = summarize([score(logits, labels, np.ones(len(labels), bool))], classes=2)
+    calibration = Calibration(step=3, temperature=1.5, count=len(labels), ece_before=0.2, ece_after=0.1)
+    page = check(write_report(workdir, evaluation, dataset, calibration=calibration))
+    for heading in ("Likely wrong labels", "Hardest pictures of each class", "Most confident mistakes"):
+        section = page.locator("section", has=page.get_by_role("heading", name=heading))
+        assert section.locator("figure a").count() >= 2, heading
+    href = section.locator("figure a").first.get_attribute("href")
+    section.locator("figure a").first.click()
+    assert page.url.startswith((pets / "val").as_uri()), href
+
+
+def test_the_comparison(check, tmp_path):
+    write_run(tmp_path / "runs" / "best", note=LONG)
+    write_run(tmp_path / "runs" / "other", answers="d" * 7 + "c" + "d" * 8, learning_rate=0.3)
+    page = tmp_path / "comparison.html"
+    page.write_text(to_html(compare(find_runs([tmp_path / "runs"]))))
+    assert check(page).locator("svg").count() >= 2

@@ -69,7 +69,9 @@ def main(arguments: Sequence[str]) -> None:
     if parsed.output is not None:
         _write(parsed.output, json.dumps(record, indent=1) + "\n")
     if parsed.page is not None:
-        _write(parsed.page, render(found, record, page=parsed.page))
+        with stage("drawing the page"):
+            page = render(found, page=parsed.page, facts=list(describe(record)), oddities=dict(list_oddities(record)))
+        _write(parsed.page, page)
 
 
 def print_findings(found: Survey, record: dict[str, Any]) -> None:
@@ -132,6 +134,12 @@ def list_findings(found: Survey, record: dict[str, Any]) -> Iterator[tuple[str, 
         lines = [f"{join_files(found.files(group))} ({describe_distance(group.distance)})" for group in groups]
         if lines:
             yield f"{title} ({counted(len(lines), 'group')}):", lines
+    for title, lines in list_oddities(record):
+        yield f"{title} ({len(lines):,}):", lines
+
+
+def list_oddities(record: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """Yields the findings about single files and classes: a title, and a line for each case."""
     for title, lines in (
         ("files that cannot be read", list(record["reasons"].values())),
         (
@@ -143,7 +151,7 @@ def list_findings(found: Survey, record: dict[str, Any]) -> Iterator[tuple[str, 
     ):
         # If all are gray or tiny, there is nothing odd about one of them.
         if lines and not (lines in (record["gray"], record["tiny"]) and len(lines) == record["pictures"]):
-            yield f"{title} ({len(lines):,}):", lines
+            yield title, lines
 
 
 def join_files(names: Sequence[str]) -> str:

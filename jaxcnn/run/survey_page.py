@@ -4,6 +4,7 @@ import base64
 import io
 import os
 import urllib.parse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,21 @@ GROUPS = 60
 MEMBERS = 8
 """Most pictures of a group that are shown."""
 
+LISTED = 100
+"""Most lines of a list on the page."""
+
 SIDE = 128
 """Side of a picture on the page in pixels."""
 
 
-def render(found: Survey, record: dict[str, Any], *, page: Path) -> str:
+def render(found: Survey, *, page: Path, facts: Sequence[str], oddities: Mapping[str, Sequence[str]]) -> str:
     """Returns the page as HTML. Names of files and classes are escaped.
 
     Args:
       found: the findings.
-      record: the same as JSON values.
       page: where the page will be, for links to the files.
+      facts: what all pictures have in common, in a line each.
+      oddities: lines about single files and classes, by title.
     """
     sections = {
         "The same picture, or nearly, in several splits": found.leaks,
@@ -43,7 +48,15 @@ def render(found: Survey, record: dict[str, Any], *, page: Path) -> str:
         title: (len(groups), [_show_group(found, group, page) for group in groups[:GROUPS]])
         for title, groups in sections.items()
     }
-    return render_page("survey.html", found=found, record=record, sections=shown)
+    return render_page(
+        "survey.html",
+        found=found,
+        facts=facts,
+        train=found.counts("train"),
+        validation=found.counts("validation"),
+        sections=shown,
+        oddities={title: (len(lines), lines[:LISTED]) for title, lines in oddities.items()},
+    )
 
 
 def _show_group(found: Survey, group: Group, page: Path) -> dict[str, Any]:

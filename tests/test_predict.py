@@ -317,27 +317,24 @@ def test_ctrl_c_keeps_what_was_done_and_the_rest_follows(folder):
     assert [row["file"] for row in kept] == names[: len(kept)]
 
 
-@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
-def test_a_killed_process_is_resumed_to_the_same_file(folder, ending):
-    """Killed without warning, in the middle, as often as it takes."""
+@pytest.mark.run
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_a_killed_process_is_resumed_to_the_same_file(folder, capsys, ending):
     if ending == "parquet":
         pytest.importorskip("pyarrow")
-    for number in range(1500):
+    for number in range(2000):
         Image.new("RGB", (9, 9), (number % 256, 7 * number % 256, 99)).save(folder / "photos" / f"{number:04}.png")
-    assert predict("photos", "--output", f"whole.{ending}") == 1
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    # Killed without warning while it writes.
     kept = Path(f"r.{ending}.unfinished.jsonl" if ending == "parquet" else f"r.{ending}")
-    kills = 0
-    while True:
-        process = subprocess.Popen(command("photos", "--output", f"r.{ending}"), env=environment)
-        before = kept.stat().st_size if kept.exists() else 0
-        while process.poll() is None and (not kept.exists() or kept.stat().st_size < before + 10_000):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command("photos", "--output", f"r.{ending}"), env=environment) as process:
+        while not kept.exists() or kept.stat().st_size < 10_000:
+            assert process.poll() is None
             time.sleep(0.001)
         process.kill()
-        if process.wait() >= 0:
-            break
-        kills += 1
-    assert kills >= 1
+    assert predict("photos", "--output", f"r.{ending}") == 1
+    assert "were in it already" in capsys.readouterr().err
+    assert predict("photos", "--output", f"whole.{ending}") == 1
     assert read_rows(f"r.{ending}") == read_rows(f"whole.{ending}")
 
 

@@ -150,7 +150,7 @@ def _join(parents: Int64[np.ndarray, " rows"], left: Int64[np.ndarray, " k"], ri
 
 def _find_roots(parents: Int64[np.ndarray, " rows"], rows: Int64[np.ndarray, " k"]) -> Int64[np.ndarray, " k"]:
     """Returns the root of each row, and makes it the parent of the row."""
-    roots = parents[rows]
+    roots: Int64[np.ndarray, " k"] = parents[rows]
     while (parents[roots] != roots).any():
         roots = parents[roots]
     parents[rows] = roots
@@ -194,7 +194,7 @@ class Thumbnails:
         for place in places[~self._is_made[places]]:
             self._pixels[place] = self._thumbnail(int(self._rows[place])).ravel()
             self._is_made[place] = True
-        vectors = self._pixels[places].astype(np.float32)
+        vectors: Float32[np.ndarray, "k 864"] = self._pixels[places].astype(np.float32)
         vectors -= vectors.mean(axis=1, keepdims=True)
         vectors /= np.sqrt(np.einsum("ij,ij->i", vectors, vectors))[:, None]
         return vectors

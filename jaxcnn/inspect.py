@@ -117,7 +117,7 @@ def describe(record: dict[str, Any]) -> Iterator[str]:
     if record["passed_over"]:
         yield f"{counted(len(record['passed_over']), 'file')} passed over as no picture"
     if record["imbalance"] >= IMBALANCE:
-        yield f"the largest class has {record['imbalance']:g} times as many training pictures as the smallest"
+        yield f"the largest class has {record['imbalance']:.0f} times as many training pictures as the smallest"
 
 
 def list_findings(found: Survey, record: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:

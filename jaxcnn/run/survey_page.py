@@ -69,7 +69,7 @@ def _show_group(found: Survey, group: Group, page: Path) -> dict[str, Any]:
         "pictures": [
             {
                 "png": _encode(seen.file),
-                "name": seen.file.name,
+                "name": seen.file.name.removeprefix(f"{found.where}/"),
                 "href": link_to(seen.file, page),
                 "place": ", ".join(filter(None, (seen.place.name, seen.place.split))),
                 "size": f"{seen.width}x{seen.height}",

@@ -158,7 +158,7 @@ def _find_roots(parents: Int64[np.ndarray, " rows"], rows: Int64[np.ndarray, " k
 
 
 def _collect(parents: Int64[np.ndarray, " rows"], distances: Int64[np.ndarray, " rows"]) -> list[Group]:
-    """Returns the groups of a forest in the order of their first rows, without those of one row."""
+    """Returns the groups of two rows or more of a forest, in the order of their first rows."""
     roots = _find_roots(parents, np.arange(len(parents)))
     members: defaultdict[int, list[int]] = defaultdict(list)
     is_alone = np.bincount(roots, minlength=len(roots)) == 1

@@ -220,7 +220,7 @@ def _report(prog: str, error: BaseException) -> int:
         case KeyboardInterrupt():
             print(f"{prog}: interrupted", file=sys.stderr)
             return 130
-    found = next(filter(_is_of_runtime, _chain(error)), None)
+    found = next(filter(_is_of_lost_process, _chain(error)), None)
     if found is not None and not is_out_of_memory(found):
         reason = next(iter(str(found).splitlines()), type(found).__name__)[:200]
         line = f"{prog}: another process of this run has ended ({reason}); start all of them again to resume"
@@ -238,8 +238,13 @@ def _wait_to_end() -> None:
             time.sleep(0.5)
 
 
-def _is_of_runtime(error: BaseException) -> bool:
-    """Whether JAX's runtime raised an error, which a lost connection makes it do; some functions raise a ValueError."""
+def _is_of_lost_process(error: BaseException) -> bool:
+    """Returns whether an error is what JAX's runtime and Orbax raise when another process has ended.
+
+    Some functions of the runtime raise a ValueError. Orbax raises a TimeoutError, which has no number of the system.
+    """
+    if isinstance(error, TimeoutError):
+        return error.errno is None
     return isinstance(error, jax.errors.JaxRuntimeError) or re.match(r"[A-Z_]+: ", str(error)) is not None
 
 

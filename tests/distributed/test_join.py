@@ -1,5 +1,6 @@
 """Joining several processes: by hand, or as a launcher has started them; never N runs beside each other."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -101,6 +102,8 @@ def during(first, error):
         (ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer"), LOST),
         (jax.errors.JaxRuntimeError("UNAVAILABLE: Socket closed"), LOST),
         (during(jax.errors.JaxRuntimeError("UNAVAILABLE: Socket closed"), AssertionError("closing failed")), LOST),
+        (TimeoutError("ChainedFuture completed 2/6 futures but timed out after 9.82 seconds."), LOST),
+        (TimeoutError(errno.ETIMEDOUT, "Connection timed out"), 1),
         (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"), 1),
         (UserError("epochs is 0"), 2),
         (ValueError("a bug"), 1),

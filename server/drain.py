@@ -5,18 +5,21 @@ import logging
 import math
 import os
 import signal
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import uvicorn
 
+from server import listening
 from server.admission import Admission
 from server.settings import Settings
 
 # A second signal within this time counts as the first: uvicorn's parent process checks every half second whether it
 # has received a signal to pass on.
 _SAME_SECONDS = 1
+
+# How long the listener stays open once it takes no further clients: whoever has connected before is answered.
+_LAST_SECONDS = 0.1
 
 _log = logging.getLogger(__name__)
 
@@ -37,10 +40,12 @@ def on_sigterm(server: uvicorn.Server, admission: Admission, settings: Settings)
         server.config.timeout_graceful_shutdown = settings.read_seconds + settings.deadline_ms // 1000 + 1
 
     def stop() -> None:
-        # Workers share a socket that their parent process closes last: what connects meanwhile would be reset. systemd
-        # keeps its socket, in which connections wait for the next process.
+        # systemd keeps its socket, in which connections wait for the next process.
         if os.environ.get("LISTEN_PID") != str(os.getpid()):
-            _set_backlog(server, 0)
+            listening.pause(server)
+        loop.call_later(_LAST_SECONDS, close)
+
+    def close() -> None:
         server.should_exit = True
 
     def drain() -> None:
@@ -56,24 +61,17 @@ def on_sigterm(server: uvicorn.Server, admission: Admission, settings: Settings)
 
     # Python runs signal handlers between any two instructions; let the event loop do the work.
     previous = signal.signal(signal.SIGTERM, lambda *_: loop.call_soon_threadsafe(drain))
-    listening = asyncio.create_task(_keep_listening(server, admission))
+    watcher = asyncio.create_task(_keep_listening(server, admission))
     try:
         yield
     finally:
-        listening.cancel()
+        watcher.cancel()
         signal.signal(signal.SIGTERM, previous)
 
 
 async def _keep_listening(server: uvicorn.Server, admission: Admission) -> None:
-    """Restores the backlog of the shared socket, each second, after another worker has shut down alone."""
+    """Lets clients connect again, each tenth of a second, after another worker has shut down alone."""
     while True:
-        await asyncio.sleep(1)
+        await asyncio.sleep(_LAST_SECONDS)
         if admission.is_ready:
-            _set_backlog(server, server.config.backlog)
-
-
-def _set_backlog(server: uvicorn.Server, backlog: int) -> None:
-    """Sets how many connections may wait to be accepted. With 0 it is one; the system ignores further attempts."""
-    for listener in [listener for listening in getattr(server, "servers", ()) for listener in listening.sockets]:
-        with socket.socket(fileno=os.dup(listener.fileno())) as copy:
-            copy.listen(backlog)
+            listening.resume(server)

@@ -75,6 +75,7 @@ def _schemas(models: Sequence[Model], settings: Settings) -> Json:
     # Parts of the requests
     picture = {"type": "string", "format": "base64-picture", "contentEncoding": "base64"}
     several = {"type": "array", "minItems": 1, "maxItems": settings.max_images}
+    absent, no_parts = {"type": "null"}, {"type": "array", "maxItems": 0}
     # Parts of the responses; in float32 a probability may exceed 1 by rounding.
     probability = {"type": "number", "minimum": 0, "maximum": 1.000001}
     prediction = _object({"class": {"type": "string"}, "prob": probability}, description="A class and its probability.")
@@ -85,13 +86,14 @@ def _schemas(models: Sequence[Model], settings: Settings) -> Json:
     heatmap = {"type": "array", "items": {"type": "array", "items": {"type": "number"}}}
     return {
         "Error": _object({"error": {"type": "string"}}),
-        "Picture": _object({"image": picture}, description="One picture file."),
-        "Pictures": _object({"images": {**several, "items": picture}}),
+        "Picture": _object({"image": picture}, optional={"images": absent}, description="One picture file."),
+        "Pictures": _object({"images": {**several, "items": picture}}, optional={"image": absent}),
         "Form": {
-            "description": "One file part named `image`, or one or more named `images`.",
+            "description": "One file part named `image`, or one or more named `images`. A form has at most"
+            f" {settings.max_images} parts, of whatever kind.",
             "oneOf": [
-                _object({"image": _FILE}, maxProperties=settings.max_images),
-                _object({"images": {**several, "items": _FILE}}, maxProperties=settings.max_images),
+                _object({"image": _FILE}, optional={"images": no_parts}),
+                _object({"images": {**several, "items": _FILE}}, optional={"image": no_parts}),
             ],
         },
         "Prediction": {**_object(answer), "properties": {**answer, "heatmap": heatmap}},
@@ -374,11 +376,11 @@ def _any_of(values: Iterable[int]) -> Json:
     return {"const": found[0]} if len(found) == 1 else {"enum": found}
 
 
-def _object(properties: Json, **extra: Any) -> Json:
+def _object(properties: Json, *, optional: Json | None = None, **extra: Any) -> Json:
     return {
         "type": "object",
         "required": list(properties),
-        "properties": properties,
+        "properties": properties | (optional or {}),
         **extra,
     }
 

@@ -20,7 +20,7 @@ from server.model import Model
 from server.picture import Cost
 from server.protocols import AbandonedError, Answer, Decoded, Outputs, Work
 from server.protocols.compression import IDENTITY, decompress
-from server.protocols.text import parse_base64, parse_object
+from server.protocols.text import optional, parse_base64, parse_object
 from server.settings import Settings
 
 # python_multipart raises what it logs, except for trifles with which a client could fill the log.
@@ -191,11 +191,11 @@ def parse(content_type: str, body: bytes, *, max_images: int) -> Payload:
 
 def _parse_json(body: bytes, max_images: int) -> Payload:
     content = parse_object(body, 'send {"image": "<base64>"}')
-    if ("image" in content) == ("images" in content):
+    image, images = optional(content, "image", None), optional(content, "images", None)
+    if (image is None) == (images is None):
         raise HTTPException(400, 'Send a JSON object with either "image": "<base64>" or "images": ["<base64>", ...].')
-    if "image" in content:
-        return Payload([parse_base64("image", content["image"])], is_list=False)
-    images = content["images"]
+    if image is not None:
+        return Payload([parse_base64("image", image)], is_list=False)
     if not isinstance(images, list) or not images:
         raise HTTPException(400, "`images` must be a list of one or more base64 strings.")
     if len(images) > max_images:

@@ -5,6 +5,7 @@ import string
 
 import httpx
 import pytest
+import urllib3
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.exceptions import HTTPException
@@ -13,6 +14,7 @@ from server.protocols import native
 
 JSON = "application/json"
 FORM = "multipart/form-data; boundary=edge"
+QUOTE = '"'
 
 
 def parse(content_type: str, body: bytes) -> native.Payload:
@@ -103,14 +105,30 @@ def test_json_that_is_not_an_object_is_refused(content):
     )
 
 
-@pytest.mark.parametrize("content", [{}, {"Image": "QQ=="}, {"image": "QQ==", "images": ["QQ=="]}])
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"Image": "QQ=="},
+        {"image": "QQ==", "images": ["QQ=="]},
+        {"image": "QQ==", "images": 1},
+        {"image": None},
+        {"images": None},
+        {"image": None, "images": None},
+    ],
+)
 def test_json_of_another_shape_is_refused(content):
     status, error = refusal(JSON, json.dumps(content).encode())
     assert status == 400
     assert '"image": "<base64>"' in error
 
 
-@pytest.mark.parametrize("image", [None, 3, True, [], ["QQ=="], {"b64": "QQ=="}])
+def test_null_is_the_same_as_nothing():
+    assert parse(JSON, b'{"image": "QQ==", "images": null}') == native.Payload([b"A"], is_list=False)
+    assert parse(JSON, b'{"image": null, "images": ["QQ=="]}') == native.Payload([b"A"], is_list=True)
+
+
+@pytest.mark.parametrize("image", [3, True, [], ["QQ=="], {"b64": "QQ=="}])
 def test_an_image_that_is_not_a_string_is_refused(image):
     assert refusal(JSON, json.dumps({"image": image}).encode()) == (
         400,
@@ -124,7 +142,7 @@ def test_a_list_keeps_its_order():
     assert parse(JSON, b'{"images": ["QQ=="]}').is_list
 
 
-@pytest.mark.parametrize("images", [None, "QQ==", {}, []])
+@pytest.mark.parametrize("images", ["QQ==", {}, []])
 def test_images_that_are_not_a_list_are_refused(images):
     assert refusal(JSON, json.dumps({"images": images}).encode())[0] == 400
 
@@ -170,6 +188,54 @@ def test_multipart_as_a_client_writes_it(is_list, pictures):
     files = [("images" if is_list else "image", ("name.jpg", data)) for data in pictures]
     request = httpx.Request("POST", "http://test", files=files)
     assert parse(request.headers["content-type"], request.read()) == native.Payload(pictures, is_list=is_list)
+
+
+# What a parser could take for a boundary, or for a part of one that goes on in the next piece.
+CONTENTS = (
+    st.lists(st.sampled_from([b"\r", b"\n", b"\r\n", b"-", b"--", b"--edg", b"e", b"edge--", b"\0"]))
+    .map(b"".join)
+    .filter(lambda content: b"\r\n--edge" not in content and not content.startswith(b"--edge"))
+)
+FIELDS = st.tuples(
+    st.sampled_from(["image", "images", "note", "Image"]),
+    st.none() | st.sampled_from(["a.jpg", "", "a b;c=d.png", "\u00e9.jpg", 'a"b.jpg', "a\\b.jpg"]),
+    CONTENTS | st.binary(max_size=50).filter(lambda content: b"--edge" not in content),
+)
+"""A part's name, its file name if it has one, and its content."""
+
+
+def expected(fields: list[tuple[str, str | None, bytes]]) -> native.Payload | int:
+    """The pictures in a form, or the status of its refusal, by the rules of the README."""
+    if len(fields) > 4:
+        return 413
+    parts = [(name, content) for name, file, content in fields if file is not None or name in ("image", "images")]
+    names, contents = {name for name, _ in parts}, [content for _, content in parts]
+    if names == {"images"} or (names == {"image"} and len(parts) == 1):
+        return native.Payload(contents, is_list=names == {"images"})
+    return 400
+
+
+def result(content_type: str, body: bytes) -> native.Payload | int:
+    try:
+        return parse(content_type, body)
+    except HTTPException as error:
+        return error.status_code
+
+
+@given(fields=st.lists(FIELDS, max_size=6))
+def test_a_form_is_what_was_encoded(fields):
+    parts = [
+        (f'name="{name}"' if file is None else f'name="{name}"; filename="{file.replace(QUOTE, "%22")}"', content)
+        for name, file, content in fields
+    ]
+    assert result(FORM, multipart(*parts)) == expected(fields)
+
+
+@given(fields=st.lists(FIELDS, min_size=1, max_size=6))
+def test_a_form_is_what_urllib3_encodes(fields):
+    parts = [(name, content if file is None else (file, content)) for name, file, content in fields]
+    body, content_type = urllib3.encode_multipart_formdata(parts, boundary="edge")
+    assert result(content_type, body) == expected(fields)
 
 
 def test_multipart_larger_than_a_megabyte_stays_in_memory(monkeypatch):

@@ -201,6 +201,27 @@ def test_the_openapi_document_describes_the_accepted_forms(client, names):
     assert response.status_code in (200, 400)
 
 
+@pytest.mark.parametrize(("file", "field"), [("image", "images"), ("images", "image")])
+def test_the_openapi_document_refuses_forms_with_both_fields(client, file, field):
+    schema = client.get("/openapi.json").json()["components"]["schemas"]["Form"]
+    form = {file: ["file"] if file == "images" else "file"}
+    for value, is_valid in ((None, True), ("1", False)):
+        fields = {} if value is None else {field: value}
+        assert Draft202012Validator(schema).is_valid(form | fields) == is_valid
+        assert (client.post("/predict", files=[(file, PICTURE)], data=fields).status_code == 200) == is_valid
+
+
+@pytest.mark.parametrize("other", [{}, {"id": 1}, {"image": None}, {"images": None}, {"image": 1}, {"images": 1}])
+@pytest.mark.parametrize("name", ["image", "images"])
+def test_the_openapi_document_describes_the_accepted_json(client, name, other):
+    document = client.get("/openapi.json").json()
+    schema = document["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    content = other | {name: [text(PICTURE)] if name == "images" else text(PICTURE)}
+    accepted = client.post("/predict", json=content).status_code == 200
+    assert Draft202012Validator(document | schema).is_valid(content) == accepted
+    assert accepted == (1 not in other.values() or name in other or "id" in other)
+
+
 @pytest.mark.parametrize(("count", "expected"), [(2, 2), (3, 3), (5, 3)])
 def test_the_openapi_document_bounds_top_k(model_path, count, expected):
     model = load(model_path, max_batch=1, threads=1)

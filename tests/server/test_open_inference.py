@@ -2,8 +2,10 @@
 
 import base64
 import contextlib
+import gzip
 import json
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -434,6 +436,33 @@ def test_any_request_is_parsed_or_refused(loaded, changes, fields, rest, header)
     with contextlib.suppress(HTTPException):
         decoded = query.decode(loaded, Wanted())
         assert decoded.images.shape[1:] == (8, 8, 3)
+
+
+def split(body: bytes, json_size: str | None, encoding: str = "identity") -> tuple[bytes, bytes] | None:
+    """The JSON text and the binary data of a body; None if it is refused."""
+    query = InferQuery(body=body, encoding=encoding, json_size=json_size, limits=settings.Settings())
+    try:
+        text_, binary = query._split()
+    except HTTPException:
+        return None
+    return bytes(text_), bytes(binary)
+
+
+@given(head=st.binary(max_size=20), rest=st.binary(max_size=20), zeros=st.integers(0, 3))
+@pytest.mark.parametrize(
+    ("encoding", "encode_"), [("identity", bytes), ("gzip", gzip.compress), ("deflate", zlib.compress)]
+)
+def test_a_body_is_split_where_the_header_says(encoding, encode_, head, rest, zeros):
+    body = encode_(head + rest)
+    assert split(body, "0" * zeros + str(len(head)), encoding) == (head, rest)
+    assert split(body, None, encoding) == (head + rest, b"")
+
+
+@given(body=st.binary(max_size=20), header=st.integers() | st.text(max_size=13) | st.from_regex(r"\s*[+-]?[0-9_]+\s*"))
+def test_a_header_that_is_no_length_within_the_body_is_refused(body, header):
+    is_length = str(header) in {f"{'0' * zeros}{size}" for zeros in range(12) for size in range(len(body) + 1)}
+    found = split(body, str(header))
+    assert (found is not None) == (is_length and len(str(header)) <= 12)
 
 
 @given(files=st.lists(st.binary(max_size=30), max_size=4), cut=st.integers(0, 40))

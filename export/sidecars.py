@@ -84,7 +84,7 @@ def _is_empty(path: Path) -> bool:
 def _read_value(path: Path, key: str) -> Any:
     try:
         return json.loads(path.read_bytes())[key]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
         return None
 
 
@@ -95,7 +95,7 @@ def read_pictures(path: Path, side: int) -> np.ndarray | None:
             return None
         with (folder_of(path) / "example.npz").open("rb") as file, np.load(file) as arrays:
             pictures = np.asarray(arrays["image"])
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         return None
     fits = pictures.ndim == 4 and pictures.shape[1:] == (side, side, 3) and pictures.dtype == np.uint8
     return pictures if fits and len(pictures) else None

@@ -379,7 +379,7 @@ def _evaluate(path: Path, dataset: Dataset, trained: TrainedModel) -> Evaluation
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 

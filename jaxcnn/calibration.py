@@ -164,7 +164,7 @@ def read_calibration(path: Path, *, step: int) -> Calibration | None:
         found = decode(Calibration, unseal(json.loads(path.read_text(encoding="utf-8"))), "calibration")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, ChecksumError, UserError) as error:
+    except (OSError, ValueError, RecursionError, ChecksumError, UserError) as error:
         raise _damaged(path, str(error)) from error
     if not LOWEST <= found.temperature <= HIGHEST:
         raise _damaged(path, f"its temperature is {found.temperature}, outside of {LOWEST} to {HIGHEST:g}")

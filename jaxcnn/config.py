@@ -496,7 +496,7 @@ def from_json(text: str) -> Config:
     """
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"the settings are not JSON: {error}") from error
     return decode(Config, value, "config")
 

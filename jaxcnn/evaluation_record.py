@@ -197,7 +197,7 @@ def _is_record(path: Path) -> bool:
             # Models and archives are large: read on only if this may be a JSON object.
             start = file.read(1)
             return not start or (start == b"{" and "per_class" in json.loads(start + file.read()))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
 
 

@@ -154,7 +154,7 @@ def _check_digest(path: Path) -> None:
         expected = described["sha256"] if described["file"] == path.name else None
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
         return  # There is no description, or it is of something else.
     if expected is not None and found != expected:
         raise UserError(

@@ -40,7 +40,7 @@ def on_sigterm(server: uvicorn.Server, admission: Admission, settings: Settings)
         server.config.timeout_graceful_shutdown = settings.read_seconds + settings.deadline_ms // 1000 + 1
 
     def stop() -> None:
-        # systemd keeps its socket, in which connections wait for the next process.
+        # Connections wait in the socket of systemd, which keeps it for the next process.
         if os.environ.get("LISTEN_PID") != str(os.getpid()):
             listening.pause(server)
         loop.call_later(_LAST_SECONDS, close)

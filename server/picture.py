@@ -311,7 +311,8 @@ def _orientation(image: Image.Image) -> int:
         # Pillow would decode all values of the tag, of which only one has a meaning.
         if exif.count_values(image.info.get("exif", b"")).get(ExifTags.Base.Orientation, 1) != 1:
             return 1
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return int(orientation) if orientation in _UPRIGHT else 1
     except Exception:
         # Viewers ignore damaged EXIF data.
         return 1

@@ -108,7 +108,7 @@ def test_every_requirement_is_locked_with_hashes():
 
 
 def test_workflows_pin_actions_and_run_the_scripts_of_the_repository():
-    assert {path.name for path in WORKFLOWS} == {"ci.yml", "image.yml", "release.yml"}
+    assert {path.name for path in WORKFLOWS} == {"ci.yml", "fuzz.yml", "image.yml", "release.yml"}
     for path in WORKFLOWS:
         for uses in re.findall(r"uses: (.*)", path.read_text()):
             assert re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v[\d.]+|\$/\.github/workflows/ci\.yml", uses), (

@@ -211,7 +211,7 @@ class JsonlOutput:
 def _parse_line(line: bytes, where: str) -> Row:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         row = None
     if not isinstance(row, dict):
         raise UserError(f"{where} is not a prediction; remove it or give another --output")

@@ -32,7 +32,7 @@ HASHED = 2**32
 """Bytes of an entry that are compared with their checksums at every start, which takes seconds. The files of a larger
 entry are compared again once one of them has changed."""
 
-DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, ChecksumError)
+DAMAGED = (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError, ChecksumError)
 """What reading a damaged entry raises."""
 
 
@@ -148,7 +148,7 @@ def read_description(entry: Path, *, version: int) -> dict[str, Any] | None:
     """Reads `entry.json`; returns None if the entry is of another version, or not all of its files are whole.
 
     Raises:
-      OSError, ValueError, KeyError, TypeError, AttributeError, ChecksumError: as `DAMAGED`, the entry is damaged.
+      OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError, ChecksumError: it is damaged.
     """
     meta: dict[str, Any] = unseal(json.loads((entry / "entry.json").read_text()))
     if (meta["version"], meta["decoder"]) != (version, DECODER):

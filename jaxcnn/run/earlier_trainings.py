@@ -53,5 +53,5 @@ def read_earlier(path: Path) -> tuple[Training, ...]:
         return decode(tuple[Training, ...], json.loads(path.read_text(encoding="utf-8")), "trainings")
     except FileNotFoundError:
         return ()
-    except (OSError, ValueError, UserError) as error:
+    except (OSError, ValueError, RecursionError, UserError) as error:
         raise UserError(f"{path} is damaged ({error}); train in a new workdir") from error

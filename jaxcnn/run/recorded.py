@@ -131,7 +131,7 @@ def _read_evaluation(path: Path) -> Mapping[str, Any] | None:
             return found
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
         pass
     raise UserError(f"{path} is not the record of an evaluation; write it again with: python -m jaxcnn.evaluate")
 

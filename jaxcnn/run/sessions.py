@@ -124,7 +124,7 @@ def _read_earlier(workdir: Workdir) -> list[Session]:
             start = record["end"]
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, KeyError, TypeError, UserError) as error:
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, UserError) as error:
         raise UserError(f"{path} is damaged ({error}); train in a new workdir") from error
     return sessions
 

@@ -187,7 +187,7 @@ class Workdir:
         """Versions and hardware of the last session, as from `environment`; empty without a valid record."""
         try:
             found = unseal(json.loads(self._read("environment.json")))
-        except (UserError, ValueError, ChecksumError):
+        except (UserError, ValueError, RecursionError, ChecksumError):
             return {}
         return found if isinstance(found, dict) and all(isinstance(value, str) for value in found.values()) else {}
 
@@ -376,7 +376,7 @@ class Workdir:
         text = self._read(name)
         try:
             return parse(json.dumps(unseal(json.loads(text))))
-        except (ValueError, KeyError, TypeError, ChecksumError, UserError) as error:
+        except (ValueError, RecursionError, KeyError, TypeError, ChecksumError, UserError) as error:
             raise UserError(f"{self.path / name} is damaged ({error}); train in a new workdir") from error
 
     def _read(self, name: str) -> str:

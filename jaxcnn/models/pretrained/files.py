@@ -115,7 +115,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         config = json.loads(path.read_text())
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not timm's description of the weights ({error}); remove it") from error
     if not isinstance(config, dict) or not isinstance(config.get("pretrained_cfg", {}), dict):
         raise UserError(f"{path} is not timm's description of the weights; remove it")

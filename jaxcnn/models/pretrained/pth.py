@@ -8,6 +8,7 @@ the stream of pickles before it.
 import io
 import math
 import pickle
+import pickletools
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -96,7 +97,7 @@ def _read_zip(file: BinaryIO) -> Any:
             raise _RefusedError("it is compressed, which PyTorch does not do")
         if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
             raise _RefusedError("its numbers are big-endian")
-        tree = _TensorUnpickler(io.BytesIO(archive.read(program))).load()
+        tree = _load(io.BytesIO(archive.read(program)))
         blocks: dict[str, bytes] = {}
         for storage in _storages(tree):
             if storage.key not in blocks:
@@ -106,14 +107,14 @@ def _read_zip(file: BinaryIO) -> Any:
 
 def _read_legacy(file: BinaryIO) -> Any:
     file.seek(0)
-    if _TensorUnpickler(file).load() != LEGACY_MAGIC:
+    if _load(file) != LEGACY_MAGIC:
         raise _RefusedError("it is not a PyTorch checkpoint")
-    _TensorUnpickler(file).load()  # Protocol version
-    system = _TensorUnpickler(file).load()
+    _load(file)  # Protocol version
+    system = _load(file)
     if system.get("little_endian") is not True:
         raise _RefusedError("its numbers are big-endian")
-    tree = _TensorUnpickler(file).load()
-    keys = _TensorUnpickler(file).load()
+    tree = _load(file)
+    keys = _load(file)
     # The blocks follow in the order of the keys, each after its length.
     known = {storage.key: storage for storage in _storages(tree)}
     blocks: dict[str, bytes] = {}
@@ -123,6 +124,20 @@ def _read_legacy(file: BinaryIO) -> Any:
             raise _RefusedError(f"the length of its block {key!r} is not that of its tensors")
         blocks[key] = file.read(length * known[key].dtype.itemsize)
     return _materialize(tree, blocks)
+
+
+def _load(file: BinaryIO | io.BytesIO) -> Any:
+    """Reads the next pickle of a file.
+
+    It is refused if it gives an object a number that is larger than its position: the reader keeps a table of all
+    numbers up to the largest, which would take any memory.
+    """
+    start = file.tell()
+    for opcode, number, position in pickletools.genops(file):
+        if opcode.name in ("PUT", "LONG_BINPUT") and (number or 0) > (position or 0) - start:
+            raise _RefusedError("it gives an object a number that is too large")
+    file.seek(start)
+    return _TensorUnpickler(file).load()
 
 
 class _TensorUnpickler(pickle.Unpickler):

@@ -215,6 +215,15 @@ def test_a_compressed_file_is_refused(tmp_path):
         read_pth(path)
 
 
+@pytest.mark.parametrize("numbered", [b"r\xff\xff\xff\x7f", b"p2147483647\n"], ids=["binary", "text"])
+def test_a_number_that_would_take_all_memory_is_refused(tmp_path, numbered):
+    path = tmp_path / "x.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02}" + numbered + b".")
+    with pytest.raises(UserError, match="is refused: it gives an object a number that is too large; give a state_dict"):
+        read_pth(path)
+
+
 @WRITERS
 @given(cut=st.floats(0, 1), byte=st.integers(0, 255))
 def test_damage_is_an_error_in_words_or_harmless(tmp_path_factory, write, cut, byte):

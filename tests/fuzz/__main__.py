@@ -1,0 +1,40 @@
+"""Fuzzes a target, guided by coverage: `python -m tests.fuzz TARGET [--seconds N] [--folder FOLDER] [FILE ...]`.
+
+It needs atheris: `pip install atheris`. It ends with an error at the first fault, and writes the bytes that lead to it
+into a file of the current folder; given such files, it runs the target on them alone. Further arguments, such as
+`-jobs=2`, go to libFuzzer.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+
+from tests.fuzz.corpus import FOLDER
+
+INSTRUMENTED = ["server", "jaxcnn", "PIL", "python_multipart", "zipfile", "tests.fuzz.connection", "uvicorn"]
+"""Packages whose coverage guides the search."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs libFuzzer, which ends the process."""
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__.splitlines()[0])
+    parser.add_argument("target", choices=sorted(path.name for path in FOLDER.iterdir()), help="what to fuzz")
+    parser.add_argument("--seconds", type=int, default=60, help="how long")
+    parser.add_argument("--folder", help="where inputs that reach new code are kept, for the next time")
+    options, further = parser.parse_known_args(arguments)
+    try:
+        import atheris
+    except ImportError:
+        sys.exit("python -m tests.fuzz: atheris is missing; run pip install atheris")
+    with atheris.instrument_imports(include=INSTRUMENTED):
+        from tests.fuzz.targets import TARGETS
+    limits = [f"-max_total_time={options.seconds}", "-timeout=20", "-rss_limit_mb=4096", "-max_len=8192"]
+    if all(argument.startswith("-") for argument in further):
+        further += [options.folder or tempfile.mkdtemp(prefix="fuzz-"), str(FOLDER / options.target)]
+    atheris.Setup([sys.argv[0], *limits, *further], TARGETS[options.target])
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,99 @@
+"""Every target on the inputs of its corpus, and on random changes of them."""
+
+import itertools
+import subprocess
+import sys
+import time
+from pathlib import Path
+from random import Random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from tests.fuzz import targets
+from tests.fuzz.connection import parse_responses
+from tests.fuzz.corpus import FOLDER
+from tests.fuzz.mutations import mutated
+from tests.fuzz.targets import TARGETS
+
+ROOT = Path(__file__).parents[2]
+SECONDS = 5
+CORPORA = {name: sorted((FOLDER / name).iterdir()) for name in TARGETS}
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
+
+
+def run(name: str) -> None:
+    for path in CORPORA[name]:
+        TARGETS[name](path.read_bytes())
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_no_input_of_the_corpus_finds_a_fault(name):
+    run(name)
+
+
+@pytest.mark.run
+@pytest.mark.parametrize("name", TARGETS)
+def test_no_random_change_finds_a_fault(name):
+    end = time.monotonic() + SECONDS
+    for count, data in enumerate(mutated([path.read_bytes() for path in CORPORA[name]], Random(0))):
+        try:
+            TARGETS[name](data)
+        except Exception as error:
+            error.add_note(f"number {count}: {data!r}")
+            raise
+        if time.monotonic() > end:
+            break
+
+
+def test_the_corpora_are_small():
+    sizes = {name: sum(path.stat().st_size for path in paths) for name, paths in CORPORA.items()}
+    assert set(sizes) == {folder.name for folder in FOLDER.iterdir()}
+    assert all(0 < size < 32_000 for size in sizes.values()), sizes
+
+
+def test_changes_are_the_same_from_the_same_seed():
+    first, second = (list(itertools.islice(mutated([b"some", b"bytes"], Random(7)), 200)) for _ in range(2))
+    assert first == second
+    assert len(set(first)) > 150
+
+
+@pytest.mark.parametrize(
+    ("target", "function", "broken"),
+    [
+        ("base64", "parse_base64", lambda place, text: b"x"),
+        ("folder", "open_class_folders", lambda tree, name: {}["missing"]),
+        ("form", "parse", lambda *_, **__: [][0]),
+        ("picture", "decoding", SimpleNamespace(decode=lambda *_, **__: np.zeros((8, 8, 3), np.uint8))),
+    ],
+)
+def test_a_fault_is_found(monkeypatch, target, function, broken):
+    monkeypatch.setattr(targets, function, broken)
+    with pytest.raises((AssertionError, LookupError)):
+        run(target)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhell",
+        b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello!",
+    ],
+)
+def test_an_invalid_response_is_a_fault(written):
+    with pytest.raises(AssertionError):
+        parse_responses(written)
+
+
+def test_the_runner_names_what_is_missing():
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; sys.modules['atheris'] = None; from tests.fuzz.__main__ import main; main(['http'])",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "python -m tests.fuzz: atheris is missing; run pip install atheris\n")

@@ -96,6 +96,7 @@ def test_the_page_about_a_folder(check, pets):
     assert page.get_by_text("broken.png is not a picture that can be read").count() == 1
 
 
+@pytest.mark.run
 def test_the_report(check, pets, tmp_path):
     (pets / "train" / "cat" / "broken.png").unlink()
     config = Config(

@@ -3,6 +3,7 @@
 import difflib
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,8 +15,8 @@ from jaxcnn.errors import UserError
 from jaxcnn.evaluation_data import data_config_of, with_classes_of
 from jaxcnn.leakage import check_no_leakage
 from jaxcnn.models.pretrained import NAMES, Pretrained, read_pretrained
-from jaxcnn.run.progress import stage
 from jaxcnn.run.workdir import Workdir
+from jaxcnn.terminal import stage
 from jaxcnn.weights_source import SUFFIX
 
 PROG = "python -m export"
@@ -96,12 +97,14 @@ def _export_run(workdir: Path, arguments: Sequence[str]) -> Path:
     # Pictures are loaded, and checked, for quantization only.
     quantization = None
     if parsed.quantize is not None:
-        dataset = data.load(parsed.data)
+        with stage(f"reading the pictures of {parsed.data.source}"):
+            dataset = data.load(parsed.data)
         check_no_leakage(dataset, parsed.data, trained_on=recorded, fingerprint=run.read_pictures())
         quantization = Quantization(dataset=dataset, tolerance=parsed.tolerance)
-    return export_workdir(
-        workdir, parsed.output, features=parsed.features, heatmap=parsed.heatmap, quantization=quantization
-    )
+    with _exporting(parsed):
+        return export_workdir(
+            workdir, parsed.output, features=parsed.features, heatmap=parsed.heatmap, quantization=quantization
+        )
 
 
 def _export_pretrained(name: str, pretrained: Pretrained, arguments: Sequence[str]) -> Path:
@@ -124,16 +127,22 @@ def _export_pretrained(name: str, pretrained: Pretrained, arguments: Sequence[st
         return export_pretrained_weights(name, pretrained, parsed.weights)
     quantization = None
     if parsed.quantize is not None:
-        dataset = with_classes_of(data.load(parsed.data), pretrained)
+        with stage(f"reading the pictures of {parsed.data.source}"):
+            dataset = with_classes_of(data.load(parsed.data), pretrained)
         quantization = Quantization(dataset=dataset, tolerance=parsed.tolerance)
-    return export_pretrained(
-        name,
-        pretrained,
-        parsed.output,
-        features=parsed.features,
-        heatmap=parsed.heatmap,
-        quantization=quantization,
-    )
+    with _exporting(parsed):
+        return export_pretrained(
+            name,
+            pretrained,
+            parsed.output,
+            features=parsed.features,
+            heatmap=parsed.heatmap,
+            quantization=quantization,
+        )
+
+
+def _exporting(arguments: Arguments) -> AbstractContextManager[None]:
+    return stage("exporting and verifying the model" if arguments.quantize is None else "quantizing and verifying")
 
 
 def _parse(defaults: DataConfig, arguments: Sequence[str]) -> Arguments:

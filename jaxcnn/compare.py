@@ -14,6 +14,7 @@ from jaxcnn.errors import UserError
 from jaxcnn.paths import named_path
 from jaxcnn.run.comparison import Comparison, Table, compare, tabulate
 from jaxcnn.run.recorded import find_runs
+from jaxcnn.terminal import stage
 
 PROG = "python -m jaxcnn.compare"
 ENDINGS = (".html", ".md", ".csv")
@@ -58,16 +59,24 @@ def run(paths: Iterable[str | Path], output: Path | None) -> None:
     Raises:
       UserError: a path holds no run, a record is damaged, or the file cannot be written.
     """
-    comparison = compare(find_runs([named_path(str(path), option="the run") for path in paths]))
-    print_comparison(comparison)
+    # Counting operations imports JAX, and drawing curves matplotlib.
+    with stage("comparing the runs"):
+        comparison = compare(find_runs([named_path(str(path), option="the run") for path in paths]))
+        tables = tabulate(comparison)
+    print_comparison(comparison, tables)
     if output is not None:
-        from jaxcnn.run.comparison_files import WRITERS
-
-        try:
-            write_atomically(output, WRITERS[output.suffix](comparison))
-        except OSError as error:
-            raise UserError(f"output {output} cannot be written: {error.strerror}") from error
+        with stage(f"writing {output}"):
+            _write(comparison, output)
         Console(highlight=False).print(Text(cli.printable(f"written to {output}")), soft_wrap=True)
+
+
+def _write(comparison: Comparison, output: Path) -> None:
+    from jaxcnn.run.comparison_files import WRITERS
+
+    try:
+        write_atomically(output, WRITERS[output.suffix](comparison))
+    except OSError as error:
+        raise UserError(f"output {output} cannot be written: {error.strerror}") from error
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
@@ -76,10 +85,10 @@ def split_arguments(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[s
     return arguments[:first], arguments[first:]
 
 
-def print_comparison(comparison: Comparison) -> None:
+def print_comparison(comparison: Comparison, tables: Iterable[Table]) -> None:
     """Prints the tables, and some pictures on which a run and the best one differ."""
     console = Console(highlight=False)
-    for table in tabulate(comparison):
+    for table in tables:
         print_table(console, table)
     if comparison.unpaired and len(comparison.runs) > 1:
         line = (

@@ -27,8 +27,8 @@ from jaxcnn.evaluation_record import (
 )
 from jaxcnn.leakage import is_same_data
 from jaxcnn.metrics import Evaluation
-from jaxcnn.run.progress import stage
 from jaxcnn.run.workdir import Workdir
+from jaxcnn.terminal import stage
 
 PROG = "python -m jaxcnn.evaluate"
 _FIGURES = {"top1": "top-1", "top5": "top-5", "loss": "loss", "ece": "calibration error"}
@@ -77,8 +77,9 @@ def main(arguments: Sequence[str]) -> None:
     measure_splits = partial(
         measure, classes=len(classifier.names), batch_size=classifier.config.batch_size, show_progress=True
     )
-    evaluation = measure_splits(classifier.logits, *splits)
-    flipped = measure_splits(with_mirror_image(classifier.logits), *splits) if parsed.flip else None
+    with stage("evaluating"):
+        evaluation = measure_splits(classifier.logits, *splits)
+        flipped = measure_splits(with_mirror_image(classifier.logits), *splits) if parsed.flip else None
     # Printed first, so that the figures are not lost if the file cannot be written.
     total = len(dataset.train) + len(dataset.validation)
     title = f"{path} on {dataset.name}, {parsed.split}: {evaluation.count:,} of its {total:,} pictures"

@@ -2,13 +2,11 @@
 
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
-from rich.console import Console
-from rich.progress import track
 
 from jaxcnn.classifier import Classifier, LogitsFunction, load
 from jaxcnn.config import DataConfig
@@ -18,6 +16,7 @@ from jaxcnn.errors import UserError
 from jaxcnn.evaluation_data import data_config_of, load_evaluation_data
 from jaxcnn.metrics import Evaluation, Outcomes, score, summarize
 from jaxcnn.prediction import check_finite
+from jaxcnn.terminal import with_bar
 
 SplitName = Literal["validation", "train", "all"]
 SPLITS: dict[SplitName, tuple[str, ...]] = {
@@ -97,15 +96,11 @@ def measure(
     """
     if not any(map(len, splits)):
         raise UserError("there are no pictures to evaluate in this split; choose another --split or another source")
-    console = Console(stderr=True)
-    batches = track(
-        itertools.chain(*(compute_logits(logits, split, batch_size=batch_size, rows=rows) for split in splits)),
-        "evaluating",
-        total=sum(-(-len(split) // batch_size) for split in splits),
-        console=console,
-        transient=True,
-        disable=not (show_progress and console.is_terminal),
+    batches: Iterable[tuple[Float32[np.ndarray, "batch classes"], EvalBatch]] = itertools.chain(
+        *(compute_logits(logits, split, batch_size=batch_size, rows=rows) for split in splits)
     )
+    if show_progress:
+        batches = with_bar(batches, "evaluating", total=sum(-(-len(split) // batch_size) for split in splits))
     # One outcome for each picture, summed up at the end: neither batches nor padding change a result.
     outcomes = [score(values, batch.labels, batch.mask) for values, batch in batches]
     if rows is not None:

@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 from jaxtyping import Float32
-from rich.progress import track
 
 from jaxcnn.data.batches import eval_batches, eval_positions
 from jaxcnn.distributed import fetch_rows, gather_rows, place_state, same_everywhere, shard_batch
@@ -13,9 +12,9 @@ from jaxcnn.linear_head import LinearHead, fit_head
 from jaxcnn.loop import Run
 from jaxcnn.models import registry
 from jaxcnn.models.features import group_widths
-from jaxcnn.run.progress import console
 from jaxcnn.state import TrainState, Variables, start_from
 from jaxcnn.step import feature_step
+from jaxcnn.terminal import stage, with_bar
 
 
 def start_with_fitted_head(run: Run, state: TrainState) -> tuple[TrainState, LinearHead]:
@@ -39,15 +38,18 @@ def start_with_fitted_head(run: Run, state: TrainState) -> tuple[TrainState, Lin
             f"the head of the network {run.config.model.name!r} is more than a linear layer and cannot be fitted; "
             "leave out --freeze and --fit_head"
         )
-    features, train = compute_features(run, state.variables), run.dataset.train
-    head = fit_head(
-        features,
-        train.labels,
-        classes=len(run.dataset.names),
-        groups=group_widths(_build_exact(run), state.variables, train.shown[:1]),
-        alike=None if train.facts is None else np.asarray(train.facts["alike"]),
-        balanced=run.config.balance,
-    )
+    train = run.dataset.train
+    with stage(f"computing the features of {len(train):,} training pictures"):
+        features = compute_features(run, state.variables)
+    with stage("fitting the classifier"):
+        head = fit_head(
+            features,
+            train.labels,
+            classes=len(run.dataset.names),
+            groups=group_widths(_build_exact(run), state.variables, train.shown[:1]),
+            alike=None if train.facts is None else np.asarray(train.facts["alike"]),
+            balanced=run.config.balance,
+        )
     # Other machines may round otherwise.
     filled = {**params, "classifier": same_everywhere({"bias": head.bias, "kernel": head.kernel})}
     return start_from(state, {**state.variables, "params": filled}), head
@@ -60,13 +62,10 @@ def compute_features(run: Run, variables: Variables) -> Float32[np.ndarray, "n f
     """
     config, train, variables = run.config, run.dataset.train, place_state(variables, run.mesh)
     model = _build_exact(run)
-    batches = track(
+    batches = with_bar(
         eval_batches(train, batch_size=config.batch_size, rows=run.rows),
         "features of the training pictures",
         total=-(-len(train) // config.batch_size),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
     )
     found = [
         fetch_rows(feature_step(variables, shard_batch(batch.images, run.mesh), model=model))[batch.mask]

@@ -22,9 +22,9 @@ from jaxcnn.disk import write_atomically
 from jaxcnn.errors import UserError
 from jaxcnn.paths import named_path
 from jaxcnn.run.describe import counted
-from jaxcnn.run.progress import stage
 from jaxcnn.run.survey_page import render
 from jaxcnn.survey import Advance, Survey, survey, to_record
+from jaxcnn.terminal import stage
 
 PROG = "python -m jaxcnn.inspect"
 SHOWN = 10

@@ -5,10 +5,9 @@ import dataclasses
 import signal
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -34,6 +33,7 @@ from jaxcnn.distributed import (
 from jaxcnn.divergence import first_not_finite
 from jaxcnn.errors import UserError
 from jaxcnn.evaluation import measure
+from jaxcnn.memory import describe_shortage, needed_bytes
 from jaxcnn.metrics import Evaluation
 from jaxcnn.models import registry
 from jaxcnn.ops.precision import measured_here
@@ -47,6 +47,7 @@ from jaxcnn.signals import StopRequest, stop_on_signal
 from jaxcnn.state import TrainState, Variables, create_state, init_variables, start_from
 from jaxcnn.step import StepMetrics, eval_step, step_keys, train_step
 from jaxcnn.teachers import Teachers, read_teachers
+from jaxcnn.terminal import warn
 from jaxcnn.weights import Weights
 
 LOG_SECONDS = 2.0
@@ -310,8 +311,14 @@ def train_epoch(
     with contextlib.closing(batches):
         for step, batch in zip(range(first + 1, end + 1), batches, strict=False):
             decide = propose(partial(_wishes, config, stop, logged=logged, saved=saved))
-            with _announce_compilation(run, progress, epoch=epoch):
+            is_first = step == first + 1
+            if is_first:
+                _compile_first(run, state, batch, epoch=epoch, progress=progress)
+                started = logged = time.monotonic()  # The rate of the steps is that without the compilation.
+            with progress.doing("taking the first step", first="step") if is_first else contextlib.nullcontext():
                 state, metrics = take_step(run, state, batch, epoch=epoch)
+                if is_first:
+                    metrics.loss.block_until_ready()
             _limit_queue(metrics, window)
             progress.count_step()
             # The metrics stay on the device until they are logged: reading them would wait for it.
@@ -331,10 +338,13 @@ def train_epoch(
     return EpochResult(state, stopped_by, images_per_second=pictures / _seconds_since(started))
 
 
-def _announce_compilation(run: Run, progress: TrainProgress, *, epoch: int) -> AbstractContextManager[None]:
-    """Announces in the first step with the resolution and the augmentation of an epoch that it is compiled."""
-    compiled_for = run.config.resolution(epoch), run.config.augmentation(epoch)
-    return progress.doing("compiling the step for {0}x{0} pixels".format(compiled_for[0]), first=compiled_for)
+def _compile_first(run: Run, state: TrainState, batch: data.Batch, *, epoch: int, progress: TrainProgress) -> None:
+    """Compiles the step of an epoch, unless an earlier epoch has, and warns if it needs more memory than is free."""
+    side, augmentation = run.config.resolution(epoch), run.config.augmentation(epoch)
+    with progress.doing(f"compiling the step for {side}x{side} pixels", first=(side, augmentation)) as is_first:
+        needed = compile_step(run, state, batch, epoch=epoch) if is_first else 0
+    if shortage := describe_shortage(needed, f"a step of {len(batch.labels)} pictures of {side}x{side} pixels"):
+        warn(shortage)
 
 
 def _batches_from(
@@ -378,6 +388,25 @@ def take_step(run: Run, state: TrainState, batch: data.Batch, *, epoch: int) -> 
       batch: the pictures of the step.
       epoch: the epoch, counted from 0; decides the resolution and the augmentation.
     """
+    arguments, options = _step_arguments(run, state, batch, epoch=epoch)
+    taken: tuple[TrainState, StepMetrics] = train_step(*arguments, **options)
+    return taken
+
+
+def compile_step(run: Run, state: TrainState, batch: data.Batch, *, epoch: int) -> int:
+    """Compiles what `take_step` runs with the same arguments, unless it is compiled already.
+
+    Returns:
+      The bytes of memory that it needs, without its arguments.
+    """
+    arguments, options = _step_arguments(run, state, batch, epoch=epoch)
+    return needed_bytes(train_step.jitted().lower(*arguments, **options).compile())
+
+
+def _step_arguments(
+    run: Run, state: TrainState, batch: data.Batch, *, epoch: int
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Returns the positional and the named arguments of `step.train_step`."""
     config = run.config
     images, labels = shard_batch(batch.images, run.mesh), shard_batch(batch.labels, run.mesh)
     classes, resolution, shown = len(run.dataset.names), config.resolution(epoch), run.dataset.train.side
@@ -385,26 +414,20 @@ def take_step(run: Run, state: TrainState, batch: data.Batch, *, epoch: int) -> 
     if run.teachers is not None:
         changes = {"config": run.augmentation(epoch), "classes": classes, "resolution": resolution, "shown": shown}
         taught = run.teachers.predict(state.step, images, labels, run.key, **changes)
-    taken: tuple[TrainState, StepMetrics] = train_step(
-        state,
-        images,
-        labels,
-        run.key,
-        taught,
-        model=run.model,
-        optimizer=run.optimizer,
-        augment_config=run.augmentation(epoch),
-        classes=classes,
-        resolution=resolution,
-        label_smoothing=config.label_smoothing,
-        average_decay=config.optim.ema_decay,
-        shown=shown,
-        mesh=run.mesh,
-        accumulate=config.parallel.accumulate,
-        remat=config.parallel.remat,
-        distill_config=config.distill,
-    )
-    return taken
+    return (state, images, labels, run.key, taught), {
+        "model": run.model,
+        "optimizer": run.optimizer,
+        "augment_config": run.augmentation(epoch),
+        "classes": classes,
+        "resolution": resolution,
+        "label_smoothing": config.label_smoothing,
+        "average_decay": config.optim.ema_decay,
+        "shown": shown,
+        "mesh": run.mesh,
+        "accumulate": config.parallel.accumulate,
+        "remat": config.parallel.remat,
+        "distill_config": config.distill,
+    }
 
 
 def evaluate_variables(run: Run, variables: Variables) -> Evaluation:

@@ -10,7 +10,7 @@ from jaxcnn import cli, options
 from jaxcnn.config import Config
 from jaxcnn.errors import UserError
 from jaxcnn.presets import PRESETS, take_preset
-from jaxcnn.run.progress import stage
+from jaxcnn.terminal import stage
 from jaxcnn.topology import find_topology
 
 PROG = "python -m jaxcnn.plan"
@@ -48,7 +48,9 @@ def main(arguments: Sequence[str]) -> None:
     # An accelerator that is here may be busy, and is not needed.
     jax.config.update("jax_platforms", "cpu")  # type: ignore[no-untyped-call]
     source = parsed.config.data.source
-    found = plan(parsed.config, find_topology(parsed.topology), classes=parsed.classes or _CLASSES.get(source, 1_000))
+    classes = parsed.classes or _CLASSES.get(source, 1_000)
+    with stage(f"compiling the step for {parsed.topology}"):
+        found = plan(parsed.config, find_topology(parsed.topology), classes=classes)
     print(json.dumps(found.to_json()) if parsed.json else describe(found))
 
 

@@ -22,7 +22,7 @@ from jaxcnn.errors import UserError
 from jaxcnn.onnx_file import OnnxModel, open_model
 from jaxcnn.paths import named_path
 from jaxcnn.run.describe import counted
-from jaxcnn.run.progress import stage
+from jaxcnn.terminal import stage
 
 PROG = "python -m jaxcnn.predict"
 

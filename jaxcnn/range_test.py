@@ -21,8 +21,8 @@ from jaxcnn.distributed import place_state
 from jaxcnn.errors import UserError
 from jaxcnn.loop import take_step
 from jaxcnn.optim import make_optimizer
-from jaxcnn.run.progress import stage
 from jaxcnn.run.workdir import Workdir
+from jaxcnn.terminal import stage, with_bar
 from jaxcnn.training import initialise, prepare_run
 
 LOWEST, HIGHEST = 1e-6, 10.0
@@ -84,16 +84,18 @@ def run_range_test(config: Config, workdir: str | Path, *, steps: int) -> RangeT
 
     optimizer = make_optimizer(run.config.optim, steps=steps, schedule=schedule)
     run = dataclasses.replace(run, optimizer=optimizer, schedule=schedule)
-    _, state = initialise(run)
-    state, losses = place_state(state, run.mesh), list[float]()
+    with stage("preparing the network and its state"):
+        _, state = initialise(run)
+        state = place_state(state, run.mesh)
     batches = data.train_batches(
         run.dataset.train,
         seed=run.config.seed,
         batch_size=run.config.batch_size,
         balanced=run.config.balance,
     )
+    losses = list[float]()
     with contextlib.closing(batches), stage(f"{steps:,} steps at rising learning rates"):
-        for _, batch in zip(range(steps), batches, strict=False):
+        for _, batch in zip(with_bar(range(steps), "steps", total=steps), batches, strict=False):
             state, metrics = take_step(run, state, batch, epoch=0)
             losses.append(float(metrics.loss / metrics.pictures))
             if has_diverged(losses):

@@ -6,33 +6,45 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
 from jaxcnn import data
 from jaxcnn.config import Config
 from jaxcnn.distributed import place_state
-from jaxcnn.loop import Run, take_step
+from jaxcnn.errors import UserError
+from jaxcnn.loop import Run, compile_step, take_step
+from jaxcnn.memory import describe_shortage
 from jaxcnn.models.registry import count_parameters
 from jaxcnn.run.cost import describe_memory, format_duration, picture_flops
 from jaxcnn.run.describe import describe_network
-from jaxcnn.run.progress import stage, warn
+from jaxcnn.run.progress import is_measured
 from jaxcnn.run.workdir import Workdir
 from jaxcnn.state import TrainState
+from jaxcnn.terminal import console, stage, warn
 from jaxcnn.training import check_place, initialise, prepare_run, print_start
 
-LEAST_STEPS = 3
-MEASURED_SECONDS = 2.0
-"""Steps are measured until there are so many, and for so long."""
+
+class Finding(NamedTuple):
+    """What a dry run has found out.
+
+    Attributes:
+      text: in words.
+      record: in numbers, as JSON has them.
+    """
+
+    text: str
+    record: dict[str, str | float]
 
 
-def rehearse(config: Config, workdir: str | Path) -> Iterator[str]:
+def rehearse(config: Config, workdir: str | Path) -> Iterator[Finding]:
     """Loads the data, builds the network and takes some steps of a run, as far as they can be seen before it starts.
 
     Pictures are decoded into the cache, as at the start of the run. The workdir is neither created nor changed.
 
     Yields:
-      Lines about the network, its checkpoints, and the time of the steps at each resolution.
+      What it takes: the network and its checkpoints, memory and time of the steps at each resolution, and all steps.
 
     Raises:
       UserError: the run would be refused.
@@ -42,24 +54,32 @@ def rehearse(config: Config, workdir: str | Path) -> Iterator[str]:
     run, _, _, findings = prepare_run(config, folder)
     for finding in findings:
         warn(finding)
-    weights, state = initialise(run)
-    state = place_state(state, run.mesh)
+    with stage("preparing the network and its state"):
+        weights, state = initialise(run)
+        state = place_state(state, run.mesh)
     print_start(run, folder, step=0, weights=weights)
     # What does not depend on the machine.
     yield _describe_network(run, state)
     if not run.total_steps:
-        yield "no step to take: only the classifier is fitted, to features that are computed once for each picture"
+        text = "no step to take: only the classifier is fitted, to features that are computed once for each picture"
+        yield Finding(text, {"kind": "total", "steps": 0, "seconds": 0.0})
         return
     # What does.
     total = 0.0
     for epoch, epochs in first_epochs(run.config).items():
-        seconds, state = measure_step(run, state, epoch=epoch)
+        seconds, needed, state = measure_step(run, state, epoch=epoch)
         steps, side = epochs * run.steps_per_epoch, run.config.resolution(epoch)
-        total += steps * seconds
-        yield f"{steps:,} steps at {side}x{side} pixels: {seconds:.3g} s each, {format_duration(steps * seconds)}"
-    yield f"{format_duration(total)} for all steps, evaluation not counted; {describe_memory()}"
+        total, duration = total + steps * seconds, format_duration(steps * seconds)
+        record = {"resolution": side, "steps": steps, "step_seconds": seconds, "step_bytes": needed}
+        yield Finding(
+            f"{steps:,} steps at {side}x{side} pixels: {seconds:.3g} s each, {duration}; a step needs "
+            f"{needed / 1e9:.2f} GB of memory",
+            {"kind": "steps", **record},
+        )
+    text = f"{format_duration(total)} for all steps, evaluation not counted; {describe_memory()}"
+    yield Finding(text, {"kind": "total", "steps": run.total_steps, "seconds": total})
     if folder.has_run:
-        yield f"{folder.path} has a run already: the same command without --dry_run resumes it"
+        console.print(f"{folder.path} has a run already: the same command without --dry_run resumes it")
 
 
 def first_epochs(config: Config) -> dict[int, int]:
@@ -68,40 +88,61 @@ def first_epochs(config: Config) -> dict[int, int]:
     return {sides.index(side): count for side, count in Counter(sides).items()}
 
 
-def measure_step(run: Run, state: TrainState, *, epoch: int) -> tuple[float, TrainState]:
-    """Returns the seconds of a training step in an epoch, without the first, which is compiled, and a later state.
+class MeasuredStep(NamedTuple):
+    """What a training step takes.
+
+    Attributes:
+      seconds: time, without the compilation.
+      needed: bytes of memory, without state and batch.
+      state: the state after the measured steps.
+    """
+
+    seconds: float
+    needed: int
+    state: TrainState
+
+
+def measure_step(run: Run, state: TrainState, *, epoch: int) -> MeasuredStep:
+    """Measures the training step of an epoch.
 
     Args:
       run: the run.
       state: consumed.
       epoch: the epoch, counted from 0; decides the resolution.
+
+    Raises:
+      UserError: there is not enough memory for it.
     """
     config, side = run.config, run.config.resolution(epoch)
     batches = data.train_batches(
         run.dataset.train, seed=config.seed, batch_size=config.batch_size, balanced=config.balance
     )
-    taken, started = 0, 0.0
     with contextlib.closing(batches):
-        for batch in batches:
-            with stage(f"compiling the step for {side}x{side} pixels") if not taken else contextlib.nullcontext():
-                state, metrics = take_step(run, state, batch, epoch=epoch)
+        with stage(f"compiling the step for {side}x{side} pixels"):
+            needed = compile_step(run, state, batch := next(batches), epoch=epoch)
+        if shortage := describe_shortage(needed, f"a step of {len(batch.labels)} pictures of {side}x{side} pixels"):
+            raise UserError(shortage)
+        with stage(f"taking some steps at {side}x{side} pixels"):
+            # The first step also prepares what the others use.
+            state, metrics = take_step(run, state, batch, epoch=epoch)
+            metrics.loss.block_until_ready()
+            taken, started = 0, time.monotonic()
+            while not is_measured(taken, seconds := time.monotonic() - started):
+                state, metrics = take_step(run, state, next(batches), epoch=epoch)
                 metrics.loss.block_until_ready()
-            # The clock starts after the first step.
-            taken, started = taken + 1, started or time.monotonic()
-            seconds = time.monotonic() - started
-            if taken > LEAST_STEPS and seconds >= MEASURED_SECONDS:
-                break
-    return seconds / (taken - 1), state
+                taken += 1
+    return MeasuredStep(seconds / taken, needed, state)
 
 
-def _describe_network(run: Run, state: TrainState) -> str:
+def _describe_network(run: Run, state: TrainState) -> Finding:
     """Describes the network, what a picture costs, and what a checkpoint takes on the disk."""
     config = run.config
     trained = dataclasses.replace(config.model, inference_side=None)
     flops = picture_flops(trained, classes=len(run.dataset.names), side=config.data.image_size)
     stored = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array))
-    return (
-        f"{describe_network(config.model)}: {count_parameters(state.variables['params']):,} parameters, "
-        f"{3 * flops / 1e6:,.0f} million operations for each training picture; {stored / 1e6:,.1f} MB "
-        "for each of at most two checkpoints"
+    parameters = count_parameters(state.variables["params"])
+    return Finding(
+        f"{describe_network(config.model)}: {parameters:,} parameters, {3 * flops / 1e6:,.0f} million operations for "
+        f"each training picture; {stored / 1e6:,.1f} MB for each of at most two checkpoints",
+        {"kind": "network", "parameters": parameters, "picture_flops": 3 * flops, "checkpoint_bytes": stored},
     )

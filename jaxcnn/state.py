@@ -80,7 +80,7 @@ def first_state(variables: Variables, *, optimizer: optax.GradientTransformation
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         variables=variables,
-        opt_state=optimizer.init(variables["params"]),
+        opt_state=jax.jit(optimizer.init)(variables["params"]),  # At once: each array alone takes as long to compile.
         average=jax.tree.map(jnp.copy, variables) if averaged else None,
         finite=jnp.ones((), bool),
     )

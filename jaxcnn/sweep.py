@@ -17,9 +17,9 @@ from jaxcnn.errors import UserError
 from jaxcnn.paths import named_path
 from jaxcnn.presets import take_preset
 from jaxcnn.run.pool import Job, run_jobs
-from jaxcnn.run.progress import console, stage
 from jaxcnn.run.tracking import check_clients
 from jaxcnn.run.workdir import Workdir
+from jaxcnn.terminal import console, stage
 from jaxcnn.train import parse as parse_training
 from jaxcnn.trials import RANGE, Choices, Range, Study, Trial, check_optuna, read_range
 

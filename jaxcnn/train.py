@@ -18,9 +18,9 @@ from jaxcnn.ops.allocator import keep_freed_memory
 from jaxcnn.paths import check_address, named_path
 from jaxcnn.presets import PRESETS, take_preset
 from jaxcnn.run.describe import counted
-from jaxcnn.run.progress import console, stage
 from jaxcnn.run.tracking import check_clients
 from jaxcnn.run.workdir import Workdir
+from jaxcnn.terminal import console, stage
 from jaxcnn.weights_source import Shape, read_shape
 
 PROG = "python -m jaxcnn.train"
@@ -50,11 +50,12 @@ class Arguments:
     every checkpoint and at the end; a workdir without a run is fetched from there first. Only one process at a time may
     train with it."""
     dry_run: bool = False
-    """Load the data, take a few steps, print what the run will take, and stop; no workdir is created."""
+    """Load the data, take a few steps, print to standard output what the run will take, and stop; no workdir is
+    created."""
     quiet: bool = False
     """Print nothing but warnings and errors."""
     json: bool = False
-    """Also print the records of the run to standard output, as lines of JSON."""
+    """Print the records of the run to standard output, as lines of JSON; with --dry_run, what it found."""
 
     def __post_init__(self) -> None:
         if self.bucket is not None:
@@ -77,8 +78,8 @@ def main(arguments: Sequence[str]) -> None:
     # Before the first large array.
     keep_freed_memory()
     if parsed.dry_run:
-        for line in rehearse(parsed.config, parsed.workdir):
-            console.print(line, soft_wrap=True)
+        for finding in rehearse(parsed.config, parsed.workdir):
+            print(json.dumps(finding.record) if parsed.json else cli.printable(finding.text), flush=True)
         return
     with ending_together(PROG):
         echo = sys.stdout if parsed.json else None

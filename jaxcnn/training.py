@@ -37,13 +37,13 @@ from jaxcnn.run.bucket import Bucket
 from jaxcnn.run.checkpoint import Checkpoints, load_model, open_checkpoints
 from jaxcnn.run.earlier_trainings import record_earlier
 from jaxcnn.run.live_report import LiveReport
-from jaxcnn.run.metrics_log import HeadRecord, MetricsLog, ValidationRecord, open_log
-from jaxcnn.run.progress import console, stage, warn
+from jaxcnn.run.metrics_log import HeadRecord, MetricsLog, Record, ValidationRecord, open_log
 from jaxcnn.run.sessions import record_session
 from jaxcnn.run.tracking import check_clients, open_tracking
 from jaxcnn.run.workdir import Classes, Workdir, count_cores
 from jaxcnn.state import TrainState
 from jaxcnn.step import eval_step
+from jaxcnn.terminal import console, stage, warn
 from jaxcnn.weights import Weights, read_weights
 
 SHOWN = 16
@@ -159,10 +159,8 @@ def begin(
                     warn(finding)
 
             lead(record)
-            if is_new and is_leader() and not config.is_frozen:
-                _draw_augmented(run, log)
             with open_tracking(trackers, folder, config, writes=is_leader()) as track:
-                log.listeners += [LiveReport(folder.path, run.dataset).note, track]
+                log.listeners += [LiveReport(folder.path, run.dataset).note, track, partial(_draw_augmented, run, log)]
                 if weights is not None and (config.fit_head or config.is_frozen):
                     state = _fit_head(run, state, checkpoints, log)
                 yield Start(run, state, checkpoints, log)
@@ -170,8 +168,9 @@ def begin(
 
 def _join_processes(config: Config) -> None:
     """Joins the other processes of a run. Only the leader prints, and checks that the packages of the logs are here."""
-    join(config.parallel)
-    check_joined()
+    with stage("starting JAX"):
+        join(config.parallel)
+        check_joined()
     lead(lambda: check_clients(config.log))
     console.quiet = console.quiet or not is_leader()
 
@@ -181,10 +180,14 @@ def _count_all_cores() -> int:
     return sum(dict(share((platform.node(), count_cores()))).values())
 
 
-def _draw_augmented(run: Run, log: MetricsLog) -> None:
-    """Shows in TensorBoard what the first step of a run makes of some pictures."""
-    with stage("augmenting some pictures to show them"):
-        log.write_pictures(augment_some(run, SHOWN), step=0)
+def _draw_augmented(run: Run, log: MetricsLog, record: Record) -> None:
+    """Shows in TensorBoard what the first step of a run made of some pictures, after the first epoch.
+
+    It has to be compiled, which at the start would delay the first step.
+    """
+    if isinstance(record, ValidationRecord) and record.step == run.steps_per_epoch:
+        with stage("augmenting some pictures to show them"):
+            log.write_pictures(augment_some(run, SHOWN), step=0)
 
 
 def check_place(config: Config, folder: Workdir) -> None:
@@ -237,7 +240,8 @@ def prepare_run(config: Config, folder: Workdir) -> PreparedRun:
     with stage("looking for duplicates"):
         findings = check_findings(dataset, config.data)
     keep_compilations(named_path(config.data.cache_dir, option="data.cache_dir") / "compiled")
-    run = prepare(config, dataset)
+    with stage("building the network"):
+        run = prepare(config, dataset)
     # Only the leader computes the fingerprint, which reads all validation pictures.
     classes, fingerprint = _classes(run), functools.cache(run.dataset.fingerprint)
     with stage("identifying the validation pictures"):
@@ -414,7 +418,8 @@ def _fit_head(run: Run, state: TrainState, checkpoints: Checkpoints, log: Metric
     chosen = {"standardised": float(head.standardised), "strength": head.strength, "loss": head.loss, "top1": head.top1}
     log.write(HeadRecord(step=0, epoch=0.0, seconds=seconds, **chosen))
     # What it is worth.
-    scores = evaluate_variables(run, state.evaluated).scalars()
+    with stage("evaluating"):
+        scores = evaluate_variables(run, state.evaluated).scalars()
     log.write(ValidationRecord(step=0, epoch=0.0, **scores))
     checkpoints.save(state, metrics=scores)
     console.print(

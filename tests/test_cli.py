@@ -15,7 +15,7 @@ import pytest
 
 from jaxcnn import cli, config, presets
 from jaxcnn.errors import UserError
-from jaxcnn.run import progress
+from jaxcnn.terminal import console
 from jaxcnn.train import main, parse
 
 ROOT = Path(__file__).parent.parent
@@ -211,11 +211,11 @@ def test_libraries_that_load_long_are_announced_unless_it_is_to_be_quiet(monkeyp
 
     @contextlib.contextmanager
     def stage(what):
-        stages.append((what, progress.console.quiet))
+        stages.append((what, console.quiet))
         yield
 
     monkeypatch.setattr(sys.modules["jaxcnn.train"], "stage", stage)
-    monkeypatch.setattr(progress.console, "quiet", False)
+    monkeypatch.setattr(console, "quiet", False)
     with pytest.raises(UserError, match=r"lies in data.source .*, among the pictures"):
         main(["--data.source", str(tmp_path), "--workdir", str(tmp_path / "run"), *options])
     assert stages == [("loading libraries", quiet)]

@@ -1,5 +1,6 @@
 """The sweep: which runs it starts, which it leaves out, and how it ends. Trainings are played by a short program."""
 
+import os
 import re
 import subprocess
 import sys
@@ -94,8 +95,8 @@ def test_a_wrong_command_line_is_refused_before_any_run(monkeypatch, line, messa
 def played(monkeypatch):
     """Lets a program play the trainings: it writes the model of its workdir, unless it is the one to fail."""
     program = (
-        "import pathlib, sys, time\nfolder = pathlib.Path(sys.argv[-1])\nfolder.mkdir(exist_ok=True)\n"
-        "(folder / 'begun').touch()\ntime.sleep(float(sys.argv[1]))\n"
+        "import os, pathlib, sys, time\nfolder = pathlib.Path(sys.argv[-1])\nfolder.mkdir(exist_ok=True)\n"
+        "(folder / 'begun').write_text(str(os.getpgid(0)))\ntime.sleep(float(sys.argv[1]))\n"
         "if 'fail' in folder.name: sys.exit('no luck')\n(folder / 'model.onnx').touch()\n"
     )
     begin = subprocess.Popen
@@ -143,6 +144,12 @@ def test_an_interrupt_stops_what_runs(tmp_path, played, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run_jobs(jobs_in(tmp_path, "a", "b", seconds=60), at_once=1)
     assert not (tmp_path / "b").exists()
+
+
+def test_ctrl_c_in_a_terminal_reaches_the_sweep_alone(tmp_path, played):
+    """Else a training would get two signals, and end without saving its state."""
+    run_jobs(jobs_in(tmp_path, "a"), at_once=1)
+    assert int((tmp_path / "a" / "begun").read_text()) != os.getpgid(0)
 
 
 def test_it_ends_in_a_comparison(tmp_path, monkeypatch, capsys):

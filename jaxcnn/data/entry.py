@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from filelock import FileLock, Timeout
 from jaxtyping import Int32, UInt8
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxcnn.checksum import ChecksumError, checksum_chunks, seal, unseal
@@ -21,9 +20,7 @@ from jaxcnn.data.sources.encoded_dataset import EncodedDataset
 from jaxcnn.data.split import facts_type
 from jaxcnn.disk import NO_ROOM, sync, write_atomically
 from jaxcnn.errors import UserError
-
-MANY = 50_000
-"""More pictures take seconds to compare, which is then said."""
+from jaxcnn.terminal import console, stage
 
 LISTED = 10
 """Most unreadable pictures that one error message lists."""
@@ -187,7 +184,7 @@ def _locked(path: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        Console(stderr=True).print("waiting for another process that decodes the same pictures")
+        console.print("waiting for another process that decodes the same pictures")
         lock.acquire()
     try:
         yield
@@ -221,14 +218,14 @@ def print_passed_over(dataset: EncodedDataset) -> None:
 
 def print_line(text: str) -> None:
     """Prints a line on stderr as it is."""
-    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(text, soft_wrap=True)
 
 
 @contextlib.contextmanager
 def show_progress(text: str, total: int) -> Iterator[Callable[[int], None]]:
     """Draws a bar on stderr; yields a function that advances it by a number of pictures."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=console) as progress:
         task = progress.add_task(text, total=total)
         yield lambda count: progress.advance(task, count)
 
@@ -252,9 +249,8 @@ def write_facts(
         found = pixels("train", place) if place < first else pixels("validation", place - first)
         return make_thumbnail(np.asarray(found))
 
-    if len(everything) > MANY:
-        print_line(f"comparing {len(everything):,} pictures with one another")
-    groups = find_groups([row.look for row in everything], thumbnail)
+    with stage(f"comparing {len(everything):,} pictures with one another"):
+        groups = find_groups([row.look for row in everything], thumbnail)
     # One record for each picture.
     names = [os.fsencode(row.file) for row in everything]
     facts = np.zeros(len(everything), facts_type(max(map(len, names), default=1)))

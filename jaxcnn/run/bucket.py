@@ -16,8 +16,8 @@ from jaxcnn.cli import printable
 from jaxcnn.disk import write_atomically
 from jaxcnn.errors import UserError
 from jaxcnn.paths import check_address
-from jaxcnn.run.progress import stage, warn
 from jaxcnn.run.seal import NAME as SEAL
+from jaxcnn.terminal import stage, warn
 
 CONNECTIONS = 8
 """Files that are sent or fetched at once."""

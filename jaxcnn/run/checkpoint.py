@@ -31,10 +31,10 @@ from jaxcnn.distributed import fetch_state
 from jaxcnn.errors import UserError
 from jaxcnn.models import registry
 from jaxcnn.processes import is_leader, lead
-from jaxcnn.run.progress import console
 from jaxcnn.run.seal import check_arrays, check_files, checksum_arrays, write_seal
 from jaxcnn.run.workdir import Workdir
 from jaxcnn.state import TrainState, Variables, init_variables
+from jaxcnn.terminal import console
 
 SELECTED_BY = "top1"
 """The validation metric that selects the best checkpoint."""

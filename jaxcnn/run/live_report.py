@@ -7,9 +7,9 @@ from jaxcnn.data import Dataset
 from jaxcnn.disk import write_atomically
 from jaxcnn.run.earlier_trainings import read_earlier
 from jaxcnn.run.metrics_log import Record, ValidationRecord, read_log
-from jaxcnn.run.progress import warn
 from jaxcnn.run.sessions import read_sessions
 from jaxcnn.run.workdir import Workdir
+from jaxcnn.terminal import warn
 
 RENEW_SECONDS = 60.0
 """Least time between two pages; a run that ends sooner has none before its report."""

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from jaxcnn.run.progress import console
+from jaxcnn.run.describe import counted
+from jaxcnn.terminal import console, stage
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 60.0
@@ -86,7 +87,11 @@ def _start(job: Job) -> subprocess.Popen[bytes]:
     A training that a killed sweep has left behind gets some time to save its state and end.
     """
     if (job.workdir / ".lock").exists():
-        with suppress(Timeout), FileLock(job.workdir / ".lock", timeout=GRACE_SECONDS):
+        with (
+            stage(f"{job.workdir.name}: waiting for its last session to end"),
+            suppress(Timeout),
+            FileLock(job.workdir / ".lock", timeout=GRACE_SECONDS),
+        ):
             pass
     job.workdir.parent.mkdir(parents=True, exist_ok=True)
     with _output_of(job).open("ab") as output:
@@ -95,6 +100,8 @@ def _start(job: Job) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
+            # A terminal sends Ctrl-C to its whole process group: a second signal would end the training unsaved.
+            start_new_session=True,
         )
 
 
@@ -102,8 +109,9 @@ def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     """Asks processes to save their state and end, and waits for them."""
     for process in processes:
         process.terminate()
-    for process in processes:
-        process.wait()
+    with stage(f"waiting for {counted(len(processes), 'run')} to save and stop"):
+        for process in processes:
+            process.wait()
 
 
 def _last_line(job: Job) -> str:

@@ -1,53 +1,27 @@
 """The progress of training on the terminal."""
 
-import threading
 import time
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, nullcontext
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from jaxcnn.run.cost import format_duration
 from jaxcnn.run.metrics_log import TrainRecord
-
-console = Console(stderr=True, highlight=False, markup=False)  # Names of data sets may contain brackets.
+from jaxcnn.terminal import console, stage
 
 UNMEASURED = 2
 """First steps of a session, in which the step is compiled."""
+LEAST_STEPS = 3
 MEASURED_SECONDS = 3.0
-"""Least time in which the next steps are measured."""
+"""The next steps are measured until there are so many, and for so long; one is enough if it takes so long."""
+LINE_SECONDS = 60.0
+"""Time between two lines of progress where there is no bar."""
 
 
-SILENT_SECONDS = 2.0
-"""Longest time without a line that says what is being done."""
-
-
-def warn(line: str) -> None:
-    """Prints a warning, also in quiet mode."""
-    Console(stderr=True, highlight=False, markup=False).print(f"warning: {line}", soft_wrap=True)
-
-
-@contextmanager
-def stage(what: str) -> Iterator[None]:
-    """Prints what is being done if it takes over two seconds, and afterwards its time.
-
-    A thread prints the first line, since the main thread may be in compiled code.
-    """
-    announced = threading.Event()
-
-    def announce() -> None:
-        announced.set()
-        console.print(f"{what} ...", soft_wrap=True)
-
-    started, timer = time.monotonic(), threading.Timer(SILENT_SECONDS, announce)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-    if announced.is_set():
-        console.print(f"{what}: {time.monotonic() - started:.0f} s", soft_wrap=True)
+def is_measured(steps: int, seconds: float) -> bool:
+    """Returns whether the time of a step is known well enough from so many steps that took so long together."""
+    return steps > 0 and seconds >= MEASURED_SECONDS and (steps >= LEAST_STEPS or seconds >= MEASURED_SECONDS * steps)
 
 
 class TrainProgress:
@@ -62,16 +36,18 @@ class TrainProgress:
         self._started = 0.0
         self._epochs = epochs
         self._announced = set[Hashable]()
+        self._next_line = time.monotonic() + LINE_SECONDS
         self._task = progress.add_task("", total=total_steps, completed=first_step, rate="", epoch="")
 
     def update(self, record: TrainRecord) -> None:
-        """Moves the bar to the step of a record, and shows its loss and rate."""
-        self._progress.update(
-            self._task,
-            completed=record.step,
-            epoch=f"{record.epoch:.2f}/{self._epochs}",
-            rate=f"loss {record.loss:.3f}  {record.images_per_second:,.0f} images/s",
-        )
+        """Moves the bar to the step of a record, and shows its loss and rate; without a bar in a line now and then."""
+        epoch, rate = f"{record.epoch:.2f}/{self._epochs}", f"{record.images_per_second:,.0f} images/s"
+        self._progress.update(self._task, completed=record.step, epoch=epoch, rate=f"loss {record.loss:.3f}  {rate}")
+        now, left = time.monotonic(), self._progress.tasks[0].time_remaining
+        if self._progress.disable and now >= self._next_line:
+            self._next_line = now + LINE_SECONDS
+            to_go = f", {format_duration(left)} of steps to go" if left else ""
+            self.print(f"epoch {epoch}: loss {record.loss:.3f}, {rate}{to_go}")
 
     def count_step(self) -> None:
         """Counts a step that was taken; once, after the first steps, prints what the run is expected to take.
@@ -82,18 +58,21 @@ class TrainProgress:
         if self._counted <= UNMEASURED:
             self._started = time.monotonic()
         elif self._started:
-            seconds = time.monotonic() - self._started
-            if self._counted >= UNMEASURED + 3 and seconds >= MEASURED_SECONDS:
-                self.print(self._expect(seconds / (self._counted - UNMEASURED)))
+            steps, seconds = self._counted - UNMEASURED, time.monotonic() - self._started
+            if is_measured(steps, seconds):
+                self.print(self._expect(seconds / steps))
                 self._started = 0.0
 
     @contextmanager
-    def doing(self, what: str, *, first: Hashable = None) -> Iterator[None]:
+    def doing(self, what: str, *, first: Hashable = None) -> Iterator[bool]:
         """Shows in the bar what is done in place of steps. If it takes long, it is printed the first time.
 
         Args:
           what: what is done.
           first: does all this only the first time that this value is given.
+
+        Yields:
+          Whether it is the first time.
         """
         key = what if first is None else first
         is_new = key not in self._announced
@@ -101,7 +80,7 @@ class TrainProgress:
         if is_new or first is None:
             self._progress.update(self._task, rate=what)
         with stage(what) if is_new else nullcontext():
-            yield
+            yield is_new
 
     def print(self, line: str) -> None:
         """Prints a line above the bar."""

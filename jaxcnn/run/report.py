@@ -45,9 +45,9 @@ from jaxcnn.run.describe import (
 from jaxcnn.run.earlier_trainings import WARNING, Training, read_earlier
 from jaxcnn.run.metrics_log import RunLog, TrainRecord, ValidationRecord, read_log
 from jaxcnn.run.page import render_page
-from jaxcnn.run.progress import console
 from jaxcnn.run.sessions import Session, describe_changes, read_sessions
 from jaxcnn.run.workdir import Workdir
+from jaxcnn.terminal import console
 
 TABLE_LIMIT = 25
 """Largest number of classes whose confusion matrix is a table of numbers; with more it is an image."""

@@ -17,9 +17,9 @@ from jaxcnn.config import Config, LogConfig
 from jaxcnn.disk import write_atomically
 from jaxcnn.errors import UserError
 from jaxcnn.run.metrics_log import Record, tagged
-from jaxcnn.run.progress import stage, warn
 from jaxcnn.run.trackers import LoggedRun, MLflow, Outcome, Tracker, WeightsAndBiases
 from jaxcnn.run.workdir import Workdir, flat_settings
+from jaxcnn.terminal import stage, warn
 
 TRACKERS: Mapping[str, Callable[[str], Tracker]] = {"mlflow": MLflow, "wandb": WeightsAndBiases}
 """Makes the client of a package from the value of its option, by the name of the package."""

@@ -1,11 +1,12 @@
 """The line that says what a run takes, measured in its first steps."""
 
 import time
-from contextlib import nullcontext
 
 import pytest
 
+from jaxcnn import terminal
 from jaxcnn.run import progress
+from jaxcnn.run.metrics_log import TrainRecord
 from jaxcnn.run.progress import open_progress
 
 
@@ -14,7 +15,8 @@ from jaxcnn.run.progress import open_progress
     [
         ([30, 20, 1, 1, 1, 1], 5),  # The first two are compiled.
         ([30, 20, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5], 8),
-        ([30, 20, 9, 9, 9], 5),
+        ([30, 20, 2.5, 2.5, 2.5], 5),
+        ([30, 20, 9, 9, 9], 3),  # One long step says enough.
         ([30, 20, 0.5, 0.5], None),
     ],
 )
@@ -34,31 +36,26 @@ def test_the_steps_after_the_compiled_ones_are_measured_once(monkeypatch, capsys
     assert printed == printed_after
 
 
+def test_without_a_bar_there_is_a_line_a_minute(monkeypatch, capsys):
+    clock = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    with open_progress(total_steps=1000, first_step=0, epochs=4, expect=str) as shown:
+        for seconds in (3, 50, 8, 30, 31):
+            clock[0] += seconds
+            shown.update(
+                TrainRecord(step=10, epoch=0.5, loss=1.25, top1=0.5, learning_rate=0.1, images_per_second=1234.5)
+            )
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(", 1,23")[0] for line in lines] == ["epoch 0.50/4: loss 1.250"] * 2
+
+
 def print_slowly(context, seconds=0.3):
     with context:
         time.sleep(seconds)
 
 
-def test_a_long_stage_is_announced_and_timed(monkeypatch, capsys):
-    monkeypatch.setattr(progress, "SILENT_SECONDS", 0.1)
-    print_slowly(progress.stage("decoding [all]"))
-    assert capsys.readouterr().err == "decoding [all] ...\ndecoding [all]: 0 s\n"
-
-
-def test_a_short_stage_is_silent(capsys):
-    print_slowly(progress.stage("decoding"), seconds=0)
-    assert capsys.readouterr().err == ""
-
-
-def test_a_stage_that_fails_has_no_time(monkeypatch, capsys):
-    monkeypatch.setattr(progress, "SILENT_SECONDS", 0.1)
-    with pytest.raises(TypeError), progress.stage("decoding"):
-        print_slowly(nullcontext(time.sleep(0.3)), seconds="a second")
-    assert capsys.readouterr().err == "decoding ...\n"
-
-
 def test_in_training_a_stage_is_announced_once(monkeypatch, capsys):
-    monkeypatch.setattr(progress, "SILENT_SECONDS", 0.1)
+    monkeypatch.setattr(terminal, "SILENT_SECONDS", 0.1)
     with open_progress(total_steps=10, first_step=0, epochs=2, expect=str) as shown:
         for side in (32, 32, 48):
             print_slowly(shown.doing(f"compiling for {side}", first=side))
@@ -66,12 +63,3 @@ def test_in_training_a_stage_is_announced_once(monkeypatch, capsys):
             print_slowly(shown.doing("evaluating"))
     said = [line for line in capsys.readouterr().err.splitlines() if line.endswith("...")]
     assert said == ["compiling for 32 ...", "compiling for 48 ...", "evaluating ..."]
-
-
-def test_quiet_mode_prints_warnings_only(monkeypatch, capsys):
-    monkeypatch.setattr(progress.console, "quiet", True)
-    monkeypatch.setattr(progress, "SILENT_SECONDS", 0.1)
-    print_slowly(progress.stage("decoding"))
-    progress.console.print("a line")
-    progress.warn("leakage [all]")
-    assert capsys.readouterr().err == "warning: leakage [all]\n"

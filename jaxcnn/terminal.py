@@ -1,0 +1,49 @@
+"""What a command prints on standard error while it works: lines, bars, and what takes long."""
+
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import track
+
+console = Console(stderr=True, highlight=False, markup=False)  # Names of data sets may contain brackets.
+"""Prints nothing in quiet mode."""
+
+SILENT_SECONDS = 2.0
+"""Longest time without a line that says what is being done."""
+
+
+def warn(line: str) -> None:
+    """Prints a warning, also in quiet mode."""
+    Console(stderr=True, highlight=False, markup=False).print(f"warning: {line}", soft_wrap=True)
+
+
+@contextmanager
+def stage(what: str) -> Iterator[None]:
+    """Prints what is being done if it takes over two seconds, and afterwards its time.
+
+    A thread prints the first line, since the main thread may be in compiled code.
+    """
+    announced = threading.Event()
+
+    def announce() -> None:
+        announced.set()
+        console.print(f"{what} ...", soft_wrap=True)
+
+    started, timer = time.monotonic(), threading.Timer(SILENT_SECONDS, announce)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+    if announced.is_set():
+        console.print(f"{what}: {time.monotonic() - started:.0f} s", soft_wrap=True)
+
+
+def with_bar[T](items: Iterable[T], what: str, *, total: int) -> Iterable[T]:
+    """Draws a bar while items are taken, which goes away at the end; nothing if standard error is no terminal."""
+    is_shown = console.is_terminal and not console.quiet
+    return track(items, what, total=total, console=console, transient=True, disable=not is_shown)

@@ -213,6 +213,10 @@ def test_patterns_zips_and_standard_input(folder, monkeypatch, capsys):
     zip_folder(folder / "photos", folder / "photos.zip")
     assert predict("photos/**/1.png", "--output", "pattern.csv") == 0
     assert [row["file"] for row in read_csv("pattern.csv")] == [name for name in GOOD if name.endswith("1.png")]
+    # A zip in a folder is passed over, unless a pattern names it.
+    write_zip(folder / "photos" / "more.zip", {"9.png": encode(Image.new("RGB", (9, 9), COLOURS["blue"]))})
+    assert predict("photos/**/*.zip", "--output", "inner.csv") == 0
+    assert [row["file"] for row in read_csv("inner.csv")] == ["photos/more.zip/9.png"]
     assert predict("photos.zip", "--output", "zip.csv") == 1
     assert [row["file"] for row in read_csv("zip.csv")] == [
         f"photos.zip/{name.removeprefix('photos/')}" for name in GOOD

@@ -86,10 +86,8 @@ def _expand(argument: str) -> Iterator[PictureFile]:
         folder = str(path)
         files, _ = list_folder(path)
         yield from (PictureFile(f"{folder}/{file}", expected=has_picture_ending(file)) for file in files)
-    elif path.suffix.lower() == ".zip":
-        yield from _members(path)
     elif path.exists():
-        yield PictureFile(str(path))
+        yield from _members(path) if path.suffix.lower() == ".zip" else [PictureFile(str(path))]
     elif matches := sorted(glob.glob(str(path), recursive=True)):
         for match in matches:
             yield from _expand(match)

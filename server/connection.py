@@ -114,8 +114,9 @@ class _Transport(asyncio.Transport):
         self._connection = connection
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Sends bytes."""
-        self._transport.write(data)
+        """Sends bytes, but nothing after the last response, such as those to requests before one that was refused."""
+        if not self._connection.is_lingering:
+            self._transport.write(data)
 
     def close(self) -> None:
         """Closes the connection as it sees fit."""

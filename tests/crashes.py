@@ -17,7 +17,7 @@ import numpy as np
 
 CALLS = (
     "open,openat,creat,write,pwrite64,writev,pwritev,ftruncate,lseek,rename,renameat,renameat2,unlink,unlinkat,rmdir,"
-    "mkdir,mkdirat,fsync,fdatasync"
+    "mkdir,mkdirat,fsync,fdatasync,dup,dup2,dup3,fcntl"
 )
 HEX = r"(?:\\x[0-9a-f]{2})*"
 
@@ -112,6 +112,11 @@ class History:
                 change.waits_for.discard(node)
         elif call.name.startswith(("rename", "unlink", "rmdir", "mkdir")):
             self._apply_names(call)
+        elif call.name.startswith("dup") or "F_DUPFD" in call.text:
+            # NumPy writes to a copy of the descriptor, after it has set the position of the copy.
+            self._open.pop(call.result, None)
+            if call.files[0][0] in self._open:
+                self._open[call.result] = self._open[call.files[0][0]]
 
     def crash(self, target: Path, random: np.random.Generator) -> None:
         """Writes the files that a power cut could leave now into an empty folder."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.server.wire import encode, head, read_answer
+from tests.server.wire import encode, head, log_lines, read_answer
 
 PICTURE = encode((250, 0, 0))
 UPGRADES = [
@@ -338,6 +338,18 @@ def test_the_last_pipelined_request_may_arrive_late(server, cut):
         time.sleep(0.5)
         connection.sendall(requests[-cut:])
         assert statuses(until_closed(connection)) == [200] * 301
+
+
+def test_requests_before_a_refused_one_leave_no_traceback(server):
+    """Their responses come after the error, which is the last that can be sent."""
+    before = server.log.read_text().count("traceback")
+    with connected(server) as connection:
+        connection.sendall(HEALTH * 3 + b"GET /healthz HTTP/1.1\r\n\r\n")
+        connection.shutdown(socket.SHUT_WR)
+        assert statuses(until_closed(connection))[-1] == 400
+    server.client.get("/healthz", headers={"X-Request-ID": "after-the-refusal"})
+    log_lines(server, request_id="after-the-refusal")
+    assert server.log.read_text().count("traceback") == before
 
 
 def test_pipelined_requests_are_not_all_parsed_at_once(serve, model_path):

@@ -108,7 +108,13 @@ def open_session(path: Path, options: onnxruntime.SessionOptions | None = None) 
     options = options or onnxruntime.SessionOptions()
     options.log_severity_level = 4
     try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        # The fallback would print a banner, then try the same again.
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+        # Texts of a damaged file may not be UTF-8, which is noticed when they are read.
+        session.get_modelmeta().custom_metadata_map  # noqa: B018
+        for value in (*session.get_inputs(), *session.get_outputs()):
+            value.name  # noqa: B018
+        return session
     # onnxruntime's exceptions share no base class.
     except Exception as error:
         reason = " ".join(str(error).split())[:200]

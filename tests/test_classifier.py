@@ -20,6 +20,7 @@ from jaxcnn.config import Config, DataConfig, ModelConfig
 from jaxcnn.data import Resize
 from jaxcnn.errors import UserError
 from jaxcnn.models import registry
+from jaxcnn.onnx_file import open_session
 from jaxcnn.optim import make_optimizer
 from jaxcnn.prediction import to_input
 from jaxcnn.run.checkpoint import open_checkpoints
@@ -119,6 +120,16 @@ def test_a_path_that_is_missing(tmp_path):
 def test_a_folder_that_is_not_a_workdir(tmp_path):
     with pytest.raises(UserError, match="is not the workdir of a training run"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("text", [b"red", b"image_size", b"logits"])
+def test_a_file_whose_texts_are_not_utf_8(tmp_path, capfd, text):
+    path = tmp_path / "model.onnx"
+    write_onnx(path)
+    path.write_bytes(path.read_bytes().replace(text, b"\xcf" * len(text)))
+    with pytest.raises(UserError, match=r"neither a workdir nor a readable \.onnx file \(.*utf-8"):
+        open_session(path)
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model", b"\x08\x08" * 50])

@@ -62,10 +62,12 @@ def main() -> None:
     parts, steps = (SMOKE, 2) if arguments.smoke else (PARTS, 12)
     result: dict[str, Any] = {}
     for name in (name for name in parts if name in arguments.only):
-        points = [MEASURE[name](value, steps) for value in parts[name]]
+        points: list[Point] = []
+        for value in parts[name]:
+            points.append(MEASURE[name](value, steps))
+            figures = "  ".join(f"{key} {figure:.4g}" for key, figure in points[-1].items())
+            print(f"{name:10}{value:>12,}  {figures}", flush=True)
         add_linear(name, parts[name], points)
-        for value, point in zip(parts[name], points, strict=True):
-            print(f"{name:10}{value:>12,}  " + "  ".join(f"{key} {figure:.4g}" for key, figure in point.items()))
         result[name] = {"at": parts[name], "points": points}
     if arguments.plot:
         draw(result, arguments.plot)

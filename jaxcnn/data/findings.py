@@ -61,8 +61,9 @@ def shared_rows(split: Split, other: Split, kind: str) -> Int64[np.ndarray, " k"
     """
     if split.facts is None or other.facts is None:
         return np.zeros(0, np.int64)
-    groups = split.facts[kind]
-    return np.flatnonzero((groups >= 0) & np.isin(groups, other.facts[kind]))
+    # Few pictures are in groups, and the other split may have millions.
+    grouped = np.flatnonzero(split.facts[kind] >= 0)
+    return grouped[np.isin(split.facts[kind][grouped], other.facts[kind])] if len(grouped) else grouped
 
 
 def _describe_oddities(dataset: Dataset) -> Iterator[str]:

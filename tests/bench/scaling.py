@@ -245,26 +245,31 @@ def draw(result: dict[str, dict[str, Any]], path: Path) -> None:
     """Draws the seconds of a step against each thing, with the linear law dashed, and the start and the memory."""
     import matplotlib.style
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
 
-    panels = [
-        (name, "seconds of a step", {"measured": "step_seconds", "linear": "linear_seconds"}, "log") for name in result
-    ]
+    steps = {"measured": "step_seconds", "linear": "linear_seconds"}
+    panels = [(name, "seconds of a step", steps) for name in result]
     if "examples" in result:
         starts = {"first start with this set": "first_start_seconds", "later": "start_seconds"}
         memory = {"first record": "first_mb", "last record": "last_mb", "peak": "peak_mb"}
-        panels.append(("examples", "seconds to the first step", starts, "linear"))
-        panels.append(("examples", "resident MB", memory, "linear"))
+        panels.append(("examples", "seconds to the first step", starts))
+        panels.append(("examples", "resident MB", memory))
     with matplotlib.style.context(["default", {"svg.fonttype": "none", "axes.grid": True, "axes.axisbelow": True}]):
         figure = Figure(figsize=(12, 3.4 * -(-len(panels) // 3)), layout="constrained")
         spaces = figure.subplots(-(-len(panels) // 3), 3, squeeze=False).ravel()
-        for axes, (name, title, curves, scale) in zip(spaces, panels, strict=False):
+        for axes, (name, title, curves) in zip(spaces, panels, strict=False):
             for label, key in curves.items():
                 values = [point[key] for point in result[name]["points"]]
                 axes.plot(result[name]["at"], values, "--" if label == "linear" else "o-", label=label)
-            axes.set(xscale="log", yscale=scale, xlabel=name, title=title)
-            axes.legend()
-            if scale == "linear":
+            axes.set(xscale="log", xlabel=name, title=title)
+            axes.set_xticks(result[name]["at"], minor=False)
+            axes.xaxis.set_major_formatter(EngFormatter(places=0, sep=""))
+            axes.minorticks_off()
+            if name == "batch":
+                axes.set_yscale("log")
+            else:
                 axes.set_ylim(bottom=0)
+            axes.legend()
         for axes in spaces[len(panels) :]:
             axes.remove()
         figure.savefig(path)

@@ -339,6 +339,8 @@ def _check_example(path: Path, model: Model, max_batch: int) -> None:
 
 
 def _invalid(path: Path, reason: str) -> StartError:
+    # Names in the file could control the terminal.
+    reason = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in reason)
     return StartError(f"The model {path} cannot be served: {reason}. Make it with `python -m export WORKDIR`.")
 
 

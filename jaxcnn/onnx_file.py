@@ -113,7 +113,7 @@ def open_session(path: Path, options: onnxruntime.SessionOptions | None = None) 
         # Texts of a damaged file may not be UTF-8, which is noticed when they are read.
         session.get_modelmeta().custom_metadata_map  # noqa: B018
         for value in (*session.get_inputs(), *session.get_outputs()):
-            value.name  # noqa: B018
+            value.name, value.shape  # noqa: B018
         return session
     # onnxruntime's exceptions share no base class.
     except Exception as error:

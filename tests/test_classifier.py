@@ -122,7 +122,7 @@ def test_a_folder_that_is_not_a_workdir(tmp_path):
         load(tmp_path)
 
 
-@pytest.mark.parametrize("text", [b"red", b"image_size", b"logits"])
+@pytest.mark.parametrize("text", [b"red", b"image_size", b"logits", b"batch"])
 def test_a_file_whose_texts_are_not_utf_8(tmp_path, capfd, text):
     path = tmp_path / "model.onnx"
     write_onnx(path)

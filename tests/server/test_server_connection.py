@@ -287,11 +287,11 @@ def test_a_slow_head_does_not_cut_off_the_answer_before_it(serve, model_builder,
 
 @pytest.fixture(scope="module")
 def generous(serve_module, model_path, tmp_path_factory):
-    """A server that waits one second for a client, with a demo page file larger than any socket buffer."""
+    """A server that waits two seconds for a client, with a demo page file larger than any socket buffer."""
     folder = tmp_path_factory.mktemp("web")
     (folder / "ort.wasm.min.mjs").touch()
     (folder / "ort-wasm-simd-threaded.wasm").write_bytes(bytes(WASM_BYTES))
-    settings = {"JAXCNN_MODEL": str(model_path), "JAXCNN_ONNXRUNTIME_WEB": str(folder), "JAXCNN_READ_SECONDS": "1"}
+    settings = {"JAXCNN_MODEL": str(model_path), "JAXCNN_ONNXRUNTIME_WEB": str(folder), "JAXCNN_READ_SECONDS": "2"}
     with serve_module(**settings) as it:
         yield it
 

@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import importlib.util
 import io
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from jaxcnn.data.sources.source import Source
 from jaxcnn.data.sources.tensorflow_shim import installed_shim
 from jaxcnn.disk import NO_ROOM
 from jaxcnn.errors import UserError
+from jaxcnn.terminal import console, stage
 
 FILE_FORMAT = "array_record"
 """The only format that TFDS reads without TensorFlow."""
@@ -79,7 +81,7 @@ def open_builder(builder: Any, *, what: str, image: str, label: str) -> EncodedD
         )
     advice = "try again, or give a folder or zip of class folders as --data.source"
     with _user_errors(what, Path(builder.data_dir), advice=advice):
-        with installed_shim(), _few_retries():
+        with installed_shim(), _one_error(), stage(f"downloading and preparing {what}"):
             builder.download_and_prepare(file_format=FILE_FORMAT)
 
         # Some data sets declare splits that are empty.
@@ -148,8 +150,14 @@ def _supervised_keys(builder: Any, what: str) -> tuple[str, str]:
 
 
 @contextlib.contextmanager
-def _few_retries() -> Iterator[None]:
-    """Limits the attempts of a download to `RETRIES`, for the whole process: `installed_shim` holds the lock."""
+def _one_error() -> Iterator[None]:
+    """Makes a failed download end after `RETRIES` attempts with its error alone, and draws bars on terminals only.
+
+    Both hold for the whole process: `installed_shim` holds the lock.
+    """
+    tfds.display_progress_bar(console.is_terminal and not console.quiet)
+    # Each attempt is a warning. Other downloads go on, and warn, when one has failed: this is never undone.
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
     before, downloader.MAX_RETRIES = downloader.MAX_RETRIES, RETRIES
     try:
         yield

@@ -1,6 +1,8 @@
 import io
+import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -297,6 +299,25 @@ def test_a_download_is_tried_a_few_times_and_tfds_keeps_its_own_number(tmp_path,
         by_name("pictures_with_test", tmp_path).open()
     assert tried == [3]
     assert downloader.MAX_RETRIES == before != 3
+
+
+@pytest.mark.run
+def test_a_download_without_a_network_is_one_line(tmp_path):
+    environment = {**os.environ, "HTTPS_PROXY": "http://127.0.0.1:9"}  # Nothing listens there
+    command = [sys.executable, "-m", "jaxcnn.train", "--data.source", "tfds:mnist", "--data.cache_dir", "cache"]
+    process = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={**environment, "PYTHONPATH": str(Path(__file__).parents[3])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 2
+    # On a busy machine it says first what it is doing.
+    (line,) = [line for line in process.stderr.splitlines() if not line.startswith("downloading and preparing")]
+    assert line.startswith("python -m jaxcnn.train: tfds:mnist: ")
+    assert line.endswith("; try again, or give a folder or zip of class folders as --data.source")
 
 
 def test_a_missing_array_record_is_named(tmp_path, monkeypatch):

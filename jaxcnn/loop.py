@@ -44,7 +44,15 @@ from jaxcnn.run.cost import describe_expected
 from jaxcnn.run.metrics_log import MetricsLog, StartRecord, TrainRecord, ValidationRecord
 from jaxcnn.run.progress import TrainProgress, open_progress
 from jaxcnn.signals import StopRequest, stop_on_signal
-from jaxcnn.state import TrainState, Variables, create_state, init_variables, start_from
+from jaxcnn.state import (
+    TrainState,
+    Variables,
+    complete,
+    create_state,
+    describe_variables,
+    first_state,
+    zero_state,
+)
 from jaxcnn.step import StepMetrics, eval_step, step_keys, train_step
 from jaxcnn.teachers import Teachers, read_teachers
 from jaxcnn.terminal import warn
@@ -150,7 +158,7 @@ def _check_parts(config: Config, *, classes: int) -> None:
         )
     if parts > 1 and group is None:
         model, side = registry.build(config.model, classes=classes), config.data.image_size
-        variables = jax.eval_shape(partial(init_variables, model=model, image_size=side), jax.random.key(0))
+        variables = describe_variables(model, side)
         if variables["batch_stats"]:
             raise UserError(
                 f"parallel.accumulate is {parts}, but the network takes statistics over the whole batch; give the "
@@ -169,18 +177,28 @@ def initial_state(run: Run, weights: Weights | None = None) -> TrainState:
       UserError: the weights do not fit the network.
     """
     config = run.config
-    state = create_state(
-        run.key,
-        model=run.model,
+    side, averaged = config.data.image_size, config.optim.ema_decay > 0
+    if weights is None:
+        return create_state(run.key, model=run.model, optimizer=run.optimizer, image_size=side, averaged=averaged)
+    # A head for other classes or features, or in another order, is of no use. Nothing but such a head is initialised:
+    # compiling the random numbers of a whole network may take longer than fitting the head.
+    with_head = weights.has_head_for(config.model, run.dataset.names, run.dataset.wnids)
+    filled = weights.fill(describe_variables(run.model, side), with_head=with_head)
+    variables = complete(filled, run.key, model=run.model, image_size=side)
+    return first_state(variables, optimizer=run.optimizer, averaged=averaged)
+
+
+def empty_state(run: Run) -> TrainState:
+    """A state of zeros, laid out as the run needs it, for a checkpoint to be restored into."""
+    config = run.config
+    zeros = zero_state(
+        run.model,
         optimizer=run.optimizer,
         image_size=config.data.image_size,
         averaged=config.optim.ema_decay > 0,
     )
-    if weights is None:
-        return state
-    # A head for other classes or features, or in another order, is of no use.
-    with_head = weights.has_head_for(config.model, run.dataset.names, run.dataset.wnids)
-    return start_from(state, weights.fill(state.variables, with_head=with_head))
+    state: TrainState = place_state(jax.device_put(zeros) if run.mesh is None else zeros, run.mesh)
+    return state
 
 
 def fit(run: Run, state: TrainState, *, checkpoints: Checkpoints, log: MetricsLog) -> bool:

@@ -1,10 +1,12 @@
 """The pytree that training carries from step to step."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Int, Key
 
@@ -69,10 +71,47 @@ def create_state(
       image_size: side of the pictures in pixels.
       averaged: keep a moving average, which starts at the initial variables.
     """
+    variables = complete(describe_variables(model, image_size), key, model=model, image_size=image_size)
+    return first_state(variables, optimizer=optimizer, averaged=averaged)
+
+
+def describe_variables(model: nn.Module, image_size: int) -> Variables:
+    """Returns the shapes and types of the variables of a model, which takes no compilation."""
+    shapes: Variables = jax.eval_shape(partial(init_variables, model=model, image_size=image_size), jax.random.key(0))
+    return shapes
+
+
+def complete(variables: Variables, key: Key[Array, ""], *, model: nn.Module, image_size: int) -> Variables:
+    """Copies the arrays of a tree, and initialises what has only a shape in it, as `init_variables` would.
+
+    Args:
+      variables: arrays of NumPy or JAX, or their shapes, of the structure that `init_variables` has.
+      key: the random key.
+      model: the network.
+      image_size: side of the pictures in pixels.
+    """
+    leaves, structure = jax.tree.flatten(variables)
+    missing = tuple(place for place, leaf in enumerate(leaves) if isinstance(leaf, jax.ShapeDtypeStruct))
+    # Compiled as a whole, so that XLA drops the forward pass and all that is not asked for.
     options = CPU_INIT_OPTIONS if jax.default_backend() == "cpu" else {}
-    # Compiled as a whole, so that XLA drops the forward pass and only the variables are computed.
-    init = jax.jit(init_variables, static_argnames=("model", "image_size"), compiler_options=options)
-    return first_state(init(key, model=model, image_size=image_size), optimizer=optimizer, averaged=averaged)
+    init = jax.jit(_init_some, static_argnames=("model", "image_size", "places"), compiler_options=options)
+    made = iter(init(key, model=model, image_size=image_size, places=missing) if missing else ())
+    filled = [next(made) if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.array(leaf) for leaf in leaves]
+    completed: Variables = jax.tree.unflatten(structure, filled)
+    return completed
+
+
+def _init_some(key: Key[Array, ""], *, model: nn.Module, image_size: int, places: tuple[int, ...]) -> list[Array]:
+    """Returns the variables at some places of the flattened tree."""
+    made = jax.tree.leaves(init_variables(key, model=model, image_size=image_size))
+    return [made[place] for place in places]
+
+
+def zero_state(model: nn.Module, *, optimizer: optax.GradientTransformation, image_size: int, averaged: bool) -> Any:
+    """A state of NumPy's zeros with the shapes and types of `create_state`, for a checkpoint to be restored into."""
+    variables = describe_variables(model, image_size)
+    state = jax.eval_shape(partial(first_state, optimizer=optimizer, averaged=averaged), variables)
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state)
 
 
 def first_state(variables: Variables, *, optimizer: optax.GradientTransformation, averaged: bool) -> TrainState:

@@ -28,7 +28,7 @@ from jaxcnn.onnx_file import OnnxModel, not_exported, open_model
 from jaxcnn.ops.compiler import jit
 from jaxcnn.paths import named_path
 from jaxcnn.run.earlier_trainings import Training
-from jaxcnn.state import Variables, init_variables
+from jaxcnn.state import Variables, describe_variables
 from jaxcnn.step import step_keys
 from jaxcnn.weights import Weights, read_weights
 
@@ -176,7 +176,7 @@ def read_teachers(config: Config, dataset: Dataset) -> Teachers | None:
     ]
     mesh = make_mesh(config.parallel.fsdp)
     variables = [
-        place_state(source.fill(_init(network, source.side), with_head=True), mesh)
+        place_state(source.fill(describe_variables(network, source.side), with_head=True), mesh)
         for source, network in zip(weights, networks, strict=True)
     ]
     return Teachers(
@@ -235,10 +235,3 @@ def _check_fits(source: Weights | _Described, config: Config, dataset: Dataset) 
         )
     if source.trained_on is not None:
         check_no_leakage(dataset, config.data, trained_on=source.trained_on, fingerprint=source.pictures)
-
-
-def _init(network: nn.Module, side: int) -> Variables:
-    """The variables of a network, to be filled."""
-    make = jax.jit(partial(init_variables, model=network, image_size=side))
-    variables: Variables = make(jax.random.key(0))
-    return variables

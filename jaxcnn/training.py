@@ -27,7 +27,7 @@ from jaxcnn.evaluation import compute_logits, measure, with_mirror_image
 from jaxcnn.evaluation_record import describe_measured, predictions_path, write_evaluation, write_predictions
 from jaxcnn.fitted_head import start_with_fitted_head
 from jaxcnn.leakage import check_no_leakage, describe_overlap
-from jaxcnn.loop import Run, augment_some, evaluate_variables, fit, initial_state, prepare
+from jaxcnn.loop import Run, augment_some, empty_state, evaluate_variables, fit, initial_state, prepare
 from jaxcnn.metrics import Evaluation
 from jaxcnn.models.pretrained import read_pretrained
 from jaxcnn.ops.compilation_cache import keep_compilations
@@ -359,7 +359,7 @@ def _restore(run: Run, checkpoints: Checkpoints) -> tuple[Weights | None, TrainS
         pictures that this run holds out.
     """
     if checkpoints.last_step is not None:
-        return None, checkpoints.restore(place_state(initial_state(run), run.mesh))
+        return None, checkpoints.restore(empty_state(run))
     return initialise(run)
 
 

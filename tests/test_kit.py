@@ -74,6 +74,7 @@ def test_the_wheel_is_reproducible(wheel, tmp_path):
     assert hashlib.sha256(copy.read_bytes()).digest() == hashlib.sha256(wheel.read_bytes()).digest()
 
 
+@pytest.mark.run
 def test_a_wheel_of_the_sdist_is_the_same(wheel, tmp_path):
     sdist = build(ROOT, "sdist", tmp_path / "sdist")
     with tarfile.open(sdist) as archive:

@@ -32,6 +32,7 @@ def objective(parameters, rows, labels, weights, strength, standardised):
     return (weights * loss).mean() + strength / 2 * (kernel**2).sum()
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("balanced", [False, True])
 @pytest.mark.parametrize("features", [3, 40], ids=["few features", "more features than pictures"])
 def test_the_head_is_the_optimum_on_scaled_features(features, balanced):

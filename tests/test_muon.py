@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import optax.contrib
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +23,7 @@ def gradients(seed: int) -> optax.Params:
     )
 
 
+@pytest.mark.run
 @settings(max_examples=25)
 @given(
     rows=st.sampled_from([1, 7, 40]),

@@ -65,6 +65,7 @@ def test_the_card_has_the_figures_of_the_run(tmp_path):
     assert "left from right" not in card
 
 
+@pytest.mark.run
 def test_the_card_is_valid_for_the_hub(tmp_path):
     run = make_run(tmp_path / "run")
     found = evaluate_run(run)

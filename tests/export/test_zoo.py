@@ -45,6 +45,7 @@ def classifier(config, filled, side=16):
     return classify, [leaf for leaf in jax.tree.leaves(variables["params"]) if leaf.ndim == 4]
 
 
+@pytest.mark.run
 @pytest.mark.parametrize(
     "config", [*ORIGINALS, *LARGER, *RESNETS], ids=lambda config: f"{config.name}-{config.stem}-{config.inference_side}"
 )

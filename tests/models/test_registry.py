@@ -74,6 +74,7 @@ def test_variables_and_logits_are_float32_at_every_size(name: str) -> None:
         assert updates.get("batch_stats") == variables.get("batch_stats")
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", NAMES)
 def test_precision_decides_what_every_layer_computes_in(name: str, precision: str) -> None:

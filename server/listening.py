@@ -33,12 +33,8 @@ _DROP_NEW = (
 
 def pause(server: uvicorn.Server) -> None:
     """Makes the sockets of a server take no further connections; those under way are completed."""
-    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in _DROP_NEW))
     for listener in _listeners(server):
-        if _has_filters(listener):
-            pointer = struct.pack("HP", len(_DROP_NEW), ctypes.addressof(program))
-            listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, pointer)
-        else:
+        if not _drop_new(listener):
             # A backlog of 0 is one connection; the system ignores further attempts.
             listener.listen(0)
 
@@ -48,10 +44,22 @@ def resume(server: uvicorn.Server) -> None:
     for listener in _listeners(server):
         if _has_filters(listener):
             # Usually there is no filter.
-            with suppress(FileNotFoundError):
+            with suppress(OSError):
                 listener.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
-        else:
-            listener.listen(server.config.backlog)
+        listener.listen(server.config.backlog)
+
+
+def _drop_new(listener: socket.socket) -> bool:
+    """Attaches the filter to a socket; returns whether the system has such filters, which some sandboxes lack."""
+    if not _has_filters(listener):
+        return False
+    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in _DROP_NEW))
+    try:
+        pointer = struct.pack("HP", len(_DROP_NEW), ctypes.addressof(program))
+        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, pointer)
+    except OSError:
+        return False
+    return True
 
 
 def _has_filters(listener: socket.socket) -> bool:

@@ -10,7 +10,7 @@ from jaxcnn.memory import describe_shortage, free_bytes, needed_bytes
 
 @pytest.fixture
 def system(tmp_path, monkeypatch):
-    """Files in place of those of Linux: 3 GiB are free, and the limit of a container leaves 2 GiB."""
+    """Files like the ones that Linux has: 3 GiB are free, and the limit of a container leaves 2 GiB."""
     gib = 2**30
     group = tmp_path / "pods" / "one"
     group.mkdir(parents=True)

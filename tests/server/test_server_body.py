@@ -15,7 +15,7 @@ from server.settings import Settings
 MAX_BYTES = 1024
 LIMITS = Settings(max_body_bytes=MAX_BYTES)
 PIECES = st.lists(st.binary(max_size=200), min_size=1, max_size=8)
-"""Some are empty, as those of chunked bodies may be."""
+"""Some are empty, as in chunked bodies."""
 
 
 class Place:

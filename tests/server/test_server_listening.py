@@ -80,6 +80,18 @@ def test_a_socket_in_the_file_system_has_a_backlog_of_one(tmp_path):
         attempt(listener).close()
 
 
+@ON_LINUX
+def test_where_the_system_has_no_filters_the_backlog_is_one(monkeypatch):
+    monkeypatch.setattr(listening, "_SO_ATTACH_FILTER", 9999)
+    monkeypatch.setattr(listening, "_SO_DETACH_FILTER", 9999)
+    with running() as (server, listener):
+        listening.pause(server)
+        with attempt(listener), pytest.raises(TimeoutError):
+            attempt(listener)
+        listening.resume(server)
+        attempt(listener).close()
+
+
 def test_a_server_that_does_not_listen_yet_is_left_alone():
     listening.pause(SimpleNamespace())
     listening.resume(SimpleNamespace())

@@ -38,8 +38,10 @@ assert.equal((raw.data as Prediction).predicted_class, "red");
 // Forms with one file, and with several
 function toForm(body: Form): FormData {
   const form = new FormData();
-  for (const file of "image" in body ? [body.image] : body.images) {
-    form.append("image" in body ? "image" : "images", file, "red.png");
+  for (const [name, files] of Object.entries(body)) {
+    for (const file of [files].flat()) {
+      form.append(name, file as Blob, "red.png");
+    }
   }
   return form;
 }

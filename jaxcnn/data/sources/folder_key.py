@@ -28,7 +28,7 @@ type Identity = tuple[str, int, int]
 
 
 def read_key(record: Path, folder: Path) -> str | None:
-    """Returns the key that `write_key` has kept; None if there is none, or if the folder has changed since.
+    """Returns the key that `write_key` has kept; None if it kept no key, or if the folder has changed since.
 
     Files that were overwritten in place are found only if they are among those that are looked at.
     """

@@ -8,8 +8,9 @@ the later ones or any of them. One recording gives any number of crashes, each f
 
 import os
 import re
+import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -226,3 +227,32 @@ def _torn(node: Node, random: np.random.Generator) -> bytes:
     kind, size = random.integers(4), int(random.integers(len(node.content) + 1))
     torn = node.content[:size]
     return (node.durable, node.content, torn, torn.ljust(len(node.content), b"\0"))[kind]
+
+
+def crash_often(
+    root: Path, calls: Sequence[Call], target: Path, *, schedules: int
+) -> Iterator[tuple[str, Path, list[bytes]]]:
+    """Lets the power fail at random moments of a recorded program.
+
+    Args:
+      root: the folder that was recorded.
+      calls: what `record` returned.
+      target: an empty folder.
+      schedules: number of crashes.
+
+    Yields:
+      The name of the seed, the folder with the files that are left, removed afterwards, and the words that the program
+      had printed.
+    """
+    moments = sorted((int(np.random.default_rng(seed).integers(len(calls) + 1)), seed) for seed in range(schedules))
+    history, applied = History(root), 0
+    for moment, seed in moments:
+        for call in calls[applied:moment]:
+            history.apply(call)
+        applied = max(applied, moment)
+        folder = target / str(seed)
+        folder.mkdir()
+        history.crash(folder, np.random.default_rng(seed))
+        yield f"seed {seed}", folder, history.output.split()
+        # Orbax may still be removing an unfinished checkpoint, in a thread.
+        shutil.rmtree(folder, ignore_errors=True)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from crashes import History, record
+from crashes import History, crash_often, record
 from log_lines import train_record
 
 from jaxcnn.config import Config, DataConfig, ModelConfig
@@ -79,26 +79,17 @@ def test_the_history_ends_with_the_files_that_are_there(calls, tmp_path):
 def test_no_power_cut_loses_a_finished_step(calls, tmp_path):
     root, found = calls
     states = {step: state_of(step) for step in STEPS}
-    moments = sorted((int(np.random.default_rng(seed).integers(len(found) + 1)), seed) for seed in range(SCHEDULES))
-    history, applied = History(root), 0
-    for moment, seed in moments:
-        for call in found[applied:moment]:
-            history.apply(call)
-        applied = max(applied, moment)
-        workdir = tmp_path / str(seed)
-        workdir.mkdir()
-        history.crash(workdir, np.random.default_rng(seed))
-        finished = int((history.output.split() or [b"0"])[-1])
+    for seed, workdir, printed in crash_often(root, found, tmp_path, schedules=SCHEDULES):
+        finished = int((printed or [b"0"])[-1])
         with open_checkpoints(workdir / "checkpoints") as checkpoints:
             step = checkpoints.last_step or 0
-            assert step in (finished, finished + 1), f"seed {seed}"
+            assert step in (finished, finished + 1), seed
             if step:
                 restored = checkpoints.restore(states[1])
-                assert int(restored.step) == step, f"seed {seed}"
+                assert int(restored.step) == step, seed
                 jax.tree.map(np.testing.assert_array_equal, restored, states[step])
         # The log is not synchronised, but what is read of it was written.
         records = read_log(workdir / "metrics.jsonl").train
-        assert [record.loss for record in records] == [1.0] * len(records), f"seed {seed}"
+        assert [record.loss for record in records] == [1.0] * len(records), seed
         with open_log(workdir):
             pass
-        shutil.rmtree(workdir)

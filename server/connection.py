@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import httptools
 import uvicorn
 from starlette.responses import JSONResponse
+from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from server.errors import StartError
 from server.settings import Settings
@@ -114,7 +115,7 @@ class _Transport(asyncio.Transport):
         self._connection = connection
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Sends bytes, but nothing after the last response, such as those to requests before one that was refused."""
+        """Sends bytes, but nothing after the last response, such as a response to a request that has been refused."""
         if not self._connection.is_lingering:
             self._transport.write(data)
 
@@ -154,15 +155,20 @@ class GuardedConnection(HttpToolsProtocol):
         self._unparsed = memoryview(b"")
         self.flow = _Flow(transport, self)
         self._is_shutting_down = False
+        self._running: RequestResponseCycle | None = None
+        self._refusal: tuple[int, str] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._reader_timer: asyncio.TimerHandle | None = None
         self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stops all waiting."""
+        """Stops all waiting, and the request in progress: uvicorn stops the latest, which may be a pipelined one."""
         self._stop_waiting()
         self._stop_waiting_for_reader()
         self._unparsed = memoryview(b"")
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
@@ -213,16 +219,17 @@ class GuardedConnection(HttpToolsProtocol):
 
         uvicorn's own method would stop the keep-alive timer on any data, even an empty line.
         """
-        if not self.is_lingering:
+        if not self.is_lingering and self._refusal is None:
             self._unparsed = memoryview(bytes(self._unparsed) + data)
             self._parse_waiting()
 
     def on_response_complete(self) -> None:
-        """Parses further pipelined requests, as there is room for one more."""
+        """Parses further pipelined requests, as there is room for one more; refuses the one that was invalid."""
         super().on_response_complete()
         if self._unparsed:
             self._parse_waiting()
             self.flow.resume_reading()
+        self._send_refusal()
 
     def on_message_begin(self) -> None:
         """Starts waiting for the end of the headers."""
@@ -273,6 +280,10 @@ class GuardedConnection(HttpToolsProtocol):
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     @property
     def has_unparsed(self) -> bool:
@@ -345,10 +356,38 @@ class GuardedConnection(HttpToolsProtocol):
             self._socket.close()
 
     def _refuse(self, status: int, text: str) -> None:
-        """Responds in JSON, like every other error, and closes; uvicorn would respond in plain text."""
-        if self.transport.is_closing():
+        """Parses nothing more, and responds with an error after the responses to all requests before this one."""
+        if self.transport.is_closing() or self._refusal is not None:
             return
         self.logger.warning(text)
+        self._refusal = status, text
+        self._stop_waiting()
+        self._unparsed = memoryview(b"")
+        # The body may be what is invalid: no such request is started.
+        is_in_body = self._is_in_request and not self._is_in_head
+        self._is_in_request = True
+        if is_in_body and self.pipeline:
+            self.pipeline.popleft()
+        elif is_in_body:
+            self._refuse_running()
+        self._send_refusal()
+
+    def _refuse_running(self) -> None:
+        """Ends the request in progress, whose body is invalid, unless its response has begun; that is then the last."""
+        assert self._running is not None
+        if not self._running.response_started:
+            self._running = None
+        elif self._running.response_complete:
+            self.transport.close()
+        else:
+            self._running.keep_alive = False
+
+    def _send_refusal(self) -> None:
+        """Responds in JSON to an invalid request whose turn it is, and closes; uvicorn would respond in plain text."""
+        is_busy = self.pipeline or (self._running is not None and not self._running.response_complete)
+        if self._refusal is None or is_busy or self.transport.is_closing():
+            return
+        status, text = self._refusal
         response = JSONResponse({"error": text}, status, {"connection": "close"})
         headers = [*self.server_state.default_headers, *response.raw_headers]
         lines = [STATUS_LINE[status].rstrip(), *(b": ".join(header) for header in headers), b"", bytes(response.body)]

@@ -156,12 +156,13 @@ def timed_post(port: int) -> tuple[int, float, str]:
         return response.status_code, time.monotonic() - start, response.headers.get("retry-after", "0")
 
 
-def test_a_client_that_disconnects_leaves_the_queue(serve_slowly):
+@pytest.mark.parametrize("next_request", [b"", b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"], ids=["alone", "pipelined"])
+def test_a_client_that_disconnects_leaves_the_queue(serve_slowly, next_request):
     with serve_slowly() as server, ThreadPoolExecutor(2) as threads:
         first = threads.submit(timed_post, server.port)
         wait_until(lambda: metric(server.client, "http_requests_in_progress") == 2)  # The slow request, and this one.
         with socket.create_connection(("127.0.0.1", server.port)) as gone:
-            gone.sendall(head(f"Content-Length: {len(PICTURE)}") + PICTURE)
+            gone.sendall(head(f"Content-Length: {len(PICTURE)}") + PICTURE + next_request)
             wait_until(lambda: metric(server.client, 'jaxcnn_queue_depth{model="slow"}') == 1)
         last = threads.submit(timed_post, server.port)
         assert (first.result()[0], last.result()[0]) == (200, 200)

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from export import sidecars
-from jaxcnn.disk import write_atomically
+from jaxcnn.disk import sync, write_atomically
 from jaxcnn.errors import UserError
 
 _ABANDONED = 24 * 60 * 60
@@ -36,12 +36,16 @@ def temporary_folder(target: Path) -> Iterator[Path]:
         with suppress(OSError):  # Another export may be removing it, too
             if time.time() - folder.stat().st_mtime > _ABANDONED:
                 shutil.rmtree(folder)
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent) as name:
+    # What cannot be removed now is removed after a day.
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent, ignore_cleanup_errors=True) as name:
         yield Path(name)
 
 
 def publish(path: Path, beside: Mapping[str, bytes], target: Path) -> None:
-    """Moves a model to its place, with the files beside it.
+    """Moves a model to its place, with the files beside it; they have reached the disk when this returns.
+
+    Readers refuse a model that differs from its description, MODEL.json. So there is none while files are replaced: an
+    interruption or a power cut leaves the older model or the new one, and either can be used.
 
     Args:
       path: the model in its temporary folder.
@@ -52,7 +56,15 @@ def publish(path: Path, beside: Mapping[str, bytes], target: Path) -> None:
     for name, content in beside.items():
         (path.parent / name).parent.mkdir(exist_ok=True)
         write_atomically(path.parent / name, content)
-    # The model comes last: if a file cannot be replaced, the older model is still there.
-    for name in (*beside, target.name):
-        (target.parent / name).parent.mkdir(exist_ok=True)
-        os.replace(path.parent / name, target.parent / name)
+    description = target.with_suffix(".json").name
+    (target.parent / description).unlink(missing_ok=True)
+    sync(target.parent)
+    # The model comes after the others: if one of them cannot be replaced, the older model is still there.
+    others = [name for name in beside if name != description]
+    for names in ([*others, target.name], [description]):
+        for name in names:
+            (target.parent / name).parent.mkdir(exist_ok=True)
+            os.replace(path.parent / name, target.parent / name)
+        # A rename between two folders is certain when both are on the disk.
+        for folder in {(place / name).parent for name in names for place in (path.parent, target.parent)}:
+            sync(folder)

@@ -43,8 +43,8 @@ def make_sidecars(
       real: whether the pictures are real, or noise; recorded in MODEL.json.
 
     Returns:
-      The content of each file by its path beside the model. Write them in this order: `foreign_path` recognises the
-      folder by its config.json, and MODEL.json must not refer to an example that does not exist yet.
+      The content of each file by its path beside the model. Write them in this order, MODEL.json after the model:
+      `foreign_path` recognises the folder by its config.json, and MODEL.json must refer to files that exist.
     """
     # The example: its outputs are the outputs of the file itself.
     name = folder_of(path).name
@@ -161,7 +161,8 @@ def open_model(path: Path) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """Returns a function from uint8 pictures [n, height, width, 3] to the outputs of a model by name."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    # Python's error for a file that cannot be read says why, onnxruntime's does not.
+    session = ort.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     return lambda pictures: dict(zip(names, session.run(names, {"image": pictures}), strict=True))
 

@@ -94,6 +94,8 @@ def _load(path: Path) -> onnx.ModelProto:
     try:
         model = onnx.load(path)
         onnx.checker.check_model(model, full_check=True)
+    except OSError:
+        raise
     # Protobuf, the checker and shape inference raise exceptions without a common base.
     except Exception as error:
         raise VerificationError(f"the file is not valid ONNX: {_first_line(error)}") from error

@@ -7,7 +7,7 @@ import sys
 import types
 from collections.abc import Callable, Sequence
 
-from jaxcnn.disk import NO_ROOM
+from jaxcnn.disk import remedy
 from jaxcnn.errors import UserError
 
 
@@ -39,7 +39,7 @@ def run(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        advice = "; make room and run the same command again" if error.errno in NO_ROOM else ""
+        advice = f"; {remedy(error)} and run the same command again" if remedy(error) else ""
         print(printable(f"{prog}: {error}{advice}"), file=sys.stderr)
         sys.exit(1)
     except Exception as error:

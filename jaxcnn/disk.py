@@ -10,6 +10,8 @@ from jaxcnn.errors import UserError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of a full disk, an exhausted quota and a file at its size limit."""
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+"""Error numbers of a lack of permission."""
 _FREE = " MB free)"
 
 
@@ -28,10 +30,12 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except OSError as error:
-        raise OSError(error.errno, describe(error, path.parent, needed=len(content)), str(path)) from error
-    finally:
-        partial.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):  # A disk that fails may not let it be removed either.
+            partial.unlink()
+        if isinstance(error, OSError):
+            raise OSError(error.errno, describe(error, path.parent, needed=len(content)), str(path)) from error
+        raise
 
 
 def describe(error: OSError, folder: Path, *, needed: int | None = None) -> str:
@@ -50,6 +54,15 @@ def describe(error: OSError, folder: Path, *, needed: int | None = None) -> str:
     with suppress(OSError):
         return f"{reason} ({needs}{shutil.disk_usage(folder).free / 1e6:,.3f}{_FREE}"
     return reason
+
+
+def remedy(error: OSError) -> str:
+    """Returns what to do about an error of a disk, such as "make room"; empty if that depends on the command."""
+    if error.errno in NO_ROOM:
+        return "make room"
+    if error.errno in REFUSED:
+        return "allow this user to write there"
+    return "check the disk" if error.errno == errno.EIO else ""
 
 
 def check_room(folder: Path, needed: int, *, what: str, advice: str) -> None:
@@ -86,6 +99,6 @@ def sync(path: Path) -> None:
     except OSError as error:
         # Some file systems do not support it for folders, such as VirtualBox's.
         if error.errno != errno.EINVAL:
-            raise
+            raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         os.close(descriptor)

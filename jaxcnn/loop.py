@@ -246,6 +246,7 @@ def fit(run: Run, state: TrainState, *, checkpoints: Checkpoints, log: MetricsLo
                     scores = evaluate_variables(run, state.evaluated).scalars()
                 history.append(scores["top1"])
                 log.write(ValidationRecord(step=int(state.step), epoch=epoch + 1.0, **scores))
+                log.sync()
                 checkpoints.save(state, metrics=scores)
                 progress.print(
                     f"epoch {epoch + 1}/{epochs}: validation top-1 {scores['top1']:.4f}, loss {scores['loss']:.4f}; "
@@ -348,6 +349,7 @@ def train_epoch(
             # After the last step of the epoch `fit` saves the state, with its metrics.
             if step < end and (decided.stop or decided.save):
                 check_finite(run, state)
+                log.sync()
                 checkpoints.save(state)
                 saved, stopped_by = time.monotonic(), _signal_of(decided)
                 if stopped_by is not None:

@@ -199,7 +199,6 @@ def predict(
         )
         with closing(outcomes):
             for batch in outcomes:
-                tally.add(batch)
                 rows = []
                 for outcome in batch:
                     if outcome.prediction is None:
@@ -209,6 +208,7 @@ def predict(
                     if folders is not None:
                         folders.place(outcome.file, outcome.prediction.name)
                 output.write(rows)
+                tally.add(batch)
                 advance(len(batch))
 
 

@@ -421,6 +421,7 @@ def _fit_head(run: Run, state: TrainState, checkpoints: Checkpoints, log: Metric
     with stage("evaluating"):
         scores = evaluate_variables(run, state.evaluated).scalars()
     log.write(ValidationRecord(step=0, epoch=0.0, **scores))
+    log.sync()
     checkpoints.save(state, metrics=scores)
     console.print(
         f"classifier fitted in {seconds:.1f} s: top-1 {head.top1:.4f} in cross-validation on training pictures; "

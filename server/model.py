@@ -190,10 +190,7 @@ def _identify(path: Path) -> tuple[Signature, str]:
             f"The model {path} is not a file: set JAXCNN_MODEL to a file made by `python -m export WORKDIR`."
         ) from None
     except OSError as error:
-        raise StartError(
-            f"The model {path} cannot be served: it cannot be read ({error.strerror}). Set JAXCNN_MODEL to a file that"
-            " the server's user may read, in folders that it may enter."
-        ) from error
+        raise _unreadable(path, error) from error
 
 
 def _open(path: Path, threads: int, execution_provider: str = provider.CPU) -> ort.InferenceSession:
@@ -314,7 +311,11 @@ def _warm_up(path: Path, model: Model, max_batch: int) -> None:
 
 def _check_checksum(path: Path, metadata: dict[str, str]) -> None:
     """Refuses a file that differs from the checksum in its metadata; files of earlier versions have none."""
-    if integrity.KEY in metadata and not integrity.has_checksum(path, metadata[integrity.KEY]):
+    try:
+        is_whole = integrity.KEY not in metadata or integrity.has_checksum(path, metadata[integrity.KEY])
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if not is_whole:
         raise _invalid(
             path, f"it is damaged, or was edited: it differs from the {integrity.KEY} at its end. Copy the file again"
         )
@@ -336,6 +337,13 @@ def _check_example(path: Path, model: Model, max_batch: int) -> None:
         raise _invalid(path, f"its example {name} cannot be used ({_one_line(error)}). Copy or remove it") from error
     if differs is not None:
         raise _invalid(path, f"its {differs} for the pictures in {name} are not those in that file. Copy both again")
+
+
+def _unreadable(path: Path, error: OSError) -> StartError:
+    return StartError(
+        f"The model {path} cannot be served: it cannot be read ({error.strerror}). Set JAXCNN_MODEL to a file that the"
+        " server's user may read, in folders that it may enter."
+    )
 
 
 def _invalid(path: Path, reason: str) -> StartError:

@@ -2,25 +2,33 @@
 
 `record` runs a program under strace, below every library that writes: Python's, and TensorStore's in C++. `crash` then
 computes the files after a power cut, as ALICE does (Pillai et al. 2014, "All File Systems Are Not Created Equal"):
-contents that were not synchronised are lost, torn or filled with zeros, and names that were not synchronised are lost,
-the later ones or any of them. One recording gives any number of crashes, each from a seed that repeats it exactly.
+contents that were not synchronised are lost, torn, filled with zeros or written in any of their sectors, and names that
+were not synchronised are lost, the later ones or any of them. One recording gives any number of crashes, each from a
+seed that repeats it exactly.
 """
 
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+SCHEDULES = int(os.environ.get("JAXCNN_SCHEDULES", "100"))
+"""Crashes that a test computes by default."""
 CALLS = (
-    "open,openat,creat,write,pwrite64,writev,pwritev,ftruncate,lseek,rename,renameat,renameat2,unlink,unlinkat,rmdir,"
-    "mkdir,mkdirat,fsync,fdatasync,dup,dup2,dup3,fcntl"
+    "open,openat,creat,write,pwrite64,writev,pwritev,sendfile,ftruncate,lseek,rename,renameat,renameat2,unlink,"
+    "unlinkat,rmdir,mkdir,mkdirat,fsync,fdatasync,dup,dup2,dup3,fcntl"
 )
 HEX = r"(?:\\x[0-9a-f]{2})*"
+SECTOR = 512
+"""Bytes that a disk writes wholly or not at all."""
+ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -48,11 +56,21 @@ class Call:
         found = re.findall(rf"(\d+|AT_FDCWD)<({HEX})>", self.text)
         return [(-1 if number == "AT_FDCWD" else int(number), _decode(path).decode()) for number, path in found]
 
+    def is_below(self, root: Path) -> bool:
+        """Whether it concerns a file below a folder, or prints something."""
+        paths = [path.encode() for _, path in self.files] + self.strings
+        prints = self.name == "write" and self.files[0][0] == 1
+        return prints or any(path.startswith(bytes(root)) for path in paths)
 
-def record(command: list[str], log: Path, **options: object) -> list[Call]:
-    """Runs a command under strace and returns its calls in order."""
+
+def record(program: str, *arguments: object, log: Path) -> list[Call]:
+    """Runs a Python program under strace and returns its calls in order; skips the test where that is not possible."""
+    if shutil.which("strace") is None or subprocess.run(["strace", "-o", "/dev/null", "true"]).returncode:
+        pytest.skip("strace is missing, or may not trace processes here")
     strace = ["strace", "-f", "-qq", "-y", "-xx", "-s", "100000000", "-e", "signal=none", "-e", f"trace={CALLS}"]
-    subprocess.run([*strace, "-o", str(log), *command], check=True, timeout=250, capture_output=True, **options)
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    done = subprocess.run([*strace, "-o", str(log), *command], timeout=250, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
     return list(_parse(log.read_text().splitlines()))
 
 
@@ -105,7 +123,7 @@ class History:
         """Applies the next call."""
         if call.name in ("open", "openat", "creat"):
             self._apply_open(call)
-        elif call.name in ("write", "writev", "pwrite64", "pwritev", "lseek", "ftruncate"):
+        elif call.name in ("write", "writev", "pwrite64", "pwritev", "sendfile", "lseek", "ftruncate"):
             self._apply_write(call)
         elif call.name in ("fsync", "fdatasync") and (node := self._find(call.files[0][1])) is not None:
             node.durable = node.content
@@ -118,6 +136,11 @@ class History:
             self._open.pop(call.result, None)
             if call.files[0][0] in self._open:
                 self._open[call.result] = self._open[call.files[0][0]]
+
+    def nodes(self, folder: Node | None = None) -> Iterator[Node]:
+        """Yields the files that have names now."""
+        for node in (folder or self.top).names.values():
+            yield from self.nodes(node) if node.is_folder else [node]
 
     def crash(self, target: Path, random: np.random.Generator) -> None:
         """Writes the files that a power cut could leave now into an empty folder."""
@@ -164,7 +187,7 @@ class History:
 
     def _apply_write(self, call: Call) -> None:
         number = call.files[0][0]
-        data = b"".join(call.strings)
+        data = _sent(call) if call.name == "sendfile" else b"".join(call.strings)
         if number == 1:
             self.output += data
         if number not in self._open or not call.files[0][1].startswith(f"{self.root}/"):
@@ -220,13 +243,61 @@ class History:
         return node
 
 
+def _sent(call: Call) -> bytes:
+    """Returns what `sendfile` copied; the file that it came from must be as it was."""
+    start = int(re.search(r"\[(\d+)\]", call.text)[1])  # type: ignore[index]
+    return Path(call.files[1][1]).read_bytes()[start : start + call.result]
+
+
 def _torn(node: Node, random: np.random.Generator) -> bytes:
-    """Returns what a power cut leaves of a file: what was synchronised, all of it, or a part."""
-    if node.content == node.durable:
-        return node.content
-    kind, size = random.integers(4), int(random.integers(len(node.content) + 1))
-    torn = node.content[:size]
-    return (node.durable, node.content, torn, torn.ljust(len(node.content), b"\0"))[kind]
+    """Returns what a power cut leaves of a file: see `torn`."""
+    return node.content if node.content == node.durable else torn(node.durable, node.content, random)
+
+
+def torn(before: bytes, after: bytes, random: np.random.Generator) -> bytes:
+    """Returns what a power cut can leave of a file that was to become another: either, a part, or some sectors."""
+    kind, size = random.integers(5), int(random.integers(len(after) + 1))
+    part = after[:size]
+    if kind < 4:
+        return (before, after, part, part.ljust(len(after), b"\0"))[kind]
+    # The disk writes sectors in any order; what was not there before reads as zeros.
+    old = before[: len(after)].ljust(len(after), b"\0")
+    starts = range(0, len(after), SECTOR)
+    is_written = random.random(len(starts)) < random.random()
+    return b"".join(
+        (after if new else old)[start : start + SECTOR] for start, new in zip(starts, is_written, strict=True)
+    )
+
+
+def replay(root: Path, calls: Sequence[Call], target: Path) -> History:
+    """Writes the files at the end of a recorded program, without a crash, into an empty folder."""
+    history = History(root)
+    for call in calls:
+        history.apply(call)
+    for change in history.changes:
+        change.waits_for.clear()
+    for node in history.nodes():
+        node.durable = node.content
+    history.crash(target, np.random.default_rng(0))
+    return history
+
+
+def check_replay(root: Path, calls: Sequence[Call], target: Path, *, but: Collection[str] = ()) -> list[bytes]:
+    """Compares the files that the calls add up to with those that the program left, and returns what it printed.
+
+    Args:
+      root: the folder that was recorded, as the program left it.
+      calls: what `record` returned.
+      target: an empty folder.
+      but: suffixes of files that are written without calls.
+    """
+    printed = replay(root, calls, target).output.split()
+    names = {path.relative_to(root) for path in root.rglob("*")}
+    assert {path.relative_to(target) for path in target.rglob("*")} == names
+    for name in names:
+        if (root / name).is_file() and name.suffix not in but:
+            assert (target / name).read_bytes() == (root / name).read_bytes(), name
+    return printed
 
 
 def crash_often(
@@ -244,7 +315,9 @@ def crash_often(
       The name of the seed, the folder with the files that are left, removed afterwards, and the words that the program
       had printed.
     """
-    moments = sorted((int(np.random.default_rng(seed).integers(len(calls) + 1)), seed) for seed in range(schedules))
+    # Between calls that change nothing, one moment is as another.
+    ends = [0, *(number for number, call in enumerate(calls, 1) if call.is_below(root))]
+    moments = sorted((ends[int(np.random.default_rng(seed).integers(len(ends)))], seed) for seed in range(schedules))
     history, applied = History(root), 0
     for moment, seed in moments:
         for call in calls[applied:moment]:

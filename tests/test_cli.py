@@ -159,7 +159,15 @@ cli.run(main, "prog")
             OSError(errno.ENOSPC, "No space left on device", "runs/a/b"),
             "[Errno 28] No space left on device: 'runs/a/b'; make room and run the same command again",
         ),
-        (OSError(errno.EIO, "Input/output error", "c"), "[Errno 5] Input/output error: 'c'"),
+        (
+            OSError(errno.EIO, "Input/output error", "c"),
+            "[Errno 5] Input/output error: 'c'; check the disk and run the same command again",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "c"),
+            "[Errno 13] Permission denied: 'c'; allow this user to write there and run the same command again",
+        ),
+        (FileNotFoundError(errno.ENOENT, "No such file", "c"), "[Errno 2] No such file: 'c'"),
     ],
 )
 def test_a_lack_of_memory_or_space_is_one_line(monkeypatch, capsys, error, line):

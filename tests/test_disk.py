@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from jaxcnn.disk import check_room, describe, write_atomically
+from jaxcnn.disk import check_room, describe, remedy, sync, write_atomically
 from jaxcnn.errors import UserError
 
 
@@ -43,6 +43,40 @@ def test_a_full_disk_is_reported_with_the_needed_and_the_free_space(tmp_path, mo
         write_atomically(tmp_path / "a.json", "x" * 2000)
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "a.json"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_does_not_reach_the_disk_is_named(tmp_path, monkeypatch):
+    def fail(_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match=re.escape(f"Input/output error: '{tmp_path}'")):
+        sync(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.ENOSPC, "make room"),
+        (errno.EDQUOT, "make room"),
+        (errno.EACCES, "allow this user to write there"),
+        (errno.EROFS, "allow this user to write there"),
+        (errno.EIO, "check the disk"),
+        (errno.ENOENT, ""),
+    ],
+)
+def test_what_to_do_about_an_error_of_the_disk(number, advice):
+    assert remedy(OSError(number, "why")) == advice
+
+
+def test_a_failed_write_is_reported_even_if_nothing_can_be_removed(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.unlink", refuse)
+    monkeypatch.setattr("pathlib.Path.replace", lambda *_: os.stat(tmp_path / "gone"))
+    with pytest.raises(OSError, match="No such file"):
+        write_atomically(tmp_path / "a.json", "x")
 
 
 def test_other_errors_are_in_the_systems_words(tmp_path):

@@ -1,6 +1,7 @@
 """The command that classifies pictures: what it prints and writes, what it resumes, and errors of the user."""
 
 import csv
+import errno
 import json
 import os
 import signal
@@ -120,6 +121,49 @@ def test_a_row_that_was_cut_off_is_written_again(folder):
             Path(name).write_bytes(whole[:-cut])
             predict("photos", "--output", name)
             assert Path(name).read_bytes() == whole
+
+
+def test_rows_that_a_power_cut_has_replaced_by_zeros_are_written_again(folder):
+    for name in ("r.csv", "r.jsonl"):
+        predict("photos", "--output", name)
+        whole = Path(name).read_bytes()
+        place = whole.index(b"photos/day 1")
+        Path(name).write_bytes(whole[:place] + bytes(80) + whole[place + 80 :])
+        predict("photos", "--output", name)
+        assert Path(name).read_bytes() == whole
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_a_disk_that_fails_says_where_and_what_to_do(folder, monkeypatch, capsys, ending):
+    if ending == "parquet":
+        pytest.importorskip("pyarrow")
+    for number, advice in ((errno.ENOSPC, r"\([\d,.]+ MB free\); make room"), (errno.EIO, "; check the disk")):
+
+        def fail(path, number=number):
+            raise OSError(number, os.strerror(number))
+
+        with monkeypatch.context() as context:
+            context.setattr("jaxcnn.bulk.output.sync", fail)
+            with pytest.raises(
+                UserError, match=rf"^r.{ending}\S* cannot be written: .*{advice} and run the same command"
+            ):
+                predict("photos/day 0", "--output", f"r.{ending}")
+    predict("photos/day 0", "--output", f"r.{ending}")
+    assert "2 were in it already" in capsys.readouterr().err
+    assert [row["predicted_class"] for row in read_rows(f"r.{ending}")] == ["red", "red"]
+
+
+def test_a_parquet_file_that_cannot_be_read_is_not_called_something_else(folder, monkeypatch):
+    """The advice to remove it would lose what was done."""
+    pyarrow = pytest.importorskip("pyarrow.parquet")
+    predict("photos/day 0", "--output", "r.parquet")
+
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(pyarrow, "ParquetFile", fail)
+    with pytest.raises(UserError, match=r"^r.parquet cannot be written: Input/output error; give another --output$"):
+        predict("photos/day 0", "--output", "r.parquet")
 
 
 def test_names_with_quotes_and_line_breaks_are_resumed(folder, capsys):
@@ -267,11 +311,18 @@ def test_mistakes_are_one_line(folder, arguments, message):
     assert "\n" not in str(raised.value)
 
 
+def row_with(**values: object) -> str:
+    row = {"file": "a.png", "predicted_class": "red", "probability": 1.0, "class_2": "blue", "probability_2": 0.0}
+    return json.dumps(row | {"class_3": "green", "probability_3": 0.0} | values) + "\n"
+
+
 def test_output_of_something_else_is_not_touched(folder):
     for name, content, message in (
         ("r.csv", "name,age\nAnn,3\n", "r.csv has the columns name, age, not file, predicted_class"),
         ("r.jsonl", "[1]\n", "line 1 of r.jsonl is not a prediction"),
         ("r.jsonl", '{"name": 1}\n', "r.jsonl has the columns name, not file"),
+        ("r.jsonl", row_with(file=["a.png"]), "line 1 of r.jsonl is not a prediction; remove it or give another"),
+        ("r.jsonl", row_with(predicted_class=None), "line 1 of r.jsonl is not a prediction"),
     ):
         Path(name).write_text(content)
         with pytest.raises(UserError, match=message):

@@ -28,7 +28,8 @@ from jaxcnn.errors import UserError
 from jaxcnn.evaluate import main as evaluate_command
 from jaxcnn.evaluation import evaluate
 from jaxcnn.loop import initial_state, prepare, take_step
-from jaxcnn.run.checkpoint import load_model, open_checkpoints
+from jaxcnn.run.checkpoint import Checkpoints, load_model, open_checkpoints
+from jaxcnn.run.metrics_log import MetricsLog
 from jaxcnn.run.workdir import Classes, Workdir
 from jaxcnn.state import TrainState
 from jaxcnn.training import train
@@ -432,6 +433,17 @@ def test_batches_are_on_the_device_before_their_step(config, tmp_path, monkeypat
     monkeypatch.setattr(loop, "take_step", watched)
     train(dataclasses.replace(config, epochs=1), tmp_path)
     assert placed == [True] * len(placed) != []
+
+
+@pytest.mark.run
+def test_records_are_on_the_disk_before_the_checkpoint_of_their_steps(config, tmp_path, monkeypatch):
+    """A run that is resumed after a power cut has all records up to its checkpoint."""
+    done, save, sync = [], Checkpoints.save, MetricsLog.sync
+    monkeypatch.setattr(Checkpoints, "save", lambda *args, **options: [save(*args, **options), done.append("save")])
+    monkeypatch.setattr(MetricsLog, "sync", lambda log: [sync(log), done.append("sync")])
+    train(dataclasses.replace(config, epochs=1, checkpoint_minutes=1e-9), tmp_path)
+    assert done == ["sync", "save"] * (len(done) // 2)
+    assert len(done) > 4
 
 
 def test_every_record_covers_the_steps_since_the_last(config, tmp_path, monkeypatch):

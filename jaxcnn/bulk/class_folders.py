@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxcnn.bulk.picture_files import PictureFile
+from jaxcnn.disk import sync
 from jaxcnn.errors import UserError
 
 UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f]|^\.|[. ]$')
@@ -57,12 +58,13 @@ class ClassFolders:
         if file.is_on_disk and not self._copy:
             target.symlink_to(os.path.abspath(file.name))
             return True
-        # A copy gets its name when it is complete: half of one would be taken for another picture.
+        # A copy gets its name when all of it is on the disk: half of one would be taken for another picture.
         unfinished = target.with_name(f".{target.name}")
         if file.is_on_disk:
             shutil.copy2(file.name, unfinished)
         else:
             unfinished.write_bytes(file.read())
+        sync(unfinished)
         unfinished.replace(target)
         return True
 

@@ -9,6 +9,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from jaxcnn.bulk.picture_files import PictureFile
+from jaxcnn.disk import sync
 from jaxcnn.errors import UserError
 
 SMALLEST = 256
@@ -48,6 +49,7 @@ class Heatmaps:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             overlay(image, heatmap).save(unfinished, "PNG")
+            sync(unfinished)
             unfinished.replace(path)
         except OSError as error:
             raise UserError(f"the heatmap {path} cannot be written: {error.strerror}; give other --heatmaps") from error

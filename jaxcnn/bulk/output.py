@@ -1,20 +1,20 @@
 """Files of predictions, one row for each picture: CSV, JSON Lines or Parquet.
 
 Rows are appended as they come, so that what was done survives an interruption: a file that is opened again knows its
-pictures, and a last row that is incomplete is dropped.
+pictures, and a last row that is incomplete is dropped. After a power cut, all rows from the first lost one on are.
 """
 
 import csv
 import itertools
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 import numpy as np
 
+from jaxcnn.disk import describe, remedy, sync
 from jaxcnn.errors import UserError
 from jaxcnn.paths import readable
 from jaxcnn.prediction import Prediction
@@ -58,10 +58,18 @@ class Output(Protocol):
         """The predicted class of each picture that the file had when it was opened."""
 
     def write(self, rows: Sequence[Row]) -> None:
-        """Appends rows; they are in the file when this returns."""
+        """Appends rows; they are in the file when this returns.
+
+        Raises:
+          UserError: the disk is full or cannot be written.
+        """
 
     def close(self) -> None:
-        """Completes the file."""
+        """Completes the file, and waits until it has reached the disk.
+
+        Raises:
+          UserError: as `write`.
+        """
 
 
 @contextmanager
@@ -92,6 +100,16 @@ def open_output(path: Path, *, top_k: int, channels: int | None) -> Iterator[Out
 
 
 @contextmanager
+def _write_errors(path: Path) -> Iterator[None]:
+    """Turns the system's refusal to write a file into a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        advice = f"{remedy(error) or 'check the disk'} and run the same command again"
+        raise UserError(f"{path} cannot be written: {describe(error, path.parent)}; {advice}") from error
+
+
+@contextmanager
 def _closed_on_error(file: IO[Any]) -> Iterator[None]:
     """Closes a file if it turns out to be something else."""
     try:
@@ -106,6 +124,7 @@ class CsvOutput:
 
     def __init__(self, path: Path, columns: Sequence[str], channels: int):
         self._columns = [column for column in columns if column != "features"]
+        self._path = path
         header = [*self._columns, *(f"feature_{number}" for number in range(1, channels + 1))]
         # Names that are not UTF-8 are written as the bytes that they are.
         self._file = path.open("a+", encoding="utf-8", errors="surrogateescape", newline="")
@@ -113,10 +132,10 @@ class CsvOutput:
             self.done, end = self._read(path, header)
             self._file.seek(end)
             self._file.truncate()
-        self._writer = csv.writer(self._file, lineterminator="\n")
-        if not end:
-            self._writer.writerow(header)
-            self._file.flush()
+            self._writer = csv.writer(self._file, lineterminator="\n")
+            if not end:
+                self._writer.writerow(header)
+                self._file.flush()
 
     def _read(self, path: Path, header: Sequence[str]) -> tuple[dict[str, str], int]:
         """Returns the predicted class of each file, and where the last whole row ends."""
@@ -136,13 +155,17 @@ class CsvOutput:
 
     def write(self, rows: Sequence[Row]) -> None:
         """Appends rows."""
-        for row in rows:
-            self._writer.writerow([*(row[column] for column in self._columns), *row.get("features", ())])
-        self._file.flush()
+        with _write_errors(self._path):
+            for row in rows:
+                self._writer.writerow([*(row[column] for column in self._columns), *row.get("features", ())])
+            self._file.flush()
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        with _write_errors(self._path):
+            self._file.close()
+            sync(self._path)
+            sync(self._path.parent)
 
 
 def _whole_records(file: IO[str]) -> Iterator[tuple[list[str], int]]:
@@ -152,8 +175,8 @@ def _whole_records(file: IO[str]) -> Iterator[tuple[list[str], int]]:
     def lines() -> Iterator[str]:
         nonlocal place
         for line in file:
-            if not line.endswith("\n"):
-                return  # Cut off while it was written.
+            if not line.endswith("\n") or "\0" in line:
+                return  # Cut off while it was written, or lost in a power cut.
             place += len(line.encode("utf-8", "surrogateescape"))
             yield line
 
@@ -179,6 +202,7 @@ class JsonlOutput:
     """Predictions as JSON Lines: an object by column in each line."""
 
     def __init__(self, path: Path, columns: Sequence[str]):
+        self._path = path
         self._file = path.open("a+b")
         with _closed_on_error(self._file):
             self.done, end = self._read(path, columns)
@@ -190,32 +214,42 @@ class JsonlOutput:
         self._file.seek(0)
         done, end = {}, 0
         for number, line in enumerate(self._file, 1):
-            if not line.endswith(b"\n"):
-                break  # Cut off while it was written.
-            row = _parse_line(line, f"line {number} of {path}")
-            _check_columns(path, list(row), columns)
+            if not line.endswith(b"\n") or b"\0" in line:
+                break  # Cut off while it was written, or lost in a power cut.
+            row = _parse_line(line, path, number=number, columns=columns)
             done[row["file"]] = row["predicted_class"]
             end += len(line)
         return done, end
 
     def write(self, rows: Sequence[Row]) -> None:
         """Appends rows."""
-        self._file.write("".join(f"{json.dumps(row)}\n" for row in rows).encode())
-        self._file.flush()
+        with _write_errors(self._path):
+            self._file.write("".join(f"{json.dumps(row)}\n" for row in rows).encode())
+            self._file.flush()
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        with _write_errors(self._path):
+            self._file.close()
+            sync(self._path)
+            sync(self._path.parent)
 
 
-def _parse_line(line: bytes, where: str) -> Row:
+def _parse_line(line: bytes, path: Path, *, number: int, columns: Sequence[str]) -> Row:
+    """Returns the row in a line of a file.
+
+    Raises:
+      UserError: the line is not a row, or has other columns.
+    """
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
         row = None
-    if not isinstance(row, dict):
-        raise UserError(f"{where} is not a prediction; remove it or give another --output")
-    return row
+    if isinstance(row, dict):
+        _check_columns(path, list(row), columns)
+        if isinstance(row["file"], str) and isinstance(row["predicted_class"], str):
+            return row
+    raise UserError(f"line {number} of {path} is not a prediction; remove it or give another --output")
 
 
 def unfinished_path(path: Path) -> Path:
@@ -249,16 +283,19 @@ class ParquetOutput:
         """Yields the row groups of the file.
 
         Raises:
-          UserError: it is not Parquet, or has other columns.
+          UserError: it is not Parquet, is damaged or has other columns.
+          OSError: it cannot be read.
         """
         try:
-            file = self._arrow.parquet.ParquetFile(self._path)
+            with self._arrow.parquet.ParquetFile(self._path) as file:
+                _check_columns(self._path, file.schema_arrow.names, self._schema.names)
+                for group in range(file.num_row_groups):
+                    yield file.read_row_group(group)
         except (self._arrow.ArrowException, OSError) as error:
+            # Without a number it comes from the content, not from the system.
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
             raise UserError(f"{self._path} is not a Parquet file; remove it or give another --output") from error
-        with file:
-            _check_columns(self._path, file.schema_arrow.names, self._schema.names)
-            for group in range(file.num_row_groups):
-                yield file.read_row_group(group)
 
     def write(self, rows: Sequence[Row]) -> None:
         """Appends rows to the file beside the Parquet file."""
@@ -267,22 +304,32 @@ class ParquetOutput:
     def close(self) -> None:
         """Writes the Parquet file with all rows, in place of the earlier one."""
         self._rows.close()
-        partial = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        try:
-            with self._arrow.parquet.ParquetWriter(partial, self._schema) as writer:
-                for rows in self._read_groups() if self._path.exists() else ():
-                    writer.write_table(rows)
-                with self._unfinished.open("rb") as lines:
-                    for batch in itertools.batched(lines, ROWS):
-                        rows = [json.loads(line) for line in batch]
-                        rows = [row | {"file": readable(row["file"])} for row in rows]  # Parquet keeps UTF-8 alone.
-                        # A process that was killed after the next line has left rows that the file has already.
-                        rows = [row for row in rows if row["file"] not in self._complete]
-                        writer.write_table(self._arrow.Table.from_pylist(rows, schema=self._schema))
-            partial.replace(self._path)
-        finally:
-            partial.unlink(missing_ok=True)
-        self._unfinished.unlink()
+        partial = self._path.with_name(f".{self._path.name}")
+        with _write_errors(self._path):
+            try:
+                self._write_all(partial)
+                # The rows beside the file are needed until the file has reached the disk, and its name too.
+                sync(partial)
+                partial.replace(self._path)
+                sync(self._path.parent)
+            except BaseException:
+                with suppress(OSError):  # A disk that fails may not let it be removed either.
+                    partial.unlink(missing_ok=True)
+                raise
+            self._unfinished.unlink()
+
+    def _write_all(self, path: Path) -> None:
+        """Writes a Parquet file with the rows of the earlier one and those beside it."""
+        with self._arrow.parquet.ParquetWriter(path, self._schema) as writer:
+            for rows in self._read_groups() if self._path.exists() else ():
+                writer.write_table(rows)
+            with self._unfinished.open("rb") as lines:
+                for batch in itertools.batched(lines, ROWS):
+                    rows = [json.loads(line) for line in batch]
+                    rows = [row | {"file": readable(row["file"])} for row in rows]  # Parquet keeps UTF-8 alone.
+                    # A process that was killed before it removed these rows has left some that the file has already.
+                    rows = [row for row in rows if row["file"] not in self._complete]
+                    writer.write_table(self._arrow.Table.from_pylist(rows, schema=self._schema))
 
 
 def _import_arrow() -> Any:

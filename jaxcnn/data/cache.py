@@ -20,6 +20,7 @@ from jaxcnn.data.entry import (
     read_description,
     read_labels,
     replaced,
+    save_array,
     show_progress,
     write_description,
     write_facts,
@@ -171,7 +172,7 @@ def _write_split(
             file.write(images.data)
             yield from rows
             advance(len(rows))
-    np.save(folder / f"{split}_labels.npy", labels)
+    save_array(folder / f"{split}_labels.npy", labels)
 
 
 def _decode_rows(

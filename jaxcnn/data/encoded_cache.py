@@ -24,6 +24,7 @@ from jaxcnn.data.entry import (
     read_description,
     read_labels,
     replaced,
+    save_array,
     show_progress,
     write_description,
     write_facts,
@@ -81,7 +82,7 @@ def count_encoded(source: Source, *, cache_dir: Path) -> int | None:
     try:
         for split in ("train", "validation"):
             count += len(np.load(entry / f"{split}_labels.npy", mmap_mode="r"))
-    except (OSError, ValueError, EOFError):
+    except DAMAGED:
         return None
     return count
 
@@ -207,7 +208,7 @@ def _read_rows(pictures: Pictures, *, copy: Callable[[bytes], None] | None, pool
 def _write_labels_and_facts(folder: Path, rows: dict[str, list[Row]], splits: dict[str, Pictures]) -> None:
     """Writes `SPLIT_labels.npy` and `SPLIT_facts.npy` of both splits."""
     for split, found in rows.items():
-        np.save(folder / f"{split}_labels.npy", np.array([row.label for row in found], np.int32))
+        save_array(folder / f"{split}_labels.npy", np.array([row.label for row in found], np.int32))
     if sum(map(len, rows.values())) > COMPARED:
         rows = {
             split: [row._replace(look=row.look._replace(is_comparable=False)) for row in found]

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +30,17 @@ HASHED = 2**32
 """Bytes of an entry that are compared with their checksums at every start, which takes seconds. The files of a larger
 entry are compared again once one of them has changed."""
 
-DAMAGED = (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError, ChecksumError)
+DAMAGED = (
+    OSError,
+    EOFError,
+    ValueError,
+    RecursionError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    ChecksumError,
+    TokenError,  # NumPy, for the header of an array
+)
 """What reading a damaged entry raises."""
 
 
@@ -177,6 +188,18 @@ def _has_checksums(entry: Path, checksums: Mapping[str, Sequence[str]]) -> bool:
     return True
 
 
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Writes an array as `np.save` does, which on a full disk says little, or nothing and leaves a part of the file.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    values = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(values.data)
+
+
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Holds a lock that the system releases even if the process is killed; prints a line if it has to wait."""
@@ -260,8 +283,8 @@ def write_facts(
         facts[kind] = -1
         for number, group in enumerate(found):
             facts[kind][list(group.rows)] = number
-    np.save(folder / "train_facts.npy", facts[:first])
-    np.save(folder / "validation_facts.npy", facts[first:])
+    save_array(folder / "train_facts.npy", facts[:first])
+    save_array(folder / "validation_facts.npy", facts[first:])
 
 
 def check_readable(errors: list[str]) -> None:

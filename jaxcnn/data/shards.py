@@ -4,6 +4,7 @@ A file of ArrayRecord has an index of its records at the end (https://github.com
 """
 
 import contextlib
+import errno
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -16,7 +17,6 @@ import numpy as np
 from jaxtyping import Int32
 
 from jaxcnn.data.sources.pictures import Picture
-from jaxcnn.disk import NO_ROOM
 from jaxcnn.errors import UserError
 
 SHARD = 2**28
@@ -68,7 +68,7 @@ class ShardWriter:
         """Writes a picture.
 
         Raises:
-          OSError: the disk is full.
+          OSError: the disk is full or cannot be written.
         """
         with _system_errors():
             if self._writer is None:
@@ -90,11 +90,11 @@ class ShardWriter:
 
 @contextlib.contextmanager
 def _system_errors() -> Iterator[None]:
-    """Turns the errors of a full disk into OSError: `array_record` reports them as text, from C++."""
+    """Turns the errors of the system into OSError: `array_record` reports them as text, from C++."""
     try:
         yield
     except Exception as error:
-        for number in NO_ROOM:
+        for number in errno.errorcode:
             if os.strerror(number) in str(error):
                 raise OSError(number, os.strerror(number)) from error
         raise

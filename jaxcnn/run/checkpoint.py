@@ -26,7 +26,7 @@ from orbax.checkpoint import v1 as ocp
 from jaxcnn.calibration import Calibration, read_calibration
 from jaxcnn.checksum import ChecksumError
 from jaxcnn.config import Config
-from jaxcnn.disk import describe, sync
+from jaxcnn.disk import describe, remedy, sync
 from jaxcnn.distributed import fetch_state
 from jaxcnn.errors import UserError
 from jaxcnn.models import registry
@@ -293,6 +293,11 @@ def _open(directory: Path, **options: Any) -> ocp.training.Checkpointer:
             return ocp.training.Checkpointer(directory, **options)
         except FileNotFoundError:  # Training deleted a checkpoint while Orbax listed them.
             return ocp.training.Checkpointer(directory, **options)
+        except OSError as error:
+            raise UserError(
+                f"the checkpoints in {directory} cannot be read: {error.strerror or error}. They may be whole: "
+                f"{remedy(error) or 'fix that'} and run again"
+            ) from error
 
 
 def _open_alone(directory: Path) -> AbstractContextManager[Any]:

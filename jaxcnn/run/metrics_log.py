@@ -16,7 +16,7 @@ from typing import IO, Any, ClassVar
 import numpy as np
 from jaxtyping import UInt8
 
-from jaxcnn.disk import describe
+from jaxcnn.disk import describe, remedy, sync
 from jaxcnn.errors import UserError
 from jaxcnn.typed_json import decode
 
@@ -154,6 +154,17 @@ class MetricsLog:
             self._echo.flush()
         for listener in self.listeners:
             listener(record)
+
+    def sync(self) -> None:
+        """Waits until all records have reached the disk, as before the checkpoint that a resumed run goes on from.
+
+        Raises:
+          UserError: the disk is full or cannot be written.
+        """
+        if self._lines is not None:
+            with _write_errors(self._path.parent):
+                sync(self._path)
+                sync(self._path.parent)
 
     def write_pictures(self, pictures: UInt8[np.ndarray, "count side side 3"], *, step: int) -> None:
         """Shows augmented pictures in TensorBoard; does nothing in a process that does not write.
@@ -361,5 +372,6 @@ def _write_errors(workdir: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"the log cannot be written to {workdir}: {describe(error, workdir)}; make room and run again to resume"
+            f"the log cannot be written to {workdir}: {describe(error, workdir)}; {remedy(error) or 'check the path'} "
+            "and run again to resume"
         ) from error

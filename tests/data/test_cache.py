@@ -258,6 +258,20 @@ def test_a_large_entry_is_compared_with_its_checksums_when_a_file_has_changed(tm
     assert len(calls) == 2
 
 
+def test_a_large_entry_whose_disk_has_flipped_a_bit_in_a_header_is_decoded_again(tmp_path, monkeypatch):
+    """Its files are not compared with their checksums, as none has changed."""
+    some, calls = source()
+    monkeypatch.setattr("jaxcnn.data.entry.HASHED", 0)
+    for _ in range(2):
+        load_cached(some, size=8, cache_dir=tmp_path)
+    path = tmp_path / "some-8" / "train_labels.npy"
+    time = path.stat().st_mtime_ns
+    path.write_bytes(path.read_bytes().replace(b"'descr'", b"'descr/", 1))
+    os.utime(path, ns=(time, time))
+    check(load_cached(some, size=8, cache_dir=tmp_path))
+    assert len(calls) == 2
+
+
 @pytest.mark.parametrize("key", ["names", "wnids", "checksum", "checksums", "bytes"])
 def test_an_entry_whose_description_was_changed_is_decoded_again(tmp_path, key):
     some, calls = source()

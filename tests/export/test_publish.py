@@ -12,6 +12,7 @@ import export
 import export.sidecars
 import export.workdir
 from jaxcnn.errors import UserError
+from jaxcnn.onnx_file import open_model
 
 
 def test_an_example_that_cannot_be_written_leaves_nothing_behind(run, tmp_path, monkeypatch):
@@ -43,9 +44,10 @@ def test_a_disk_that_fills_up_with_the_last_file_leaves_all_as_it_was(pictured, 
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
-def test_the_model_is_replaced_last(run, tmp_path, monkeypatch):
+def test_the_model_is_replaced_after_the_files_beside_it(run, tmp_path, monkeypatch):
     path = export.export_workdir(run, tmp_path / "m.onnx")
     older, moved, move = path.read_bytes(), [], os.replace
+    assert path.with_suffix(".json").exists()
 
     def refuse_the_model(source, target):
         if target == path:
@@ -57,8 +59,10 @@ def test_the_model_is_replaced_last(run, tmp_path, monkeypatch):
     monkeypatch.setattr("os.replace", refuse_the_model)
     with pytest.raises(UserError, match=r"m.onnx cannot be written: Permission denied"):
         export.export_workdir(run, path, features=True)
+    # The older model is still there, and not refused for the description of the new one.
     assert path.read_bytes() == older
-    assert (moved[0], moved[-1], len(moved)) == ("config.json", "m.json", 5)
+    assert open_model(path).outputs == ("logits", "probabilities")
+    assert (moved[0], moved[-1], len(moved)) == ("config.json", "example.npz", 4)
 
 
 def test_folders_of_killed_exports_are_removed_after_a_day(run, tmp_path):

@@ -1,5 +1,6 @@
 """The log of a run: what is written, and what is read back, also after a kill and a resume."""
 
+import errno
 import json
 import re
 import subprocess
@@ -117,6 +118,24 @@ def test_a_full_disk_is_reported_at_once(tmp_path, values, fullest):
     ), done.stderr
     assert done.returncode == 0
     assert max(tmp_path.iterdir(), key=lambda file: file.stat().st_size).match(fullest)
+
+
+def test_records_and_the_name_of_their_file_reach_the_disk(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr("jaxcnn.run.metrics_log.sync", synced.append)
+    with open_log(tmp_path) as log:
+        log.sync()
+    assert synced == [tmp_path / "metrics.jsonl", tmp_path]
+
+    def fail(path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("jaxcnn.run.metrics_log.sync", fail)
+    message = rf"^the log cannot be written to {tmp_path}: Input/output error; check the disk and run again to resume$"
+    with open_log(tmp_path) as log, pytest.raises(UserError, match=message):
+        log.sync()
+    with open_log(tmp_path, writes=False) as log:
+        log.sync()
 
 
 def test_a_missing_workdir_is_reported(tmp_path):

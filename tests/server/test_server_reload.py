@@ -6,8 +6,12 @@ import hashlib
 import json
 import shutil
 
+import numpy as np
+import onnx
 import pytest
+from crashes import SCHEDULES, torn
 
+from export.seal import seal
 from server import model, reload
 from server.metrics import Metrics, ModelMetrics
 from server.settings import Settings
@@ -95,6 +99,37 @@ def test_an_invalid_file_is_logged_in_one_line(service, caplog):
     (record,) = caplog.records
     assert "onnxruntime cannot open it" in record.message
     assert not record.exc_info
+
+
+def test_a_file_that_cannot_be_read_to_its_end_is_logged_in_one_line(service, monkeypatch, caplog):
+    def fail(*_):
+        raise OSError(5, "Input/output error")
+
+    model_file = onnx.load(service.model.path)
+    onnx.helper.set_model_props(model_file, {**{p.key: p.value for p in model_file.metadata_props}, "checksum": '"0"'})
+    monkeypatch.setattr("server.integrity.has_checksum", fail)
+    onnx.save(model_file, service.model.path)
+    watch_until(service, lambda: service.reloads("failed") > 0)
+    (record,) = caplog.records
+    assert f"{service.model.path} cannot be served: it cannot be read (Input/output error). Set" in record.message
+    assert not record.exc_info
+
+
+def test_a_file_that_is_written_in_place_is_served_only_when_it_is_whole(service, other):
+    """What a copy that is not finished, or a power cut, leaves at its name keeps the old model."""
+    old, new, random = service.model.path.read_bytes(), other.read_bytes(), np.random.default_rng(0)
+    new = seal(new)
+    for _ in range(SCHEDULES // 4):
+        found = torn(old, new, random)
+        service.model.path.write_bytes(found)
+        asyncio.run(reload._load(service, service))
+        assert service.model.names[0] == ("a" if found == new else "red")
+        service.model = model.load(restore(service.model.path, old), max_batch=2, threads=1)
+
+
+def restore(path, content):
+    path.write_bytes(content)
+    return path
 
 
 @pytest.mark.parametrize("failure", [MemoryError(), OSError(24, "Too many open files"), RuntimeError("a defect")])

@@ -160,7 +160,9 @@ class Workers:
 
         Zero while there is no other query: otherwise one slow query could get all later ones refused.
         """
-        return self._light.expected_wait(client)
+        # The threads reorder the queue.
+        with self._changed:
+            return self._light.expected_wait(client)
 
     async def answer(
         self, query: Query, gone: asyncio.Future[Any], place: Place, stages: list[Stage] | None = None

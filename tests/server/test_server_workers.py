@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -433,6 +434,24 @@ def test_the_expected_wait_counts_all_jobs_before_and_its_own(model_path):
         await asyncio.gather(queued, *(first for _, first in held))
 
     run(test, model_path, threads=2)
+
+
+def test_the_expected_wait_can_be_computed_while_threads_take_jobs(model_path):
+    """The order of the clients changes with every job that is taken."""
+
+    async def test(workers):
+        waiting = [start(workers, Ask(), str(i % 300))[0] for i in range(600)]
+        await asyncio.sleep(0)
+        while workers._light.queue:
+            assert workers.expected_wait("new") >= 0
+        await asyncio.gather(*waiting)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        run(test, model_path, threads=2)
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_the_time_per_job_is_a_moving_average(model_path):

@@ -29,6 +29,9 @@ _HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*")
 # For how long a connection without a request stays open when the server shuts down: one may be under way.
 _LAST_SECONDS = 0.2
 
+# How old a connection without any request is when it is closed then: its client is about to send the first.
+_NEW_SECONDS = 2
+
 
 def uvicorn_server() -> uvicorn.Server:
     """Returns the uvicorn server that runs this application.
@@ -155,6 +158,7 @@ class GuardedConnection(HttpToolsProtocol):
         self._unparsed = memoryview(b"")
         self.flow = _Flow(transport, self)
         self._is_shutting_down = False
+        self._made_at = self.loop.time()
         self._running: RequestResponseCycle | None = None
         self._refusal: tuple[int, str] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -179,7 +183,10 @@ class GuardedConnection(HttpToolsProtocol):
         self._is_shutting_down = True
         if self.is_lingering:
             self.loop.call_later(_LAST_SECONDS, self._socket.abort)
-        elif self.cycle is None or self.cycle.response_complete:
+        elif self.cycle is None:
+            left = self._made_at + _NEW_SECONDS - self.loop.time()
+            self.loop.call_later(max(_LAST_SECONDS, left), super().shutdown)
+        elif self.cycle.response_complete:
             self.loop.call_later(_LAST_SECONDS, super().shutdown)
         else:
             super().shutdown()

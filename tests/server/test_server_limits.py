@@ -548,6 +548,19 @@ def test_a_shutdown_finishes_accepted_requests(serve, model_path, signal_number)
         assert "Traceback" not in server.log.read_text()
 
 
+def test_a_new_connection_may_send_its_request_when_the_server_shuts_down(serve, model_path):
+    """Otherwise a client that is busy for a moment after it has connected would get no response."""
+    with (
+        serve(JAXCNN_MODEL=str(model_path)) as server,
+        socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection,
+    ):
+        server.process.send_signal(signal.SIGTERM)
+        log_lines(server, message="Shutting down")
+        time.sleep(0.5)
+        connection.sendall(head(f"Content-Length: {len(PICTURE)}") + PICTURE)
+        assert read_answer(connection)[0] == 200
+
+
 def test_sigterm_first_turns_readiness_off(serve, model_path):
     with serve(JAXCNN_MODEL=str(model_path), JAXCNN_DRAIN_SECONDS="2") as server:
         assert "connection" not in post(server.client, PICTURE).headers

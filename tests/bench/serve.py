@@ -86,6 +86,19 @@ class Process:
                 total += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
         return total * os.sysconf("SC_PAGE_SIZE") / 2**20
 
+    def descriptors(self) -> int:
+        return self._count("fd")
+
+    def threads(self) -> int:
+        return self._count("task")
+
+    def _count(self, folder: str) -> int:
+        total = 0
+        for pid in self._pids():
+            with contextlib.suppress(OSError):
+                total += len(os.listdir(f"/proc/{pid}/{folder}"))
+        return total
+
 
 @contextlib.contextmanager
 def running(command: list[str], model: Path, **settings: str) -> Iterator[tuple[Process, float]]:

@@ -2,17 +2,29 @@
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxcnn.config import ModelConfig, OptimConfig
 from jaxcnn.models import registry
 from jaxcnn.optim import make_optimizer
-from jaxcnn.state import complete, create_state, describe_variables, init_variables, zero_state
+from jaxcnn.state import complete, create_state, describe_variables, init_variables, start_from, zero_state
 
 SIDE = 8
 KEY = jax.random.key(3)
 MODEL = registry.build(ModelConfig(widths=(4,), blocks=(1,)), classes=3)
+
+
+class Linear(nn.Module):
+    """A network without batch normalisation, which drops features in training."""
+
+    @nn.compact
+    def __call__(self, images, train):
+        assert (images.dtype, images.shape[1:]) == (jnp.uint8, (SIDE, SIDE, 3))
+        features = nn.Dense(2)(images.astype(jnp.float32).mean((1, 2)))
+        return nn.Dropout(0.5)(features, deterministic=not train)
 
 
 def assert_same(a, b):
@@ -50,3 +62,52 @@ def test_a_state_of_zeros_has_the_shapes_of_a_first_state(name, averaged):
         lambda leaf: (leaf.shape, leaf.dtype), state
     )
     assert not any(leaf.any() for leaf in jax.tree.leaves(zeros))
+
+
+def make_linear_state(*, averaged: bool):
+    return create_state(KEY, model=Linear(), optimizer=optax.adam(0.1), image_size=SIDE, averaged=averaged)
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_the_first_state(averaged):
+    state = make_linear_state(averaged=averaged)
+    variables = init_variables(KEY, model=Linear(), image_size=SIDE)
+    assert_same(state.variables, variables)
+    assert variables["batch_stats"] == {}
+    assert jax.tree.map(jnp.shape, variables["params"]) == {"Dense_0": {"bias": (2,), "kernel": (3, 2)}}
+    assert (state.step.dtype, int(state.step), state.finite.dtype, bool(state.finite)) == (jnp.int32, 0, bool, True)
+    assert_same(state.opt_state, optax.adam(0.1).init(variables["params"]))
+    if averaged:
+        assert_same(state.average, variables)
+        assert_shares_nothing(state)
+    else:
+        assert state.average is None
+
+
+def assert_shares_nothing(state):
+    leaves = jax.tree.leaves((state.variables, state.average))
+    assert len({leaf.unsafe_buffer_pointer() for leaf in leaves}) == len(leaves)
+
+
+def test_the_average_is_evaluated_if_there_is_one():
+    state = make_linear_state(averaged=True)
+    assert state.evaluated is state.average
+    state = state._replace(average=None)
+    assert state.evaluated is state.variables
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_a_state_that_starts_from_other_variables_has_copies_of_them(averaged):
+    state = make_linear_state(averaged=averaged)
+    given = jax.tree.map(lambda leaf: np.full_like(leaf, 7), state.variables)
+    started = start_from(state, given)
+    assert_same(started.variables, given)
+    assert_same(started.opt_state, state.opt_state)
+    if averaged:
+        assert_same(started.average, given)
+        assert_shares_nothing(started)
+    else:
+        assert started.average is None
+    for leaf in jax.tree.leaves(given):
+        leaf[:] = 8
+    assert float(jax.tree.leaves(started.variables)[0].max()) == 7

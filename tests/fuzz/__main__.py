@@ -12,11 +12,21 @@ from collections.abc import Sequence
 
 from tests.fuzz.corpus import FOLDER
 
-INSTRUMENTED = [
-    *("server", "jaxcnn.bulk", "jaxcnn.data", "jaxcnn.models.pretrained", "jaxcnn.run", "jaxcnn.typed_json"),
-    *("PIL", "python_multipart", "tests.fuzz.connection", "uvicorn.protocols", "zipfile"),
-]
-"""Packages whose coverage guides the search. Others would make the start slow."""
+PARSERS = ("jaxcnn.checksum", "jaxcnn.errors", "jaxcnn.typed_json")
+INSTRUMENTED = {
+    "picture": ("PIL", "jaxcnn.data.decoding", "jaxcnn.data.resize", "server.exif", "server.picture", "server.resize"),
+    "form": ("python_multipart", "server.protocols"),
+    "inference": ("server.picture", "server.protocols"),
+    "base64": ("server.protocols",),
+    "zip": ("jaxcnn.data.sources", "zipfile"),
+    "folder": ("jaxcnn.data.sources",),
+    "safetensors": ("jaxcnn.metadata", "jaxcnn.run", "jaxcnn.weights", *PARSERS),
+    "pth": ("jaxcnn.models.pretrained", "zipfile"),
+    "onnx": ("jaxcnn.onnx_file", "server.integrity", "server.model", "server.resize", *PARSERS),
+    "record": ("jaxcnn.bulk", "jaxcnn.calibration", "jaxcnn.config", "jaxcnn.data", "jaxcnn.run", *PARSERS),
+    "http": ("server.connection", "tests.fuzz.connection", "uvicorn.protocols"),
+}
+"""Packages whose coverage guides the search, by target. Others would make the start slow."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -30,7 +40,7 @@ def main(arguments: Sequence[str]) -> None:
         import atheris
     except ImportError:
         sys.exit("python -m tests.fuzz: atheris is missing; run pip install atheris")
-    with atheris.instrument_imports(include=INSTRUMENTED):
+    with atheris.instrument_imports(include=list(INSTRUMENTED[options.target])):
         from tests.fuzz.targets import TARGETS
     limits = [f"-max_total_time={options.seconds}", "-timeout=20", "-rss_limit_mb=4096", "-max_len=8192"]
     if all(argument.startswith("-") for argument in further):

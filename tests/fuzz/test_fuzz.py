@@ -1,5 +1,6 @@
 """Every target on the inputs of its corpus, and on random changes of them."""
 
+import importlib.util
 import itertools
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.fuzz import targets
+from tests.fuzz.__main__ import INSTRUMENTED
 from tests.fuzz.connection import parse_responses
 from tests.fuzz.corpus import FOLDER
 from tests.fuzz.mutations import mutated
@@ -87,6 +89,12 @@ def test_a_fault_is_found(monkeypatch, target, function, broken):
 def test_an_invalid_response_is_a_fault(written):
     with pytest.raises(AssertionError):
         parse_responses(written)
+
+
+def test_the_coverage_of_every_target_is_measured():
+    assert INSTRUMENTED.keys() == TARGETS.keys()
+    for package in set(itertools.chain.from_iterable(INSTRUMENTED.values())):
+        assert importlib.util.find_spec(package), package
 
 
 def test_the_runner_names_what_is_missing():

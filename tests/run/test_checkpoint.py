@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
+from jaxcnn.calibration import Calibration, write_calibration
 from jaxcnn.config import Config, DataConfig, ModelConfig, OptimConfig
 from jaxcnn.errors import UserError
 from jaxcnn.models import registry
@@ -264,6 +265,7 @@ def test_a_refusal_of_the_system_is_not_called_damage(run, name):
     ("error", "reason"),
     [
         (OSError(errno.EIO, "Input/output error"), "Input/output error"),
+        (OSError("without a number"), "without a number"),
         (
             ValueError("INTERNAL: Error reading file: Stale handle [os_error_code='116' source locations]"),
             "Stale handle",
@@ -514,6 +516,103 @@ def test_a_save_cut_short_is_not_taken_for_a_checkpoint(tmp_path):
             restored = checkpoints.restore(make_state(seed=1))
         assert_same(restored.variables, make_state().variables)
         assert not [path for path in (tmp_path / str(delay)).iterdir() if not path.name.isdigit()]
+
+
+def test_a_loaded_model_has_what_the_run_recorded(tmp_path):
+    run, config = (
+        Workdir(tmp_path),
+        dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, precision="bfloat16")),
+    )
+    run.record(config, Classes(("cat", "dog", "eel"), ("n1", "n2", "n3"), "pets", "MIT"))
+    with open_checkpoints(run.checkpoints) as checkpoints:
+        checkpoints.save(at(make_state(config), 3))
+    model = load_model(tmp_path)
+    assert (model.config, model.wnids, model.dataset, model.license) == (config, ("n1", "n2", "n3"), "pets", "MIT")
+    # It computes in float32, whatever it was trained in.
+    assert (model.model.dtype, model.model.classes) == (jnp.float32, 3)
+    assert (model.step, model.metrics, model.calibration, model.temperature) == (3, {}, None, 1)
+    for step, temperature in ((3, 1.5), (2, 1)):
+        fitted = Calibration(step=step, temperature=1.5, count=9, ece_before=0.2, ece_after=0.1)
+        write_calibration(fitted, run.calibration)
+        assert load_model(tmp_path).temperature == temperature
+
+
+@pytest.mark.parametrize("metrics", [{"top1": 0.5}, None])
+def test_listeners_are_called_after_every_save(tmp_path, metrics):
+    seen, run = [], Workdir(tmp_path)
+    listeners = [lambda: seen.append(folders(run)), lambda: seen.append("second")]
+    with open_checkpoints(run.checkpoints, listeners) as checkpoints:
+        for step in (9, 10):
+            checkpoints.save(at(make_state(), step), metrics=metrics)
+            assert checkpoints.last_step == step
+    # A best checkpoint is kept until there is a better one, or as good a later one.
+    assert seen == [["9"], "second", ["10"], "second"]
+
+
+def test_one_of_several_processes_reads_without_the_others(two):
+    with open_checkpoints(two.checkpoints) as checkpoints:
+        checkpoints.save(at(make_state(seed=12), 12))
+    (two.checkpoints / "3.damaged").mkdir()
+    reader = checkpoint._LoneReader(two.checkpoints)
+    assert reader.checkpoints == [checkpoint._Saved(1, {"top1": 0.5}), checkpoint._Saved(12, None)]
+    for saved in reader.checkpoints:
+        expected = make_state(seed=saved.step)
+        found = checkpoint._load(reader, saved, {"model": expected.variables}, once=checkpoint._call)
+        assert_same(found["model"], expected.variables)
+
+
+def test_the_best_checkpoint_is_the_latest_of_those_with_the_highest_metric():
+    def best(*top1s):
+        saved = [checkpoint._Saved(step, None if top1 is None else {"top1": top1}) for step, top1 in enumerate(top1s)]
+        return checkpoint._best(saved).step
+
+    assert [best(None, None), best(0.5, None), best(0.5, 0.4), best(0.4, 0.5), best(0.5, 0.5, 0.1)] == [1, 0, 0, 1, 1]
+
+
+def test_steps_are_in_the_order_of_their_numbers(tmp_path):
+    for name in ("9", "10", "100", "9.damaged", f"8{checkpoint.UNFINISHED}", "notes"):
+        (tmp_path / name).mkdir()
+    assert checkpoint._finished_steps(tmp_path) == [9, 10, 100]
+
+
+def test_the_advice_names_the_latest_other_checkpoint(two, monkeypatch):
+    def fail(*_):
+        raise KeyError("damage")
+
+    def refuse(*_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with open_checkpoints(two.checkpoints) as checkpoints:
+        checkpoints.save(at(make_state(seed=12), 12))
+    monkeypatch.setattr(Checkpointer, "load_checkpointables", fail)
+    monkeypatch.setattr(Path, "rename", refuse)
+    for read, damaged, other in ((load_model, 1, 12), (lambda path: resume(path / "checkpoints"), 12, 1)):
+        with pytest.raises(UserError) as caught:
+            read(two.path)
+        assert str(caught.value) == (
+            f"checkpoint {damaged} of {two.checkpoints} is damaged (KeyError); remove its folder to resume from "
+            f"checkpoint {other}, or train in another --workdir"
+        )
+
+
+@pytest.mark.parametrize(
+    ("message", "number", "reason"),
+    [
+        (
+            "Error writing local file: No space left on device [os_error_code='28' source locations='a.cc:1']",
+            28,
+            "No space left on device",
+        ),
+        ("Stale handle [os_error_code='116']", 116, "Stale handle"),
+        ("Disk quota exceeded [os_error_code=122]", 122, "Disk quota exceeded"),
+    ],
+)
+def test_the_systems_number_is_found_in_messages_of_tensorstore(message, number, reason):
+    found = checkpoint._system_error(ValueError(message))
+    assert (found.errno, found.strerror) == (number, reason)
+    assert checkpoint._system_error(ValueError("no such thing")) is None
+    given = OSError(5, "x")
+    assert checkpoint._system_error(given) is given
 
 
 def test_checkpoints_are_selected_by_a_metric_of_the_evaluation():

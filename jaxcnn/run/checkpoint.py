@@ -334,6 +334,10 @@ class _LoneReader:
         return context
 
 
+type _Reader = ocp.training.Checkpointer | _LoneReader
+"""What reads checkpoints, in one process or in all of them."""
+
+
 @dataclass(frozen=True)
 class _Saved:
     """A checkpoint in a folder.
@@ -437,7 +441,7 @@ def _load_best(workdir: Workdir, like: Variables) -> tuple[Any, Variables]:
 
 
 def _load(
-    checkpointer: ocp.training.Checkpointer,
+    checkpointer: _Reader,
     saved: Any,
     items: dict[str, Any],
     *,
@@ -479,7 +483,7 @@ def _load(
     return loaded
 
 
-def _check_saved(checkpointer: ocp.training.Checkpointer, saved: Any, items: Collection[str]) -> None:
+def _check_saved(checkpointer: _Reader, saved: Any, items: Collection[str]) -> None:
     """Checks the files of some items of a checkpoint.
 
     Comes before Orbax reads them: it leaves threads and coroutines behind when it fails.
@@ -490,7 +494,7 @@ def _check_saved(checkpointer: ocp.training.Checkpointer, saved: Any, items: Col
         check_files(folder, items)
 
 
-def _metadata(checkpointer: ocp.training.Checkpointer, saved: Any) -> dict[str, Any]:
+def _metadata(checkpointer: _Reader, saved: Any) -> dict[str, Any]:
     """Shapes and types of the contents of a checkpoint, by item."""
     with _checkpoint_errors(checkpointer, saved), _without_orbax_logs():
         metadata: dict[str, Any] = checkpointer.checkpointables_metadata(saved).metadata
@@ -544,7 +548,7 @@ def _without_orbax_logs() -> Iterator[None]:
             logger.removeFilter(of_others)
 
 
-def _checkpoint_errors(checkpointer: ocp.training.Checkpointer, saved: Any) -> AbstractContextManager[None]:
+def _checkpoint_errors(checkpointer: _Reader, saved: Any) -> AbstractContextManager[None]:
     """`_read_errors` for a checkpoint; the advice says which other checkpoint remains if it is removed."""
     others = [checkpoint.step for checkpoint in checkpointer.checkpoints if checkpoint.step != saved.step]
     instead = f"to resume from checkpoint {max(others)}" if others else "to start anew, for there is no other"

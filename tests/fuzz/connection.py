@@ -13,6 +13,7 @@ MAX_BODY_BYTES = 10_000
 STATUSES = (200, 400, 408, 413, 431, 501)
 HEAD = re.compile(rb"HTTP/1\.1 (\d{3}) [^\r\n]*\r\n((?:[!-9;-~]+: [^\r\n]*\r\n)+)\r\n")
 LENGTH = re.compile(rb"^content-length: (\d+)\r$", re.MULTILINE | re.IGNORECASE)
+WITHOUT_CONTENT = re.compile(rb"^x-method: HEAD\r$", re.MULTILINE)
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -66,7 +67,7 @@ async def answer(scope, receive, send) -> None:
         size += len(message.get("body", b""))
         is_complete = not message.get("more_body", False)
     content = f"{scope['method']} {scope['path']} {len(scope['headers'])} {size}".encode("utf-8", "surrogateescape")
-    headers = [(b"content-length", str(len(content)).encode())]
+    headers = [(b"content-length", str(len(content)).encode()), (b"x-method", scope["method"].encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": content})
 
@@ -122,7 +123,7 @@ def parse_responses(written: bytes) -> list[tuple[int, bytes]]:
         status, length = int(head[1]), LENGTH.search(head[2])
         assert status in STATUSES, written
         assert length, written
-        end = head.end() + int(length[1])
+        end = head.end() + (0 if WITHOUT_CONTENT.search(head[2]) else int(length[1]))
         assert len(written) >= end, written
         found.append((status, written[head.end() : end]))
         written = written[end:]

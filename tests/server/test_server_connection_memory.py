@@ -608,9 +608,7 @@ def test_connections_of_uvicorn_with_httptools_are_bounded():
 def test_other_connections_are_refused():
     server = uvicorn.Server(uvicorn.Config(App, log_config=None, http="h11"))
     server.config.load()
-    with pytest.raises(
-        StartError, match=r"bounds the connections of uvicorn, and no others: run it as .uvicorn server\.app:app"
-    ):
+    with pytest.raises(StartError, match="bounds the connections of uvicorn, and no others: run it as "):
         install(server, Settings())
 
 

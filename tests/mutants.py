@@ -1,9 +1,10 @@
 """Mutation testing: `python -m tests.mutants MODULE ... [--count N] [--seed SEED] [--results FILE]`.
 
-It needs mutmut: `pip install mutmut==3.8.1`. Operators of mutmut change a module in one place at a time, and some test of the
-module has to fail then. All of mutmut's operators are used but the one that changes the text of strings, most of which
-are messages. mutmut's own runner leaves out decorated functions, and forks a process in which JAX has started threads.
-Here a process forks that has imported the libraries, but nothing of this repository, and the tests run in a copy of it.
+It needs mutmut: `pip install mutmut==3.8.1`. Operators of mutmut change a module in one place at a time, and some test
+of the module has to fail then. All of mutmut's operators are used but the one that changes the text of strings, most of
+which are messages. mutmut's own runner leaves out decorated functions, and forks a process in which JAX has started
+threads. Here a process forks that has imported the libraries, but nothing of this repository, and the tests run in a
+copy of it.
 
 A score is the share of the mutants that a test finds, or that keep the tests from ending.
 """

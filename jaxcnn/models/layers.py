@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Float32, UInt8
 
 from jaxcnn.ops.bias import add_bias
 from jaxcnn.ops.conv import conv
-from jaxcnn.ops.device_sum import on_several_devices
+from jaxcnn.ops.device_sum import dot_general, on_several_devices
 from jaxcnn.ops.layout import pointwise, spatial_axes
 from jaxcnn.ops.norm import IDENTITY, Activation, affine_act, batch_norm_act
 from jaxcnn.ops.window import Pairs
@@ -70,6 +70,30 @@ class Conv(nn.Module):
             return y
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         return y if self.before_norm else add_bias(y, jnp.asarray(bias))
+
+
+class Dense(nn.Module):
+    """A dense layer over the channels. Flax' own would sum the gradient of its bias in the type it computes in.
+
+    Attributes:
+      features: channels of the result.
+      dtype: what it computes in, and the type of the result.
+      kernel_init: initial kernel.
+    """
+
+    features: int
+    dtype: Dtype
+    kernel_init: Initializer = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: Normalisable) -> Float[Array, "*batch {self.features}"]:
+        """Computes tokens, or one row of features for each example."""
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        y = dot_general(x.astype(self.dtype), jnp.asarray(kernel), (((x.ndim - 1,), (0,)), ((), ())))
+        # In float32, so that the gradient of the bias is summed in it, also over several devices.
+        row = jnp.asarray(bias).reshape(*(1,) * (y.ndim - 1), -1)
+        return (y.astype(jnp.float32) + row).astype(self.dtype)
 
 
 class BatchNormAct(nn.Module):

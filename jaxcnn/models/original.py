@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 from jaxtyping import Array, Float
 
-from jaxcnn.models.layers import BatchNormAct, Conv, Features, Images, SpatialDropout, global_avg_pool
+from jaxcnn.models.layers import BatchNormAct, Conv, Dense, Features, Images, SpatialDropout, global_avg_pool
 from jaxcnn.models.network import Network
 from jaxcnn.ops.layout import pointwise
 from jaxcnn.ops.norm import IDENTITY, Activation
@@ -96,7 +96,7 @@ LEAKY_RELU = Activation(negative_slope=0.3)
 """Keras' default."""
 
 _conv = partial(Conv, kernel_init=nn.initializers.glorot_uniform())
-_dense = partial(nn.Dense, kernel_init=nn.initializers.glorot_uniform())
+_dense = partial(Dense, kernel_init=nn.initializers.glorot_uniform())
 _norm = partial(BatchNormAct, momentum=0.99, epsilon=1e-3)
 
 
@@ -152,7 +152,7 @@ class Original(Network, kw_only=True):
             x = _dense(hidden.features, dtype=self.dtype, name=f"dense_{i}")(x)
             x = norm(activation=LEAKY_RELU, name=f"dense_norm_{i}")(x) if hidden.norm else LEAKY_RELU(x)
             x = nn.Dropout(hidden.dropout, deterministic=not train)(x)
-        logits = _dense(self.classes, name="classifier")(x.astype(jnp.float32))
+        logits = _dense(self.classes, dtype=jnp.float32, name="classifier")(x)
         return norm(name="classifier_norm")(logits) if self.spec.norm_logits else logits
 
 

@@ -13,9 +13,8 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 from jaxtyping import Array, Float
 
-from jaxcnn.models.layers import Conv, Images, LayerNorm, StochasticDepth, gelu
+from jaxcnn.models.layers import Conv, Dense, Images, LayerNorm, StochasticDepth, gelu
 from jaxcnn.models.network import IMAGENET_MEAN, IMAGENET_STD, Network, PerColour
-from jaxcnn.ops.device_sum import dot_general
 
 type Tokens = Float[Array, "batch tokens channels"]
 
@@ -65,7 +64,7 @@ class Attention(nn.Module):
     def __call__(self, x: Tokens) -> Tokens:
         """Mixes the tokens of each picture."""
         batch, tokens, channels = x.shape
-        dense = partial(nn.Dense, dtype=self.dtype, kernel_init=_init, dot_general=dot_general)
+        dense = partial(Dense, dtype=self.dtype, kernel_init=_init)
         heads = dense(3 * channels, name="qkv")(x).reshape(batch, tokens, 3, -1, HEAD_WIDTH)
         query, key, value = (heads[:, :, i] for i in range(3))
         scores = jnp.einsum("bqhc,bkhc->bhqk", query * HEAD_WIDTH**-0.5, key)
@@ -88,7 +87,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Tokens, train: bool) -> Tokens:
         """Computes the tokens of the next block."""
-        dense = partial(nn.Dense, dtype=self.dtype, kernel_init=_init, dot_general=dot_general)
+        dense = partial(Dense, dtype=self.dtype, kernel_init=_init)
         drop = partial(StochasticDepth, self.drop, deterministic=not train)
         x = x + drop()(Attention(self.dtype, name="attention")(LayerNorm(name="attention_norm")(x)))
         y = dense(EXPANSION * x.shape[-1], name="expand")(LayerNorm(name="mlp_norm")(x))

@@ -55,7 +55,7 @@ def apply_kernel(product: Product, x: Examples, kernel: Kernel) -> Examples:
 
 
 def dot_general(x: Examples, kernel: Kernel, dimensions: Dimensions, *, precision: Any = None) -> Examples:
-    """`jax.lax.dot_general` with a kernel, for Flax' dense layers: its gradient is summed as in `apply_kernel`."""
+    """`jax.lax.dot_general` with a kernel, whose gradient is summed as in `apply_kernel`."""
     return apply_kernel(partial(jax.lax.dot_general, dimension_numbers=dimensions, precision=precision), x, kernel)
 
 

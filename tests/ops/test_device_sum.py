@@ -19,6 +19,7 @@ PROGRAM = """
 import jax, jax.numpy as jnp, numpy as np
 from functools import partial
 from jaxcnn.distributed import make_mesh, place_state, shard_batch
+from jaxcnn.models.layers import Dense
 from jaxcnn.ops.bias import add_bias
 from jaxcnn.ops.conv import conv
 from jaxcnn.ops.device_sum import dot_general, sum_over
@@ -43,6 +44,12 @@ print(check_exact(add_bias, ones, np.ones(1, np.float32)))
 print(check_exact(
     lambda x, kernel: dot_general(x, kernel, (((1,), (0,)), ((), ()))), ones[:, 0, 0], np.ones((1, 1), np.float32)
 ))
+for name, shape in (("kernel", (1, 1)), ("bias", (1,))):
+    def dense(x, value):
+        params = {"kernel": np.ones((1, 1), np.float32), "bias": np.zeros(1, np.float32)} | {name: value}
+        return Dense(1, jnp.bfloat16).apply({"params": params}, x)
+
+    print(check_exact(dense, ones[:, 0], np.ones(shape, np.float32)))
 
 # Any window has the gradients of one device.
 for options in ({}, dict(strides=(2, 1), padding=((1, 0), (2, 1))), dict(groups=4, dilation=(2, 1))):
@@ -61,7 +68,7 @@ def test_the_sum_over_devices_is_not_rounded():
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", PROGRAM]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.stdout.split() == ["259.0"] * 3, done.stderr
+    assert done.stdout.split() == ["259.0"] * 5, done.stderr
 
 
 def test_on_one_device_and_in_float32_nothing_changes():

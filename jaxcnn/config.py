@@ -292,6 +292,8 @@ class ParallelConfig:
     """Number of processes; only with the address of a coordinator."""
     process_id: int | None = None
     """Number of this process, from 0; only with the address of a coordinator."""
+    start_seconds: int = 120
+    """Time in which all processes have to be started. If one is missing then, all others end with status 75."""
     fsdp: int = 1
     """Devices among which each copy of the parameters, the optimizer's state and the average is divided. With 1, every
     device has a copy of all."""
@@ -319,12 +321,15 @@ class ParallelConfig:
             _check(self.num_processes >= 1, "parallel.num_processes", self.num_processes, "at least 1")
             last = self.num_processes - 1
             _check(0 <= self.process_id <= last, "parallel.process_id", self.process_id, f"from 0 to {last}")
+        _check(self.start_seconds >= 1, "parallel.start_seconds", self.start_seconds, "at least 1")
         _check(self.fsdp >= 1, "parallel.fsdp", self.fsdp, "at least 1")
         _check(self.accumulate >= 1, "parallel.accumulate", self.accumulate, "at least 1")
 
     def joined(self) -> "ParallelConfig":
-        """Returns what is recorded of these settings: all but the addresses, which change from session to session."""
-        return dataclasses.replace(self, coordinator=None, num_processes=None, process_id=None)
+        """Returns what is recorded of these settings: all but how processes join, which changes between sessions."""
+        fresh = ParallelConfig()
+        names = ("coordinator", "num_processes", "process_id", "start_seconds")
+        return dataclasses.replace(self, **{name: getattr(fresh, name) for name in names})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,10 @@ import json
 import os
 import re
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -23,16 +24,16 @@ from jaxcnn.cli import is_out_of_memory, printable
 from jaxcnn.config import ParallelConfig
 from jaxcnn.distributed import AXES, make_mesh
 from jaxcnn.errors import UserError
+from jaxcnn.terminal import stage
 
 LOST = 75
 """Exit status of a process that ends because another one has ended: EX_TEMPFAIL, start all of them again."""
 HEARTBEAT_SECONDS = 10
 """Time without a sign of life after which a process counts as ended, and all others end as well."""
+GRACE_SECONDS = 60
+"""Time for which JAX waits longer for the others than this process does, which then ends with one line."""
 END_SECONDS = 3
 """Time in which all processes meet that end with the same error."""
-START_SECONDS = 300
-"""Time in which all processes have to be started."""
-
 SEVERAL = 0
 """Stands for a number of tasks that is not known; it may be one."""
 
@@ -49,11 +50,16 @@ _LAUNCHERS = (
 _calls = itertools.count()
 
 
+class MissingProcessError(UserError):
+    """Other processes of the run have not started in time."""
+
+
 def join(config: ParallelConfig) -> None:
     """Joins the other processes of the run, if there are any. Must come before anything that starts JAX's backend.
 
     Raises:
-      UserError: a launcher has started several tasks that cannot be joined, or the others do not answer.
+      MissingProcessError: others have not started within `config.start_seconds`.
+      UserError: a launcher has started several tasks that cannot be joined.
     """
     if jax.distributed.is_initialized():
         return
@@ -70,21 +76,46 @@ def join(config: ParallelConfig) -> None:
         return
     # The processes decide themselves when they stop; JAX would take over SIGTERM.
     jax.config.update("jax_enable_preemption_service", False)  # type: ignore[no-untyped-call]
-    try:
-        jax.distributed.initialize(
-            **address,
-            initialization_timeout=START_SECONDS,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=HEARTBEAT_SECONDS,
-        )
-    except Exception as error:  # Each launcher has its own kinds.
+    if failure := _initialize(address, seconds=config.start_seconds):
         where = "process" if tasks == 1 else f"task of {launcher}"
         where += f", which started {tasks}," if tasks > 1 else ""
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = next(iter(str(failure).splitlines()), type(failure).__name__)
         raise UserError(
             f"this {where} cannot join the others ({reason}); give each --parallel.coordinator HOST:PORT "
             "--parallel.num_processes N --parallel.process_id I"
-        ) from error
+        ) from failure
+
+
+def _initialize(address: Mapping[str, Any], *, seconds: int) -> Exception | None:
+    """Starts JAX's connection to the other processes, and waits for all of them; returns the error of a failure.
+
+    Raises:
+      MissingProcessError: they have not all started in time.
+    """
+    failures: list[Exception] = []
+
+    def connect() -> None:
+        try:
+            jax.distributed.initialize(
+                **address,
+                initialization_timeout=seconds + GRACE_SECONDS,
+                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+                shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+            )
+        except Exception as error:  # Each launcher has its own kinds.
+            failures.append(error)
+
+    # In a thread: JAX answers no signal while it waits, and aborts the process in the end.
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    with stage(f"waiting for the other processes, at most {seconds} s"):
+        thread.join(seconds)
+    if thread.is_alive():
+        raise MissingProcessError(
+            f"the processes of this run have not all started within {seconds} s; start all of them again, or give them "
+            "more time with --parallel.start_seconds"
+        )
+    return next(iter(failures), None)
 
 
 def check_joined() -> None:
@@ -204,7 +235,7 @@ def ending_together(prog: str) -> Iterator[None]:
         status = _report(prog, error)
         sys.stdout.flush()
         sys.stderr.flush()
-        if isinstance(error, UserError):
+        if isinstance(error, UserError) and not isinstance(error, MissingProcessError):
             _wait_to_end()
         os._exit(status)
 
@@ -214,7 +245,7 @@ def _report(prog: str, error: BaseException) -> int:
     match error:
         case UserError():
             print(printable(f"{prog}: {error}"), file=sys.stderr)
-            return 2
+            return LOST if isinstance(error, MissingProcessError) else 2
         case SystemExit():
             return error.code if isinstance(error.code, int) else 1
         case KeyboardInterrupt():

@@ -168,8 +168,8 @@ def begin(
 
 def _join_processes(config: Config) -> None:
     """Joins the other processes of a run. Only the leader prints, and checks that the packages of the logs are here."""
+    join(config.parallel)
     with stage("starting JAX"):
-        join(config.parallel)
         check_joined()
     lead(lambda: check_clients(config.log))
     console.quiet = console.quiet or not is_leader()

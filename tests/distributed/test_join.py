@@ -2,17 +2,29 @@
 
 import errno
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import jax
 import pytest
-from launch import ROOT
+from launch import ROOT, free_port
 
 from jaxcnn import processes
 from jaxcnn.config import ParallelConfig
 from jaxcnn.errors import UserError
-from jaxcnn.processes import LOST, Wishes, ending_together, is_leader, join, lead, leader_first, propose
+from jaxcnn.processes import (
+    LOST,
+    MissingProcessError,
+    Wishes,
+    ending_together,
+    is_leader,
+    join,
+    lead,
+    leader_first,
+    propose,
+)
 
 
 @pytest.mark.parametrize(
@@ -28,6 +40,7 @@ from jaxcnn.processes import LOST, Wishes, ending_together, is_leader, join, lea
         ({"coordinator": "host:80", "num_processes": 2, "process_id": 2}, "from 0 to 1"),
         ({"fsdp": 0}, "parallel.fsdp"),
         ({"accumulate": 0}, "parallel.accumulate"),
+        ({"start_seconds": 0}, "parallel.start_seconds"),
     ],
 )
 def test_an_address_is_complete_or_absent(settings, message):
@@ -36,7 +49,7 @@ def test_an_address_is_complete_or_absent(settings, message):
 
 
 def test_the_address_is_not_recorded():
-    config = ParallelConfig(coordinator="host:80", num_processes=2, process_id=1, fsdp=2)
+    config = ParallelConfig(coordinator="host:80", num_processes=2, process_id=1, fsdp=2, start_seconds=9)
     assert config.joined() == ParallelConfig(fsdp=2)
 
 
@@ -90,6 +103,45 @@ def test_a_pod_of_an_indexed_job_that_cannot_join_the_others_is_refused(monkeypa
         join(ParallelConfig())
 
 
+WAITING = """
+import sys
+from jaxcnn.config import ParallelConfig
+from jaxcnn.processes import ending_together, join
+address, number, seconds = sys.argv[1], *map(int, sys.argv[2:])
+print(flush=True)
+with ending_together("train"):
+    join(ParallelConfig(coordinator=address, num_processes=4, process_id=number, start_seconds=seconds))
+"""
+
+
+def test_processes_do_not_wait_long_for_one_that_is_missing():
+    """The last of four never starts; another one is interrupted while it waits."""
+    address = f"127.0.0.1:{free_port()}"
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", WAITING, address, str(number), "100" if number == 2 else "3"],
+            cwd=ROOT,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(3)
+    ]
+    ready = [process.stdout.readline() for process in started]
+    begin = time.monotonic()
+    time.sleep(1)
+    started[2].send_signal(signal.SIGINT)
+    ended = [(process.communicate(timeout=60)[1], process.returncode) for process in started]
+    assert time.monotonic() - begin < 15
+    assert ready == ["\n"] * 3
+    for errors, status in ended[:2]:
+        assert status == LOST, errors
+        assert "train: the processes of this run have not all started within 3 s; start all of them again" in errors
+        assert "Traceback" not in errors
+    assert ended[2] == ("train: interrupted\n", 130)
+
+
 def during(first, error):
     """An error that is raised while another one is handled."""
     error.__context__ = first
@@ -106,6 +158,7 @@ def during(first, error):
         (TimeoutError(errno.ETIMEDOUT, "Connection timed out"), 1),
         (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"), 1),
         (UserError("epochs is 0"), 2),
+        (MissingProcessError("the processes have not all started; start all of them again to resume"), LOST),
         (ValueError("a bug"), 1),
         (KeyboardInterrupt(), 130),
         (SystemExit(143), 143),

@@ -14,6 +14,7 @@ from jaxcnn.data.duplicates import look_at
 from jaxcnn.data.entry import (
     DAMAGED,
     Row,
+    RowTable,
     check_readable,
     open_entry,
     print_passed_over,
@@ -131,7 +132,7 @@ def _write_files(folder: Path, dataset: EncodedDataset, decode: Decode, size: in
       OSError: a file cannot be written.
     """
     errors: list[str] = []
-    rows: dict[str, list[Row]] = {"train": [], "validation": []}
+    table = RowTable(dataset)
     with (
         show_progress(f"decoding {dataset.name}", dataset.count) as advance,
         ThreadPoolExecutor(decoding_threads()) as pool,
@@ -141,10 +142,10 @@ def _write_files(folder: Path, dataset: EncodedDataset, decode: Decode, size: in
                 if isinstance(row, str):
                     errors.append(row)
                 else:
-                    rows[split].append(row)
+                    table.append(row)
     check_readable(errors)
-    images = {split: np.load(folder / f"{split}_images.npy", mmap_mode="r") for split in rows}
-    write_facts(folder, rows, lambda split, place: images[split][place])
+    images = {split: np.load(folder / f"{split}_images.npy", mmap_mode="r") for split in ("train", "validation")}
+    write_facts(folder, table, lambda split, place: images[split][place])
     write_description(folder, dataset, checked=sorted(folder.iterdir()), version=VERSION)
 
 

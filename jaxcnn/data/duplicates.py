@@ -56,6 +56,10 @@ class Look(NamedTuple):
     is_gray: bool
 
 
+LOOK = np.dtype([("digest", "S16"), ("bits", "<u8"), ("is_comparable", "?"), ("is_gray", "?")])
+"""A `Look` as an element of an array."""
+
+
 @dataclass(frozen=True)
 class Group:
     """Pictures that are the same, or nearly so.
@@ -95,7 +99,7 @@ def look_at(pixels: UInt8[np.ndarray, "height width 3"], *, shorter_side: int) -
 
 
 def find_groups(
-    looks: Sequence[Look],
+    looks: Sequence[Look] | np.ndarray,
     thumbnail: Callable[[int], UInt8[np.ndarray, "16 18 3"]],
     *,
     advance: Callable[[int, int], None] = lambda done, total: None,
@@ -106,30 +110,47 @@ def find_groups(
     not, however many pictures are alike.
 
     Args:
-      looks: of all pictures.
+      looks: of all pictures; an array is of the type `LOOK`.
       thumbnail: returns the thumbnail of a picture by its position; called only for candidates, from several threads.
       advance: is called with the number of comparisons that are done, and of all; the unit is arbitrary.
 
     Returns:
       The groups of pictures with the same pixels, and the groups of those that are the same or nearly so.
     """
+    columns = np.asarray(looks, LOOK)
     # The same pixels.
-    alike: defaultdict[bytes, list[int]] = defaultdict(list)
-    for row, look in enumerate(looks):
-        alike[look.digest].append(row)
-    same = [Group(tuple(rows), None) for rows in alike.values() if len(rows) > 1]
-    parents = np.arange(len(looks))
+    same = _find_same(columns["digest"])
+    parents = np.arange(len(columns))
     repeated = np.array([(group.rows[0], row) for group in same for row in group.rows[1:]], np.int64).reshape(-1, 2)
     _join(parents, repeated[:, 0], repeated[:, 1])
     # Nearly the same: one picture of each group stands for it.
-    first = np.array([rows[0] for rows in alike.values() if looks[rows[0]].is_comparable], np.int64)
-    hashes = np.array([looks[row].bits for row in first], np.uint64)
-    distances = np.full(len(looks), -1, np.int64)
+    stands = columns["is_comparable"].copy()
+    stands[repeated[:, 1]] = False
+    first = np.flatnonzero(stands)
+    hashes = columns["bits"][first]
+    distances = np.full(len(columns), -1, np.int64)
     for pairs in _near_pairs(hashes, Thumbnails(first, thumbnail), advance):
         left, right = first[pairs.left], first[pairs.right]
         _join(parents, left, right)
         np.maximum.at(distances, left, pairs.distances)
     return same, _collect(parents, distances)
+
+
+def _find_same(digests: np.ndarray) -> list[Group]:
+    """Returns the groups of rows with the same digest, in the order of their first rows.
+
+    Only rows whose first eight bytes occur more than once become objects of Python: there may be ten million others.
+    """
+    starts = np.ascontiguousarray(digests).view(np.uint64)[::2]
+    ordered = np.sort(starts)
+    repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    if not len(repeated):
+        return []
+    places = np.minimum(np.searchsorted(repeated, starts), len(repeated) - 1)
+    alike: defaultdict[bytes, list[int]] = defaultdict(list)
+    for row in np.flatnonzero(repeated[places] == starts).tolist():
+        alike[digests[row]].append(row)
+    return [Group(tuple(rows), None) for rows in alike.values() if len(rows) > 1]
 
 
 def _join(parents: Int64[np.ndarray, " rows"], left: Int64[np.ndarray, " k"], right: Int64[np.ndarray, " k"]) -> None:

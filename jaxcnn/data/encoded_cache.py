@@ -18,6 +18,7 @@ from jaxcnn.data.encoded_images import EncodedImages
 from jaxcnn.data.entry import (
     DAMAGED,
     Row,
+    RowTable,
     check_readable,
     open_entry,
     print_passed_over,
@@ -30,7 +31,7 @@ from jaxcnn.data.entry import (
     write_facts,
 )
 from jaxcnn.data.resize import STRETCH, Resize
-from jaxcnn.data.shards import Shards, ShardWriter, has_array_record
+from jaxcnn.data.shards import Shards, ShardWriter, describe_shards, has_array_record, known_counts
 from jaxcnn.data.sources.encoded_dataset import EncodedDataset
 from jaxcnn.data.sources.pictures import Pictures
 from jaxcnn.data.sources.source import Source
@@ -108,8 +109,11 @@ def _read_entry(entry: Path, source: Source, *, size: int, resize: Resize) -> Da
             dataset = source.open()
             pictures: dict[str, Pictures] = {"train": dataset.train, "validation": dataset.validation}
         else:
+            counts = known_counts(entry, meta)
             pictures = {
-                split: Shards.open(entry, meta["shards"][split], labels=labels[split], facts=facts[split])
+                split: Shards.open(
+                    entry, meta["shards"][split], labels=labels[split], facts=facts[split], counts=counts
+                )
                 for split in labels
             }
         if any(len(pictures[split]) != len(labels[split]) for split in labels):
@@ -147,8 +151,8 @@ def _write_entry(entry: Path, dataset: EncodedDataset) -> None:
             advice="make room or choose another --data.cache_dir",
         )
     errors: list[str] = []
-    rows: dict[str, list[Row]] = {"train": [], "validation": []}
-    shards: dict[str, list[str]] = {}
+    table = RowTable(dataset)
+    writers: dict[str, ShardWriter] = {}
     splits = {"train": dataset.train, "validation": dataset.validation}
     with replaced(entry, what="there is no room for a copy of the encoded pictures") as folder:
         with (
@@ -156,23 +160,22 @@ def _write_entry(entry: Path, dataset: EncodedDataset) -> None:
             ThreadPoolExecutor(decoding_threads()) as pool,
         ):
             for split, pictures in splits.items():
-                with ShardWriter(folder, split) as writer:
-                    copy = None if dataset.in_records else writer.write
+                with ShardWriter(folder, split) as writers[split]:
+                    copy = None if dataset.in_records else writers[split].write
                     for row in _read_rows(pictures, copy=copy, pool=pool):
                         if isinstance(row, str):
                             errors.append(row)
                         else:
-                            rows[split].append(row)
+                            table.append(row)
                         advance(1)
-                shards[split] = writer.names
         check_readable(errors)
-        _write_labels_and_facts(folder, rows, splits)
+        _write_labels_and_facts(folder, table, splits)
         write_description(
             folder,
             dataset,
             checked=sorted(folder.glob("*.npy")),
             version=VERSION,
-            shards=None if dataset.in_records else shards,
+            **({"shards": None} if dataset.in_records else describe_shards(folder, writers)),
         )
 
 
@@ -205,14 +208,12 @@ def _read_rows(pictures: Pictures, *, copy: Callable[[bytes], None] | None, pool
             yield row
 
 
-def _write_labels_and_facts(folder: Path, rows: dict[str, list[Row]], splits: dict[str, Pictures]) -> None:
+def _write_labels_and_facts(folder: Path, table: RowTable, splits: dict[str, Pictures]) -> None:
     """Writes `SPLIT_labels.npy` and `SPLIT_facts.npy` of both splits."""
-    for split, found in rows.items():
-        save_array(folder / f"{split}_labels.npy", np.array([row.label for row in found], np.int32))
-    if sum(map(len, rows.values())) > COMPARED:
-        rows = {
-            split: [row._replace(look=row.look._replace(is_comparable=False)) for row in found]
-            for split, found in rows.items()
-        }
+    for split in splits:
+        places = table.places(split)
+        save_array(folder / f"{split}_labels.npy", table.columns["label"][places.start : places.stop])
+    if len(table) > COMPARED:
+        table.columns["look"]["is_comparable"] = False
     images = {split: EncodedImages(pictures, LOOK, STRETCH) for split, pictures in splits.items()}
-    write_facts(folder, rows, lambda split, place: images[split][place])
+    write_facts(folder, table, lambda split, place: images[split][place])

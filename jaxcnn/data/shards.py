@@ -7,11 +7,11 @@ import contextlib
 import errno
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int32
@@ -50,10 +50,12 @@ class ShardWriter:
 
     Attributes:
       names: names of the files.
+      counts: number of pictures in each of them.
     """
 
     def __init__(self, folder: Path, split: str) -> None:
         self.names: list[str] = []
+        self.counts: list[int] = []
         self._folder, self._split = folder, split
         self._writer: Any = None
         self._written = 0
@@ -75,8 +77,10 @@ class ShardWriter:
                 from array_record.python.array_record_module import ArrayRecordWriter
 
                 self.names.append(f"{self._split}-{len(self.names):05}.array_record")
+                self.counts.append(0)
                 self._writer = ArrayRecordWriter(str(self._folder / self.names[-1]), OPTIONS)
             self._writer.write(encoded)
+        self.counts[-1] += 1
         self._written += len(encoded)
         if self._written >= SHARD:
             self._close()
@@ -100,6 +104,43 @@ def _system_errors() -> Iterator[None]:
         raise
 
 
+class _Part(NamedTuple):
+    """A file whose pictures need not be counted, as array_record and TFDS describe it."""
+
+    filename: str
+    skip: int
+    take: int
+    examples_in_shard: int
+
+
+def describe_shards(folder: Path, writers: Mapping[str, ShardWriter]) -> dict[str, Any]:
+    """Returns what the description of an entry says of its files, for `known_counts`: their names, and what is in them.
+
+    Args:
+      folder: where the files lie.
+      writers: who has written the files of each split.
+    """
+    return {
+        "shards": {split: writer.names for split, writer in writers.items()},
+        "records": {
+            name: [count, (folder / name).stat().st_mtime_ns]
+            for writer in writers.values()
+            for name, count in zip(writer.names, writer.counts, strict=True)
+        },
+    }
+
+
+def known_counts(folder: Path, description: Mapping[str, Any]) -> dict[str, int]:
+    """Returns the number of pictures in each file that has not changed since it was described.
+
+    Raises:
+      OSError: a file is missing.
+    """
+    # Entries of earlier versions have no numbers.
+    records = description.get("records", {}).items()
+    return {name: count for name, (count, time) in records if (folder / name).stat().st_mtime_ns == time}
+
+
 @dataclass(frozen=True)
 class Shards:
     """The pictures of one split in files that `ShardWriter` wrote; several threads may read them at once.
@@ -117,8 +158,22 @@ class Shards:
     facts: np.ndarray
 
     @staticmethod
-    def open(folder: Path, names: list[str], *, labels: Int32[np.ndarray, " n"], facts: np.ndarray) -> "Shards":
-        """Opens the files with these names.
+    def open(
+        folder: Path,
+        names: Sequence[str],
+        *,
+        labels: Int32[np.ndarray, " n"],
+        facts: np.ndarray,
+        counts: Mapping[str, int],
+    ) -> "Shards":
+        """Opens the files with these names, each when the first of its pictures is read.
+
+        Args:
+          folder: where the files lie.
+          names: their names.
+          labels: classes of their pictures.
+          facts: what else is known of them.
+          counts: number of pictures in each file; one without a number is opened to count them.
 
         Raises:
           ValueError: they have other pictures than there are labels.
@@ -127,7 +182,11 @@ class Shards:
 
         allow_open_files()
         try:
-            records = ArrayRecordDataSource([str(folder / name) for name in names]) if names else ()
+            files = [
+                _Part(str(folder / name), 0, counts[name], counts[name]) if name in counts else str(folder / name)
+                for name in names
+            ]
+            records = ArrayRecordDataSource(files) if files else ()
         except Exception as error:  # array_record raises RuntimeError and others from C++
             raise ValueError("a file of pictures is damaged") from error
         if not len(records) == len(labels) == len(facts):

@@ -205,7 +205,7 @@ def write_set(folder: Path, *, examples: int, classes: int) -> None:
 
     from jaxcnn.data.encoded_cache import VERSION
     from jaxcnn.data.entry import write_description
-    from jaxcnn.data.shards import ShardWriter
+    from jaxcnn.data.shards import ShardWriter, describe_shards
     from jaxcnn.data.sources.encoded_dataset import EncodedDataset
     from jaxcnn.data.sources.tars import tar_source
     from jaxcnn.data.split import facts_type
@@ -214,22 +214,25 @@ def write_set(folder: Path, *, examples: int, classes: int) -> None:
     tar.touch()
     entry = folder / "cache" / f"{tar_source(tar, [tar]).key}-encoded"
     entry.mkdir(parents=True)
-    rng, shards = np.random.default_rng(0), {}
+    rng, writers = np.random.default_rng(0), {}
     # One file of training pictures is listed several times.
     for split, count, repeated in (("train", PICTURES, examples // PICTURES), ("validation", 1000, 1)):
-        with ShardWriter(entry, split) as writer:
+        with ShardWriter(entry, split) as writers[split]:
             for coarse in rng.integers(0, 256, (count, 4, 4, 3), np.uint8):
                 file = io.BytesIO()
                 Image.fromarray(coarse).resize((SIDE, SIDE)).save(file, "JPEG")
-                writer.write(file.getvalue())
-        shards[split] = writer.names * repeated
+                writers[split].write(file.getvalue())
+        writers[split].names *= repeated
+        writers[split].counts *= repeated
         facts = np.zeros(count * repeated, facts_type(30))
         facts["file"], facts["same"], facts["alike"], facts["least"] = b"class/name-of-a-picture.jpg", -1, -1, SIDE
         np.save(entry / f"{split}_facts.npy", facts)
         np.save(entry / f"{split}_labels.npy", (np.arange(len(facts)) % classes).astype(np.int32))
     names = tuple(f"class {label}" for label in range(classes))
     dataset = EncodedDataset(name="set", names=names, license="unknown", train=(), validation=())
-    write_description(entry, dataset, checked=sorted(entry.glob("*.npy")), version=VERSION, shards=shards)
+    write_description(
+        entry, dataset, checked=sorted(entry.glob("*.npy")), version=VERSION, **describe_shards(entry, writers)
+    )
 
 
 MEASURE: dict[str, Callable[[int, int], Point]] = {

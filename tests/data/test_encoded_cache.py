@@ -1,4 +1,6 @@
 import itertools
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import pytest
 from pictures import encode, make_picture, write_class_folders, zip_folder
 
 import jaxcnn.data.loading
+from jaxcnn.checksum import unseal
 from jaxcnn.config import DataConfig
 from jaxcnn.data import encoded_cache, epoch_order, load, shards, train_batches
 from jaxcnn.data.crops import Crop, draw_crops
@@ -21,6 +24,9 @@ from jaxcnn.data.sources.encoded_dataset import EncodedDataset
 from jaxcnn.data.sources.pictures import Picture
 from jaxcnn.data.sources.source import Source
 from jaxcnn.errors import UserError
+
+if shards.has_array_record():
+    from array_record.python import array_record_module
 
 pytestmark = pytest.mark.skipif(not shards.has_array_record(), reason="array-record is not for Windows")
 
@@ -105,6 +111,32 @@ def test_pictures_span_several_files(tmp_path, monkeypatch):
         picture.encoded for picture in PICTURES[:8]
     ]
     assert dataset.train.file(5) == "picture 5"
+
+
+def test_files_are_opened_when_they_are_first_read_unless_they_have_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "SHARD", 1)
+    some, opened = source()
+    load_encoded(some, size=16, cache_dir=tmp_path)
+    reader, read = array_record_module.ArrayRecordReader, []
+    monkeypatch.setattr(
+        array_record_module, "ArrayRecordReader", lambda path, **more: read.append(path) or reader(path, **more)
+    )
+    dataset = load_encoded(some, size=16, cache_dir=tmp_path)
+    assert read == []
+    assert dataset.train.images.pictures[2].encoded == PICTURES[2].encoded
+    paths = [str(tmp_path / "some-encoded" / f"train-{number:05}.array_record") for number in range(8)]
+    assert read == paths[2:3]
+    # One that has changed since is opened and counted, and so are all of an entry of an earlier version.
+    os.utime(paths[5])
+    load_encoded(some, size=16, cache_dir=tmp_path)
+    assert read == [paths[2], paths[5]]
+    description = tmp_path / "some-encoded" / "entry.json"
+    record = unseal(json.loads(description.read_text()))
+    del record["records"]
+    description.write_text(json.dumps(record))
+    assert len(load_encoded(some, size=16, cache_dir=tmp_path).train.images[:]) == 8
+    assert {*paths} < {*read}
+    assert len(opened) == 1
 
 
 MANY_FILES = """

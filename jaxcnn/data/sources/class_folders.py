@@ -2,9 +2,12 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+
+import numpy as np
+from jaxtyping import Int32, Int64
 
 from jaxcnn.data.decoding import is_picture
 from jaxcnn.data.sources.encoded_dataset import EncodedDataset
@@ -57,7 +60,7 @@ def open_class_folders(tree: Tree, *, name: str) -> EncodedDataset:
         license="unknown",
         train=found[0],
         validation=found[1] if validation else (),
-        passed_over=tuple(str(path) for pictures in found for path in pictures.passed_over),
+        passed_over=tuple(path for pictures in found for path in pictures.passed_over),
     )
 
 
@@ -104,7 +107,7 @@ def _split_folders(tree: Tree) -> tuple[PurePosixPath, PurePosixPath | None]:
 def _check_no_stray_pictures(tree: Tree, root: PurePosixPath, train: str) -> None:
     """Raises UserError if folders with pictures lie beside `train/`, the only folder that is named as a split."""
     for other in sorted(tree.folders[root] - {train}):
-        if tree.pictures(root / other):
+        if tree.has_pictures(root / other):
             raise UserError(
                 f"{tree.where}: {root / train} looks like the training pictures of all classes, but {root / other} "
                 f"lies beside it; move {root / other} elsewhere, or rename {root / train} if it is a class"
@@ -173,19 +176,21 @@ def _unnested(tree: Tree, folder: PurePosixPath) -> PurePosixPath:
     return inner if alone and tree.folders[inner] else folder
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FolderPictures:
     """The pictures of one split, read when they are indexed.
 
     Attributes:
       tree: the folder or zip.
-      paths: the path of each picture in it, and its class index.
+      places: the position of each picture in `tree.paths`.
+      labels: its class index.
       passed_over: the other files, which are no pictures.
     """
 
     tree: Tree
-    paths: list[tuple[PurePosixPath, int]]
-    passed_over: list[PurePosixPath]
+    places: Int64[np.ndarray, " n"]
+    labels: Int32[np.ndarray, " n"]
+    passed_over: list[str]
 
     @staticmethod
     def find(tree: Tree, folder: PurePosixPath, names: Sequence[str]) -> "FolderPictures":
@@ -196,31 +201,36 @@ class FolderPictures:
         Raises:
           UserError: a class has no pictures, or a file cannot be read.
         """
-        labels = {name: label for label, name in enumerate(names)}
-        paths, passed_over = [], []
+        numbers = {name: label for label, name in enumerate(names)}
+        places, labels = [np.empty(0, np.int64)], [np.empty(0, np.int32)]
+        passed_over: list[str] = []
         for name in sorted(tree.folders[folder], key=composed):
-            pictures = [path for path in tree.files[folder / name] if _is_picture(tree, path)]
-            if not pictures:
+            inside = tree.files[folder / name]
+            chosen = np.array([_is_picture(tree, tree.paths[place]) for place in inside], bool)
+            if not chosen.any():
                 raise UserError(f"{tree.where}: the folder {folder / name} has no pictures; add some or remove it")
-            paths += [(path, labels[composed(name)]) for path in pictures]
-            passed_over += sorted(set(tree.files[folder / name]).difference(pictures))
-        return FolderPictures(tree, paths, passed_over)
+            places.append(inside.start + np.flatnonzero(chosen))
+            labels.append(np.full(len(places[-1]), numbers[composed(name)], np.int32))
+            passed_over += [tree.paths[inside[place]] for place in np.flatnonzero(~chosen)]
+        return FolderPictures(tree, np.concatenate(places), np.concatenate(labels), passed_over)
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.places)
 
     def __getitem__(self, index: int) -> Picture:
-        path, label = self.paths[index]
-        return Picture(where=f"{path} in {self.tree.where}", encoded=self.tree.read(path), label=label, file=str(path))
+        path, label = self.tree.paths[int(self.places[index])], int(self.labels[index])
+        encoded = self.tree.read(PurePosixPath(path))
+        return Picture(where=f"{path} in {self.tree.where}", encoded=encoded, label=label, file=path)
 
-    def listed(self) -> list[tuple[str, int]]:
-        """Returns the path of each picture in the folder or zip, and its class index."""
-        return [(str(path), label) for path, label in self.paths]
+    def listed(self) -> Iterator[tuple[str, int]]:
+        """Yields the path of each picture in the folder or zip, and its class index."""
+        for place, label in zip(self.places, self.labels, strict=True):
+            yield self.tree.paths[int(place)], int(label)
 
 
-def _is_picture(tree: Tree, path: PurePosixPath) -> bool:
+def _is_picture(tree: Tree, path: str) -> bool:
     """Returns whether a file has to be read as a picture: it has the ending of one, or begins like one."""
     try:
-        return has_picture_ending(path.name) or is_picture(tree.read(path))
+        return has_picture_ending(path) or is_picture(tree.read(PurePosixPath(path)))
     except TooLargeError:  # Such as a film
         return False

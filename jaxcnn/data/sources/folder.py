@@ -2,16 +2,18 @@
 
 import os
 import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from stat import S_ISREG
 
 from jaxcnn.data.sources.archive import Archive
 from jaxcnn.data.sources.class_folders import open_class_folders
 from jaxcnn.data.sources.encoded_dataset import EncodedDataset
-from jaxcnn.data.sources.folder_key import read_key, write_key
+from jaxcnn.data.sources.folder_key import Identity, read_key, write_key
 from jaxcnn.data.sources.pictures import MAX_BYTES, TooLargeError
-from jaxcnn.data.sources.source import Source, make_key
+from jaxcnn.data.sources.source import Source, make_key, make_key_of_text
 from jaxcnn.data.sources.tree import Tree, list_folder
+from jaxcnn.data.texts import Texts
 from jaxcnn.errors import UserError
 from jaxcnn.paths import named_path, readable
 
@@ -54,26 +56,35 @@ def _folder_source(path: Path, record: Path | None) -> Source:
     # Every file is looked at: one changed picture makes another key, and so another cache entry.
     listed = time.time()
     files, folders = list_folder(path)
-    try:
-        stats = [(file, os.stat(f"{path}/{file}")) for file in files]
-    except OSError as error:
-        raise UserError(f"{error.filename} cannot be read: {error.strerror}; repair or remove it") from error
-    for name, stat in stats:
-        if not S_ISREG(stat.st_mode):
-            raise UserError(f"{name} in {path} is a pipe or a device, not a file; remove it")
-    identity = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-    key = make_key(path, identity, folders)
+    key = make_key_of_text(path, _describe(path, _identify(path, files), folders))
     if record is not None:
-        write_key(record, path, key, files=identity, folders=folders, listed=listed)
+        write_key(record, path, key, files=files, folders=folders, listed=listed)
     return Source(key=key, open=lambda: _open_folder(path, files, folders))
 
 
-def _open_folder(path: Path, files: list[str], folders: list[str]) -> EncodedDataset:
-    tree = Tree.from_paths(
-        map(PurePosixPath, files),
-        map(PurePosixPath, folders),
-        where=str(path),
-        read=lambda file: read_file(path / file),
+def _identify(path: Path, files: Iterable[str]) -> Iterator[Identity]:
+    """Yields name, size and time of the files in a folder."""
+    for name in files:
+        try:
+            stat = os.stat(f"{path}/{name}")
+        except OSError as error:
+            raise UserError(f"{error.filename} cannot be read: {error.strerror}; repair or remove it") from error
+        if not S_ISREG(stat.st_mode):
+            raise UserError(f"{name} in {path} is a pipe or a device, not a file; remove it")
+        yield name, stat.st_size, stat.st_mtime_ns
+
+
+def _describe(path: Path, files: Iterable[Identity], folders: Sequence[str]) -> Iterator[str]:
+    """Yields the text of `(str(path), files, folders)` in parts, without keeping the files."""
+    yield f"({str(path)!r}, ["
+    for number, identity in enumerate(files):
+        yield f", {identity!r}" if number else repr(identity)
+    yield f"], {folders!r})"
+
+
+def _open_folder(path: Path, files: Texts, folders: list[str]) -> EncodedDataset:
+    tree = Tree.from_sorted(
+        files, map(PurePosixPath, folders), where=str(path), read=lambda file: read_file(path / file)
     )
     return open_class_folders(tree, name=readable(path.name))
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxcnn.checksum import ChecksumError, seal, unseal
+from jaxcnn.data.texts import Texts
 from jaxcnn.disk import write_atomically
 
 MANY = 200_000
@@ -40,9 +41,7 @@ def read_key(record: Path, folder: Path) -> str | None:
     return None
 
 
-def write_key(
-    record: Path, folder: Path, key: str, *, files: Sequence[Identity], folders: Sequence[str], listed: float
-) -> None:
+def write_key(record: Path, folder: Path, key: str, *, files: Texts, folders: Sequence[str], listed: float) -> None:
     """Keeps the key of a folder, unless it has few files, has changed just now, or the disk is full.
 
     Args:
@@ -58,7 +57,7 @@ def write_key(
     with contextlib.suppress(OSError):
         times = _times(folder, ["", *folders])
         if max(times.values()) < (listed - SETTLED_SECONDS) * 1e9:
-            some = files[:: -(-len(files) // SAMPLED)]
+            some = [_identify(folder, files[place]) for place in range(0, len(files), -(-len(files) // SAMPLED))]
             record.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(record, json.dumps(seal({"key": key, "folders": times, "files": some})) + "\n")
 

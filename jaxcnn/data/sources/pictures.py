@@ -1,6 +1,6 @@
 """Encoded pictures with labels: what every source provides."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -47,5 +47,5 @@ class Pictures(Protocol):
 class ListedPictures(Pictures, Protocol):
     """Pictures whose files and classes are known before they are read."""
 
-    def listed(self) -> Sequence[tuple[str, int]]:
+    def listed(self) -> Iterable[tuple[str, int]]:
         """Returns the `file` and the `label` of each picture; see `Picture`."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,5 +24,12 @@ class Source:
 
 def make_key(path: Path, *identity: object) -> str:
     """Returns a key for the pictures at `path`: its name made safe, and a hash of the path and `identity`."""
-    digest = hashlib.sha256(repr((str(path), *identity)).encode()).hexdigest()
-    return f"{re.sub(r'[^A-Za-z0-9.-]+', '_', path.name)[:40]}-{digest[:16]}"
+    return make_key_of_text(path, [repr((str(path), *identity))])
+
+
+def make_key_of_text(path: Path, parts: Iterable[str]) -> str:
+    """Returns the key that `make_key` does for an identity, given the parts of its text, which may be long."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode())
+    return f"{re.sub(r'[^A-Za-z0-9.-]+', '_', path.name)[:40]}-{digest.hexdigest()[:16]}"

@@ -3,15 +3,19 @@
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
 
 from jaxcnn.data.sources.class_folders import TRAIN, VALIDATION
 from jaxcnn.data.sources.encoded_dataset import EncodedDataset
 from jaxcnn.data.sources.pictures import MAX_BYTES, Picture, TooLargeError
 from jaxcnn.data.sources.source import Source, make_key
 from jaxcnn.data.sources.tree import has_picture_ending, is_junk
+from jaxcnn.data.texts import Texts
 from jaxcnn.errors import UserError
 from jaxcnn.paths import readable
 
@@ -73,9 +77,9 @@ def _open(path: Path, tars: Sequence[Path]) -> EncodedDataset:
     """
     train, validation = split_by_name(tars)
     splits = [TarPictures.find(files) for files in (train, validation)]
-    if not splits[0].members:
+    if not len(splits[0]):
         raise UserError(f"{path} has no pictures with a .{LABEL} file beside each; see the layout of WebDataset")
-    count = 1 + max(member.label for split in splits for member in split.members)
+    count = 1 + max(int(split.members["label"].max(initial=-1)) for split in splits)
     names = _read_names(_classes_file(path)) or [str(label) for label in range(count)]
     if count > len(names):
         raise UserError(f"{path} has pictures of class {count - 1}, but {CLASSES} names {len(names)}; add the others")
@@ -113,39 +117,42 @@ def split_by_name(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     return train, [file for file, found in zip(files, words, strict=True) if word in found and not found & {*TRAIN}]
 
 
-@dataclass(frozen=True)
-class Member:
+class Member(NamedTuple):
     """Where a picture lies in a tar file.
 
     Attributes:
-      tar: the tar file.
       name: its name in it.
       start: its first byte.
       size: its bytes.
       label: its class index.
     """
 
-    tar: Path
     name: str
     start: int
     size: int
     label: int
 
-    @property
-    def file(self) -> str:
-        """What results call the picture: the name of its tar file, and its name in it."""
-        return f"{self.tar.name}/{self.name}"
+
+MOST_CLASSES = 2**31 - 1
+"""A larger number in a label is no class index; labels are int32."""
+
+MEMBER = np.dtype([("tar", "<i4"), ("start", "<i8"), ("size", "<i8"), ("label", "<i4")])
+"""A member without its name, with the position of its tar file among all."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TarPictures:
     """The pictures of one split, read in place when they are indexed.
 
     Attributes:
-      members: where they lie.
+      tars: the tar files.
+      names: the names of the pictures in them.
+      members: where they lie, as `MEMBER`.
     """
 
-    members: list[Member] = field(repr=False)
+    tars: Sequence[Path]
+    names: Texts = field(repr=False)
+    members: np.ndarray = field(repr=False)
 
     @staticmethod
     def find(tars: Sequence[Path]) -> "TarPictures":
@@ -154,7 +161,13 @@ class TarPictures:
         Raises:
           UserError: a file is damaged or compressed, or a picture has no class.
         """
-        return TarPictures([member for tar in tars for member in _list_members(tar)])
+        names, parts = Texts(), [np.empty(0, MEMBER)]
+        for number, tar in enumerate(tars):
+            members = _list_members(tar)
+            for member in members:
+                names.append(member.name)
+            parts.append(np.array([(number, *member[1:]) for member in members], MEMBER))
+        return TarPictures(tars, names, np.concatenate(parts))
 
     def __len__(self) -> int:
         return len(self.members)
@@ -165,21 +178,23 @@ class TarPictures:
         Raises:
           UserError: it cannot be read.
         """
-        member = self.members[index]
-        where = f"{member.name} in {member.tar}"
-        if member.size > MAX_BYTES:
-            raise TooLargeError(f"{where} is too large for a picture: {member.size:,} bytes; remove it")
+        number, start, size, label = self.members[index].item()
+        name, tar = self.names[index], self.tars[number]
+        where = f"{name} in {tar}"
+        if size > MAX_BYTES:
+            raise TooLargeError(f"{where} is too large for a picture: {size:,} bytes; remove it")
         try:
-            with member.tar.open("rb") as file:
-                file.seek(member.start)
-                encoded = file.read(member.size)
+            with tar.open("rb") as file:
+                file.seek(start)
+                encoded = file.read(size)
         except OSError as error:
             raise UserError(f"{where} cannot be read: {error.strerror}; repair or remove it") from error
-        return Picture(where=where, encoded=encoded, label=member.label, file=member.file)
+        return Picture(where=where, encoded=encoded, label=label, file=f"{tar.name}/{name}")
 
-    def listed(self) -> list[tuple[str, int]]:
-        """Returns the file and the class index of each picture."""
-        return [(member.file, member.label) for member in self.members]
+    def listed(self) -> Iterator[tuple[str, int]]:
+        """Yields the name of each picture behind that of its tar file, and its class index."""
+        for name, number, label in zip(self.names, self.members["tar"], self.members["label"], strict=True):
+            yield f"{self.tars[number].name}/{name}", int(label)
 
 
 def _list_members(tar: Path) -> list[Member]:
@@ -207,13 +222,13 @@ def _list_members(tar: Path) -> list[Member]:
     for key in pictures:
         if key not in labels:
             raise UserError(f"{pictures[key].name} in {tar} has no class; add {key}.{LABEL} with its index")
-    return [Member(tar, info.name, info.offset_data, info.size, labels[key]) for key, info in pictures.items()]
+    return [Member(info.name, info.offset_data, info.size, labels[key]) for key, info in pictures.items()]
 
 
 def _read_label(archive: tarfile.TarFile, info: tarfile.TarInfo, tar: Path) -> int:
     file = archive.extractfile(info)
     assert file is not None
     text = file.read(100).decode(errors="replace").strip()
-    if not text.isdecimal():
+    if not text.isdecimal() or int(text) > MOST_CLASSES:
         raise UserError(f"{info.name} in {tar} is {text[:20]!r}; it has to be the index of a class, such as 0")
     return int(text)

@@ -1,45 +1,68 @@
 """The files and folders inside a folder or a zip."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import os
+import posixpath
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
 from jaxcnn.data.sources.pictures import FORMATS
+from jaxcnn.data.texts import Texts
 from jaxcnn.errors import UserError
 
 JUNK = ("thumbs.db", "desktop.ini", "$recycle.bin", "__macosx", "icon\r", "@eadir", "#recycle")
 """Names in lower case that Windows, macOS and Synology's disk stations leave behind."""
 
 
-def list_folder(path: Path) -> tuple[list[str], list[str]]:
-    """Lists the files and the folders below a folder by their relative paths, sorted, without junk; follows links.
+def list_folder(path: Path) -> tuple[Texts, list[str]]:
+    """Lists the files and the folders below a folder by their relative paths, without junk; follows links.
+
+    Returns:
+      The files in the order of `PurePosixPath`, which compares part by part, and the folders in the order of texts.
 
     Raises:
       UserError: a folder cannot be read, or a link leads back to a folder that contains it.
     """
-    files: list[str] = []  # Strings: `Path` objects take many times as long to make and to sort
-    folders: list[str] = []
-
-    def refuse(error: OSError) -> None:
-        raise UserError(f"{error.filename} cannot be read: {error.strerror}; check its permissions") from error
-
-    for here, subfolders, members in path.walk(on_error=refuse, follow_symlinks=True):
-        # A circle of links would never end.
-        if here.is_symlink() and here.parent.resolve().is_relative_to(here.resolve()):
-            raise UserError(f"{here} is a link to a folder that contains it; remove it")
-        # Changed in place: `walk` then skips what was removed.
-        subfolders[:] = [name for name in subfolders if not is_junk(name)]
-        inside = "" if here == path else f"{here.relative_to(path).as_posix()}/"
-        folders += [inside + name for name in subfolders]
-        files += [inside + name for name in members if not is_junk(name)]
-    return sorted(files, key=_parts), sorted(folders)
+    files, folders = Texts(), []
+    # The rest of each folder from the outermost to the one that is listed: nested calls could become too many. Every
+    # folder is sorted by itself, so that ten million paths need not be.
+    rests = [_list_directly(path, "")]
+    while rests:
+        for inside, is_folder in rests[-1]:
+            if is_folder:
+                folders.append(inside)
+                rests.append(_list_directly(path, inside))
+                break
+            files.append(inside)
+        else:
+            rests.pop()
+    return files, sorted(folders)
 
 
-def _parts(inside: str) -> list[str]:
-    """Returns the sort key of a path, which orders as `PurePosixPath` does."""
-    return inside.split("/")
+def _list_directly(path: Path, folder: str) -> Iterator[tuple[str, bool]]:
+    """Yields what lies directly in a folder inside a path, by name, and whether it is a folder itself."""
+    here = path / folder
+    # A circle of links would never end.
+    if here.is_symlink() and here.parent.resolve().is_relative_to(here.resolve()):
+        raise UserError(f"{here} is a link to a folder that contains it; remove it")
+    try:
+        with os.scandir(here) as entries:
+            found = sorted((entry.name, _is_folder(entry)) for entry in entries if not is_junk(entry.name))
+    except OSError as error:
+        raise UserError(f"{here} cannot be read: {error.strerror}; check its permissions") from error
+    for name, is_folder in found:
+        yield (f"{folder}/{name}" if folder else name), is_folder
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Returns whether an entry is a folder, or a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:  # Such as a link to itself
+        return False
 
 
 def is_junk(name: str) -> bool:
@@ -49,7 +72,7 @@ def is_junk(name: str) -> bool:
 
 def has_picture_ending(name: str) -> bool:
     """Returns whether the name of a file has the ending of a picture."""
-    return Image.registered_extensions().get(PurePosixPath(name).suffix.lower()) in FORMATS
+    return Image.registered_extensions().get(posixpath.splitext(name)[1].lower()) in FORMATS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,14 +82,18 @@ class Tree:
     Attributes:
       where: names the folder or zip in error messages.
       read: returns the content of a file.
+      paths: all files, in the order of `PurePosixPath`: those below a folder follow each other.
       folders: for each folder, the names of the folders directly in it.
-      files: for each folder, all files below it, sorted.
+      files: for each folder, the positions in `paths` of all files below it.
+      direct: for each folder, the positions of the files directly in it.
     """
 
     where: str
     read: Callable[[PurePosixPath], bytes]
-    folders: dict[PurePosixPath, set[str]]
-    files: dict[PurePosixPath, list[PurePosixPath]]
+    paths: Texts
+    folders: dict[PurePosixPath, set[str]] = field(default_factory=dict)
+    files: dict[PurePosixPath, range] = field(default_factory=dict)
+    direct: dict[PurePosixPath, list[range]] = field(default_factory=dict)
 
     @staticmethod
     def from_paths(
@@ -77,15 +104,28 @@ class Tree:
         read: Callable[[PurePosixPath], bytes],
     ) -> "Tree":
         """Builds the tree, without junk; `folders` need only contain the empty ones."""
-        tree = Tree(where=where, read=read, folders={PurePosixPath(): set()}, files={PurePosixPath(): []})
+        # Sorted here, so that the files of every folder are in the same order on all systems.
+        kept = (str(path) for path in sorted(files) if not any(map(is_junk, path.parts)))
+        return Tree.from_sorted(Texts(kept), folders, where=where, read=read)
+
+    @staticmethod
+    def from_sorted(
+        paths: Texts, folders: Iterable[PurePosixPath], *, where: str, read: Callable[[PurePosixPath], bytes]
+    ) -> "Tree":
+        """Builds the tree from what `list_folder` returns; `folders` need only contain the empty ones."""
+        tree = Tree(where=where, read=read, paths=paths)
+        tree._add_folder(PurePosixPath())
         for path in folders:
             tree._add_folder(path)
-        # Sorted once here, so that the files of every folder are in the same order on all systems.
-        for path in sorted(files):
-            if not any(map(is_junk, path.parts)):
-                tree._add_folder(path.parent)
-                for folder in path.parents:
-                    tree.files[folder].append(path)
+        # Files in the same folder often follow each other.
+        start = 0
+        for parent, run in groupby(paths, key=lambda path: path.rpartition("/")[0]):
+            folder, end = PurePosixPath(parent), start + sum(1 for _ in run)
+            tree._add_folder(folder)
+            tree.direct[folder].append(range(start, end))
+            for outer in (folder, *folder.parents):
+                tree.files[outer] = range(tree.files[outer].start if tree.files[outer] else start, end)
+            start = end
         return tree
 
     def _add_folder(self, path: PurePosixPath) -> None:
@@ -94,13 +134,15 @@ class Tree:
         # From the outermost inwards, as each is entered in its parent.
         for folder in (*reversed(path.parents), path):
             if folder not in self.folders:
-                self.folders[folder.parent].add(folder.name)
-                self.folders[folder], self.files[folder] = set(), []
+                if folder.name:
+                    self.folders[folder.parent].add(folder.name)
+                self.folders[folder], self.files[folder], self.direct[folder] = set(), range(0), []
 
-    def pictures(self, folder: PurePosixPath) -> list[PurePosixPath]:
-        """Returns the files below a folder whose names have the ending of a picture."""
-        return [path for path in self.files[folder] if has_picture_ending(path.name)]
+    def has_pictures(self, folder: PurePosixPath) -> bool:
+        """Returns whether a file below a folder has the ending of a picture."""
+        return any(has_picture_ending(self.paths[place]) for place in self.files[folder])
 
-    def loose_pictures(self, folder: PurePosixPath) -> list[PurePosixPath]:
-        """Returns the pictures that lie directly in a folder."""
-        return [path for path in self.pictures(folder) if path.parent == folder]
+    def loose_pictures(self, folder: PurePosixPath) -> list[str]:
+        """Returns the files directly in a folder that have the ending of a picture."""
+        paths = (self.paths[place] for places in self.direct[folder] for place in places)
+        return [path for path in paths if has_picture_ending(path)]

@@ -472,7 +472,7 @@ def test_the_key_is_the_same_as_in_earlier_versions(tmp_path):
 
 def test_classes_are_not_searched_before_the_source_is_opened(tmp_path, monkeypatch):
     """Only the key is needed if the pictures are in the cache."""
-    monkeypatch.setattr(Tree, "from_paths", None)
+    monkeypatch.setattr(Tree, "from_sorted", None)
     assert folder_source(str(write_class_folders(tmp_path / "pets"))).key.startswith("pets-")
 
 

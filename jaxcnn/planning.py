@@ -1,5 +1,6 @@
 """Compiles the step of a run for machines that are not here, and describes what it takes there."""
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Mapping
@@ -38,10 +39,11 @@ class Plan:
       peak_bytes: memory that the step needs, with the state.
       fits: whether the device has this memory.
       flops: arithmetic of a step.
-      bytes: what it reads from memory and writes.
+      bytes: what it reads from the device's main memory and writes to it. What stays in a TPU's vector memory does not
+        count.
       collectives: what devices exchange, by kind.
       cycles: what the compiler expects, by phase of the step; empty if it makes no estimate.
-      traffic: bytes of `bytes`, by phase of the step, as the instructions have them.
+      traffic: the same bytes, by phase of the step.
     """
 
     topology: Topology
@@ -74,8 +76,13 @@ class Plan:
 
     @property
     def seconds_estimate(self) -> float:
-        """Time of a step: by the compiler's cycles if it gives them, else the roofline's; then the collectives."""
-        return (self.cycle_seconds or self.roofline_seconds) + self.collective_seconds
+        """Estimated time of a step."""
+        return self.compute_seconds + self.collective_seconds
+
+    @property
+    def compute_seconds(self) -> float:
+        """Time of a step without collectives: by the compiler's cycles if it gives them, at least the roofline's."""
+        return max(self.cycle_seconds or 0.0, self.roofline_seconds)
 
     @property
     def images_per_second(self) -> float:
@@ -93,8 +100,7 @@ class Plan:
         """Estimated share of the time that devices compute, by their number; empty for a single device."""
         if self.topology.devices == 1:
             return {}
-        seconds = self.cycle_seconds or self.roofline_seconds
-        return efficiencies(self.topology.chip, self.collectives, seconds=seconds)
+        return efficiencies(self.topology.chip, self.collectives, seconds=self.compute_seconds)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the figures as JSON has them; what is not known of a step that does not fit is None."""
@@ -150,16 +156,14 @@ def plan(config: Config, topology: Topology, *, classes: int) -> Plan:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return Plan(**described, fits=False, peak_bytes=read_needed_bytes(str(error)))
-    # Not every compiler counts; then the traced step and the instructions say what there is to count.
-    cost = _analyse_cost(compiled)
     instructions = read_instructions(compiled.as_text() or "")
     traffic, cycles, peak = count_bytes(instructions), count_cycles(instructions), _peak_bytes(compiled)
     return Plan(
         **described,
         fits=peak <= topology.chip.memory,
         peak_bytes=peak,
-        flops=cost.get("flops") or _count_flops(config, classes=classes) / topology.devices,
-        bytes=cost.get("bytes accessed") or float(sum(traffic.values())),
+        flops=_count_flops(compiled, config, classes=classes, devices=topology.devices),
+        bytes=float(sum(traffic.values())),
         collectives=count_collectives(instructions),
         cycles=cycles if any(cycles.values()) else {},
         traffic=traffic,
@@ -189,18 +193,19 @@ def _count_parameters(config: Config, *, classes: int) -> int:
     return registry.count_parameters(state.variables["params"])
 
 
-def _count_flops(config: Config, *, classes: int) -> float:
-    """Counts the arithmetic of a whole step before any compiler changes it."""
-    cost: Any = lower_step(config, classes=classes, mesh=None).cost_analysis()
-    return float(cost["flops"])
+def _count_flops(compiled: jax.stages.Compiled, config: Config, *, classes: int, devices: int) -> float:
+    """Counts the arithmetic of a step on a device.
 
-
-def _analyse_cost(compiled: jax.stages.Compiled) -> dict[str, float]:
-    """Returns what the compiler counts; empty if it does not, as for a GPU that is not there."""
-    try:
-        return dict(compiled.cost_analysis() or {})
-    except (NotImplementedError, jax.errors.JaxRuntimeError):
-        return {}
+    The compiler's count has the body of a loop once, and the compiler for a GPU that is not there does not count. Then
+    it is the arithmetic of a traced step without the loop, before any compiler changes it.
+    """
+    if config.parallel.accumulate == 1:
+        with contextlib.suppress(NotImplementedError, jax.errors.JaxRuntimeError):
+            if counted := dict(compiled.cost_analysis() or {}).get("flops"):
+                return float(counted)
+    whole = dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, accumulate=1))
+    cost: Any = lower_step(whole, classes=classes, mesh=None).cost_analysis()
+    return float(cost["flops"]) / devices
 
 
 def _peak_bytes(compiled: jax.stages.Compiled) -> int:

@@ -44,6 +44,45 @@ ENTRY %main.0_spmd (param: bf16[4,128], param.1: f32[64,8]) -> f32[16,8] {
 """
 
 
+FAST_MEMORY = """\
+ENTRY %main (param: f32[64,8]) -> f32[64,8] {
+  %param = f32[64,8]{1,0:T(8,128)} parameter(0)
+  %slice-start = ((f32[64,8]{1,0:T(8,128)}), f32[16,8]{1,0:T(8,128)S(1)}, s32[]{:T(128)S(2)}) slice-start(%param)
+  %slice-done = f32[16,8]{1,0:T(8,128)S(1)} slice-done(%slice-start)
+  %two = (f32[16,8]{1,0:T(8,128)S(1)}, f32[64,8]{1,0:T(8,128)}) fusion(%slice-done), kind=kLoop, calls=%x
+  %fast = f32[16,8]{1,0:T(8,128)S(1)} get-tuple-element(%two), index=0
+  ROOT %slow = f32[64,8]{1,0:T(8,128)S(1)} fusion(%fast), kind=kLoop, calls=%y
+}
+"""
+
+LOOP = """\
+%fused (x: f32[16,8]) -> f32[16,8] {
+  %x = f32[16,8]{1,0:T(8,128)} parameter(0)
+  ROOT %negate = f32[16,8]{1,0:T(8,128)} negate(%x)
+}
+
+%body (state: (s32[], f32[16,8])) -> (s32[], f32[16,8]) {
+  %state = (s32[], f32[16,8]) parameter(0)
+  %part = f32[16,8]{1,0:T(8,128)} get-tuple-element(%state), index=1
+  %work = f32[16,8]{1,0:T(8,128)} fusion(%part), kind=kLoop, calls=%fused, backend_config={"estimated_cycles":"30"}
+  %sum = f32[16,8]{1,0:T(8,128)} all-reduce(%work), to_apply=%add
+  ROOT %next = (s32[], f32[16,8]) tuple(%index, %sum)
+}
+
+%condition (state: (s32[], f32[16,8])) -> pred[] {
+  %state.1 = (s32[], f32[16,8]) parameter(0)
+  %count = s32[]{:T(128)} get-tuple-element(%state.1), index=0
+  %limit = s32[]{:T(128)} constant(4)
+  ROOT %less = pred[]{:T(512)} fusion(%count, %limit), kind=kLoop, calls=%compare
+}
+
+ENTRY %main (start: (s32[], f32[16,8])) -> (s32[], f32[16,8]) {
+  %start = (s32[], f32[16,8]) parameter(0)
+  ROOT %loop = (s32[], f32[16,8]) while(%start), condition=%condition, body=%bodyATTRIBUTES
+}
+"""
+
+
 @pytest.fixture(scope="module")
 def instructions():
     return read_instructions(PROGRAM)
@@ -72,6 +111,27 @@ def test_cycles_and_bytes_belong_to_phases(instructions):
     assert moved["augmentation"] == (4 * 128 * 4 + 3) + 4 * 128 * 2
     assert moved["optimizer"] == (512 + 2048) + (512 + 512) + (512 + 2048)
     assert moved["backward"] == 64 * 8 * 4 + 4 * 128 * 4 + 64 * 8 * 4
+
+
+def test_what_stays_in_the_memory_of_a_chip_does_not_count():
+    instructions = read_instructions(FAST_MEMORY)
+    # A slice of a large array is fetched, and one of two results is written.
+    assert count_bytes(instructions)["optimizer"] == 16 * 8 * 4 + 64 * 8 * 4
+    # A GPU numbers memories too, and has no tiles.
+    everywhere = read_instructions(FAST_MEMORY.replace(":T(8,128)S(1)", ":S(1)"))
+    assert count_bytes(everywhere)["optimizer"] == 2 * 512 + (512 + 2048 + 512) + (512 + 2048)
+
+
+@pytest.mark.parametrize(
+    "attributes", ["", ', backend_config={"known_trip_count":{"n":"4"},"known_init_step":{"init":"0","step":"1"}}']
+)
+def test_what_a_loop_does_counts_as_often_as_it_runs(attributes):
+    text = LOOP.replace("ATTRIBUTES", attributes)
+    instructions = read_instructions(text if not attributes else text.replace("constant(4)", "parameter(1)"))
+    assert count_cycles(instructions)["optimizer"] == 4 * 30
+    # The body's fusion and collective, and the two numbers that the condition compares.
+    assert count_bytes(instructions)["optimizer"] == 4 * (2 * 512 + 2 * 512 + (4 + 4 + 1))
+    assert count_collectives(instructions) == {"all-reduce": Traffic(4, 4 * 512)}
 
 
 def test_a_program_without_cycles_has_none():

@@ -96,6 +96,13 @@ def test_json_has_the_same_fields_whether_the_step_fits_or_not():
     assert fits["seconds_estimate"] == pytest.approx(0.05 + fits["collective_seconds_estimate"])
 
 
+def test_no_step_is_faster_than_its_roofline():
+    found = dataclasses.replace(FOUND, bytes=100e9)
+    assert found.cycle_seconds == pytest.approx(0.05)
+    assert found.compute_seconds == found.roofline_seconds == pytest.approx(100e9 / 819e9)
+    assert found.seconds_estimate == found.roofline_seconds + found.collective_seconds
+
+
 def test_without_cycles_the_estimate_is_the_roofline():
     found = dataclasses.replace(FOUND, cycles={}, topology=find_topology("h100:1"), collectives={})
     assert found.seconds_estimate == found.roofline_seconds == pytest.approx(25e9 / 3352e9)
@@ -155,6 +162,17 @@ def test_a_small_step_is_compiled_for_256_chips():
     assert found.augmentation_share < 0.5
     assert found.cycle_seconds is not None
     assert found.flops > 0
+    assert 0 < found.roofline_seconds < found.cycle_seconds
+
+
+@needs_tpu
+@pytest.mark.run
+def test_all_parts_of_a_batch_count():
+    divided = small_config(parallel=ParallelConfig(accumulate=4))
+    whole, parts = (plan(config, find_topology("v5e:1x1"), classes=10) for config in (small_config(), divided))
+    assert parts.flops == pytest.approx(whole.flops, rel=0.1)
+    for phase in ("forward", "backward"):
+        assert parts.cycles[phase] > 0.9 * whole.cycles[phase]
 
 
 @needs_tpu

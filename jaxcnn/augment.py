@@ -81,9 +81,10 @@ def augment(
         # Not one more key of the split, which would change the others.
         x = materialize(trivial_augment(jax.random.fold_in(key, 4), x))
     if config.brightness > 0 or config.contrast > 0 or config.saturation > 0:
-        x = materialize(_jitter_colour(colour_key, x, config=config))
+        x = _jitter_colour(colour_key, x, config=config)
     if config.erase > 0:
-        x = materialize(_erase(erase_key, x, chance=config.erase))
+        x = _erase(erase_key, x, chance=config.erase)
+    x = materialize(x)
     targets = jax.nn.one_hot(labels, classes, dtype=jnp.float32)
     if config.mixup > 0 or config.cutmix > 0:
         x, targets = _mix(mix_key, x, targets, mixup=config.mixup, cutmix=config.cutmix)
@@ -118,7 +119,6 @@ def _crop(
         left, width = start[:, 1], size[:, 1]
         start = start.at[:, 1].set(jnp.where(flipped, left + width, left))
         size = size.at[:, 1].set(jnp.where(flipped, -width, width))
-    # Resample the rows of the boxes, then their columns; what is resampled comes second, and the colours are planes.
     taps = partial(
         _bilinear_taps,
         side=side,
@@ -126,12 +126,7 @@ def _crop(
         longest=shown if config.crop_scale is None else side,
         reflect=config.pad_crop > 0,
     )
-    x = materialize(resample(images.reshape(batch, side, -1), taps(start[:, 0], size[:, 0])))
-    x = materialize(x.reshape(batch, resolution, side, 3).transpose(0, 2, 3, 1))
-    x = materialize(resample(x.reshape(batch, side, -1), taps(start[:, 1], size[:, 1])))
-    x = x.reshape(batch, resolution, 3, resolution).transpose(0, 2, 3, 1)
-    # Rounding takes some pixels just out of range.
-    return jnp.clip(x, 0, 255)
+    return resample(images, taps(start[:, 0], size[:, 0]), taps(start[:, 1], size[:, 1]))
 
 
 def _bilinear_taps(
@@ -148,12 +143,12 @@ def _bilinear_taps(
       reflect: continue the picture by its mirror image; otherwise pixels outside of it have no weight.
     """
     # Centre of each pixel of the crop, in the picture's pixels.
-    scale = (size / resolution)[:, None, None]
-    centre = start[:, None, None] + (jnp.arange(resolution, dtype=jnp.float32) + 0.5)[None, :, None] * scale - 0.5
+    scale = (size / resolution)[None, :, None]
+    centre = start[None, :, None] + (jnp.arange(resolution, dtype=jnp.float32) + 0.5)[None, None, :] * scale - 0.5
     # When a picture shrinks, the triangle widens to cover all of its pixels.
     reach = jnp.maximum(jnp.abs(scale), 1)
     count = math.ceil(2 * max(1, longest / resolution))
-    pixel = jnp.ceil(centre - reach) + jnp.arange(count, dtype=jnp.float32)[None, None, :]
+    pixel = jnp.ceil(centre - reach) + jnp.arange(count, dtype=jnp.float32)[:, None, None]
     weight = jnp.maximum(1 - jnp.abs(centre - pixel) / reach, 0)
     if reflect:
         # Beyond either edge, every pixel but the outermost appears again, as far outside as it is inside.
@@ -161,7 +156,7 @@ def _bilinear_taps(
         pixel = jnp.minimum(pixel, 2 * (side - 1) - pixel)
     weight = jnp.where((pixel >= 0) & (pixel < side), weight, 0)
     rows = jnp.clip(pixel, 0, side - 1).astype(jnp.int32)
-    return Taps(rows, weight / weight.sum(-1, keepdims=True))
+    return Taps(rows, weight / weight.sum(0, keepdims=True))
 
 
 def _random_sides(
@@ -195,10 +190,11 @@ def _jitter_colour(key: Key[Array, ""], x: Planes, *, config: AugmentConfig) -> 
     brightness, contrast, saturation = (
         (1 + limit * factor)[:, None, None, None] for limit, factor in zip(limits, factors, strict=True)
     )
-    mean = _gray(x.mean((2, 3), keepdims=True)) * brightness
-    x = mean + (x * brightness - mean) * contrast
+    # The three changes as one weighted sum: pixel, gray of the pixel, and mean gray.
     gray = _gray(x)
-    return jnp.clip(gray + (x - gray) * saturation, 0, 255)
+    scale = brightness * contrast
+    offset = gray.mean((2, 3), keepdims=True) * (brightness - scale)
+    return jnp.clip(x * (scale * saturation) + gray * (scale - scale * saturation) + offset, 0, 255)
 
 
 def _gray(x: Float[Array, "batch 3 height width"]) -> Float[Array, "batch 1 height width"]:

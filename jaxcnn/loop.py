@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int64, Key, UInt8
 from jaxcnn import data
 from jaxcnn.augment import augment
 from jaxcnn.config import AugmentConfig, Config, ModelConfig
+from jaxcnn.data.batches import begin_order
 from jaxcnn.distributed import (
     check_devices,
     fetch_rows,
@@ -365,6 +366,13 @@ def _compile_first(run: Run, state: TrainState, batch: data.Batch, *, epoch: int
         needed = compile_step(run, state, batch, epoch=epoch) if is_first else 0
     if shortage := describe_shortage(needed, f"a step of {len(batch.labels)} pictures of {side}x{side} pixels"):
         warn(shortage)
+
+
+def start_order(run: Run, step: int) -> None:
+    """Starts to shuffle the pictures for the epoch of a step, which goes on while the state of the run is made."""
+    if step < run.total_steps and not run.config.balance:
+        epoch = step // run.steps_per_epoch
+        begin_order(seed=run.config.seed, epoch=epoch, count=len(run.dataset.train))
 
 
 def _batches_from(

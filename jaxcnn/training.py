@@ -27,7 +27,7 @@ from jaxcnn.evaluation import compute_logits, measure, with_mirror_image
 from jaxcnn.evaluation_record import describe_measured, predictions_path, write_evaluation, write_predictions
 from jaxcnn.fitted_head import start_with_fitted_head
 from jaxcnn.leakage import check_no_leakage, describe_overlap
-from jaxcnn.loop import Run, augment_some, empty_state, evaluate_variables, fit, initial_state, prepare
+from jaxcnn.loop import Run, augment_some, empty_state, evaluate_variables, fit, initial_state, prepare, start_order
 from jaxcnn.metrics import Evaluation
 from jaxcnn.models.pretrained import read_pretrained
 from jaxcnn.ops.compilation_cache import keep_compilations
@@ -138,6 +138,7 @@ def begin(
             open_log(folder.path, writes=is_leader(), echo=echo) as log,
         ):
             is_new = checkpoints.last_step is None
+            start_order(run, checkpoints.last_step or 0)
             with stage("preparing the network and its state"):
                 weights, state = _restore(run, checkpoints)
             step = int(state.step)

@@ -1,9 +1,10 @@
 """The order of examples, and batches that a thread gathers ahead of the device."""
 
+import functools
 import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +34,28 @@ class EvalBatch(NamedTuple):
 
 def epoch_order(*, seed: int, epoch: int, count: int) -> Int64[np.ndarray, " {count}"]:
     """Returns a permutation of `count` examples that depends on `seed` and `epoch` alone (both 0 or more)."""
+    started = _started_orders.pop((seed, epoch, count), None)
+    return _shuffle(seed, epoch, count) if started is None else started.result()
+
+
+def begin_order(*, seed: int, epoch: int, count: int) -> None:
+    """Lets a thread compute what the next call of `epoch_order` with these arguments returns.
+
+    For ten million examples it takes a second.
+    """
+    _started_orders.clear()
+    _started_orders[seed, epoch, count] = _order_thread().submit(_shuffle, seed, epoch, count)
+
+
+_started_orders: dict[tuple[int, int, int], Future[Int64[np.ndarray, " count"]]] = {}
+
+
+@functools.cache
+def _order_thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="order")
+
+
+def _shuffle(seed: int, epoch: int, count: int) -> Int64[np.ndarray, " {count}"]:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 

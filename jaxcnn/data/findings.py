@@ -102,15 +102,17 @@ def _describe_oddities(dataset: Dataset) -> Iterator[str]:
 
 def _count_contradictions(dataset: Dataset, kind: str) -> int:
     """Returns the number of pictures in groups of this kind that have more than one class; see `shared_rows`."""
-    splits = [(split.facts, split.labels) for split in (dataset.train, dataset.validation)]
-    known = [(facts[kind], labels) for facts, labels in splits if facts is not None]
-    if not known:
-        return 0
-    groups, labels = (np.concatenate(parts) for parts in zip(*known, strict=True))
+    found = [np.empty((0, 2), np.int32)]
+    for split in (dataset.train, dataset.validation):
+        if split.facts is not None:
+            # Few pictures are in groups, of which there may be ten million.
+            groups = split.facts[kind]
+            grouped = np.flatnonzero(groups >= 0)
+            found.append(np.stack([groups[grouped], split.labels[grouped]], axis=1))
     # Each pair of a group and a class once.
-    pairs = np.unique(np.stack([groups, labels], axis=1)[groups >= 0], axis=0)
-    kinds, count = np.unique(pairs[:, 0], return_counts=True)
-    return int(np.isin(groups, kinds[count > 1]).sum())
+    rows = np.concatenate(found)
+    kinds, count = np.unique(np.unique(rows, axis=0)[:, 0], return_counts=True)
+    return int(np.isin(rows[:, 0], kinds[count > 1]).sum())
 
 
 def _count_repeated(split: Split) -> int:

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxcnn.data import batches
 from jaxcnn.data.batches import (
     balanced_order,
+    begin_order,
     epoch_order,
     eval_batches,
     eval_positions,
@@ -49,6 +51,14 @@ def test_seed_and_epoch_both_change_the_order():
 
 def test_the_order_is_the_same_on_every_machine():
     assert epoch_order(seed=3, epoch=2, count=8).tolist() == [1, 7, 4, 0, 2, 6, 3, 5]
+
+
+def test_an_order_that_a_thread_has_begun_is_the_same_and_is_not_kept(monkeypatch):
+    begin_order(seed=3, epoch=2, count=8)
+    monkeypatch.setattr(batches, "_shuffle", lambda seed, epoch, count: np.zeros(count, np.int64))
+    assert epoch_order(seed=3, epoch=1, count=8).tolist() == [0] * 8
+    assert epoch_order(seed=3, epoch=2, count=8).tolist() == [1, 7, 4, 0, 2, 6, 3, 5]
+    assert epoch_order(seed=3, epoch=2, count=8).tolist() == [0] * 8
 
 
 def test_train_batches_follow_the_order():

@@ -117,7 +117,9 @@ def parse_responses(written: bytes) -> list[tuple[int, bytes]]:
     """Returns status and content of all responses; they have to be complete and valid."""
     found = []
     while written:
-        written = written.removeprefix(CONTINUE)
+        if written.startswith(CONTINUE):
+            written = written.removeprefix(CONTINUE)
+            continue
         head = HEAD.match(written)
         assert head, written
         status, length = int(head[1]), LENGTH.search(head[2])

@@ -14,7 +14,7 @@ import pytest
 
 from tests.fuzz import targets
 from tests.fuzz.__main__ import INSTRUMENTED
-from tests.fuzz.connection import parse_responses
+from tests.fuzz.connection import CONTINUE, parse_responses
 from tests.fuzz.corpus import FOLDER
 from tests.fuzz.mutations import mutated
 from tests.fuzz.targets import TARGETS
@@ -95,6 +95,11 @@ def test_the_coverage_of_every_target_is_measured():
     assert INSTRUMENTED.keys() == TARGETS.keys()
     for package in set(itertools.chain.from_iterable(INSTRUMENTED.values())):
         assert importlib.util.find_spec(package), package
+
+
+def test_an_interim_response_is_no_response():
+    assert parse_responses(CONTINUE + CONTINUE + b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok") == [(200, b"ok")]
+    assert parse_responses(CONTINUE) == []
 
 
 def test_the_runner_names_what_is_missing():

@@ -27,6 +27,7 @@ class GoodClient:
         self._record = record
         self._random = random
         self._kept: dict[str, Connection] = {}
+        self._asked_at = 0.0
 
     async def run(self, pictures: dict[str, list[Picture]], over: asyncio.Event) -> None:
         """Sends requests until the event is set."""
@@ -36,13 +37,19 @@ class GoodClient:
                 await self._ask(self._random.choice(services), make_question(pictures, self._random))
                 await asyncio.sleep(self._random.expovariate(1 / _MEAN_PAUSE))
         finally:
-            for connection in self._kept.values():
-                connection.abort()
-            self._kept.clear()
+            self._close()
+
+    def _close(self) -> None:
+        for connection in self._kept.values():
+            connection.abort()
+        self._kept.clear()
 
     async def _ask(self, service: Service, question: Question) -> None:
         start = time.monotonic()
-        # Take the kept connection, or a new one.
+        # Take the kept connection, or a new one: one from before a stall may be about to be closed as idle.
+        if self._asked_at < self._record.stalled_at:
+            self._close()
+        self._asked_at = start
         connection = self._kept.pop(service.name, None)
         is_kept = connection is not None and not connection.is_over
         if connection is None or connection.is_over:

@@ -63,10 +63,11 @@ def place_state(state: Any, mesh: Mesh | None) -> Any:
     """Lays a state out on the mesh; its arrays are the same in every process, or are already on the mesh.
 
     Large arrays are divided along the axis `fsdp` of the mesh (Rajbhandari et al. 2020); the others are copied to every
-    device.
+    device. Without a mesh, all are on the only device, fixed to it as restored ones are: for arrays that are free to
+    move, JAX compiles another program, and a resumed run would not find the one that the first start has kept.
     """
     if mesh is None:
-        return state
+        return jax.device_put(state, jax.local_devices()[0])
 
     def place(leaf: Any) -> jax.Array:
         sharding = state_sharding(leaf, mesh)

@@ -198,7 +198,7 @@ def empty_state(run: Run) -> TrainState:
         image_size=config.data.image_size,
         averaged=config.optim.ema_decay > 0,
     )
-    state: TrainState = place_state(jax.device_put(zeros) if run.mesh is None else zeros, run.mesh)
+    state: TrainState = place_state(zeros, run.mesh)
     return state
 
 

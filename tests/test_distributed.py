@@ -146,10 +146,13 @@ print(abs(other - losses(0, group=4, dropout=0.0)[0]).max() > 1e-3)
     assert done.stdout.split() == ["True"], done.stderr
 
 
-def test_one_device_gets_the_arrays_as_they_are():
-    arrays = np.zeros((3, 2))
+def test_one_device_gets_all_of_the_arrays():
+    arrays = np.ones((3, 2), np.float32)
     assert distributed.make_mesh() is None
-    assert distributed.shard_batch(arrays, None) is distributed.place_state(arrays, None) is arrays
+    assert distributed.shard_batch(arrays, None) is arrays
+    placed = distributed.place_state({"kernel": arrays}, None)["kernel"]
+    np.testing.assert_array_equal(placed, arrays)
+    assert placed.committed
     assert distributed.local_rows(3, None).tolist() == [0, 1, 2]
     distributed.check_devices(7)
 

@@ -21,6 +21,7 @@ from orbax.checkpoint import v1 as ocp
 
 from jaxcnn.calibration import Calibration, write_calibration
 from jaxcnn.config import Config, DataConfig, ModelConfig, OptimConfig
+from jaxcnn.distributed import place_state
 from jaxcnn.errors import UserError
 from jaxcnn.models import registry
 from jaxcnn.optim import make_optimizer
@@ -63,6 +64,17 @@ def test_every_optimizers_state_comes_back(tmp_path, name):
     with open_checkpoints(tmp_path) as checkpoints:
         assert checkpoints.last_step == 7
         assert_same(checkpoints.restore(make_state(config, seed=1)), state)
+
+
+def test_a_resumed_run_compiles_the_program_of_the_first_start(tmp_path):
+    state = place_state(at(make_state(), 7), None)
+    with open_checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state)
+    with open_checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore(place_state(jax.tree.map(np.zeros_like, state), None))
+    new, resumed = (jax.jit(lambda state: state).lower(start).as_text() for start in (state, restored))
+    # Also in where the arrays are, so that the program is found among those that were kept.
+    assert resumed == new
 
 
 def test_the_last_and_the_best_are_kept(tmp_path):

@@ -16,9 +16,9 @@ PROG = "jaxcnn serve"
 APPLICATION = "server.app:app"
 """Named, not imported: nothing of `jaxcnn` is needed where a model is served in another way."""
 ABOUT = """\
-Serves an exported classifier over HTTP, with a demo page. MODEL is an .onnx file, or the workdir of
-a run that has exported one; without it, the variable JAXCNN_MODEL names the model. All other
-settings of the server are environment variables too. The options belong to uvicorn:
+Serves an exported classifier over HTTP, with a demo page. MODEL is an .onnx file, the workdir of a
+run that has exported one, or a folder of several; without it, the variable JAXCNN_MODEL names the
+model. All other settings of the server are environment variables too. The options belong to uvicorn:
 """
 
 
@@ -39,12 +39,15 @@ def find_model(text: str) -> str:
     Raises:
       UserError: a folder without an exported model.
     """
-    if not Path(text).is_dir():
-        return text  # A file or a URL, which the server checks.
-    model = Path(text) / "model.onnx"
-    if not model.exists():
-        raise UserError(f"{text} has no model.onnx; write one with: python -m export {text}")
-    return str(model)
+    folder = Path(text)
+    if not folder.is_dir():
+        return text  # Files or a URL, which the server checks.
+    exported = folder / "model.onnx"
+    if exported.exists():
+        return str(exported)
+    if any(folder.glob("*.onnx")):
+        return text  # Several models, of which the server serves all.
+    raise UserError(f"{text} has no model.onnx; write one with: python -m export {text}")
 
 
 def check_port(arguments: Sequence[str]) -> None:

@@ -34,6 +34,13 @@ def test_options_go_to_uvicorn_and_the_model_to_the_server(started, tmp_path):
     assert os.environ["JAXCNN_MODEL"] == str(tmp_path / "model.onnx")
 
 
+def test_a_folder_of_models_goes_to_the_server(started, tmp_path):
+    for name in ("cats.onnx", "dogs.onnx"):
+        (tmp_path / name).touch()
+    serve.main([str(tmp_path), "--port", free_port()])
+    assert os.environ["JAXCNN_MODEL"] == str(tmp_path)
+
+
 def test_without_a_model_the_variable_decides(started):
     serve.main(["--port", free_port()])
     assert os.environ["JAXCNN_MODEL"] == "before.onnx"

@@ -5,11 +5,14 @@ before it is used; if there is no other, it stays and the error says so.
 """
 
 import dataclasses
+import inspect
 import itertools
 import json
 import logging
+import os
 import re
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -144,9 +147,10 @@ class Checkpoints:
             if refusal is None:
                 raise
             folder, size = Path(self._checkpointer.directory), sum(leaf.nbytes for leaf in jax.tree.leaves(items))
+            advice = (remedy(refusal) or "check the disk").capitalize()
             raise UserError(
                 f"the checkpoint of step {step} could not be written to {folder}: "
-                f"{describe(refusal, folder, needed=size)}; earlier ones are whole. Make room and run again to resume"
+                f"{describe(refusal, folder, needed=size)}; earlier ones are whole. {advice} and run again to resume"
             ) from error
 
     def _finish(self, step: int) -> None:
@@ -536,8 +540,11 @@ def _without_orbax_logs() -> Iterator[None]:
 
     for logger in loggers:
         logger.addFilter(of_others)
+    hook = sys.unraisablehook
+    _drop_late_errors()
     try:
         yield
+        sys.unraisablehook = hook
     except Exception:
         left = set(threading.enumerate()) - others - {threading.current_thread()}
         for logger in loggers if left else ():
@@ -546,6 +553,25 @@ def _without_orbax_logs() -> Iterator[None]:
     finally:
         for logger in loggers:
             logger.removeFilter(of_others)
+
+
+def _drop_late_errors() -> None:
+    """Drops what Orbax reports besides the first error, from operations that it has begun and does not wait for.
+
+    Threads of TensorStore find the event loop closed, and coroutines are destroyed before their end. Python reports
+    both through `sys.unraisablehook`; all other errors are reported as before.
+    """
+    report = sys.unraisablehook
+    if getattr(report, "__module__", "") == __name__:
+        return  # Dropped already, after an earlier failure.
+
+    def hook(late: "sys.UnraisableHookArgs") -> None:
+        is_closed = isinstance(late.exc_value, RuntimeError) and str(late.exc_value) == "Event loop is closed"
+        is_unfinished = inspect.iscoroutine(late.object) and "orbax" in late.object.cr_code.co_filename
+        if not is_closed and not is_unfinished:
+            report(late)
+
+    sys.unraisablehook = hook
 
 
 def _checkpoint_errors(checkpointer: _Reader, saved: Any) -> AbstractContextManager[None]:
@@ -593,9 +619,9 @@ def _system_error(error: BaseException) -> OSError | None:
     """The operating system's refusal behind an error; None if the error has another cause."""
     if isinstance(error, OSError):
         return error
-    # TensorStore, below Orbax, raises a ValueError with the system's message and number in it.
-    found = re.search(r"([^:]+) \[os_error_code='?(\d+)", str(error))
-    return OSError(int(found[2]), found[1].strip()) if found else None
+    # TensorStore, below Orbax, raises a ValueError with the system's number somewhere in it.
+    found = re.search(r"\bos_error_code='?(\d+)", str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
 
 
 def _check_tree(saved: Any, like: Any, *, where: str, name: str) -> None:

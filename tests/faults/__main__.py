@@ -8,6 +8,7 @@ import argparse
 import faulthandler
 import json
 import os
+import shutil
 import sys
 import tempfile
 import warnings
@@ -28,17 +29,19 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--schedules", type=int, default=100, help="faults for each target")
     parser.add_argument("--first", type=int, default=0, help="seed of the first")
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
-        if "LD_PRELOAD" not in os.environ:
-            os.environ["LD_PRELOAD"] = str(build(Path(name)))
-            # The library has to be there before Python starts.
-            sys.exit(os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-m", "tests.faults", *arguments]))
-        sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-        warnings.simplefilter("ignore")
-        from tests.faults.targets import TARGETS
+    if "LD_PRELOAD" not in os.environ:
+        # The library has to be there before Python starts.
+        os.environ["LD_PRELOAD"] = str(build(Path(tempfile.mkdtemp(prefix="faults-"))))
+        os.execv(sys.executable, [sys.executable, "-m", "tests.faults", *arguments])
+    folder = Path(os.environ["LD_PRELOAD"]).parent
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    warnings.simplefilter("ignore")
+    from tests.faults.targets import TARGETS
 
-        targets = options.targets or TARGETS
-        failures = sum(run(target, Path(name), options.first, options.schedules) for target in targets)
+    try:
+        failures = sum(run(name, folder, options.first, options.schedules) for name in options.targets or TARGETS)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     sys.exit(1 if failures else 0)
 
 

@@ -96,6 +96,8 @@ def attempt(target: Target, folder: Path) -> tuple[int, str, Any]:
         try:
             cli.run(lambda _: returned.append(target.work(folder)), "command")
         except SystemExit as end:
+            if int(end.code or 0) > 128:
+                raise  # A signal ends the schedules, too.
             return int(end.code or 0), said.getvalue(), None
         except Exception:
             return -1, traceback.format_exc(), None

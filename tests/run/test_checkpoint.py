@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -280,7 +281,11 @@ def test_a_refusal_of_the_system_is_not_called_damage(run, name):
         (OSError("without a number"), "without a number"),
         (
             ValueError("INTERNAL: Error reading file: Stale handle [os_error_code='116' source locations]"),
-            "Stale handle",
+            "Stale file handle",
+        ),
+        (
+            ValueError("INTERNAL: Error: Input/output error [spec='{\"a\": false}'] [os_error_code='5'] [at='[0]']"),
+            "Input/output error",
         ),
     ],
 )
@@ -338,6 +343,30 @@ def test_a_thread_that_orbax_leaves_behind_stays_without_logs(run, monkeypatch, 
     for log_from_it in left:
         log_from_it()
     assert caplog.messages == ["afterwards"]
+
+
+def test_what_orbax_reports_after_a_failure_is_dropped_and_nothing_else(run, monkeypatch):
+    def fail(*_):
+        raise KeyError("Failed to load")
+
+    async def unfinished():
+        pass
+
+    reported = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda late: reported.append(late.object or str(late.exc_value)))
+    monkeypatch.setattr(Checkpointer, "load_checkpointables", fail)
+    for _ in range(2):
+        with pytest.raises(UserError):
+            load_model(run.path)
+    for error in (RuntimeError("Event loop is closed"), RuntimeError("other"), ValueError("Event loop is closed")):
+        sys.unraisablehook(SimpleNamespace(object=None, exc_value=error))
+    code = compile("async def read(): pass", "/orbax/checkpoint/serialization.py", "exec")
+    exec(code, found := {})
+    here, orbax = unfinished(), found["read"]()
+    for coroutine in (here, orbax):
+        sys.unraisablehook(SimpleNamespace(object=coroutine, exc_value=Exception("not awaited")))
+        coroutine.close()
+    assert reported == ["other", "Event loop is closed", here]
 
 
 @pytest.mark.parametrize("error", [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")])
@@ -454,6 +483,7 @@ def test_another_model_is_refused_by_its_first_path(tmp_path, config, classes, m
 CANNOT_WRITE = """
 import resource, sys, jax.numpy as jnp
 from pathlib import Path
+from types import SimpleNamespace
 from jaxcnn.run.checkpoint import open_checkpoints
 sys.path[:0] = ["tests", "tests/run"]
 from test_checkpoint import make_state
@@ -493,6 +523,7 @@ def test_a_damaged_checkpoint_is_named(run):
 SAVES_FOREVER = """
 import sys, itertools, jax.numpy as jnp
 from pathlib import Path
+from types import SimpleNamespace
 from jaxcnn.run.checkpoint import open_checkpoints
 sys.path[:0] = ["tests", "tests/run"]
 from test_checkpoint import make_state

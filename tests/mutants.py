@@ -39,7 +39,7 @@ TESTS = {
     "server/workers.py": ["tests/server/test_server_workers.py"],
     "jaxcnn/data/split.py": ["tests/data/test_split.py", "tests/data/test_dataset.py"],
     "jaxcnn/state.py": ["tests/test_state.py"],
-    "jaxcnn/step.py": ["tests/test_step.py"],
+    "jaxcnn/step.py": ["tests/test_exact_step.py", "tests/test_step.py"],
     "jaxcnn/run/checkpoint.py": ["tests/run/test_checkpoint.py"],
 }
 """The fastest tests that cover a module."""

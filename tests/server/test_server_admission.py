@@ -125,6 +125,8 @@ def test_a_queued_request_gives_way_to_another_client():
     with refused(3):
         server.ask("other", 3)
     evicted = [evictable(place) for place in greedy]
+    with refused(2):
+        server.ask("greedy", 2)
     other = server.ask("other")
     other.enter(0)
     (victim,) = [place for place in greedy if place.is_evicted]
@@ -134,7 +136,7 @@ def test_a_queued_request_gives_way_to_another_client():
     error = victim.evicted()
     assert (error.status_code, error.headers) == (503, {"Retry-After": "1", "Connection": "close"})
     assert error.detail == "The server is busy: try again in 1 second."
-    assert server.refusals() == {"requests": 1, "evicted": 1}
+    assert server.refusals() == {"requests": 2, "evicted": 1}
 
 
 def test_a_request_that_can_no_longer_be_ended_keeps_its_place():
@@ -176,6 +178,18 @@ def test_no_more_than_an_eighth_is_left_free():
     places[5].hold(BUFFER - BUFFER // 8 - 5000)
     with refused(1):
         places[5].hold(BUFFER - BUFFER // 8 - 5000 + 1)
+
+
+def test_a_client_without_memory_gets_some_of_the_one_that_has_all():
+    server = Server()
+    greedy = [server.ask("greedy") for _ in range(2)]
+    for place in greedy:
+        place.hold(3000)
+        evictable(place)
+    server.ask("other").hold(3000)
+    assert sorted(place.is_evicted for place in greedy) == [False, True]
+    with refused(1):
+        server.ask("greedy").hold(3000)
 
 
 def test_the_slowest_body_of_the_client_that_has_most_gives_way(clock):

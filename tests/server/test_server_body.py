@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from server import body, errors
 from server.settings import Settings
+from tests.server.virtual_time import run_virtually
 
 MAX_BYTES = 1024
 LIMITS = Settings(max_body_bytes=MAX_BYTES)
@@ -146,6 +147,38 @@ def test_a_body_that_stops_is_too_slow():
     with pytest.raises(HTTPException) as caught:
         read(Messages([part(b"start")]), Place(), Settings(max_body_bytes=MAX_BYTES, read_seconds=1))
     assert (caught.value.status_code, caught.value.headers) == (408, {"Connection": "close"})
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "end"),
+    [
+        ([], 5),
+        ([(4, 0)], 5),
+        ([(1, 1000)], 15),
+        ([(1, 1000), (14, 500)], 20),
+        ([(1, 1000), (14, 500), (19, 1500)], 30),
+    ],
+    ids=["nothing", "an empty piece", "a piece", "two pieces", "for as long as a body may take"],
+)
+def test_a_body_has_the_time_of_the_lowest_rate(arrivals, end):
+    limits = Settings(max_body_bytes=10_000, read_seconds=30, min_bytes_per_second=100)
+
+    async def main() -> None:
+        loop, waiting = asyncio.get_running_loop(), iter(arrivals)
+        start = loop.time()
+
+        async def receive() -> dict[str, object]:
+            seconds, size = next(waiting, (1000, 0))
+            await asyncio.sleep(start + seconds - loop.time())
+            return part(bytes(size))
+
+        with pytest.raises(HTTPException) as caught:
+            await body.read(Request({"type": "http", "method": "POST", "headers": []}, receive), Place(10_000), limits)
+        assert caught.value.status_code == 408
+        assert caught.value.detail.startswith("The body did not arrive within 30 s, or at 100 bytes per second: ")
+        assert round(loop.time() - start, 3) == end
+
+    run_virtually(main())
 
 
 @pytest.mark.parametrize("encoding", ["br", "gzip, deflate", "x"])

@@ -614,7 +614,7 @@ def test_connections_of_uvicorn_with_httptools_are_bounded():
 def test_other_connections_are_refused():
     server = uvicorn.Server(uvicorn.Config(App, log_config=None, http="h11"))
     server.config.load()
-    with pytest.raises(StartError, match="^This application bounds the connections of uvicorn with httptools, and no"):
+    with pytest.raises(StartError, match=r"^This application bounds the connections of uvicorn with httptools, and no"):
         install(server, Settings())
 
 

@@ -9,7 +9,7 @@ from random import Random
 
 from tests.soak.good import BROKEN
 from tests.soak.models import Models
-from tests.soak.record import Record
+from tests.soak.record import Record, poll
 from tests.soak.services import Service
 from tests.soak.wire import connected, get
 
@@ -60,10 +60,10 @@ class Operator:
             seen = 0
             while seen < 4 * service.processes:
                 seen = seen + 1 if await self._has_warning(service) == expected else 0
-                await asyncio.sleep(0.1)
                 if time.monotonic() - start > 2 * self._record.patience:
                     self._record.fault_since(start, f"{service.name}: warning of a damaged model is not {expected}")
                     return
+                await asyncio.sleep(0.1)
 
     async def _has_warning(self, service: Service) -> bool | None:
         start = time.monotonic()
@@ -79,12 +79,10 @@ class Operator:
         """Makes room on the disks of the logs, which have to go on."""
         for service in self._services:
             service.empty_log()
-        start = time.monotonic()
-        while not all(os.path.getsize(service.log) for service in self._services):
-            await asyncio.sleep(0.1)
-            if time.monotonic() - start > self._record.patience:
-                self._record.fault_since(start, "a log does not go on after its disk has room again")
-                return
+        if not await poll(
+            lambda: all(os.path.getsize(service.log) for service in self._services), self._record.patience
+        ):
+            self._record.fault("a log does not go on after its disk has room again")
 
     async def _fill_logs(self) -> None:
         for service in self._services:

@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ MAX_FAULTS = 50
 """Faults that are kept in words; all are counted."""
 
 _STALL_SECONDS = 5.0
+_POLL_SECONDS = 0.05
 # What a process may grow by after the first rest: files that libraries keep open, and fragments of memory.
 _SPARE_DESCRIPTORS = 2
 _SPARE_SHARE, _SPARE_MB = 0.10, 16.0
@@ -94,6 +95,15 @@ class Record:
             "peak_mb": {name: round(peak, 1) for name, peak in self.peaks_mb.items()},
             "faults": self.faults,
         }
+
+
+async def poll(condition: Callable[[], bool], seconds: float) -> bool:
+    """Waits until a condition holds, and returns whether it does; the seconds count only while this process runs."""
+    for _ in range(int(seconds / _POLL_SECONDS)):
+        if condition():
+            return True
+        await asyncio.sleep(_POLL_SECONDS)
+    return condition()
 
 
 def find_growth(rests: Sequence[Usage], warm_mb: float) -> list[str]:

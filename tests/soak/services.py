@@ -1,6 +1,5 @@
 """The servers under soak: real uvicorn processes, alone, with a socket as from systemd, and with two workers."""
 
-import asyncio
 import math
 import os
 import shutil
@@ -12,7 +11,7 @@ import time
 from pathlib import Path
 
 from tests.bench.serve import Process
-from tests.soak.record import Record, Usage
+from tests.soak.record import Record, Usage, poll
 
 ROOT = Path(__file__).parents[2]
 
@@ -121,31 +120,27 @@ class Service:
 
     async def _end(self) -> None:
         self.is_restarting = True
-        start = self.terminated_at = time.monotonic()
+        self.terminated_at = time.monotonic()
         self._process.send_signal(signal.SIGTERM)
-        while (status := self._process.poll()) is None:
-            await asyncio.sleep(0.05)
-            if time.monotonic() - start > 2 * self._record.patience:
-                self._record.fault_since(start, f"{self.name} did not end at SIGTERM")
-                self.kill()
-        if status != 0:
-            self._record.fault(f"{self.name} ended with status {status}")
+        if not await poll(lambda: self._process.poll() is not None, 2 * self._record.patience):
+            self._record.fault(f"{self.name} did not end at SIGTERM")
+            self.kill()
+        elif self._process.returncode != 0:
+            self._record.fault(f"{self.name} ended with status {self._process.returncode}")
 
     async def wait_until_ready(self) -> None:
         """Waits until the balancer sends requests; a service that does not start ends the soak."""
-        start = time.monotonic()
         self.is_ready = False
-        while not (self.is_ready and self._has_all_workers()):
-            await asyncio.sleep(0.05)
-            if self._process.poll() is not None or time.monotonic() - start > 4 * self._record.patience:
-                raise RuntimeError(f"{self.name} does not start: {self.log.read_text().strip()[-2000:]}")
+        await poll(lambda: self._is_started() or self._process.poll() is not None, 4 * self._record.patience)
+        if not self._is_started():
+            raise RuntimeError(f"{self.name} does not start: {self.log.read_text().strip()[-2000:]}")
         self.is_restarting = False
         self.restarted_at = time.monotonic()
 
-    def _has_all_workers(self) -> bool:
-        """Whether each worker has loaded the models, after which it writes its metrics."""
-        if self.name != "workers":
-            return True
+    def _is_started(self) -> bool:
+        """Whether it responds, and each worker has loaded the models, after which it writes its metrics."""
+        if self.name != "workers" or not self.is_ready:
+            return self.is_ready
         return len({path.stem.rpartition("_")[2] for path in self._metrics.iterdir()}) >= self.processes
 
     def check_is_alive(self) -> None:

@@ -16,7 +16,7 @@ from tests.soak import bad, good
 from tests.soak.good import GoodClient
 from tests.soak.models import Models
 from tests.soak.questions import Question
-from tests.soak.record import Record, Usage, find_growth
+from tests.soak.record import Record, Usage, find_growth, poll
 
 ROOT = Path(__file__).parents[2]
 RED = Question("raw", b"a request", [["red"]], lambda response: [json.loads(response.body)["predicted_class"]])
@@ -39,6 +39,20 @@ def test_twenty_seconds_of_everything():
 
 
 # What it notices
+
+
+def test_a_wait_counts_only_the_time_in_which_the_process_runs(monkeypatch):
+    slept = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    answers = iter([False] * 30 + [True])
+    assert asyncio.run(poll(lambda: next(answers), 2))
+    assert len(slept) == 30
+    assert not asyncio.run(poll(lambda: False, 2))
+    assert sum(slept[30:]) == pytest.approx(2)
 
 
 def test_growth_is_noticed():

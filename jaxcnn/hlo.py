@@ -33,8 +33,8 @@ _NO_TRAFFIC = (*_CALLS, "parameter", "constant", "tuple", "get-tuple-element", "
 """Instructions that move nothing: they name arrays, or call others that do."""
 
 
-class Space(NamedTuple):
-    """The place of an array.
+class Buffer(NamedTuple):
+    """An array of a program.
 
     Attributes:
       bytes: size.
@@ -66,7 +66,7 @@ class Instruction:
     is_top: bool
     opcode: str
     repeats: int
-    arrays: tuple[Space, ...]
+    arrays: tuple[Buffer, ...]
     operands: tuple[str, ...]
     op_name: str
     cycles: int
@@ -165,10 +165,10 @@ def _instructions(text: str) -> Iterator[tuple[Instruction, str]]:
             yield instruction, rest
 
 
-def _read_arrays(kind: str) -> tuple[Space, ...]:
+def _read_arrays(kind: str) -> tuple[Buffer, ...]:
     """Reads arrays from the text of their types, such as `(f32[4,128]{1,0:T(8,128)S(1)}, u8[])`."""
     return tuple(
-        Space(
+        Buffer(
             bytes=_width(name) * math.prod(map(int, filter(None, sizes.split(",")))),
             on_chip=_ON_CHIP.search(layout) is not None,
         )

@@ -79,8 +79,8 @@ class Soak:
         self.record.check_flat()
 
     async def _soak(self, phase: str, seconds: float) -> None:
-        """Lets everybody do what they do, all at once."""
-        over = asyncio.Event()
+        """Lets everybody do what they do, all at once, until the operator has done everything at least once."""
+        over, operated = asyncio.Event(), asyncio.Event()
         arguments = self._services, self.record
         async with asyncio.TaskGroup() as tasks:
             # The bad, whose addresses are theirs alone.
@@ -94,12 +94,13 @@ class Soak:
             for i in range(_GOOD_CLIENTS):
                 name = f"{phase}/client {i}"
                 client = GoodClient(f"127.0.1.{i + 1}", self._services, self._models, self.record, self._random(name))
-                tasks.create_task(client.run(self._pictures, over))
+                tasks.create_task(client.run(self._pictures, operated))
             operator = Operator(self._services, self._models, self.record, self._random(f"{phase}/operator"))
             operation = tasks.create_task(operator.run(over))
             await asyncio.sleep(seconds)
             over.set()
             await operation
+            operated.set()
             for task in worse:
                 task.cancel()
 

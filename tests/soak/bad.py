@@ -95,7 +95,8 @@ async def send_oversize(visit: Visit) -> None:
             await connection.send(_START + b"Transfer-Encoding: chunked\r\n\r\n")
             for _ in range(_LARGEST_BODY // 2**20 + 1):
                 await connection.send(b"100000\r\n" + bytes(2**20) + b"\r\n")
-        await visit.expect(connection, 413)
+        # On a busy machine this client may be too slow.
+        await visit.expect(connection, 408, 413)
 
 
 async def send_gzip_bomb(visit: Visit) -> None:

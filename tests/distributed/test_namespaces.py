@@ -34,6 +34,8 @@ def namespaces(tmp_path):
             ip(f"netns add {name}")
             stack.callback(ip, f"netns del {name}")
             ip(f"link add {tag}v{i} type veth peer name eth0 netns {name}")
+            # Before the namespace, which the system removes later, and the link with it.
+            stack.callback(ip, f"link del {tag}v{i}")
             ip(f"link set {tag}v{i} master {tag} up")
             ip(f"-n {name} addr add 10.77.0.{i + 1}/24 dev eth0")
             ip(f"-n {name} link set eth0 up")

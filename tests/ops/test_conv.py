@@ -15,6 +15,7 @@ from jaxcnn.models.registry import NAMES, build
 from jaxcnn.ops import dense_conv
 from jaxcnn.ops.compiler import compiler_options, has_onednn
 from jaxcnn.ops.conv import conv
+from jaxcnn.ops.depthwise_conv import PIECES
 from jaxcnn.ops.dispatch import use_cpu_kernels
 from jaxcnn.presets import PRESETS
 
@@ -141,7 +142,7 @@ def test_depthwise(multiplier):
         assert_close(found, expected, tolerance=2e-5)
 
 
-@pytest.mark.parametrize(("side", "batch", "channels"), [(7, 8, 12), (6, 1, 5)])
+@pytest.mark.parametrize(("side", "batch", "channels"), [(7, 8, 12), (6, 1, 5), (5, PIECES + 1, 3)])
 @pytest.mark.parametrize(("taps", "stride"), [(3, 2), (5, 1), (5, 2)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_depthwise_as_in_networks_for_photographs(side, batch, channels, taps, stride, dtype):

@@ -227,6 +227,7 @@ def known_options() -> set[str]:
     others = [
         *ROOT.glob("tests/bench/*.py"),
         ROOT / "tests/conformance/__main__.py",
+        ROOT / "tests/mutants.py",
         ROOT / "server/deploy/__main__.py",
         ROOT / "jaxcnn/sweep.py",
     ]

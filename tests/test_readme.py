@@ -227,7 +227,7 @@ def known_options() -> set[str]:
     others = [
         *ROOT.glob("tests/bench/*.py"),
         ROOT / "tests/conformance/__main__.py",
-        ROOT / "tests/mutants.py",
+        *(ROOT / "tests" / name for name in ("faults/__main__.py", "mutants.py", "soak/__main__.py")),
         ROOT / "server/deploy/__main__.py",
         ROOT / "jaxcnn/sweep.py",
     ]

@@ -65,7 +65,7 @@ def _conv_on_cpu(x: Hwnc, *, kernel: GroupedKernel, window: Window, groups: int)
         return convolve(x, kernel, window)
     if groups == x.shape[-1]:
         return depthwise_conv(jnp.repeat(x, kernel.shape[-1] // groups, axis=-1), kernel[:, :, 0], window)
-    # One convolution for each group: oneDNN takes no groups from XLA, whose own grouped one needs seconds for a step.
+    # One convolution for each group: its gradients are then convolutions that oneDNN computes.
     parts = zip(jnp.split(x, groups, axis=-1), jnp.split(kernel, groups, axis=-1), strict=True)
     results = [convolve(part, part_kernel, window) for part, part_kernel in parts]
     return jnp.concatenate(results, axis=-1)

@@ -1,4 +1,4 @@
-"""The CPU kernel of a depthwise convolution: a weighted sum of shifted maps, which is bound by memory.
+"""The CPU kernel of a depthwise convolution: by oneDNN, or a weighted sum of shifted maps, which is bound by memory.
 
 XLA's own takes 20 to 40 times as long (128 maps of 32x32 with 64 channels, 3x3: 183 and 160 ms for its gradients).
 """
@@ -30,7 +30,7 @@ type DepthwiseKernel = Float[Array, "rows columns channels"]
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def depthwise_conv(x: Hwnc, kernel: DepthwiseKernel, window: Window) -> Hwnc:
     """Convolves each channel with a kernel for that channel; sums in float32, rounds to the type of x."""
-    return _weighted_sum(x, kernel, window)
+    return _convolve(x, kernel, window)
 
 
 def _forward(x: Hwnc, kernel: DepthwiseKernel, window: Window) -> tuple[Hwnc, tuple[Hwnc, DepthwiseKernel]]:
@@ -46,6 +46,26 @@ def _backward(window: Window, saved: tuple[Hwnc, DepthwiseKernel], dy: Hwnc) -> 
 
 
 depthwise_conv.defvjp(_forward, _backward)
+
+
+def _convolve(x: Hwnc, kernel: DepthwiseKernel, window: Window) -> Hwnc:
+    """Convolves by oneDNN where that is known to be as fast or faster: in float32, on maps as large as the kernel.
+
+    XLA hands it over only as a convolution in three dimensions; the images are the third (32 maps of 56x56 with 144
+    channels, 5x5 with a stride of 2: 15 instead of 55 ms; a step of EfficientNet-Lite0: 5 % faster).
+    """
+    fits = all(side >= count for side, count in zip(x.shape[:2], kernel.shape[:2], strict=True))
+    if x.dtype != jnp.float32 or window.dilation != (1, 1) or not fits or min(map(min, window.padding)) < 0:
+        return _weighted_sum(x, kernel, window)
+    result: Hwnc = lax.conv_general_dilated(
+        x[None],
+        kernel[:, :, None, None],
+        (*window.strides, 1),
+        (*window.padding, (0, 0)),
+        dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
+        feature_group_count=x.shape[-1],
+    )[0]
+    return result
 
 
 def _weighted_sum(x: Hwnc, kernel: DepthwiseKernel, window: Window) -> Hwnc:
@@ -71,7 +91,7 @@ def _input_gradient(dy: Hwnc, kernel: DepthwiseKernel, window: Window, *, sides:
     back = window.transposed(sides, dy.shape[:2], kernel.shape[:2])
     flipped = kernel[::-1, ::-1]
     if window.strides == (1, 1):
-        return _weighted_sum(dy, flipped, back)
+        return _convolve(dy, materialize(flipped), back)
     rows, columns = (
         _phases(back.padding[axis][0], count=kernel.shape[axis], spacing=back.dilation[axis], stride=stride)
         for axis, stride in enumerate(window.strides)

@@ -167,3 +167,19 @@ def test_value_and_gradients_are_all_computed_by_onednn(options):
     text = jax.jit(gradients, compiler_options=compiler_options()).lower(x, kernel).compile().as_text()
     assert text.count('custom_call_target="__onednn$convolution"') == 3
     assert " convolution(" not in text
+
+
+@pytest.mark.skipif(not has_onednn("float32"), reason="XLA has no oneDNN on this machine")
+@pytest.mark.parametrize(("stride", "calls"), [(1, 2), (2, 1)])
+def test_depthwise_values_and_gradients_of_maps_are_computed_by_onednn(stride, calls):
+    x, kernel = random_arrays((8, 16, 16, 16), (5, 5, 1, 16))
+
+    def gradient(x, kernel):
+        with use_cpu_kernels(True):
+            y, back = jax.vjp(lambda x: conv(x, kernel, strides=(stride, stride), groups=16), x)
+        return y, back(y)
+
+    text = jax.jit(gradient, compiler_options=compiler_options()).lower(x, kernel).compile().as_text()
+    # The gradient of a strided map is a sum for each phase of the strides.
+    assert text.count('custom_call_target="__onednn$convolution"') == calls
+    assert " convolution(" not in text

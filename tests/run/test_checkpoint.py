@@ -646,7 +646,7 @@ def test_the_advice_names_the_latest_other_checkpoint(two, monkeypatch):
             28,
             "No space left on device",
         ),
-        ("Stale handle [os_error_code='116']", 116, "Stale handle"),
+        ("Could not open [os_error_code='116']", 116, "Stale file handle"),
         ("Disk quota exceeded [os_error_code=122]", 122, "Disk quota exceeded"),
     ],
 )

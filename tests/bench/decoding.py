@@ -93,7 +93,13 @@ def write_shards(folder: Path, count: int) -> Shards:
             file = io.BytesIO()
             Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=88)
             writer.write(file.getvalue())
-    return Shards.open(folder, writer.names, labels=np.zeros(count, np.int32), facts=np.zeros(count, facts_type(1)))
+    return Shards.open(
+        folder,
+        writer.names,
+        labels=np.zeros(count, np.int32),
+        facts=np.zeros(count, facts_type(1)),
+        counts=dict(zip(writer.names, writer.counts, strict=True)),
+    )
 
 
 def make_turns(shards: Shards) -> Iterator[tuple[str, Turn]]:

@@ -10,7 +10,6 @@ from typing import Any
 from jaxcnn.checksum import ChecksumError, unseal
 from jaxcnn.config import Config
 from jaxcnn.errors import UserError
-from jaxcnn.run.workdir import Workdir
 from jaxcnn.typed_json import decode
 
 SUFFIXES = (".toml", ".json")
@@ -26,6 +25,9 @@ def read_settings(path: Path, base: Config) -> Config:
       UserError: the file cannot be read, or a setting in it is unknown or invalid.
     """
     if path.name == "config.json" and (path.parent / "classes.json").exists():
+        # It needs more libraries than presets do, which PyTorch's environment of the benchmark lacks.
+        from jaxcnn.run.workdir import Workdir
+
         return Workdir(path.parent).read_config()
     found = _parse(path)
     # A network brings its defaults: the shape of the preset's network would contradict it.

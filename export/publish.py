@@ -44,7 +44,7 @@ def temporary_folder(target: Path) -> Iterator[Path]:
 def publish(path: Path, beside: Mapping[str, bytes], target: Path) -> None:
     """Moves a model to its place, with the files beside it; they have reached the disk when this returns.
 
-    Readers refuse a model that differs from its description, MODEL.json. So there is none while files are replaced: an
+    Readers refuse a model that differs from its description, MODEL.json. So it is removed while files are replaced: an
     interruption or a power cut leaves the older model or the new one, and either can be used.
 
     Args:

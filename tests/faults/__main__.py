@@ -39,6 +39,8 @@ def main(arguments: Sequence[str]) -> None:
     from tests.faults.targets import TARGETS
 
     try:
+        if unknown := [name for name in options.targets if name not in TARGETS]:
+            parser.error(f"there is no target {unknown[0]!r}; there are: {', '.join(TARGETS)}")
         failures = sum(run(name, folder, options.first, options.schedules) for name in options.targets or TARGETS)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

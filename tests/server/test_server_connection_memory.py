@@ -441,12 +441,17 @@ def test_a_request_may_be_under_way_at_a_shutdown(first, age, left):
     assert run(test).events == [(age + left, "close")]
 
 
-def test_a_request_that_was_under_way_at_a_shutdown_is_the_last():
+@pytest.mark.parametrize(("delay", "end"), [(None, 10), (0.1, 10.1)])
+def test_a_response_is_finished_and_is_the_last_at_a_shutdown(delay, end):
     async def test(made, transport, app):
         app.go.clear()
+        if delay is None:
+            await feed(made, GET)
         made.shutdown()
-        await asyncio.sleep(0.1)
-        await feed(made, GET)
+        if delay is not None:
+            # The request was under way.
+            await asyncio.sleep(delay)
+            await feed(made, GET)
         await asyncio.sleep(10)
         assert transport.events == []
         app.go.set()
@@ -454,22 +459,7 @@ def test_a_request_that_was_under_way_at_a_shutdown_is_the_last():
 
     transport = run(test)
     assert b"connection: close" in transport.written
-    assert transport.events == [(10.1, "close")]
-
-
-def test_a_response_in_progress_is_finished_at_a_shutdown():
-    async def test(made, transport, app):
-        app.go.clear()
-        await feed(made, GET)
-        made.shutdown()
-        await asyncio.sleep(10)
-        assert transport.events == []
-        app.go.set()
-        await settle()
-
-    transport = run(test)
-    assert b"connection: close" in transport.written
-    assert transport.events == [(10, "close")]
+    assert transport.events == [(end, "close")]
 
 
 def test_without_a_shutdown_a_response_keeps_the_connection():

@@ -109,8 +109,8 @@ async def poll(condition: Callable[[], bool], seconds: float) -> bool:
 def find_growth(rests: Sequence[Usage], warm_mb: float) -> list[str]:
     """Compares what a service occupied at the last rest with what it may.
 
-    For each process, descriptors may exceed those of the first rest by two; threads by the size of asyncio's pool,
-    which grows as it is used; memory `warm_mb`, which a warm process takes, by a tenth and 16 MB.
+    From the first to the last rest, a process may open two more descriptors, and as many threads as asyncio's pool
+    has, which grows as it is used. Its memory may exceed `warm_mb`, what a warm process takes, by a tenth and 16 MB.
     """
     first, last = rests[0], rests[-1]
     pool = min(32, (os.cpu_count() or 1) + 4)

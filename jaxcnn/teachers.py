@@ -1,7 +1,9 @@
 """Teachers: trained classifiers whose predictions a network learns beside the labels (Hinton et al. 2015).
 
 They see the very pictures of each step, changed and mixed as the network sees them (Beyer et al. 2021), at the side
-that they were trained for. The mean of their probabilities is the target.
+that they were trained for. Random resized crops show objects larger, as the teachers' own training did, so networks do
+not enlarge them once more, as they do pictures in evaluation (Touvron et al. 2019). The mean of their probabilities is
+the target.
 """
 
 import dataclasses
@@ -166,10 +168,16 @@ def read_teachers(config: Config, dataset: Dataset) -> Teachers | None:
     sources: list[Weights | _Described] = [*described, *weights]
     for source in sources:
         _check_fits(source, config, dataset)
-    # As each was trained, in the arithmetic of this run.
+    cropped = config.augment.crop_scale is not None
     networks = [
         registry.build_here(
-            dataclasses.replace(source.model, precision=config.model.precision, cpu_kernels=config.model.cpu_kernels),
+            # As each was trained, in the arithmetic of this run.
+            dataclasses.replace(
+                source.model,
+                inference_side=None if cropped else source.model.inference_side,
+                precision=config.model.precision,
+                cpu_kernels=config.model.cpu_kernels,
+            ),
             classes=len(source.names),
         )
         for source in weights

@@ -87,6 +87,19 @@ def test_teachers_see_the_pictures_as_the_step_changes_them(run):
 
 
 @pytest.mark.run
+@pytest.mark.parametrize("crop_scale", [None, (0.5, 1.0)])
+def test_random_crops_are_not_enlarged_once_more(run, tmp_path, crop_scale):
+    enlarging = make_run(tmp_path / "run", inference_side=16)
+    seen = [
+        read_teachers(
+            dataclasses.replace(configured(teacher), augment=AugmentConfig(crop_scale=crop_scale)), dataset_of(run)
+        ).predict(jnp.int32(0), PICTURES, LABELS, KEY, **PLAIN)
+        for teacher in (run, enlarging)
+    ]
+    assert np.allclose(*seen, atol=1e-6) == (crop_scale is not None)
+
+
+@pytest.mark.run
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_loss_is_shared_between_labels_and_teachers(accumulate):
     config = ModelConfig(widths=(4,), blocks=(1,), norm_group=6)

@@ -7,8 +7,10 @@ clock. The last line is one JSON object.
 - store: batches for training from the encoded store: ArrayRecord files, threads, everything.
 - loop: a plain loop that reads the same records, decodes, cuts and resizes them with Pillow, and fills batches.
 - decode: the loop without crops and resizing.
-- simplejpeg, opencv: the loop with another decoder, and with OpenCV's resize by areas. They are optional: `pip install
-  simplejpeg opencv-python-headless`.
+- simplejpeg, opencv: the loop with another decoder, and with OpenCV's resize by areas.
+- grain: the loop's work as a pipeline of Grain with its own order, random numbers, threads and batches.
+
+The last three are optional: `pip install simplejpeg opencv-python-headless grain`.
 """
 
 import argparse
@@ -137,16 +139,37 @@ def make_turns(shards: Shards) -> Iterator[tuple[str, Turn]]:
     for name, read in readers():
         yield name, partial(loop, read)
     yield "decode", decode
+    with contextlib.suppress(ImportError):
+        yield "grain", read_with_grain(shards)
+
+
+def read_with_grain(shards: Shards) -> Turn:
+    """Returns a turn of Grain's pipeline with its default threads."""
+    import grain
+
+    def cut(file: bytes, rng: np.random.Generator) -> np.ndarray:
+        return read_with_pillow(file, Crop(AREA, rng.random(4)).box(WIDTH, HEIGHT, mode="crop"))
+
+    dataset = grain.MapDataset.source(shards.records).seed(0).shuffle().random_map(cut).batch(BATCH)
+
+    def turn() -> tuple[float, float]:
+        # Grain reads hundreds of elements ahead. One epoch at a time, no turn takes what was read in another.
+        begin = clock()
+        for _ in dataset.to_iter_dataset():
+            pass
+        return tuple(clock() - begin)
+
+    return turn
+
+
+def read_with_pillow(file: bytes, box: Box) -> np.ndarray:
+    image = Image.open(io.BytesIO(file)).convert("RGB")
+    return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=box))
 
 
 def readers() -> Iterator[tuple[str, Read]]:
     """Yields the ways to decode that are installed."""
-
-    def pillow(file: bytes, box: Box) -> np.ndarray:
-        image = Image.open(io.BytesIO(file)).convert("RGB")
-        return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=box))
-
-    yield "loop", pillow
+    yield "loop", read_with_pillow
     with contextlib.suppress(ImportError):
         import cv2
 

@@ -50,6 +50,8 @@ LIBRARIES = (
 )
 """What takes long to import, and starts no threads."""
 
+DURATIONS = "durations.json"
+
 
 @dataclass(frozen=True)
 class Mutant:
@@ -110,10 +112,15 @@ def try_module(module: str, copy: Path, options: argparse.Namespace) -> None:
     known = read_results(options.results, module)
     results = [known[number] for number in chosen if number in known]
     if len(results) < len(chosen):
-        outcome, seconds = run_tests(copy, TESTS[module], limit=600)
-        if outcome != "survived":
-            print((copy / "mutants.log").read_text()[-3000:])
-            sys.exit(f"python -m tests.mutants: {module} is unchanged, and its tests fail: {' '.join(TESTS[module])}")
+        # The first run finds out which tests are fast, the second takes the order that mutants get.
+        (copy.parent / DURATIONS).unlink(missing_ok=True)
+        for _ in range(2):
+            outcome, seconds = run_tests(copy, TESTS[module], limit=600)
+            if outcome != "survived":
+                print((copy / "mutants.log").read_text()[-3000:])
+                sys.exit(
+                    f"python -m tests.mutants: {module} is unchanged, and its tests fail: {' '.join(TESTS[module])}"
+                )
         print(f"{module}: {len(chosen)} of {total} mutants, {seconds:.1f} s", flush=True)
     for number in chosen:
         if number in known:
@@ -217,6 +224,26 @@ class SharedCompilations:
         jax.config.update("jax_compilation_cache_dir", str(self._folder))
 
 
+class FastestFirst:
+    """A plugin of pytest that writes how long each test took, or runs the fastest first if that was written before."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seconds: Counter[str] = Counter()
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        if self._path.exists():
+            seconds = Counter(json.loads(self._path.read_text()))
+            items.sort(key=lambda item: seconds[item.nodeid])
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        self._seconds[report.nodeid] += report.duration
+
+    def pytest_sessionfinish(self) -> None:
+        if not self._path.exists():
+            self._path.write_text(json.dumps(self._seconds))
+
+
 def run_tests(copy: Path, tests: Sequence[str], *, limit: float) -> tuple[str, float]:
     """Runs tests in a child process until one fails; returns the outcome for a mutant, and the seconds."""
     start = time.monotonic()
@@ -257,7 +284,8 @@ def _be_pytest(copy: Path, tests: Sequence[str]) -> None:
         # pytest cannot rewrite the assertions of plugins that are imported already, and need not.
         options = ["-q", "-x", "-n", "0", "--assert=plain", "-p", "no:cacheprovider"]
         options += ["--basetemp", str(copy.parent / "basetemp")]
-        status = int(pytest.main([*options, *tests], plugins=[SharedCompilations(copy.parent / "compiled")]))
+        plugins = [SharedCompilations(copy.parent / "compiled"), FastestFirst(copy.parent / DURATIONS)]
+        status = int(pytest.main([*options, *tests], plugins=plugins))
     except BaseException:
         traceback.print_exc()
     finally:

@@ -115,6 +115,20 @@ def test_only_products_are_kept_for_the_backward_pass():
     assert kept == ["conv_general_dilated", "dot_general"]
 
 
+def test_all_but_products_are_computed_again_in_the_backward_pass():
+    model, state, _ = setup_linear()
+    examples = step._Examples(make_images().astype(np.float32), jax.nn.one_hot(LABELS, CLASSES), None)
+
+    def count(remat):
+        loss = partial(step._compute_loss, model=model, distill_config=DistillConfig())
+        compute = partial(step._compute_gradients, compute_loss=loss, label_smoothing=0.0, remat=remat)
+        text = str(jax.make_jaxpr(compute)(state.variables, examples, KEY))
+        return text.count(" dot_general["), text.count(" exp ")
+
+    products, exponentials = count(False)
+    assert count(True) == (products, 2 * exponentials)
+
+
 def test_training_without_moves_sees_what_evaluation_sees():
     _, _, take = setup_linear()
     images = make_images(12)

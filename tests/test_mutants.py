@@ -2,8 +2,9 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
-from tests.mutants import ROOT, TESTS, read_results
+from tests.mutants import ROOT, TESTS, FastestFirst, read_results
 
 
 def test_all_modules_and_their_tests_exist():
@@ -17,6 +18,16 @@ def test_the_results_of_a_module_are_read_by_number(tmp_path):
     assert read_results(path, "a.py") == {}
     path.write_text('{"module": "a.py", "number": 3, "outcome": "killed"}\n{"module": "b.py", "number": 4}\n')
     assert read_results(path, "a.py") == {3: {"module": "a.py", "number": 3, "outcome": "killed"}}
+
+
+def test_the_fastest_tests_come_first(tmp_path):
+    first = FastestFirst(tmp_path / "durations.json")
+    for name, seconds in (("a", 1.0), ("b", 1.5), ("a", 1.0)):
+        first.pytest_runtest_logreport(SimpleNamespace(nodeid=name, duration=seconds))
+    first.pytest_sessionfinish()
+    items = [SimpleNamespace(nodeid=name) for name in "abc"]
+    FastestFirst(tmp_path / "durations.json").pytest_collection_modifyitems(items)
+    assert [item.nodeid for item in items] == ["c", "b", "a"]
 
 
 def test_the_command_names_what_is_missing():

@@ -298,6 +298,24 @@ def test_the_systems_reason_is_reported(run, monkeypatch, error, reason):
         load_model(run.path)
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.EIO, "Input/output error"), "Input/output error. They may be whole: check the disk"),
+        (OSError("without a number"), "without a number. They may be whole: fix that"),
+    ],
+)
+def test_a_folder_that_the_system_does_not_list_is_not_called_damaged(run, monkeypatch, error, reason):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(Checkpointer, "__init__", fail)
+    for read in (load_model, lambda path: resume(path / "checkpoints")):
+        with pytest.raises(UserError) as caught:
+            read(run.path)
+        assert str(caught.value) == f"the checkpoints in {run.checkpoints} cannot be read: {reason} and run again"
+
+
 def log_elsewhere():
     """Starts a thread that logs when the returned function is called."""
 
@@ -478,6 +496,13 @@ def test_another_model_is_refused_by_its_first_path(tmp_path, config, classes, m
         with pytest.raises(UserError, match=message) as caught:
             checkpoints.restore(make_state(config, classes=classes))
     assert "\n" not in str(caught.value)
+
+
+def test_what_only_the_checkpoint_has_is_refused(tmp_path):
+    with open_checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(at(make_state(dataclasses.replace(CONFIG, model=ModelConfig(widths=(4,), blocks=(2,)))), 1))
+        with pytest.raises(UserError, match=r"model/\S+ is float32\[.*\] there, absent here; give the settings"):
+            checkpoints.restore(make_state())
 
 
 CANNOT_WRITE = """

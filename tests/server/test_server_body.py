@@ -4,7 +4,7 @@ import asyncio
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -109,12 +109,15 @@ def test_memory_is_taken_for_what_has_arrived(pieces, room):
 
 
 @given(pieces=PIECES, declared=st.integers(0, 2 * MAX_BYTES))
+@example(pieces=[b"a"], declared=MAX_BYTES)
+@example(pieces=[b"a"], declared=MAX_BYTES + 1)
 def test_a_declared_length_is_only_compared_with_the_limit(pieces, declared):
     messages, place = Messages(parts(pieces)), Place()
     if declared > MAX_BYTES:
         with pytest.raises(HTTPException) as caught:
             read(messages, place, content_length=str(declared))
         assert (caught.value.status_code, messages.taken, place.held) == (413, 0, [])
+        assert caught.value.detail == "The body is too large: send at most 1024 bytes."
     elif sum(map(len, pieces)) <= MAX_BYTES:
         assert read(messages, place, content_length=str(declared)) == b"".join(pieces)
 
@@ -141,6 +144,27 @@ def test_a_body_may_be_evicted_at_any_piece(pieces, count):
         read(messages, place)
     assert caught.value.status_code == 503
     assert len(place.held) == count
+
+
+def test_a_body_that_is_waited_for_may_be_evicted():
+    async def main() -> None:
+        loop, place = asyncio.get_running_loop(), Place()
+        start = loop.time()
+
+        def evict() -> None:
+            place.is_evicted = True
+            place.evict()
+
+        async def receive() -> dict[str, object]:
+            loop.call_later(1, evict)
+            await asyncio.Event().wait()
+            return part(b"late")
+
+        with pytest.raises(HTTPException) as caught:
+            await body.read(Request({"type": "http", "method": "POST", "headers": []}, receive), place, LIMITS)
+        assert (caught.value.status_code, loop.time() - start) == (503, 1)
+
+    run_virtually(main())
 
 
 def test_a_body_that_stops_is_too_slow():

@@ -462,6 +462,17 @@ def test_a_response_is_finished_and_is_the_last_at_a_shutdown(delay, end):
     assert transport.events == [(end, "close")]
 
 
+def test_a_request_that_arrives_at_a_shutdown_is_the_last():
+    async def test(made, transport, app):
+        made.shutdown()
+        await asyncio.sleep(0.1)
+        await feed(made, GET)
+
+    transport = run(test)
+    assert b"connection: close" in transport.written
+    assert (statuses(transport), transport.events) == ([200], [(0.1, "close")])
+
+
 def test_without_a_shutdown_a_response_keeps_the_connection():
     async def test(made, transport, app):
         await feed(made, GET)
@@ -535,6 +546,18 @@ def test_an_upgrade_is_ignored_and_the_body_read(cut):
     assert run(test).events[-1] == (KEEP_ALIVE, "close")
 
 
+@pytest.mark.parametrize("option", [b"close", b"Upgrade, close"])
+def test_what_follows_the_last_request_is_ignored(option, caplog):
+    head = b"POST /x HTTP/1.1\r\nHost: a\r\nConnection: %s\r\nUpgrade: h2c\r\nContent-Length: 3\r\n\r\n" % option
+
+    async def test(made, transport, app):
+        await feed(made, head + b"abc" + GET)
+        assert app.seen == [("/x", 4 - (b"Upgrade" in option), b"abc")]
+
+    transport = run(test)
+    assert (statuses(transport), transport.events, caplog.messages) == ([200], [(0, "close")], [])
+
+
 def test_connect_is_refused():
     async def test(made, transport, app):
         await feed(made, b"CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n" + GET)
@@ -587,6 +610,15 @@ def test_a_head_with_a_fault_is_refused_and_not_answered():
         assert app.seen == []
 
     run(test)
+
+
+def test_an_old_client_needs_no_host():
+    async def test(made, transport, app):
+        await feed(made, b"GET /old HTTP/1.0\r\n\r\n")
+        assert app.seen == [("/old", 0, b"")]
+
+    transport = run(test)
+    assert (statuses(transport), transport.events) == ([200], [(0, "close")])
 
 
 # The server around the connections

@@ -202,8 +202,9 @@ def test_runs_take_one_core_each_once_half_of_the_threads_are_busy(model_path, t
         held = [await hold_up(workers) for _ in range(busy)]
         seen: list[int] = []
         workers.model = dataclasses.replace(workers.model, session=Cores(threads, seen), one_core=Cores(1, seen))
-        await start(workers, Ask())[0]
-        assert seen == [cores]
+        for _ in range(2):
+            await start(workers, Ask())[0]
+        assert seen == [cores] * 2
         for go, task in held:
             go.set()
             await task
@@ -636,6 +637,57 @@ def test_close_does_not_wait_for_a_heavy_query_that_nobody_wants(model_path):
         query.go.set()
 
     run(test, model_path, threads=2)
+
+
+def test_a_heavy_query_leaves_the_queue_with_its_client(model_path):
+    async def test(workers):
+        held, other = Costly(go=threading.Event()), Costly()
+        first, _ = start(workers, held)
+        await until(held.begun)
+        task, gone = start(workers, other)
+        await start(workers, Ask())[0]  # It comes after the decision that the other is heavy.
+        assert 'jaxcnn_queue_depth{model="colours"} 1.0' in render(workers)
+        gone.set_result(None)
+        with pytest.raises(ClientDisconnect):
+            await task
+        assert 'jaxcnn_queue_depth{model="colours"} 0.0' in render(workers)
+        held.go.set()
+        await first
+        assert not other.begun.is_set()
+
+    run(test, model_path, threads=2)
+
+
+def test_a_heavy_query_waits_for_those_of_its_client(model_path):
+    async def test(workers):
+        workers._heavy.seconds_per_job = 6.0
+        held = Costly(go=threading.Event())
+        tasks = [start(workers, held, "many")[0]]
+        await until(held.begun)
+        for client in ("many", "many", "one"):
+            tasks.append(start(workers, Costly(), client)[0])
+            await start(workers, Ask())[0]  # It comes after the decision that the other is heavy.
+        with pytest.raises(HTTPException) as caught:
+            await start(workers, Costly(), "many")[0]
+        # Three before it, and one of the other client: 30 s, of which it has 20.
+        assert (caught.value.status_code, caught.value.headers["Retry-After"]) == (503, "10")
+        held.go.set()
+        assert [answer.body for answer in await asyncio.gather(*tasks)] == [b"red"] * 4
+
+    run(test, model_path, threads=2)
+
+
+def test_the_time_in_the_queue_is_measured(model_path):
+    async def test(workers):
+        go, first = await hold_up(workers)
+        second, _ = start(workers, Ask())
+        await asyncio.sleep(0.2)
+        go.set()
+        await asyncio.gather(first, second)
+        count, seconds = workers._metrics.statistics()["queue"]
+        assert (count, 0.2 <= seconds < 10) == (2, True)
+
+    run(test, model_path)
 
 
 def test_a_heavy_query_waits_in_the_queue_once(model_path):

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Float32
 
 from jaxcnn.ops.barrier import materialize
 from jaxcnn.ops.layout import Hwnc
+from jaxcnn.ops.phases import Taps, join_phases
 from jaxcnn.ops.window import Sides, Window
 
 LINES_FROM = 16
@@ -72,10 +73,26 @@ def _input_gradient(dy: Hwnc, kernel: Kernel, window: Window, *, sides: Sides) -
       window: of the forward pass.
       sides: height and width of the input.
     """
+    taps = kernel.shape[:2]
     # Without the barrier XLA reverses the window instead of the kernel, which oneDNN does not take: ten times slower.
     flipped = materialize(kernel[::-1, ::-1])
-    back = window.transposed(sides, dy.shape[:2], kernel.shape[:2])
-    return _convolve(window.spread(dy), flipped, back, dimensions=_TRANSPOSED)
+    if window.strides == (1, 1):
+        return _convolve(dy, flipped, window.transposed(sides, dy.shape[:2], taps), dimensions=_TRANSPOSED)
+    return join_phases(partial(_phase, dy, flipped), window, sides=sides, result_sides=dy.shape[:2], taps=taps)
+
+
+def _phase(dy: Hwnc, kernel: Kernel, rows: Taps, columns: Taps, counts: Sides) -> Hwnc:
+    """The gradient of the pixels of one phase: a convolution with its taps, or zeros where no tap sees them."""
+    if not rows or not columns:
+        return jnp.zeros((*counts, dy.shape[2], kernel.shape[2]), dy.dtype)
+    chosen, padding, dilation = [], [], []
+    for taps, count, side in zip((rows, columns), counts, dy.shape[:2], strict=True):
+        (tap, start), (next_tap, next_start), (last_tap, end) = taps[0], taps[min(1, len(taps) - 1)], taps[-1]
+        chosen.append(slice(tap, last_tap + 1, max(next_tap - tap, 1)))
+        padding.append((-start, end + count - side))
+        dilation.append(max(next_start - start, 1))
+    window = Window((1, 1), (padding[0], padding[1]), (dilation[0], dilation[1]))
+    return _convolve(dy, materialize(kernel[chosen[0], chosen[1]]), window, dimensions=_TRANSPOSED)
 
 
 def _kernel_gradient(x: Hwnc, dy: Hwnc, window: Window, *, taps: Sides) -> Kernel:
@@ -90,8 +107,9 @@ def _kernel_gradient(x: Hwnc, dy: Hwnc, window: Window, *, taps: Sides) -> Kerne
       window: of the forward pass.
       taps: rows and columns of the kernel.
     """
-    if taps == (1, 1) and window.strides == (1, 1) and window.padding == ((0, 0), (0, 0)):
-        return _dense_gradient(x, dy)[None, None]
+    if taps == (1, 1) and window.padding == ((0, 0), (0, 0)):
+        down, across = window.strides
+        return _dense_gradient(x[::down, ::across], dy)[None, None]
     (top, _), (left, _) = window.padding
     # Rows and columns that the kernel sees in all its positions, padding included.
     down, across = (

@@ -7,7 +7,6 @@ import functools
 import itertools
 import math
 import operator
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ from jaxtyping import Array, Float, Float32, Int
 
 from jaxcnn.ops.barrier import materialize
 from jaxcnn.ops.layout import Hwnc
+from jaxcnn.ops.phases import Taps, join_phases, shifted
 from jaxcnn.ops.window import Sides, Window
 
 PIECES = 32
@@ -84,59 +84,23 @@ def _weights(kernel: DepthwiseKernel, dtype: DTypeLike) -> Float[Array, "taps 1 
 def _input_gradient(dy: Hwnc, kernel: DepthwiseKernel, window: Window, *, sides: Sides) -> Hwnc:
     """The gradient of the input, one weighted sum of shifted maps for each phase of the strides.
 
-    A stride of 2 has two phases in each direction: the even pixels of the input were seen by some taps, the odd ones by
-    the others. Sums over `window.spread(dy)` would multiply zeros most of the time (32 maps of 112x112 with 96
-    channels, 3x3: twice as long).
+    Sums over a gradient with zeros between its pixels take twice as long (32 maps of 112x112 with 96 channels, 3x3).
     """
-    back = window.transposed(sides, dy.shape[:2], kernel.shape[:2])
+    taps = kernel.shape[:2]
     flipped = kernel[::-1, ::-1]
     if window.strides == (1, 1):
-        return _convolve(dy, materialize(flipped), back)
-    rows, columns = (
-        _phases(back.padding[axis][0], count=kernel.shape[axis], spacing=back.dilation[axis], stride=stride)
-        for axis, stride in enumerate(window.strides)
-    )
-    counts = [-(-side // stride) for side, stride in zip(sides, window.strides, strict=True)]
-    phases = [_phase(dy, flipped, row, column, counts) for row, column in itertools.product(rows, columns)]
-    # Interleave the phases, and cut off what the last pixels do not need.
-    joined = jnp.stack(phases).reshape(*window.strides, *counts, *dy.shape[2:]).transpose(2, 0, 3, 1, 4, 5)
-    dense = joined.reshape(counts[0] * window.strides[0], counts[1] * window.strides[1], *dy.shape[2:])
-    return dense[: sides[0], : sides[1]]
+        return _convolve(dy, materialize(flipped), window.transposed(sides, dy.shape[:2], taps))
+    compute = functools.partial(_phase, dy, flipped)
+    return join_phases(compute, window, sides=sides, result_sides=dy.shape[:2], taps=taps)
 
 
-def _phases(before: int, *, count: int, spacing: int, stride: int) -> list[list[tuple[int, int]]]:
-    """For each phase of a stride: the taps that meet a pixel of the result, and the pixel's distance from the phase's.
-
-    Args:
-      before: zeros before the spread gradient.
-      count: number of taps.
-      spacing: distance between the pixels that neighbouring taps see.
-      stride: step of the forward pass.
-    """
-    seen = [(tap, tap * spacing - before) for tap in range(count)]
-    return [
-        [(tap, (phase + at) // stride) for tap, at in seen if (phase + at) % stride == 0] for phase in range(stride)
-    ]
-
-
-def _phase(
-    dy: Hwnc,
-    kernel: DepthwiseKernel,
-    rows: list[tuple[int, int]],
-    columns: list[tuple[int, int]],
-    counts: Sequence[int],
-) -> Hwnc:
+def _phase(dy: Hwnc, kernel: DepthwiseKernel, rows: Taps, columns: Taps, counts: Sides) -> Hwnc:
     """The gradient of the pixels of one phase: a weighted sum of shifted maps, or zeros where no tap sees them."""
     total = jnp.zeros((*counts, *dy.shape[2:]), jnp.float32)
     weights = _weights(kernel, dy.dtype).reshape(*kernel.shape[:2], 1, 1, 1, -1)
     for (row, down), (column, right) in itertools.product(rows, columns):
-        edges = [
-            (-start, start + count - side, 0)
-            for start, count, side in zip((down, right), counts, dy.shape[:2], strict=True)
-        ]
-        shifted = lax.pad(dy, jnp.zeros((), dy.dtype), (*edges, (0, 0, 0), (0, 0, 0)))
-        total = total + shifted.astype(jnp.float32) * weights[row, column]
-    return materialize(total.astype(dy.dtype))
+        total = total + shifted(dy, (down, right), counts).astype(jnp.float32) * weights[row, column]
+    return total.astype(dy.dtype)
 
 
 def _kernel_gradient(x: Hwnc, dy: Hwnc, window: Window, *, taps: Sides) -> Float32[Array, "_rows _columns channels"]:

@@ -2,10 +2,6 @@
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
-from jax import lax
-from jaxtyping import Array, Float
-
 type Pairs = tuple[tuple[int, int], tuple[int, int]]
 """Two numbers for the rows, two for the columns."""
 type Sides = tuple[int, ...]
@@ -26,7 +22,7 @@ class Window(NamedTuple):
     dilation: tuple[int, int]
 
     def transposed(self, map_sides: Sides, result_sides: Sides, taps: Sides) -> "Window":
-        """The window of the input's gradient, a convolution of the `spread` gradient with the flipped kernel.
+        """The window of the gradient of the input: a convolution of a gradient as dense, with the flipped kernel.
 
         Args:
           map_sides: height and width of the input.
@@ -41,11 +37,3 @@ class Window(NamedTuple):
             spread = (result_sides[axis] - 1) * self.strides[axis] + 1
             padding.append((before, map_sides[axis] + reach - spread - before))
         return Window((1, 1), (padding[0], padding[1]), self.dilation)
-
-    def spread(self, dy: Float[Array, "height width batch channels"]) -> Float[Array, "_height _width batch channels"]:
-        """Puts zeros between the pixels of a strided result's gradient, so that it is as dense as the input."""
-        if self.strides == (1, 1):
-            return dy
-        rows, columns = self.strides
-        gaps = ((0, 0, rows - 1), (0, 0, columns - 1), (0, 0, 0), (0, 0, 0))
-        return lax.pad(dy, jnp.zeros((), dy.dtype), gaps)

@@ -7,7 +7,7 @@ import pytest
 from arrays import normal
 
 from jaxcnn.ops.dispatch import use_cpu_kernels
-from jaxcnn.ops.pool import avg_pool, max_pool
+from jaxcnn.ops.pool import avg_pool, max_pool, overlapping_max_pool
 
 
 def test_pools_reduce_each_patch():
@@ -26,7 +26,7 @@ def test_pools_drop_an_odd_edge_but_never_the_last_pixel(pool):
     np.testing.assert_array_equal(pool(x[:, :1]), x[:, :1])
 
 
-@pytest.mark.parametrize("pool", [max_pool, avg_pool])
+@pytest.mark.parametrize("pool", [max_pool, avg_pool, overlapping_max_pool])
 @pytest.mark.parametrize("sides", [(4, 6), (5, 7), (1, 4), (3, 1), (1, 1), (2, 2)])
 def test_values_and_gradients_of_the_cpu_kernels(pool, sides):
     x = normal(3, *sides, 5)
@@ -39,12 +39,13 @@ def test_values_and_gradients_of_the_cpu_kernels(pool, sides):
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
 
 
-def test_the_first_of_equal_pixels_gets_the_gradient():
+@pytest.mark.parametrize("pool", [max_pool, overlapping_max_pool])
+def test_the_first_of_equal_pixels_gets_the_gradient(pool):
     x = jnp.asarray(np.random.default_rng(0).integers(0, 2, (4, 6, 6, 3)), jnp.float32)
     gradients = []
     for cpu in (True, False):
         with use_cpu_kernels(cpu):
-            gradients.append(jax.grad(lambda x: max_pool(x).sum())(x))
+            gradients.append(jax.grad(lambda x: pool(x).sum())(x))
     np.testing.assert_array_equal(*gradients)
 
 

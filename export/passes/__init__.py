@@ -11,6 +11,7 @@ from export.passes.activations import (
     simplify_gelu,
 )
 from export.passes.broadcast import drop_expansions
+from export.passes.channels_last import normalise_channels_last
 from export.passes.cse import merge_common_subexpressions
 from export.passes.fold import fold_affines, pull_factors
 from export.passes.layout import absorb_flatten, convolve_patches, hoist_transposes, join_reshapes, sink_reshapes
@@ -45,6 +46,7 @@ PASSES = (
     fuse_resize,
     absorb_flatten,
     fuse_gelu,
+    normalise_channels_last,
     fold_affines,
     # Folding and fusing can make nodes equal.
     merge_common_subexpressions,

@@ -4,6 +4,8 @@ import numpy as np
 
 from export.graph import Graph, Node
 
+_UNIT = {"low": 0, "high": 1}
+
 
 def fuse_leaky_relu(graph: Graph) -> None:
     """Fuses Where(x >= 0, x, slope * x) into LeakyRelu."""
@@ -132,8 +134,8 @@ def fuse_clip(graph: Graph) -> None:
 def fuse_hard_sigmoid(graph: Graph) -> None:
     """Fuses clip(x + a, 0, c) / c into HardSigmoid, which is x / c + a / c clipped to [0, 1].
 
-    A gate, which multiplies something other than x, stays as it is: OpenCV takes any product with a HardSigmoid for a
-    hard swish of x.
+    A gate, which multiplies something other than x, becomes Clip instead, since OpenCV takes any product with a
+    HardSigmoid for a hard swish of x. The scale and the shift before it can be folded into the layer that computes x.
     """
     for node in list(graph.nodes.values()):
         clip = graph.producer(node.inputs[0], "Clip") if node.op == "Div" else None
@@ -146,9 +148,22 @@ def fuse_hard_sigmoid(graph: Graph) -> None:
         value = total.inputs[0]
         products = [user for user in graph.consumers(node.output) if user is not None and user.op == "Mul"]
         is_gate = any(value not in product.inputs for product in products)
-        if shift is not None and bounds == [0, divisor] and graph.shapes[value] == shape and not is_gate:
+        if shift is None or bounds != [0, divisor] or graph.shapes[value] != shape:
+            continue
+        if is_gate:
+            _divide_before(graph, node, value, shift, divisor)
+        else:
             node.op, node.inputs = "HardSigmoid", [value]
             node.attributes = {"alpha": 1 / divisor, "beta": shift / divisor}
+
+
+def _divide_before(graph: Graph, node: Node, value: str, shift: float, divisor: float) -> None:
+    """Makes a node compute clip(x / c + a / c, 0, 1)."""
+    for op, operand in (("Mul", 1 / divisor), ("Add", shift / divisor)):
+        constant = graph.add_constant(np.array(operand, np.float32), f"{node.path}{op.lower()}")
+        value = graph.add(op, [value, constant], shape=graph.shapes[node.output], path=node.path)
+    bounds = [graph.add_constant(np.array(bound, np.float32), f"{node.path}{name}") for name, bound in _UNIT.items()]
+    node.op, node.inputs = "Clip", [value, *bounds]
 
 
 def fuse_elu(graph: Graph) -> None:

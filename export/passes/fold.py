@@ -13,7 +13,7 @@ would lose digits."""
 
 
 @dataclass(frozen=True)
-class _Affine:
+class Affine:
     """The value scale * source + shift.
 
     Attributes:
@@ -36,7 +36,7 @@ def fold_affines(graph: Graph) -> None:
     else it becomes one Mul and one Add.
     """
     for end in [name for name in graph.nodes if _is_end(graph, name)]:
-        affine = _chain(graph, end)
+        affine = affine_chain(graph, end)
         if _is_identity(affine):
             graph.replace(end, affine.source)
         elif not _fold_up(graph, affine, end) and not _fold_down(graph, affine, end):
@@ -73,20 +73,20 @@ def _is_smaller(graph: Graph, name: str, other: str) -> bool:
 def _is_end(graph: Graph, name: str) -> bool:
     """Returns whether a chain ends at a value: it is a step, and no step is its only reader."""
     reader = graph.only_consumer(name)
-    return _step(graph, name) is not None and (reader is None or _step(graph, reader.output) is None)
+    return affine_step(graph, name) is not None and (reader is None or affine_step(graph, reader.output) is None)
 
 
-def _chain(graph: Graph, end: str) -> _Affine:
+def affine_chain(graph: Graph, end: str) -> Affine:
     """Returns the longest chain that ends at a value and whose inner values nothing else reads."""
     # From the end upwards: scale * (step.scale * x + step.shift) + shift.
     name, scale, shift, length = end, np.ones(1), np.zeros(1), 0
-    while (step := _step(graph, name)) is not None and (length == 0 or graph.only_consumer(name) is not None):
+    while (step := affine_step(graph, name)) is not None and (length == 0 or graph.only_consumer(name) is not None):
         if _rounds(shift, scale * step.shift):
             break
         shift = shift + scale * step.shift
         scale = scale * step.scale
         name, length = step.source, length + 1
-    return _Affine(name, scale, shift, length)
+    return Affine(name, scale, shift, length)
 
 
 def _rounds(shift: np.ndarray, other: np.ndarray) -> bool:
@@ -95,14 +95,14 @@ def _rounds(shift: np.ndarray, other: np.ndarray) -> bool:
     return bool(np.any((largest >= 2**16) & (np.abs(shift + other) < largest * 2**-10)))
 
 
-def _step(graph: Graph, name: str) -> _Affine | None:
+def affine_step(graph: Graph, name: str) -> Affine | None:
     """Returns the node that computes a value as an affine step, or None if it is something else."""
     node = graph.producer(name, "Add", "Sub", "Mul", "Div", "Neg")
     if node is None:
         return None
     one, zero = np.ones(1), np.zeros(1)
     if node.op == "Neg":
-        return _Affine(node.inputs[0], -one, zero, 1)
+        return Affine(node.inputs[0], -one, zero, 1)
     # One operand is a number or a vector of channels, the other has the shape of the result.
     left, right = node.inputs
     source, constant = (left, right) if right in graph.constants else (right, left)
@@ -110,12 +110,12 @@ def _step(graph: Graph, name: str) -> _Affine | None:
     if vector is None or source in graph.constants or graph.shapes[source] != graph.shapes[name]:
         return None
     if node.op == "Add":
-        return _Affine(source, one, vector, 1)
+        return Affine(source, one, vector, 1)
     if node.op == "Mul":
-        return _Affine(source, vector, zero, 1)
+        return Affine(source, vector, zero, 1)
     if node.op == "Sub":
-        return _Affine(source, one, -vector, 1) if source == left else _Affine(source, -one, vector, 1)
-    return _Affine(source, 1 / vector, zero, 1) if source == left and np.all(vector) else None
+        return Affine(source, one, -vector, 1) if source == left else Affine(source, -one, vector, 1)
+    return Affine(source, 1 / vector, zero, 1) if source == left and np.all(vector) else None
 
 
 def _per_channel(graph: Graph, name: str, rank: int) -> np.ndarray | None:
@@ -127,7 +127,7 @@ def _per_channel(graph: Graph, name: str, rank: int) -> np.ndarray | None:
     return full.reshape(-1).astype(np.float64) if full.size == full.shape[1] else None
 
 
-def _is_identity(affine: _Affine) -> bool:
+def _is_identity(affine: Affine) -> bool:
     return np.allclose(affine.scale, 1, rtol=0, atol=1e-7) and not np.any(affine.shift)
 
 
@@ -138,7 +138,7 @@ def _is_layer(graph: Graph, node: Node | None) -> bool:
     return all(graph.own_constant(node, i) is not None for i in range(1, len(node.inputs)))
 
 
-def _fold_up(graph: Graph, affine: _Affine, end: str) -> bool:
+def _fold_up(graph: Graph, affine: Affine, end: str) -> bool:
     """Folds a chain into the layer that computes its source; returns whether it could."""
     layer = graph.producer(affine.source)
     if layer is None or not _is_layer(graph, layer) or graph.only_consumer(affine.source) is None:
@@ -151,7 +151,7 @@ def _fold_up(graph: Graph, affine: _Affine, end: str) -> bool:
     return True
 
 
-def _fold_down(graph: Graph, affine: _Affine, end: str) -> bool:
+def _fold_down(graph: Graph, affine: Affine, end: str) -> bool:
     """Folds a chain into the layer that alone reads its end, directly or resized; returns whether it could.
 
     A Resize may lie in between because its weights sum to one. A shift stays before the layer, as shift / scale before
@@ -185,7 +185,7 @@ def _fold_down(graph: Graph, affine: _Affine, end: str) -> bool:
     return True
 
 
-def _apply_to_inputs(layer: Node, kernel: np.ndarray, affine: _Affine) -> tuple[np.ndarray, np.ndarray]:
+def _apply_to_inputs(layer: Node, kernel: np.ndarray, affine: Affine) -> tuple[np.ndarray, np.ndarray]:
     """Returns a layer's kernel with scaled inputs, and the response of each output to the shift alone."""
     if layer.op == "Gemm":
         size = kernel.shape[0]
@@ -223,14 +223,14 @@ def _set_weights(graph: Graph, layer: Node, kernel: np.ndarray, bias: np.ndarray
     return True
 
 
-def _shorten(graph: Graph, affine: _Affine, end: str) -> None:
+def _shorten(graph: Graph, affine: Affine, end: str) -> None:
     """Replaces a chain by one Mul and one Add if it is longer; a large shift is added before the multiplication."""
     scale, shift, first = affine.scale, affine.shift, np.zeros(1)
     if _is_far(shift) and np.all(scale):
         shift, first = first, shift / scale
     steps = [("Add", first), ("Mul", scale), ("Add", shift)]
     steps = [(op, vector) for op, vector in steps if np.any(vector != (op == "Mul"))]
-    if affine.length > len(steps) and all(_is_float32(vector) for _, vector in steps):
+    if affine.length > len(steps) and all(is_float32(vector) for _, vector in steps):
         name = affine.source
         for op, vector in steps:
             name = _emit(graph, op, name, vector, end)
@@ -241,7 +241,7 @@ def _is_far(shift: np.ndarray) -> bool:
     return bool(np.any(np.abs(shift) > _FAR))
 
 
-def _is_float32(vector: np.ndarray) -> bool:
+def is_float32(vector: np.ndarray) -> bool:
     """Returns whether all elements are zero or normal numbers of float32, which keep their precision."""
     size, limits = np.abs(vector), np.finfo(np.float32)
     return bool(np.all((size == 0) | ((size >= limits.tiny) & (size <= limits.max))))

@@ -1,6 +1,7 @@
 """Fusion of means, and of normalisation by mean and variance, into the forms that runtimes optimize."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -64,7 +65,7 @@ def fuse_layer_norm(graph: Graph) -> None:
     difference of two means takes more operators and has larger rounding errors.
     """
     for node in list(graph.nodes.values()):
-        found = _layer_norm(graph, node)
+        found = layer_norm(graph, node)
         if found is None:
             continue
         difference, epsilon, axes = found
@@ -79,16 +80,26 @@ def fuse_layer_norm(graph: Graph) -> None:
         node.op, node.inputs = "Div", [difference.output, deviation]
 
 
-def _layer_norm(graph: Graph, node: Node) -> tuple[Node, str, list[int]] | None:
-    """Matches a layer normalisation that ends in this node.
+class Normalisation(NamedTuple):
+    """A layer normalisation.
 
-    Returns:
-      The difference from the mean, the name of the constant that is added to the variance, and the axes of the mean
-      and the variance; None if the node is something else.
+    Attributes:
+      difference: from the mean.
+      epsilon: the name of the constant that is added to the variance.
+      axes: of the mean and the variance.
     """
-    for dividend, divisor in _quotients(graph, node):
+
+    difference: Node
+    epsilon: str
+    axes: list[int]
+
+
+def layer_norm(graph: Graph, node: Node) -> Normalisation | None:
+    """Returns the layer normalisation that ends in this node, or None if the node is something else."""
+    for dividend, divisor, spread_divisor in _quotients(graph, node):
         # (x - mean) / sqrt(variance + epsilon)
-        difference, root = graph.producer(dividend, "Sub"), graph.producer(divisor, "Sqrt")
+        difference = graph.producer(dividend, "Sub")
+        root = graph.producer(_before_reshapes(graph, divisor), "Sqrt")
         shifted = graph.producer(root.inputs[0], "Add") if root is not None else None
         mean = _kept_mean(graph, difference.inputs[1]) if difference is not None else None
         if difference is None or shifted is None or mean is None:
@@ -98,23 +109,27 @@ def _layer_norm(graph: Graph, node: Node) -> tuple[Node, str, list[int]] | None:
         value, axes = difference.inputs[0], _axes(graph, mean)
         epsilon = shifted.inputs[1]
         kept = tuple(1 if i in axes else dim for i, dim in enumerate(graph.shapes[value]))
-        aligned = graph.shapes[shifted.output] == kept and graph.shapes[difference.output] == graph.shapes[value]
+        aligned = graph.shapes[spread_divisor] == kept and graph.shapes[difference.output] == graph.shapes[value]
         if mean.inputs[0] != value or not aligned or graph.scalar(epsilon) is None:
             continue
         spread = graph.producer(shifted.inputs[0], "Reshape")
         is_fast = spread is not None and _is_fast_variance(graph, spread.inputs[0], value, mean)
         if is_fast or _is_variance(graph, shifted.inputs[0], difference, axes):
-            return difference, epsilon, axes
+            return Normalisation(difference, epsilon, axes)
     return None
 
 
-def _quotients(graph: Graph, node: Node) -> list[tuple[str, str]]:
-    """Returns dividend and divisor for each way to read a node as a division, a Mul by a Reciprocal included."""
+def _quotients(graph: Graph, node: Node) -> list[tuple[str, str, str]]:
+    """Returns the ways to read a node as a division, a Mul by a Reciprocal included.
+
+    Returns:
+      Dividend, divisor, and the operand that holds the divisor or its reciprocal, reshaped or not.
+    """
     if node.op == "Div":
-        return [(node.inputs[0], node.inputs[1])]
+        return [(node.inputs[0], node.inputs[1], node.inputs[1])]
     pairs = (node.inputs, node.inputs[::-1]) if node.op == "Mul" else ()
-    inverses = [(left, graph.producer(right, "Reciprocal")) for left, right in pairs]
-    return [(left, inverse.inputs[0]) for left, inverse in inverses if inverse is not None]
+    inverses = [(left, graph.producer(_before_reshapes(graph, right), "Reciprocal"), right) for left, right in pairs]
+    return [(left, inverse.inputs[0], right) for left, inverse, right in inverses if inverse is not None]
 
 
 def _kept_mean(graph: Graph, name: str) -> Node | None:
@@ -127,12 +142,13 @@ def _kept_mean(graph: Graph, name: str) -> Node | None:
 
 
 def _is_variance(graph: Graph, name: str, difference: Node, axes: list[int]) -> bool:
-    """Returns whether a value is the mean of the squares of a difference, along these axes, which stay in place."""
-    mean = _kept_mean(graph, name)
-    squared = graph.producer(mean.inputs[0], "Mul") if mean is not None else None
-    if mean is None or squared is None:
+    """Returns whether a value is the mean of the squares of a difference, along these axes, reshaped or not."""
+    mean = graph.producer(_before_reshapes(graph, name), "ReduceMean")
+    squared = graph.producer(mean.inputs[0], "Mul", "Pow") if mean is not None else None
+    if mean is None or squared is None or _axes(graph, mean) != axes:
         return False
-    return _axes(graph, mean) == axes and squared.inputs == [difference.output] * 2
+    is_product = squared.op == "Mul" and squared.inputs[1] == difference.output
+    return squared.inputs[0] == difference.output and (is_product or graph.scalar(squared.inputs[1]) == 2)
 
 
 def _is_fast_variance(graph: Graph, name: str, value: str, mean: Node) -> bool:

@@ -393,7 +393,7 @@ def test_network(exported, filled, network, batch):
     variables = filled(network(), jnp.zeros((1, 16, 16, 3), jnp.uint8))
     ops = exported(lambda x: network().apply(variables, x), (batch, 16, 16, 3), dtype="uint8").ops
     assert ops["BatchNormalization"] == 0
-    assert ops["Transpose"] <= {"VisionTransformer": 14, "Mixer": 6, "UNet": 2}.get(network.__name__, 1)
+    assert ops["Transpose"] <= {"VisionTransformer": 14, "ConvNext": 7, "Mixer": 6, "UNet": 2}.get(network.__name__, 1)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
@@ -418,6 +418,14 @@ NORMS = {
 }
 
 
+def optimized(model, folder):
+    """Returns the operators that onnxruntime makes of a model."""
+    session = ort.SessionOptions()
+    session.optimized_model_filepath, session.log_severity_level = str(folder / "optimized.onnx"), 4
+    ort.InferenceSession(model.SerializeToString(), session, providers=["CPUExecutionProvider"])
+    return [node.op_type for node in onnx.load(folder / "optimized.onnx").graph.node]
+
+
 @pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
 def test_onnxruntime_fuses_layer_norm_and_gelu(exported, filled, tmp_path, norm):
     class Net(nn.Module):
@@ -427,8 +435,22 @@ def test_onnxruntime_fuses_layer_norm_and_gelu(exported, filled, tmp_path, norm)
 
     variables = filled(Net(), jnp.zeros((1, 5, 6)))
     model = exported(lambda x: Net().apply(variables, x), SEQUENCE).proto
-    session = ort.SessionOptions()
-    session.optimized_model_filepath, session.log_severity_level = str(tmp_path / "optimized.onnx"), 4
-    ort.InferenceSession(model.SerializeToString(), session, providers=["CPUExecutionProvider"])
-    ops = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
-    assert sorted(ops) == ["Add", "BiasGelu", "LayerNormalization", "MatMul", "MatMul"]
+    assert sorted(optimized(model, tmp_path)) == ["Add", "BiasGelu", "LayerNormalization", "MatMul", "MatMul"]
+
+
+PLAIN = {"plain": functools.partial(nn.LayerNorm, use_scale=False, use_bias=False)}
+
+
+@pytest.mark.parametrize("norm", (NORMS | PLAIN).values(), ids=NORMS | PLAIN)
+def test_onnxruntime_fuses_layer_norm_of_maps(exported, filled, tmp_path, norm):
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            y = nn.Conv(6, (3, 3))(norm()(nn.Conv(6, (1, 1))(x)))
+            return nn.Conv(6, (1, 1))(2 * norm()(y) - 1)
+
+    variables = filled(Net(), jnp.zeros((1, 5, 4, 3)))
+    model = exported(lambda x: Net().apply(variables, x), ("batch", 5, 4, 3))
+    ops = optimized(model.proto, tmp_path)
+    assert ops.count("LayerNormalization") == 2
+    assert not {"ReduceMean", "Mul", "Add"} & set(ops)

@@ -74,6 +74,11 @@ def test_a_gate_is_no_part_of_a_hard_swish(exported):
     assert gated.ops["Clip"] == 1
 
 
+def test_the_scale_of_a_gate_is_part_of_the_layer_before_it(exported):
+    gated = exported(lambda x: x * nn.hard_sigmoid(x @ kernel(5, 5) + kernel(1, 5)), MATRIX)
+    assert gated.ops == {"Gemm": 1, "Clip": 1, "Mul": 1}
+
+
 def test_an_exact_gelu_has_the_form_that_runtimes_know(exported):
     model = exported(lambda x: nn.gelu(x, approximate=False), ("batch", 3, 5))
     assert model.ops == {"Mul": 2, "Div": 1, "Erf": 1, "Add": 1}

@@ -15,6 +15,8 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 
 from export.errors import VerificationError
 from export.graph import IR_VERSION
+from export.hard_swish import add_in_integers, bound_below, other_products
+from export.padding import pad_depthwise
 from export.rounding import round_convolutions
 
 CALIBRATION_PICTURES = 512
@@ -29,6 +31,7 @@ _QUANTIZED = (
     "Gemm",
     "MatMul",
     "Add",
+    "Mul",
     "MaxPool",
     "AveragePool",
     "GlobalAveragePool",
@@ -67,6 +70,9 @@ def quantize(source: Path, target: Path, pictures: Any) -> None:
     """
     model = onnx.load(source)
     kept = kept_in_float(model)
+    bound_below(model, kept)
+    kept += other_products(model)
+    pad_depthwise(model, [node.name for node in model.graph.node if node.name not in kept])
     scales = round_convolutions(
         model, [node.name for node in model.graph.node if node.name not in kept], _batches(pictures, _ROUNDING_BATCH)
     )
@@ -85,8 +91,9 @@ def quantize(source: Path, target: Path, pictures: Any) -> None:
             extra_options={"ActivationSymmetric": False, "WeightSymmetric": True, "TensorQuantOverrides": scales},
         )
 
-    # Restore what the quantizer changes. Runtimes trust value_info over their own shape inference.
     quantized = onnx.load(target)
+    add_in_integers(quantized)
+    # Restore what the quantizer changes. Runtimes trust value_info over their own shape inference.
     del quantized.graph.value_info[:]
     del quantized.metadata_props[:]
     quantized.metadata_props.extend(model.metadata_props)
@@ -111,14 +118,20 @@ def check_valid(path: Path) -> None:
 def kept_in_float(model: onnx.ModelProto) -> list[str]:
     """Returns the names of the nodes that are not quantized.
 
-    These are the nodes up to the first layer with weights, those from the logits' last layer on, and the nodes
-    of the heatmap.
+    These are the nodes up to the first layer with weights and its hard swish, those from the logits' last layer on, and
+    the nodes of the heatmap.
     """
     nodes = list(model.graph.node)
     # Up to the first layer. Matrix products before the first convolution resize the picture.
     convolutions = [node for node in nodes if node.op_type == "Conv"]
     layers = convolutions or [node for node in nodes if node.op_type in _WEIGHTED]
     end = nodes.index(layers[0]) + 1 if layers else len(nodes)
+    # onnxruntime computes the hard swish of a layer in float together with the layer.
+    first = set(nodes[end - 1].output)
+    for node in nodes[end : end + 2]:
+        if node.op_type in ("HardSigmoid", "Mul") and first >= set(node.input):
+            first |= set(node.output)
+            end += 1
 
     # From the layer that computes the logits on, and everything that reads it.
     producers = {name: node for node in nodes for name in node.output}

@@ -63,12 +63,12 @@ class Call:
         return prints or any(path.startswith(bytes(root)) for path in paths)
 
 
-def record(program: str, *arguments: object, log: Path) -> list[Call]:
+def record(program: str, *arguments: object, log: Path, python: str = sys.executable) -> list[Call]:
     """Runs a Python program under strace and returns its calls in order; skips the test where that is not possible."""
     if shutil.which("strace") is None or subprocess.run(["strace", "-o", "/dev/null", "true"]).returncode:
         pytest.skip("strace is missing, or may not trace processes here")
     strace = ["strace", "-f", "-qq", "-y", "-xx", "-s", "100000000", "-e", "signal=none", "-e", f"trace={CALLS}"]
-    command = [sys.executable, "-c", program, *map(str, arguments)]
+    command = [python, "-c", program, *map(str, arguments)]
     done = subprocess.run([*strace, "-o", str(log), *command], timeout=250, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return list(_parse(log.read_text().splitlines()))
@@ -142,6 +142,13 @@ class History:
         for node in (folder or self.top).names.values():
             yield from self.nodes(node) if node.is_folder else [node]
 
+    def settle(self) -> None:
+        """Lets everything so far reach the disk, as systems do by themselves after half a minute."""
+        for change in self.changes:
+            change.waits_for.clear()
+        for node in self.nodes():
+            node.durable = node.content
+
     def crash(self, target: Path, random: np.random.Generator) -> None:
         """Writes the files that a power cut could leave now into an empty folder."""
         kept = self._kept_changes(random)
@@ -187,7 +194,7 @@ class History:
 
     def _apply_write(self, call: Call) -> None:
         number = call.files[0][0]
-        data = _sent(call) if call.name == "sendfile" else b"".join(call.strings)
+        data = self._sent(call) if call.name == "sendfile" else b"".join(call.strings)
         if number == 1:
             self.output += data
         if number not in self._open or not call.files[0][1].startswith(f"{self.root}/"):
@@ -234,6 +241,13 @@ class History:
             os.path.join(folders[min(i, len(folders) - 1)] if folders else "", path) for i, path in enumerate(paths)
         ]
 
+    def _sent(self, call: Call) -> bytes:
+        """Returns what `sendfile` copied; a file that is not below the folder must be as it was."""
+        start, source = int(re.search(r"\[(\d+)\]", call.text)[1]), call.files[1]  # type: ignore[index]
+        known = source[1].startswith(f"{self.root}/")
+        content = self._open[source[0]][0].content if known else Path(source[1]).read_bytes()
+        return content[start : start + call.result]
+
     def _find(self, path: str) -> Node | None:
         if path == str(self.root):
             return self.top
@@ -241,12 +255,6 @@ class History:
         for name in Path(path).relative_to(self.root).parts if path.startswith(f"{self.root}/") else ("",):
             node = None if node is None else node.names.get(name)
         return node
-
-
-def _sent(call: Call) -> bytes:
-    """Returns what `sendfile` copied; the file that it came from must be as it was."""
-    start = int(re.search(r"\[(\d+)\]", call.text)[1])  # type: ignore[index]
-    return Path(call.files[1][1]).read_bytes()[start : start + call.result]
 
 
 def _torn(node: Node, random: np.random.Generator) -> bytes:
@@ -274,10 +282,7 @@ def replay(root: Path, calls: Sequence[Call], target: Path) -> History:
     history = History(root)
     for call in calls:
         history.apply(call)
-    for change in history.changes:
-        change.waits_for.clear()
-    for node in history.nodes():
-        node.durable = node.content
+    history.settle()
     history.crash(target, np.random.default_rng(0))
     return history
 
@@ -301,7 +306,7 @@ def check_replay(root: Path, calls: Sequence[Call], target: Path, *, but: Collec
 
 
 def crash_often(
-    root: Path, calls: Sequence[Call], target: Path, *, schedules: int
+    root: Path, calls: Sequence[Call], target: Path, *, schedules: int, settled: Collection[int] = ()
 ) -> Iterator[tuple[str, Path, list[bytes]]]:
     """Lets the power fail at random moments of a recorded program.
 
@@ -310,6 +315,7 @@ def crash_often(
       calls: what `record` returned.
       target: an empty folder.
       schedules: number of crashes.
+      settled: numbers of calls, from 0, that come so late that everything before them has reached the disk.
 
     Yields:
       The name of the seed, the folder with the files that are left, removed afterwards, and the words that the program
@@ -320,8 +326,10 @@ def crash_often(
     moments = sorted((ends[int(np.random.default_rng(seed).integers(len(ends)))], seed) for seed in range(schedules))
     history, applied = History(root), 0
     for moment, seed in moments:
-        for call in calls[applied:moment]:
-            history.apply(call)
+        for number in range(applied, moment):
+            if number in settled:
+                history.settle()
+            history.apply(calls[number])
         applied = max(applied, moment)
         folder = target / str(seed)
         folder.mkdir()

@@ -63,7 +63,8 @@ def run(name: str, folder: Path, first: int, schedules: int) -> int:
         if problem:
             failures += 1
             print(f"{name}, seed {seed}: {problem}", flush=True)
-    counts = {"target": name, "operations": target.operations, "schedules": schedules, "failures": failures}
+    counts = {"target": name, "operations": target.operations, "schedules": schedules, "missed": target.missed}
+    counts["failures"] = failures
     print(json.dumps(counts), flush=True)
     return failures
 

@@ -42,10 +42,12 @@ class Schedules:
 
     Attributes:
       operations: how many file operations its work takes.
+      missed: how many faults did not come: threads may make fewer operations than when they were counted.
     """
 
     def __init__(self, target: Target, place: Path) -> None:
         self._target, self._place, self._injector = target, place, Injector()
+        self.missed = 0
         inputs, self._before = place / "inputs", place / "before"
         for folder in (inputs, self._before):
             folder.mkdir()
@@ -66,6 +68,7 @@ class Schedules:
         fault = Fault.of(seed, operations=self.operations, flips=self._target.flips)
         with self._injector.inject(folder, fault):
             status, said, returned = attempt(self._target, folder)
+        self.missed += not self._injector.happened
         happened = f"{fault}, {self._injector.happened}"
         try:
             if status:

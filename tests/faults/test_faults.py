@@ -24,6 +24,7 @@ def run_schedules(*targets: str, schedules: int) -> None:
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert [(counts["target"], counts["failures"]) for counts in found] == [(target, 0) for target in targets]
     assert all(counts["operations"] > 0 for counts in found), found
+    assert all(counts["missed"] <= counts["schedules"] // 10 for counts in found), found
 
 
 def environment() -> dict[str, str]:

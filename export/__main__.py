@@ -33,6 +33,9 @@ class Arguments:
     """Add the output `features`: the mean of each channel of the last feature map."""
     heatmap: bool = False
     """Add the output `heatmap`: where in the picture the evidence for the top class is."""
+    views: Literal[1, 2] = 1
+    """2: the file averages the probabilities of each picture and its mirror image, which takes twice the time. Only for
+    runs that were trained with mirrored pictures."""
     quantize: Literal["int8"] | None = None
     """Quantize the model to 8-bit integers, with ranges from the run's training pictures. A network by name needs
     pictures of its classes, or of some: give --data.source."""
@@ -50,8 +53,8 @@ class Arguments:
         if self.output is not None and self.output.suffix not in (".onnx", SUFFIX):
             raise UserError(f"{self.output} does not end with .onnx or {SUFFIX}; give such a name with -o")
         if self.weights is not None:
-            for option in ("quantize", "features", "heatmap"):
-                if getattr(self, option):
+            for option in ("quantize", "features", "heatmap", "views"):
+                if getattr(self, option) != getattr(Arguments, option):
                     raise UserError(f"--{option} is for a model, not for the weights in {self.weights}; leave it out")
         elif self.average:
             raise UserError(f"--average is for weights; give a name that ends with {SUFFIX} with -o")
@@ -103,7 +106,12 @@ def _export_run(workdir: Path, arguments: Sequence[str]) -> Path:
         quantization = Quantization(dataset=dataset, tolerance=parsed.tolerance)
     with _exporting(parsed):
         return export_workdir(
-            workdir, parsed.output, features=parsed.features, heatmap=parsed.heatmap, quantization=quantization
+            workdir,
+            parsed.output,
+            features=parsed.features,
+            heatmap=parsed.heatmap,
+            views=parsed.views,
+            quantization=quantization,
         )
 
 
@@ -112,6 +120,8 @@ def _export_pretrained(name: str, pretrained: Pretrained, arguments: Sequence[st
     parsed = _parse(pretrained.data_config, arguments)
     if parsed.average:
         raise UserError(f"--average is for the weights of runs, not for {name}; leave it out")
+    if parsed.views != 1:
+        raise UserError(f"--views is for runs, not for {name}; leave it out")
     if parsed.quantize is not None and not parsed.data.source:
         raise UserError(
             f"--quantize needs pictures that set the ranges of {name}, and others to measure it on; give "

@@ -67,6 +67,10 @@ TELEMETRY = (
 )
 """What users of `USAGE` should know about its runtime."""
 
+_VIEWS = (
+    "The file computes the mean of the probabilities for the picture and for its mirror image, which takes twice the "
+    "time of one view."
+)
 _FITS = {
     "stretch": "is stretched to that, which loses small details and distorts pictures that are not square",
     "crop": "is scaled down, which loses small details, and what lies outside of the middle of its central square is "
@@ -152,12 +156,15 @@ def _figures(metadata: Metadata, evaluation: Mapping[str, Any] | None) -> str:
             f"Those who trained the weights published a top-1 accuracy of {metrics['published_top1']:.3f} on the "
             f"validation pictures of {_plain(metadata.dataset)}. It was not measured again for this file."
         )
+    if not rows and metadata.views is not None:
+        return f"It was not measured. {_VIEWS}"
     if not rows:
         return "The run was stopped before its first evaluation."
     count = f"{evaluation['count']:,} " if evaluation is not None else ""
     header = ("", f"{count}validation pictures", "averaged with mirror images")[: len(columns) + 1]
     # What to know of the figures.
     notes = [
+        *([_VIEWS] if metadata.views is not None else []),
         *([_uncertainty(metrics["top1"], evaluation["count"])] if evaluation is not None else []),
         "No choice of the training was based on these pictures."
         if metadata.config.is_frozen
@@ -166,6 +173,11 @@ def _figures(metadata: Metadata, evaluation: Mapping[str, Any] | None) -> str:
         *(
             ["This calibration was measured before quantization."]
             if metadata.calibration is not None and metadata.quantization is not None
+            else []
+        ),
+        *(
+            ["It was measured without mirror images."]
+            if metadata.calibration is not None and metadata.views is not None
             else []
         ),
     ]

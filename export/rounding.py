@@ -100,11 +100,12 @@ def _measure(
     count = 0
     for pictures in batches:
         found = dict(zip(sources, session.run(sources, {"image": pictures}), strict=True))
-        count += len(pictures) * _POSITIONS
         for node in nodes:
             inputs = _patches(node, found[node.input[0]], tuple(arrays[node.input[1]].dims[2:]), random)
             sums[node.name] += inputs.sum(1, dtype=np.float64)
             squares[node.name] += inputs.transpose(0, 2, 1) @ inputs
+        # A picture may have two views.
+        count += inputs.shape[1]
     for node in nodes:
         mean = sums.pop(node.name) / count
         covariance = squares.pop(node.name).astype(np.float64) / count - mean[:, :, None] * mean[:, None, :]

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ from export.converter import InputSpec, to_onnx
 from export.errors import VerificationError
 from export.seal import seal
 from export.verify import BATCHES, verify
+from export.views import with_mirror_image
 from jaxcnn.data import Dataset
 from jaxcnn.disk import NO_ROOM, describe, write_atomically
 from jaxcnn.errors import UserError
@@ -57,6 +58,7 @@ def export_workdir(
     pictures: UInt8[np.ndarray, "n height width 3"] | None = None,
     features: bool = False,
     heatmap: bool = False,
+    views: Literal[1, 2] = 1,
     quantization: Quantization | None = None,
 ) -> Path:
     """Writes the best checkpoint of a run as a verified ONNX file, with a description and a model card beside it.
@@ -72,6 +74,7 @@ def export_workdir(
       pictures: real pictures to verify with, besides random ones. None: those in the example of an earlier export.
       features: add the output `features`, see `explain`.
       heatmap: add the output `heatmap`, see `explain`.
+      views: 2 averages the probabilities of each picture and its mirror image, in twice the time; see `views`.
       quantization: quantize the model to 8-bit integers. None: float32.
 
     Returns:
@@ -79,7 +82,8 @@ def export_workdir(
 
     Raises:
       UserError: the folder is not a workdir or has no checkpoint, the file cannot be written, the pictures to quantize
-        with have other classes or another size, or something else has the name of a file beside the model.
+        with have other classes or another size, something else has the name of a file beside the model, or there are
+        two views of a run that saw no mirrored pictures, or with `features` or `heatmap`.
       UnsupportedError: the model does something that cannot be exported.
       VerificationError: the file does not compute what the model does, or quantization costs too much accuracy.
     """
@@ -87,6 +91,8 @@ def export_workdir(
     # Refuse what cannot succeed before the work, which may take minutes.
     target = find_target(output, default=run.onnx, quantized=quantization is not None)
     trained = load_model(workdir)
+    if views == 2:
+        _check_two_views(workdir, trained, features=features, heatmap=heatmap)
     # Real pictures verify more than random ones.
     if pictures is None:
         pictures = sidecars.read_pictures(run.onnx, trained.config.data.image_size)
@@ -98,7 +104,17 @@ def export_workdir(
         # A file elsewhere is meant to be given away, the pictures may not be.
         shows_pictures=target.resolve().parent == run.path.resolve(),
     )
-    return export_model(source, target, features=features, heatmap=heatmap, quantization=quantization)
+    return export_model(source, target, features=features, heatmap=heatmap, views=views, quantization=quantization)
+
+
+def _check_two_views(workdir: Path, trained: TrainedModel, *, features: bool, heatmap: bool) -> None:
+    """Raises UserError if a mirror image would make predictions worse, or outputs are of one view."""
+    if not trained.config.mirrors:
+        raise UserError(
+            f"{workdir} was trained without mirrored pictures, so mirror images would mislead it; leave out --views 2"
+        )
+    if features or heatmap:
+        raise UserError("--features and --heatmap describe one view of a picture; leave them out, or --views 2")
 
 
 def find_target(output: Path | None, *, default: Path, quantized: bool) -> Path:
@@ -132,7 +148,13 @@ class Source:
 
 
 def export_model(
-    source: Source, target: Path, *, features: bool, heatmap: bool, quantization: Quantization | None
+    source: Source,
+    target: Path,
+    *,
+    features: bool,
+    heatmap: bool,
+    views: Literal[1, 2] = 1,
+    quantization: Quantization | None,
 ) -> Path:
     """Writes a trained model as a verified ONNX file, with the files beside it; see `export_workdir`.
 
@@ -150,7 +172,7 @@ def export_model(
         with publish.temporary_folder(target) as folder:
             path = folder / target.name
             metadata, evaluation, checks = _write_model(
-                source, path, features=features, heatmap=heatmap, quantization=quantization
+                source, path, features=features, heatmap=heatmap, views=views, quantization=quantization
             )
             card = write_card(metadata, sidecars.describe(path), evaluation=evaluation, checks=checks)
             example = _noise(4, source.trained.config.data.image_size) if shown is None else shown
@@ -177,12 +199,18 @@ class _Written(NamedTuple):
 
 
 def _write_model(
-    source: Source, path: Path, *, features: bool, heatmap: bool, quantization: Quantization | None
+    source: Source,
+    path: Path,
+    *,
+    features: bool,
+    heatmap: bool,
+    views: Literal[1, 2] = 1,
+    quantization: Quantization | None,
 ) -> _Written:
     """Writes a verified model with its metadata."""
     # Write and verify the float32 model; quantize it if asked.
     trained, evaluation, figures = source.trained, source.evaluation, None
-    file, checks = _write_verified(trained, path, source.pictures, features=features, heatmap=heatmap)
+    file, checks = _write_verified(trained, path, source.pictures, features=features, heatmap=heatmap, views=views)
     if quantization is not None:
         file, figures, evaluation = _quantize(file, trained, quantization)
         checks = [
@@ -190,9 +218,15 @@ def _write_model(
             f"Quantized, it is valid ONNX, and top-1 falls by at most {quantization.tolerance}.",
         ]
     # Say in the file what it is.
-    metadata = dataclasses.replace(source.metadata, calibration=trained.calibration, quantization=figures)
+    metadata = dataclasses.replace(
+        source.metadata, calibration=trained.calibration, quantization=figures, views=views if views > 1 else None
+    )
     # A file that records no steps was trained by others: its validation pictures are not those measured here.
     if metadata.step is None:
+        evaluation = None
+    # The run has recorded only a few figures of two views.
+    if views == 2 and quantization is None:
+        metadata = dataclasses.replace(metadata, metrics=(evaluation or {}).get("with_flip", {}))
         evaluation = None
     # The checkpoint's own metrics were measured before it was calibrated.
     if evaluation is not None:
@@ -273,7 +307,13 @@ def _outputs(logits: explain.Classifier, *, features: bool, heatmap: bool) -> Ca
 
 
 def _write_verified(
-    trained: TrainedModel, path: Path, pictures: np.ndarray | None, *, features: bool, heatmap: bool
+    trained: TrainedModel,
+    path: Path,
+    pictures: np.ndarray | None,
+    *,
+    features: bool,
+    heatmap: bool,
+    views: Literal[1, 2],
 ) -> tuple[Path, list[str]]:
     """Writes the model and verifies the file, and another with other batch statistics.
 
@@ -287,7 +327,8 @@ def _write_verified(
     samples = None if pictures is None else {_INPUT: pictures}
     largest = 0.0
     for variables, file in ((_perturbed(trained.variables), path.with_suffix(".perturbed")), (trained.variables, path)):
-        classify = _outputs(_logits(trained, variables), features=features, heatmap=heatmap)
+        logits = _logits(trained, variables)
+        classify = _outputs(logits if views == 1 else with_mirror_image(logits), features=features, heatmap=heatmap)
         file.write_bytes(to_onnx(classify, inputs).SerializeToString())
         largest = verify(file, classify, inputs, samples=samples, tolerances=_TOLERANCES)
     # What the card says about it.

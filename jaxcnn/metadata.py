@@ -17,7 +17,7 @@ from jaxcnn.errors import UserError
 from jaxcnn.run.earlier_trainings import Training
 from jaxcnn.typed_json import decode
 
-OPTIONAL = ("step", "pictures", "calibration", "quantization")
+OPTIONAL = ("step", "pictures", "calibration", "quantization", "views")
 """Keys that are left out where there is nothing to say."""
 
 
@@ -37,6 +37,7 @@ class Metadata:
       pictures: fingerprint of the split; None in files of earlier versions.
       calibration: the temperature that the logits are divided by; None if they are not calibrated.
       quantization: comparison with the float32 model, by name; None for a float32 model.
+      views: 2 if the probabilities are the mean of those for a picture and for its mirror image, None if not.
       license: terms of the training data.
       trainings: every training behind the weights, from the first to the last.
       author: what wrote the file.
@@ -56,6 +57,7 @@ class Metadata:
     pictures: Fingerprint | None = None
     calibration: Calibration | None = None
     quantization: Mapping[str, Any] | None = None
+    views: int | None = None
     license: str = ""
     trainings: tuple[Training, ...] = ()
     author: str = ""

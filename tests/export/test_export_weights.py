@@ -99,6 +99,7 @@ def test_weights_that_cannot_be_written_leave_the_older_ones(run, tmp_path, monk
         (["-o", "a.safetensors", "--quantize", "int8"], "--quantize is for a model, not for the weights in a.safet"),
         (["-o", "a.safetensors", "--features"], "--features is for a model, "),
         (["-o", "a.safetensors", "--heatmap"], "--heatmap is for a model, "),
+        (["-o", "a.safetensors", "--views", "2"], "--views is for a model, "),
         (["-o", "a.pt"], "a.pt does not end with .onnx or .safetensors; give such a name with -o"),
         (["-o", "no/such/folder/a.safetensors"], "a.safetensors cannot be written: No such file or directory; give"),
     ],

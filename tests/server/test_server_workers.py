@@ -86,10 +86,9 @@ def run(test: Callable, model_path, **changes: object) -> None:
     async def main() -> None:
         chosen = settings.Settings(**{"threads": 1, "max_batch": 4, "deadline_ms": 20_000, **changes})
         workers = make_workers(model.load(model_path, max_batch=4, threads=1), chosen)
-        try:
-            await test(workers)
-        finally:
-            await asyncio.to_thread(workers.close)
+        await test(workers)
+        # Not after a failure: queries that are held up would delay it.
+        await asyncio.to_thread(workers.close)
 
     asyncio.run(main())
 
@@ -709,11 +708,9 @@ def run_two(test, model_path, **changes):
         chosen = settings.Settings(**{"threads": 3, "deadline_ms": 20_000, **changes})
         memory, loaded = DecodeMemory(chosen.max_decode_bytes), model.load(model_path, max_batch=4, threads=1)
         pair = [make_workers(loaded, chosen, memory) for _ in range(2)]
-        try:
-            await test(*pair)
-        finally:
-            for workers in pair:
-                await asyncio.to_thread(workers.close)
+        await test(*pair)
+        for workers in pair:
+            await asyncio.to_thread(workers.close)
 
     asyncio.run(main())
 

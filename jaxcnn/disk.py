@@ -61,7 +61,7 @@ def remedy(error: OSError) -> str:
     if error.errno in NO_ROOM:
         return "make room"
     if error.errno in REFUSED:
-        return "allow this user to write there"
+        return "allow this user to read and write there"
     return "check the disk" if error.errno == errno.EIO else ""
 
 

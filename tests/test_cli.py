@@ -165,7 +165,7 @@ cli.run(main, "prog")
         ),
         (
             PermissionError(errno.EACCES, "Permission denied", "c"),
-            "[Errno 13] Permission denied: 'c'; allow this user to write there and run the same command again",
+            "[Errno 13] Permission denied: 'c'; allow this user to read and write there and run the same command again",
         ),
         (FileNotFoundError(errno.ENOENT, "No such file", "c"), "[Errno 2] No such file: 'c'"),
     ],

@@ -59,8 +59,8 @@ def test_a_file_that_does_not_reach_the_disk_is_named(tmp_path, monkeypatch):
     [
         (errno.ENOSPC, "make room"),
         (errno.EDQUOT, "make room"),
-        (errno.EACCES, "allow this user to write there"),
-        (errno.EROFS, "allow this user to write there"),
+        (errno.EACCES, "allow this user to read and write there"),
+        (errno.EROFS, "allow this user to read and write there"),
         (errno.EIO, "check the disk"),
         (errno.ENOENT, ""),
     ],

@@ -34,8 +34,8 @@ class Arguments:
     heatmap: bool = False
     """Add the output `heatmap`: where in the picture the evidence for the top class is."""
     views: Literal[1, 2] = 1
-    """2: the file averages the probabilities of each picture and its mirror image, which takes twice the time. Only for
-    runs that were trained with mirrored pictures."""
+    """How many views of a picture the file averages: 2 adds its mirror image, which takes twice the time. Only for runs
+    that were trained with mirrored pictures."""
     quantize: Literal["int8"] | None = None
     """Quantize the model to 8-bit integers, with ranges from the run's training pictures. A network by name needs
     pictures of its classes, or of some: give --data.source."""

@@ -79,8 +79,9 @@ def _largest(pixels: list[Hwnc]) -> tuple[Hwnc, UInt8[Array, "_height _width bat
     """The largest of some maps at each place, and its number, counted from 0."""
     # A later pixel must be larger, so the first of equal ones counts. XLA compares slowly in bfloat16 (32 maps of
     # 112x112 with 64 channels, 3x3 patches: 64 ms of CPU time instead of 14).
-    y, largest = pixels[0].astype(jnp.float32), jnp.zeros(pixels[0].shape, jnp.uint8)
-    for number, pixel in enumerate(pixels[1:], start=1):
+    y, *others = [pixel.astype(jnp.float32) for pixel in pixels]
+    largest = jnp.zeros(y.shape, jnp.uint8)
+    for number, pixel in enumerate(others, start=1):
         largest = jnp.where(pixel > y, jnp.uint8(number), largest)
         y = jnp.maximum(y, pixel)
     return y.astype(pixels[0].dtype), largest

@@ -49,6 +49,17 @@ def test_the_first_of_equal_pixels_gets_the_gradient(pool):
     np.testing.assert_array_equal(*gradients)
 
 
+@pytest.mark.parametrize("pool", [max_pool, overlapping_max_pool])
+def test_the_maximum_of_bfloat16_is_exact(pool):
+    x = normal(3, 6, 7, 5).astype(jnp.bfloat16)
+    results = []
+    for cpu in (True, False):
+        with use_cpu_kernels(cpu):
+            results.append(jax.vjp(pool, x)[0])
+    assert results[0].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(*[np.asarray(result, np.float32) for result in results])
+
+
 def test_the_mean_of_bfloat16_is_rounded_once():
     x = jnp.asarray([256, 1, 1, 1], jnp.bfloat16).reshape(1, 2, 2, 1)
     with use_cpu_kernels(True):

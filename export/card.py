@@ -157,7 +157,7 @@ def _figures(metadata: Metadata, evaluation: Mapping[str, Any] | None) -> str:
             f"validation pictures of {_plain(metadata.dataset)}. It was not measured again for this file."
         )
     if not rows and metadata.views is not None:
-        return f"It was not measured. {_VIEWS}"
+        return f"Its accuracy was not measured. {_VIEWS}"
     if not rows:
         return "The run was stopped before its first evaluation."
     count = f"{evaluation['count']:,} " if evaluation is not None else ""
@@ -176,7 +176,7 @@ def _figures(metadata: Metadata, evaluation: Mapping[str, Any] | None) -> str:
             else []
         ),
         *(
-            ["It was measured without mirror images."]
+            ["This calibration was measured without mirror images."]
             if metadata.calibration is not None and metadata.views is not None
             else []
         ),

@@ -50,7 +50,7 @@ def test_the_file_has_its_weights_once(mirrored, file, tmp_path):
 def test_the_file_says_so(file):
     assert json.loads(ort.InferenceSession(file).get_modelmeta().custom_metadata_map["views"]) == 2
     card = (file.with_suffix("") / "README.md").read_text()
-    assert "It was not measured. The file computes the mean of the probabilities for the picture and for its" in card
+    assert "Its accuracy was not measured. The file computes the mean of the probabilities for the picture" in card
 
 
 def test_its_figures_are_of_both_views(tmp_path):

@@ -41,7 +41,7 @@ from jaxcnn.ops.precision import measured_here
 from jaxcnn.optim import make_optimizer, make_schedule
 from jaxcnn.processes import Wishes, lead, propose
 from jaxcnn.run.checkpoint import Checkpoints
-from jaxcnn.run.cost import describe_expected
+from jaxcnn.run.cost import describe_expected, expected_seconds
 from jaxcnn.run.metrics_log import MetricsLog, StartRecord, TrainRecord, ValidationRecord
 from jaxcnn.run.progress import TrainProgress, open_progress
 from jaxcnn.signals import StopRequest, stop_on_signal
@@ -233,6 +233,7 @@ def fit(run: Run, state: TrainState, *, checkpoints: Checkpoints, log: MetricsLo
             first_step=first_step,
             epochs=epochs,
             expect=partial(describe_expected, run.config, first_step=first_step, steps_per_epoch=run.steps_per_epoch),
+            to_go=partial(_seconds_to_go, run),
         ) as progress,
     ):
         _print_precision(run.config.model, progress)
@@ -267,6 +268,15 @@ def fit(run: Run, state: TrainState, *, checkpoints: Checkpoints, log: MetricsLo
                 )
                 return True
     return True
+
+
+def _seconds_to_go(run: Run, record: TrainRecord, pace: float) -> float:
+    """Estimates the time of the steps after a record, given the seconds of a picture at its resolution."""
+    config, steps_per_epoch = run.config, run.steps_per_epoch
+    side = config.resolution((record.step - 1) // steps_per_epoch)
+    return expected_seconds(
+        config, pace * config.batch_size, side=side, step=record.step, steps_per_epoch=steps_per_epoch
+    )
 
 
 def is_stalled(history: Sequence[float], patience: int | None) -> bool:

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,25 +45,35 @@ def _billing(environment: Mapping[str, str]) -> tuple[int, str, str]:
 def describe_expected(config: Config, seconds: float, *, first_step: int, steps_per_epoch: int) -> str:
     """Describes what the rest of a run will take, by its first steps.
 
-    The time of a step is taken to be proportional to the pixels of the resolution.
-
     Args:
       config: the settings of the run.
       seconds: measured time of a step.
       first_step: the step, counted from 0, with which the session began.
       steps_per_epoch: full batches in an epoch.
     """
-    # Steps that are left at each resolution.
-    first_epoch, taken = divmod(first_step, steps_per_epoch)
-    steps = Counter[int]()
-    for epoch in range(first_epoch, config.epochs):
-        steps[config.resolution(epoch)] += steps_per_epoch
-    measured_side = config.resolution(first_epoch)
-    steps[measured_side] -= taken
-    total = sum(count * seconds * (side / measured_side) ** 2 for side, count in steps.items())
+    side = config.resolution(first_step // steps_per_epoch)
+    left = expected_seconds(config, seconds, side=side, step=first_step, steps_per_epoch=steps_per_epoch)
     return (
-        f"a step takes {seconds:.3g} s, so the {steps.total():,} steps to take about {format_duration(total)}, "
-        f"evaluation not counted; {describe_memory()}"
+        f"a step takes {seconds:.3g} s, so the {config.epochs * steps_per_epoch - first_step:,} steps to take about "
+        f"{format_duration(left)}, evaluation not counted; {describe_memory()}"
+    )
+
+
+def expected_seconds(config: Config, seconds: float, *, side: int, step: int, steps_per_epoch: int) -> float:
+    """Returns the time that the steps to come are expected to take, evaluation not counted.
+
+    The time of a step is taken to be proportional to the pixels of the resolution.
+
+    Args:
+      config: the settings of the run.
+      seconds: measured time of a step.
+      side: the resolution at which it was measured.
+      step: steps taken.
+      steps_per_epoch: full batches in an epoch.
+    """
+    return math.fsum(
+        (steps_per_epoch - max(0, step - epoch * steps_per_epoch)) * seconds * (config.resolution(epoch) / side) ** 2
+        for epoch in range(step // steps_per_epoch, config.epochs)
     )
 
 

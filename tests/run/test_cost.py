@@ -11,6 +11,7 @@ from jaxcnn.run.cost import (
     describe_arithmetic,
     describe_expected,
     describe_time,
+    expected_seconds,
     format_duration,
     picture_flops,
     pictures_by_side,
@@ -109,6 +110,14 @@ def test_what_a_run_takes_is_expected_from_its_first_steps():
     assert re.search(r"; \d+\.\d\d GB of memory$", expected)
     resumed = describe_expected(Config(epochs=10), 0.5, first_step=100, steps_per_epoch=12)
     assert "so the 20 steps to take about 10 s," in resumed
+
+
+def test_the_steps_to_come_are_counted_at_their_resolution():
+    config = Config(epochs=4, resolutions=((0.0, 32), (0.5, 64)))
+    # Measured in the last step at 32 pixels, before two epochs at 64.
+    assert expected_seconds(config, 1.0, side=32, step=20, steps_per_epoch=10) == 80
+    assert expected_seconds(config, 1.0, side=64, step=21, steps_per_epoch=10) == 19
+    assert expected_seconds(config, 1.0, side=64, step=40, steps_per_epoch=10) == 0
 
 
 def test_steps_at_a_higher_resolution_are_expected_to_take_longer():

@@ -147,7 +147,7 @@ def test_a_missing_workdir_is_reported(tmp_path):
 
 
 def test_without_a_terminal_only_the_lines_are_printed(capsys):
-    with open_progress(total_steps=10, first_step=0, epochs=2, expect=str) as progress:
+    with open_progress(total_steps=10, first_step=0, epochs=2, expect=str, to_go=lambda record, pace: 0.0) as progress:
         progress.update(train_record(3))
         progress.print(
             "epoch 1/2: [bold] is no markup, and a line of more than eighty characters is not wrapped at all"

@@ -24,7 +24,9 @@ def test_the_steps_after_the_compiled_ones_are_measured_once(monkeypatch, capsys
     clock = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
     printed = None
-    with open_progress(total_steps=10, first_step=0, epochs=2, expect=lambda mean: f"{mean:g} s") as shown:
+    with open_progress(
+        total_steps=10, first_step=0, epochs=2, expect=lambda mean: f"{mean:g} s", to_go=lambda record, pace: 0.0
+    ) as shown:
         for number, step in enumerate(seconds, start=1):
             clock[0] += step
             shown.count_step()
@@ -39,7 +41,7 @@ def test_the_steps_after_the_compiled_ones_are_measured_once(monkeypatch, capsys
 def test_without_a_bar_there_is_a_line_a_minute(monkeypatch, capsys):
     clock = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
-    with open_progress(total_steps=1000, first_step=0, epochs=4, expect=str) as shown:
+    with open_progress(total_steps=1000, first_step=0, epochs=4, expect=str, to_go=lambda record, pace: 0.0) as shown:
         for seconds in (3, 50, 8, 30, 31):
             clock[0] += seconds
             shown.update(
@@ -49,6 +51,35 @@ def test_without_a_bar_there_is_a_line_a_minute(monkeypatch, capsys):
     assert [line.partition(", 1,23")[0] for line in lines] == ["epoch 0.50/4: loss 1.250"] * 2
 
 
+def test_the_time_to_go_leaves_out_what_is_no_step(monkeypatch, capsys):
+    clock = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    with open_progress(
+        total_steps=1000, first_step=0, epochs=4, expect=str, to_go=lambda record, pace: (1000 - record.step) * pace
+    ) as shown:
+        # Two records with an evaluation of ten minutes between them.
+        for step, rate, resolution, seconds in (
+            (10, 10.0, 32, 2),
+            (20, 5.0, 32, 600),
+            (30, 2.0, 64, 60),
+            (1000, 2.0, 64, 60),
+        ):
+            clock[0] += seconds
+            shown.update(
+                TrainRecord(
+                    step=step,
+                    epoch=1.0,
+                    loss=1.0,
+                    top1=0.5,
+                    learning_rate=0.1,
+                    resolution=resolution,
+                    images_per_second=rate,
+                )
+            )
+    said = [line.rpartition("images/s")[2] for line in capsys.readouterr().err.splitlines()]
+    assert said == [", 2 min 27 s of steps to go", ", 8 min 5 s of steps to go", ""]
+
+
 def print_slowly(context, seconds=0.3):
     with context:
         time.sleep(seconds)
@@ -56,7 +87,7 @@ def print_slowly(context, seconds=0.3):
 
 def test_in_training_a_stage_is_announced_once(monkeypatch, capsys):
     monkeypatch.setattr(terminal, "SILENT_SECONDS", 0.1)
-    with open_progress(total_steps=10, first_step=0, epochs=2, expect=str) as shown:
+    with open_progress(total_steps=10, first_step=0, epochs=2, expect=str, to_go=lambda record, pace: 0.0) as shown:
         for side in (32, 32, 48):
             print_slowly(shown.doing(f"compiling for {side}", first=side))
         for _ in range(2):

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: the last and the best, written atomically by Orbax, restored strictly.
+"""The checkpoints of a run: the last two and the best, written atomically by Orbax, restored strictly.
 
 What is read is compared with its checksums. A damaged checkpoint is set aside, renamed to `STEP.damaged`, and the one
 before it is used; if there is no other, it stays and the error says so.
@@ -122,7 +122,7 @@ class Checkpoints:
         return None if latest is None else int(latest.step)
 
     def save(self, state: TrainState, *, metrics: dict[str, float] | None = None) -> None:
-        """Saves a state, and deletes all checkpoints but the last and the best.
+        """Saves a state, and deletes all checkpoints but the last two and the best.
 
         Args:
           state: the state to save, under the number of its step.
@@ -154,7 +154,7 @@ class Checkpoints:
             ) from error
 
     def _finish(self, step: int) -> None:
-        """Makes a saved checkpoint permanent, then deletes all others but the best."""
+        """Makes a saved checkpoint permanent, then deletes all others but the one before it and the best."""
         # The contents reached the disk before the folder was renamed. The new name has to reach it too, before
         # older checkpoints are deleted: a power cut must not lose both.
         _sync(self._folder(step))
@@ -190,10 +190,14 @@ class Checkpoints:
         )
 
     def _delete_outdated(self) -> None:
-        """Deletes all but the last and the best. Orbax's own policy would delete before the new one is on the disk."""
+        """Deletes all but the last two and the best: the last but one is used if the last is damaged.
+
+        Orbax's own policy would delete before the new one is on the disk.
+        """
         self._checkpointer.reload()
         saved = self._checkpointer.checkpoints
-        for step in {checkpoint.step for checkpoint in saved} - {saved[-1].step, _best(saved).step}:
+        kept = {checkpoint.step for checkpoint in [*saved[-2:], _best(saved)]}
+        for step in {checkpoint.step for checkpoint in saved} - kept:
             folder = self._folder(step)
             # Renamed first: a deletion cut short leaves an unfinished folder, not a damaged checkpoint.
             shutil.rmtree(folder.rename(folder.with_name(f"{step}{UNFINISHED}")))

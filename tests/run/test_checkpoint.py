@@ -78,12 +78,12 @@ def test_a_resumed_run_compiles_the_program_of_the_first_start(tmp_path):
     assert resumed == new
 
 
-def test_the_last_and_the_best_are_kept(tmp_path):
+def test_the_last_two_and_the_best_are_kept(tmp_path):
     state = make_state()
     with open_checkpoints(tmp_path) as checkpoints:
         for step, top1 in ((1, 0.5), (2, None), (3, 0.7), (4, 0.7), (5, 0.6), (6, None)):
             checkpoints.save(at(state, step), metrics=None if top1 is None else {"top1": top1})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["4", "6"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["4", "5", "6"]
 
 
 def test_the_best_checkpoint_is_loaded(tmp_path):
@@ -140,17 +140,19 @@ def before_first(monkeypatch, method, act):
 
 @pytest.mark.parametrize("moment", ["__init__", "checkpointables_metadata", "load_checkpointables"])
 def test_a_checkpoint_replaced_while_it_is_read_is_selected_again(run, monkeypatch, moment):
-    better = at(make_state(seed=2), 2)
+    better = at(make_state(seed=3), 3)
 
     def save_better():
         with open_checkpoints(run.checkpoints) as checkpoints:
+            checkpoints.save(at(make_state(seed=2), 2))
             checkpoints.save(better, metrics={"top1": 0.6})
+        assert folders(run) == ["2", "3"]
         if moment == "__init__":
             raise FileNotFoundError("1")  # Orbax had listed it.
 
     before_first(monkeypatch, moment, save_better)
     model = load_model(run.path)
-    assert (model.step, model.metrics) == (2, {"top1": 0.6})
+    assert (model.step, model.metrics) == (3, {"top1": 0.6})
     assert_same(model.variables, better.variables)
 
 
@@ -210,6 +212,15 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_other_is_used(two, capsys, re
     # Training goes on.
     with open_checkpoints(two.checkpoints) as checkpoints:
         checkpoints.save(at(make_state(seed=5), 5))
+
+
+def test_the_one_before_a_damaged_checkpoint_is_used_though_it_is_not_the_best(two, capsys):
+    with open_checkpoints(two.checkpoints) as checkpoints:
+        checkpoints.save(at(make_state(seed=6), 6))
+    flip(largest_file(two.checkpoints / "6"), 12345)
+    assert int(resume(two.checkpoints).step) == 4
+    assert folders(two) == ["1", "4", "6.damaged"]
+    assert capsys.readouterr().err.endswith("renamed to 6.damaged, and checkpoint 4 is used\n")
 
 
 def test_no_folder_that_was_set_aside_is_replaced(two):
@@ -419,7 +430,7 @@ def test_damaged_metrics_are_named_and_can_be_removed(run, content):
 
 
 def test_no_checkpoint_is_deleted_before_a_later_one_is_on_the_disk(run, monkeypatch):
-    earlier, later = run.checkpoints / "1", run.checkpoints / "2"
+    earlier, later = run.checkpoints / "1", run.checkpoints / "3"
     whole, sync = len(list(earlier.rglob("*"))), os.fsync
     named, unnamed = set(), set()  # What was synchronised after, and before, the folder was renamed.
 
@@ -429,8 +440,9 @@ def test_no_checkpoint_is_deleted_before_a_later_one_is_on_the_disk(run, monkeyp
         (named if later.exists() else unnamed).add(os.fstat(descriptor).st_ino)
 
     with open_checkpoints(run.checkpoints) as checkpoints:
+        checkpoints.save(at(make_state(), 2))
         monkeypatch.setattr(os, "fsync", recorded)
-        checkpoints.save(at(make_state(), 2), metrics={"top1": 0.9})
+        checkpoints.save(at(make_state(), 3), metrics={"top1": 0.9})
     assert not earlier.exists()
     saved = {str(path.relative_to(later)): path.stat().st_ino for path in (later, *later.rglob("*"))}
     assert named >= {run.checkpoints.stat().st_ino, *saved.values()}
@@ -610,11 +622,11 @@ def test_listeners_are_called_after_every_save(tmp_path, metrics):
     seen, run = [], Workdir(tmp_path)
     listeners = [lambda: seen.append(folders(run)), lambda: seen.append("second")]
     with open_checkpoints(run.checkpoints, listeners) as checkpoints:
-        for step in (9, 10):
+        for step in (9, 10, 11):
             checkpoints.save(at(make_state(), step), metrics=metrics)
             assert checkpoints.last_step == step
     # A best checkpoint is kept until there is a better one, or as good a later one.
-    assert seen == [["9"], "second", ["10"], "second"]
+    assert seen == [["9"], "second", ["10", "9"], "second", ["10", "11"], "second"]
 
 
 def test_one_of_several_processes_reads_without_the_others(two):
@@ -622,7 +634,11 @@ def test_one_of_several_processes_reads_without_the_others(two):
         checkpoints.save(at(make_state(seed=12), 12))
     (two.checkpoints / "3.damaged").mkdir()
     reader = checkpoint._LoneReader(two.checkpoints)
-    assert reader.checkpoints == [checkpoint._Saved(1, {"top1": 0.5}), checkpoint._Saved(12, None)]
+    assert reader.checkpoints == [
+        checkpoint._Saved(1, {"top1": 0.5}),
+        checkpoint._Saved(4, {"top1": 0.1}),
+        checkpoint._Saved(12, None),
+    ]
     for saved in reader.checkpoints:
         expected = make_state(seed=saved.step)
         found = checkpoint._load(reader, saved, {"model": expected.variables}, once=checkpoint._call)
@@ -654,7 +670,7 @@ def test_the_advice_names_the_latest_other_checkpoint(two, monkeypatch):
         checkpoints.save(at(make_state(seed=12), 12))
     monkeypatch.setattr(Checkpointer, "load_checkpointables", fail)
     monkeypatch.setattr(Path, "rename", refuse)
-    for read, damaged, other in ((load_model, 1, 12), (lambda path: resume(path / "checkpoints"), 12, 1)):
+    for read, damaged, other in ((load_model, 1, 12), (lambda path: resume(path / "checkpoints"), 12, 4)):
         with pytest.raises(UserError) as caught:
             read(two.path)
         assert str(caught.value) == (

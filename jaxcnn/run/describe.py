@@ -157,7 +157,8 @@ def describe_hardware(environment: Mapping[str, str]) -> str:
 
 def describe_software(environment: Mapping[str, str]) -> str:
     """Lists the versions of the packages that a result depends on most."""
-    return "jax {jax}, flax {flax}, optax {optax}, Python {python}".format_map(environment)
+    ours = f"jaxcnn {environment['jaxcnn']}, " if "jaxcnn" in environment else ""  # Earlier versions recorded none.
+    return ours + "jax {jax}, flax {flax}, optax {optax}, Python {python}".format_map(environment)
 
 
 def counted(count: int, noun: str) -> str:

@@ -36,6 +36,7 @@ from jaxcnn.disk import sync, write_atomically
 from jaxcnn.errors import UserError
 from jaxcnn.paths import readable
 from jaxcnn.typed_json import decode
+from jaxcnn.version import describe_version
 
 UNREADABLE = "*?[\\"
 """Characters of a path that Orbax takes for a pattern when it lists checkpoints, so that it does not find them."""
@@ -412,6 +413,7 @@ def environment() -> dict[str, str]:
         "cores": str(count_cores()),
         "devices": ", ".join(device.device_kind for device in jax.devices()),
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+        "jaxcnn": describe_version(),
         **{name: importlib.metadata.version(name) for name in packages},
     }
 

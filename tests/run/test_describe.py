@@ -13,6 +13,7 @@ from jaxcnn.run.describe import (
     describe_network,
     describe_optimizer,
     describe_precision,
+    describe_software,
     describe_training,
 )
 
@@ -127,6 +128,13 @@ def test_hardware():
     environment = {"devices": "cpu", "processor": "EPYC", "cores": "2"}
     assert describe_hardware(environment) == "EPYC, 2 cores"
     assert describe_hardware(environment | {"devices": "H200, H200"}) == "H200, H200; EPYC, 2 cores"
+
+
+def test_software():
+    environment = {"jax": "0.12.0", "flax": "0.12.1", "optax": "0.2.8", "python": "3.12.1"}
+    assert describe_software(environment) == "jax 0.12.0, flax 0.12.1, optax 0.2.8, Python 3.12.1"
+    recorded = environment | {"jaxcnn": "0.1.0+2d41c5389f31"}
+    assert describe_software(recorded).startswith("jaxcnn 0.1.0+2d41c5389f31, jax 0.12.0, ")
 
 
 @pytest.mark.parametrize(

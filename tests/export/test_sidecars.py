@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import onnxruntime as ort
@@ -11,6 +12,7 @@ from runs import PICTURES
 
 import export
 import export.workdir
+from export.sidecars import read_pictures
 from server.errors import StartError
 from server.model import load
 
@@ -85,3 +87,23 @@ def test_a_damaged_example_is_ignored(pictured, tmp_path):
     shutil.copytree(pictured, run)
     (run / "model" / "example.npz").write_bytes(b"PK\x03\x04 cut short")
     assert export.export_workdir(run).exists()
+
+
+def test_no_flipped_bit_of_the_example_is_an_error(pictured, tmp_path):
+    """zlib, zipfile and NumPy raise errors of seven kinds for these."""
+    run = tmp_path / "run"
+    shutil.copytree(pictured, run)
+    example = run / "model" / "example.npz"
+    content = example.read_bytes()
+    read = partial(read_pictures, run / "model.onnx", PICTURES.shape[1])
+    np.testing.assert_array_equal(read(), PICTURES)
+    ignored = 0
+    # All of the directory at the end, which says how the rest is stored, and a tenth of the rest.
+    end = content.index(b"PK\x01\x02")
+    for place in (*range(0, end, 10), *range(end, len(content))):
+        for bit in range(8):
+            example.write_bytes(content[:place] + bytes([content[place] ^ (1 << bit)]) + content[place + 1 :])
+            found = read()
+            assert found is None or np.array_equal(found, PICTURES)
+            ignored += found is None
+    assert ignored > len(content)

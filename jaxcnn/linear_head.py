@@ -7,6 +7,7 @@ Its regularisation is chosen by cross-validation on the same pictures, so that n
 """
 
 import itertools
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -57,16 +58,17 @@ class LinearHead:
       bias: float32 [classes].
       standardised: whether features were divided by their own deviations, one of `STANDARDISED`.
       strength: strength of the penalty, one of `STRENGTHS`.
-      loss: mean cross-entropy in nats of the pictures that were left out, by cross-validation.
-      top1: their top-1 accuracy.
+      loss: mean cross-entropy in nats of the pictures that were left out, by cross-validation; None if there was
+        nothing to cross-validate with.
+      top1: their top-1 accuracy, or None.
     """
 
     kernel: Float32[np.ndarray, "features classes"]
     bias: Float32[np.ndarray, " classes"]
     standardised: bool
     strength: float
-    loss: float
-    top1: float
+    loss: float | None
+    top1: float | None
 
 
 def fit_head(
@@ -83,7 +85,7 @@ def fit_head(
     The scales are folded into the result, which takes the features as they are. Scales and strength of the penalty are
     those whose predictions for pictures that were left out have the lowest cross-entropy, by stratified
     cross-validation with up to `FOLDS` folds, of which as many are left out as have `MOST_LEFT_OUT` pictures. A class
-    is never left out as a whole.
+    is never left out as a whole. If no class has a picture to leave out, the strongest penalty is used.
 
     Args:
       features: features of the training pictures, float32 [n, features].
@@ -99,7 +101,8 @@ def fit_head(
         _fit_scaled(features, labels, weights, folds, classes=classes, groups=groups, standardised=choice)
         for choice in STANDARDISED
     ]
-    return min(candidates, key=lambda head: head.loss)
+    # Without losses the first one is as good as any.
+    return min(candidates, key=lambda head: math.inf if head.loss is None else head.loss)
 
 
 def _fit_scaled(
@@ -124,7 +127,7 @@ def _fit_scaled(
     # The penalty, then the head of all pictures, along the same path from the strongest penalty on.
     penalties = [strength * features.shape[1] for strength in STRENGTHS]
     losses, hits = _cross_validate(coordinates, labels, weights, folds, penalties)
-    best = int(np.argmin(losses))
+    best = int(np.argmin(losses)) if losses else 0
     models = _fit_path(coordinates, labels, weights, penalties)
     model = next(fitted for index, fitted in enumerate(models) if index == best)
 
@@ -136,8 +139,8 @@ def _fit_scaled(
         bias=(bias - mean @ kernel).astype(np.float32),
         standardised=standardised,
         strength=STRENGTHS[best],
-        loss=losses[best],
-        top1=hits[best],
+        loss=losses[best] if losses else None,
+        top1=hits[best] if hits else None,
     )
 
 
@@ -213,10 +216,10 @@ def _cross_validate(
 ) -> tuple[list[float], list[float]]:
     """Loss and top-1 accuracy of pictures that were left out, for the penalties up to `PATIENCE` after the best.
 
-    Where no picture is ever left out there is nothing to choose by: the strongest penalty is the only one.
+    Where no picture is ever left out there is nothing to choose by: both are empty.
     """
     if (folds < 0).all():
-        return [float("nan")], [float("nan")]
+        return [], []
     held_out = [folds == fold for fold in range(FOLDS) if (folds == fold).any()]
     # The last fold that counts is the one that makes them enough.
     totals = np.cumsum([left.sum() for left in held_out])

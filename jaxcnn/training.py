@@ -5,7 +5,7 @@ import functools
 import math
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from jaxcnn.evaluation import compute_logits, measure, with_mirror_image
 from jaxcnn.evaluation_record import describe_measured, predictions_path, write_evaluation, write_predictions
 from jaxcnn.fitted_head import start_with_fitted_head
 from jaxcnn.leakage import check_no_leakage, describe_overlap
+from jaxcnn.linear_head import LinearHead
 from jaxcnn.loop import Run, augment_some, empty_state, evaluate_variables, fit, initial_state, prepare, start_order
 from jaxcnn.metrics import Evaluation
 from jaxcnn.models.pretrained import read_pretrained
@@ -416,20 +417,39 @@ def _fit_head(run: Run, state: TrainState, checkpoints: Checkpoints, log: Metric
     state, head = start_with_fitted_head(run, state)
     state = place_state(state, run.mesh)
     seconds = time.monotonic() - started
-    chosen = {"standardised": float(head.standardised), "strength": head.strength, "loss": head.loss, "top1": head.top1}
-    log.write(HeadRecord(step=0, epoch=0.0, seconds=seconds, **chosen))
+    log.write(
+        HeadRecord(
+            step=0,
+            epoch=0.0,
+            standardised=float(head.standardised),
+            strength=head.strength,
+            loss=head.loss,
+            top1=head.top1,
+            seconds=seconds,
+        )
+    )
     # What it is worth.
     with stage("evaluating"):
         scores = evaluate_variables(run, state.evaluated).scalars()
     log.write(ValidationRecord(step=0, epoch=0.0, **scores))
     log.sync()
     checkpoints.save(state, metrics=scores)
+    _print_fitted(head, scores, seconds=seconds)
+    return state
+
+
+def _print_fitted(head: LinearHead, scores: Mapping[str, float], *, seconds: float) -> None:
+    """Prints how good a fitted classifier is, by cross-validation and on the validation pictures."""
+    left_out = (
+        "nothing to cross-validate with"
+        if head.top1 is None
+        else f"top-1 {head.top1:.4f} in cross-validation on training pictures"
+    )
     console.print(
-        f"classifier fitted in {seconds:.1f} s: top-1 {head.top1:.4f} in cross-validation on training pictures; "
-        f"validation top-1 {scores['top1']:.4f}, loss {scores['loss']:.4f}",
+        f"classifier fitted in {seconds:.1f} s: {left_out}; validation top-1 {scores['top1']:.4f}, "
+        f"loss {scores['loss']:.4f}",
         soft_wrap=True,
     )
-    return state
 
 
 def _check_steps(run: Run, workdir: Workdir, *, step: int) -> None:

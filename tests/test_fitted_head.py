@@ -6,6 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from pictures import write_class_folders
 from test_weights import metadata_of, variables_of
 
 from jaxcnn import data, linear_head
@@ -100,6 +101,23 @@ def test_a_frozen_run_takes_no_step_and_its_file_has_the_head(config, tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             train(dataclasses.replace(config, **change), workdir)
+
+
+@pytest.mark.run
+def test_one_picture_for_each_class_is_recorded_without_a_cross_validation(config, tmp_path, capsys):
+    folder = write_class_folders(tmp_path / "pictures", count=2, size=8)
+    pictures = dataclasses.replace(config.data, source=str(folder), validation_fraction=0.5)
+    workdir = tmp_path / "run"
+    train(dataclasses.replace(config, data=pictures), workdir)
+    assert "nothing to cross-validate with; validation top-1 " in " ".join(capsys.readouterr().err.split())
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    (head, *_) = (json.loads(line, parse_constant=pytest.fail) for line in lines)
+    assert head.keys() == {"kind", "step", "epoch", "time", "standardised", "strength", "seconds"}
+    log = read_log(workdir / "metrics.jsonl")
+    assert ([head.top1 for head in log.heads], log.damaged) == ([None], [])
+    described = "the strongest, as there was nothing to cross-validate with"
+    for page in ("report.html", "model/README.md"):
+        assert described in (workdir / page).read_text()
 
 
 @pytest.mark.run

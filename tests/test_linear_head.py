@@ -77,6 +77,15 @@ def test_small_classes_are_fitted(counts):
     np.testing.assert_array_equal((rows @ head.kernel + head.bias).argmax(1), labels)
 
 
+def test_with_one_picture_for_each_class_there_is_nothing_to_cross_validate_with():
+    rows, labels = pictures_of([1, 1, 1])
+    head = fit_head(rows, labels, classes=3)
+    assert (head.strength, head.loss, head.top1) == (STRENGTHS[0], None, None)
+    # One picture that can be left out is enough.
+    rows, labels = pictures_of([1, 2])
+    assert isinstance(fit_head(rows, labels, classes=2).loss, float)
+
+
 def test_a_class_without_pictures_is_never_predicted():
     rows, labels = pictures_of([9, 9, 9])
     kept = labels != 1

@@ -415,6 +415,16 @@ def test_divergence_is_located_and_nothing_of_it_is_saved(config, tmp_path):
     assert steps_saved(tmp_path) == []
 
 
+def test_divergence_in_the_last_step_of_an_epoch_is_not_saved(config, tmp_path, monkeypatch):
+    # Loss and gradients of the step are finite, but not the parameters that it makes.
+    diverged = SimpleNamespace(scalars=lambda: {"loss": float("nan"), "top1": 0.1, "top5": 0.5, "ece": 0.0})
+    monkeypatch.setattr(loop, "evaluate_variables", lambda run, variables: diverged)
+    with pytest.raises(UserError, match=r"training diverged: after step 25 the validation loss is nan; earlier"):
+        train(config, tmp_path)
+    assert steps_saved(tmp_path) == []
+    assert read_log(tmp_path, "validation") == []
+
+
 def test_divergence_within_an_epoch_is_reported_before_a_save(config, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "LOG_SECONDS", 3600.0)
     wild = OptimConfig(learning_rate=1e30, schedule="constant")

@@ -105,11 +105,15 @@ def describe_teachers(config: DistillConfig) -> str:
 
 def describe_head(head: HeadRecord) -> str:
     """Describes the classifier that was fitted before the first step, and how it was chosen."""
+    chosen = (
+        "the strongest, as there was nothing to cross-validate with"
+        if head.top1 is None
+        else f"the best in cross-validation on the training pictures (top-1 {head.top1:.3f})"
+    )
     return (
         "fitted to the features of the initial weights before the first step: logistic regression on "
         f"{'standardised' if head.standardised else 'equally scaled'} features with penalty {head.strength:.2g} for "
-        f"each picture and feature, the best in cross-validation on the training pictures "
-        f"(top-1 {head.top1:.3f})"
+        f"each picture and feature, {chosen}"
     )
 
 

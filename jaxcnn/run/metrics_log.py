@@ -85,8 +85,9 @@ class HeadRecord(Record):
     Attributes:
       standardised: 1 if each feature was divided by its own deviation, 0 if all by a common one.
       strength: strength of its penalty.
-      loss: mean cross-entropy of the training pictures that were left out, by cross-validation.
-      top1: their top-1 accuracy.
+      loss: mean cross-entropy of the training pictures that were left out, by cross-validation; None if there was
+        nothing to cross-validate with.
+      top1: their top-1 accuracy, or None.
       seconds: time that features and classifier took.
     """
 
@@ -94,8 +95,8 @@ class HeadRecord(Record):
 
     standardised: float
     strength: float
-    loss: float
-    top1: float
+    loss: float | None = None
+    top1: float | None = None
     seconds: float
 
 
@@ -137,15 +138,16 @@ class MetricsLog:
         self._events = events
 
     def write(self, record: Record) -> None:
-        """Appends a record, and flushes it; does nothing in a process that does not write.
+        """Appends a record, and flushes it; a process that does not write only checks it.
 
         Raises:
-          UserError: the disk is full or cannot be written.
+          UserError: a value is not finite, or the disk is full or cannot be written.
         """
+        _check_finite(record)
         if self._lines is None or self._events is None:
             return
         with _write_errors(self._path.parent):
-            line = json.dumps(_to_json(record)) + "\n"
+            line = json.dumps(_to_json(record), allow_nan=False) + "\n"
             self._lines.write(line)
             self._lines.flush()
             self._events.write_scalars(tagged(record), step=record.step, time=record.time)
@@ -326,6 +328,20 @@ def tagged(record: Record) -> dict[str, float]:
 def _metrics(record: Record) -> dict[str, float]:
     values = dataclasses.asdict(record).items()
     return {name: value for name, value in values if name not in _COORDINATES and value is not None}
+
+
+def _check_finite(record: Record) -> None:
+    """Raises a `UserError` if a metric is not finite, which JSON cannot hold.
+
+    A step that makes infinite parameters is noticed here, before they are saved, if an evaluation follows it.
+    """
+    for name, value in _metrics(record).items():
+        if not math.isfinite(value):
+            raise UserError(
+                f"training diverged: after step {record.step:,} the {record.kind} {name} is {value}; earlier "
+                "checkpoints are whole. Lower --optim.learning_rate or set --optim.clip_norm, and give another "
+                "--workdir"
+            )
 
 
 def _parse(line: str) -> Record | None:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import re
 import subprocess
 import sys
@@ -81,6 +82,17 @@ def test_tensorboard_reads_what_was_written(tmp_path):
     }
     (line, _) = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert events.Scalars("train/loss")[0].wall_time == pytest.approx(json.loads(line)["time"], abs=0.001)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("writes", [True, False])
+def test_a_value_that_is_not_finite_is_refused_in_every_process(tmp_path, value, writes):
+    message = (
+        rf"^training diverged: after step 7 the validation loss is {value}; earlier checkpoints are whole\. Lower "
+    )
+    with open_log(tmp_path, writes=writes) as log, pytest.raises(UserError, match=message):
+        log.write(validation_record(7, loss=value))
+    assert not writes or (tmp_path / "metrics.jsonl").read_text() == ""
 
 
 FULL_DISK = """

@@ -206,18 +206,26 @@ def _read_count(name: str, text: str, *, least: int) -> int:
 
 
 def list_jobs(sweep: Sweep, over: Mapping[str, Choices]) -> list[Job]:
-    """Returns a training run for every combination of values and seeds; a workdir is named by its values."""
+    """Returns a training run for every combination of values and seeds, each once; a workdir is named by its values.
+
+    Raises:
+      UserError: different runs would have the same workdir.
+    """
     axes = dict(over)
     if sweep.seeds > 1:
         axes["seed"] = tuple((str(seed),) for seed in range(sweep.seeds))
-    jobs = []
+    jobs: dict[Path, Job] = {}
     for values in itertools.product(*axes.values()):
         chosen = dict(zip(axes, values, strict=True))
         name = ",".join(f"{option.rpartition('.')[2]}={' '.join(words)}" for option, words in chosen.items())
         workdir = sweep.workdir / "".join("_" if character in "/*?[\\" else character for character in name)
         flags = [word for option, words in chosen.items() for word in (f"--{option}", *words)]
-        jobs.append(Job(workdir, (*sweep.training, *flags, "--workdir", str(workdir))))
-    return jobs
+        job = Job(workdir, (*sweep.training, *flags, "--workdir", str(workdir)))
+        if jobs.setdefault(workdir, job) != job:
+            raise UserError(
+                f"two runs would share the folder {workdir}; train them in two sweeps, each with a --workdir"
+            )
+    return list(jobs.values())
 
 
 def find_learning_rate(sweep: Sweep) -> None:

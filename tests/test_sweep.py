@@ -42,6 +42,20 @@ def test_every_combination_is_a_job(tmp_path):
     )  # fmt: skip
 
 
+def test_equal_runs_are_one(tmp_path, played):
+    (job,) = list_jobs_of(["--over", "seed=0,0", "--workdir", str(tmp_path)])
+    assert job.workdir.name == "seed=0"
+    # Trials may be drawn twice.
+    twice = jobs_in(tmp_path, "a", "b") + jobs_in(tmp_path, "a")
+    assert run_jobs(twice, at_once=3) == {}
+    assert {name: (tmp_path / name / "begun").read_text().count("\n") for name in "ab"} == {"a": 1, "b": 1}
+
+
+def test_other_runs_do_not_share_a_folder():
+    with pytest.raises(UserError, match=r"^two runs would share the folder runs/sweep-digits/init_from=a_b; train"):
+        list_jobs_of(["--over", "init_from=a/b,a_b"])
+
+
 def test_a_workdir_has_no_characters_that_mean_something_in_paths(tmp_path):
     (job,) = list_jobs_of(["--over", "init_from=a/b*", "--workdir", str(tmp_path)])
     assert job.workdir.relative_to(tmp_path).as_posix() == "init_from=a_b_"
@@ -96,7 +110,7 @@ def played(monkeypatch):
     """Lets a program play the trainings: it writes the model of its workdir, unless it is the one to fail."""
     program = (
         "import os, pathlib, sys, time\nfolder = pathlib.Path(sys.argv[-1])\nfolder.mkdir(exist_ok=True)\n"
-        "(folder / 'begun').write_text(str(os.getpgid(0)))\ntime.sleep(float(sys.argv[1]))\n"
+        "(folder / 'begun').open('a').write(f'{os.getpgid(0)}\\n')\ntime.sleep(float(sys.argv[1]))\n"
         "if 'fail' in folder.name: sys.exit('no luck')\n(folder / 'model.onnx').touch()\n"
     )
     begin = subprocess.Popen

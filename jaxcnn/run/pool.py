@@ -47,12 +47,13 @@ def run_jobs(jobs: Sequence[Job], *, at_once: int) -> dict[Job, str]:
     """Runs all jobs that are not finished. An exception such as Ctrl-C stops the running ones, which save their state.
 
     Args:
-      jobs: the trainings.
+      jobs: the trainings. Equal ones, such as of trials with the same values, are run once.
       at_once: how many run at the same time.
 
     Returns:
       The last line of what each failed job printed.
     """
+    jobs = list(dict.fromkeys(jobs))
     waiting = [job for job in jobs if not job.is_finished]
     if len(waiting) < len(jobs):
         console.print(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are finished")

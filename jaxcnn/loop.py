@@ -221,11 +221,10 @@ def fit(run: Run, state: TrainState, *, checkpoints: Checkpoints, log: MetricsLo
     """
     state = place_state(state, run.mesh)
     first_step, epochs, patience = int(state.step), run.epochs, run.config.early_stopping
-    history = lead(lambda: [record.top1 for record in log.read().validation if record.step <= first_step])
-    if is_stalled(history, patience):
+    history = read_history(log, first_step)
+    if not has_steps_left(run, history, step=first_step):
         return True
-    if first_step < run.total_steps:
-        log.write(StartRecord(step=first_step, epoch=first_step / run.steps_per_epoch))
+    log.write(StartRecord(step=first_step, epoch=first_step / run.steps_per_epoch))
     with (
         stop_on_signal() as stop,
         open_progress(
@@ -277,6 +276,22 @@ def _seconds_to_go(run: Run, record: TrainRecord, pace: float) -> float:
     return expected_seconds(
         config, pace * config.batch_size, side=side, step=record.step, steps_per_epoch=steps_per_epoch
     )
+
+
+def read_history(log: MetricsLog, step: int) -> list[float]:
+    """Returns the validation top-1 accuracies of a run up to a step, in every process as the leader has logged them."""
+    return lead(lambda: [record.top1 for record in log.read().validation if record.step <= step])
+
+
+def has_steps_left(run: Run, history: Sequence[float], *, step: int) -> bool:
+    """Returns whether a run goes on after a step: it has neither taken all of its steps nor ended early.
+
+    Args:
+      run: the run.
+      history: validation top-1 accuracies up to the step, from `read_history`.
+      step: steps taken so far.
+    """
+    return step < run.total_steps and not is_stalled(history, run.config.early_stopping)
 
 
 def is_stalled(history: Sequence[float], patience: int | None) -> bool:

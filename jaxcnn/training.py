@@ -28,7 +28,19 @@ from jaxcnn.evaluation_record import describe_measured, predictions_path, write_
 from jaxcnn.fitted_head import start_with_fitted_head
 from jaxcnn.leakage import check_no_leakage, describe_overlap
 from jaxcnn.linear_head import LinearHead
-from jaxcnn.loop import Run, augment_some, empty_state, evaluate_variables, fit, initial_state, prepare, start_order
+from jaxcnn.loop import (
+    Run,
+    augment_some,
+    empty_state,
+    evaluate_variables,
+    fit,
+    has_steps_left,
+    initial_state,
+    is_stalled,
+    prepare,
+    read_history,
+    start_order,
+)
 from jaxcnn.metrics import Evaluation
 from jaxcnn.models.pretrained import read_pretrained
 from jaxcnn.ops.compilation_cache import keep_compilations
@@ -143,20 +155,20 @@ def begin(
             with stage("preparing the network and its state"):
                 weights, state = _restore(run, checkpoints)
             step = int(state.step)
+            history = read_history(log, step)
+            goes_on = is_new or has_steps_left(run, history, step=step)
 
             def record() -> None:
-                if is_new or step < run.total_steps:
+                if goes_on:
                     _check_room(state, folder)
-                if not is_new:
-                    _check_steps(run, folder, step=step)
-                # Settings that no step is taken with are not recorded.
-                if is_new or step < run.total_steps:
                     record_session(folder, config, classes, step=step, cores=cores)
+                else:
+                    _check_ended(run, folder, history, step=step)
                 folder.record_pictures(fingerprint())
                 if note is not None:
                     folder.write_note(note)
                 _record_lineage(run, folder, weights)
-                print_start(run, folder, step=step, weights=weights)
+                print_start(run, folder, step=step, weights=weights, goes_on=goes_on)
                 for finding in findings:
                     warn(finding)
 
@@ -452,16 +464,24 @@ def _print_fitted(head: LinearHead, scores: Mapping[str, float], *, seconds: flo
     )
 
 
-def _check_steps(run: Run, workdir: Workdir, *, step: int) -> None:
-    """Raises a `UserError` if the settings ask for fewer steps than were taken, or for changes with no steps left."""
+def _check_ended(run: Run, workdir: Workdir, history: Sequence[float], *, step: int) -> None:
+    """Checks the settings of a run without steps left, and records `early_stopping` if it is new and ends the run.
+
+    Other settings, and the machine, are not recorded: no step is taken with them.
+
+    Raises:
+      UserError: the settings ask for fewer steps than were taken, or for changes that would have no effect.
+    """
     if step > run.total_steps:
         taken = step / run.steps_per_epoch
         raise UserError(
             f"epochs is {run.config.epochs}, but the run in {workdir.path} has taken {taken:.4g} already; give at "
             f"least {math.ceil(taken)}, or another --workdir"
         )
-    if step == run.total_steps:
-        workdir.check_unchanged(run.config)
+    has_all = step == run.total_steps
+    workdir.check_unchanged(run.config, advice="more --epochs" if has_all else "a higher --early_stopping")
+    if not has_all and not is_stalled(history, workdir.read_config().early_stopping):
+        workdir.record_early_stopping(run.config.early_stopping)
 
 
 def _calibrate(run: Run, workdir: Workdir) -> Calibration:
@@ -477,8 +497,8 @@ def _calibrate(run: Run, workdir: Workdir) -> Calibration:
     return calibration
 
 
-def print_start(run: Run, workdir: Workdir, *, step: int, weights: Weights | None) -> None:
-    """Prints the data, the network, the devices, and what the session starts from."""
+def print_start(run: Run, workdir: Workdir, *, step: int, weights: Weights | None, goes_on: bool = True) -> None:
+    """Prints the data, the network, the devices, and what the session starts from, or that no step is left to take."""
     dataset = run.dataset
     console.print(
         f"{dataset.name}: {len(dataset.train):,} training and {len(dataset.validation):,} validation pictures, "
@@ -486,8 +506,9 @@ def print_start(run: Run, workdir: Workdir, *, step: int, weights: Weights | Non
         f"{run.config.model.name} on {describe_devices()}; {workdir.path}",
         soft_wrap=True,
     )
+    reached = f"step {step:,} of {run.total_steps:,}"
     if step:
-        console.print(f"resuming at step {step:,} of {run.total_steps:,}")
+        console.print(f"resuming at {reached}" if goes_on else f"the run has ended at {reached}: no step left to take")
     if weights is not None:
         has_head = weights.has_head_for(run.config.model, dataset.names, dataset.wnids)
         fitted = run.config.fit_head or run.config.is_frozen

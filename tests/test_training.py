@@ -27,9 +27,11 @@ from jaxcnn.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimC
 from jaxcnn.errors import UserError
 from jaxcnn.evaluate import main as evaluate_command
 from jaxcnn.evaluation import evaluate
-from jaxcnn.loop import initial_state, prepare, take_step
+from jaxcnn.loop import fit, initial_state, prepare, take_step
+from jaxcnn.run import workdir as workdir_module
 from jaxcnn.run.checkpoint import Checkpoints, load_model, open_checkpoints
 from jaxcnn.run.metrics_log import MetricsLog
+from jaxcnn.run.sessions import read_sessions
 from jaxcnn.run.workdir import Classes, Workdir
 from jaxcnn.state import TrainState
 from jaxcnn.training import train
@@ -279,6 +281,54 @@ def test_a_run_without_progress_ends_early_and_stays_ended(config, tmp_path, cap
     assert (tmp_path / "metrics.jsonl").read_text() == written
     train(dataclasses.replace(stuck, early_stopping=3), tmp_path)
     assert [line["epoch"] for line in read_log(tmp_path, "validation")] == [1, 2, 3, 4]
+
+
+def test_a_run_that_ended_early_records_nothing_without_a_step(config, tmp_path, monkeypatch, capsys):
+    stuck = dataclasses.replace(config, optim=OptimConfig(learning_rate=1e-12), epochs=9)
+    capped = dataclasses.replace(stuck, early_stopping=2)
+    train(capped, tmp_path)
+    names = ("config.json", "environment.json", "metrics.jsonl")
+    recorded = [(tmp_path / name).read_text() for name in names]
+    faster = OptimConfig(learning_rate=2e-12)
+    for change, message in (
+        (
+            {"optim": faster},
+            r"no step left .*rate 1e-12, not 2e-12; give the same settings, a higher --early_stopping or",
+        ),
+        (
+            {"epochs": 12},
+            r"no step left to take, and was trained with epochs 9, not 12; give the same settings, a higher",
+        ),
+    ):
+        with pytest.raises(UserError, match=message):
+            train(dataclasses.replace(capped, **change), tmp_path)
+    # The same command with other packages, and without room for a checkpoint.
+    with monkeypatch.context() as patch:
+        patch.setattr(workdir_module, "environment", lambda: {"jax": "99"})
+        patch.setattr(training, "_check_room", lambda state, folder: pytest.fail("looked for room"))
+        capsys.readouterr()
+        train(capped, tmp_path)
+    assert "the run has ended at step 75 of 225: no step left to take" in capsys.readouterr().err
+    assert [(tmp_path / name).read_text() for name in names] == recorded
+    assert not (tmp_path / "earlier_sessions.json").exists()
+    # What lets it go on is accepted, and other settings with it.
+    train(dataclasses.replace(capped, early_stopping=3, optim=faster), tmp_path)
+    assert [line["epoch"] for line in read_log(tmp_path, "validation")] == [1, 2, 3, 4]
+    assert [session.end for session in read_sessions(Workdir(tmp_path))] == [75, None]
+
+
+def test_a_run_that_is_ended_early_by_a_new_setting_names_it(config, tmp_path):
+    stuck = dataclasses.replace(config, optim=OptimConfig(learning_rate=1e-12), epochs=4)
+    with jaxcnn.begin(dataclasses.replace(stuck, epochs=3), tmp_path) as (run, state, checkpoints, log):
+        fit(run, state, checkpoints=checkpoints, log=log)
+    with pytest.raises(UserError, match="no step left to take, and was trained with epochs 3, not 4"):
+        train(dataclasses.replace(stuck, early_stopping=2), tmp_path)
+    longer = dataclasses.replace(Workdir(tmp_path).read_config(), epochs=4)
+    Workdir(tmp_path).record(longer, Workdir(tmp_path).read_classes())
+    train(dataclasses.replace(stuck, early_stopping=2), tmp_path)
+    assert [line["epoch"] for line in read_log(tmp_path, "validation")] == [1, 2, 3]
+    assert [session.config.early_stopping for session in read_sessions(Workdir(tmp_path))] == [2]
+    assert "ends after 2 epochs without a better validation top-1" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ WITHOUT_EFFECT = (
     "parallel.accumulate",
     "parallel.remat",
     "checkpoint_minutes",
+    "early_stopping",
 )
 """Settings that do not change what is trained: a finished run may be started again with other values of them."""
 
@@ -285,16 +286,20 @@ class Workdir:
             self._check_classes(classes)
             self._check_pictures(pictures)
 
-    def check_unchanged(self, config: Config) -> None:
+    def check_unchanged(self, config: Config, *, advice: str) -> None:
         """Raises a `UserError` that names the first setting that differs from the settings of the run.
 
         For a run without steps left: its records and its model card would name settings that nothing was trained with.
+
+        Args:
+          config: the settings.
+          advice: what would let the run go on.
         """
         for (name, was), (_, now) in zip(flat_settings(self.read_config()), flat_settings(config), strict=True):
             if was != now and name not in WITHOUT_EFFECT:
                 raise UserError(
                     f"the run in {self.path} has no step left to take, and was trained with {name} {was!r}, not "
-                    f"{now!r}; give the same settings, more --epochs or another --workdir"
+                    f"{now!r}; give the same settings, {advice} or another --workdir"
                 )
 
     def record(self, config: Config, classes: Classes, *, cores: int | None = None) -> None:
@@ -308,6 +313,11 @@ class Workdir:
         self._write("environment.json", here)
         self._write("classes.json", dataclasses.asdict(classes))
         # Last: a folder with this file holds a run.
+        self._write("config.json", json.loads(settings.to_json(config)))
+
+    def record_early_stopping(self, patience: int | None) -> None:
+        """Replaces `early_stopping` in the record of the settings: its value ends the run without another step."""
+        config = dataclasses.replace(self.read_config(), early_stopping=patience)
         self._write("config.json", json.loads(settings.to_json(config)))
 
     def record_pictures(self, pictures: Fingerprint) -> None:

@@ -251,14 +251,15 @@ def test_a_finished_run_accepts_only_changes_without_effect(tmp_path):
     workdir, config = Workdir(tmp_path), digits()
     workdir.record(config, CLASSES)
     moved = dataclasses.replace(config.data, source="elsewhere", cache_dir="there")
-    workdir.check_unchanged(dataclasses.replace(config, data=moved, checkpoint_minutes=1.0))
+    same = dataclasses.replace(config, data=moved, checkpoint_minutes=1.0, early_stopping=3)
+    workdir.check_unchanged(same, advice="more --epochs")
     for change, message in (
         ({"optim": dataclasses.replace(config.optim, learning_rate=5.0)}, r"with optim\.learning_rate 0\.1, not 5\.0"),
         ({"data": dataclasses.replace(config.data, image_size=64)}, r"with data\.image_size 32, not 64"),
         ({"label_smoothing": 0.5}, r"with label_smoothing 0\.0, not 0\.5; give the same settings, more --epochs or"),
     ):
         with pytest.raises(UserError, match=message):
-            workdir.check_unchanged(dataclasses.replace(config, **change))
+            workdir.check_unchanged(dataclasses.replace(config, **change), advice="more --epochs")
 
 
 def test_only_one_process_trains_in_a_folder(tmp_path):

@@ -1,8 +1,6 @@
 """The record of an evaluation: `evaluation.json` in a workdir, and files like it."""
 
-import csv
 import dataclasses
-import io
 import itertools
 import json
 import math
@@ -13,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxcnn.classifier import Classifier
+from jaxcnn.csv_line import csv_line
 from jaxcnn.data import Dataset, Split
 from jaxcnn.disk import write_atomically
 from jaxcnn.errors import UserError
@@ -147,9 +146,7 @@ def write_predictions(evaluation: Evaluation, path: Path, *, names: Sequence[str
     """
     kept = evaluation.top.shape[1]
     further = [f"{kind}_{rank}" for rank in range(2, kept + 1) for kind in ("class", "probability")]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*PREDICTIONS, *further])
+    lines = [csv_line([*PREDICTIONS, *further])]
     files = (split.file(row) for split in splits for row in range(len(split)))
     for number, file in enumerate(files):
         ranked = zip(evaluation.top[number], evaluation.shares[number], strict=True)
@@ -157,9 +154,10 @@ def write_predictions(evaluation: Evaluation, path: Path, *, names: Sequence[str
         loss = float(evaluation.losses[number])
         true = names[evaluation.labels[number]]
         own = f"{math.exp(-loss):.6f}"
-        writer.writerow([file, true, predicted, share, own, f"{loss:.6f}", *itertools.chain.from_iterable(others)])
+        values = [file, true, predicted, share, own, f"{loss:.6f}", *itertools.chain.from_iterable(others)]
+        lines.append(csv_line(values))
     try:
-        write_atomically(path, text.getvalue().encode("utf-8", "surrogateescape"))
+        write_atomically(path, "".join(lines).encode("utf-8", "surrogateescape"))
     except OSError as error:
         raise UserError(f"the predictions cannot be written to {path}: {error.strerror}; run again") from error
 

@@ -148,10 +148,12 @@ def test_every_picture_keeps_its_name(exported, pictures, tmp_path):
     assert (float(wrong[0]["probability"]), float(wrong[0]["true_probability"])) == (1, 0)
     assert (wrong[0]["class_2"], wrong[0]["class_3"]) == ("a red", "c blue")
     # Other pictures, and other names.
+    (pictures / "val" / NAMES[0] / "0.png").rename(pictures / "val" / NAMES[0] / "\r.png")
     main([str(exported), "--split", "all", "--output", str(tmp_path / "mine.json")])
     with (tmp_path / "mine-predictions.csv").open(newline="") as file:
         files = [row["file"] for row in csv.DictReader(file)]
     assert [name.partition("/")[0] for name in files] == ["train"] * 12 + ["val"] * 9
+    assert f"val/{NAMES[0]}/\r.png" in files
 
 
 def test_a_file_that_happens_to_have_the_name_of_the_predictions_is_not_replaced(exported):

@@ -51,7 +51,7 @@ def predict(*arguments: str) -> int:
 
 
 def read_csv(path: str) -> list[dict[str, str]]:
-    with open(path, newline="") as file:
+    with open(path, newline="", errors="surrogateescape") as file:
         return list(csv.DictReader(file))
 
 
@@ -166,8 +166,9 @@ def test_a_parquet_file_that_cannot_be_read_is_not_called_something_else(folder,
         predict("photos/day 0", "--output", "r.parquet")
 
 
-def test_names_with_quotes_and_line_breaks_are_resumed(folder, capsys):
-    strange = folder / "photos" / 'a "b",\n c\udcff.png'
+@pytest.mark.parametrize("start", ['a "b",\n ', "\r", "a\r\nb "])
+def test_names_with_quotes_and_line_breaks_are_resumed(folder, capsys, start):
+    strange = folder / "photos" / f"{start}c\udcff.png"
     Image.new("RGB", (8, 8), COLOURS["red"]).save(os.fsencode(strange))
     for name in ("r.csv", "r.jsonl"):
         predict("photos", "--output", name)
@@ -176,7 +177,8 @@ def test_names_with_quotes_and_line_breaks_are_resumed(folder, capsys):
         assert "0 pictures classified into" in capsys.readouterr().err
         Path(name).write_bytes(content[: content.index(b"c\xff" if b"c\xff" in content else b"c\\udcff")])
         predict("photos", "--output", name)
-        assert sorted(Path(name).read_bytes().splitlines()) == sorted(content.splitlines())
+        assert sorted(Path(name).read_bytes().split(b"\n")) == sorted(content.split(b"\n"))
+        assert f"photos/{strange.name}" in [row["file"] for row in read_rows(name)]
 
 
 def test_features_and_heatmaps(folder):
@@ -337,6 +339,47 @@ def test_output_of_something_else_is_not_touched(folder):
     os.utime("new.parquet.unfinished.jsonl", (1, 1))
     with pytest.raises(UserError, match=r"new.parquet.unfinished.jsonl is older than model.onnx"):
         predict("photos", "--output", "new.parquet")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("r.csv", b"name;age"),
+        ("r.csv", b"file,predicted_class,probability,age"),
+        ("r.csv", "file,predicted_class\n".encode("utf-16")),
+        ("r.csv", b"name,age\rAnn,3\rBob,4\r"),
+        ("r.csv", b'"name,age\nAnn,3\n'),
+        ("r.csv", b'"na"me,age\nAnn,3\n'),
+        ("r.csv", bytes(3) + b"e,age\nAnn,3\n"),
+        ("r.jsonl", b'{"name": 1}'),
+        ("r.jsonl", b'{"file": "a.png", "age": 3}'),
+        ("r.jsonl", b"name;age"),
+        ("r.jsonl", "{}\n".encode("utf-16")),
+        ("r.parquet.unfinished.jsonl", b"name;age"),
+    ],
+)
+def test_a_file_without_one_whole_row_is_kept_unless_it_was_begun(folder, name, content):
+    """What a killed process has left is less than a header; anything else may be work of the user."""
+    if "parquet" in name:
+        pytest.importorskip("pyarrow")
+    Path(name).write_bytes(content)
+    with pytest.raises(
+        UserError, match=rf"^(line 1 of )?{name} (is not|has the columns|does not begin).*another --output$"
+    ):
+        predict("photos", "--output", name.removesuffix(".unfinished.jsonl"))
+    assert Path(name).read_bytes() == content
+
+
+def test_a_file_that_was_only_begun_is_written(folder):
+    """A killed process leaves the start of a header, a power cut sectors without content."""
+    for name in ("r.csv", "r.jsonl"):
+        predict("photos", "--output", name)
+        whole = Path(name).read_bytes()
+        # The last two are longer than the header.
+        for left in (b"", whole[:1], whole[:12], bytes(12), bytes(9) + whole[9:], bytes(4096), bytes(80) + whole[80:]):
+            Path(name).write_bytes(left)
+            predict("photos", "--output", name)
+            assert Path(name).read_bytes() == whole
 
 
 def test_outputs_that_a_model_lacks_are_named(folder):

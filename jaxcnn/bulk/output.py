@@ -14,6 +14,7 @@ from typing import IO, Any, Protocol
 
 import numpy as np
 
+from jaxcnn.csv_line import csv_line
 from jaxcnn.disk import describe, remedy, sync
 from jaxcnn.errors import UserError
 from jaxcnn.paths import readable
@@ -126,15 +127,16 @@ class CsvOutput:
         self._columns = [column for column in columns if column != "features"]
         self._path = path
         header = [*self._columns, *(f"feature_{number}" for number in range(1, channels + 1))]
-        # Names that are not UTF-8 are written as the bytes that they are.
-        self._file = path.open("a+", encoding="utf-8", errors="surrogateescape", newline="")
+        # Names that are not UTF-8 are written as the bytes that they are. A carriage return ends no line.
+        self._file = path.open("a+", encoding="utf-8", errors="surrogateescape", newline="\n")
         with _closed_on_error(self._file):
             self.done, end = self._read(path, header)
+            if not end:
+                _check_begun(path, csv_line(header).encode())
             self._file.seek(end)
             self._file.truncate()
-            self._writer = csv.writer(self._file, lineterminator="\n")
             if not end:
-                self._writer.writerow(header)
+                self._file.write(csv_line(header))
                 self._file.flush()
 
     def _read(self, path: Path, header: Sequence[str]) -> tuple[dict[str, str], int]:
@@ -157,7 +159,8 @@ class CsvOutput:
         """Appends rows."""
         with _write_errors(self._path):
             for row in rows:
-                self._writer.writerow([*(row[column] for column in self._columns), *row.get("features", ())])
+                values = [*(row[column] for column in self._columns), *row.get("features", ())]
+                self._file.write(csv_line(values))
             self._file.flush()
 
     def close(self) -> None:
@@ -189,6 +192,19 @@ def _whole_records(file: IO[str]) -> Iterator[tuple[list[str], int]]:
         return
 
 
+def _check_begun(path: Path, start: bytes) -> None:
+    """Raises UserError unless a file without a whole row is what an interruption leaves of one: the rest is dropped.
+
+    Args:
+      path: the file. A killed process leaves a part of the start, and a power cut zeros in place of any bytes.
+      start: how a file of predictions begins.
+    """
+    with path.open("rb") as file:
+        found = file.read(len(start))
+    if any(byte not in (0, expected) for byte, expected in zip(found, start, strict=False)):
+        raise UserError(f"{path} does not begin as predictions do; remove it or give another --output")
+
+
 def _check_columns(path: Path, found: Sequence[str], expected: Sequence[str]) -> None:
     """Raises UserError if a file has other columns than the rows to be written."""
     if list(found) != list(expected):
@@ -206,6 +222,8 @@ class JsonlOutput:
         self._file = path.open("a+b")
         with _closed_on_error(self._file):
             self.done, end = self._read(path, columns)
+            if not end:
+                _check_begun(path, b'{"file": "')
             self._file.seek(end)
             self._file.truncate()
 
@@ -214,9 +232,12 @@ class JsonlOutput:
         self._file.seek(0)
         done, end = {}, 0
         for number, line in enumerate(self._file, 1):
-            if not line.endswith(b"\n") or b"\0" in line:
+            is_whole = line.endswith(b"\n") and b"\0" not in line
+            if not is_whole and not _is_json(line):
                 break  # Cut off while it was written, or lost in a power cut.
             row = _parse_line(line, path, number=number, columns=columns)
+            if not is_whole:
+                break  # Only the line feed is missing.
             done[row["file"]] = row["predicted_class"]
             end += len(line)
         return done, end
@@ -233,6 +254,15 @@ class JsonlOutput:
             self._file.close()
             sync(self._path)
             sync(self._path.parent)
+
+
+def _is_json(line: bytes) -> bool:
+    """Returns whether a line is JSON, with or without a line feed."""
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _parse_line(line: bytes, path: Path, *, number: int, columns: Sequence[str]) -> Row:

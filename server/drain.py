@@ -6,7 +6,7 @@ import math
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import uvicorn
 
@@ -40,10 +40,12 @@ def on_sigterm(server: uvicorn.Server, admission: Admission, settings: Settings)
         server.config.timeout_graceful_shutdown = settings.read_seconds + settings.deadline_ms // 1000 + 1
 
     def stop() -> None:
+        # Before anything that may fail: the process has to end.
+        loop.call_later(_LAST_SECONDS, close)
         # Connections wait in the socket of systemd, which keeps it for the next process.
         if os.environ.get("LISTEN_PID") != str(os.getpid()):
-            listening.pause(server)
-        loop.call_later(_LAST_SECONDS, close)
+            with suppress(OSError):
+                listening.pause(server)
 
     def close() -> None:
         server.should_exit = True
@@ -74,4 +76,6 @@ async def _keep_listening(server: uvicorn.Server, admission: Admission) -> None:
     while True:
         await asyncio.sleep(_LAST_SECONDS)
         if admission.is_ready:
-            listening.resume(server)
+            # What fails now may succeed the next time.
+            with suppress(OSError):
+                listening.resume(server)

@@ -7,7 +7,6 @@ or none.
 """
 
 import ctypes
-import os
 import socket
 import struct
 import sys
@@ -67,8 +66,14 @@ def _has_filters(listener: socket.socket) -> bool:
 
 
 def _listeners(server: uvicorn.Server) -> Iterator[socket.socket]:
-    """Yields a copy of each listener, as the event loop hides most methods of its sockets."""
+    """Yields each listener as a plain socket, as the sockets of the event loop lack most methods.
+
+    Both have one descriptor: a copy could not be made while the process has as many open as it may.
+    """
     for running in getattr(server, "servers", ()):
         for listener in running.sockets:
-            with socket.socket(fileno=os.dup(listener.fileno())) as copy:
-                yield copy
+            plain = socket.socket(fileno=listener.fileno())
+            try:
+                yield plain
+            finally:
+                plain.detach()

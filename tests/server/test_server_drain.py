@@ -1,6 +1,7 @@
 """SIGTERM, with a clock that passes at once: when the server becomes unready, stops listening, and ends."""
 
 import asyncio
+import errno
 import logging
 import os
 import signal
@@ -118,6 +119,35 @@ def test_connections_are_accepted_again_until_the_first_signal(seen):
 
     run(test)
     assert seen.resumed == [0.1, 0.2, 0.3]
+
+
+def test_listeners_that_cannot_be_paused_hold_up_nothing(seen, monkeypatch):
+    def fail(_):
+        raise OSError(errno.ENOBUFS, "No buffer space available")
+
+    async def test(server, admission):
+        await sigterm_at(server, 0)
+        await until(server, 5.11)
+        assert server.should_exit
+
+    monkeypatch.setattr(drain.listening, "pause", fail)
+    run(test)
+
+
+def test_a_listener_that_cannot_be_resumed_is_tried_again(seen, monkeypatch):
+    resume = drain.listening.resume
+
+    def fail_at_first(server):
+        resume(server)
+        if len(seen.resumed) == 1:
+            raise OSError(errno.ENOBUFS, "No buffer space available")
+
+    async def test(server, admission):
+        await until(server, 0.25)
+        assert seen.resumed == [0.1, 0.2]
+
+    monkeypatch.setattr(drain.listening, "resume", fail_at_first)
+    run(test)
 
 
 def test_everything_ends_with_the_block(seen):

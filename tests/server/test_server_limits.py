@@ -596,6 +596,18 @@ def test_sigterm_twice_at_once_is_one(serve, model_path):
         assert server.process.wait(timeout=30) == 0
 
 
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="the system cannot limit another process")
+def test_sigterm_ends_a_server_without_a_descriptor_left(serve, model_path):
+    with serve(JAXCNN_MODEL=str(model_path), JAXCNN_DRAIN_SECONDS="1") as server, contextlib.ExitStack() as stack:
+        assert server.client.get("/readyz").status_code == 200  # This connection stays open.
+        limit = 1 + max(int(path.name) for path in Path(f"/proc/{server.process.pid}/fd").iterdir())
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (limit, limit))
+        for _ in range(limit):
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=30))
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(timeout=20) == 0
+
+
 def test_sigterm_under_load_loses_nothing(serve, model_path):
     with serve(JAXCNN_MODEL=str(model_path), JAXCNN_DRAIN_SECONDS="1") as server:
         lost: list[Exception] = []

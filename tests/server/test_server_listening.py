@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import os
 import socket
 import sys
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -22,6 +24,20 @@ def running(family: int = socket.AF_INET, address: object = ("127.0.0.1", 0)):
         listener.setblocking(False)
         server = SimpleNamespace(servers=[SimpleNamespace(sockets=[listener])], config=SimpleNamespace(backlog=16))
         yield server, listener
+
+
+@contextlib.contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    """Lets this process open nothing until the end of the block."""
+    resource = pytest.importorskip("resource", reason="the system has no limit of open files")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            os.dup(1)
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def attempt(listener: socket.socket) -> socket.socket:
@@ -68,6 +84,18 @@ def test_pausing_or_resuming_twice_is_no_error():
     with running() as (server, listener):
         for change in (listening.resume, listening.pause, listening.pause, listening.resume, listening.resume):
             change(server)
+        attempt(listener).close()
+
+
+@ON_LINUX
+def test_it_takes_no_descriptor_to_pause_or_to_resume():
+    with running() as (server, listener):
+        with no_descriptor_left():
+            listening.pause(server)
+        with pytest.raises(TimeoutError):
+            attempt(listener)
+        with no_descriptor_left():
+            listening.resume(server)
         attempt(listener).close()
 
 

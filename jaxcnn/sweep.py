@@ -1,8 +1,10 @@
 """Trains runs with several values of options and compares them: `python -m jaxcnn.sweep PRESET --over NAME=VALUES`."""
 
 import argparse
+import dataclasses
 import itertools
 import json
+import os
 import statistics
 import sys
 import typing
@@ -13,22 +15,24 @@ from pathlib import Path
 from rich.console import Console
 
 from jaxcnn import cli, compare, options
+from jaxcnn.config import Config
+from jaxcnn.data import is_named
 from jaxcnn.errors import UserError
 from jaxcnn.paths import named_path
 from jaxcnn.presets import take_preset
 from jaxcnn.run.pool import Job, run_jobs
 from jaxcnn.run.tracking import check_clients
-from jaxcnn.run.workdir import Workdir
+from jaxcnn.run.workdir import Workdir, find_change
 from jaxcnn.terminal import console, stage
 from jaxcnn.train import parse as parse_training
-from jaxcnn.trials import RANGE, Choices, Range, Study, Trial, check_optuna, read_range
+from jaxcnn.trials import IGNORED, RANGE, Choices, Range, Study, Trial, check_optuna, read_range
 
 PROG = "python -m jaxcnn.sweep"
 HELP = f"""\
 usage: {PROG} [PRESET] --over NAME=VALUES ... [OPTIONS] [OPTIONS OF TRAINING]
 
 Trains one run for every combination of values, and compares them. The same command again goes on:
-finished runs are not run again, unfinished ones resume.
+finished runs are not run again, unfinished ones resume. Finished runs with other settings are refused.
 
   --over NAME=VALUES ...       options of training with their values, such as
                                optim.learning_rate=.003,.01,.03 batch_size=32,64
@@ -91,13 +95,40 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def check_runs(sweep: Sweep) -> None:
-    """Raises a `UserError` if a run of the sweep would be refused for its options."""
+    """Raises a `UserError` if a run would be refused for its options, or is finished with other settings."""
     if sweep.trials is not None:
         check_optuna()
-    # The ends of a range stand for all of it.
-    over = {name: choice.ends if isinstance(choice, Range) else choice for name, choice in sweep.over.items()}
-    for job in list_jobs(sweep, over):
+    for job in _list_examples(sweep):
         check_clients(parse_training(job.arguments).config.log)
+        check_finished(job)
+
+
+def _list_examples(sweep: Sweep) -> list[Job]:
+    """Returns the runs of all combinations; the ends of a range stand for all of it."""
+    over = {name: choice.ends if isinstance(choice, Range) else choice for name, choice in sweep.over.items()}
+    return list_jobs(sweep, over)
+
+
+def check_finished(job: Job) -> None:
+    """Raises a `UserError` if a run is finished with other settings: it would be compared as if it had these."""
+    if not job.is_finished:
+        return
+    folder = Workdir(job.workdir)
+    recorded = dataclasses.replace(folder.read_config(), data=folder.read_data_config())
+    if change := find_change(_with_full_source(recorded), folder.resolve(read_config(job)), ignored=IGNORED):
+        raise UserError(f"{job.workdir} holds a finished run with {change}; give the same or another --workdir")
+
+
+def read_config(job: Job) -> Config:
+    """Returns the settings of a run as they are recorded, with the full path of its pictures."""
+    return _with_full_source(parse_training(job.arguments).config.recorded())
+
+
+def _with_full_source(config: Config) -> Config:
+    source = config.data.source
+    if not is_named(source):
+        source = os.path.abspath(os.path.expanduser(source))
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, source=source))
 
 
 def run_grid(sweep: Sweep) -> tuple[list[Job], dict[Job, str]]:
@@ -109,14 +140,18 @@ def run_grid(sweep: Sweep) -> tuple[list[Job], dict[Job, str]]:
 def run_trials(sweep: Sweep) -> tuple[list[Job], dict[Job, str]]:
     """Trains the combinations that Optuna chooses; returns the runs of all trials, and why some failed."""
     assert sweep.trials is not None
-    study = Study(sweep.workdir / "trials.db", sweep.over)
+    config = read_config(_list_examples(sweep)[0])
+    study = Study(sweep.workdir / "trials.db", sweep.over, config=config, seeds=sweep.seeds)
 
     def runs_of(trial: Trial) -> list[Job]:
         return list_jobs(sweep, {name: (words,) for name, words in trial.values.items()})
 
     failed: dict[Job, str] = {}
     for trials in study.propose(total=sweep.trials, at_once=sweep.jobs):
-        failed |= run_jobs([job for trial in trials for job in runs_of(trial)], at_once=sweep.jobs)
+        proposed = [job for trial in trials for job in runs_of(trial)]
+        for job in proposed:
+            check_finished(job)
+        failed |= run_jobs(proposed, at_once=sweep.jobs)
         # Trials with a failed run have no score, and are tried again by the same command.
         for trial in trials:
             runs = runs_of(trial)

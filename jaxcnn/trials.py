@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxcnn.config import Config, from_json, to_json
 from jaxcnn.errors import UserError
+from jaxcnn.run.workdir import WITHOUT_EFFECT, find_change
 
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?"
 RANGE = re.compile(rf"(?P<log>log:)?(?P<low>{NUMBER})\.\.(?P<high>{NUMBER})", re.IGNORECASE)
 """A range of numbers, such as `log:.001..1`."""
+IGNORED = tuple(name for name in WITHOUT_EFFECT if name != "data.source")
+"""Settings that may change while a sweep goes on. Its runs are compared, so that their pictures have to be the same."""
 
 type Words = tuple[str, ...]
 """A value of an option as words of the command line."""
@@ -98,15 +102,18 @@ class Study:
     nothing good of trials that are not scored, because they run or have failed.
     """
 
-    def __init__(self, path: Path, space: Mapping[str, Range | Choices]):
+    def __init__(self, path: Path, space: Mapping[str, Range | Choices], *, config: Config, seeds: int):
         """Opens a study, or creates it.
 
         Args:
           path: the file, a database of SQLite.
           space: what to choose from, by option.
+          config: settings of all trials; those that are chosen have any of their values.
+          seeds: runs of each trial.
 
         Raises:
-          UserError: the study was begun with something else to choose from, or the file is not a study.
+          UserError: the study was begun with something else to choose from, other settings or another number of
+            seeds, or the file is not a study.
         """
         import optuna
 
@@ -124,18 +131,26 @@ class Study:
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             # Another seed for every session: the same one would draw the same random trials again.
             self._study.sampler = optuna.samplers.TPESampler(seed=len(self._study.trials), constant_liar=True)
-        self._check_space(path)
+        self._check_begun(path, config, seeds=seeds)
 
-    def _check_space(self, path: Path) -> None:
-        described = {name: repr(choice) for name, choice in self._space.items()}
-        recorded = self._study.user_attrs.get("space")
-        if recorded is None:
-            self._study.set_user_attr("space", described)
-        elif recorded != described:
+    def _check_begun(self, path: Path, config: Config, *, seeds: int) -> None:
+        """Records what a new study is begun with; raises a `UserError` if an earlier one was begun with another."""
+        space = {name: repr(choice) for name, choice in self._space.items()}
+        given = {"space": space, "seeds": seeds, "config": to_json(config)}
+        begun = given | self._study.user_attrs
+        # A study of an earlier version has only its space.
+        for name in given.keys() - self._study.user_attrs.keys():
+            self._study.set_user_attr(name, given[name])
+        if begun["space"] != space:
             raise UserError(
                 f"the trials in {path.parent} were begun with other values to choose from; give the same --over, or "
                 "another --workdir"
             )
+        change = find_change(from_json(begun["config"]), config, ignored=IGNORED)
+        if begun["seeds"] != seeds:
+            change = f"seeds {begun['seeds']}, not {seeds}"
+        if change:
+            raise UserError(f"the trials in {path.parent} were begun with {change}; give the same or another --workdir")
 
     @property
     def trials(self) -> list[Trial]:

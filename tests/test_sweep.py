@@ -1,5 +1,6 @@
 """The sweep: which runs it starts, which it leaves out, and how it ends. Trainings are played by a short program."""
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -8,13 +9,15 @@ import time
 from pathlib import Path
 
 import pytest
-from recorded_runs import write_run
+from recorded_runs import CLASSES, write_run
 
 from jaxcnn import sweep
 from jaxcnn.errors import UserError
 from jaxcnn.run import pool
 from jaxcnn.run.pool import Job, run_jobs
+from jaxcnn.run.workdir import Workdir
 from jaxcnn.sweep import list_jobs, main, parse
+from jaxcnn.train import parse as parse_training
 from jaxcnn.trials import Range, Trial
 
 ROOT = Path(__file__).parent.parent
@@ -111,7 +114,8 @@ def played(monkeypatch):
     program = (
         "import os, pathlib, sys, time\nfolder = pathlib.Path(sys.argv[-1])\nfolder.mkdir(exist_ok=True)\n"
         "(folder / 'begun').open('a').write(f'{os.getpgid(0)}\\n')\ntime.sleep(float(sys.argv[1]))\n"
-        "if 'fail' in folder.name: sys.exit('no luck')\n(folder / 'model.onnx').touch()\n"
+        "if 'fail' in folder.name: sys.exit('no luck')\n"
+        "for name in ('config.json', 'evaluation.json', 'model.onnx'): (folder / name).touch()\n"
     )
     begin = subprocess.Popen
 
@@ -122,17 +126,71 @@ def played(monkeypatch):
     monkeypatch.setattr(pool, "POLL_SECONDS", 0.02)
 
 
+def finish(folder):
+    folder.mkdir(exist_ok=True)
+    for name in ("config.json", "evaluation.json", "model.onnx"):
+        (folder / name).touch()
+
+
 def jobs_in(folder, *names, seconds=0):
     return [Job(folder / name, (str(seconds), str(folder / name))) for name in names]
 
 
 def test_finished_runs_are_not_run_again(tmp_path, played, capsys):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "model.onnx").touch()
+    finish(tmp_path / "a")
     assert run_jobs(jobs_in(tmp_path, "a", "b"), at_once=1) == {}
     assert not (tmp_path / "a" / "begun").exists()
     assert (tmp_path / "b" / "model.onnx").exists()
     assert "1 of 2 runs are finished" in capsys.readouterr().err
+
+
+def test_a_run_that_goes_on_after_its_end_or_was_only_exported_is_not_finished(tmp_path):
+    (job,) = jobs_in(tmp_path, "a")
+    finish(job.workdir)
+    assert job.is_finished
+    # A session with more epochs has begun since.
+    os.utime(job.workdir / "config.json", (later := time.time() + 60, later))
+    assert not job.is_finished
+    finish(job.workdir)
+    (job.workdir / "evaluation.json").unlink()
+    assert not job.is_finished
+
+
+def test_finished_runs_with_other_settings_are_refused(tmp_path, monkeypatch, capsys):
+    started = []
+
+    def play(jobs, *, at_once):
+        started.extend(job for job in jobs if not job.is_finished)
+        for job in started:
+            config = parse_training(job.arguments).config
+            write_run(job.workdir)
+            Workdir(job.workdir).record(dataclasses.replace(config, data=config.data.resolved()), CLASSES)
+            finish(job.workdir)
+        return {}
+
+    monkeypatch.setattr(sweep, "run_jobs", play)
+    (tmp_path / "a").mkdir()
+    monkeypatch.chdir(tmp_path)
+    line = ["folder", *words("--over optim.learning_rate=.03,.1 --data.source a --workdir runs --epochs 5")]
+    main(line)
+    assert len(started) == 2
+    changes = {
+        "--epochs 50": "holds a finished run with epochs 5, not 50",
+        "--data.source b": f"holds a finished run with data.source '{tmp_path}/a', not '{tmp_path}/b'",
+        "--data.fit pad": "holds a finished run with data.fit 'stretch', not 'pad'",
+    }
+    for options, message in changes.items():
+        with pytest.raises(UserError) as caught:
+            main([*line, *options.split()])
+        assert str(caught.value) == f"runs/learning_rate=.03 {message}; give the same or another --workdir"
+    # The same pictures by another path, and what has no effect.
+    main([*line, "--data.source", str(tmp_path / "a"), "--data.cache_dir", "c", "--parallel.fsdp", "2"])
+    assert len(started) == 2
+    # An unfinished run may go on as `train` allows.
+    for job in started:
+        (job.workdir / "model.onnx").unlink()
+    main([*line, "--epochs", "50"])
+    assert len(started) == 4
 
 
 def test_a_failed_run_does_not_end_the_others(tmp_path, played):
@@ -170,7 +228,7 @@ def test_it_ends_in_a_comparison(tmp_path, monkeypatch, capsys):
     def play(jobs, *, at_once):
         for seed, job in enumerate(jobs):
             write_run(job.workdir, seed=seed)
-            (job.workdir / "model.onnx").touch()
+            finish(job.workdir)
         return {jobs[-1]: "no luck"}
 
     monkeypatch.setattr(sweep, "run_jobs", play)
@@ -224,12 +282,12 @@ def test_trials_are_scored_by_the_mean_of_their_seeds_and_compared(tmp_path, mon
             if "epochs=3" not in job.workdir.name:
                 right = 16 if job.workdir.name == "epochs=1,seed=1" else 8
                 write_run(job.workdir, answers="c" * 8 + "d" * (right - 8) + "c" * (16 - right))
-                (job.workdir / "model.onnx").touch()
+                finish(job.workdir)
         return {job: "no luck" for job in jobs if not job.is_finished}
 
     monkeypatch.setattr(sweep, "run_jobs", play)
     monkeypatch.setattr(sweep, "check_optuna", lambda: None)
-    monkeypatch.setattr(sweep, "Study", lambda path, space: study)
+    monkeypatch.setattr(sweep, "Study", lambda *_, **__: study)
     line = "--trials 3 --over epochs=1..3 --seeds 2 --jobs 2 --workdir"
     with pytest.raises(SystemExit, match="2 of 6 runs failed; run the same command again"):
         main([*line.split(), str(tmp_path)])

@@ -7,17 +7,18 @@ import time
 from pathlib import Path
 
 import pytest
-from clients import run_in
+from clients import ROOT, run_in
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 PROPOSALS = """
 import json, sys
 from pathlib import Path
+from jaxcnn.config import Config
 from jaxcnn.trials import Range, Study
 space = {"rate": Range(.001, 1, whole=False, log=True), "size": Range(8, 64, whole=True, log=False),
          "sides": (("0", "8"), ("0", "16"))}
-study = Study(Path(sys.argv[1]), space)
+study = Study(Path(sys.argv[1]), space, config=Config(), seeds=1)
 for trials in study.propose(total=int(sys.argv[2]), at_once=2):
     for trial in trials:
         print(json.dumps([trial.number, trial.values]))
@@ -61,6 +62,21 @@ def test_other_values_to_choose_from_are_refused(clients, tmp_path):
     (tmp_path / "sweep" / "trials.db").write_text("no database")
     done = run_in(clients, [*sweep, "--over", "batch_size=8..16"], status=2)
     assert "trials.db cannot be used as a study" in done.stderr.splitlines()[-1]
+
+
+def test_other_settings_and_seeds_are_refused(clients, tmp_path):
+    # No run needs to end: pictures that do not exist fail every trial.
+    sweep = ["-m", "jaxcnn.sweep", "folder", "--trials", "1", "--workdir", str(tmp_path), "--over", "batch_size=8..16"]
+    sweep += ["--data.source", str(tmp_path / "missing")]
+    run_in(clients, sweep, status=1)
+    for options, message in {
+        "--epochs 1": "were begun with epochs 40, not 1; give the same or another --workdir",
+        "--data.source other": f"were begun with data.source '{tmp_path}/missing', not '{ROOT}/other'; give the same",
+        "--seeds 2": "were begun with seeds 1, not 2; give the same or another --workdir",
+    }.items():
+        done = run_in(clients, [*sweep, *options.split()], status=2)
+        assert message in done.stderr
+    run_in(clients, [*sweep, "--data.cache_dir", "c"], status=1)
 
 
 def test_a_killed_search_goes_on_and_ends_in_a_comparison(clients, tmp_path):

@@ -13,6 +13,8 @@ from filelock import FileLock, Timeout
 from jaxcnn.run.describe import counted
 from jaxcnn.terminal import console, stage
 
+FILES = ("config.json", "evaluation.json", "model.onnx")
+"""What a run writes when a session begins, and at its end."""
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 60.0
 STARTER = """\
@@ -39,8 +41,12 @@ class Job:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run has ended: the exported model is the last file that it writes."""
-        return (self.workdir / "model.onnx").exists()
+        """Whether the run has ended: it was measured and exported after its last session with steps began."""
+        try:
+            begun, *ended = [(self.workdir / name).stat().st_mtime_ns for name in FILES]
+        except FileNotFoundError:
+            return False
+        return begun <= min(ended)
 
 
 def run_jobs(jobs: Sequence[Job], *, at_once: int) -> dict[Job, str]:

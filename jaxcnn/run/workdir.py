@@ -295,12 +295,11 @@ class Workdir:
           config: the settings.
           advice: what would let the run go on.
         """
-        for (name, was), (_, now) in zip(flat_settings(self.read_config()), flat_settings(config), strict=True):
-            if was != now and name not in WITHOUT_EFFECT:
-                raise UserError(
-                    f"the run in {self.path} has no step left to take, and was trained with {name} {was!r}, not "
-                    f"{now!r}; give the same settings, {advice} or another --workdir"
-                )
+        if change := find_change(self.read_config(), config):
+            raise UserError(
+                f"the run in {self.path} has no step left to take, and was trained with {change}; give the same "
+                f"settings, {advice} or another --workdir"
+            )
 
     def record(self, config: Config, classes: Classes, *, cores: int | None = None) -> None:
         """Writes the records of settings, classes and environment, with the cores of all machines if given."""
@@ -458,6 +457,14 @@ def _fixed_settings() -> tuple[str, ...]:
         "data.validation_fraction",
         "data.split_seed",
     )
+
+
+def find_change(was: Config, now: Config, *, ignored: Container[str] = WITHOUT_EFFECT) -> str | None:
+    """Describes the first setting that differs, such as `epochs 5, not 9`; None if all are the same but the ignored."""
+    for (name, old), (_, new) in zip(flat_settings(was), flat_settings(now), strict=True):
+        if old != new and name not in ignored:
+            return f"{name} {old!r}, not {new!r}"
+    return None
 
 
 def flat_settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

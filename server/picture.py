@@ -171,13 +171,6 @@ class Picture:
             return np.asarray(place(image, height=height, width=width))
 
 
-def decode(
-    data: bytes, *, height: int, width: int, resize: Resize = _STRETCH, max_pixels: int
-) -> npt.NDArray[np.uint8]:
-    """Decodes a picture at once; see `Picture`."""
-    return Picture(data, height=height, width=width, resize=resize, max_pixels=max_pixels).decode()
-
-
 class _Explained:
     """Turns whatever Pillow raises into a `PictureError`.
 

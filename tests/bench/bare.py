@@ -29,7 +29,7 @@ def measure(model: Path, files: list[bytes], *, threads: int, intra_op: int, sec
     def loop(index: int) -> None:
         while time.perf_counter() - start < seconds:
             data = files[done[index] % len(files)]
-            image = picture.decode(data, height=height, width=width, max_pixels=10**7)
+            image = picture.Picture(data, height=height, width=width, max_pixels=10**7).decode()
             session.run(["probabilities"], {"image": image[None]})
             done[index] += 1
 

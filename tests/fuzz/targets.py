@@ -116,7 +116,7 @@ def folder_with(name: str, content: bytes) -> Iterator[Path]:
 def decode_picture(data: bytes) -> None:
     """Compares what the server decodes with what training decodes, as models see the one after the other."""
     try:
-        served = picture.decode(data, height=SIDE, width=SIDE, max_pixels=LIMITS.max_pixels)
+        served = picture.Picture(data, height=SIDE, width=SIDE, max_pixels=LIMITS.max_pixels).decode()
     except PictureError as error:
         check_line(str(error))
         if "pixels" in str(error):

@@ -31,8 +31,8 @@ def server_warnings():
         yield
 
 
-def decode(data: bytes, height: int = 8, width: int = 8) -> np.ndarray:
-    return picture.decode(data, height=height, width=width, max_pixels=MAX_PIXELS)
+def decode(data: bytes, height: int = 8, width: int = 8, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    return picture.Picture(data, height=height, width=width, max_pixels=max_pixels).decode()
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -119,7 +119,7 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size_with_the_same_result(
     image = Image.fromarray(photo)
     image = image.resize((round(image.width * scale), round(image.height * scale)))
     data = encode(image, "JPEG", quality=90, exif=oriented(orientation))
-    served = picture.decode(data, height=16, width=16, max_pixels=10_000_000)
+    served = decode(data, height=16, width=16, max_pixels=10_000_000)
     np.testing.assert_array_equal(served, training.decode(data, size=16, where="test"))
     whole = ImageOps.exif_transpose(Image.open(BytesIO(data))).resize((16, 16), Image.Resampling.BICUBIC)
     difference = np.abs(served.astype(int) - np.asarray(whole))
@@ -370,7 +370,7 @@ def test_a_bmp_of_run_lengths_is_read():
 def test_a_bmp_of_very_many_run_lengths_is_refused(side, size):
     data = bmp_of_run_lengths(side, side, bytes(size))
     with pytest.raises(PictureError, match="a run-length encoded BMP of more than 3000000 bytes or pixels"):
-        picture.decode(data, height=8, width=8, max_pixels=25_000_000)
+        decode(data, max_pixels=25_000_000)
 
 
 def test_a_bomb_in_a_text_chunk_is_refused():

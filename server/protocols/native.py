@@ -218,7 +218,12 @@ def _parse_multipart(boundary: bytes | None, body: bytes, max_images: int) -> Pa
         parser = FormParser(
             "multipart/form-data", collect, collect, lambda: ended.append(True), boundary, config=in_memory
         )
-        parser.write(body)
+        try:
+            parser.write(body)
+        finally:
+            # The callbacks of this inner parser have the outer one: the cycle would keep the files in memory until the
+            # next full garbage collection.
+            parser.parser = None
     except FormParserError:
         raise HTTPException(
             400, "The body is not valid multipart/form-data: check that its boundary is that of the Content-Type."

@@ -1,7 +1,9 @@
 import base64
 import contextlib
+import gc
 import json
 import string
+import weakref
 
 import httpx
 import pytest
@@ -291,6 +293,27 @@ def test_truncated_multipart_is_refused(end):
 )
 def test_malformed_multipart_is_refused(content_type, body):
     assert refusal(content_type, body)[0] == 400
+
+
+@pytest.mark.parametrize(
+    "body",
+    [multipart((FILE, b"A")), multipart((FILE, b"A"), end="--ed"), multipart(*[(FILE, b"A")] * 5), b"no boundary"],
+)
+def test_a_form_leaves_nothing_for_the_garbage_collector(monkeypatch, body):
+    parsers = []
+
+    class Parser(native.FormParser):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            parsers.append(weakref.ref(self))
+
+    monkeypatch.setattr(native, "FormParser", Parser)
+    gc.disable()
+    try:
+        result(FORM, body)
+        assert [parser() for parser in parsers] == [None]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("disposition", [FILES, 'name="note"'])

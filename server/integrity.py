@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -23,17 +24,21 @@ _INT8_TOLERANCE = 0.1
 
 _BLOCK_BYTES = 2**20
 
+_CHECKSUM = re.compile('"[0-9a-f]{64}"')
+
 
 def has_checksum(path: Path, checksum: str) -> bool:
     """Whether a file ends with the metadata entry of this checksum, the SHA-256 of all bytes before it.
 
     Args:
       path: the file.
-      checksum: the value of the entry, a JSON string.
+      checksum: the value of the entry, a JSON string of 64 hexadecimal digits; no file has another one.
 
     Raises:
       OSError: the file cannot be read.
     """
+    if not _CHECKSUM.fullmatch(checksum):
+        return False
     entry = _field(14, _field(1, KEY.encode()) + _field(2, checksum.encode()))
     with files.open_file(path) as file:
         left = max(0, files.signature(file).size - len(entry))

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto
 
@@ -286,6 +287,16 @@ def test_the_checksum_at_the_end_of_a_file_finds_every_damaged_byte(model_path, 
         path.write_bytes(damaged)
         with pytest.raises(StartError):
             load(path)
+
+
+@pytest.mark.parametrize("length", [0, 65, 67, 127, 128, 256, 100_000])
+def test_a_checksum_of_another_length_is_that_of_a_damaged_file(model_path, tmp_path, length):
+    path = tmp_path / "model.onnx"
+    file = onnx.load(model_path)
+    onnx.helper.set_model_props(file, {p.key: p.value for p in file.metadata_props} | {"checksum": "0" * length})
+    onnx.save(file, path)
+    with pytest.raises(StartError, match="it is damaged, or was edited: it differs from the checksum at its end"):
+        load(path)
 
 
 def test_inverted_weights_are_named_as_damage(model_path, tmp_path):

@@ -151,13 +151,14 @@ class _WholeFile(Response):
         with self.file, self._service.admission.download(client_of(scope)) as claim, suppress(TimeoutError):
             async with asyncio.timeout(None) as timer:
                 claim.evict = partial(end_at, timer, 0)
-                await self._send(scope["method"], send, claim)
+                await self._send(Request(scope, receive), send, claim)
 
-    async def _send(self, method: str, send: Send, claim: Claim) -> None:
+    async def _send(self, request: Request, send: Send, claim: Claim) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        left = 0 if method == "HEAD" else self.signature.size
+        left = 0 if request.method == "HEAD" else self.signature.size
         is_over = False
-        while not is_over:
+        # `send` does not say that the client is gone: the rest of the file would be read for nobody.
+        while not is_over and not await request.is_disconnected():
             size = min(left, _CHUNK_BYTES)
             chunk = await asyncio.to_thread(self.file.read, size)
             if len(chunk) < size or files.signature(self.file) != self.signature:

@@ -28,11 +28,29 @@ class Site:
         self.file_digest = self.model.signature, self.model.digest
         self.default = self
 
-    def ask(self, endpoint=demo.model_file, *, query=None, method="GET", between=lambda: None, **parameters):
-        """Returns status, content, and whether it is complete; `between` runs after the headers are decided."""
+    def ask(
+        self,
+        endpoint=demo.model_file,
+        *,
+        query=None,
+        method="GET",
+        between=lambda: None,
+        leaves_after=None,
+        **parameters,
+    ):
+        """Returns status, content, and whether it is complete.
+
+        `between` runs after the headers are decided. The client leaves after so many messages, which nothing but
+        `receive` shows.
+        """
 
         async def send(message):
             sent.append(message)
+
+        async def receive():
+            while leaves_after is None or len(sent) < leaves_after:
+                await asyncio.sleep(3600)
+            return {"type": "http.disconnect"}
 
         async def main():
             scope = {
@@ -45,7 +63,7 @@ class Site:
             }
             response = await endpoint(Request(scope))
             between()
-            await response(scope, None, send)
+            await response(scope, receive, send)
 
         sent = []
         asyncio.run(main())
@@ -153,6 +171,11 @@ def test_a_file_of_many_chunks_is_sent_whole(site, monkeypatch):
     monkeypatch.setattr(demo, "_CHUNK_BYTES", 100)
     assert site.ask() == (200, site.path.read_bytes(), True)
     assert site.ask(method="HEAD") == (200, b"", True)
+
+
+def test_a_client_that_leaves_ends_the_download(site, monkeypatch):
+    monkeypatch.setattr(demo, "_CHUNK_BYTES", 100)
+    assert site.ask(leaves_after=3) == (200, site.path.read_bytes()[:200], False)
 
 
 def test_an_empty_file_is_sent_too(site):

@@ -246,9 +246,10 @@ def fit(run: Run, state: TrainState, *, checkpoints: Checkpoints, log: MetricsLo
                 with progress.doing("evaluating"):
                     scores = evaluate_variables(run, state.evaluated).scalars()
                 history.append(scores["top1"])
-                log.write(ValidationRecord(step=int(state.step), epoch=epoch + 1.0, **scores))
-                log.sync()
-                checkpoints.save(state, metrics=scores)
+                with progress.doing("saving"):
+                    log.write(ValidationRecord(step=int(state.step), epoch=epoch + 1.0, **scores))
+                    log.sync()
+                    checkpoints.save(state, metrics=scores)
                 progress.print(
                     f"epoch {epoch + 1}/{epochs}: validation top-1 {scores['top1']:.4f}, loss {scores['loss']:.4f}; "
                     f"{result.images_per_second:,.0f} images/s"
@@ -315,7 +316,7 @@ class EpochResult(NamedTuple):
       state: the state after the last step taken.
       stopped_by: the signal that stopped the epoch before its last step, with the state saved; None if the epoch is
         complete.
-      images_per_second: training pictures over time.
+      images_per_second: training pictures over time, saves not counted.
     """
 
     state: TrainState
@@ -340,7 +341,7 @@ def train_epoch(
       state: a state within the epoch; consumed.
       epoch: the epoch, counted from 0.
       checkpoints: where states are saved, every `checkpoint_minutes` and when stopped.
-      log: where metrics are recorded, every `LOG_SECONDS` and after the last step.
+      log: where metrics are recorded, every `LOG_SECONDS`, before a save and after the last step.
       progress: where they are shown.
       stop: the request to stop, looked at after every step.
 
@@ -369,15 +370,19 @@ def train_epoch(
             # The metrics stay on the device until they are logged: reading them would wait for it.
             window.append(metrics)
             decided = decide()
-            if decided.log or step == end:
+            saves = bool(decided.stop or decided.save)
+            if decided.log or saves or step == end:
                 logged = _log_window(run, state, window, since=logged, log=log, progress=progress)
                 window = []
             # After the last step of the epoch `fit` saves the state, with its metrics.
-            if step < end and (decided.stop or decided.save):
-                check_finite(run, state)
-                log.sync()
-                checkpoints.save(state)
-                saved, stopped_by = time.monotonic(), _signal_of(decided)
+            if step < end and saves:
+                pause = time.monotonic()
+                with progress.doing("saving"):
+                    log.sync()
+                    checkpoints.save(state)
+                # No rate counts the time of the save.
+                saved = logged = time.monotonic()
+                started, stopped_by = started + saved - pause, _signal_of(decided)
                 if stopped_by is not None:
                     break
     pictures = (int(state.step) - first) * config.batch_size

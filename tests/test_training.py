@@ -28,6 +28,7 @@ from jaxcnn.errors import UserError
 from jaxcnn.evaluate import main as evaluate_command
 from jaxcnn.evaluation import evaluate
 from jaxcnn.loop import fit, initial_state, prepare, take_step
+from jaxcnn.run import metrics_log
 from jaxcnn.run import workdir as workdir_module
 from jaxcnn.run.checkpoint import Checkpoints, load_model, open_checkpoints
 from jaxcnn.run.metrics_log import MetricsLog
@@ -531,6 +532,18 @@ def test_every_record_covers_the_steps_since_the_last(config, tmp_path, monkeypa
     assert [{key: line[key] for key in expected[0]} for line in logged] == [
         pytest.approx(values) for values in expected
     ]
+
+
+def test_the_speed_of_the_steps_leaves_out_saves_and_every_save_has_a_record(config, tmp_path, monkeypatch, capsys):
+    save = Checkpoints.save
+    monkeypatch.setattr(Checkpoints, "save", lambda *args, **options: [time.sleep(2), save(*args, **options)])
+    monkeypatch.setattr(loop, "LOG_SECONDS", 3600.0)
+    train(dataclasses.replace(config, epochs=1, batch_size=400, checkpoint_minutes=1e-9), tmp_path)
+    log = metrics_log.read_log(tmp_path / "metrics.jsonl")
+    assert [record.step for record in log.train] == [1, 2, 3, 4]
+    assert log.seconds(400) < 2
+    (speed,) = re.findall(r"; ([\d,]+) images/s\n", capsys.readouterr().err)
+    assert int(speed.replace(",", "")) > 4 * 400 / 2
 
 
 def test_killed_and_resumed_is_the_same_as_never_killed(tmp_path, cache_dir):

@@ -92,7 +92,9 @@ class TrainProgress:
 
     @contextmanager
     def doing(self, what: str, *, first: Hashable = None) -> Iterator[bool]:
-        """Shows in the bar what is done in place of steps. If it takes long, it is printed the first time.
+        """Shows in the bar what is done in place of steps, which does not count as their time.
+
+        If it takes long, it is printed the first time.
 
         Args:
           what: what is done.
@@ -104,10 +106,14 @@ class TrainProgress:
         key = what if first is None else first
         is_new = key not in self._announced
         self._announced.add(key)
-        if is_new or first is None:
+        is_pause, began = is_new or first is None, time.monotonic()
+        if is_pause:
             self._progress.update(self._task, rate=what)
         with stage(what) if is_new else nullcontext():
             yield is_new
+        # The clock of the steps stands still.
+        if is_pause and self._started:
+            self._started += time.monotonic() - began
 
     def print(self, line: str) -> None:
         """Prints a line above the bar."""

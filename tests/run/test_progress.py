@@ -38,6 +38,24 @@ def test_the_steps_after_the_compiled_ones_are_measured_once(monkeypatch, capsys
     assert printed == printed_after
 
 
+def test_what_is_done_in_place_of_steps_is_not_measured(monkeypatch, capsys):
+    clock = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    with open_progress(
+        total_steps=10, first_step=0, epochs=2, expect=lambda mean: f"{mean:g} s", to_go=lambda record, pace: 0.0
+    ) as shown:
+        for number in range(5):
+            with shown.doing("evaluating"):
+                clock[0] += 600
+            with shown.doing("compiling", first="side"):
+                clock[0] += 0 if number else 300
+            # Only the first of these steps takes the place of steps.
+            with shown.doing("taking the first step", first="step"):
+                clock[0] += 30 if number == 0 else 1
+            shown.count_step()
+    assert capsys.readouterr().err == "1 s\n"
+
+
 def test_without_a_bar_there_is_a_line_a_minute(monkeypatch, capsys):
     clock = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])

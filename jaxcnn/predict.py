@@ -93,7 +93,7 @@ def main(arguments: Sequence[str]) -> None:
     model = open_model(named_path(words[0], option="the model"))
     parsed = check_fits(parsed, model)
     check_outside(parsed, words[1:])
-    files, total = find_pictures(words[1:], sys.stdin)
+    files, total = find_pictures(words[1:], sys.stdin or ())  # None: it is closed.
     tally = Tally()
     try:
         predict(model, files, parsed, tally, total=total)

@@ -271,6 +271,8 @@ def test_patterns_zips_and_standard_input(folder, monkeypatch, capsys):
     assert predict("-", "--output", "lines.csv") == 1
     assert [row["file"] for row in read_csv("lines.csv")] == ["photos/day 0/0.png"]
     assert "photos/absent.png cannot be read" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin", None)
+    assert predict("-") == 0
 
 
 def test_a_picture_of_two_arguments_is_classified_once(folder):

@@ -1,8 +1,11 @@
 """Finds the pictures that a command line names: files, folders, zips, patterns, and names on standard input."""
 
 import glob
-from collections.abc import Iterable, Iterator, Sequence
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 
 from jaxcnn.data.sources.archive import Archive
@@ -14,6 +17,11 @@ from jaxcnn.paths import named_path
 STANDARD_INPUT = "-"
 """The argument that stands for names on standard input, one a line."""
 
+OPEN_ZIPS = 32
+"""Most zips that are open at once: systems limit open files, some to 256."""
+
+type OpenZip = Callable[[Path], Archive]
+
 
 @dataclass(frozen=True, slots=True)
 class PictureFile:
@@ -21,14 +29,14 @@ class PictureFile:
 
     Attributes:
       name: how messages and results call it: its path, or the path of its zip followed by the path inside.
-      archive: the zip that it is in; None for a file on disk.
+      archive: opens the zip that it is in; None for a file on disk.
       inside: its path in the zip.
       expected: whether it has to be a picture, because it was named or its name has the ending of one. Other files are
         passed over if they are something else.
     """
 
     name: str
-    archive: Archive | None = None
+    archive: Callable[[], Archive] | None = None
     inside: PurePosixPath | None = None
     expected: bool = True
 
@@ -43,9 +51,13 @@ class PictureFile:
         Raises:
           UserError: it cannot be read, or is too large for a picture.
         """
-        if self.archive is not None and self.inside is not None:
-            return self.archive.read(self.inside)
-        return read_file(Path(self.name))
+        if self.archive is None or self.inside is None:
+            return read_file(Path(self.name))
+        archive = self.archive()
+        try:
+            return archive.read(self.inside)
+        except KeyError as error:
+            raise UserError(f"{self.inside} is no longer in {archive.path}; run the same command again") from error
 
 
 def find_pictures(arguments: Sequence[str], lines: Iterable[str]) -> tuple[Iterator[PictureFile], int | None]:
@@ -62,9 +74,10 @@ def find_pictures(arguments: Sequence[str], lines: Iterable[str]) -> tuple[Itera
     Raises:
       UserError: an argument names nothing, or there are no files.
     """
+    open_zip: OpenZip = lru_cache(OPEN_ZIPS)(Archive)
     groups: list[Iterable[PictureFile]] = []
     for argument in arguments:
-        groups.append(_named_by(lines) if argument == STANDARD_INPUT else list(_expand(argument)))
+        groups.append(_named_by(lines) if argument == STANDARD_INPUT else list(_expand(argument, open_zip)))
     if STANDARD_INPUT in arguments:
         return _once(file for group in groups for file in group), None
     files = list(_once(file for group in groups for file in group))
@@ -74,33 +87,47 @@ def find_pictures(arguments: Sequence[str], lines: Iterable[str]) -> tuple[Itera
 
 
 def _named_by(lines: Iterable[str]) -> Iterator[PictureFile]:
-    """Yields the files that lines name, as `find` prints them; empty lines name nothing."""
-    names = (line.rstrip("\r\n") for line in lines)
-    return (PictureFile(name) for name in names if name)
+    """Yields the files that lines name, as `find` prints them; empty lines name nothing.
+
+    Raises:
+      UserError: the names are separated by null characters.
+    """
+    if isinstance(lines, io.TextIOWrapper):
+        # As in arguments, names may hold bytes that are not UTF-8, and carriage returns.
+        lines.reconfigure(errors="surrogateescape", newline="\n")
+    for line in lines:
+        if "\0" in line:
+            raise UserError(
+                "names on standard input are separated by null characters; give one a line, without -print0"
+            )
+        if name := line.rstrip("\r\n"):
+            yield PictureFile(name)
 
 
-def _expand(argument: str) -> Iterator[PictureFile]:
+def _expand(argument: str, open_zip: OpenZip) -> Iterator[PictureFile]:
     """Yields the files that a path or a pattern stands for."""
     path = named_path(argument, option="a picture's name")
-    if path.is_dir():
+    # A link that leads nowhere is listed with the files that cannot be read, also in a folder.
+    matches = [str(path)] if os.path.lexists(path) else sorted(glob.glob(str(path), recursive=True))
+    if not matches:
+        raise UserError(f"{argument} does not exist; give a picture, a folder, a zip or a pattern")
+    for match in matches:
+        yield from _below(Path(match), open_zip)
+
+
+def _below(path: Path, open_zip: OpenZip) -> Iterator[PictureFile]:
+    """Yields a file, or those in a folder or a zip."""
+    if os.path.isdir(path):
         folder = str(path)
         files, _ = list_folder(path)
         yield from (PictureFile(f"{folder}/{file}", expected=has_picture_ending(file)) for file in files)
-    elif path.exists():
-        yield from _members(path) if path.suffix.lower() == ".zip" else [PictureFile(str(path))]
-    elif matches := sorted(glob.glob(str(path), recursive=True)):
-        for match in matches:
-            yield from _expand(match)
+    elif path.suffix.lower() == ".zip":
+        reopen = partial(open_zip, path)
+        for inside in sorted(reopen().files):
+            if not any(map(is_junk, inside.parts)):
+                yield PictureFile(f"{path}/{inside}", reopen, inside, has_picture_ending(inside.name))
     else:
-        raise UserError(f"{argument} does not exist; give a picture, a folder, a zip or a pattern")
-
-
-def _members(path: Path) -> Iterator[PictureFile]:
-    """Yields the files in a zip."""
-    archive = Archive(path)
-    for inside in sorted(archive.files):
-        if not any(map(is_junk, inside.parts)):
-            yield PictureFile(f"{path}/{inside}", archive, inside, has_picture_ending(inside.name))
+        yield PictureFile(str(path))
 
 
 def _once(files: Iterable[PictureFile]) -> Iterator[PictureFile]:

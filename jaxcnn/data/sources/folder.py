@@ -108,5 +108,7 @@ def read_file(path: Path) -> bytes:
             if size > MAX_BYTES:
                 raise TooLargeError(f"{path} is too large for a picture: {size:,} bytes; remove it")
             return file.read()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}; repair or remove it") from error
+    # No system takes a name with a null character.
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} cannot be read: {reason}; repair or remove it") from error

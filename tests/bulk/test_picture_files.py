@@ -1,0 +1,88 @@
+"""What arguments and standard input name: links that lead nowhere, odd names, and more zips than may be open."""
+
+import io
+import resource
+import tracemalloc
+
+import pytest
+from pictures import write_zip
+
+from jaxcnn.bulk.picture_files import PictureFile, find_pictures
+from jaxcnn.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """The working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def find(*arguments: str, lines: bytes = b"") -> list[str]:
+    """Returns the names of the files that arguments and standard input stand for."""
+    files, _ = find_pictures(arguments, io.TextIOWrapper(io.BytesIO(lines), encoding="utf-8"))
+    return [file.name for file in files]
+
+
+@pytest.mark.parametrize("argument", ["lost.png", "*.png", "l[o]st.png"])
+def test_a_link_that_leads_nowhere_is_a_file_that_cannot_be_read(here, argument):
+    (here / "lost.png").symlink_to("absent")
+    assert find(argument) == ["lost.png"]
+    with pytest.raises(UserError, match=r"^lost.png cannot be read: No such file or directory; repair or remove it$"):
+        PictureFile("lost.png").read()
+
+
+def test_a_pattern_may_match_a_name_that_begins_with_a_tilde(here):
+    (here / "~draft.png").touch()
+    assert find("*.png") == ["~draft.png"]
+
+
+def test_names_on_standard_input_may_hold_any_bytes_but_line_feeds():
+    lines = b"a\xff.png\n\nb\rc.png\r\nlast.png"
+    assert find("-", lines=lines) == ["a\udcff.png", "b\rc.png", "last.png"]
+
+
+def test_null_characters_are_one_line():
+    message = "^names on standard input are separated by null characters; give one a line, without -print0$"
+    with pytest.raises(UserError, match=message):
+        find("-", lines=b"a.png\0b.png\0")
+    with pytest.raises(UserError, match=r"cannot be read: embedded null byte; repair or remove it$"):
+        PictureFile("a\0b.png").read()
+
+
+def test_more_zips_than_may_be_open(here):
+    count, limits = 150, resource.getrlimit(resource.RLIMIT_NOFILE)
+    for number in range(count):
+        write_zip(here / f"{number:03}.zip", {"a.png": str(number).encode()})
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, limits[1]))
+    try:
+        files = list(find_pictures(["*.zip"], [])[0])
+        assert [file.read() for file in files] == [str(number).encode() for number in range(count)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_a_picture_that_has_left_its_zip_is_one_line(here):
+    for number in range(40):
+        write_zip(here / f"{number:02}.zip", {"a.png": b"1"})
+    first, *_ = find_pictures(["*.zip"], [])[0]
+    write_zip(here / "00.zip", {"b.png": b"1"})
+    # The zip has been closed meanwhile, as others were opened.
+    with pytest.raises(UserError, match=r"^a.png is no longer in 00.zip; run the same command again$"):
+        first.read()
+
+
+@pytest.mark.parametrize(("name", "size"), [("photos", 400), ("photos.zip", 1600)])
+def test_memory_of_a_name(here, name, size):
+    """The README states how many bytes each file takes at most."""
+    files = {f"IMG_{number:08}.jpg": b"" for number in range(4000)}
+    (here / "photos").mkdir()
+    for file in files:
+        (here / "photos" / file).touch()
+    write_zip(here / "photos.zip", files)
+    tracemalloc.start()
+    found = find_pictures([name], [])
+    taken = tracemalloc.get_traced_memory()[0] / len(files)
+    tracemalloc.stop()
+    assert found[1] == len(files)
+    assert size / 2 < taken < size

@@ -208,10 +208,13 @@ def _choose(builder: Builder, like: Any, predicate: Value, yes: Value, no: Value
 
 @rule("convert_element_type")
 def convert(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
-    """Adds Cast; a float outside an integer type's range becomes the nearest integer: ONNX defines no result."""
+    """Adds Cast; a float outside an integer type's range becomes the nearest integer: ONNX defines no result.
+
+    Numbers of any type are rounded to the values of an 8-bit float type.
+    """
     dtype = exported_dtype(eqn.params["new_dtype"])
-    if value.dtype.kind == "f" and np.dtype(eqn.params["new_dtype"]).itemsize == 1 and dtype.kind == "f":
-        return narrow(builder, value, eqn.params["new_dtype"])
+    if dtype.kind == "f" and np.dtype(eqn.params["new_dtype"]).itemsize == 1:
+        return narrow(builder, builder.cast(value, dtype), eqn.params["new_dtype"])
     if value.dtype.kind != "f" or dtype.kind not in "iu":
         return builder.cast(value, dtype)
 

@@ -248,8 +248,13 @@ def is_float32(vector: np.ndarray) -> bool:
 
 
 def _emit(graph: Graph, op: str, source: str, vector: np.ndarray, like: str) -> str:
-    """Adds a Mul or Add of a vector of channels, with the shape and path of the value `like`."""
+    """Adds a Mul or Add of a vector of channels, with the shape and path of the value `like`; Neg for a factor of -1.
+
+    Neg has the type of its operand, and a chain of it alone may be one of integers.
+    """
     shape, path = graph.shapes[like], graph.nodes[like].path
+    if op == "Mul" and np.all(vector == -1):
+        return graph.add("Neg", [source], shape=shape, path=path)
     array = vector.astype(np.float32)
     array = array.reshape(()) if array.size == 1 else array.reshape(1, -1, *[1] * (len(shape) - 2))
     constant = graph.add_constant(array, f"{path}{'scale' if op == 'Mul' else 'shift'}")

@@ -112,6 +112,12 @@ def test_constant_minus_value_and_negation(exported):
     assert model.ops == {"Transpose": 2, "Conv": 1}
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int32"])
+def test_several_negations_are_one(exported, dtype):
+    assert exported(lambda x: -(-(-x)), PICTURE, dtype=dtype).ops == {"Neg": 1}
+    assert exported(lambda x: -(-x), PICTURE, dtype=dtype).ops == {"Identity": 1}
+
+
 @as_written
 def test_weights_that_would_overflow_are_left_alone(exported, by_definition):
     model = exported(lambda x: conv(x * 1e-30) * 1e35 * 1e5, PICTURE)

@@ -46,14 +46,16 @@ class Teachers:
       sides: side in pixels of the pictures that each network was trained for.
       variables: the variables of each network.
       files: exported models.
+      calibrations: the temperature that the logits of each file are divided by already.
       trainings: every training behind the teachers.
-      temperature: divides their logits.
+      temperature: divides their logits before any calibration.
     """
 
     networks: tuple[nn.Module, ...]
     sides: tuple[int, ...]
     variables: tuple[Variables, ...]
     files: tuple[OnnxModel, ...]
+    calibrations: tuple[float, ...]
     trainings: tuple[Training, ...]
     temperature: float
 
@@ -89,10 +91,10 @@ class Teachers:
                     **changes,
                 )
             )
-        for file in self.files:
+        for file, calibration in zip(self.files, self.calibrations, strict=True):
             pictures = np.asarray(_changed_pictures(step, images, labels, key, side=file.side, **changes))
             (logits,) = file.run(pictures, ["logits"])
-            summands.append(jax.nn.softmax(jnp.asarray(logits) / self.temperature))
+            summands.append(jax.nn.softmax(jnp.asarray(logits) * (calibration / self.temperature)))
         mean: Float[Array, "batch classes"] = sum(summands[1:], summands[0]) / (len(self.networks) + len(self.files))
         return mean
 
@@ -192,13 +194,14 @@ def read_teachers(config: Config, dataset: Dataset) -> Teachers | None:
         sides=tuple(source.side for source in weights),
         variables=tuple(variables),
         files=tuple(files),
+        calibrations=tuple(source.calibration for source in described),
         trainings=tuple(training for source in sources for training in source.trainings),
         temperature=settings.temperature,
     )
 
 
 class _Described(NamedTuple):
-    """What an exported model says about itself, under the names of `Weights`."""
+    """What an exported model says about itself, under the names of `Weights`, and how it is calibrated."""
 
     source: str
     trained_on: DataConfig
@@ -206,6 +209,7 @@ class _Described(NamedTuple):
     names: tuple[str, ...]
     wnids: tuple[str, ...]
     trainings: tuple[Training, ...]
+    calibration: float
 
 
 def _find(name: str) -> Path:
@@ -230,6 +234,7 @@ def _describe_file(file: OnnxModel) -> _Described:
         names=metadata.names,
         wnids=metadata.wnids,
         trainings=metadata.trainings,
+        calibration=1.0 if metadata.calibration is None else metadata.calibration.temperature,
     )
 
 

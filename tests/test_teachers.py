@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from runs import PICTURES, dataset_of, make_run
+from runs import CALIBRATION, PICTURES, dataset_of, make_run
 from test_step import make_batch, setup
 
 import export
 from export.workdir import export_weights
 from jaxcnn.augment import augment
+from jaxcnn.calibration import write_calibration
 from jaxcnn.classifier import load
 from jaxcnn.config import AugmentConfig, Config, DataConfig, DistillConfig, ModelConfig, OptimConfig
 from jaxcnn.errors import UserError
@@ -54,6 +55,18 @@ def test_teachers_predict_as_they_do_outside_of_training(run, tmp_path):
     # Weights in half precision are a little off; an .onnx file takes whole pixel values.
     np.testing.assert_allclose(predictions(run, tmp_path / "model.onnx", temperature=2.0), expected, atol=1e-5)
     np.testing.assert_allclose(predictions(run, tmp_path / "model.safetensors", temperature=2.0), expected, atol=2e-3)
+
+
+@pytest.mark.run
+def test_a_calibrated_file_teaches_as_the_run_that_it_came_from(tmp_path):
+    """A file's logits are divided by the temperature of its calibration, a run's are not."""
+    run = make_run(tmp_path / "run")
+    write_calibration(CALIBRATION, run / "calibration.json")
+    export.export_workdir(run, tmp_path / "model.onnx")
+    expected = predictions(run, run, temperature=2.0)
+    np.testing.assert_allclose(predictions(run, tmp_path / "model.onnx", temperature=2.0), expected, atol=1e-5)
+    together = predictions(run, tmp_path / "model.onnx", run, tmp_path / "model.onnx", temperature=2.0)
+    np.testing.assert_allclose(together, expected, atol=1e-5)
 
 
 @pytest.mark.run

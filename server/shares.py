@@ -26,7 +26,12 @@ def client_of(scope: Mapping[str, Any]) -> str:
         address = ipaddress.ip_address(client[0])
     except ValueError:
         return str(client[0])
-    return str(ipaddress.ip_network((address, 64), strict=False)) if address.version == 6 else str(address)
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    # A client of IPv4 at a socket that listens for both versions.
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.ip_network((address, 64), strict=False))
 
 
 class Claim:

@@ -43,6 +43,7 @@ class Claim:
       evict: ends the request, because others need what it holds; None while it cannot be ended.
       is_evicted: whether that has happened.
       is_moving: whether bytes are on their way, so that it may be slow.
+      moved_at: when the last bytes came, or the request began; a time of the monotonic clock.
     """
 
     def __init__(self, client: str) -> None:
@@ -53,16 +54,16 @@ class Claim:
         self.is_moving = False
         # A new one is not slow yet.
         self._rate = float(_SLOW_RATE)
-        self._moved_at = time.monotonic()
+        self.moved_at = time.monotonic()
 
     def move(self, size: int) -> None:
         """Records that `size` bytes were sent or received."""
         self._rate = self.rate() + size / _MEMORY_SECONDS
-        self._moved_at = time.monotonic()
+        self.moved_at = time.monotonic()
 
     def rate(self) -> float:
         """Returns the bytes per second that were sent or received lately."""
-        return self._rate * math.exp((self._moved_at - time.monotonic()) / _MEMORY_SECONDS)
+        return self._rate * math.exp((self.moved_at - time.monotonic()) / _MEMORY_SECONDS)
 
 
 class Shares:
@@ -88,10 +89,10 @@ class Shares:
         Returns:
           Whether there was enough.
         """
-        while self._used + amount > self._limit - spare:
-            victim = self._find_victim(claim, amount)
-            if victim is None:
-                return False
+        # Nobody gives way for nothing.
+        if (victims := self._find_victims(claim, amount, self._limit - spare)) is None:
+            return False
+        for victim in victims:
             self.release(victim)
             victim.is_evicted = True
             assert victim.evict is not None
@@ -113,24 +114,42 @@ class Shares:
 
     def would_take(self, client: str, amount: int) -> bool:
         """Whether a new claim of this client would get so much."""
-        return self._used + amount <= self._limit or self._find_victim(Claim(client), amount) is not None
+        return self._find_victims(Claim(client), amount, self._limit) is not None
 
-    def _find_victim(self, claim: Claim, amount: int) -> Claim | None:
-        """Returns the slowest claim of the client that holds most, if it should give way."""
-        others = [other for other in self._claims if other.evict is not None and other is not claim]
-        if not others:
-            return None
-        # Among the complete ones, the youngest has waited least.
-        victim = min(
-            others,
-            key=lambda other: (
-                -self._by_client[other.client],
-                not other.is_moving,
-                other.rate() if other.is_moving else -other.rate(),
-            ),
-        )
-        if self._by_client[victim.client] > self._by_client[claim.client] + amount:
-            return victim
-        # Clients behind one address share its part: there, what has stalled gives way.
-        is_slow = victim.is_moving and victim.rate() < min(_SLOW_RATE, claim.rate()) / 2
-        return victim if is_slow and victim.client == claim.client else None
+    def _find_victims(self, claim: Claim, amount: int, limit: int) -> list[Claim] | None:
+        """Returns which claims have to give way for another to grow by an amount; None if even that is not enough."""
+        excess = self._used + amount - limit
+        victims: list[Claim] = []
+        if excess <= 0:
+            return victims
+        left = [other for other in self._claims if other.evict is not None and other is not claim]
+        by_client = self._by_client.copy()
+        while excess > 0:
+            victim = _find_victim(left, by_client, claim, amount)
+            if victim is None:
+                return None
+            left.remove(victim)
+            by_client[victim.client] -= victim.amount
+            excess -= victim.amount
+            victims.append(victim)
+        return victims
+
+
+def _find_victim(others: list[Claim], by_client: Counter[str], claim: Claim, amount: int) -> Claim | None:
+    """Returns the slowest of the claims of the client that holds most, if it should give way."""
+    if not others:
+        return None
+    # Among the complete ones, the youngest has waited least.
+    victim = min(
+        others,
+        key=lambda other: (
+            -by_client[other.client],
+            not other.is_moving,
+            other.rate() if other.is_moving else -other.moved_at,
+        ),
+    )
+    if by_client[victim.client] > by_client[claim.client] + amount:
+        return victim
+    # Clients behind one address share its part: there, what has stalled gives way.
+    is_slow = victim.is_moving and victim.rate() < min(_SLOW_RATE, claim.rate()) / 2
+    return victim if is_slow and victim.client == claim.client else None

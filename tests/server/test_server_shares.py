@@ -81,6 +81,44 @@ def test_the_youngest_of_those_complete_gives_way(clock):
     assert evicted == [young]
 
 
+def test_the_youngest_gives_way_even_if_it_came_slowly(clock):
+    pool, evicted = Shares(100_000), []
+    fast, slow = claim("a", evicted), claim("a", evicted)
+    assert pool.take(fast, 50_000)
+    assert pool.take(slow, 50_000)
+    fast.move(10_000_000)
+    clock.now = 1
+    slow.move(10)
+    fast.is_moving = slow.is_moving = False
+    assert pool.take(claim("b", evicted), 1000)
+    assert evicted == [slow]
+
+
+def test_nobody_gives_way_to_a_claim_that_is_refused_anyway():
+    pool, evicted = Shares(100), []
+    several = [claim(client, evicted) for client in "aab"]
+    for taker, amount in zip(several, (30, 30, 40), strict=True):
+        assert pool.take(taker, amount)
+    # Without one of its two claims, the first client would have less than this.
+    assert not pool.would_take("c", 50)
+    assert not pool.take(claim("c", evicted), 50)
+    assert not pool.take(claim("c", evicted), 35, spare=50)
+    assert (evicted, [taker.amount for taker in several]) == ([], [30, 30, 40])
+
+
+def test_as_many_give_way_as_need_be(clock):
+    pool, evicted = Shares(100), []
+    several = [claim("a", evicted) for _ in range(5)]
+    for taker in several:
+        assert pool.take(taker, 20)
+    clock.now = 5
+    for taker in several[2:]:
+        taker.move(100_000)
+    assert pool.would_take("b", 40)
+    assert pool.take(claim("b", evicted), 40)
+    assert evicted == several[:2]
+
+
 def test_spare_room_is_for_others():
     pool, evicted = Shares(10), []
     assert not pool.take(claim("a", evicted), 9, spare=2)

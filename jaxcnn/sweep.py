@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -24,8 +25,9 @@ from jaxcnn.run.pool import Job, run_jobs
 from jaxcnn.run.tracking import check_clients
 from jaxcnn.run.workdir import Workdir, find_change
 from jaxcnn.terminal import console, stage
+from jaxcnn.train import Arguments
 from jaxcnn.train import parse as parse_training
-from jaxcnn.trials import IGNORED, RANGE, Choices, Range, Study, Trial, check_optuna, read_range
+from jaxcnn.trials import IGNORED, RANGE, Choices, Range, Study, Trial, Words, check_optuna, read_range
 
 PROG = "python -m jaxcnn.sweep"
 HELP = f"""\
@@ -35,7 +37,7 @@ Trains one run for every combination of values, and compares them. The same comm
 finished runs are not run again, unfinished ones resume. Finished runs with other settings are refused.
 
   --over NAME=VALUES ...       options of training with their values, such as
-                               optim.learning_rate=.003,.01,.03 batch_size=32,64
+                               optim.learning_rate=.003,.01,.03 balance=on,off
   --trials N                   in place of all combinations, N that Optuna chooses for the best validation
                                top-1; VALUES may then be a range, such as optim.learning_rate=log:.001..1
   --seeds N                    runs of each combination, with the seeds 0 to N - 1 (default: 1)
@@ -162,7 +164,7 @@ def run_trials(sweep: Sweep) -> tuple[list[Job], dict[Job, str]]:
     scored = [(trial.score, trial) for trial in study.trials if trial.score is not None]
     if scored:
         top1, best = max(scored, key=lambda pair: pair[0])
-        flags = " ".join(f"--{name} {' '.join(words)}" for name, words in best.values.items())
+        flags = " ".join(word for name, words in best.values.items() for word in spell(name, words))
         console.print(f"best of {len(scored)} trials: {flags}, with a top-1 of {top1:.4f}", soft_wrap=True)
     return list(dict.fromkeys(job for trial in study.trials for job in runs_of(trial))), failed
 
@@ -181,33 +183,34 @@ def parse(arguments: Sequence[str]) -> Sweep:
     preset, arguments = take_preset(arguments)
     parser = options.Parser(prog=PROG, add_help=False, allow_abbrev=False)
     parser.add_argument("--over", nargs="+", action="extend", default=[])
-    parser.add_argument("--seeds", default="1")
-    parser.add_argument("--jobs", default="1")
-    for option in ("--trials", "--find_learning_rate", "--workdir", "--output"):
+    for option in ("--seeds", "--jobs", "--trials", "--find_learning_rate", "--workdir", "--output"):
         parser.add_argument(option)
     given, training = parser.parse_known_args(options.with_underscores(arguments))
     if options.peek(training, "bucket", None) is not None:
         raise UserError("a sweep keeps no copy of its runs in a bucket; leave out --bucket")
-    over = _read_over(given, (preset, *training))
+    if "--dry_run" in training:
+        raise UserError("a sweep trains its runs; leave out --dry_run")
+    steps = given.find_learning_rate
+    over = _read_over(given)
     workdir = named_path(given.workdir or f"runs/sweep-{preset}", option="workdir")
     output = named_path(given.output or str(workdir / "comparison.html"), option="output")
     compare.Arguments(output=output)  # Checks its ending.
-    steps = given.find_learning_rate
-    if steps is None and not over and given.seeds == "1":
+    seeds = _read_count("seeds", given.seeds or "1", least=1)
+    if steps is None and not over and seeds == 1:
         raise UserError(f"there is nothing to sweep over; give --over NAME=VALUE,VALUE or --seeds; see {PROG} --help")
     return Sweep(
         training=(preset, *training),
         over=over,
         trials=None if given.trials is None else _read_count("trials", given.trials, least=1),
-        seeds=_read_count("seeds", given.seeds, least=1),
-        jobs=_read_count("jobs", given.jobs, least=1),
+        seeds=seeds,
+        jobs=_read_count("jobs", given.jobs or "1", least=1),
         workdir=workdir,
         output=output,
         find_learning_rate=None if steps is None else _read_count("find_learning_rate", steps, least=10),
     )
 
 
-def _read_over(given: argparse.Namespace, training: Sequence[str]) -> dict[str, Range | Choices]:
+def _read_over(given: argparse.Namespace) -> dict[str, Range | Choices]:
     """Returns what to sweep over, by the name of the option."""
     if given.trials is not None and not given.over:
         raise UserError("trials needs something to choose from; give --over NAME=VALUES, too")
@@ -218,20 +221,41 @@ def _read_over(given: argparse.Namespace, training: Sequence[str]) -> dict[str, 
         words = tuple(tuple(value.split()) for value in values.split(","))
         if not equals or not name or not all(words):
             raise UserError(f"over is {text!r}; give an option and its values, such as optim.learning_rate=.003,.01")
-        if name in over or (name == "seed" and given.seeds != "1"):
+        if name in ("workdir", "bucket", "dry_run"):
+            raise UserError(f"over names {name}, which is no setting of a run; leave it out")
+        if name in over or (name == "seed" and given.seeds not in (None, "1")):
             raise UserError(f"over names {name} {'twice' if name in over else 'and seeds is given too'}; give it once")
         over[name] = words
         if found := RANGE.fullmatch(values):
             if given.trials is None:
                 raise UserError(f"over has the range {text}; give --trials N, or values with commas between them")
-            over[name] = read_range(name, found, whole=name in _whole_options(training))
+            over[name] = read_range(name, found, whole=name in _whole_options())
     return over
 
 
-def _whole_options(training: Sequence[str]) -> set[str]:
+def _whole_options() -> set[str]:
     """Returns the names of the options of a training that take whole numbers."""
-    found = options.find_options(parse_training(training))
-    return {option.name for option in found if int in (option.kind, *typing.get_args(option.kind))}
+    return {name for name, option in _find_options().items() if int in (option.kind, *typing.get_args(option.kind))}
+
+
+@functools.cache
+def _find_options() -> dict[str, options.Option]:
+    """Returns the options of a training by their names; the defaults do not matter."""
+    return {option.name: option for option in options.find_options(Arguments(Config(), Path()))}
+
+
+def spell(name: str, words: Words) -> Words:
+    """Returns an option and its value as words of the command line; a switch has the value `on` or `off`.
+
+    Raises:
+      UserError: a switch has another value.
+    """
+    option = _find_options().get(name)
+    if option is None or option.kind is not bool:
+        return (f"--{name}", *words)
+    if words not in (("on",), ("off",)):
+        raise UserError(f"over has {name}={' '.join(words)}; {name} is a switch: give on or off")
+    return (f"--{name}" if words == ("on",) else option.flags[-1],)
 
 
 def _read_count(name: str, text: str, *, least: int) -> int:
@@ -244,7 +268,7 @@ def list_jobs(sweep: Sweep, over: Mapping[str, Choices]) -> list[Job]:
     """Returns a training run for every combination of values and seeds, each once; a workdir is named by its values.
 
     Raises:
-      UserError: different runs would have the same workdir.
+      UserError: different runs would have the same workdir, or a switch a value other than on and off.
     """
     axes = dict(over)
     if sweep.seeds > 1:
@@ -254,7 +278,7 @@ def list_jobs(sweep: Sweep, over: Mapping[str, Choices]) -> list[Job]:
         chosen = dict(zip(axes, values, strict=True))
         name = ",".join(f"{option.rpartition('.')[2]}={' '.join(words)}" for option, words in chosen.items())
         workdir = sweep.workdir / "".join("_" if character in "/*?[\\" else character for character in name)
-        flags = [word for option, words in chosen.items() for word in (f"--{option}", *words)]
+        flags = [word for option, words in chosen.items() for word in spell(option, words)]
         job = Job(workdir, (*sweep.training, *flags, "--workdir", str(workdir)))
         if jobs.setdefault(workdir, job) != job:
             raise UserError(

@@ -45,6 +45,17 @@ def test_every_combination_is_a_job(tmp_path):
     )  # fmt: skip
 
 
+def test_switches_are_on_or_off(tmp_path):
+    line = "folder --over balance=on,off model.cpu-kernels=off --seeds 1 --workdir"
+    first, second = list_jobs_of([*line.split(), str(tmp_path)])
+    assert first.arguments[1:3] == ("--balance", "--model.no_cpu_kernels")
+    assert second.arguments[1:3] == ("--no_balance", "--model.no_cpu_kernels")
+    assert second.workdir.name == "balance=off,cpu_kernels=off"
+    for job, is_balanced in ((first, True), (second, False)):
+        config = parse_training(job.arguments).config
+        assert (config.balance, config.model.cpu_kernels) == (is_balanced, False)
+
+
 def test_equal_runs_are_one(tmp_path, played):
     (job,) = list_jobs_of(["--over", "seed=0,0", "--workdir", str(tmp_path)])
     assert job.workdir.name == "seed=0"
@@ -96,6 +107,9 @@ def test_defaults():
         ("--trials 5 --over optim.momentum=log:.1", "optim.momentum is 'log:.1'; it must be a number"),
         ("--trials 5 --over optim.momentum=.5..2", "optim.momentum is 2.0; it must be from 0 to below 1"),
         ("--seeds 2 --log.mlflow x", "log.mlflow needs the package mlflow, which is not installed; run: pip install"),
+        ("--over workdir=a,b", "over names workdir, which is no setting of a run; leave it out"),
+        ("--seeds 2 --dry-run", "a sweep trains its runs; leave out --dry_run"),
+        ("--over balance=on,yes", "over has balance=yes; balance is a switch: give on or off"),
         ("--over epoch=1,2", "there is no option --epoch; there are: "),
         ("lions --seeds 2", "there is no preset 'lions'"),
     ],
@@ -263,7 +277,9 @@ class PlayedStudy:
     """Proposes what it is made with, and keeps the scores."""
 
     def __init__(self, values):
-        self.trials = [Trial(number, {"epochs": (value,)}, None) for number, value in enumerate(values)]
+        self.trials = [
+            Trial(number, {"epochs": (value,), "balance": ("off",)}, None) for number, value in enumerate(values)
+        ]
 
     def propose(self, *, total, at_once):
         for start in range(0, total, at_once):
@@ -279,8 +295,8 @@ def test_trials_are_scored_by_the_mean_of_their_seeds_and_compared(tmp_path, mon
     def play(jobs, *, at_once):
         started.append([job.workdir.name for job in jobs])
         for job in jobs:
-            if "epochs=3" not in job.workdir.name:
-                right = 16 if job.workdir.name == "epochs=1,seed=1" else 8
+            if "epochs=3," not in job.workdir.name:
+                right = 16 if job.workdir.name == "epochs=1,balance=off,seed=1" else 8
                 write_run(job.workdir, answers="c" * 8 + "d" * (right - 8) + "c" * (16 - right))
                 finish(job.workdir)
         return {job: "no luck" for job in jobs if not job.is_finished}
@@ -288,16 +304,16 @@ def test_trials_are_scored_by_the_mean_of_their_seeds_and_compared(tmp_path, mon
     monkeypatch.setattr(sweep, "run_jobs", play)
     monkeypatch.setattr(sweep, "check_optuna", lambda: None)
     monkeypatch.setattr(sweep, "Study", lambda *_, **__: study)
-    line = "--trials 3 --over epochs=1..3 --seeds 2 --jobs 2 --workdir"
+    line = "--trials 3 --over epochs=1..3 balance=on,off --seeds 2 --jobs 2 --workdir"
     with pytest.raises(SystemExit, match="2 of 6 runs failed; run the same command again"):
         main([*line.split(), str(tmp_path)])
     assert started == [
-        ["epochs=1,seed=0", "epochs=1,seed=1", "epochs=2,seed=0", "epochs=2,seed=1"],
-        ["epochs=3,seed=0", "epochs=3,seed=1"],
+        [f"epochs={epochs},balance=off,seed={seed}" for epochs in (1, 2) for seed in (0, 1)],
+        [f"epochs=3,balance=off,seed={seed}" for seed in (0, 1)],
     ]
     assert [trial.score for trial in study.trials] == [0.75, 0.5, None]
     said = capsys.readouterr()
-    assert "best of 2 trials: --epochs 1, with a top-1 of 0.7500" in said.err
+    assert "best of 2 trials: --epochs 1 --no_balance, with a top-1 of 0.7500" in said.err
     assert (tmp_path / "comparison.html").exists()
 
 

@@ -19,6 +19,7 @@ from jaxcnn import data
 from jaxcnn.config import Config
 from jaxcnn.distributed import place_state
 from jaxcnn.errors import UserError
+from jaxcnn.fitted_head import start_with_fitted_head
 from jaxcnn.loop import take_step
 from jaxcnn.optim import make_optimizer
 from jaxcnn.run.workdir import Workdir
@@ -86,7 +87,10 @@ def run_range_test(config: Config, workdir: str | Path, *, steps: int) -> RangeT
     run = dataclasses.replace(run, optimizer=optimizer, schedule=schedule)
     with stage("preparing the network and its state"):
         _, state = initialise(run)
-        state = place_state(state, run.mesh)
+    # As the run does before its first step.
+    if run.config.fit_head:
+        state, _ = start_with_fitted_head(run, state)
+    state = place_state(state, run.mesh)
     batches = data.train_batches(
         run.dataset.train,
         seed=run.config.seed,

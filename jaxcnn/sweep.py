@@ -45,7 +45,7 @@ finished runs are not run again, unfinished ones resume. Finished runs with othe
   --workdir DIR                folder of the workdirs (default: runs/sweep-PRESET)
   --output FILE                file for the comparison: .html, .md or .csv (default: DIR/comparison.html)
   --find_learning_rate STEPS   instead of runs: the range test of Smith 2017 in so many steps, as a plot,
-                               DIR/learning_rates.html
+                               DIR/learning_rates.html; of the options above, it takes --workdir
 
 All other options are given to every run; see python -m jaxcnn.train PRESET --help
 """
@@ -191,6 +191,10 @@ def parse(arguments: Sequence[str]) -> Sweep:
     if "--dry_run" in training:
         raise UserError("a sweep trains its runs; leave out --dry_run")
     steps = given.find_learning_rate
+    if steps is not None:
+        for option in ("over", "seeds", "trials", "jobs", "output"):
+            if getattr(given, option):
+                raise UserError(f"find_learning_rate trains no runs; leave out --{option}")
     over = _read_over(given)
     workdir = named_path(given.workdir or f"runs/sweep-{preset}", option="workdir")
     output = named_path(given.output or str(workdir / "comparison.html"), option="output")

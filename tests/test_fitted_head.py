@@ -14,6 +14,7 @@ from jaxcnn.config import Config, DataConfig, ModelConfig, OptimConfig
 from jaxcnn.errors import UserError
 from jaxcnn.fitted_head import compute_features, start_with_fitted_head
 from jaxcnn.loop import initial_state, prepare
+from jaxcnn.range_test import run_range_test
 from jaxcnn.run.checkpoint import load_model
 from jaxcnn.run.metrics_log import read_log
 from jaxcnn.state import TrainState
@@ -118,6 +119,14 @@ def test_one_picture_for_each_class_is_recorded_without_a_cross_validation(confi
     described = "the strongest, as there was nothing to cross-validate with"
     for page in ("report.html", "model/README.md"):
         assert described in (workdir / page).read_text()
+
+
+def test_the_range_test_starts_from_the_fitted_head(config, tmp_path):
+    fitted, plain = (
+        run_range_test(dataclasses.replace(config, freeze="none", fit_head=fit), tmp_path / "run", steps=10)
+        for fit in (True, False)
+    )
+    assert fitted.losses[0] < plain.losses[0] - 0.2
 
 
 @pytest.mark.run

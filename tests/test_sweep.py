@@ -94,6 +94,13 @@ def test_defaults():
         ("--seeds 2 --jobs 0", "jobs is '0'; it must be a whole number of at least 1"),
         ("--seeds 2 --output x.pdf", "output is 'x.pdf'; it must end with .html, .md, .csv"),
         ("--over", "--over: expected at least one argument; see python -m jaxcnn.sweep --help"),
+        *[
+            (
+                f"--find_learning_rate 20 {option}",
+                "find_learning_rate trains no runs; leave out --" + option[2:].split()[0],
+            )
+            for option in ("--over epochs=1,2", "--seeds 1", "--trials 2", "--jobs 1", "--output a.html")
+        ],
         ("--over epochs=1,five", "epochs is 'five'; it must be a whole number"),
         ("--over epochs=1..5", "over has the range epochs=1..5; give --trials N, or values with commas"),
         ("--trials 5", "trials needs something to choose from; give --over NAME=VALUES, too"),

@@ -53,7 +53,7 @@ from jaxcnn.run.live_report import LiveReport
 from jaxcnn.run.metrics_log import HeadRecord, MetricsLog, Record, ValidationRecord, open_log
 from jaxcnn.run.sessions import record_session
 from jaxcnn.run.tracking import check_clients, open_tracking
-from jaxcnn.run.workdir import Classes, Workdir, count_cores
+from jaxcnn.run.workdir import Classes, Workdir, count_cores, fit_batch
 from jaxcnn.state import TrainState
 from jaxcnn.step import eval_step
 from jaxcnn.terminal import console, stage, warn
@@ -349,12 +349,10 @@ def _resolve(config: Config, workdir: Workdir) -> Config:
 
 def _with_fitting_batch(config: Config, count: int) -> Config:
     """Returns the settings with a batch of all training pictures if there are fewer than a batch has, and says so."""
-    devices = jax.device_count()
-    largest = max(count // devices, 1) * devices
-    if config.is_frozen or config.batch_size <= largest or largest < 2:
-        return config
-    console.print(f"batch_size is {config.batch_size}, reduced to {largest}: there are {count} training pictures")
-    return dataclasses.replace(config, batch_size=largest)
+    fitting = fit_batch(config, count=count, devices=jax.device_count())
+    if fitting != config.batch_size:
+        console.print(f"batch_size is {config.batch_size}, reduced to {fitting}: there are {count} training pictures")
+    return dataclasses.replace(config, batch_size=fitting)
 
 
 def _classes(run: Run) -> Classes:

@@ -201,7 +201,8 @@ class Workdir:
     def resolve(self, config: Config) -> Config:
         """Returns the settings with store, fit, crop and filter of the run in this folder, if there is one, where open.
 
-        So is the batch size if all training pictures fit into the one given: it is reduced when a run begins.
+        So is the batch size if the one given was too large for the training pictures on the devices of the run: it is
+        reduced when a run begins, see `fit_batch`.
 
         Raises:
           UserError: as `read_config`.
@@ -217,8 +218,11 @@ class Workdir:
         settings = dataclasses.replace(
             given, store=store, fit=fit, crop=crop, filter=given.filter or recorded.data.filter
         )
-        is_larger = pictures is not None and config.batch_size > pictures.train
-        batch_size = recorded.batch_size if is_larger else config.batch_size
+        batch_size = config.batch_size
+        if pictures is not None:
+            devices = len(self.read_environment().get("devices", "").split(", "))
+            if fit_batch(config, count=pictures.train, devices=devices) != batch_size:
+                batch_size = recorded.batch_size
         return dataclasses.replace(config, data=settings, batch_size=batch_size)
 
     @contextmanager
@@ -400,6 +404,20 @@ class Workdir:
             raise UserError(f"{self.path} is not the workdir of a training run: it has no {name}") from None
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{self.path / name} cannot be read: {error}") from error
+
+
+def fit_batch(config: Config, *, count: int, devices: int) -> int:
+    """Returns the batch size that a run begins with: a batch larger than the training split is reduced to all of it.
+
+    A frozen run keeps it, as features are computed for each picture alone.
+
+    Args:
+      config: the settings, with the batch size that was asked for.
+      count: number of training pictures.
+      devices: number of devices, which share a batch equally.
+    """
+    largest = max(count // devices, 1) * devices
+    return config.batch_size if config.is_frozen or largest < 2 else min(config.batch_size, largest)
 
 
 def count_cores() -> int:

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from jaxcnn.checksum import seal, unseal
 from jaxcnn.config import DataConfig
 from jaxcnn.data import Fingerprint
 from jaxcnn.errors import UserError
 from jaxcnn.models import registry
 from jaxcnn.ops.precision import Measured
 from jaxcnn.presets import digits
-from jaxcnn.run.workdir import Classes, Workdir, environment
+from jaxcnn.run.workdir import Classes, Workdir, environment, fit_batch
 
 CLASSES = Classes(("cat", "dog", "eel"), ("n1", "n2", "n3"), "pets", "MIT")
 PICTURES = Fingerprint(train=1618, validation=179, labels="ab", pixels="cd", side=32)
@@ -260,6 +261,31 @@ def test_a_finished_run_accepts_only_changes_without_effect(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             workdir.check_unchanged(dataclasses.replace(config, **change), advice="more --epochs")
+
+
+@pytest.mark.parametrize(
+    ("devices", "given", "resolved"),
+    [(8, 100, 96), (8, 97, 96), (8, 96, 96), (8, 64, 64), (1, 100, 100), (1, 101, 96)],
+)
+def test_a_batch_that_was_reduced_is_recognised_on_as_many_devices(tmp_path, devices, given, resolved):
+    workdir, config = Workdir(tmp_path), dataclasses.replace(digits(), batch_size=96)
+    workdir.record(config, CLASSES)
+    workdir.record_pictures(dataclasses.replace(PICTURES, train=100))
+    recorded = json.loads((tmp_path / "environment.json").read_text())
+    names = ", ".join(["NVIDIA H200"] * devices)
+    (tmp_path / "environment.json").write_text(json.dumps(seal(unseal(recorded) | {"devices": names})))
+    assert workdir.resolve(dataclasses.replace(config, batch_size=given)).batch_size == resolved
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "count", "devices", "fits"),
+    [(100, 100, 8, 96), (96, 100, 8, 96), (64, 10, 1, 10), (64, 3, 8, 8), (64, 1, 1, 64), (64, 2, 1, 2)],
+)
+def test_a_batch_of_all_pictures_has_equal_shares(batch_size, count, devices, fits):
+    config = dataclasses.replace(digits(), batch_size=batch_size)
+    assert fit_batch(config, count=count, devices=devices) == fits
+    frozen = dataclasses.replace(config, init_from="shipped", freeze="backbone")
+    assert fit_batch(frozen, count=count, devices=devices) == batch_size
 
 
 def test_only_one_process_trains_in_a_folder(tmp_path):

@@ -141,8 +141,9 @@ def _describe_network(run: Run, state: TrainState) -> Finding:
     flops = picture_flops(trained, classes=len(run.dataset.names), side=config.data.image_size)
     stored = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array))
     parameters = count_parameters(state.variables["params"])
+    several = "each checkpoint, at most four at once: the last two, the best and the one that is being written"
     return Finding(
         f"{describe_network(config.model)}: {parameters:,} parameters, {3 * flops / 1e6:,.0f} million operations for "
-        f"each training picture; {stored / 1e6:,.1f} MB for each of at most two checkpoints",
+        f"each training picture; {stored / 1e6:,.1f} MB for {several if run.total_steps else 'the checkpoint'}",
         {"kind": "network", "parameters": parameters, "picture_flops": 3 * flops, "checkpoint_bytes": stored},
     )

@@ -27,6 +27,9 @@ def config(tmp_path, monkeypatch):
 def test_it_says_what_a_run_takes_and_leaves_nothing(config, tmp_path, capsys):
     network, steps, total = rehearse(config, tmp_path / "run")
     assert "parameters" in network.text
+    assert network.text.endswith(
+        " MB for each checkpoint, at most four at once: the last two, the best and the one that is being written"
+    )
     assert "303 steps at 8x8 pixels" in steps.text
     assert (steps.record["steps"], total.record["steps"]) == (303, 303)
     assert 0 < steps.record["step_bytes"] < 1e8

@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -211,10 +212,11 @@ def test_sorts_into_class_folders(folder, copy):
     for _ in range(2):
         predict(*options)
         found = sorted(path.relative_to("sorted").as_posix() for path in Path("sorted").rglob("*.png"))
-        assert found == [
-            "blue/0-2.png",
+        # The second picture of a name has a part of the SHA-256 of its path.
+        assert [re.sub("-[0-9a-f]{16}", "-SHA", name) for name in found] == [
+            "blue/0-SHA.png",
             "blue/0.png",
-            "blue/1-2.png",
+            "blue/1-SHA.png",
             "blue/1.png",
             *(f"{name}/{i}.png" for name in ("green", "red") for i in range(2)),
         ]
@@ -226,6 +228,15 @@ def test_sorts_into_class_folders(folder, copy):
     assert len(list(Path("later").rglob("*.png"))) == 6
 
 
+def test_copies_and_links_take_turns(folder):
+    """Copies replace the links of an earlier command, as they are taken elsewhere; links do not replace copies."""
+    for options, is_link in (([], True), (["--copy"], False), ([], False)):
+        predict("photos/day 0", "--sort_into", "sorted", *options)
+        assert {path.name: path.is_symlink() for path in Path("sorted/red").iterdir()} == {
+            f"{i}.png": is_link for i in range(2)
+        }
+
+
 def test_a_copy_that_was_cut_off_is_made_again(folder, monkeypatch):
     """A process that is killed while it copies leaves no file that looks like another picture."""
 
@@ -234,7 +245,7 @@ def test_a_copy_that_was_cut_off_is_made_again(folder, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as context:
-        context.setattr("jaxcnn.bulk.class_folders.shutil.copy2", copy_half)
+        context.setattr("jaxcnn.bulk.class_folders.shutil.copyfile", copy_half)
         with pytest.raises(KeyboardInterrupt):
             predict("photos/day 0", "--sort_into", "sorted", "--copy", "--output", "r.csv")
     predict("photos/day 0", "--sort_into", "sorted", "--copy", "--output", "r.csv")

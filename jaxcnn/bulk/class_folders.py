@@ -1,6 +1,7 @@
 """Sorts pictures into one folder for each class, as links or copies."""
 
-import filecmp
+import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -14,6 +15,9 @@ from jaxcnn.errors import UserError
 
 UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f]|^\.|[. ]$')
 """What a folder's name may not hold on some system, or would hide it."""
+
+DIGITS = 16
+"""Hexadecimal digits of a path's SHA-256 that make a name unique."""
 
 
 class ClassFolders:
@@ -29,21 +33,27 @@ class ClassFolders:
         """
         self._folders = {name: folder / safe for name, safe in folder_names(names).items()}
         self._copy = copy
+        self._placed: dict[Path, str] = {}
 
     def place(self, file: PictureFile, name: str) -> None:
         """Lays a file into the folder of a class, unless it is there already.
+
+        If several files have one name, all but the first get a part of the SHA-256 of their path in it.
 
         Raises:
           UserError: the folder cannot be written, or the system makes no links.
         """
         folder = self._folders[name]
-        stem, ending = os.path.splitext(Path(file.name).name)
+        path = os.path.abspath(file.name)
+        target = folder / Path(path).name
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            # Files of the same name come from different folders.
-            number = 1
-            while not self._lay(file, folder / f"{stem}{f'-{number}' if number > 1 else ''}{ending}"):
-                number += 1
+            # Copies with the same content may belong to different files.
+            is_taken = self._placed.setdefault(target, path) != path
+            if is_taken or (os.path.lexists(target) and not _is_same(file, target)):
+                digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:DIGITS]
+                target = target.with_name(f"{target.stem}-{digest}{target.suffix}")
+            self._lay(file, target)
         except OSError as error:
             advice = "" if self._copy else ", or copy with --copy"
             reason = error.strerror or error
@@ -51,22 +61,25 @@ class ClassFolders:
                 f"{file.name} cannot be sorted into {folder}: {reason}; give another --sort_into{advice}"
             ) from error
 
-    def _lay(self, file: PictureFile, target: Path) -> bool:
-        """Makes the link or copy if its name is free; returns whether the file is there now."""
-        if os.path.lexists(target):
-            return _is_same(file, target)
-        if file.is_on_disk and not self._copy:
-            target.symlink_to(os.path.abspath(file.name))
-            return True
-        # A copy gets its name when all of it is on the disk: half of one would be taken for another picture.
+    def _lay(self, file: PictureFile, target: Path) -> None:
+        """Makes the link or copy, unless it is there already."""
+        is_missing_copy = self._copy and target.is_symlink()
+        if os.path.lexists(target) and _is_same(file, target) and not is_missing_copy:
+            return
+        # It gets its name when all of it is on the disk: half of a copy would be taken for another picture.
         unfinished = target.with_name(f".{target.name}")
-        if file.is_on_disk:
-            shutil.copy2(file.name, unfinished)
-        else:
+        unfinished.unlink(missing_ok=True)  # What a killed process has left may be read-only.
+        if not file.is_on_disk:
             unfinished.write_bytes(file.read())
-        sync(unfinished)
+            sync(unfinished)
+        elif self._copy:
+            # The copy of a read-only file is, too, and could not be opened to be synchronised.
+            shutil.copyfile(file.name, unfinished)
+            sync(unfinished)
+            shutil.copystat(file.name, unfinished)
+        else:
+            unfinished.symlink_to(os.path.abspath(file.name))
         unfinished.replace(target)
-        return True
 
 
 def folder_names(names: Sequence[str]) -> dict[str, str]:
@@ -76,16 +89,18 @@ def folder_names(names: Sequence[str]) -> dict[str, str]:
     """
     safe = {name: UNSAFE.sub("_", name) or "_" for name in names}
     count = Counter(folder.lower() for folder in safe.values())
-    return {
-        name: f"{folder} ({number})" if count[folder.lower()] > 1 else folder
-        for number, (name, folder) in enumerate(safe.items())
-    }
+    folders = {}
+    for number, (name, folder) in enumerate(safe.items()):
+        if count[folder.lower()] > 1:
+            # Another class may be called "crane (1)".
+            tried = (f"{folder} ({number}){'_' * times}" for times in itertools.count())
+            folder = next(text for text in tried if text.lower() not in count)
+        folders[name] = folder
+    return folders
 
 
 def _is_same(file: PictureFile, target: Path) -> bool:
     """Returns whether a link leads to the file, or a copy has its content."""
     if target.is_symlink():
         return file.is_on_disk and os.readlink(target) == os.path.abspath(file.name)
-    if not file.is_on_disk:
-        return target.read_bytes() == file.read()
-    return filecmp.cmp(file.name, target, shallow=True)
+    return target.read_bytes() == file.read()

@@ -214,7 +214,9 @@ class Workers:
         self._drop(job, ClientDisconnect())
 
     def _evict(self, job: Job, place: Place) -> None:
-        self._drop(job, place.evicted())
+        # The error counts as a refusal: make none for a query that has its answer.
+        if job.is_wanted():
+            self._drop(job, place.evicted())
 
     def _drop(self, job: Job, error: Exception) -> None:
         """Ends the wait for an answer; a job that is still queued leaves the queue."""
@@ -261,12 +263,13 @@ class Workers:
 
     def _defer(self, job: Job) -> Exception | None:
         """Moves a job to the heavy lane; returns its error if it would miss its deadline there."""
+        if not job.is_wanted():
+            return None
         left = job.queued_at + self._settings.deadline_ms / 1000 - time.monotonic()
         if (wait := self._heavy.expected_wait(job.client)) > left:
             return self._shed(wait - left)
-        if job.is_wanted():
-            self._heavy.queue.append(job)
-            self._count_queued()
+        self._heavy.queue.append(job)
+        self._count_queued()
         return None
 
     def _take(self) -> tuple[_Lane, list[Job]]:

@@ -623,6 +623,47 @@ def test_a_queued_query_gives_way_to_a_client_with_none(model_path):
     run(test, model_path, threads=1)
 
 
+@dataclass
+class LateCostly(Costly):
+    """A query that turns out to be heavy once `go` is set."""
+
+    def decode(self, model: model.Model, work: Work) -> Decoded:
+        decoded = Ask.decode(self, model, work)
+        work.check_cost(self.cost)
+        return decoded
+
+
+def test_a_heavy_query_that_nobody_waits_for_does_not_count_as_refused(model_path):
+    async def test(workers):
+        workers._heavy.seconds_per_job = 15.0
+        held, late = Costly(go=threading.Event()), LateCostly(go=threading.Event())
+        first, _ = start(workers, held)
+        await until(held.begun)
+        task, gone = start(workers, late)
+        await until(late.begun)
+        gone.set_result(None)
+        with pytest.raises(ClientDisconnect):
+            await task
+        late.go.set()
+        await start(workers, Ask())[0]
+        assert 'jaxcnn_shed_total{model="colours",reason="deadline"} 0.0' in render(workers)
+        held.go.set()
+        await first
+
+    run(test, model_path, threads=2)
+
+
+def test_a_query_that_has_its_answer_does_not_count_as_evicted(model_path):
+    async def test(workers):
+        job = Job(Ask(), "")
+        job.finish(Answer(b"answer"))
+        workers._evict(job, Place(make_places(workers), ""))
+        assert job.future.result().body == b"answer"
+        assert 'jaxcnn_shed_total{model="colours",reason="evicted"} 0.0' in render(workers)
+
+    run(test, model_path)
+
+
 def test_close_does_not_wait_for_a_heavy_query_that_nobody_wants(model_path):
     async def test(workers):
         query = Costly(go=threading.Event())

@@ -46,13 +46,14 @@ class DecodeMemory:
     def take(self, amount: int) -> None:
         """Takes memory; another line may be the next now."""
         self._free -= amount
-        self._notify()
+        self.notify()
 
     def give_back(self, amount: int) -> None:
         """Frees memory."""
         self._free += amount
-        self._notify()
+        self.notify()
 
-    def _notify(self) -> None:
+    def notify(self) -> None:
+        """Lets each line look whether it is the next. Call it after the first picture of one has gone."""
         for changed in self._changed:
             changed.notify()

@@ -147,13 +147,17 @@ class Workers:
         """Waits for all wanted answers, then lets each thread end after the picture that it is decoding."""
         with self._changed:
             self._is_closed = True
+        # Poll: finished batches notify one waiting thread, which has to be one that takes the next.
+        while self._is_needed():
+            time.sleep(0.05)
+        with self._changed:
             self._changed.notify_all()
-            # Poll: if finished batches notified this thread, they would wake all idle threads too.
-            while any(job.is_wanted() or job.is_in_model for job in self._all_jobs()):
-                self._changed.wait(0.05)
 
-    def _all_jobs(self) -> list[Job]:
-        return [job for lane in (self._light, self._heavy) for job in (*lane.queue, *lane.running)]
+    def _is_needed(self) -> bool:
+        """Whether there is a job that somebody waits for, or that is in the model."""
+        with self._changed:
+            jobs = [job for lane in (self._light, self._heavy) for job in (*lane.queue, *lane.running)]
+            return any(job.is_wanted() or job.is_in_model for job in jobs)
 
     def expected_wait(self, client: str) -> float:
         """Returns the seconds until a query that this client sends now would be answered, judging by the latest ones.
@@ -220,12 +224,16 @@ class Workers:
 
     def _drop(self, job: Job, error: Exception) -> None:
         """Ends the wait for an answer; a job that is still queued leaves the queue."""
-        if job.future.done():
+        if not job.is_wanted():
             return
-        with self._changed, contextlib.suppress(ValueError):
-            (self._heavy if job.cost else self._light).queue.remove(job)
-            self._count_queued()
-        job.finish(error)
+        with self._changed:
+            with contextlib.suppress(ValueError):
+                (self._heavy if job.cost else self._light).queue.remove(job)
+                self._count_queued()
+                # Others may have waited for the memory that this job was to have.
+                self._memory.notify()
+            # Before a thread that has just found the job to be heavy can queue it again.
+            job.finish(error)
 
     def _work(self) -> None:
         while self._answer_next():

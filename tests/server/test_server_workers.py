@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -420,6 +421,26 @@ def test_close_ends_all_threads(model_path):
     assert [thread.is_alive() for thread in pool] == [False] * 3
 
 
+def test_close_ends_the_threads_that_wait_while_a_picture_has_the_memory(model_path):
+    async def test(workers):
+        pool = [thread for thread in {*threading.enumerate()} - before if thread.name.startswith("worker_")]
+        held = Costly(go=threading.Event())
+        tasks = [start(workers, held)[0]]
+        await until(held.begun)
+        tasks.append(start(workers, Costly())[0])
+        await start(workers, Ask())[0]  # It comes after the decision that the other is heavy.
+        closing = asyncio.create_task(asyncio.to_thread(workers.close))
+        await asyncio.sleep(0.2)
+        held.go.set()
+        await asyncio.gather(*tasks, closing)
+        for thread in pool:
+            await asyncio.to_thread(thread.join, 5)
+        assert [thread.is_alive() for thread in pool] == [False] * 12
+
+    before = {*threading.enumerate()}
+    run(test, model_path, threads=12, max_decode_bytes=500_000_000)
+
+
 def test_the_expected_wait_counts_all_jobs_before_and_its_own(model_path):
     async def test(workers):
         assert workers.expected_wait("") == 0
@@ -664,6 +685,29 @@ def test_a_query_that_has_its_answer_does_not_count_as_evicted(model_path):
     run(test, model_path)
 
 
+def test_a_query_whose_client_leaves_while_it_turns_out_to_be_heavy_is_not_queued_again(model_path, monkeypatch):
+    """The thread may not see the query between its removal from the queue and its end."""
+
+    def finish(job, result):
+        late.go.set()
+        time.sleep(0.2)  # Time for the thread, if it need not wait.
+        original(job, result)
+
+    async def test(workers):
+        task, gone = start(workers, late)
+        await until(late.begun)
+        monkeypatch.setattr(Job, "finish", finish)
+        gone.set_result(None)
+        with pytest.raises(ClientDisconnect):
+            await task
+        monkeypatch.undo()
+        await start(workers, Ask())[0]
+        assert len(late.seen) == 1
+
+    original, late = Job.finish, LateCostly(go=threading.Event())
+    run(test, model_path, threads=2)
+
+
 def test_close_does_not_wait_for_a_heavy_query_that_nobody_wants(model_path):
     async def test(workers):
         query = Costly(go=threading.Event())
@@ -788,5 +832,26 @@ def test_a_picture_that_needs_all_memory_is_not_passed_by_for_ever(model_path):
         held.go.set()
         await asyncio.gather(*tasks)
         assert order[0] == "largest"
+
+    run_two(test, model_path, max_decode_bytes=700_000_000)
+
+
+def test_those_behind_a_picture_go_on_once_its_client_leaves(model_path):
+    async def test(one, other):
+        held, largest = Costly(go=threading.Event()), Costly(cost=Cost(pixels=50_000_000, bytes=700_000_000))
+        first, _ = start(one, held)
+        await until(held.begun)
+        task, gone = start(other, largest)
+        await start(other, Ask())[0]  # It comes after the decision that the other is heavy.
+        behind, _ = start(one, Costly())
+        await start(one, Ask())[0]
+        assert not behind.done()
+        gone.set_result(None)
+        with pytest.raises(ClientDisconnect):
+            await task
+        async with asyncio.timeout(5):
+            assert (await behind).body == b"red"
+        held.go.set()
+        await first
 
     run_two(test, model_path, max_decode_bytes=700_000_000)

@@ -457,6 +457,10 @@ class Config:
             return self
         return dataclasses.replace(self, model=ModelConfig(name=cast(ModelName, name), precision=self.model.precision))
 
+    def without_weights(self) -> "Config":
+        """Returns these settings without initial weights, and without what needs them."""
+        return dataclasses.replace(self, init_from=None, freeze="none", fit_head=False)
+
     @property
     def is_frozen(self) -> bool:
         """Whether all but the classifier keeps its initial weights, so that no steps are taken."""

@@ -3,7 +3,8 @@
 import dataclasses
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +16,52 @@ from jaxcnn.typed_json import decode
 SUFFIXES = (".toml", ".json")
 
 
+def read_record(path: Path) -> Config | None:
+    """Returns the settings of a run if the file is its record, its `config.json`, which is taken as a whole.
+
+    Raises:
+      UserError: the record is damaged.
+    """
+    if path.name != "config.json" or not (path.parent / "classes.json").exists():
+        return None
+    # It needs more libraries than presets do, which PyTorch's environment of the benchmark lacks.
+    from jaxcnn.run.workdir import Workdir
+
+    return Workdir(path.parent).read_config()
+
+
 def read_settings(path: Path, base: Config) -> Config:
     """Returns the settings `base`, with those changed that a file names.
 
-    The file has a table for each group of options, such as `[optim]`. The record of a run, its `config.json`, is taken
-    as a whole.
+    The file has a table for each group of options, such as `[optim]`.
 
     Raises:
       UserError: the file cannot be read, or a setting in it is unknown or invalid.
     """
-    if path.name == "config.json" and (path.parent / "classes.json").exists():
-        # It needs more libraries than presets do, which PyTorch's environment of the benchmark lacks.
-        from jaxcnn.run.workdir import Workdir
-
-        return Workdir(path.parent).read_config()
     found = _parse(path)
     # A network brings its defaults: the shape of the preset's network would contradict it.
     model = found.get("model")
     base = base.with_model(model.get("name") if isinstance(model, dict) else None)
-    # Initial weights go with what depends on them.
-    if "init_from" in found and found["init_from"] is None:
-        base = dataclasses.replace(base, init_from=None, freeze="none", fit_head=False)
-    try:
+    with _naming(path):
         return decode(Config, _merge(json.loads(json.dumps(dataclasses.asdict(base))), found), "config")
+
+
+def read_init_from(path: Path, default: str | None) -> str | None:
+    """Returns the `init_from` of a file of settings; `default` if it has none.
+
+    Raises:
+      UserError: the file cannot be read, or the setting is not a text.
+    """
+    found = _parse(path).get("init_from", default)
+    with _naming(path):
+        return None if found is None else decode(str, found, "config.init_from")
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Adds the file to the error of a setting, which is named as its option."""
+    try:
+        yield
     except UserError as error:
         raise UserError(f"{path}: {str(error).replace('config.', '')}") from error
 
@@ -66,6 +90,9 @@ def _parse(path: Path) -> dict[str, Any]:
         raise UserError(f"config {path} is not {path.suffix[1:].upper()}: {error}") from error
     if not isinstance(found, dict):
         raise UserError(f'config {path} holds no settings; write them by name, such as {{"epochs": 10}}')
+    # As on the command line: TOML has no null.
+    if found.get("init_from") == "None":
+        found["init_from"] = None
     return found
 
 

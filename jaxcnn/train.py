@@ -11,17 +11,14 @@ from pathlib import Path
 from typing import Annotated
 
 from jaxcnn import cli, data, options
-from jaxcnn.config import SHAPE, Config, ModelConfig
-from jaxcnn.config_file import read_settings
-from jaxcnn.errors import UserError
+from jaxcnn.config import Config
+from jaxcnn.defaults import find_defaults
 from jaxcnn.ops.allocator import keep_freed_memory
 from jaxcnn.paths import check_address, named_path
 from jaxcnn.presets import PRESETS, take_preset
 from jaxcnn.run.describe import counted
 from jaxcnn.run.tracking import check_clients
-from jaxcnn.run.workdir import Workdir
 from jaxcnn.terminal import console, stage
-from jaxcnn.weights_source import Shape, read_shape
 
 PROG = "python -m jaxcnn.train"
 MEMORY = (
@@ -109,28 +106,12 @@ def parse(arguments: Sequence[str]) -> Arguments:
 
     Raises:
       UserError: an unknown preset, option or value (the message lists the known ones), or initial weights that are
-        missing or belong to another network than an option asks for.
+        missing or belong to another network than an option or the file of `--config` asks for.
     """
     preset, arguments = take_preset(arguments)
-    config, name = PRESETS[preset](), preset
-    if (text := options.peek(arguments, "config", "None")) != "None":
-        file = named_path(text, option="config")
-        config, name = read_settings(file, config), file.parent.name if file.stem == "config" else file.stem
-    default = Arguments(config, Path("runs") / name)
-
-    # The defaults of the model depend on the initial weights and on --model.name, so those are looked up first.
-    init_from = options.peek(arguments, "init_from", config.init_from)
+    found = find_defaults(preset, arguments)
+    default = Arguments(found.config, Path("runs") / found.name)
     workdir = options.peek(arguments, "workdir", str(default.workdir))
-    weights = None if {"-h", "--help"} & set(arguments) else _find_weights(init_from, workdir)
-    if weights is not None:
-        config = dataclasses.replace(config, model=config.model.with_shape_of(weights.model))
-        # A preset with initial weights has pictures of the size that those were trained with.
-        if config.init_from not in (None, init_from):
-            config = dataclasses.replace(config, data=dataclasses.replace(config.data, image_size=weights.side))
-    if init_from in (None, "None"):
-        config = dataclasses.replace(config, init_from=None, freeze="none", fit_head=False)
-    default = dataclasses.replace(default, config=config.with_model(options.peek(arguments, "model.name", None)))
-
     summaries = "\n".join(f"  {name}: {(make.__doc__ or '').splitlines()[0]}" for name, make in PRESETS.items())
     parsed = options.parse(
         default,
@@ -138,35 +119,10 @@ def parse(arguments: Sequence[str]) -> Arguments:
         prog=f"{PROG} [PRESET]",
         description=f"Trains an image classifier. Options change the settings of a preset.\n\n{summaries}",
     )
-    # Options may contradict the initial weights.
-    if weights is not None:
-        _check_shape(parsed.config, weights.model)
+    # Options and the file may contradict the initial weights.
+    found.check(parsed.config)
     # The text: as a path, an empty one would be the working directory, and an address a relative path.
     return dataclasses.replace(parsed, workdir=named_path(workdir, option="workdir"))
-
-
-def _find_weights(init_from: str | None, workdir: str) -> Shape | None:
-    """Describes the `init_from` weights; for a run that is resumed, as it is recorded."""
-    if init_from is None or init_from == "None":
-        return None
-    folder = Workdir(named_path(workdir, option="workdir"))
-    # The weights may be gone by now; a resumed run does not need them.
-    if (folder.path / "config.json").exists():
-        recorded = folder.read_config()
-        if recorded.init_from == init_from:
-            return Shape(recorded.model, recorded.data.image_size)
-    return read_shape(init_from)
-
-
-def _check_shape(config: Config, weights_model: ModelConfig) -> None:
-    """Raises a `UserError` that names the first option that contradicts the network of the initial weights."""
-    for name in SHAPE:
-        given, found = getattr(config.model, name), getattr(weights_model, name)
-        if given != found:
-            raise UserError(
-                f"model.{name} is {given!r}, but {found!r} in the weights of {config.init_from}; leave out "
-                f"--model.{name}, or start from no weights by --init_from None"
-            )
 
 
 if __name__ == "__main__":

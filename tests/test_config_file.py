@@ -8,7 +8,7 @@ from recorded_runs import CONFIG, write_run
 
 from jaxcnn.config_file import read_settings
 from jaxcnn.errors import UserError
-from jaxcnn.presets import digits, finetune
+from jaxcnn.presets import digits
 from jaxcnn.train import parse
 
 TOML = """\
@@ -63,7 +63,7 @@ def test_another_network_comes_in_its_default_shape(tmp_path):
 
 def test_no_initial_weights_leave_nothing_to_freeze(tmp_path):
     (tmp_path / "a.json").write_text('{"init_from": null}')
-    found = read_settings(tmp_path / "a.json", finetune())
+    found = parse(["finetune", "--config", str(tmp_path / "a.json")]).config
     assert (found.init_from, found.freeze, found.fit_head) == (None, "none", False)
 
 
@@ -71,6 +71,7 @@ def test_no_initial_weights_leave_nothing_to_freeze(tmp_path):
     ("name", "text", "message"),
     [
         ("a.toml", 'epochs = "five"', r"a\.toml: epochs is 'five'; it must be a whole number$"),
+        ("a.toml", "init_from = 5", r"a\.toml: init_from is 5; it must be a text$"),
         ("a.toml", "epochs = 0", r"a\.toml: epochs is 0; it must be at least 1$"),
         ("a.toml", "[optim]\nlr = 1", r"a\.toml: there is no optim\.lr; optim has: name, learning_rate"),
         ("a.toml", "epochs 3", r"config .*a\.toml is not TOML: Expected '='"),

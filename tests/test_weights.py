@@ -30,7 +30,7 @@ from jaxcnn.optim import make_optimizer
 from jaxcnn.presets import finetune
 from jaxcnn.run.checkpoint import load_model
 from jaxcnn.run.earlier_trainings import Training, read_earlier
-from jaxcnn.run.workdir import Workdir
+from jaxcnn.run.workdir import Classes, Workdir
 from jaxcnn.state import create_state, init_variables, start_from
 from jaxcnn.train import parse
 from jaxcnn.training import begin, train
@@ -630,7 +630,7 @@ def test_only_the_shape_of_the_network_comes_from_the_weights(tmp_path):
     ("options", "message"),
     [
         ("--model.name seed", "model.name is 'seed', but 'resnet' in the weights of"),
-        ("--model.widths 4 8", r"model.widths is \(4, 8\), but \(4, 6\) in .*; leave out --model.widths, or start"),
+        ("--model.widths 4 8", r"model.widths is \(4, 8\), but \(4, 6\) in .*; leave out model.widths, or start"),
         ("--model.blocks 1 1", r"model.blocks is \(1, 1\), but \(1, 0\)"),
         ("--model.stem 1", "model.stem is 1, but 2"),
         ("--model.preactivation", "model.preactivation is True, but False"),
@@ -641,6 +641,51 @@ def test_an_option_that_contradicts_the_weights_is_refused(file, options, messag
         with pytest.raises(UserError, match=message) as caught:
             parse([preset, "--init_from", str(file), *options.split()])
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("preset", ["finetune", "folder"])
+def test_a_file_that_contradicts_the_weights_is_refused_as_an_option_is(file, tmp_path, preset):
+    settings = tmp_path / "a.toml"
+    named = f"init_from = '{file}'\n"
+    for text, options in ((named, []), ("", ["--init_from", str(file)])):
+        settings.write_text(f'{text}[model]\nname = "resnet50"')
+        with pytest.raises(
+            UserError, match=r"model\.name is 'resnet50', but 'resnet' in .*; leave out model\.name, or"
+        ):
+            parse([preset, "--config", str(settings), *options])
+    # What agrees is accepted, and pictures have the size that they have with the option.
+    settings.write_text(f"{named}[model]\nwidths = [4, 6]\nblocks = [1, 0]\ndropout = 0.25")
+    from_file = parse([preset, "--config", str(settings)]).config
+    assert from_file == parse([preset, "--init_from", str(file), "--model.dropout", "0.25"]).config
+
+
+def test_the_record_of_a_run_with_initial_weights_starts_another(file, tmp_path):
+    config = parse(["finetune", "--init_from", str(file)]).config
+    Workdir(tmp_path / "run").record(config, Classes(NAMES, (), "pets", ""))
+    record = ["--config", str(tmp_path / "run" / "config.json")]
+    assert parse(record).config == config
+    other = parse([*record, "--init_from", "shipped"]).config
+    assert (other.model.widths, other.data.image_size) == (read_shape("shipped").model.widths, 64)
+    assert parse([*record, "--init_from", "None"]).config == config.without_weights()
+
+
+@pytest.mark.parametrize("setting", ["freeze = 'backbone'"])
+def test_what_needs_initial_weights_is_refused_without(file, tmp_path, setting):
+    settings = tmp_path / "a.toml"
+    settings.write_text(setting)
+    name, value = setting.split(" = ")
+    message = rf"{name} is {value.title() if value == 'true' else value}; it must be \w+ without init_from$"
+    for arguments in (["folder"], ["finetune", "--init_from", "None"]):
+        with pytest.raises(UserError, match=message):
+            parse([*arguments, "--config", str(settings)])
+    flags = ["--freeze", "backbone"] if name == "freeze" else ["--fit_head"]
+    with pytest.raises(UserError, match=message):
+        parse(["folder", *flags])
+    # The weights may come from elsewhere.
+    assert parse(["folder", "--config", str(settings), "--init_from", str(file)]).config.init_from == str(file)
+    settings.write_text(f"init_from = 'None'\n{setting}")
+    with pytest.raises(UserError, match=message):
+        parse(["finetune", "--config", str(settings)])
 
 
 def test_an_option_that_agrees_with_the_weights_is_accepted(file):

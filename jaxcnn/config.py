@@ -431,6 +431,7 @@ class Config:
         )
         frozen = self.freeze == "backbone"
         _check(not frozen or self.init_from is not None, "freeze", self.freeze, "none without init_from")
+        _check(not self.fit_head or self.init_from is not None, "fit_head", self.fit_head, "off without init_from")
         teachers = self.distill.teachers
         _check(not (frozen and teachers), "distill.teachers", teachers, "left out with freeze backbone: nothing learns")
         _check(self.epochs >= 1, "epochs", self.epochs, "at least 1")

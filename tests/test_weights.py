@@ -669,7 +669,7 @@ def test_the_record_of_a_run_with_initial_weights_starts_another(file, tmp_path)
     assert parse([*record, "--init_from", "None"]).config == config.without_weights()
 
 
-@pytest.mark.parametrize("setting", ["freeze = 'backbone'"])
+@pytest.mark.parametrize("setting", ["freeze = 'backbone'", "fit_head = true"])
 def test_what_needs_initial_weights_is_refused_without(file, tmp_path, setting):
     settings = tmp_path / "a.toml"
     settings.write_text(setting)

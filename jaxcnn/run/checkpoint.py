@@ -34,6 +34,7 @@ from jaxcnn.distributed import fetch_state
 from jaxcnn.errors import UserError
 from jaxcnn.models import registry
 from jaxcnn.processes import is_leader, lead
+from jaxcnn.run.metrics_log import rank
 from jaxcnn.run.seal import check_arrays, check_files, checksum_arrays, write_seal
 from jaxcnn.run.workdir import Workdir
 from jaxcnn.state import TrainState, Variables, init_variables
@@ -417,11 +418,11 @@ def _set_aside(directory: Path, step: int, error: DamagedError) -> None:
 
 
 def _best(saved: Sequence[Any]) -> Any:
-    """The checkpoint with the highest `SELECTED_BY`, on a tie the latest; the last one if none has metrics."""
+    """The best checkpoint by `rank`; the last one if none has metrics."""
     measured = [checkpoint for checkpoint in saved if checkpoint.metrics]
     if not measured:
         return saved[-1]
-    return max(measured, key=lambda checkpoint: (checkpoint.metrics[SELECTED_BY], checkpoint.step))
+    return max(measured, key=lambda checkpoint: rank(checkpoint.metrics[SELECTED_BY], checkpoint.step))
 
 
 def _load_best(workdir: Workdir, like: Variables) -> tuple[Any, Variables]:

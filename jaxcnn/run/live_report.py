@@ -44,15 +44,14 @@ class LiveReport:
         from jaxcnn.run.report import describe_run, draw_log
 
         log, sessions = read_log(self._workdir.metrics), read_sessions(self._workdir)
-        best = max(log.validation, key=lambda record: (record.top1, -record.loss))
         return render_page(
             "live_report.html",
             dataset=self._dataset,
-            best=best,
+            best=log.best,
             last=log.validation[-1],
             epochs=sessions[-1].config.epochs,
             refresh=round(RENEW_SECONDS),
             facts=describe_run(sessions, log, self._dataset, earlier=read_earlier(self._workdir.earlier_trainings)),
-            charts=draw_log(log, best=best),
+            charts=draw_log(log, best=log.best),
             note=self._workdir.read_note(),
         )

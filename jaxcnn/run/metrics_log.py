@@ -218,6 +218,11 @@ def open_log(workdir: Path, *, writes: bool = True, echo: IO[str] | None = None)
                 close()
 
 
+def rank(top1: float, step: int) -> tuple[float, int]:
+    """Returns what orders the evaluated checkpoints of a run, the best last: validation top-1, on a tie the step."""
+    return top1, step
+
+
 @dataclass(frozen=True)
 class RunLog:
     """The records of a run in the order of their steps.
@@ -237,6 +242,11 @@ class RunLog:
     def validation_of(self, step: int) -> ValidationRecord | None:
         """The validation record of the checkpoint at a step; None if it was not evaluated."""
         return next((record for record in self.validation if record.step == step), None)
+
+    @property
+    def best(self) -> ValidationRecord | None:
+        """The validation record of the best checkpoint, by `rank`; None before the first evaluation."""
+        return max(self.validation, key=lambda record: rank(record.top1, record.step), default=None)
 
     @property
     def steps_per_epoch(self) -> int | None:

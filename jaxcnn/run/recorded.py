@@ -56,9 +56,9 @@ class RecordedRun:
         """The metrics of the best checkpoint, as far as it was measured: of an unfinished run those in its log."""
         if self.evaluation is not None:
             return {name: self.evaluation[name] for name in ("top1", "top5", "loss", "ece")}
-        if not self.log.validation:
+        best = self.log.best
+        if best is None:
             return {}
-        best = max(self.log.validation, key=lambda record: (record.top1, -record.loss))
         return {"top1": best.top1, "top5": best.top5, "loss": best.loss, "ece": best.ece}
 
     @property

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from log_lines import validation_record
 from orbax.checkpoint import v1 as ocp
 
 from jaxcnn.calibration import Calibration, write_calibration
@@ -28,6 +29,7 @@ from jaxcnn.models import registry
 from jaxcnn.optim import make_optimizer
 from jaxcnn.run import checkpoint
 from jaxcnn.run.checkpoint import load_model, open_checkpoints
+from jaxcnn.run.metrics_log import RunLog
 from jaxcnn.run.workdir import Classes, Workdir
 from jaxcnn.state import create_state
 
@@ -651,6 +653,16 @@ def test_the_best_checkpoint_is_the_latest_of_those_with_the_highest_metric():
         return checkpoint._best(saved).step
 
     assert [best(None, None), best(0.5, None), best(0.5, 0.4), best(0.4, 0.5), best(0.5, 0.5, 0.1)] == [1, 0, 0, 1, 1]
+
+
+def test_reports_of_a_run_that_goes_on_take_the_same_epoch_for_the_best():
+    # The loss decides nothing.
+    records = [validation_record(step, top1=top1, loss=float(step)) for step, top1 in enumerate((0.1, 0.5, 0.5, 0.4))]
+    saved = [checkpoint._Saved(record.step, {"top1": record.top1, "loss": record.loss}) for record in records]
+    best = RunLog([], records).best
+    assert best is not None
+    assert best.step == checkpoint._best(saved).step == 2
+    assert RunLog([], []).best is None
 
 
 def test_steps_are_in_the_order_of_their_numbers(tmp_path):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from log_lines import validation_line
 from recorded_runs import write_run
 
 from jaxcnn.data import Dataset, Split
@@ -29,6 +30,14 @@ def test_the_page_shows_the_run_so_far(report, tmp_path):
     assert page.count("<svg") == 3
     assert "&lt;b&gt;mine" in page
     assert "//" not in page.replace("http://www.w3.org", "")
+
+
+def test_of_equal_epochs_the_last_is_the_best_as_its_checkpoint_is(report, tmp_path):
+    with (tmp_path / "metrics.jsonl").open("a") as log:
+        # The loss rises.
+        log.writelines(f"{validation_line(4 * n, epoch=n, top1=1.0, loss=n)}\n" for n in (3, 4))
+    report.note(EVALUATED)
+    assert "The best so far is epoch 4 with top-1" in (tmp_path / "report.html").read_text()
 
 
 def test_only_evaluations_renew_it(report, tmp_path):

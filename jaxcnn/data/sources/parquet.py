@@ -37,13 +37,17 @@ def find_parquet(path: Path) -> list[Path]:
     if not path.is_dir():
         return []
     try:
-        inside = [file for file in path.resolve().iterdir() if not is_junk(file.name)]
+        inside = _list_without_junk(path.resolve())
         folders = [file for file in inside if file.is_dir()]
         if [folder.name for folder in folders] == ["data"]:
-            inside, folders = list(folders[0].iterdir()), []
+            inside, folders = _list_without_junk(folders[0]), []
     except OSError as error:
         raise UserError(f"{error.filename} cannot be read: {error.strerror}; check its permissions") from error
     return [] if folders else sorted(file for file in inside if file.suffix.lower() == ".parquet" and file.is_file())
+
+
+def _list_without_junk(folder: Path) -> list[Path]:
+    return [file for file in folder.iterdir() if not is_junk(file.name)]
 
 
 def parquet_source(path: Path, files: Sequence[Path]) -> Source:

@@ -204,9 +204,9 @@ def _list_members(tar: Path) -> list[Member]:
     try:
         with tarfile.open(tar, "r:") as archive:
             for info in archive:
-                if not info.isfile() or is_junk(PurePosixPath(info.name).name):
-                    continue
                 path = PurePosixPath(info.name)
+                if not info.isfile() or any(map(is_junk, path.parts)):
+                    continue
                 stem, _, ending = path.name.partition(".")
                 key = str(path.parent / stem)
                 if ending.lower() == LABEL:

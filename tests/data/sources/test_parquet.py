@@ -66,6 +66,8 @@ def test_shards_are_split_by_their_names(tmp_path, inside):
     shards(tmp_path / "pets" / inside)
     (tmp_path / "pets" / "README.md").touch()
     (tmp_path / "pets" / ".git").mkdir()
+    # As macOS leaves beside every file on other file systems.
+    (tmp_path / "pets" / inside / "._train-00000-of-00002.parquet").write_bytes(b"\0\5\x16\7")
     dataset = opened(tmp_path / "pets")
     assert (dataset.name, dataset.names, dataset.license) == ("pets", ("cat", "cow", "dog"), "CC-BY-4.0")
     assert [dataset.train[index].encoded for index in range(7)] == [picture(index) for index in range(7)]

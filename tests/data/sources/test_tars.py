@@ -49,6 +49,14 @@ def opened(path: Path):
     return find_source(DataConfig(source=str(path))).open()
 
 
+def test_what_systems_leave_behind_is_ignored(tmp_path):
+    junk = ("._0000.jpg", "__MACOSX/._0000.jpg", "@eaDir/0000.jpg/SYNOPHOTO_THUMB_M.jpg", ".hidden/0001.png")
+    write_tar(tmp_path / "pets.tar", members(0, 1) | dict.fromkeys(junk, picture(2)))
+    (tmp_path / "._pets.tar").write_bytes(b"\0\5\x16\7")
+    train = opened(tmp_path).train
+    assert [train[index].file for index in range(len(train))] == ["pets.tar/0000.jpg", "pets.tar/0001.jpg"]
+
+
 def test_shards_are_split_by_their_names(tmp_path):
     dataset = opened(shards(tmp_path / "pets"))
     assert (dataset.name, dataset.names) == ("pets", ("cat", "cow", "dog"))

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from jaxcnn import cli, options
 from jaxcnn.bulk.class_folders import ClassFolders
 from jaxcnn.bulk.heatmaps import Heatmaps
-from jaxcnn.bulk.output import ENDINGS, Output, make_row, open_output, unfinished_path
+from jaxcnn.bulk.output import ENDINGS, Output, identify_model, make_row, open_output
 from jaxcnn.bulk.picture_files import PictureFile, find_pictures
 from jaxcnn.bulk.stream import Outcome, classify
 from jaxcnn.bulk.table import Table
@@ -131,18 +131,13 @@ def check_fits(arguments: Arguments, model: OnnxModel) -> Arguments:
     """Returns the arguments with `top_k` no larger than the number of classes.
 
     Raises:
-      UserError: the model lacks an output that is asked for, or is newer than the predictions in the file.
+      UserError: the model lacks an output that is asked for.
     """
     wanted = {"features": arguments.features, "heatmap": arguments.heatmaps is not None}
     for name, asked in wanted.items():
         if asked and name not in model.outputs:
             raise UserError(
                 f"{model.path} has no output {name!r}; export it again with: python -m export WORKDIR --{name}"
-            )
-    for output in () if arguments.output is None else (arguments.output, unfinished_path(arguments.output)):
-        if output.exists() and output.stat().st_mtime < model.path.stat().st_mtime:
-            raise UserError(
-                f"{output} is older than {model.path}, and may be of another model; remove it or give another --output"
             )
     return dataclasses.replace(arguments, top_k=min(arguments.top_k, len(model.preparation.names)))
 
@@ -173,11 +168,10 @@ def predict(
     Raises:
       UserError: something cannot be written, or the model's outputs are not finite.
     """
-    names = model.preparation.names
     heatmaps = None if arguments.heatmaps is None else Heatmaps(arguments.heatmaps)
-    folders = None if arguments.sort_into is None else ClassFolders(arguments.sort_into, names, copy=arguments.copy)
     with open_predictions(arguments, model) as output, open_progress(arguments, total) as advance:
         done = output.done
+        folders = open_folders(arguments, model.preparation.names, done.values())
 
         def remaining() -> Iterator[PictureFile]:
             """Yields the files that the output lacks, or whose heatmap is missing."""
@@ -212,6 +206,26 @@ def predict(
                 advance(len(batch))
 
 
+def open_folders(arguments: Arguments, names: Sequence[str], predicted: Iterable[str]) -> ClassFolders | None:
+    """Returns the folders to sort into, if any.
+
+    Args:
+      arguments: say where they are.
+      names: the classes.
+      predicted: classes in the output so far.
+
+    Raises:
+      UserError: the output has other classes, as after a change by hand.
+    """
+    if arguments.sort_into is None:
+        return None
+    if unknown := sorted(set(predicted).difference(names)):
+        raise UserError(
+            f"{arguments.output} has the class {unknown[0]!r}, which the model lacks; correct or remove its rows"
+        )
+    return ClassFolders(arguments.sort_into, names, copy=arguments.copy)
+
+
 @contextmanager
 def open_predictions(arguments: Arguments, model: OnnxModel) -> Iterator[Output]:
     """Opens where predictions go: the file, or the table."""
@@ -219,7 +233,8 @@ def open_predictions(arguments: Arguments, model: OnnxModel) -> Iterator[Output]
         yield Table(model.preparation.names, top_k=arguments.top_k)
         return
     channels = model.channels if arguments.features else None
-    with open_output(arguments.output, top_k=arguments.top_k, channels=channels) as output:
+    identity = identify_model(model.path)
+    with open_output(arguments.output, top_k=arguments.top_k, channels=channels, model=identity) as output:
         yield output
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import hashlib
 import json
 import os
 import re
@@ -79,7 +80,9 @@ def test_columns_and_probabilities(folder):
         "probability_2",
         "class_3",
         "probability_3",
+        "model",
     ]
+    assert rows[0]["model"] == hashlib.sha256(Path("model.onnx").read_bytes()).hexdigest()[:12]
     expected = np.exp(np.array([5.0, 19.0, 6.0]) - 19)
     shares = [float(rows[0][name]) for name in ("probability", "probability_2", "probability_3")]
     assert shares == pytest.approx(sorted(expected / expected.sum(), reverse=True), abs=1e-6)
@@ -328,7 +331,7 @@ def test_mistakes_are_one_line(folder, arguments, message):
 
 def row_with(**values: object) -> str:
     row = {"file": "a.png", "predicted_class": "red", "probability": 1.0, "class_2": "blue", "probability_2": 0.0}
-    return json.dumps(row | {"class_3": "green", "probability_3": 0.0} | values) + "\n"
+    return json.dumps(row | {"class_3": "green", "probability_3": 0.0, "model": "?"} | values) + "\n"
 
 
 def test_output_of_something_else_is_not_touched(folder):
@@ -338,20 +341,45 @@ def test_output_of_something_else_is_not_touched(folder):
         ("r.jsonl", '{"name": 1}\n', "r.jsonl has the columns name, not file"),
         ("r.jsonl", row_with(file=["a.png"]), "line 1 of r.jsonl is not a prediction; remove it or give another"),
         ("r.jsonl", row_with(predicted_class=None), "line 1 of r.jsonl is not a prediction"),
+        ("r.jsonl", row_with(), r"r.jsonl has predictions of the model with the SHA-256 \?..., not [0-9a-f]{12}...;"),
     ):
         Path(name).write_text(content)
         with pytest.raises(UserError, match=message):
             predict("photos", "--output", name)
         assert Path(name).read_text() == content
-    predict("photos", "--output", "old.csv")
-    os.utime("old.csv", (1, 1))
-    with pytest.raises(UserError, match=r"old.csv is older than model.onnx, and may be of another model; remove it"):
-        predict("photos", "--output", "old.csv")
-    # What a killed process has left of a Parquet file counts, too.
-    Path("new.parquet.unfinished.jsonl").touch()
-    os.utime("new.parquet.unfinished.jsonl", (1, 1))
-    with pytest.raises(UserError, match=r"new.parquet.unfinished.jsonl is older than model.onnx"):
-        predict("photos", "--output", "new.parquet")
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet", "parquet.unfinished.jsonl"])
+def test_predictions_of_two_models_are_not_mixed(folder, capsys, ending):
+    """Their files may have any time: one may be copied, and another be older than the predictions."""
+    if "parquet" in ending:
+        pytest.importorskip("pyarrow")
+    output = f"r.{ending.removesuffix('.unfinished.jsonl')}"
+    predict("photos/day 0", "--output", f"r.{'jsonl' if ending.endswith('jsonl') else ending}")
+    if ending.endswith("unfinished.jsonl"):
+        os.rename("r.jsonl", f"r.{ending}")
+    before = Path(f"r.{ending}").read_bytes()
+    write_colours(folder / "other.onnx", names=("cat", "dog", "cow"))
+    os.utime("other.onnx", (1, 1))
+    for options in ([], ["--sort_into", "sorted"]):
+        message = (
+            rf"^r.{ending} has predictions of the model with the SHA-256 [0-9a-f]{{12}}..., not [0-9a-f]{{12}}...;"
+        )
+        with pytest.raises(UserError, match=message):
+            main(["other.onnx", "photos", *options, "--output", output])
+        assert Path(f"r.{ending}").read_bytes() == before
+    # The same model is resumed, whatever its time and name.
+    os.rename("model.onnx", "renamed.onnx")
+    os.utime("renamed.onnx")
+    main(["renamed.onnx", "photos/day 0", "--output", output])
+    assert "2 were in it already" in capsys.readouterr().err
+
+
+def test_a_class_that_was_changed_by_hand_is_one_line(folder):
+    predict("photos/day 0", "--output", "r.csv")
+    Path("r.csv").write_text(Path("r.csv").read_text().replace(",red,", ",pink,"))
+    with pytest.raises(UserError, match=r"^r.csv has the class 'pink', which the model lacks; correct or remove"):
+        predict("photos/day 0", "--output", "r.csv", "--sort_into", "sorted")
 
 
 @pytest.mark.parametrize(

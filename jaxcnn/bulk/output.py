@@ -2,9 +2,11 @@
 
 Rows are appended as they come, so that what was done survives an interruption: a file that is opened again knows its
 pictures, and a last row that is incomplete is dropped. After a power cut, all rows from the first lost one on are.
+Each row names the model, so that a file never has predictions of two.
 """
 
 import csv
+import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,14 +31,24 @@ DIGITS = 6
 ROWS = 10_000
 """Rows of a Parquet file that are held in memory at once."""
 
+MODEL_DIGITS = 12
+"""Hexadecimal digits of a model's SHA-256 in a row."""
+
 type Row = dict[str, Any]
 """The values of one picture by column; `features` is a list of numbers."""
+
+
+def identify_model(path: Path) -> str:
+    """Returns what a row says about its model: the first digits of the SHA-256 of its file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:MODEL_DIGITS]
 
 
 def make_row(name: str, prediction: Prediction, features: np.ndarray | None = None) -> Row:
     """Returns the row of a picture.
 
-    Its columns are `file`, `predicted_class`, `probability`, `class_2`, `probability_2` and so on, and `features`.
+    Its columns are `file`, `predicted_class`, `probability`, `class_2`, `probability_2` and so on, and `features`. An
+    `Output` adds `model`.
     """
     row: Row = {"file": name}
     for rank, found in enumerate(prediction.top, 1):
@@ -48,7 +60,7 @@ def make_row(name: str, prediction: Prediction, features: np.ndarray | None = No
 def columns_of(*, top_k: int, channels: int | None) -> tuple[str, ...]:
     """Returns the columns of a row of `top_k` classes, and of features if the number of channels is given."""
     ranks = [column for rank in range(2, top_k + 1) for column in (f"class_{rank}", f"probability_{rank}")]
-    return ("file", "predicted_class", "probability", *ranks, *(["features"] if channels is not None else []))
+    return ("file", "predicted_class", "probability", *ranks, "model", *(["features"] if channels is not None else []))
 
 
 class Output(Protocol):
@@ -74,26 +86,28 @@ class Output(Protocol):
 
 
 @contextmanager
-def open_output(path: Path, *, top_k: int, channels: int | None) -> Iterator[Output]:
+def open_output(path: Path, *, top_k: int, channels: int | None, model: str) -> Iterator[Output]:
     """Opens a file of predictions, which may have some already. It is completed even if an error ends the context.
 
     Args:
       path: the file; its ending says what it becomes.
       top_k: classes in each row.
       channels: features in each row; None if rows have none.
+      model: what the rows say about the model, from `identify_model`.
 
     Raises:
-      UserError: the file has other columns or is something else, it cannot be written, or pyarrow is missing.
+      UserError: the file has other columns, is of another model or something else, it cannot be written, or pyarrow is
+        missing.
     """
     columns = columns_of(top_k=top_k, channels=channels)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".csv":
-            output: CsvOutput | JsonlOutput | ParquetOutput = CsvOutput(path, columns, channels or 0)
+            output: CsvOutput | JsonlOutput | ParquetOutput = CsvOutput(path, columns, channels or 0, model)
         elif path.suffix == ".jsonl":
-            output = JsonlOutput(path, columns)
+            output = JsonlOutput(path, columns, model)
         else:
-            output = ParquetOutput(path, columns)
+            output = ParquetOutput(path, columns, model)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}; give another --output") from error
     with closing(output):
@@ -123,9 +137,9 @@ def _closed_on_error(file: IO[Any]) -> Iterator[None]:
 class CsvOutput:
     """Predictions as CSV in UTF-8; features are the columns `feature_1`, `feature_2` and so on."""
 
-    def __init__(self, path: Path, columns: Sequence[str], channels: int):
+    def __init__(self, path: Path, columns: Sequence[str], channels: int, model: str):
         self._columns = [column for column in columns if column != "features"]
-        self._path = path
+        self._path, self._model = path, model
         header = [*self._columns, *(f"feature_{number}" for number in range(1, channels + 1))]
         # Names that are not UTF-8 are written as the bytes that they are. A carriage return ends no line.
         self._file = path.open("a+", encoding="utf-8", errors="surrogateescape", newline="\n")
@@ -151,6 +165,7 @@ class CsvOutput:
                     f"{path} has a row with other columns, {record[:3]}; remove it or give another --output"
                 )
             else:
+                _check_model(path, record[header.index("model")], self._model)
                 done[record[0]] = record[1]
             end = place
         return done, end
@@ -159,8 +174,8 @@ class CsvOutput:
         """Appends rows."""
         with _write_errors(self._path):
             for row in rows:
-                values = [*(row[column] for column in self._columns), *row.get("features", ())]
-                self._file.write(csv_line(values))
+                named = row | {"model": self._model}
+                self._file.write(csv_line([*(named[column] for column in self._columns), *row.get("features", ())]))
             self._file.flush()
 
     def close(self) -> None:
@@ -214,20 +229,29 @@ def _check_columns(path: Path, found: Sequence[str], expected: Sequence[str]) ->
         )
 
 
+def _check_model(path: Path, found: object, expected: str) -> None:
+    """Raises UserError if a row is of another model."""
+    if found != expected:
+        raise UserError(
+            f"{path} has predictions of the model with the SHA-256 {str(found)[:64]}..., not {expected}...; remove it "
+            "or give another --output"
+        )
+
+
 class JsonlOutput:
     """Predictions as JSON Lines: an object by column in each line."""
 
-    def __init__(self, path: Path, columns: Sequence[str]):
-        self._path = path
+    def __init__(self, path: Path, columns: Sequence[str], model: str):
+        self._path, self._columns, self._model = path, columns, model
         self._file = path.open("a+b")
         with _closed_on_error(self._file):
-            self.done, end = self._read(path, columns)
+            self.done, end = self._read(path)
             if not end:
                 _check_begun(path, b'{"file": "')
             self._file.seek(end)
             self._file.truncate()
 
-    def _read(self, path: Path, columns: Sequence[str]) -> tuple[dict[str, str], int]:
+    def _read(self, path: Path) -> tuple[dict[str, str], int]:
         """Returns the predicted class of each file, and where the last whole line ends."""
         self._file.seek(0)
         done, end = {}, 0
@@ -235,7 +259,8 @@ class JsonlOutput:
             is_whole = line.endswith(b"\n") and b"\0" not in line
             if not is_whole and not _is_json(line):
                 break  # Cut off while it was written, or lost in a power cut.
-            row = _parse_line(line, path, number=number, columns=columns)
+            row = _parse_line(line, path, number=number, columns=self._columns)
+            _check_model(path, row["model"], self._model)
             if not is_whole:
                 break  # Only the line feed is missing.
             done[row["file"]] = row["predicted_class"]
@@ -245,7 +270,10 @@ class JsonlOutput:
     def write(self, rows: Sequence[Row]) -> None:
         """Appends rows."""
         with _write_errors(self._path):
-            self._file.write("".join(f"{json.dumps(row)}\n" for row in rows).encode())
+            for row in rows:
+                named = row | {"model": self._model}
+                line = json.dumps({column: named[column] for column in self._columns})
+                self._file.write(f"{line}\n".encode())
             self._file.flush()
 
     def close(self) -> None:
@@ -290,7 +318,7 @@ def unfinished_path(path: Path) -> Path:
 class ParquetOutput:
     """Predictions as Parquet, which cannot be appended to: rows are kept as JSON Lines beside it until it is closed."""
 
-    def __init__(self, path: Path, columns: Sequence[str]):
+    def __init__(self, path: Path, columns: Sequence[str], model: str):
         self._arrow = _import_arrow()
         self._path = path
         self._schema = self._arrow.schema([(column, self._kind(column)) for column in columns])
@@ -298,9 +326,11 @@ class ParquetOutput:
         self.done: dict[str, str] = {}
         if path.exists():
             for rows in self._read_groups():
+                for found in rows["model"].unique().to_pylist():
+                    _check_model(path, found, model)
                 self.done |= dict(zip(*(rows[name].to_pylist() for name in ("file", "predicted_class")), strict=True))
         self._complete = frozenset(self.done)
-        self._rows = JsonlOutput(self._unfinished, columns)
+        self._rows = JsonlOutput(self._unfinished, columns, model)
         self.done |= self._rows.done
 
     def _kind(self, column: str) -> Any:

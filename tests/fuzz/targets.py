@@ -240,7 +240,7 @@ RECORDS: dict[str, Callable[[Path], object]] = {
     "checksums.json": lambda path: seal.check_files(path.parent, ("params",)),
     "settings.json": lambda path: config_file.read_settings(path, Config()),
     "settings.toml": lambda path: config_file.read_settings(path, Config()),
-    "predictions.jsonl": lambda path: output.JsonlOutput(path, ["file", "predicted_class"]).close(),
+    "predictions.jsonl": lambda path: output.JsonlOutput(path, ["file", "predicted_class", "model"], "1f").close(),
     "model.json": lambda path: integrity.read_description(path.with_suffix(".onnx")),
 }
 """Readers of what a run, an export or a user leaves in a folder, by the name of the file."""

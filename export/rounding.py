@@ -102,13 +102,15 @@ def _measure(
         found = dict(zip(sources, session.run(sources, {"image": pictures}), strict=True))
         for node in nodes:
             inputs = _patches(node, found[node.input[0]], tuple(arrays[node.input[1]].dims[2:]), random)
-            sums[node.name] += inputs.sum(1, dtype=np.float64)
+            # Where inputs vary little around a large mean, the covariance is a small difference of large sums.
+            inputs = inputs.astype(np.float64)
+            sums[node.name] += inputs.sum(1)
             squares[node.name] += inputs.transpose(0, 2, 1) @ inputs
         # A picture may have two views.
         count += inputs.shape[1]
     for node in nodes:
         mean = sums.pop(node.name) / count
-        covariance = squares.pop(node.name).astype(np.float64) / count - mean[:, :, None] * mean[:, None, :]
+        covariance = squares.pop(node.name) / count - mean[:, :, None] * mean[:, None, :]
         kernel = numpy_helper.to_array(arrays[node.input[1]]).astype(np.float64)
         yield Layer(node, kernel.reshape(len(mean), -1, mean.shape[1]), covariance, mean)
 
@@ -169,7 +171,10 @@ def _to_grid(values: np.ndarray, scales: np.ndarray, levels: int) -> np.ndarray:
 
 
 def _round(layer: Layer, scales: np.ndarray, levels: int) -> np.ndarray:
-    """Rounds one input after the other; the later ones are changed so that the results vary as they did."""
+    """Rounds one input after the other; the later ones are changed so that the results vary as they did.
+
+    Rounds to the nearest where inputs vary too little for their covariance to have an inverse.
+    """
     groups, outputs, inputs = layer.weights.shape
     variances = np.diagonal(layer.covariance, axis1=1, axis2=2)
     damping = np.maximum(_DAMPING * variances.mean(1), 1e-12)
@@ -178,7 +183,10 @@ def _round(layer: Layer, scales: np.ndarray, levels: int) -> np.ndarray:
     order = np.argsort(-variances, axis=1, kind="stable")
     covariance = covariance[np.arange(groups)[:, None, None], order[:, :, None], order[:, None, :]]
     weights = np.take_along_axis(layer.weights, order[:, None, :], 2)
-    factor = np.linalg.cholesky(np.linalg.inv(covariance)).transpose(0, 2, 1)
+    try:
+        factor = np.linalg.cholesky(np.linalg.inv(covariance)).transpose(0, 2, 1)
+    except np.linalg.LinAlgError:
+        return _to_grid(layer.weights, scales, levels)
     for start in range(0, inputs, _BLOCK):
         stop = min(start + _BLOCK, inputs)
         errors = np.empty((groups, outputs, stop - start))

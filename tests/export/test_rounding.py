@@ -103,6 +103,24 @@ def test_inputs_that_are_always_zero_do_no_harm():
     assert before.shape == logits(model, pictures()).shape
 
 
+@pytest.mark.parametrize("spread", [1e-2, 0])
+def test_inputs_that_hardly_vary_are_rounded_too(spread):
+    """A covariance that is the difference of their large squares may not be positive."""
+    random = np.random.default_rng(0)
+    means = np.linspace(1000, 3000, 8, dtype=np.float32).reshape(1, 1, 1, 8)
+    first, second = (random.normal(size=(3, 3, inputs, 8)).astype(np.float32) for inputs in (3, 8))
+
+    def classify(image):
+        x = spread * convolve(image.astype(np.float32) / 255, first) + means
+        return {"logits": convolve(jax.nn.relu(x), second, padding="VALID")}
+
+    model, images = export.to_onnx(classify, {"image": ("uint8", ("batch", SIDE, SIDE, 3))}), pictures(8)
+    exact = logits(model, images)
+    round_convolutions(model, [last(model).name], [images])
+    # The bias makes up for the rounding.
+    np.testing.assert_allclose(logits(model, images), exact, atol=1e-5 * np.abs(exact).max())
+
+
 def test_other_layers_and_shared_weights_are_left_alone():
     model = network()
     shared = last(model)

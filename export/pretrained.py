@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 
-from export.workdir import Quantization, Source, export_model, find_target
+from export.workdir import Quantization, Source, export_model, find_target, save_weights
 from jaxcnn.config import Config
 from jaxcnn.data import Resize
 from jaxcnn.errors import UserError
@@ -17,7 +17,7 @@ from jaxcnn.run.checkpoint import TrainedModel
 from jaxcnn.run.lineage import describe_pretrained
 from jaxcnn.state import init_variables
 from jaxcnn.version import __version__
-from jaxcnn.weights import weights_of, write_weights
+from jaxcnn.weights import weights_of
 
 
 def export_pretrained(
@@ -63,11 +63,7 @@ def export_pretrained_weights(name: str, pretrained: Pretrained, output: Path) -
     """
     _check_classes(name, pretrained)
     metadata = describe(name, pretrained)
-    try:
-        write_weights(output, _as_trained(name, pretrained, metadata).variables, metadata)
-    except OSError as error:
-        raise UserError(f"{output} cannot be written: {error.strerror or error}; give another path with -o") from error
-    return output
+    return save_weights(output, _as_trained(name, pretrained, metadata).variables, metadata)
 
 
 def describe(name: str, pretrained: Pretrained) -> Metadata:

@@ -29,6 +29,7 @@ from jaxcnn.models import registry
 from jaxcnn.run.checkpoint import TrainedModel, load_model
 from jaxcnn.run.workdir import Workdir, environment
 from jaxcnn.run_metadata import describe_run
+from jaxcnn.state import Variables
 from jaxcnn.weights import mean_of, read_weights, write_weights
 
 _INPUT = "image"
@@ -259,6 +260,15 @@ def export_weights(workdir: Path, output: Path, *, average: Sequence[str] = ()) 
         mean = mean_of([read_weights(str(workdir)), *map(read_weights, average)])
         metadata = dataclasses.replace(metadata, metrics={}, trainings=mean.trainings)
         variables = mean.fill(variables, with_head=True)
+    return save_weights(output, variables, metadata)
+
+
+def save_weights(output: Path, variables: Variables, metadata: Metadata) -> Path:
+    """Writes a safetensors file and returns its path; see `jaxcnn.weights.write_weights`.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
     try:
         write_weights(output, variables, metadata)
     except OSError as error:

@@ -1,6 +1,7 @@
 """python -m export NAME: weights that others trained become a classifier whose file says where they come from."""
 
 import dataclasses
+import errno
 import importlib.util
 import json
 import re
@@ -139,6 +140,17 @@ def test_its_weights_are_a_file_to_start_from(tmp_path, capsys, pretrained):
     assert (found.names, found.model, found.dataset) == (NAMES, MODEL, "Pets-4")
     assert found.trainings == weights_of(pretrained, source="pets4").trainings
     assert found.tensors.keys() == pretrained.tensors.keys()
+
+
+def test_a_full_disk_says_how_much_it_lacks(tmp_path, monkeypatch, pretrained):
+    def fail(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    message = r"a.safetensors cannot be written: No .* free\); make room and run the same"
+    with pytest.raises(UserError, match=message):
+        export.pretrained.export_pretrained_weights("pets4", pretrained, tmp_path / "a.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_it_is_quantized_with_pictures_of_some_of_its_classes(pictures, tmp_path):

@@ -1,5 +1,6 @@
 """Exports a model: `python -m export WORKDIR_OR_NAME [-o model.onnx | -o NAME.safetensors] [--quantize int8] ...`."""
 
+import dataclasses
 import difflib
 import sys
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from export.errors import UnsupportedError, VerificationError
 from jaxcnn import cli, data, options
 from jaxcnn.config import DataConfig
 from jaxcnn.errors import UserError
-from jaxcnn.evaluation_data import data_config_of, with_classes_of
+from jaxcnn.evaluation_data import check_same_preparation, data_config_of, with_classes_of
 from jaxcnn.leakage import check_no_leakage
 from jaxcnn.models.pretrained import NAMES, Pretrained, read_pretrained
 from jaxcnn.run.workdir import Workdir
@@ -89,7 +90,7 @@ def _export_run(workdir: Path, arguments: Sequence[str]) -> Path:
         raise UserError(f"{workdir} does not exist; did you mean {close[0]!r}?")
     run = Workdir(workdir)
     recorded = run.read_data_config()
-    parsed = _parse(recorded, arguments)
+    parsed = _parse_for(recorded, arguments)
     if parsed.quantize is not None:
         data.check_source(parsed.data)
     with stage("loading libraries"):
@@ -117,7 +118,7 @@ def _export_run(workdir: Path, arguments: Sequence[str]) -> Path:
 
 def _export_pretrained(name: str, pretrained: Pretrained, arguments: Sequence[str]) -> Path:
     """Exports weights that others trained as the options say."""
-    parsed = _parse(pretrained.data_config, arguments)
+    parsed = _parse_for(pretrained.data_config, arguments)
     if parsed.average:
         raise UserError(f"--average is for the weights of runs, not for {name}; leave it out")
     if parsed.views != 1:
@@ -153,6 +154,29 @@ def _export_pretrained(name: str, pretrained: Pretrained, arguments: Sequence[st
 
 def _exporting(arguments: Arguments) -> AbstractContextManager[None]:
     return stage("exporting and verifying the model" if arguments.quantize is None else "quantizing and verifying")
+
+
+def _parse_for(trained_on: DataConfig, arguments: Sequence[str]) -> Arguments:
+    """Parses the options of the export of a model.
+
+    Raises:
+      UserError: an option is invalid or without effect, or the pictures to quantize with would be prepared in another
+        way than the file says.
+    """
+    parsed = _parse(trained_on, arguments)
+    if parsed.quantize is not None:
+        check_same_preparation(parsed.data, trained_on)
+        return parsed
+    changed = [
+        f"data.{field.name}"
+        for field in dataclasses.fields(DataConfig)
+        if getattr(parsed.data, field.name) != getattr(trained_on, field.name)
+    ]
+    if parsed.tolerance != Arguments.tolerance:
+        changed.append("tolerance")
+    if changed:
+        raise UserError(f"--{changed[0]} has no effect without --quantize int8; leave it out, or quantize the model")
+    return parsed
 
 
 def _parse(defaults: DataConfig, arguments: Sequence[str]) -> Arguments:

@@ -18,7 +18,7 @@ from export.errors import VerificationError
 from export.seal import seal
 from export.verify import BATCHES, verify
 from export.views import with_mirror_image
-from jaxcnn.data import Dataset
+from jaxcnn.data import Dataset, Resize
 from jaxcnn.disk import NO_ROOM, describe, write_atomically
 from jaxcnn.errors import UserError
 from jaxcnn.evaluation import measure
@@ -83,8 +83,8 @@ def export_workdir(
 
     Raises:
       UserError: the folder is not a workdir or has no checkpoint, the file cannot be written, the pictures to quantize
-        with have other classes or another size, something else has the name of a file beside the model, or there are
-        two views of a run that saw no mirrored pictures, or with `features` or `heatmap`.
+        with have other classes, another size or another preparation, something else has the name of a file beside the
+        model, or there are two views of a run that saw no mirrored pictures, or with `features` or `heatmap`.
       UnsupportedError: the model does something that cannot be exported.
       VerificationError: the file does not compute what the model does, or quantization costs too much accuracy.
     """
@@ -369,12 +369,18 @@ def _perturbed(variables: Any) -> Any:
 
 
 def _check_same_pictures(dataset: Dataset, trained: TrainedModel) -> None:
-    """Raises UserError if pictures have other classes or another size than the model."""
+    """Raises UserError if pictures have other classes or another size than the model, or became squares otherwise."""
     side = trained.config.data.image_size
     if dataset.names != trained.names or dataset.train.shown.shape[1:] != (side, side, 3):
         raise UserError(
             f"the pictures of {dataset.name} are not the model's: they have another size or other classes than its "
             f"{len(trained.names)} classes at {side}x{side}; give the data it was trained on with --data.source"
+        )
+    expected = Resize.of(trained.config.data)
+    if dataset.resize != expected:
+        raise UserError(
+            f"the pictures of {dataset.name} were prepared with {dataset.resize}, but the model takes {expected}; load "
+            "them with the data.fit, data.crop and data.filter of the run"
         )
 
 

@@ -64,18 +64,22 @@ def load_evaluation_data(config: DataConfig, classifier: Classifier, *, hold_out
     """
     if not config.source:
         raise UserError("the pictures that the model was trained on are not recorded; give some with --data.source")
-    # The model takes pictures of one size, made in one way.
-    given, taken = config.resolved(), classifier.config.data.resolved()
-    for name in ("image_size", "fit", "crop", "filter"):
-        value, expected = getattr(given, name), getattr(taken, name)
-        if value != expected:
-            raise UserError(f"data.{name} is {value}, but the model takes {expected}; give {expected} or leave it out")
+    check_same_preparation(config, classifier.config.data)
     dataset = data.load(config) if hold_out else load_without_hold_out(config)
     dataset = with_classes_of(dataset, classifier)
     # After the labels were mapped, as they are a part of the fingerprint.
     if hold_out:
         check_no_leakage(dataset, config, trained_on=classifier.config.data, fingerprint=classifier.pictures)
     return dataset
+
+
+def check_same_preparation(config: DataConfig, trained_on: DataConfig) -> None:
+    """Raises UserError if pictures would have another size than a model takes, or become squares in another way."""
+    given, taken = config.resolved(), trained_on.resolved()
+    for name in ("image_size", "fit", "crop", "filter"):
+        value, expected = getattr(given, name), getattr(taken, name)
+        if value != expected:
+            raise UserError(f"data.{name} is {value}, but the model takes {expected}; give {expected} or leave it out")
 
 
 def with_classes_of(dataset: data.Dataset, model: HasClasses) -> data.Dataset:

@@ -8,6 +8,7 @@ import export
 import export.workdir
 from export import __main__ as program
 from jaxcnn import cli
+from jaxcnn.errors import UserError
 
 
 @pytest.mark.run
@@ -27,6 +28,15 @@ def test_command_reports_mistakes_in_one_line(arguments, monkeypatch, capsys):
     assert (stop.value.code, written.out) == (2, "")
     assert len(written.err.splitlines()) == 1
     assert written.err.startswith("python -m export: ")
+
+
+@pytest.mark.parametrize("output", ["a.onnx", "a.safetensors"])
+@pytest.mark.parametrize("option", ["data.source", "data.fit", "data.cache_dir", "tolerance"])
+def test_options_for_quantization_are_refused_without_it(run, tmp_path, output, option):
+    value = {"data.fit": "pad", "tolerance": ".5"}.get(option, str(tmp_path))
+    with pytest.raises(UserError, match=rf"^--{option} has no effect without --quantize int8; leave it out, or quanti"):
+        program.main([str(run), "-o", str(tmp_path / output), f"--{option}", value])
+    assert not list(tmp_path.iterdir())
 
 
 def test_command_exits_with_status_1_if_a_model_cannot_be_exported(run, capsys, monkeypatch):

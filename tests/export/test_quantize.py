@@ -19,7 +19,7 @@ from export import __main__ as program
 from export.workdir import Quantization
 from jaxcnn.calibration import write_calibration
 from jaxcnn.classifier import load
-from jaxcnn.data import Fingerprint
+from jaxcnn.data import Fingerprint, Resize
 from jaxcnn.errors import UserError
 from jaxcnn.evaluation import measure
 from jaxcnn.run.checkpoint import load_model
@@ -171,6 +171,23 @@ def test_a_file_is_not_quantized_with_pictures_of_other_classes(tmp_path):
     dataset = dataclasses.replace(dataset_of(run), names=("cat", "dog", "eel"))
     with pytest.raises(UserError, match="the pictures of pets are not the model's"):
         export.export_workdir(run, quantization=Quantization(dataset=dataset))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--data.fit pad", "data.fit is pad, but the model takes stretch; give stretch or leave it out"),
+        ("--data.fit crop --data.crop .5", "data.fit is crop, but the model takes stretch"),
+        ("--data.source pictures --data.filter bilinear", "data.filter is bilinear, but the model takes bicubic"),
+        ("--data.image_size 16", "data.image_size is 16, but the model takes 8"),
+    ],
+)
+def test_a_file_is_not_quantized_with_pictures_prepared_otherwise(run, options, message):
+    with pytest.raises(UserError, match=message):
+        program.main([str(run), "--quantize", "int8", *options.split()])
+    padded = dataclasses.replace(dataset_of(run), resize=Resize(mode="pad"))
+    with pytest.raises(UserError, match=r"the pictures of pets were prepared with Resize\(mode='pad'.* takes Resize"):
+        export.export_workdir(run, quantization=Quantization(dataset=padded))
 
 
 def test_a_run_whose_pictures_changed_is_not_quantized_with_them(tmp_path):

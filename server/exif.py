@@ -14,22 +14,31 @@ def count_values(exif: bytes) -> dict[int, int]:
     Args:
       exif: EXIF data, with or without the prefix that it has in a JPEG. Damaged data have fewer tags, or none.
     """
-    prefix = _PREFIX.match(exif)
-    tiff = exif[prefix.end() if prefix else 0 :]
-    order = _BYTE_ORDERS.get(tiff[:2])
-    if order is None or len(tiff) < 8:
-        return {}
     counts: dict[int, int] = {}
-    for tag, count in _entries(tiff, order):
+    for tag, count in _entries(exif):
         # Damage may declare more values than there are bytes; nobody decodes those.
-        if count > len(tiff):
+        if count > len(exif):
             continue
         counts[tag] = max(count, counts.get(tag, 0))
     return counts
 
 
-def _entries(tiff: bytes, order: str) -> Iterator[tuple[int, int]]:
+def count_entries(exif: bytes) -> int:
+    """Returns how many entries the first directory has; several may be of the same tag.
+
+    Args:
+      exif: as for `count_values`.
+    """
+    return sum(1 for _ in _entries(exif))
+
+
+def _entries(exif: bytes) -> Iterator[tuple[int, int]]:
     """Yields tag and number of values of each entry, as far as the data go."""
+    prefix = _PREFIX.match(exif)
+    tiff = exif[prefix.end() if prefix else 0 :]
+    order = _BYTE_ORDERS.get(tiff[:2])
+    if order is None or len(tiff) < 8:
+        return
     (start,) = struct.unpack_from(f"{order}L", tiff, 4)
     length = tiff[start : start + 2]
     if len(length) == 2:

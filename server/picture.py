@@ -1,6 +1,5 @@
 """From the bytes of a picture file to the array that the model takes, exactly as in training."""
 
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
-from server import exif
+from server import exif, jpeg
+from server.chunks import ChunkLimit
 from server.errors import PictureError
 from server.resize import Resize, place
 
@@ -29,17 +29,13 @@ _MAX_SIDE = 65_535
 # large as the result, the two differ by a sixth of a level on average, and decoding takes an eighth of the time.
 _DRAFT = 4
 
-# Programs write chunks of kilobytes; only XMP in a GIF is plain text, whose letters a parser takes for block lengths.
-# For each further chunk Pillow copies all that it has read of a GIF's comment or a JPEG's EXIF data: 10 MB in the
-# smallest chunks would take it a minute.
-_CHUNK_BYTES = 1000
+# A parser reads a few times for each chunk. XMP in a GIF is plain text, whose letters it takes for block lengths. For
+# each further chunk Pillow copies all that it has read of a GIF's comment or a JPEG's EXIF data: 10 MB in the smallest
+# chunks would take it a minute.
 _MIN_READS = 10_000
 
 # Pillow expands run lengths in Python: .5 microseconds per byte of the file, up to .2 per pixel.
 _MAX_RUN_LENGTHS = 3_000_000
-
-# Programs write a dozen scans. Each takes 40 ms for 25 megapixels however short it is: 64 bytes may do.
-_MAX_SCANS = 100
 
 # Memory that decoding takes for the smallest picture: Huffman tables, colour tables, buffers.
 _FIXED_BYTES = 1_000_000
@@ -47,20 +43,8 @@ _FIXED_BYTES = 1_000_000
 # Rows of a picture whose transparency is removed together.
 _ROWS = 64
 
-# Pillow takes 3 microseconds for each value of a tag that it decodes, and for a JPEG it decodes these when it opens it.
-_MAX_VALUES = 1000
-_DECODED_TAGS = (ExifTags.Base.XResolution, ExifTags.Base.ResolutionUnit)
-
-# The JPEG markers that a segment follows, and the end of the image.
-_MARKER = re.compile(rb"\xff([\xc0-\xcf\xd8-\xfe])")
-_END_OF_IMAGE = b"\xd9"
-_START_OF_SCAN = b"\xda"
-_EXIF_SEGMENT = b"\xe1"
-_EXIF = b"Exif\0\0"
-
-# JPEG markers of arithmetic coding, which hardly any program writes. A scan without data still costs a decision for
-# each coefficient of the picture: 26 KB may take 5 minutes.
-_ARITHMETIC = (b"\xc9", b"\xca", b"\xcb", b"\xcd", b"\xce", b"\xcf")
+# Pillow takes microseconds for each entry of EXIF data.
+_MAX_ENTRIES = 3000
 
 # The operation that undoes each EXIF orientation. Orientations from 5 on swap width and height.
 _UPRIGHT = {
@@ -80,8 +64,7 @@ class _BoundedFile(BytesIO):
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
         # A BMP has no chunks, and Pillow reads its run lengths byte by byte.
-        chunk = 1 if data.startswith(b"BM") else _CHUNK_BYTES
-        self._reads = max(_MIN_READS, 1000 + len(data) // chunk)
+        self._limit = ChunkLimit(len(data), least=_MIN_READS + len(data) * data.startswith(b"BM"))
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Reads, as the base class does.
@@ -89,9 +72,7 @@ class _BoundedFile(BytesIO):
         Raises:
           PictureError: there were too many reads.
         """
-        self._reads -= 1
-        if self._reads < 0:
-            raise PictureError("The picture file consists of far too many chunks: save it again with another program")
+        self._limit.take()
         return super().read(size)
 
 
@@ -208,7 +189,7 @@ def warnings_ignored() -> Iterator[None]:
 def _open(data: bytes, max_pixels: int) -> tuple[ImageFile.ImageFile, int]:
     """Reads the header of a file and checks it; returns the picture, and the number of scans if it is a JPEG."""
     limit = f"scale it down to at most {max_pixels} pixels in total and {_MAX_SIDE} on a side"
-    scans = _check_jpeg(data) if data.startswith(b"\xff\xd8") else 0
+    scans = jpeg.count_scans(data) if data.startswith(jpeg.SIGNATURE) else 0
     try:
         image = Image.open(_BoundedFile(data), formats=_FORMATS)
     except Image.DecompressionBombError as error:
@@ -249,47 +230,16 @@ def _cost(image: ImageFile.ImageFile, whole: tuple[int, int], scans: int, *, col
     return Cost(pixels=work, bytes=_FIXED_BYTES + memory + scaled)
 
 
-def _scale_transparency(png: ImageFile.ImageFile) -> None:
+def _scale_transparency(image: ImageFile.ImageFile) -> None:
     """Scales a PNG's transparent level or colour to the depth that Pillow decodes to; Pillow leaves it unscaled.
 
     Pillow keeps the upper 8 bits of 16-bit RGB, so that other colours may become the transparent one too.
     """
-    raw_mode, transparent = png.tile[0].args, png.info["transparency"]
+    raw_mode, transparent = image.tile[0].args, image.info["transparency"]
     if raw_mode in ("L;2", "L;4"):
-        png.info["transparency"] = transparent * (85 if raw_mode == "L;2" else 17)
+        image.info["transparency"] = transparent * (85 if raw_mode == "L;2" else 17)
     elif raw_mode == "RGB;16B":
-        png.info["transparency"] = tuple(channel >> 8 for channel in transparent)
-
-
-def _check_jpeg(data: bytes) -> int:
-    """Walks over a JPEG's markers up to the end of the image; what follows, such as a video, is not looked at.
-
-    Returns:
-      The number of scans.
-
-    Raises:
-      PictureError: the file has too many scans, is arithmetic-coded, or has EXIF tags of very many values.
-    """
-    scans, start = 0, 2
-    segments: list[bytes] = []
-    while (marker := _MARKER.search(data, start)) and marker[1] != _END_OF_IMAGE:
-        if marker[1] in _ARITHMETIC:
-            raise PictureError("The picture is an arithmetic-coded JPEG, which is not supported: save it as plain JPEG")
-        scans += marker[1] == _START_OF_SCAN
-        if scans > _MAX_SCANS:
-            raise PictureError(f"The picture is a JPEG of more than {_MAX_SCANS} scans: save it as plain JPEG")
-        # Two bytes of length follow the marker.
-        end = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
-        if marker[1] == _EXIF_SEGMENT and data.startswith(_EXIF, marker.end() + 2):
-            segments.append(data[marker.end() + 2 + len(_EXIF) : end])
-        start = end
-    # Pillow joins the segments, too.
-    counts = exif.count_values(b"".join(segments))
-    if any(counts.get(tag, 0) > _MAX_VALUES for tag in _DECODED_TAGS):
-        raise PictureError(
-            "The picture has EXIF data with thousands of resolutions: save it again with another program"
-        )
-    return scans
+        image.info["transparency"] = tuple(channel >> 8 for channel in transparent)
 
 
 def _check_run_lengths(size: int, pixels: int) -> None:
@@ -302,7 +252,10 @@ def _check_run_lengths(size: int, pixels: int) -> None:
 def _orientation(image: Image.Image) -> int:
     try:
         # Pillow would decode all values of the tag, of which only one has a meaning.
-        if exif.count_values(image.info.get("exif", b"")).get(ExifTags.Base.Orientation, 1) != 1:
+        data = image.info.get("exif", b"")
+        if exif.count_entries(data) > _MAX_ENTRIES:
+            return 1
+        if exif.count_values(data).get(ExifTags.Base.Orientation, 1) != 1:
             return 1
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         return int(orientation) if orientation in _UPRIGHT else 1

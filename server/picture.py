@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
-from server import exif, jpeg
+from server import exif, jpeg, png
 from server.chunks import ChunkLimit
 from server.errors import PictureError
 from server.resize import Resize, place
@@ -190,6 +191,8 @@ def _open(data: bytes, max_pixels: int) -> tuple[ImageFile.ImageFile, int]:
     """Reads the header of a file and checks it; returns the picture, and the number of scans if it is a JPEG."""
     limit = f"scale it down to at most {max_pixels} pixels in total and {_MAX_SIDE} on a side"
     scans = jpeg.count_scans(data) if data.startswith(jpeg.SIGNATURE) else 0
+    if data.startswith(png.SIGNATURE):
+        data = png.strip(data)
     try:
         image = Image.open(_BoundedFile(data), formats=_FORMATS)
     except Image.DecompressionBombError as error:
@@ -252,7 +255,7 @@ def _check_run_lengths(size: int, pixels: int) -> None:
 def _orientation(image: Image.Image) -> int:
     try:
         # Pillow would decode all values of the tag, of which only one has a meaning.
-        data = image.info.get("exif", b"")
+        data = _exif(image.info)
         if exif.count_entries(data) > _MAX_ENTRIES:
             return 1
         if exif.count_values(data).get(ExifTags.Base.Orientation, 1) != 1:
@@ -262,6 +265,14 @@ def _orientation(image: Image.Image) -> int:
     except Exception:
         # Viewers ignore damaged EXIF data.
         return 1
+
+
+def _exif(info: dict[str | tuple[int, int], Any]) -> bytes:
+    """Returns the EXIF data that Pillow will read; some programs write them into the texts of a PNG."""
+    if "exif" in info or png.RAW_PROFILE not in info:
+        return bytes(info.get("exif", b""))
+    # As Pillow parses it.
+    return bytes.fromhex("".join(info[png.RAW_PROFILE].split("\n")[3:]))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -32,6 +32,10 @@ _JSON = {"Content-Type": "application/json"}
 _RAW = (b"application/octet-stream", b"application/x-image")
 
 
+# An open file keeps its content, and its metadata once or twice more.
+_OPEN_COPIES = 3
+
+
 @dataclass(frozen=True)
 class Payload:
     """The pictures of one request, still encoded."""
@@ -70,8 +74,12 @@ class NativeQuery:
         """
         if self.heatmap and not model.has_heatmap:
             raise HTTPException(400, "This model has no heat map: leave out `heatmap`.")
-        body = decompress(self.body, self.encoding, max_bytes=self.limits.max_body_bytes)
-        payload = parse(self.content_type, body, max_images=self.limits.max_images)
+        # The text is not kept while the pictures are decoded.
+        payload = parse(
+            self.content_type,
+            decompress(self.body, self.encoding, max_bytes=self.limits.max_body_bytes),
+            max_images=self.limits.max_images,
+        )
         places = [f"images[{i}]: " if payload.is_list else "" for i in range(len(payload.pictures))]
         images = decode_pictures(list(zip(places, payload.pictures, strict=True)), model, self.limits, work)
         outputs = {"probabilities", "heatmap"} if self.heatmap else {"probabilities"}
@@ -97,15 +105,26 @@ def decode_pictures(
       AbandonedError: nobody waits any more.
     """
     # Read the headers.
-    opened = deque((place, _open_picture(place, data, model, limits)) for place, data in pictures)
+    opened: deque[tuple[str, picture.Picture]] = deque()
+    for place, data in pictures:
+        if not work.is_wanted():
+            raise AbandonedError
+        opened.append((place, _open_picture(place, data, model, limits)))
     cost = Cost(
-        pixels=sum(found.cost.pixels for _, found in opened), bytes=max(found.cost.bytes for _, found in opened)
+        pixels=sum(found.cost.pixels for _, found in opened),
+        bytes=max(found.cost.bytes for _, found in opened) + _OPEN_COPIES * sum(len(data) for _, data in pictures),
     )
     if cost.pixels > limits.max_request_pixels:
         raise HTTPException(
             413,
             f"Decoding this request would take as long as {cost.pixels} pixels: send pictures that take at most"
             f" {limits.max_request_pixels} together, or fewer at once.",
+        )
+    if cost.bytes > limits.max_decode_bytes:
+        raise HTTPException(
+            413,
+            f"Decoding this request would take {cost.bytes} bytes, and there are {limits.max_decode_bytes}: send"
+            " smaller files, or fewer at once.",
         )
     work.check_cost(cost)
     # Decode. Each picture is dropped before the next, as it may take much memory.

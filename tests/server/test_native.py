@@ -12,7 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.exceptions import HTTPException
 
+from server import model
+from server.picture import Cost
 from server.protocols import native
+from server.settings import Settings
+from tests.server.wire import encode
 
 JSON = "application/json"
 FORM = "multipart/form-data; boundary=edge"
@@ -341,3 +345,40 @@ def test_any_bytes_are_parsed_or_refused(content_type, body):
 def test_any_json_is_parsed_or_refused(content):
     with contextlib.suppress(HTTPException):
         parse(JSON, json.dumps(content).encode())
+
+
+# The memory that open files take
+
+
+def native_query(*pictures: bytes, **limits: int) -> native.NativeQuery:
+    texts = [base64.b64encode(data).decode() for data in pictures]
+    return native.NativeQuery(
+        content_type=JSON,
+        body=json.dumps({"images": texts}).encode(),
+        top_k=1,
+        heatmap=False,
+        limits=Settings(**limits),
+    )
+
+
+class Costs(list):
+    """A request that notes what it costs."""
+
+    def is_wanted(self) -> bool:
+        return True
+
+    def check_cost(self, cost: Cost) -> None:
+        self.append(cost)
+
+
+def test_files_that_are_open_count(model_path):
+    loaded = model.load(model_path, max_batch=1, threads=1)
+    small, large = encode((250, 0, 0)), encode((250, 0, 0)) + bytes(500_000)
+    costs = Costs()
+    native_query(small).decode(loaded, costs)
+    native_query(large, large).decode(loaded, costs)
+    assert costs[1].bytes - costs[0].bytes == pytest.approx(3_000_000, abs=1000)
+    native_query(large, large, max_decode_bytes=costs[1].bytes).decode(loaded, costs)
+    with pytest.raises(HTTPException, match="send smaller files, or fewer at once") as caught:
+        native_query(large, large, max_decode_bytes=costs[1].bytes - 1).decode(loaded, costs)
+    assert caught.value.status_code == 413

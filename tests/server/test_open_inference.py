@@ -483,10 +483,19 @@ def test_base64_files_are_read_like_binary_ones(loaded):
     assert (decoded.images == [250, 0, 0]).all()
 
 
+def test_pictures_of_an_abandoned_query_are_not_opened(loaded):
+    good = base64.b64encode(encode(COLOURS["red"])).decode()
+    bad = base64.b64encode(b"no picture").decode()  # It would be refused.
+    body = json.dumps({"inputs": [tensor(datatype="BYTES", shape=[3], data=[good, good, bad])]}).encode()
+    query = InferQuery(body=body, json_size=None, limits=settings.Settings())
+    with pytest.raises(AbandonedError):
+        query.decode(loaded, Wanted([True, True, False]))
+
+
 def test_pictures_of_an_abandoned_query_are_not_decoded(loaded):
     good = base64.b64encode(encode(COLOURS["red"])).decode()
     bad = base64.b64encode(encode(COLOURS["red"])[:-30]).decode()  # It would be refused.
     body = json.dumps({"inputs": [tensor(datatype="BYTES", shape=[3], data=[good, good, bad])]}).encode()
     query = InferQuery(body=body, json_size=None, limits=settings.Settings())
     with pytest.raises(AbandonedError):
-        query.decode(loaded, Wanted([True, True, False]))
+        query.decode(loaded, Wanted([True, True, True, True, True, False]))

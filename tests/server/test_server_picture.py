@@ -5,6 +5,7 @@ import struct
 import subprocess
 import sys
 import time
+import tracemalloc
 import zlib
 from io import BytesIO
 from pathlib import Path
@@ -484,6 +485,116 @@ def test_scans_cost_time():
 
 
 # Metadata that costs more than pixels
+
+
+def text_chunk(kind: bytes, keyword: bytes, text: bytes) -> bytes:
+    content = {
+        b"tEXt": text,
+        b"zTXt": b"\0" + zlib.compress(text),
+        b"iTXt": b"\0\0en\0\0" + text,
+        b"compressed iTXt": b"\1\0en\0\0" + zlib.compress(text),
+    }
+    return chunk(kind[-4:], keyword + b"\0" + content[kind])
+
+
+TEXT_KINDS = (b"tEXt", b"zTXt", b"iTXt", b"compressed iTXt")
+XMP = b"<x:xmpmeta><rdf:Description tiff:Orientation='1' %s/></x:xmpmeta>"
+XMP_KEYWORD, PROFILE_KEYWORD = b"XML:com.adobe.xmp", b"Raw profile type exif"
+
+
+def profile(exif: bytes) -> bytes:
+    """Writes EXIF data as ImageMagick does."""
+    digits = exif.hex().encode()
+    return b"\nexif\n%8d\n" % len(exif) + b"\n".join(digits[i : i + 72] for i in range(0, len(digits), 72)) + b"\n"
+
+
+def with_metadata(*chunks: bytes, place: str = "before") -> bytes:
+    """Puts chunks before or after the pixels of a PNG."""
+    whole = encode(noise("RGB"))
+    at = 33 if place == "before" else len(whole) - 12
+    return whole[:at] + b"".join(chunks) + whole[at:]
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_texts_and_profiles_of_a_png_are_not_inflated(monkeypatch, place):
+    bomb = "\N{GRINNING FACE}".encode() + b"a" * (2**20 - 4)
+    chunks = [text_chunk(b"compressed iTXt", b"key %d" % i, bomb) for i in range(64)]
+    chunks += [chunk(b"iCCP", b"profile\0\0" + zlib.compress(bytes(2**20)))] * 100
+    chunks += [chunk(b"zTXt", b"comment\0\0" + zlib.compress(b" " * 50_000_000))]
+    data = with_metadata(*chunks, place=place)
+    expected = decode(encode(noise("RGB")))
+    monkeypatch.setattr("PIL.PngImagePlugin._safe_zlib_decompress", None)
+    tracemalloc.start()
+    try:
+        assert (decode(data) == expected).all()
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_png_with_ordinary_texts_and_a_profile_is_read():
+    texts = [text_chunk(kind, b"exif:%d" % i, b"value " * i) for i in range(50) for kind in TEXT_KINDS]
+    data = with_metadata(chunk(b"iCCP", b"sRGB\0\0" + zlib.compress(bytes(3000))), *texts)
+    served = decode(data)
+    np.testing.assert_array_equal(served, training.decode(data, size=8, where="test"))
+    np.testing.assert_array_equal(served, decode(encode(noise("RGB"))))
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+@pytest.mark.parametrize(
+    ("keyword", "text", "kinds"),
+    [
+        (XMP_KEYWORD, XMP % b'tiff:Orientation="6"', TEXT_KINDS),
+        (XMP_KEYWORD, b"<tiff:Orientation>6</tiff:Orientation>" + b" " * 900_000, TEXT_KINDS),
+        (PROFILE_KEYWORD, profile(oriented(6).tobytes()), TEXT_KINDS),
+        (b"exif", oriented(6).tobytes(), [b"tEXt"]),
+    ],
+)
+def test_the_orientation_in_a_text_of_a_png_counts(keyword, text, kinds, place):
+    turned = decode(encode(noise("RGB").transpose(Image.Transpose.ROTATE_270)))
+    for kind in kinds:
+        data = with_metadata(text_chunk(kind, b"Title", b"a"), text_chunk(kind, keyword, text), place=place)
+        np.testing.assert_array_equal(decode(data), training.decode(data, size=8, where="test"))
+        np.testing.assert_array_equal(decode(data), turned)
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        [(XMP_KEYWORD, XMP % b'tiff:Orientation="6"'), (XMP_KEYWORD, XMP % b"")],
+        [(XMP_KEYWORD, XMP % b""), (XMP_KEYWORD, XMP % b'tiff:Orientation="6"')],
+        [(XMP_KEYWORD, XMP % b'tiff:Orientation="3"'), (PROFILE_KEYWORD, profile(oriented(6).tobytes()))],
+        [(PROFILE_KEYWORD, b"nonsense")],
+        [(XMP_KEYWORD, b"")],
+        [(b"exif", b"")],
+    ],
+)
+def test_of_several_texts_of_a_png_the_same_one_counts_as_in_training(texts):
+    for kind in TEXT_KINDS:
+        data = with_metadata(*(text_chunk(kind, keyword, text) for keyword, text in texts))
+        np.testing.assert_array_equal(decode(data), training.decode(data, size=8, where="test"))
+
+
+def test_what_follows_a_png_is_not_looked_at():
+    assert (decode(encode(noise("RGB")) + bytes(500_000)) == decode(encode(noise("RGB")))).all()
+
+
+def test_a_png_of_many_texts_with_an_orientation_is_refused():
+    text = text_chunk(b"compressed iTXt", XMP_KEYWORD, XMP % b"")
+    assert decode(with_metadata(*[text] * 10)).shape == (8, 8, 3)
+    with pytest.raises(PictureError, match="far too much metadata: save it again with another program"):
+        decode(with_metadata(*[text] * 11))
+
+
+@pytest.mark.parametrize("tag", [0x0112, 0x9000])
+def test_exif_data_of_very_many_values_or_entries_in_a_png_are_not_decoded(tag):
+    many = exif_of_rationals(tag, 12_000) if tag == 0x0112 else exif_of_entries(8000)
+    for part in (text_chunk(b"zTXt", PROFILE_KEYWORD, profile(many)), chunk(b"eXIf", many)):
+        data = with_metadata(part)
+        decode(data)
+        start = time.process_time()
+        assert (decode(data) == decode(encode(noise("RGB")))).all()
+        assert time.process_time() - start < 0.02  # Pillow takes 40 ms or more.
 
 
 def exif_of_entries(count: int) -> bytes:

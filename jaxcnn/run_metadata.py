@@ -49,8 +49,12 @@ def _portable(config: Config) -> Config:
         archive=defaults.archive,
         cache_dir=defaults.cache_dir,
     )
-    # Record only the names of files and folders with weights, not their paths.
-    init_from = config.init_from and (readable(Path(config.init_from).name) or None)
-    teachers = tuple(readable(Path(teacher).name) for teacher in config.distill.teachers)
+    init_from = None if config.init_from is None else _name(config.init_from)
+    teachers = tuple(map(_name, config.distill.teachers))
     distill = dataclasses.replace(config.distill, teachers=teachers)
     return dataclasses.replace(config, data=data, init_from=init_from, distill=distill)
+
+
+def _name(source: str) -> str:
+    """Returns the name of a file or folder with weights, without its path; `.` and `/` have no other."""
+    return readable(Path(source).name or source)

@@ -13,6 +13,8 @@ from runs import CLASSES
 
 import export.workdir
 from export import __main__ as program
+from jaxcnn import run_metadata
+from jaxcnn.config import Config
 from jaxcnn.errors import UserError
 from jaxcnn.run.checkpoint import load_model
 from jaxcnn.run.workdir import Workdir
@@ -52,6 +54,12 @@ def test_the_weights_say_what_they_are(run, tmp_path):
     assert metadata == same | {"date": metadata["date"], "checksum": metadata["checksum"]}
     assert "/home" not in json.dumps(metadata)
     assert (metadata["metrics"], metadata["license"]) == ({"top1": 0.5, "loss": 1.25}, "CC-BY-4.0")
+
+
+@pytest.mark.parametrize(("source", "name"), [("runs/a", "a"), (".", "."), ("/", "/"), (None, None)])
+def test_a_source_of_weights_is_recorded_by_its_name(source, name):
+    needs = {} if source is None else {"freeze": "backbone", "fit_head": True}
+    assert run_metadata._portable(Config(init_from=source, **needs)).init_from == name
 
 
 def test_the_mean_with_other_weights(run, tmp_path):

@@ -4,12 +4,14 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 from jaxcnn import cli, options
-from jaxcnn.config import Config
+from jaxcnn.config import CROP, Config
+from jaxcnn.defaults import find_defaults
 from jaxcnn.errors import UserError
-from jaxcnn.presets import PRESETS, take_preset
+from jaxcnn.presets import take_preset
 from jaxcnn.terminal import stage
 from jaxcnn.topology import find_topology
 
@@ -23,6 +25,8 @@ class Arguments:
     """The command line of a plan."""
 
     config: Annotated[Config, options.Unprefixed] = field(default_factory=Config)
+    config_file: Annotated[Path | None, options.Named("config")] = None
+    """TOML or JSON file with settings, or the config.json of a run, as in training."""
     topology: str = "v5e:2x2"
     """Machines to compile for: a slice of TPUs such as v5e:16x16, v5p:4x4x4 or v6e:2x4, the GPUs of a host such as
     h100:8, or hosts and the GPUs of each such as h100:2x8."""
@@ -61,14 +65,14 @@ def parse(arguments: Sequence[str]) -> Arguments:
       arguments: the name of a preset, if any, and options that change its settings.
 
     Raises:
-      UserError: an unknown preset, option, value or topology; the message lists the known ones.
+      UserError: an unknown preset, option, value or topology (the message lists the known ones), or initial weights
+        that are missing or belong to another network than an option or the file of `--config` asks for.
     """
     preset, arguments = take_preset(arguments)
-    # A step is the same with any initial weights.
-    config = dataclasses.replace(PRESETS[preset](), init_from=None, freeze="none", fit_head=False)
-    config = config.with_model(options.peek(arguments, "model.name", None))
+    # The network of a preset with initial weights is known without them.
+    found = find_defaults(preset, arguments, must_exist=False)
     parsed = options.parse(
-        Arguments(config),
+        Arguments(found.config),
         arguments,
         prog=f"{PROG} [PRESET]",
         description="Compiles the training step of a preset for machines that need not be here, and prints whether it "
@@ -76,7 +80,10 @@ def parse(arguments: Sequence[str]) -> Arguments:
         "settings as in training.",
     )
     find_topology(parsed.topology)
-    return parsed
+    found.check(parsed.config)
+    crop = found.weights and found.weights.crop
+    data = parsed.config.data.resolved(crop=crop or CROP)
+    return dataclasses.replace(parsed, config=dataclasses.replace(parsed.config, data=data))
 
 
 if __name__ == "__main__":

@@ -26,10 +26,12 @@ class Shape(NamedTuple):
     Attributes:
       model: settings of the network.
       side: side in pixels of the pictures that it was trained for.
+      crop: share of a picture that it sees, if others trained it; None for ours.
     """
 
     model: ModelConfig
     side: int
+    crop: float | None = None
 
 
 def read_shape(source: str) -> Shape:
@@ -39,7 +41,7 @@ def read_shape(source: str) -> Shape:
       UserError: as `read_weights`.
     """
     if (pretrained := read_pretrained(source)) is not None:
-        return Shape(pretrained.model, pretrained.side)
+        return Shape(pretrained.model, pretrained.side, pretrained.crop)
     path = find_weights(source)
     if path.is_dir():
         config = Workdir(path).read_config()

@@ -12,8 +12,9 @@ import jax
 import pytest
 from jax.sharding import AxisType
 
+from jaxcnn import defaults
 from jaxcnn import plan as command
-from jaxcnn.config import ModelConfig, ParallelConfig
+from jaxcnn.config import SHAPE, ModelConfig, ParallelConfig
 from jaxcnn.distributed import AXES
 from jaxcnn.errors import UserError
 from jaxcnn.hlo import Traffic
@@ -22,6 +23,7 @@ from jaxcnn.plan_summary import describe
 from jaxcnn.planning import Plan, plan, read_needed_bytes
 from jaxcnn.presets import PRESETS
 from jaxcnn.topology import find_topology
+from jaxcnn.weights_source import Shape, read_shape
 
 ROOT = Path(__file__).parent.parent
 SMALL = "--model.widths 8 --model.blocks 1 --batch_size 256".split()
@@ -120,6 +122,7 @@ def test_without_cycles_the_estimate_is_the_roofline():
         ("digits --batch_size 250 --topology v5e:2x2", "batch_size is 250, .* among 4 x TPU v5e .* a multiple of 4$"),
         ("digits --model.norm_group 6", "64 pictures cannot be split into 1 parts .* groups of 6"),
         ("digits --parallel.fsdp 3 --topology v5e:2x2", "parallel.fsdp is 3, which does not divide 4 x TPU v5e"),
+        ("finetune", "freeze is backbone, so that no steps are taken; give --freeze none to plan"),
         ("finetune --freeze backbone --init_from shipped", "freeze is backbone, so that no steps are taken"),
     ],
 )
@@ -133,8 +136,35 @@ def test_another_network_has_its_default_shape():
     assert command.parse(["digits", "--model.name", "resnet50"]).config.model == ModelConfig(name="resnet50")
 
 
-def test_pretrained_weights_need_not_be_there():
-    assert command.parse(["finetune"]).config.init_from is None
+def test_the_network_is_that_of_the_initial_weights():
+    shipped = read_shape("shipped").model
+    for line in ("folder --init_from shipped", "finetune --init_from shipped --freeze none"):
+        model = command.parse(line.split()).config.model
+        assert [getattr(model, name) for name in SHAPE] == [getattr(shipped, name) for name in SHAPE]
+    assert command.parse(["finetune", "--init_from", "shipped"]).config.data.image_size == 64
+    with pytest.raises(UserError, match=r"model\.name is 'resnet50', but 'resnet' in the weights of shipped"):
+        command.parse("folder --init_from shipped --model.name resnet50".split())
+    assert command.parse(["finetune", "--init_from", "None"]).config.freeze == "none"
+
+
+def test_pictures_are_cropped_as_others_trained_the_weights(monkeypatch):
+    shape = Shape(ModelConfig(name="efficientnet_lite1"), 240, 0.9)
+    monkeypatch.setattr(defaults, "read_shape", lambda source: shape)
+    line = ["folder", "--init_from", "others", "--data.image_size", "240"]
+    assert command.parse(line).config.data.crop == 0.9
+    assert command.parse([*line, "--data.crop", "1"]).config.data.crop == 1
+    assert command.parse(["imagenet"]).config.data.crop == 0.875
+
+
+def test_the_weights_of_a_preset_need_not_be_there(monkeypatch):
+    monkeypatch.setattr(defaults, "read_shape", lambda source: pytest.fail("the weights were looked up"))
+    assert command.parse(["finetune"]).config.model == PRESETS["finetune"]().model
+
+
+def test_settings_come_from_a_file(tmp_path):
+    (tmp_path / "a.toml").write_text('batch_size = 512\n[model]\nname = "resnet50"')
+    config = command.parse(["--config", str(tmp_path / "a.toml"), "--epochs", "3"]).config
+    assert (config.batch_size, config.model.name, config.epochs) == (512, "resnet50", 3)
 
 
 @pytest.mark.run

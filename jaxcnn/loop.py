@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int64, Key, UInt8
 
 from jaxcnn import data
+from jaxcnn.accumulation import check_parts
 from jaxcnn.augment import augment
 from jaxcnn.config import AugmentConfig, Config, ModelConfig
 from jaxcnn.data.batches import begin_order
@@ -124,7 +125,7 @@ def prepare(config: Config, dataset: data.Dataset) -> Run:
         the data.
     """
     check_devices(config.batch_size, fsdp=config.parallel.fsdp)
-    _check_parts(config, classes=len(dataset.names))
+    check_parts(config, classes=len(dataset.names), devices=jax.device_count())
     if len(dataset.names) < 2:
         raise UserError(f"{dataset.name} has only the class {dataset.names[0]!r}; a classifier needs two or more")
     steps_per_epoch = data.steps_per_epoch(dataset.train, batch_size=config.batch_size)
@@ -146,25 +147,6 @@ def _with_common_precision(config: ModelConfig) -> ModelConfig:
         return config
     precision = lead(lambda: registry.resolve_precision(config.precision))
     return dataclasses.replace(config, precision="bfloat16" if precision == "bfloat16" else "float32")
-
-
-def _check_parts(config: Config, *, classes: int) -> None:
-    """Raises a `UserError` if a batch cannot be split into the parts and groups that the settings ask for."""
-    group, parts = config.model.norm_group, config.parallel.accumulate
-    share = config.batch_size // jax.device_count() if parts > 1 else config.batch_size
-    if share % ((group or 1) * parts):
-        raise UserError(
-            f"{share} pictures of a batch cannot be split into {parts} parts for parallel.accumulate, of whole groups "
-            f"of {group or 1} for model.norm_group; change one of the three"
-        )
-    if parts > 1 and group is None:
-        model, side = registry.build(config.model, classes=classes), config.data.image_size
-        variables = describe_variables(model, side)
-        if variables["batch_stats"]:
-            raise UserError(
-                f"parallel.accumulate is {parts}, but the network takes statistics over the whole batch; give the "
-                "number of pictures for them with --model.norm_group"
-            )
 
 
 def initial_state(run: Run, weights: Weights | None = None) -> TrainState:

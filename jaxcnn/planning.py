@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import AxisType
 
+from jaxcnn.accumulation import check_parts
 from jaxcnn.config import Config
 from jaxcnn.distributed import AXES
 from jaxcnn.errors import UserError
@@ -140,7 +141,7 @@ def plan(config: Config, topology: Topology, *, classes: int) -> Plan:
     Raises:
       UserError: the run takes no steps, the batch or the state cannot be divided, or the compiler is not installed.
     """
-    _check(config, topology)
+    _check(config, topology, classes=classes)
     shape = (topology.devices // config.parallel.fsdp, config.parallel.fsdp)
     mesh = jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto, AxisType.Auto), devices=topology.open())
     lowered = lower_step(config, classes=classes, mesh=mesh)
@@ -170,7 +171,7 @@ def plan(config: Config, topology: Topology, *, classes: int) -> Plan:
     )
 
 
-def _check(config: Config, topology: Topology) -> None:
+def _check(config: Config, topology: Topology, *, classes: int) -> None:
     """Raises a `UserError` if there is no step to compile, or the batch or the state cannot be divided."""
     size, devices, parallel = config.batch_size, topology.devices, config.parallel
     if config.is_frozen:
@@ -179,13 +180,7 @@ def _check(config: Config, topology: Topology) -> None:
         raise UserError(f"batch_size is {size}, which cannot be divided among {topology}; give a multiple of {devices}")
     if devices % parallel.fsdp:
         raise UserError(f"parallel.fsdp is {parallel.fsdp}, which does not divide {topology}")
-    parts, group = parallel.accumulate, config.model.norm_group or 1
-    share = size // devices if parts > 1 else size
-    if share % (parts * group):
-        raise UserError(
-            f"{share} pictures cannot be split into {parts} parts for parallel.accumulate, of whole groups of {group} "
-            "for model.norm_group; change one of the three"
-        )
+    check_parts(config, classes=classes, devices=devices)
 
 
 def _count_parameters(config: Config, *, classes: int) -> int:

@@ -12,12 +12,13 @@ import jax
 import pytest
 from jax.sharding import AxisType
 
-from jaxcnn import defaults
+from jaxcnn import data, defaults
 from jaxcnn import plan as command
 from jaxcnn.config import SHAPE, ModelConfig, ParallelConfig
 from jaxcnn.distributed import AXES
 from jaxcnn.errors import UserError
 from jaxcnn.hlo import Traffic
+from jaxcnn.loop import prepare
 from jaxcnn.lowering import abstract_step, lower_step
 from jaxcnn.plan_summary import describe
 from jaxcnn.planning import Plan, plan, read_needed_bytes
@@ -120,7 +121,11 @@ def test_without_cycles_the_estimate_is_the_roofline():
         ("digits --classes 1", "classes is 1; it must be at least 2"),
         ("digits --batch", "there is no option --batch"),
         ("digits --batch_size 250 --topology v5e:2x2", "batch_size is 250, .* among 4 x TPU v5e .* a multiple of 4$"),
-        ("digits --model.norm_group 6", "64 pictures cannot be split into 1 parts .* groups of 6"),
+        ("digits --model.norm_group 6", "64 pictures of a batch cannot be split into 1 parts .* groups of 6"),
+        (
+            "tiny_imagenet --parallel.accumulate 4",
+            "parallel.accumulate is 4, but the network takes statistics over the",
+        ),
         ("digits --parallel.fsdp 3 --topology v5e:2x2", "parallel.fsdp is 3, which does not divide 4 x TPU v5e"),
         ("finetune", "freeze is backbone, so that no steps are taken; give --freeze none to plan"),
         ("finetune --freeze backbone --init_from shipped", "freeze is backbone, so that no steps are taken"),
@@ -130,6 +135,14 @@ def test_a_mistake_is_one_line(line, message):
     with pytest.raises(UserError, match=message) as caught:
         command.main(line.split())
     assert "\n" not in str(caught.value)
+
+
+def test_training_refuses_the_same_parts():
+    config = dataclasses.replace(PRESETS["digits"](), parallel=ParallelConfig(accumulate=4))
+    with pytest.raises(UserError) as planned:
+        plan(config, find_topology("v5e:1x1"), classes=10)
+    with pytest.raises(UserError, match=f"^{re.escape(str(planned.value))}$"):
+        prepare(config, data.load(config.data))
 
 
 def test_another_network_has_its_default_shape():

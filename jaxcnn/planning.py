@@ -176,6 +176,11 @@ def _check(config: Config, topology: Topology, *, classes: int) -> None:
     size, devices, parallel = config.batch_size, topology.devices, config.parallel
     if config.is_frozen:
         raise UserError("freeze is backbone, so that no steps are taken; give --freeze none to plan the training")
+    if config.distill.teachers:
+        raise UserError(
+            "distill.teachers predict beside the step, which a plan does not compile; give --distill.teachers without "
+            "a name to plan the step alone"
+        )
     if size % devices:
         raise UserError(f"batch_size is {size}, which cannot be divided among {topology}; give a multiple of {devices}")
     if devices % parallel.fsdp:

@@ -126,6 +126,7 @@ def test_without_cycles_the_estimate_is_the_roofline():
             "tiny_imagenet --parallel.accumulate 4",
             "parallel.accumulate is 4, but the network takes statistics over the",
         ),
+        ("digits --distill.teachers a b", "distill.teachers predict beside the step, which a plan does not"),
         ("digits --parallel.fsdp 3 --topology v5e:2x2", "parallel.fsdp is 3, which does not divide 4 x TPU v5e"),
         ("finetune", "freeze is backbone, so that no steps are taken; give --freeze none to plan"),
         ("finetune --freeze backbone --init_from shipped", "freeze is backbone, so that no steps are taken"),
@@ -172,6 +173,12 @@ def test_pictures_are_cropped_as_others_trained_the_weights(monkeypatch):
 def test_the_weights_of_a_preset_need_not_be_there(monkeypatch):
     monkeypatch.setattr(defaults, "read_shape", lambda source: pytest.fail("the weights were looked up"))
     assert command.parse(["finetune"]).config.model == PRESETS["finetune"]().model
+
+
+def test_teachers_of_a_file_can_be_left_out(tmp_path):
+    (tmp_path / "a.toml").write_text('[distill]\nteachers = ["a"]')
+    arguments = ["--config", str(tmp_path / "a.toml"), "--distill.teachers"]
+    assert command.parse(arguments).config.distill.teachers == ()
 
 
 def test_settings_come_from_a_file(tmp_path):

@@ -40,16 +40,17 @@ async def watch(running: Service, wake: asyncio.Event) -> None:
 
     Args:
       running: the running server, whose settings say how often to check.
-      wake: set by others to check now.
+      wake: set by others to check now, and to try rejected files again.
     """
     watched = [_Watched(served) for served in running.models.values()]
     while True:
         with suppress(TimeoutError):
             async with asyncio.timeout(running.settings.reload_seconds or None):
                 await wake.wait()
+        retry = wake.is_set()
         wake.clear()
         for file in watched:
-            if file.has_changed():
+            if file.is_due(retry=retry):
                 file.is_served = await _load(running, file.served)
 
 
@@ -69,15 +70,21 @@ class _Watched:
         self._seen: files.Signature | None = served.model.signature
         self._seen_beside: list[files.Signature | None] = []
 
-    def has_changed(self) -> bool:
-        """Whether there is a new file; each is reported only once, or again when its description has changed."""
+    def is_due(self, *, retry: bool) -> bool:
+        """Whether to load the file: once if it is new, again if it was rejected and its description has changed.
+
+        Args:
+          retry: whether to load it again in any case if it was rejected, as the reason may have passed.
+        """
         if self.is_served:
             self._seen = self.served.model.signature
         found = files.signature_of(self._path)
         described = integrity.description_of(self._path), integrity.example_of(self._path)
         beside = [files.signature_of(path) for path in described]
         # A missing file is being replaced, or was removed: either way there is no new model yet.
-        if found is None or (found == self._seen and (self.is_served or beside == self._seen_beside)):
+        if found is None:
+            return False
+        if found == self._seen and (self.is_served or (beside == self._seen_beside and not retry)):
             return False
         self._seen, self._seen_beside = found, beside
         return True

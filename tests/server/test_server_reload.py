@@ -48,9 +48,9 @@ def other(model_builder, tmp_path):
     return model_builder(tmp_path / "other.onnx", metadata={"names": ["a", "b", "c", "d", "e"]})
 
 
-def watch_until(service, condition) -> None:
+def watch_until(service, condition, wake: asyncio.Event | None = None) -> None:
     async def main():
-        watcher = asyncio.create_task(reload.watch(service, asyncio.Event()))
+        watcher = asyncio.create_task(reload.watch(service, wake or asyncio.Event()))
         try:
             async with asyncio.timeout(20):
                 while not condition():
@@ -150,6 +150,45 @@ def test_any_failure_is_logged_and_the_next_file_is_tried(service, other, monkey
     monkeypatch.setattr(model, "load", load)
     other.replace(service.model.path)
     watch_until(service, lambda: service.model.names[0] == "a")
+
+
+def test_a_rejected_file_is_tried_again_on_request(service, other, monkeypatch):
+    """The reason may have passed, such as a lack of memory or of descriptors."""
+
+    def fail(*_, **__):
+        raise OSError(24, "Too many open files")
+
+    def is_replaced():
+        if service.reloads("failed") == 1:
+            monkeypatch.undo()
+            wake.set()
+        return service.model.names[0] == "a"
+
+    wake = asyncio.Event()
+    monkeypatch.setattr(model, "load", fail)
+    other.replace(service.model.path)
+    watch_until(service, is_replaced, wake)
+    assert (service.reloads("succeeded"), service.reloads("failed")) == (1, 1)
+
+
+def test_a_served_file_is_not_loaded_again_on_request(service):
+    wake = asyncio.Event()
+    wake.set()
+    watch_until(service, lambda: not wake.is_set(), wake)
+    assert (service.reloads("succeeded"), service.reloads("failed")) == (0, 0)
+
+
+def test_a_rejected_file_that_is_missing_is_not_tried_on_request(service):
+    def is_checked():
+        if service.reloads("failed") == 1 and service.model.path.exists():
+            service.model.path.unlink()
+            wake.set()
+        return not service.model.path.exists() and not wake.is_set()
+
+    wake = asyncio.Event()
+    service.model.path.write_bytes(b"no model")
+    watch_until(service, is_checked, wake)
+    assert service.reloads("failed") == 1
 
 
 def describe(path, digest):

@@ -1,6 +1,7 @@
 """The HTTP application: `uvicorn server.app:app`."""
 
 import asyncio
+import atexit
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -30,6 +31,8 @@ async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Service]]:
     connection.install(server, chosen)
     paths = {name: fetch.fetch(source, chosen.cache) for name, source in chosen.model.items()}
     models = [service.load(name, path, chosen) for name, path in paths.items()]
+    # The end of the process calls it last, after the log has been written.
+    atexit.register(reload.exit_while_loading)
     running = Service(chosen, models, log.start(), tracing.start(os.environ, server_version()))
     # Serve.
     wake = asyncio.Event()

@@ -1,14 +1,21 @@
 """Hot reload: serves new model files without a restart."""
 
 import asyncio
+import concurrent.futures
 import logging
+import os
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 
 from server import files, integrity, service
 from server.errors import StartError
 from server.service import ServedModel, Service
+
+# The name of the thread that loads a model.
+_LOADER = "loader"
 
 _log = logging.getLogger(__name__)
 
@@ -93,7 +100,7 @@ class _Watched:
 async def _load(running: Service, served: ServedModel) -> bool:
     """Loads a file, and returns whether it is served now. No failure ends the watch."""
     try:
-        new = await asyncio.to_thread(service.load, served.name, served.model.path, running.settings)
+        new = await _in_thread(partial(service.load, served.name, served.model.path, running.settings))
         running.serve(new)
     except Exception as error:
         served.metrics.count_reload("failed")
@@ -106,3 +113,28 @@ async def _load(running: Service, served: ServedModel) -> bool:
     served.has_rejected = False
     _log.info("serving a new file of %s: sha256 %s", served.name, new.digest)
     return True
+
+
+async def _in_thread[T](load: Callable[[], T]) -> T:
+    """Runs a function in a thread for which the end of the process does not wait, unlike `asyncio.to_thread`."""
+    future = concurrent.futures.Future[T]()
+    # From now on, a task that is cancelled does not cancel the future.
+    future.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            future.set_result(load())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name=_LOADER, daemon=True).start()
+    return await asyncio.wrap_future(future)
+
+
+def exit_while_loading() -> None:
+    """Ends the process at once, with status 0, if a model is being loaded. Call it last.
+
+    A thread that comes back from onnxruntime to an interpreter that has ended aborts the process.
+    """
+    if any(thread.name == _LOADER for thread in threading.enumerate()):
+        os._exit(0)

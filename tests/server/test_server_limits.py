@@ -596,6 +596,21 @@ def test_sigterm_twice_at_once_is_one(serve, model_path):
         assert server.process.wait(timeout=30) == 0
 
 
+def test_sigterm_does_not_wait_for_a_model_that_is_being_loaded(serve, model_builder, tmp_path):
+    path = model_builder(tmp_path / "served.onnx")
+    slow = model_builder(tmp_path / "slow.onnx", work=5)
+    # The thread is in onnxruntime, and comes back to Python after each of many runs.
+    with serve(JAXCNN_MODEL=str(path), JAXCNN_MAX_BATCH="64") as server:
+        slow.replace(path)
+        server.process.send_signal(signal.SIGHUP)
+        time.sleep(1)
+        assert post(server.client, PICTURE).status_code == 200
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(timeout=5) == 0
+        log_lines(server, message="Application shutdown complete.")
+        assert "serving a new file" not in server.log.read_text()
+
+
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="the system cannot limit another process")
 def test_sigterm_ends_a_server_without_a_descriptor_left(serve, model_path):
     with serve(JAXCNN_MODEL=str(model_path), JAXCNN_DRAIN_SECONDS="1") as server, contextlib.ExitStack() as stack:

@@ -92,7 +92,7 @@ def write_card(
     Args:
       metadata: the model's metadata.
       file: name, size, checksum, inputs and outputs of the file, as `sidecars.describe` returns them.
-      evaluation: the evaluation of this checkpoint on the run's validation pictures; None if there is none.
+      evaluation: the evaluation of the file on the validation pictures of its training; None if there is none.
       checks: what was verified, one sentence each.
 
     Returns:
@@ -156,10 +156,8 @@ def _figures(metadata: Metadata, evaluation: Mapping[str, Any] | None) -> str:
             f"Those who trained the weights published a top-1 accuracy of {metrics['published_top1']:.3f} on the "
             f"validation pictures of {_plain(metadata.dataset)}. It was not measured again for this file."
         )
-    if not rows and metadata.views is not None:
-        return f"Its accuracy was not measured. {_VIEWS}"
     if not rows:
-        return "The run was stopped before its first evaluation."
+        return " ".join([_explain_absence(metadata), *([_VIEWS] if metadata.views is not None else [])])
     count = f"{evaluation['count']:,} " if evaluation is not None else ""
     header = ("", f"{count}validation pictures", "averaged with mirror images")[: len(columns) + 1]
     # What to know of the figures.
@@ -182,6 +180,18 @@ def _figures(metadata: Metadata, evaluation: Mapping[str, Any] | None) -> str:
         ),
     ]
     return _table(header, rows) + "\n\n" + " ".join(notes)
+
+
+def _explain_absence(metadata: Metadata) -> str:
+    """Says why there are no metrics."""
+    pictures = f"the validation pictures of {_plain(metadata.dataset)}"
+    if metadata.step is None:
+        return f"Its accuracy on {pictures} was neither published with the weights nor measured."
+    if metadata.quantization is not None:
+        return f"Its accuracy was measured on other pictures than {pictures}, see below."
+    if metadata.views is not None:
+        return "Its accuracy was not measured."
+    return "The run was stopped before its first evaluation."
 
 
 def _uncertainty(top1: float, count: int) -> str:
@@ -217,8 +227,8 @@ def _quantization(figures: Mapping[str, Any], classes: int) -> str:
     where = f" of {_plain(figures['dataset'])}" if "dataset" in figures else ""
     explanation = (
         "Weights are int8 per channel, activations are uint8, and ranges come from "
-        f"{figures['calibration_pictures']} training pictures. Weights are limited to ±64: processors without VNNI "
-        "instructions add two products in 16 bits, which larger weights would overflow. Depthwise convolutions, "
+        f"{figures['calibration_pictures']} training pictures{where}. Weights are limited to ±64: processors without "
+        "VNNI instructions add two products in 16 bits, which larger weights would overflow. Depthwise convolutions, "
         "which are computed otherwise, have weights up to ±127. Preprocessing, the first layer, the last layer and "
         "the softmax stay in float32. Accuracy was measured on "
         f"{figures['pictures']:,} validation pictures{where}, speed in onnxruntime with one thread on "

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -199,6 +199,20 @@ class _Written(NamedTuple):
     checks: list[str]
 
 
+class _Quantized(NamedTuple):
+    """A quantized model.
+
+    Attributes:
+      file: the model.
+      figures: the comparison with the float32 model, by name.
+      evaluation: the record of its evaluation; None if it was measured on other pictures than its training's.
+    """
+
+    file: Path
+    figures: dict[str, Any]
+    evaluation: dict[str, Any] | None
+
+
 def _write_model(
     source: Source,
     path: Path,
@@ -210,33 +224,54 @@ def _write_model(
 ) -> _Written:
     """Writes a verified model with its metadata."""
     # Write and verify the float32 model; quantize it if asked.
-    trained, evaluation, figures = source.trained, source.evaluation, None
+    trained, quantized = source.trained, None
     file, checks = _write_verified(trained, path, source.pictures, features=features, heatmap=heatmap, views=views)
     if quantization is not None:
-        file, figures, evaluation = _quantize(file, trained, quantization)
+        quantized = _quantize(file, source, quantization)
+        file = quantized.file
         checks = [
             *(f"Before quantization: {check}" for check in checks),
             f"Quantized, it is valid ONNX, and top-1 falls by at most {quantization.tolerance}.",
         ]
     # Say in the file what it is.
+    metrics, evaluation = _find_accuracy(source, quantized, views=views)
     metadata = dataclasses.replace(
-        source.metadata, calibration=trained.calibration, quantization=figures, views=views if views > 1 else None
+        source.metadata,
+        metrics=metrics,
+        calibration=trained.calibration,
+        quantization=None if quantized is None else quantized.figures,
+        views=views if views > 1 else None,
     )
-    # A file that records no steps was trained by others: its validation pictures are not those measured here.
-    if metadata.step is None:
-        evaluation = None
-    # The run has recorded only a few figures of two views.
-    if views == 2 and quantization is None:
-        metadata = dataclasses.replace(metadata, metrics=(evaluation or {}).get("with_flip", {}))
-        evaluation = None
-    # The checkpoint's own metrics were measured before it was calibrated.
-    if evaluation is not None:
-        metrics = {key: evaluation[key] for key in ("loss", "top1", "top5", "ece")}
-        metadata = dataclasses.replace(metadata, metrics=metrics)
     model = onnx.load(file)
     onnx.helper.set_model_props(model, metadata.to_props())
     write_atomically(path, seal(model.SerializeToString()))
     return _Written(metadata, evaluation, checks)
+
+
+def _find_accuracy(
+    source: Source, quantized: _Quantized | None, *, views: Literal[1, 2]
+) -> tuple[Mapping[str, float], dict[str, Any] | None]:
+    """Returns metrics of what a file computes on the validation pictures of its training, and their whole record.
+
+    Args:
+      source: what the file was made from.
+      quantized: the quantized model, if it was quantized.
+      views: how many views of a picture it averages.
+
+    Returns:
+      The metrics by name, empty if they were not measured; the record, None if there is none.
+    """
+    # Others trained the weights; their validation pictures are not those measured here.
+    if source.metadata.step is None:
+        return source.metadata.metrics, None
+    # A run records a few figures of two views.
+    if views == 2 and quantized is None:
+        return (source.evaluation or {}).get("with_flip", {}), None
+    record = source.evaluation if quantized is None else quantized.evaluation
+    if record is not None:
+        return {key: record[key] for key in ("loss", "top1", "top5", "ece")}, record
+    # The checkpoint has metrics of its float32 model, before calibration.
+    return ({} if quantized is not None else source.metadata.metrics), None
 
 
 def export_weights(workdir: Path, output: Path, *, average: Sequence[str] = ()) -> Path:
@@ -384,26 +419,22 @@ def _check_same_pictures(dataset: Dataset, trained: TrainedModel) -> None:
         )
 
 
-def _quantize(
-    file: Path, trained: TrainedModel, quantization: Quantization
-) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+def _quantize(file: Path, source: Source, quantization: Quantization) -> _Quantized:
     """Writes a quantized model beside a float32 one, and measures both.
-
-    Returns:
-      The quantized file, the comparison by name, and the record of its evaluation.
 
     Raises:
       VerificationError: the accuracy falls by more than the tolerance.
     """
-    dataset, side = quantization.dataset, trained.config.data.image_size
+    trained, dataset = source.trained, quantization.dataset
     files = [file, file.with_suffix(".int8")]
     quantize.quantize(file, files[1], dataset.train.shown)
     quantize.check_valid(files[1])
     evaluations = [_evaluate(path, dataset, trained) for path in files]
-    speeds = quantize.compare_speed(files, side)
+    speeds = quantize.compare_speed(files, trained.config.data.image_size)
     # Compare both in accuracy, size and speed.
+    is_own = _has_own_split(source.metadata, dataset)
     figures = {
-        **({} if dataset.name == trained.dataset else {"dataset": dataset.name}),
+        **({} if is_own else {"dataset": dataset.name}),
         "tolerance": quantization.tolerance,
         "calibration_pictures": min(len(dataset.train), quantize.CALIBRATION_PICTURES),
         "pictures": len(dataset.validation),
@@ -420,7 +451,17 @@ def _quantize(
             f"{quantization.tolerance:g} that --tolerance allows (one picture takes {speeds[1].latency:.3f} ms instead "
             f"of {speeds[0].latency:.3f} ms); no file was written"
         )
-    return files[1], figures, to_record(evaluations[1], names=trained.names)
+    return _Quantized(files[1], figures, to_record(evaluations[1], names=trained.names) if is_own else None)
+
+
+def _has_own_split(metadata: Metadata, dataset: Dataset) -> bool:
+    """Returns whether pictures are those that the model was trained with, and the same are held out."""
+    # Which pictures others held out is not known; runs of earlier versions have no fingerprint.
+    if metadata.step is None:
+        return False
+    if metadata.pictures is None:
+        return dataset.name == metadata.dataset
+    return metadata.pictures.has_same_split(dataset.fingerprint())
 
 
 def _evaluate(path: Path, dataset: Dataset, trained: TrainedModel) -> Evaluation:

@@ -116,6 +116,15 @@ def test_the_file_says_where_the_weights_come_from(file):
     assert "model-index" not in card
 
 
+def test_a_file_of_weights_without_published_accuracy_says_so(pretrained, tmp_path):
+    unknown = dataclasses.replace(pretrained, top1=None)
+    path = export.pretrained.export_pretrained("pets4", unknown, tmp_path / "pets.onnx")
+    card = (path.with_suffix("") / "README.md").read_text()
+    expected = "Its accuracy on the validation pictures of Pets-4 was neither published with the weights nor measured."
+    assert f"## Evaluation\n\n{expected}\n\n## " in card
+    assert metadata_of(path)["metrics"] == {}
+
+
 def test_the_server_opens_the_file(file):
     opened = server_model.load(file, max_batch=2, threads=1)
     assert (opened.names, opened.height) == (NAMES, 16)

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import onnx
 import pytest
-from runs import CALIBRATION, CLASSES, dataset_of, make_run, metadata_of
+from runs import CALIBRATION, CLASSES, dataset_of, evaluate_run, make_run, metadata_of
 
 import export
 import export.quantize
 import export.workdir
 from export import __main__ as program
-from export.workdir import Quantization
+from export.workdir import Quantization, Source
 from jaxcnn.calibration import write_calibration
 from jaxcnn.classifier import load
 from jaxcnn.data import Fingerprint, Resize
@@ -24,6 +24,7 @@ from jaxcnn.errors import UserError
 from jaxcnn.evaluation import measure
 from jaxcnn.run.checkpoint import load_model
 from jaxcnn.run.workdir import Workdir
+from jaxcnn.run_metadata import describe_run
 
 
 def test_a_quantized_file_keeps_the_contract_and_has_its_figures(tmp_path):
@@ -52,6 +53,36 @@ def test_a_quantized_file_keeps_the_contract_and_has_its_figures(tmp_path):
         assert f"| {name} | {top1:.4f} | " in card
     assert "- Before quantization: onnxruntime computes what JAX does" in card
     assert "- Quantized, it is valid ONNX, and top-1 falls by at most 0.5." in card
+
+
+@pytest.mark.parametrize("name", ["pets", "street pets"])
+def test_accuracy_on_other_pictures_is_not_said_to_be_that_of_the_run(tmp_path, name):
+    run = make_run(tmp_path / "run", flip=True)
+    Workdir(run).record_pictures(dataset_of(run).fingerprint())
+    evaluate_run(run)
+    others = dataclasses.replace(dataset_of(run, validation=100), name=name)
+    path = export.export_workdir(run, quantization=Quantization(dataset=others, tolerance=1))
+    found = metadata_of(path)
+    assert (found["metrics"], found["quantization"]["dataset"], found["quantization"]["pictures"]) == ({}, name, 100)
+    card = (path.with_suffix("") / "README.md").read_text()
+    said = "Its accuracy was measured on other pictures than the validation pictures of pets, see below."
+    assert f"## Evaluation\n\n{said}\n\n## " in card
+    assert f"ranges come from 64 training pictures of {name}. " in card
+    assert f"Accuracy was measured on 100 validation pictures of {name}, speed" in card
+    for absent in ("model-index", "selected by its accuracy", "from worst to best", "accuracy differs between classes"):
+        assert absent not in card
+
+
+@pytest.mark.run
+def test_accuracy_on_the_pictures_of_the_run_is_that_of_the_file(tmp_path):
+    run = make_run(tmp_path / "run")
+    dataset = dataset_of(run)
+    Workdir(run).record_pictures(dataset.fingerprint())
+    path = export.export_workdir(run, quantization=Quantization(dataset=dataset, tolerance=1))
+    found = metadata_of(path)
+    assert found["metrics"]["top1"] == found["quantization"]["top1_int8"]
+    assert "dataset" not in found["quantization"]
+    assert "model-index" in (path.with_suffix("") / "README.md").read_text()
 
 
 @pytest.mark.run
@@ -226,11 +257,13 @@ def test_accuracy_may_fall_by_exactly_the_tolerance(run, file, tmp_path, monkeyp
     measured = export.workdir._evaluate(file, dataset, trained)
     path = Path(shutil.copy(file, tmp_path / "m.onnx"))
 
+    source = Source(trained=trained, metadata=describe_run(Workdir(run), trained))
+
     def quantize_to(right):
         falls = iter([dataclasses.replace(measured, top1=percent / 100) for percent in (95, right)])
         monkeypatch.setattr(export.workdir, "_evaluate", lambda *_: next(falls))
-        return export.workdir._quantize(path, trained, Quantization(dataset=dataset, tolerance=tolerance))
+        return export.workdir._quantize(path, source, Quantization(dataset=dataset, tolerance=tolerance))
 
-    assert quantize_to(95 - fell)[1]["top1_int8"] == (95 - fell) / 100
+    assert quantize_to(95 - fell).figures["top1_int8"] == (95 - fell) / 100
     with pytest.raises(export.VerificationError, match=f"falls from 0.9500 to 0.{94 - fell}00, by more than the "):
         quantize_to(94 - fell)

@@ -225,13 +225,9 @@ def fit(run: Run, state: TrainState, *, checkpoints: Checkpoints, log: MetricsLo
             state, stopped_by = result.state, result.stopped_by
             # Only whole epochs are evaluated.
             if stopped_by is None:
-                with progress.doing("evaluating"):
-                    scores = evaluate_variables(run, state.evaluated).scalars()
+                with progress.paused():
+                    scores = _end_epoch(run, state, epoch=epoch, checkpoints=checkpoints, log=log, progress=progress)
                 history.append(scores["top1"])
-                with progress.doing("saving"):
-                    log.write(ValidationRecord(step=int(state.step), epoch=epoch + 1.0, **scores))
-                    log.sync()
-                    checkpoints.save(state, metrics=scores)
                 progress.print(
                     f"epoch {epoch + 1}/{epochs}: validation top-1 {scores['top1']:.4f}, loss {scores['loss']:.4f}; "
                     f"{result.images_per_second:,.0f} images/s"
@@ -250,6 +246,19 @@ def fit(run: Run, state: TrainState, *, checkpoints: Checkpoints, log: MetricsLo
                 )
                 return True
     return True
+
+
+def _end_epoch(
+    run: Run, state: TrainState, *, epoch: int, checkpoints: Checkpoints, log: MetricsLog, progress: TrainProgress
+) -> dict[str, float]:
+    """Evaluates, records and saves the state after an epoch; returns its scores."""
+    with progress.doing("evaluating"):
+        scores = evaluate_variables(run, state.evaluated).scalars()
+    log.write(ValidationRecord(step=int(state.step), epoch=epoch + 1.0, **scores))
+    with progress.doing("saving"):
+        log.sync()
+        checkpoints.save(state, metrics=scores)
+    return scores
 
 
 def _seconds_to_go(run: Run, record: TrainRecord, pace: float) -> float:

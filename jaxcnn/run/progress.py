@@ -48,6 +48,7 @@ class TrainProgress:
         self._resolution: int | None = None
         self._counted = 0
         self._started = 0.0
+        self._is_paused = False
         self._epochs = epochs
         self._announced = set[Hashable]()
         self._next_line = time.monotonic() + LINE_SECONDS
@@ -91,6 +92,16 @@ class TrainProgress:
                 self._started = 0.0
 
     @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Lets the clock of the steps stand still; one pause may lie within another."""
+        began, is_outermost = time.monotonic(), not self._is_paused
+        self._is_paused = True
+        yield
+        if is_outermost:
+            self._is_paused = False
+            self._started += time.monotonic() - began if self._started else 0.0
+
+    @contextmanager
     def doing(self, what: str, *, first: Hashable = None) -> Iterator[bool]:
         """Shows in the bar what is done in place of steps, which does not count as their time.
 
@@ -106,14 +117,11 @@ class TrainProgress:
         key = what if first is None else first
         is_new = key not in self._announced
         self._announced.add(key)
-        is_pause, began = is_new or first is None, time.monotonic()
+        is_pause = is_new or first is None
         if is_pause:
             self._progress.update(self._task, rate=what)
-        with stage(what) if is_new else nullcontext():
+        with self.paused() if is_pause else nullcontext(), stage(what) if is_new else nullcontext():
             yield is_new
-        # The clock of the steps stands still.
-        if is_pause and self._started:
-            self._started += time.monotonic() - began
 
     def print(self, line: str) -> None:
         """Prints a line above the bar."""

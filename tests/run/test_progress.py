@@ -45,8 +45,10 @@ def test_what_is_done_in_place_of_steps_is_not_measured(monkeypatch, capsys):
         total_steps=10, first_step=0, epochs=2, expect=lambda mean: f"{mean:g} s", to_go=lambda record, pace: 0.0
     ) as shown:
         for number in range(5):
-            with shown.doing("evaluating"):
-                clock[0] += 600
+            with shown.paused():
+                clock[0] += 5
+                with shown.doing("evaluating"):
+                    clock[0] += 600
             with shown.doing("compiling", first="side"):
                 clock[0] += 0 if number else 300
             # Only the first of these steps takes the place of steps.

@@ -1,7 +1,6 @@
 """Classifies pictures: `python -m jaxcnn.predict MODEL PICTURES... [--output results.csv]`. Imports no JAX."""
 
 import dataclasses
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -15,6 +14,7 @@ from jaxcnn import cli, options
 from jaxcnn.bulk.class_folders import ClassFolders
 from jaxcnn.bulk.heatmaps import Heatmaps
 from jaxcnn.bulk.output import ENDINGS, Output, identify_model, make_row, open_output
+from jaxcnn.bulk.outside import check_outside
 from jaxcnn.bulk.picture_files import PictureFile, find_pictures
 from jaxcnn.bulk.stream import Outcome, classify
 from jaxcnn.bulk.table import Table
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str]) -> None:
     parsed, words = parse(arguments)
     model = open_model(named_path(words[0], option="the model"))
     parsed = check_fits(parsed, model)
-    check_outside(parsed, words[1:])
+    check_outside(words[1:], heatmaps=parsed.heatmaps, sort_into=parsed.sort_into, classes=model.preparation.names)
     files, total = find_pictures(words[1:], sys.stdin or ())  # None: it is closed.
     tally = Tally()
     try:
@@ -140,17 +140,6 @@ def check_fits(arguments: Arguments, model: OnnxModel) -> Arguments:
                 f"{model.path} has no output {name!r}; export it again with: python -m export WORKDIR --{name}"
             )
     return dataclasses.replace(arguments, top_k=min(arguments.top_k, len(model.preparation.names)))
-
-
-def check_outside(arguments: Arguments, pictures: Sequence[str]) -> None:
-    """Raises UserError if pictures would be written to a folder of the pictures: the next run would classify them."""
-    for option, folder in (("heatmaps", arguments.heatmaps), ("sort_into", arguments.sort_into)):
-        for name in pictures:
-            inside = folder is not None and folder.resolve().is_relative_to(Path(name).resolve())
-            if inside and os.path.isdir(name):
-                raise UserError(
-                    f"{option} is {str(folder)!r}, which lies in {name}; give a folder outside of the pictures"
-                )
 
 
 def predict(

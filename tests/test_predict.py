@@ -185,6 +185,17 @@ def test_names_with_quotes_and_line_breaks_are_resumed(folder, capsys, start):
         assert f"photos/{strange.name}" in [row["file"] for row in read_rows(name)]
 
 
+def test_pictures_in_the_folders_of_classes_are_not_sorted_again(folder, monkeypatch):
+    """Standard input may name the links of an earlier command."""
+    predict("photos/day 0", "--sort_into", "sorted")
+    for name in ("sorted/red/0.png", "./sorted/../sorted/red/0.png"):
+        monkeypatch.setattr("sys.stdin", iter([f"{name}\n"]))
+        with pytest.raises(UserError, match=rf"^{name} lies where pictures are sorted into; leave it out$"):
+            predict("-", "--sort_into", "sorted", "--output", "r.csv")
+    assert len(list(Path("sorted").rglob("*.png"))) == 2
+    assert read_csv("r.csv") == []
+
+
 def test_features_and_heatmaps(folder):
     assert predict("photos/day 0", "--output", "r.jsonl", "--features", "--heatmaps", "heat") == 0
     row = read_rows("r.jsonl")[0]
@@ -316,8 +327,8 @@ def test_a_workdir(folder):
         (["photos", "--output", "r.txt"], "output is 'r.txt'; it must end with .csv, .jsonl, .parquet"),
         (["photos", "--features"], "features are too many for a table; give a file with --output"),
         (["photos", "--copy"], "copy says how to sort pictures; say where to with --sort_into"),
-        (["photos", "--sort_into", "photos/sorted"], "sort_into is 'photos/sorted', which lies in photos"),
-        (["photos", "--heatmaps", "photos"], "heatmaps is 'photos', which lies in photos"),
+        (["photos", "--sort_into", "photos/sorted"], "'photos/sorted', which would put pictures among photos; give a"),
+        (["photos", "--heatmaps", "photos"], "heatmaps is 'photos', which would put pictures among photos"),
         (["photos", "--output", "model.onnx/r.csv"], "model.onnx/r.csv cannot be written"),
         (["photos", "--tpo_k", "3"], "there is no option --tpo_k; there are: --output, --top_k"),
     ],

@@ -32,6 +32,7 @@ class ClassFolders:
           copy: lay copies instead of links; pictures in zips are always copied.
         """
         self._folders = {name: folder / safe for name, safe in folder_names(names).items()}
+        self._places = {os.path.abspath(folder) for folder in self._folders.values()}
         self._copy = copy
         self._placed: dict[Path, str] = {}
 
@@ -41,10 +42,12 @@ class ClassFolders:
         If several files have one name, all but the first get a part of the SHA-256 of their path in it.
 
         Raises:
-          UserError: the folder cannot be written, or the system makes no links.
+          UserError: the folder cannot be written, the system makes no links, or the file lies in such a folder.
         """
         folder = self._folders[name]
         path = os.path.abspath(file.name)
+        if os.path.dirname(path) in self._places:
+            raise UserError(f"{file.name} lies where pictures are sorted into; leave it out")
         target = folder / Path(path).name
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -56,7 +56,7 @@ class Query(Protocol):
 
     @property
     def size(self) -> int:
-        """Length of the body in bytes."""
+        """Length of the body in bytes, or the largest that it may have once decompressed."""
 
     def decode(self, model: Model, work: Work) -> Decoded:
         """Parses the body and decodes its pictures.

@@ -13,6 +13,21 @@ ENCODINGS = (IDENTITY, *_WINDOW_BITS)
 """The supported values of Content-Encoding."""
 
 
+# The most that deflate compresses.
+_MAX_RATIO = 1032
+
+
+def largest_size(body: bytes, encoding: str, *, max_bytes: int) -> int:
+    """Returns how long the content of a body may be, without decompressing it.
+
+    Args:
+      body: as for `decompress`.
+      encoding: as for `decompress`.
+      max_bytes: as for `decompress`.
+    """
+    return len(body) if encoding == IDENTITY else min(_MAX_RATIO * len(body), max_bytes)
+
+
 def decompress(body: bytes, encoding: str, *, max_bytes: int) -> bytes:
     """Returns the content of a body.
 

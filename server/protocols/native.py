@@ -19,8 +19,8 @@ from server.errors import PictureError
 from server.model import Model
 from server.picture import Cost
 from server.protocols import AbandonedError, Answer, Decoded, Outputs, Work
-from server.protocols.compression import IDENTITY, decompress
-from server.protocols.text import optional, parse_base64, parse_object
+from server.protocols.compression import IDENTITY, decompress, largest_size
+from server.protocols.text import MAX_VALUES, count_values, optional, parse_base64, parse_object, too_many_values
 from server.settings import Settings
 
 # python_multipart raises what it logs, except for trifles with which a client could fill the log.
@@ -61,8 +61,8 @@ class NativeQuery:
 
     @property
     def size(self) -> int:
-        """Length of the body in bytes."""
-        return len(self.body)
+        """Length of the body in bytes, or the largest that it may have once decompressed."""
+        return largest_size(self.body, self.encoding, max_bytes=self.limits.max_body_bytes)
 
     def decode(self, model: Model, work: Work) -> Decoded:
         """Parses the body and decodes its pictures.
@@ -110,21 +110,14 @@ def decode_pictures(
         if not work.is_wanted():
             raise AbandonedError
         opened.append((place, _open_picture(place, data, model, limits)))
-    cost = Cost(
-        pixels=sum(found.cost.pixels for _, found in opened),
-        bytes=max(found.cost.bytes for _, found in opened) + _OPEN_COPIES * sum(len(data) for _, data in pictures),
-    )
+    # Where this is more than there is for decoding, each thread has enough besides for open files.
+    memory = max(found.cost.bytes for _, found in opened) + _OPEN_COPIES * sum(len(data) for _, data in pictures)
+    cost = Cost(pixels=sum(found.cost.pixels for _, found in opened), bytes=min(memory, limits.max_decode_bytes))
     if cost.pixels > limits.max_request_pixels:
         raise HTTPException(
             413,
             f"Decoding this request would take as long as {cost.pixels} pixels: send pictures that take at most"
             f" {limits.max_request_pixels} together, or fewer at once.",
-        )
-    if cost.bytes > limits.max_decode_bytes:
-        raise HTTPException(
-            413,
-            f"Decoding this request would take {cost.bytes} bytes, and there are {limits.max_decode_bytes}: send"
-            " smaller files, or fewer at once.",
         )
     work.check_cost(cost)
     # Decode. Each picture is dropped before the next, as it may take much memory.
@@ -209,6 +202,8 @@ def parse(content_type: str, body: bytes, *, max_images: int) -> Payload:
 
 
 def _parse_json(body: bytes, max_images: int) -> Payload:
+    if count_values(body) > MAX_VALUES:
+        raise too_many_values()
     content = parse_object(body, 'send {"image": "<base64>"}')
     image, images = optional(content, "image", None), optional(content, "images", None)
     if (image is None) == (images is None):

@@ -15,16 +15,19 @@ from starlette.exceptions import HTTPException
 
 from server.model import Model
 from server.protocols import Answer, Decoded, Outputs, Work
-from server.protocols.compression import IDENTITY, decompress
+from server.protocols.compression import IDENTITY, decompress, largest_size
 from server.protocols.native import decode_pictures, too_many
-from server.protocols.tensor import Input, parse_input, to_files, to_images
-from server.protocols.text import optional, parse_object
+from server.protocols.tensor import parse_input, to_files, to_images
+from server.protocols.text import MAX_VALUES, cost_of, count_values, optional, parse_object, too_many_values
 from server.settings import Settings
 
 VERSION = "1"
 """The only version of the model; one is served at a time."""
 
 _EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics")
+
+type _Pictures = npt.NDArray[np.uint8] | list[tuple[str, bytes]]
+"""Decoded pictures, or files with their places in the request."""
 
 _HINT = 'send {"inputs": [{"name": "image", "datatype": ..., "shape": ..., "data": ...}]}'
 
@@ -113,47 +116,65 @@ class InferQuery:
 
     @property
     def size(self) -> int:
-        """Length of the body in bytes."""
-        return len(self.body)
+        """Length of the body in bytes, or the largest that it may have once decompressed."""
+        return largest_size(self.body, self.encoding, max_bytes=self.limits.max_body_bytes)
 
     def decode(self, model: Model, work: Work) -> Decoded:
         """Parses the body and decodes its pictures.
 
         Raises:
-          HTTPException: 400 malformed, 413 too many pictures.
+          HTTPException: 400 malformed, 413 too many pictures or values.
           AbandonedError: nobody waits any more.
         """
-        # Parse what is small.
+        request_id, requested, pictures = self._parse(model, work)
+        images = pictures if isinstance(pictures, np.ndarray) else decode_pictures(pictures, model, self.limits, work)
+        names = frozenset(output.name for output in requested)
+        return Decoded(images, names, partial(_encode, model, request_id, requested))
+
+    def _parse(self, model: Model, work: Work) -> tuple[str | None, list[_RequestedOutput], _Pictures]:
+        """Returns what the body says; its text is not kept while the pictures are decoded."""
         text, binary = self._split()
+        has_many_values = count_values(text) > MAX_VALUES
+        if has_many_values:
+            self._check_tensor(text, model, work)
         content = parse_object(text, _HINT)
         request_id = content.get("id")
         if request_id is not None and not isinstance(request_id, str):
             raise HTTPException(400, "`id` must be a string.")
         requested = _parse_outputs(content, model)
         tensor = parse_input(content, binary)
-        # Decode the pictures, if there are not too many.
         if tensor.shape and tensor.shape[0] > self.limits.max_images:
             raise too_many(self.limits.max_images)
-        images = self._images(tensor, model, work)
-        names = frozenset(output.name for output in requested)
-        return Decoded(images, names, partial(_encode, model, request_id, requested))
+        if tensor.datatype != "BYTES":
+            return request_id, requested, to_images(tensor, height=model.height, width=model.width)
+        # What parsing takes has been counted for numbers alone.
+        if has_many_values:
+            raise too_many_values()
+        return request_id, requested, [(f"data[{i}]: ", data) for i, data in enumerate(to_files(tensor))]
 
-    def _split(self) -> tuple[memoryview, memoryview]:
+    def _check_tensor(self, text: bytes, model: Model, work: Work) -> None:
+        """Decides, before a JSON text of many values is parsed, whether it may be parsed now."""
+        if text.count(b",") > self.limits.max_images * model.height * model.width * 3 + MAX_VALUES:
+            raise too_many(self.limits.max_images)
+        cost = cost_of(text)
+        if cost.bytes > self.limits.max_decode_bytes or cost.pixels > self.limits.max_request_pixels:
+            raise HTTPException(
+                413,
+                "Parsing the JSON text of this request would take too much memory or time: send the tensor as binary"
+                " data, or fewer pictures at once.",
+            )
+        work.check_cost(cost)
+
+    def _split(self) -> tuple[bytes, memoryview]:
         """Returns the JSON text and the binary data after it."""
-        body = memoryview(decompress(self.body, self.encoding, max_bytes=self.limits.max_body_bytes))
+        body = decompress(self.body, self.encoding, max_bytes=self.limits.max_body_bytes)
         if self.json_size is None:
-            return body, body[:0]
+            return body, memoryview(b"")
         if not re.fullmatch("[0-9]{1,12}", self.json_size) or int(self.json_size) > len(body):
             raise HTTPException(
                 400, "The header Inference-Header-Content-Length must be the length of the JSON text in the body."
             )
-        return body[: int(self.json_size)], body[int(self.json_size) :]
-
-    def _images(self, tensor: Input, model: Model, work: Work) -> npt.NDArray[np.uint8]:
-        if tensor.datatype != "BYTES":
-            return to_images(tensor, height=model.height, width=model.width)
-        pictures = [(f"data[{i}]: ", data) for i, data in enumerate(to_files(tensor))]
-        return decode_pictures(pictures, model, self.limits, work)
+        return body[: int(self.json_size)], memoryview(body)[int(self.json_size) :]
 
 
 def _parse_outputs(content: dict[str, Any], model: Model) -> list[_RequestedOutput]:

@@ -60,7 +60,7 @@ MACHINES = [
         256,
         {
             "JAXCNN_MAX_PIXELS": "4000000",
-            "JAXCNN_MAX_DECODE_BYTES": "88000000",
+            "JAXCNN_MAX_DECODE_BYTES": "85500000",
             "JAXCNN_MAX_BUFFER_BYTES": "8388608",
             "JAXCNN_MAX_BODY_BYTES": "4194304",
         },

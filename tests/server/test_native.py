@@ -1,9 +1,14 @@
 import base64
 import contextlib
 import gc
+import gzip
 import json
 import string
+import tracemalloc
 import weakref
+import zlib
+from collections.abc import Callable
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -15,6 +20,8 @@ from starlette.exceptions import HTTPException
 from server import model
 from server.picture import Cost
 from server.protocols import native
+from server.protocols.open_inference import InferQuery
+from server.protocols.text import cost_of, parse_object
 from server.settings import Settings
 from tests.server.wire import encode
 
@@ -92,8 +99,8 @@ def test_a_data_url_of_another_encoding_is_refused():
         b"{",
         b"nonsense",
         b"\xff\xfe\xfd",
-        b"[" * 100_000,
-        b'{"image": ' * 50_000,
+        b"[" * 9000,
+        b'{"image": ' * 9000,
         b"1" * 10_000,
         b'{"image": "QQ=="} {}',
         b'{"image": "\\ud800"}',
@@ -378,7 +385,113 @@ def test_files_that_are_open_count(model_path):
     native_query(small).decode(loaded, costs)
     native_query(large, large).decode(loaded, costs)
     assert costs[1].bytes - costs[0].bytes == pytest.approx(3_000_000, abs=1000)
-    native_query(large, large, max_decode_bytes=costs[1].bytes).decode(loaded, costs)
-    with pytest.raises(HTTPException, match="send smaller files, or fewer at once") as caught:
-        native_query(large, large, max_decode_bytes=costs[1].bytes - 1).decode(loaded, costs)
-    assert caught.value.status_code == 413
+    native_query(large, large, max_decode_bytes=1_200_000).decode(loaded, costs)
+    assert costs[2].bytes == 1_200_000
+
+
+# The memory that JSON takes
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        b"[]",
+        b"{}",
+        b"[0]",
+        b"[0.5]",
+        b"[[],[[]]]",
+        b'{"":0}',
+        b'{"":[]}',
+        b'{"a":{}}',
+        b"0",
+        b"999",
+        b"0.5",
+        b"18446744073709551615",
+        b'""',
+        b'"a"',
+        '"é"'.encode(),
+        '"\N{GRINNING FACE}"'.encode(),
+        b'{"a":"b","c":"d"}',
+        b"[0.5,0.5,0.5]",
+        b"[" * 900 + b"]" * 900,
+        b'{"a":' * 900 + b"0" + b"}" * 900,
+    ],
+)
+def test_parsed_json_takes_no_more_memory_than_its_cost(item):
+    body = b'{"a":[' + b",".join([item] * (1 + 100_000 // len(item))) + b"]}"
+    taken = taken_by(lambda: parse_object(body, ""))
+    assert taken <= cost_of(body).bytes <= 20 * taken
+
+
+def test_the_keys_of_parsed_json_take_no_more_memory_than_its_cost():
+    body = b"{" + b",".join(b'"%x":"a"' % i for i in range(45_000)) + b"}"
+    assert taken_by(lambda: parse_object(body, "")) <= cost_of(body).bytes
+
+
+def taken_by(make: Callable[[], object]) -> int:
+    """Returns the bytes that a new object takes."""
+    tracemalloc.start()
+    try:
+        made = make()
+        return tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+        del made
+
+
+def test_json_of_very_many_values_is_refused_before_it_is_parsed(monkeypatch):
+    monkeypatch.setattr("orjson.loads", None)
+    for values in (b"[]", b"{}", b"0", b'""'):
+        body = b'{"image":"QQ==","a":[' + b",".join([values] * 11_000) + b"]}"
+        assert refusal(JSON, body) == (
+            413,
+            "The JSON text has too many values for picture files: send at most 10000.",
+        )
+    assert refusal(JSON, b'{"image":"QQ==","a":' + b"[" * 11_000)[0] == 413
+
+
+@pytest.mark.parametrize(
+    "wide", ["\N{GRINNING FACE}".encode(), b"\\ud83d\\uDE00", b"\\uDBFF\\udfff", "\U0010ffff".encode()]
+)
+def test_a_long_text_with_characters_of_four_bytes_is_refused_before_it_is_parsed(monkeypatch, wide):
+    body = b'{"image":"QQ==","a":"' + wide + b'"' + b" " * (8_000_000 - 23 - len(wide)) + b"}"
+    assert len(body) == 8_000_000
+    assert parse(JSON, body).pictures == [b"A"]
+    others = "\N{CYRILLIC SMALL LETTER A}\\n\\u00e9\\ue000\uffff".encode()
+    assert parse(JSON, b" " + body.replace(wide, others)).pictures == [b"A"]
+    monkeypatch.setattr("orjson.loads", None)
+    assert refusal(JSON, b" " + body) == (
+        413,
+        "The JSON text has more than 8000000 bytes and characters such as emoji, which take four times as much: leave"
+        " them out.",
+    )
+
+
+def test_json_of_some_values_is_parsed():
+    body = b'{"image":"QQ==","a":[' + b",".join([b"0"] * 9000) + b"]}"
+    assert parse(JSON, body).pictures == [b"A"]
+
+
+def test_the_text_is_not_kept_while_pictures_are_decoded(model_path):
+    loaded = model.load(model_path, max_batch=1, threads=1)
+    text = {"images": [base64.b64encode(encode((250, 0, 0))).decode()], "note": "a" * 5_000_000}
+    body = gzip.compress(json.dumps(text).encode())
+    query = native.NativeQuery(content_type=JSON, body=body, encoding="gzip", top_k=1, heatmap=False, limits=Settings())
+    kept = []
+    work = SimpleNamespace(is_wanted=lambda: True, check_cost=lambda _: kept.append(tracemalloc.get_traced_memory()[0]))
+    tracemalloc.start()
+    try:
+        query.decode(loaded, work)
+    finally:
+        tracemalloc.stop()
+    assert kept[0] < 500_000
+
+
+@pytest.mark.parametrize(("encoding", "size"), [("identity", 1000), ("gzip", 1_032_000), ("deflate", 1_032_000)])
+def test_a_compressed_body_is_as_large_as_it_may_become(encoding, size):
+    body, limits = bytes(1000), Settings()
+    query = native.NativeQuery(content_type=JSON, body=body, encoding=encoding, top_k=1, heatmap=False, limits=limits)
+    assert query.size == InferQuery(body=body, encoding=encoding, json_size=None, limits=limits).size == size
+    small = Settings(max_body_bytes=5000)
+    assert InferQuery(body=body, encoding=encoding, json_size=None, limits=small).size == min(size, 5000)
+    assert len(zlib.compress(bytes(1_032_000 * 10), 9)) >= 10_000

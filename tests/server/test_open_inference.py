@@ -2,10 +2,13 @@
 
 import base64
 import contextlib
+import dataclasses
 import gzip
 import json
 import struct
+import tracemalloc
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from hypothesis import strategies as st
 from starlette.exceptions import HTTPException
 
 from server import model, settings
+from server.picture import Cost
 from server.protocols import AbandonedError
 from server.protocols.open_inference import InferQuery
 from tests.server.wire import COLOURS, encode, error, post, text
@@ -318,7 +322,7 @@ def test_malformed_requests_are_400(client, fields, complaint):
 
 
 def test_strings_of_different_sizes_are_not_padded_in_memory(client):
-    response = infer(client, tensors=[tensor(data=["x" * 400_000] + ["y"] * 50_000)])
+    response = infer(client, tensors=[tensor(data=["x" * 400_000] + ["y"] * 5000)])
     assert response.status_code == 400
 
 
@@ -499,3 +503,89 @@ def test_pictures_of_an_abandoned_query_are_not_decoded(loaded):
     query = InferQuery(body=body, json_size=None, limits=settings.Settings())
     with pytest.raises(AbandonedError):
         query.decode(loaded, Wanted([True, True, True, True, True, False]))
+
+
+# The memory that JSON takes
+
+
+class Costs(list):
+    """A request that notes what it costs."""
+
+    def is_wanted(self) -> bool:
+        return True
+
+    def check_cost(self, cost: Cost) -> None:
+        self.append(cost)
+
+
+def json_query(data: object, *, datatype: str = "UINT8", count: int = 1, **limits: int) -> InferQuery:
+    shape = [count] if datatype == "BYTES" else [count, 8, 8, 3]
+    body = json.dumps({"inputs": [tensor(datatype=datatype, shape=shape, data=data)]}).encode()
+    return InferQuery(body=body, json_size=None, limits=settings.Settings(**limits))
+
+
+@pytest.mark.parametrize("datatype", ["UINT8", "FP32"])
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_a_large_tensor_takes_no_more_memory_than_its_cost(loaded, datatype, is_nested):
+    pixels = np.random.default_rng(0).integers(0, 256, (100, 8, 8, 3)) + (0.5 if datatype == "FP32" else 0)
+    pixels = np.minimum(pixels, 255)
+    data = pixels.tolist() if is_nested else pixels.ravel().tolist()
+    query, costs = json_query(data, datatype=datatype, count=100, max_images=100), Costs()
+    tracemalloc.start()
+    try:
+        assert (query.decode(loaded, costs).images == np.rint(pixels)).all()
+        # The parser reserves twelve times the text, and uses a part of that.
+        parse = tracemalloc.get_traced_memory()[1] - 12 * len(query.body)
+    finally:
+        tracemalloc.stop()
+    assert len(costs) == 1
+    assert parse <= costs[0].bytes
+
+
+def test_a_large_tensor_is_not_parsed_before_its_cost_is_known(loaded, monkeypatch):
+    def refuse(cost):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("orjson.loads", None)
+    work = SimpleNamespace(is_wanted=lambda: True, check_cost=refuse)
+    with pytest.raises(ZeroDivisionError):
+        json_query([0] * 11_000, count=32).decode(loaded, work)
+
+
+def test_a_small_tensor_costs_nothing(loaded):
+    costs = Costs()
+    assert json_query(BLUE.tolist()).decode(loaded, costs).images.tolist() == BLUE.tolist()
+    assert costs == []
+
+
+def refused(query: InferQuery, loaded: model.Model) -> str:
+    with pytest.raises(HTTPException) as caught:
+        query.decode(loaded, Costs())
+    assert caught.value.status_code == 413
+    return caught.value.detail
+
+
+def test_a_tensor_that_takes_too_much_is_refused_before_it_is_parsed(loaded, monkeypatch):
+    monkeypatch.setattr("orjson.loads", None)
+    assert "at most 4" in refused(json_query([0] * 11_000, max_images=4), loaded)
+    for limits in ({"max_decode_bytes": 2**20}, {"max_request_pixels": 50_000}):
+        assert "send the tensor as binary data" in refused(json_query([0] * 20_000, max_images=100, **limits), loaded)
+
+
+def test_many_values_beside_picture_files_are_refused(loaded):
+    query = json_query([base64.b64encode(encode(COLOURS["red"])).decode()], datatype="BYTES")
+    body = query.body[:-1] + b', "note": [' + b"[]," * 11_000 + b"0]}"
+    assert "too many values for picture files" in refused(dataclasses.replace(query, body=body), loaded)
+
+
+def test_the_text_is_not_kept_while_pictures_are_decoded(loaded):
+    query = json_query([base64.b64encode(encode(COLOURS["red"])).decode()], datatype="BYTES")
+    body = gzip.compress(query.body[:-1] + b', "note": "' + b"a" * 5_000_000 + b'"}')
+    kept = []
+    work = SimpleNamespace(is_wanted=lambda: True, check_cost=lambda _: kept.append(tracemalloc.get_traced_memory()[0]))
+    tracemalloc.start()
+    try:
+        dataclasses.replace(query, body=body, encoding="gzip").decode(loaded, work)
+    finally:
+        tracemalloc.stop()
+    assert kept[0] < 500_000

@@ -19,5 +19,5 @@ def with_environment(variables: Mapping[str, str | None]) -> Settings:
 
 def most_memory(settings: Settings, threads: int) -> float:
     """Returns bytes, without what open connections take."""
-    per_thread = _THREAD + 2 * settings.max_body_bytes
+    per_thread = _THREAD + 3 * settings.max_body_bytes
     return _IDLE + 2 * settings.max_buffer_bytes + settings.max_decode_bytes + threads * per_thread + _DOWNLOADS

@@ -32,6 +32,8 @@ SERIES = {
     'jaxcnn_model_reloads_total{job="jaxcnn", result="failed"}': "0x20 1x40",
     'jaxcnn_model_info{job="jaxcnn", instance="a", sha256="1"}': "1x60",
     'jaxcnn_model_info{job="jaxcnn", instance="a", name="other", sha256="3"}': "1x60",
+    # A file that was replaced: processes that share their metrics keep its series, with the value 0.
+    'jaxcnn_model_info{job="jaxcnn", instance="a", name="other", sha256="0"}': "0x60",
     'jaxcnn_model_info{job="jaxcnn", instance="b", sha256="1"}': "1x20 _x40",
     'jaxcnn_model_info{job="jaxcnn", instance="c", sha256="2"}': "_x20 1x40",
     'up{job="jaxcnn", instance="a"}': "1x20 0x40",

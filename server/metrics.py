@@ -4,6 +4,8 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 from prometheus_client import (
     CollectorRegistry,
@@ -98,6 +100,7 @@ class Metrics:
         """Returns all metrics in Prometheus's text format: of this process, or of all that share them."""
         registry = self._registry
         if _SHARED_FOLDER:
+            _forget_killed_processes(Path(_SHARED_FOLDER))
             registry = CollectorRegistry()
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         return generate_latest(registry)
@@ -215,3 +218,26 @@ def _count_and_sum(histogram: Histogram) -> tuple[float, float]:
         sample.name.rpartition("_")[2]: sample.value for found in histogram.collect() for sample in found.samples
     }
     return samples["count"], samples["sum"]
+
+
+def _forget_killed_processes(folder: Path) -> None:
+    """Takes processes that could not do it themselves out of the gauges that processes share."""
+    for file in folder.glob("gauge_live*_*.db"):
+        pid = int(file.stem.rpartition("_")[2])
+        if not _exists(pid):
+            # Another process may have done so at the same time.
+            with suppress(FileNotFoundError):
+                mark_process_dead(pid)  # type: ignore[no-untyped-call]
+
+
+def _exists(pid: int) -> bool:
+    """Whether there is such a process in this container; on Windows always."""
+    # There, os.kill would end the process.
+    if os.name == "posix":
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass
+    return True

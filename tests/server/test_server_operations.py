@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from server.middleware.auth import OpenRoute, open_paths
 from server.model import load
 from server.routes import ROUTES
 from server.settings import Settings
-from tests.server.wire import COLOURS, YELLOW, encode, error, log_lines, post, samples, text
+from tests.server.wire import COLOURS, YELLOW, encode, error, log_lines, post, samples, text, wait_until
 
 ROOT = Path(__file__).parents[2]
 PICTURE = encode(COLOURS["red"])
@@ -521,8 +522,39 @@ def two_workers(model_path, tmp_path):
         assert process.wait(timeout=30) == 0
 
 
+PROCESS_THAT_IS_KILLED = """
+import os, signal
+from server.metrics import Metrics
+
+Metrics().in_progress.inc()
+if (child := os.fork()) == 0:
+    Metrics().in_progress.inc(10)
+    os.kill(os.getpid(), signal.SIGKILL)
+os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+print(Metrics().render().decode())
+os.waitpid(child, 0)
+print(Metrics().render().decode())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_a_killed_process_counts_in_no_gauge(tmp_path):
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", PROCESS_THAT_IS_KILLED],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == ""
+    assert re.findall(r"^http_requests_in_progress (.*)$", done.stdout, re.MULTILINE) == ["11.0", "1.0"]
+    assert len([*tmp_path.glob("gauge_livesum_*.db")]) == 1
+
+
 @pytest.mark.run
-def test_metrics_of_several_processes_are_merged(two_workers):
+def test_metrics_of_several_processes_are_merged(two_workers, tmp_path):
     def ask(path: str) -> str:
         return httpx.get(f"http://127.0.0.1:{two_workers}{path}", timeout=30, trust_env=False).text
 
@@ -531,10 +563,7 @@ def test_metrics_of_several_processes_are_merged(two_workers):
             return re.search(r"^jaxcnn_model_info\{.*\} 2\.0$", ask("/metrics"), re.MULTILINE) is not None
         return False
 
-    deadline = time.monotonic() + 30
-    while not is_ready():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until(is_ready)
     # New connections go to either process; both report all of them.
     for _ in range(30):
         ask("/healthz")
@@ -542,3 +571,7 @@ def test_metrics_of_several_processes_are_merged(two_workers):
         text = ask("/metrics")
         assert 'http_requests_total{method="GET",route="/healthz",status="200"} 30.0' in text
         assert re.search(r"^http_requests_in_progress 1\.0$", text, re.MULTILINE)
+    # A worker that is killed is replaced, and counts no longer.
+    killed = next((tmp_path / "metrics").glob("gauge_livesum_*.db"))
+    os.kill(int(killed.stem.rpartition("_")[2]), signal.SIGKILL)
+    wait_until(lambda: is_ready() and not killed.exists())

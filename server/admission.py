@@ -44,7 +44,8 @@ class Place:
           HTTPException: 503, there is not enough memory.
         """
         self._body.move(size - self._body.amount)
-        self._places.hold(self._body, size)
+        if not self._places.admission.hold(self._body, size):
+            raise self._places.shed("bytes", 1)
 
     def enter(self, expected_wait: float) -> None:
         """Takes a place in the queue. Call it once the body is complete, so that slow clients keep nobody out.
@@ -53,16 +54,18 @@ class Place:
           HTTPException: 503, all places are taken.
         """
         self._body.is_moving = False
-        self._places.enter(self._turn, expected_wait)
+        if not self._places.requests.take(self._turn, 1):
+            raise self._places.shed("requests", expected_wait)
 
     def evicted(self) -> HTTPException:
         """Returns the 503 of a request that was evicted; the rest of its body is not read."""
-        error = self._places.evicted()
+        error = self._places.shed("evicted", 1)
         return HTTPException(503, error.detail, {**(error.headers or {}), "Connection": "close"})
 
     def release(self) -> None:
         """Frees the memory and the place in the queue."""
-        self._places.release(self._body, self._turn)
+        self._places.admission.buffer.release(self._body)
+        self._places.requests.release(self._turn)
 
 
 class Admission:
@@ -70,12 +73,13 @@ class Admission:
 
     Attributes:
       is_ready: whether health checks ask for more requests. Requests that arrive anyway are served.
+      buffer: the bytes of bodies.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self.is_ready = True
         self._metrics = metrics
-        self._buffer = Shares(settings.max_buffer_bytes)
+        self.buffer = Shares(settings.max_buffer_bytes)
         self._downloads = Shares(_MAX_DOWNLOADS)
         self._small_bytes = settings.max_buffer_bytes // _SMALL_PART
         self._spare_bytes = min(
@@ -102,19 +106,20 @@ class Admission:
     def hold(self, claim: Claim, size: int) -> bool:
         """Reserves memory for a body that has `size` bytes so far, and returns whether there was enough."""
         spare = self._spare_bytes if size > self._small_bytes else 0
-        return size <= claim.amount or self._buffer.take(claim, size - claim.amount, spare=spare)
-
-    def release(self, claim: Claim) -> None:
-        """Frees the memory of a body."""
-        self._buffer.release(claim)
+        return size <= claim.amount or self.buffer.take(claim, size - claim.amount, spare=spare)
 
 
 class Places:
-    """The places for requests to one model."""
+    """The places for requests to one model.
+
+    Attributes:
+      admission: what it shares with other models.
+      requests: the places themselves.
+    """
 
     def __init__(self, admission: Admission, settings: Settings, metrics: ModelMetrics) -> None:
-        self._admission = admission
-        self._requests = Shares(settings.max_requests)
+        self.admission = admission
+        self.requests = Shares(settings.max_requests)
         self._metrics = metrics
 
     @contextmanager
@@ -128,41 +133,20 @@ class Places:
         Raises:
           HTTPException: 503, all places are taken, so that the body need not be read.
         """
-        if not self._requests.would_take(client, 1):
-            raise self._shed("requests", expected_wait)
+        if not self.requests.would_take(client, 1):
+            raise self.shed("requests", expected_wait)
         place = Place(self, client)
         try:
             yield place
         finally:
             place.release()
 
-    def enter(self, claim: Claim, expected_wait: float) -> None:
-        """Counts a request in.
+    def shed(self, reason: str, wait: float) -> HTTPException:
+        """Counts a refused request, and returns its 503.
 
-        Raises:
-          HTTPException: 503, all places are taken.
+        Args:
+          reason: why, a value of the metric's label.
+          wait: seconds after which the client may try again.
         """
-        if not self._requests.take(claim, 1):
-            raise self._shed("requests", expected_wait)
-
-    def hold(self, claim: Claim, size: int) -> None:
-        """Reserves memory for a body that has `size` bytes so far.
-
-        Raises:
-          HTTPException: 503, there is not enough memory.
-        """
-        if not self._admission.hold(claim, size):
-            raise self._shed("bytes", 1)
-
-    def release(self, body: Claim, turn: Claim) -> None:
-        """Frees what a request occupied."""
-        self._admission.release(body)
-        self._requests.release(turn)
-
-    def evicted(self) -> HTTPException:
-        """Returns the 503 of a request that had to give way."""
-        return self._shed("evicted", 1)
-
-    def _shed(self, reason: str, wait: float) -> HTTPException:
         self._metrics.shed(reason)
         return errors.busy(wait)

@@ -60,30 +60,37 @@ def strip(png: bytes) -> bytes:
 def _shorten(kind: bytes, content: bytes) -> bytes:
     """Returns a chunk with what a text says about the orientation, or nothing if it may not say anything."""
     keyword, _, rest = content.partition(b"\0")
-    if keyword == _XMP:
-        found = _ORIENTATION.search(_inflate(kind, rest))
-        # Without an orientation, this text still hides the one in an earlier text.
-        return _text(keyword, found[0] if found else b"-")
-    if keyword == RAW_PROFILE.encode():
-        return _text(keyword, _inflate(kind, rest)[:_MAX_PROFILE_BYTES])
+    if keyword in (_XMP, RAW_PROFILE.encode()):
+        text = _read(kind, rest)
+        if text is None:
+            return b""
+        if keyword == _XMP:
+            found = _ORIENTATION.search(text)
+            # Without an orientation, this text still hides the one in an earlier text.
+            text = found[0] if found else b"-"
+        return _text(keyword, text[:_MAX_PROFILE_BYTES])
     # These are EXIF data only if they are not compressed.
     return _text(keyword, rest) if keyword == _EXIF and kind == b"tEXt" else b""
 
 
-def _inflate(kind: bytes, rest: bytes) -> bytes:
-    """Returns a text without what precedes it after its keyword: flags and names of its language."""
+def _read(kind: bytes, rest: bytes) -> bytes | None:
+    """Returns a text without what precedes it after its keyword; None if Pillow would ignore it."""
     if kind == b"tEXt":
         return rest
-    is_compressed = True
-    if kind == b"iTXt":
-        is_compressed = rest[:1] != b"\0"
-        rest = b"\0" + rest[2:].split(b"\0", 2)[-1]
-    if not is_compressed:
-        return rest[1:]
+    if kind == b"zTXt":
+        return _inflate(rest[1:]) or b""
+    # Two bytes say whether it is compressed, and how; names of its language follow.
+    is_compressed, method, names_and_text = rest[:1] != b"\0", rest[1:2], rest[2:].split(b"\0", 2)
+    if len(names_and_text) < 3 or (is_compressed and method != b"\0"):
+        return None
+    return _inflate(names_and_text[2]) if is_compressed else names_and_text[2]
+
+
+def _inflate(compressed: bytes) -> bytes | None:
     try:
-        return zlib.decompressobj().decompress(rest[1:], _MAX_INFLATED_BYTES)
+        return zlib.decompressobj().decompress(compressed, _MAX_INFLATED_BYTES)
     except zlib.error:
-        return b""
+        return None
 
 
 def _text(keyword: bytes, text: bytes) -> bytes:

@@ -2,10 +2,15 @@
 
 import contextlib
 import functools
+import gzip
+import re
 import socket
+import struct
 import threading
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
@@ -23,6 +28,11 @@ WASM_BYTES = 40_000_000
 def hostile(size: int = 5000) -> bytes:
     """Encodes a picture of a few bytes that takes a second and 400 MB to decode."""
     return encode((0, 0, 0), "WEBP", (size, size))
+
+
+def peak(server) -> int:
+    """Returns the most memory that the server had in use, in bytes."""
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{server.process.pid}/status").read_text())[1])
 
 
 def worst(server, seconds: float, path: str = "/predict") -> float:
@@ -78,7 +88,38 @@ def test_large_pictures_hold_up_no_small_ones_and_share_the_memory(serve, model_
         assert set().union(*(attack.result() for attack in attacks)) <= {200, 503, 504}
 
 
+def png_with_texts(count: int) -> bytes:
+    """Builds a PNG with texts of a kilobyte, each of which takes 4 MB once inflated."""
+    text = zlib.compress("\N{GRINNING FACE}".encode() + b"a" * (2**20 - 4))
+    contents = [b"iTXtkey %d\0\1\0\0\0" % i + text for i in range(count)]
+    chunks = [
+        struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content)) for content in contents
+    ]
+    return PICTURE[:33] + b"".join(chunks) + PICTURE[33:]
+
+
+def test_texts_in_pictures_take_no_memory(serve, model_path):
+    with serve(JAXCNN_MODEL=str(model_path)) as server:
+        images = {"images": [text(png_with_texts(60))] * 32}
+        assert server.client.post("/predict", json={"images": [text(PICTURE)] * 32}).status_code == 200
+        before = resident(server)
+        assert server.client.post("/predict", json=images).status_code == 200
+        assert peak(server) < before + 40e6  # Inflated, they take 8 GB.
+
+
 # Bodies
+
+
+def test_small_bodies_of_much_json_take_little_memory(serve, model_path):
+    with serve(JAXCNN_MODEL=str(model_path)) as server:
+        headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+        assert post(server.client, PICTURE).status_code == 200
+        before = resident(server)
+        for path in ("/predict", "/v2/models/colours/infer"):
+            for filling in (b"[],", b'{"":0},', b"0,"):
+                body = gzip.compress(b'{"image":"QQ==","a":[' + filling * (10_000_000 // len(filling)) + b"0]}")
+                assert server.client.post(path, content=body, headers=headers).status_code == 413
+        assert peak(server) < before + 40e6  # Parsed, one takes 270 MB.
 
 
 def test_bodies_that_trickle_make_room_for_others(serve, model_path):

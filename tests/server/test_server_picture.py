@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_images
 
 from jaxcnn.data import decoding as training
+from jaxcnn.errors import UserError
 from server import picture
 from server.errors import PictureError
 
@@ -573,6 +574,19 @@ def test_of_several_texts_of_a_png_the_same_one_counts_as_in_training(texts):
     for kind in TEXT_KINDS:
         data = with_metadata(*(text_chunk(kind, keyword, text) for keyword, text in texts))
         np.testing.assert_array_equal(decode(data), training.decode(data, size=8, where="test"))
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt"])
+@pytest.mark.parametrize(
+    "head", [b"", b"\0", b"\0\0", b"\0\0en\0", b"\0\0\0\0", b"\0\5\0\0", b"\1\0\0\0", b"\1\1\0\0", b"\7\0\0\0"]
+)
+def test_a_damaged_text_of_a_png_says_what_it_says_in_training(kind, head):
+    text = XMP % b'tiff:Orientation="6"'
+    for content in (text, zlib.compress(text), zlib.compress(text)[:-9]):
+        data = with_metadata(chunk(kind, XMP_KEYWORD + b"\0" + head + content))
+        with contextlib.suppress(UserError):  # Training is stricter, at most.
+            expected = training.decode(data, size=8, where="test")
+            np.testing.assert_array_equal(decode(data), expected)
 
 
 def test_what_follows_a_png_is_not_looked_at():

@@ -31,7 +31,7 @@ class Arguments:
     """The file to write: NAME.onnx for a model, NAME.safetensors for weights to start another run from.
     None: model.onnx in the run's folder, or model.int8.onnx if quantized; for a network by name, NAME.onnx here."""
     features: bool = False
-    """Add the output `features`: the mean of each channel of the last feature map."""
+    """Add the output `features`: what the last layer sees, to search or cluster by."""
     heatmap: bool = False
     """Add the output `heatmap`: where in the picture the evidence for the top class is."""
     views: Literal[1, 2] = 1

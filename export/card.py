@@ -11,7 +11,7 @@ from jaxcnn.run.earlier_trainings import Training
 _OUTPUTS = {
     "logits": "before the softmax",
     "probabilities": "the softmax of the logits",
-    "features": "the mean of each channel of the last feature map, to search or cluster by",
+    "features": "what the last layer sees, to search or cluster by",
     "heatmap": "where the evidence for the top class is, from 0 to 1, at the last feature map's resolution",
 }
 _FIGURES = {"top1": "top-1 accuracy", "top5": "top-5 accuracy", "loss": "cross-entropy", "ece": "calibration error"}

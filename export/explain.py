@@ -1,7 +1,11 @@
-"""Explanatory outputs beside the logits: pooled features, and a heatmap of where the model looked."""
+"""Explanatory outputs beside the logits: the features that are classified, and a heatmap of where the model looked.
+
+A classifier is a function that calls modules of Flax. Two of them are known by their names: `classifier`, the last
+layer, and `attention_norm`, the layer normalisation before each attention of a vision transformer.
+"""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,38 +20,101 @@ _SMALLEST = 1e-30
 Classifier = Callable[[UInt8[Array, "batch height width 3"]], Float32[Array, "batch classes"]]
 
 
-def split(classifier: Classifier, image: Any) -> tuple[Any, Callable[[Any], Any]]:
+class _Call(NamedTuple):
+    """A call of a module inside a network.
+
+    Attributes:
+      number: its place in the order in which the calls end.
+      name: the module's name.
+      arguments: what it was given.
+      result: what it returned.
+    """
+
+    number: int
+    name: str
+    arguments: tuple[Any, ...]
+    result: Any
+
+    @property
+    def is_map(self) -> bool:
+        """Whether it returned a map of several positions; a pooled map has one."""
+        shape = self.result.shape
+        return len(shape) == 4 and shape[1] * shape[2] > 1
+
+
+def split(classifier: Classifier, image: Any) -> tuple[Any, Callable[[Any], tuple[Any, Any]]]:
     """Splits a classifier of Flax modules at its last feature map.
 
-    The last feature map is the last result with four axes that a module inside the network returns.
+    The last feature map is the last result with four axes, and more than one position, that a module inside the network
+    returns. In a vision transformer it is made of the patches that the last attention sees, which is the usual place
+    for Grad-CAM there: behind it only the class token is read.
 
     Returns:
-      The feature map, and a function from it to the logits.
+      The feature map, and a function from it to the logits and the input of the module `classifier`.
 
     Raises:
       UnsupportedError: no module returns a feature map.
     """
-    maps: dict[int, Any] = {}
+    calls: list[_Call] = []
 
-    def keep(number: int, result: Any) -> Any:
-        if result.ndim == 4:
-            maps[number] = result
-        return result
+    def keep(call: _Call) -> Any:
+        if call.is_map or call.name == "attention_norm":
+            calls.append(call)
+        return call.result
 
     _intercepted(classifier, image, keep)
-    if not maps:
-        raise UnsupportedError("no module of this network returns a feature map; leave out features and heatmap")
-    last = max(maps)
+    if not any(call.is_map for call in calls):
+        raise UnsupportedError("no module of this network returns a feature map; leave out the heatmap")
+    last = calls[-1]
+    feature_map = last.result if last.is_map else _patches(calls)
 
     # Substituting the result leaves the modules before it without effect; tracing drops them.
-    def rest(features: Any) -> Any:
-        return _intercepted(classifier, image, lambda number, result: features if number == last else result)
+    def rest(features: Any) -> tuple[Any, Any]:
+        result = features if last.is_map else _tokens(last.result, features)
 
-    return maps[last], rest
+        def substitute(call: _Call) -> Any:
+            return result if call.number == last.number else call.result
+
+        return classified(lambda image: _intercepted(classifier, image, substitute), image)
+
+    return feature_map, rest
 
 
-def _intercepted(classifier: Classifier, image: Any, change: Callable[[int, Any], Any]) -> Any:
-    """Calls a classifier and replaces the result of each module inside it by `change(number, result)`."""
+def _patches(calls: list[_Call]) -> Any:
+    """Returns the last tokens without the class token, which is the first, as a map."""
+    tokens = calls[-1].result
+    # The patches come from the last map.
+    rows, columns = next(call.result.shape[1:3] for call in reversed(calls) if call.is_map)
+    return tokens[:, 1:].reshape(tokens.shape[0], rows, columns, tokens.shape[2])
+
+
+def _tokens(tokens: Any, feature_map: Any) -> Any:
+    """Returns the tokens with other patches."""
+    patches = feature_map.reshape(tokens.shape[0], tokens.shape[1] - 1, tokens.shape[2])
+    return jnp.concatenate([tokens[:, :1], patches.astype(tokens.dtype)], axis=1)
+
+
+def classified(classifier: Classifier, image: Any) -> tuple[Any, Any]:
+    """Returns the logits of a classifier of Flax modules, and what its module `classifier` was given.
+
+    Raises:
+      UnsupportedError: it has no such module.
+    """
+    inputs: list[Any] = []
+
+    def keep(call: _Call) -> Any:
+        if call.name == "classifier":
+            inputs.append(call.arguments[0])
+        return call.result
+
+    logits = _intercepted(classifier, image, keep)
+    if not inputs:
+        raise UnsupportedError("no module of this network is called classifier; leave out features and heatmap")
+    return logits, inputs[0]
+
+
+def _intercepted(classifier: Classifier, image: Any, change: Callable[[_Call], Any]) -> Any:
+    """Calls a classifier and replaces the result of each module inside it by what `change` returns for the call."""
     count = 0
 
     def intercept(call: Any, arguments: Any, options: Any, context: Any) -> Any:
@@ -57,7 +124,7 @@ def _intercepted(classifier: Classifier, image: Any, change: Callable[[int, Any]
         if not inside or not hasattr(result, "shape"):
             return result
         count += 1
-        return change(count, result)
+        return change(_Call(count, context.module.name, arguments, result))
 
     with nn.intercept_methods(intercept):
         return classifier(image)
@@ -74,19 +141,23 @@ def explain(classifier: Classifier, image: Any, *, features: bool, heatmap: bool
 
     Returns:
       `logits`, float32 [batch, classes].
-      `features`, float32 [batch, channels]: the mean of each channel of the last feature map, to search or cluster by.
+      `features`, float32 [batch, channels]: what the last layer sees, to search or cluster by. It is what timm calls
+        `forward_head(x, pre_logits=True)`.
       `heatmap`, float32 [batch, rows, columns] from 0 to 1: where the evidence for the top class is.
 
     Raises:
-      UnsupportedError: no module returns a feature map.
+      UnsupportedError: no module is called `classifier`, or, for a heatmap, no module returns a feature map.
     """
-    feature_map, rest = split(classifier, image)
-    wide = feature_map.astype(jnp.float32)
-    logits, backward = jax.vjp(rest, wide) if heatmap else (rest(wide), None)
+    if heatmap:
+        feature_map, rest = split(classifier, image)
+        wide = feature_map.astype(jnp.float32)
+        logits, backward, seen = jax.vjp(rest, wide, has_aux=True)
+    else:
+        logits, seen = classified(classifier, image)
     outputs = {"logits": logits}
     if features:
-        outputs["features"] = wide.mean((1, 2))
-    if backward is None:
+        outputs["features"] = seen.astype(jnp.float32)
+    if not heatmap:
         return outputs
     # The scope names the nodes, which quantization keeps in float by that name.
     with jax.named_scope("heatmap"):

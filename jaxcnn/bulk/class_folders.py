@@ -34,7 +34,7 @@ class ClassFolders:
         self._folders = {name: folder / safe for name, safe in folder_names(names).items()}
         self._places = {os.path.abspath(folder) for folder in self._folders.values()}
         self._copy = copy
-        self._placed: dict[Path, str] = {}
+        self._copies: set[str] = set()
 
     def place(self, file: PictureFile, name: str) -> None:
         """Lays a file into the folder of a class, unless it is there already.
@@ -51,12 +51,13 @@ class ClassFolders:
         target = folder / Path(path).name
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            # Copies with the same content may belong to different files.
-            is_taken = self._placed.setdefault(target, path) != path
-            if is_taken or (os.path.lexists(target) and not _is_same(file, target)):
+            # A copy of this run is of another file, even if it has the same content.
+            if str(target) in self._copies or (os.path.lexists(target) and not _is_same(file, target)):
                 digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:DIGITS]
                 target = target.with_name(f"{target.stem}-{digest}{target.suffix}")
             self._lay(file, target)
+            if self._copy or not file.is_on_disk:
+                self._copies.add(str(target))
         except OSError as error:
             advice = "" if self._copy else ", or copy with --copy"
             reason = error.strerror or error

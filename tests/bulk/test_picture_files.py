@@ -3,8 +3,11 @@
 import io
 import os
 import resource
+import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -53,6 +56,32 @@ def test_null_characters_are_one_line():
         find("-", lines=b"a.png\0b.png\0")
     with pytest.raises(UserError, match=r"cannot be read: embedded null byte; repair or remove it$"):
         PictureFile("a\0b.png").read()
+
+
+def test_a_pipe_that_nobody_writes_to_is_empty(here):
+    """Opening it would wait forever, and the command could not be interrupted."""
+    os.mkfifo("pipe.png")
+    signal.setitimer(signal.ITIMER_REAL, 10)
+    try:
+        assert PictureFile("pipe.png").read() == b""
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def test_a_pipe_with_a_picture_is_read_to_its_end():
+    """A shell names it: predict MODEL <(curl URL)."""
+    reading, writing = os.pipe()
+
+    def write():
+        time.sleep(0.1)
+        with open(writing, "wb") as file:
+            file.write(bytes(100_000))
+
+    with ThreadPoolExecutor() as pool:
+        written = pool.submit(write)
+        assert PictureFile(f"/dev/fd/{reading}").read() == bytes(100_000)
+        written.result()
+    os.close(reading)
 
 
 def test_more_zips_than_may_be_open(here):

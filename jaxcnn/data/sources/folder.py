@@ -102,7 +102,7 @@ def read_file(path: Path) -> bytes:
       UserError: it cannot be read, or is larger than `MAX_BYTES`.
     """
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_open_at_once) as file:
             # The size of the open file: the path may meanwhile lead to another.
             size = os.fstat(file.fileno()).st_size
             if size > MAX_BYTES:
@@ -112,3 +112,11 @@ def read_file(path: Path) -> bytes:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path} cannot be read: {reason}; repair or remove it") from error
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Opens a file, without waiting until somebody writes to it if it is a pipe."""
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    if hasattr(os, "O_NONBLOCK"):
+        os.set_blocking(descriptor, True)  # What somebody writes is waited for.
+    return descriptor

@@ -1,6 +1,7 @@
 """Bodies in whatever pieces they arrive."""
 
 import asyncio
+import tracemalloc
 from types import SimpleNamespace
 
 import pytest
@@ -81,6 +82,26 @@ def test_a_body_is_the_same_in_any_pieces(pieces):
         assert read(messages, place) == whole
         assert messages.taken == len(pieces)
         assert place.held == [sum(map(len, pieces[:count])) for count in range(1, len(pieces) + 1)]
+
+
+def test_many_small_pieces_take_no_more_memory_than_their_bytes():
+    count, places = 20_000, []
+
+    class Measured(Place):
+        def hold(self, size: int) -> None:
+            if size == 2 * count:
+                places.append(tracemalloc.get_traced_memory()[0] - before)
+
+    # Pieces of one byte are always the same object.
+    messages = Messages([lambda: part(b"%02x" % (messages.taken % 256)) for _ in range(count)])
+    messages._messages[-1] = part(b"ab", is_last=True)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        assert len(read(messages, Measured(), Settings())) == 2 * count
+    finally:
+        tracemalloc.stop()
+    assert places[0] < 200_000  # A list of the pieces takes a megabyte.
 
 
 @given(before=PIECES, after=PIECES, excess=st.integers(1, 300))

@@ -49,7 +49,8 @@ def lower_step(config: Config, *, classes: int, mesh: Mesh | None) -> jax.stages
 def abstract_step(config: Config, *, classes: int, mesh: Mesh | None) -> tuple[Any, tuple[Any, ...]]:
     """Returns the step of a run, and the shapes, types and layouts of its arguments: state, images, labels, key."""
     step = build_step(config, classes=classes, mesh=mesh)
-    stored, size = Resize.of(config.data).stored(config.data.image_size), config.batch_size
+    side, size = config.data.image_size, config.batch_size
+    stored = side if _is_cropped_before(config) else Resize.of(config.data).stored(side)
     key = jax.eval_shape(lambda: jax.random.key(0))
     state: TrainState = jax.eval_shape(step.init, key)
     images, labels = jax.eval_shape(
@@ -69,12 +70,14 @@ def build_step(config: Config, *, classes: int, mesh: Mesh | None) -> Step:
     precision = "bfloat16" if config.model.precision == "auto" else config.model.precision
     model = registry.build(dataclasses.replace(config.model, precision=precision), classes=classes)
     optimizer = make_optimizer(config.optim, steps=TOTAL_STEPS)
-    side = config.data.image_size
+    side, augmentation = config.data.image_size, config.augmentation(0)
+    if _is_cropped_before(config):
+        augmentation = dataclasses.replace(augmentation, crop_scale=None)
     take = partial(
         train_step.__wrapped__,
         model=model,
         optimizer=optimizer,
-        augment_config=config.augmentation(0),
+        augment_config=augmentation,
         classes=classes,
         resolution=largest_resolution(config),
         label_smoothing=config.label_smoothing,
@@ -95,6 +98,11 @@ def build_step(config: Config, *, classes: int, mesh: Mesh | None) -> Step:
 def largest_resolution(config: Config) -> int:
     """Returns the side in pixels of the largest pictures that steps are taken with."""
     return max((side for _, side in config.resolutions), default=config.data.image_size)
+
+
+def _is_cropped_before(config: Config) -> bool:
+    """Whether random crops are taken as pictures are decoded, and not by the step; see `data.Split.cropped`."""
+    return config.data.store == "encoded" and config.augment.crop_scale is not None
 
 
 def _placed(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:

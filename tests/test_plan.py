@@ -1,5 +1,6 @@
 """`python -m jaxcnn.plan`: steps compiled for machines that are not here, and what is said about them."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -11,6 +12,7 @@ from pathlib import Path
 import jax
 import pytest
 from jax.sharding import AxisType
+from pictures import write_class_folders
 
 from jaxcnn import data, defaults
 from jaxcnn import plan as command
@@ -179,6 +181,21 @@ def test_teachers_of_a_file_can_be_left_out(tmp_path):
     (tmp_path / "a.toml").write_text('[distill]\nteachers = ["a"]')
     arguments = ["--config", str(tmp_path / "a.toml"), "--distill.teachers"]
     assert command.parse(arguments).config.distill.teachers == ()
+
+
+def test_a_step_takes_pictures_as_the_store_crops_them(tmp_path):
+    folder = write_class_folders(tmp_path / "pictures", count=4, size=40)
+    for store in ("decoded", "encoded"):
+        line = (
+            "--data.image_size 16 --data.fit crop --data.crop .5 --batch_size 4 --model.precision float32 --data.store"
+        )
+        config = command.parse(["folder", "--data.source", str(folder), *line.split(), store]).config
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, cache_dir=str(tmp_path / "cache")))
+        run = prepare(config, data.load(config.data))
+        with contextlib.closing(data.train_batches(run.dataset.train, seed=0, batch_size=4)) as batches:
+            batch = next(batches)
+        step, (_, images, _, _) = abstract_step(config, classes=2, mesh=None)
+        assert (images.shape, step.keywords["augment_config"]) == (batch.images.shape, run.augmentation(0))
 
 
 def test_settings_come_from_a_file(tmp_path):

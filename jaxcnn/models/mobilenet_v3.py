@@ -50,6 +50,14 @@ class SqueezeExcite(nn.Module):
         return pointwise(operator.mul, x, gate)
 
 
+class HardSwish(nn.Module):
+    """The activation of the last map, as a module: a heatmap is of a map that a module returns."""
+
+    def __call__(self, x: Features) -> Features:
+        """Activates a map."""
+        return pointwise(jax.nn.hard_swish, x)
+
+
 class InvertedBottleneck(nn.Module):
     """Expands the channels, filters each by itself, gates them, and projects them.
 
@@ -117,7 +125,7 @@ class MobileNetV3(Network, kw_only=True):
             x = InvertedBottleneck(spec, conv, norm, name=f"block_{i}")(x)
             maps.append(x)
         x = conv(6 * x.shape[-1], (1, 1), name="last_conv")(x)
-        x = pointwise(jax.nn.hard_swish, norm(name="last_norm")(x))
+        x = HardSwish(name="last_activation")(norm(name="last_norm")(x))
         # The head; its first layer is a convolution of one pixel in timm.
         head = Conv(self.size.features, (1, 1), self.dtype, kernel_init=_dense_init, name="head_conv")
         x = head(_one_pixel(global_avg_pool(x)))[:, 0, 0].astype(jnp.float32)

@@ -160,6 +160,33 @@ def test_a_heatmap_of_a_vision_transformer_is_of_the_patches_that_the_last_atten
     np.testing.assert_allclose(found, evidence / evidence.max((1, 2), keepdims=True), atol=1e-3)
 
 
+@pytest.mark.run
+def test_a_heatmap_of_mobilenet_is_of_the_activated_map(filled):
+    classifier, _ = built("mobilenet_v3_small", filled)
+    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8))
+    maps = {}
+
+    def top(change):
+        """The sum of the largest logits, with a change of the pooled map; it does not affect the map itself."""
+
+        def intercept(call, arguments, options, context):
+            if context.module.path == ("head_conv",):
+                return call(arguments[0] + change)
+            result = call(*arguments, **options)
+            if context.module.path == ("last_norm",):
+                maps["last"] = jax.nn.hard_swish(result)
+            return result
+
+        with nn.intercept_methods(intercept):
+            return classifier(images).max(-1).sum(), maps["last"]
+
+    gradient, last = jax.jit(jax.grad(top, has_aux=True))(jnp.zeros((4, 1, 1, 576)))
+    found = jax.jit(lambda x: explain(classifier, x, features=False, heatmap=True))(images)["heatmap"]
+    evidence = np.maximum((np.asarray(last) * np.asarray(gradient)).sum(-1), 0)
+    largest = evidence.max((1, 2), keepdims=True)
+    np.testing.assert_allclose(found, evidence / np.where(largest == 0, 1, largest), atol=1e-3)
+
+
 def test_a_heatmap_is_never_of_a_map_of_one_position(tmp_path):
     """The map before has more, but the gradient of the maximum pool behind it has no rule."""
     run = make_run(tmp_path / "run", stem=3)

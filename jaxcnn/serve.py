@@ -45,7 +45,7 @@ def find_model(text: str) -> str:
     exported = folder / "model.onnx"
     if exported.exists():
         return str(exported)
-    if any(folder.glob("*.onnx")):
+    if any(folder.glob("[!.]*.onnx")):
         return text  # Several models, of which the server serves all.
     raise UserError(f"{text} has no model.onnx; write one with: python -m export {text}")
 

@@ -49,7 +49,7 @@ def _parse_item(item: str) -> Iterator[tuple[str, "Source"]]:
         raise ValueError("one or more files, separated by commas")
     named = None if os.path.exists(item) else _NAMED.fullmatch(item)
     if named is None and os.path.isdir(item):
-        paths = sorted(path for path in Path(item).glob("*.onnx") if path.is_file())
+        paths = sorted(path for path in Path(item).glob("[!.]*.onnx") if path.is_file())
         if not paths:
             raise ValueError(f"a folder that has files ending in .onnx: {item!r} has none that can be seen")
         yield from ((path.stem, Source(path=path)) for path in paths)

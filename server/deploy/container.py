@@ -34,7 +34,7 @@ def find_models(folders: Sequence[Path] = _FOLDERS) -> Path | None:
     """
     for folder in folders:
         # SageMaker unpacks archives, whose files may be in a folder.
-        found = sorted(folder.rglob("*.onnx"))
+        found = sorted(folder.rglob("[!.]*.onnx"))
         parents = {path.parent for path in found}
         if len(parents) > 1:
             raise ContainerError(

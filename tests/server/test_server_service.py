@@ -31,7 +31,8 @@ DIGEST = "0123456789abcdef" * 4
 def files(tmp_path, monkeypatch):
     """Empty files whose names could be taken for something else, below the current folder."""
     monkeypatch.chdir(tmp_path)
-    for path in ("models/b.onnx", "models/a.int8.onnx", "models/notes.txt", "x=1/m.onnx", "one,two.onnx", "m.onnx"):
+    models = ("models/b.onnx", "models/a.int8.onnx", "models/._b.onnx", "models/notes.txt")
+    for path in (*models, "x=1/m.onnx", "one,two.onnx", "m.onnx"):
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).touch()
     (tmp_path / "models" / "folder.onnx").mkdir()

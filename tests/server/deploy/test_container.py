@@ -38,6 +38,7 @@ def test_sagemakers_models_come_before_the_image_s(tmp_path):
     assert container.find_models([sagemaker, image]) is None
     image.mkdir()
     (image / "image.onnx").touch()
+    (image / "._image.onnx").touch()  # As macOS leaves them.
     assert container.find_models([sagemaker, image]) == image / "image.onnx"
     unpacked = sagemaker / "unpacked"
     unpacked.mkdir(parents=True)

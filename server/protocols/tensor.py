@@ -133,16 +133,21 @@ def to_files(tensor: Input) -> list[bytes]:
     """
     if len(tensor.shape) not in (1, 2) or tensor.shape[1:] not in ((), (1,)):
         raise HTTPException(400, "`shape` must be [pictures] or [pictures, 1] for BYTES.")
-    files = _split(tensor.data) if tensor.is_binary else _flatten(tensor.data)
-    if len(files) != tensor.shape[0]:
+    elements = _split(tensor.data, tensor.shape[0]) if tensor.is_binary else _flatten(tensor.data)
+    # Check their number first: a body may have millions.
+    if len(elements) != tensor.shape[0]:
         raise _wrong_count(tensor)
-    return files
+    return elements if tensor.is_binary else [parse_base64(f"data[{i}]", text) for i, text in enumerate(elements)]
 
 
-def _split(data: memoryview) -> list[bytes]:
-    """Splits binary elements, each of which is a little-endian uint32 length and as many bytes."""
-    elements, start = [], 0
-    while start < len(data):
+def _split(data: memoryview, count: int) -> list[bytes]:
+    """Splits binary elements, each of which is a little-endian uint32 length and as many bytes.
+
+    Stops after one more than `count`.
+    """
+    elements: list[bytes] = []
+    start = 0
+    while start < len(data) and len(elements) <= count:
         end = start + 4
         if end <= len(data):
             end += struct.unpack_from("<I", data, start)[0]
@@ -155,11 +160,10 @@ def _split(data: memoryview) -> list[bytes]:
     return elements
 
 
-def _flatten(data: Any) -> list[bytes]:
+def _flatten(data: Any) -> list[Any]:
     if not isinstance(data, list):
         raise HTTPException(400, "`data` must be a list of base64 strings.")
-    flat = [item[0] if isinstance(item, list) and len(item) == 1 else item for item in data]
-    return [parse_base64(f"data[{i}]", item) for i, item in enumerate(flat)]
+    return [item[0] if isinstance(item, list) and len(item) == 1 else item for item in data]
 
 
 def _wrong_count(tensor: Input) -> HTTPException:

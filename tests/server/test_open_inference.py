@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import json
 import struct
+import time
 import tracemalloc
 import zlib
 from types import SimpleNamespace
@@ -589,3 +590,17 @@ def test_the_text_is_not_kept_while_pictures_are_decoded(loaded):
     finally:
         tracemalloc.stop()
     assert kept[0] < 500_000
+
+
+def test_no_more_elements_are_read_than_the_shape_has(loaded, monkeypatch):
+    head = json.dumps(
+        {"inputs": [tensor(datatype="BYTES", shape=[2], data=None, parameters={"binary_data_size": 10_000_000})]}
+    ).encode()
+    query = InferQuery(body=head + bytes(10_000_000), json_size=str(len(head)), limits=settings.Settings())
+    start = time.process_time()
+    with pytest.raises(HTTPException, match="send as many values as it has"):
+        query.decode(loaded, Wanted())
+    assert time.process_time() - start < 0.2  # To read all takes a second.
+    monkeypatch.setattr("pybase64.b64decode", None)
+    with pytest.raises(HTTPException, match="send as many values as it has"):
+        json_query(["QQ=="] * 9000, datatype="BYTES").decode(loaded, Wanted())

@@ -130,14 +130,15 @@ def prepare(config: Config, dataset: data.Dataset) -> Run:
         raise UserError(f"{dataset.name} has only the class {dataset.names[0]!r}; a classifier needs two or more")
     steps_per_epoch = data.steps_per_epoch(dataset.train, batch_size=config.batch_size)
     total_steps = steps_per_epoch * config.epochs
+    model = _with_common_precision(config.model)
     return Run(
         config=config,
         dataset=dataset.cropped(config.augment.crop_scale),
-        model=registry.build_here(_with_common_precision(config.model), classes=len(dataset.names)),
+        model=registry.build_here(model, classes=len(dataset.names)),
         optimizer=make_optimizer(config.optim, steps=total_steps),
         schedule=make_schedule(config.optim, steps=total_steps),
         steps_per_epoch=steps_per_epoch,
-        teachers=read_teachers(config, dataset),
+        teachers=read_teachers(dataclasses.replace(config, model=model), dataset),
     )
 
 

@@ -28,6 +28,7 @@ from jaxcnn.metadata import Metadata
 from jaxcnn.models import registry
 from jaxcnn.onnx_file import OnnxModel, not_exported, open_model
 from jaxcnn.ops.compiler import jit
+from jaxcnn.ops.dispatch import cpu_kernels_available, use_cpu_kernels
 from jaxcnn.paths import named_path
 from jaxcnn.run.earlier_trainings import Training
 from jaxcnn.state import Variables, describe_variables
@@ -49,6 +50,7 @@ class Teachers:
       calibrations: the temperature that the logits of each file are divided by already.
       trainings: every training behind the teachers.
       temperature: divides their logits before any calibration.
+      cpu_kernels: whether pictures are changed with CPU kernels, as in the step.
     """
 
     networks: tuple[nn.Module, ...]
@@ -58,6 +60,7 @@ class Teachers:
     calibrations: tuple[float, ...]
     trainings: tuple[Training, ...]
     temperature: float
+    cpu_kernels: bool
 
     def predict(
         self,
@@ -77,6 +80,7 @@ class Teachers:
           changes: `config`, `classes`, `resolution` and `shown` of `jaxcnn.augment.augment`.
         """
         summands = []
+        changes |= {"cpu_kernels": self.cpu_kernels}
         if self.networks:
             summands.append(
                 _add_probabilities(
@@ -101,7 +105,7 @@ class Teachers:
 
 @partial(
     jit,
-    static_argnames=("networks", "sides", "temperature", "config", "classes", "resolution", "shown"),
+    static_argnames=("networks", "sides", "temperature", "cpu_kernels", "config", "classes", "resolution", "shown"),
 )
 def _add_probabilities(
     variables: tuple[Variables, ...],
@@ -113,11 +117,13 @@ def _add_probabilities(
     networks: tuple[nn.Module, ...],
     sides: tuple[int, ...],
     temperature: float,
+    cpu_kernels: bool,
     **changes: Any,
 ) -> Float[Array, "batch classes"]:
     """The sum of the networks' probabilities for the pictures of a step."""
     augment_key, _ = step_keys(key, step)
-    pictures, _ = augment(augment_key, images, labels, **changes)
+    with use_cpu_kernels(cpu_kernels):
+        pictures, _ = augment(augment_key, images, labels, **changes)
     total = jnp.zeros((len(pictures), changes["classes"]))
     for network, values, side in zip(networks, variables, sides, strict=True):
         logits = network.apply(values, _resized(pictures, side), train=False)
@@ -126,7 +132,7 @@ def _add_probabilities(
     return total
 
 
-@partial(jit, static_argnames=("side", "config", "classes", "resolution", "shown"))
+@partial(jit, static_argnames=("side", "cpu_kernels", "config", "classes", "resolution", "shown"))
 def _changed_pictures(
     step: Int[Array, ""],
     images: UInt8[Array, "batch side side 3"],
@@ -134,11 +140,13 @@ def _changed_pictures(
     key: Key[Array, ""],
     *,
     side: int,
+    cpu_kernels: bool,
     **changes: Any,
 ) -> UInt8[Array, "batch {side} {side} 3"]:
     """The pictures of a step, in the size and type that an exported model takes."""
     augment_key, _ = step_keys(key, step)
-    pictures, _ = augment(augment_key, images, labels, **changes)
+    with use_cpu_kernels(cpu_kernels):
+        pictures, _ = augment(augment_key, images, labels, **changes)
     return jnp.round(jnp.clip(_resized(pictures, side), 0, 255)).astype(jnp.uint8)
 
 
@@ -197,6 +205,7 @@ def read_teachers(config: Config, dataset: Dataset) -> Teachers | None:
         calibrations=tuple(source.calibration for source in described),
         trainings=tuple(training for source in sources for training in source.trainings),
         temperature=settings.temperature,
+        cpu_kernels=config.model.cpu_kernels and cpu_kernels_available(),
     )
 
 

@@ -18,7 +18,8 @@ from jaxcnn.ops.layout import pointwise
 EXPANSION = 4
 """Factor of the channels inside a block."""
 
-_init = nn.initializers.truncated_normal(0.02)
+# In timm, this normal distribution is cut at -2 and 2, which are a hundred deviations.
+_init = nn.initializers.normal(0.02)
 
 
 class Size(NamedTuple):

@@ -1,6 +1,7 @@
 """EfficientNet-Lite 0 to 4: EfficientNet (Tan and Le 2019) without squeeze-excite, with ReLU6, made for eight bits.
 
-Networks and names of parts follow TensorFlow's `efficientnet/lite/efficientnet_lite_builder.py`.
+Networks and names of parts follow TensorFlow's `efficientnet/lite/efficientnet_lite_builder.py`. The stochastic
+depth with which that one trains is left out.
 """
 
 import math

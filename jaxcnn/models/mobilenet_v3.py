@@ -1,7 +1,7 @@
 """MobileNetV3 small and large (Howard et al. 2019, "Searching for MobileNetV3").
 
-Networks and initialisation follow torchvision's `mobilenetv3.py`; timm's `mobilenetv3_small_100` and `_large_100` are
-the same networks with another layout.
+Networks follow torchvision's `mobilenetv3.py`; timm's `mobilenetv3_small_100` and `_large_100` are the same with
+another layout. Initial values follow timm's.
 """
 
 import operator

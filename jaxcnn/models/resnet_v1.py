@@ -1,7 +1,8 @@
 """ResNet-18 and ResNet-50 for photographs (He et al. 2015, "Deep Residual Learning for Image Recognition").
 
-Networks and initialisation follow torchvision's `resnet.py`, whose layout timm shares: version 1.5, in which the 3x3
-convolution of a bottleneck has the stride. `resnet.py` beside this file is a family of smaller networks.
+Networks follow torchvision's `resnet.py`, whose layout timm shares: version 1.5, in which the 3x3 convolution of a
+bottleneck has the stride. As in timm, the last scale of a block starts at zero. `resnet.py` beside this file is a
+family of smaller networks.
 """
 
 from functools import partial

@@ -32,7 +32,8 @@ EXPANSION = 4
 HALF = (127.5, 127.5, 127.5)
 """What ViT normalises pixels by, as mean and as deviation: they become numbers from -1 to 1."""
 
-_init = nn.initializers.truncated_normal(0.02)
+# In timm, this normal distribution is cut at -2 and 2, which are a hundred deviations.
+_init = nn.initializers.normal(0.02)
 
 
 class Size(NamedTuple):

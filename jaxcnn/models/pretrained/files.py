@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +26,8 @@ UNKNOWN = "unknown pictures"
 """The training data of weights that do not say."""
 CONFIG = "config.json"
 """The file of timm beside the weights, which describes them."""
+LOOKALIKES = ("resnetaa50", "resnetblur50", "tf_mobilenetv3_large_100", "tf_mobilenetv3_small_100")
+"""Networks of timm with the tensors of ours that pool, pad or normalise in another way."""
 
 
 def read_file(source: str) -> Pretrained | None:
@@ -63,8 +66,14 @@ def describe(tensors: Mapping[str, np.ndarray], *, path: Path, origin: Origin) -
     damaged = next((name for name, values in variables.items() if not np.isfinite(values).all()), None)
     if damaged is not None:
         raise UserError(f"{path} is damaged: {damaged} has values that are not finite; download it again")
+    architecture = str(config.get("architecture", ""))
+    if architecture in LOOKALIKES:
+        raise UserError(
+            f"{path} is of {architecture}, which has the tensors of {network} but computes something else; take the "
+            f"weights of {network}"
+        )
     if network.startswith("vit_"):
-        network = _vit_or_deit(network, path, str(config.get("architecture", "")))
+        network = _vit_or_deit(network, path, architecture)
     try:
         return _describe(network, variables, config.get("pretrained_cfg", {}), origin)
     except (TypeError, ValueError, IndexError) as error:
@@ -126,9 +135,10 @@ def _vit_or_deit(network: ModelName, path: Path, architecture: str) -> ModelName
     """Returns which of the two networks weights are of, which differ only in how they normalise pictures."""
     deit = network.replace("vit_", "deit_")
     name = architecture or path.name
-    if "deit" in name:
+    # A file may be called "gravity".
+    if re.search("(?<![a-z])deit", name.lower()):
         return cast(ModelName, deit)
-    if "vit" in name:
+    if re.search("(?<![a-z])vit(?![a-z])", name.lower()):
         return network
     raise UserError(
         f"{path} may be of {network} or of {deit}, which normalise pictures differently; put one of the two into the "

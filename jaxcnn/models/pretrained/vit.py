@@ -34,9 +34,11 @@ def check_tensors(tensors: Mapping[str, np.ndarray]) -> None:
         )
     positions = tensors.get("pos_embed", np.zeros((1, 1 + GRID**2, 0))).shape[1]
     if positions != 1 + GRID**2:
-        side = PATCH * math.isqrt(max(0, positions - 1))
+        patch = tensors["patch_embed.proj.weight"].shape[-1] if "patch_embed.proj.weight" in tensors else PATCH
+        side = patch * math.isqrt(max(0, positions - 1))
         raise UserError(
-            f"the weights have {positions} positions, as for pictures of {side}x{side} pixels, but jaxcnn's networks "
-            f"have {1 + GRID**2}, for {PATCH * GRID}x{PATCH * GRID}; take the weights whose name ends with "
-            f"patch{PATCH}_{PATCH * GRID}, which may be fine-tuned at any --data.image_size"
+            f"the weights have {positions} positions, as for pictures of {side}x{side} pixels in patches of "
+            f"{patch}x{patch}, but jaxcnn's networks have {1 + GRID**2}, for {PATCH * GRID}x{PATCH * GRID}; take "
+            f"the weights whose name ends with patch{PATCH}_{PATCH * GRID}, which may be fine-tuned "
+            "at any --data.image_size"
         )

@@ -89,14 +89,47 @@ def test_a_file_of_an_unknown_network_of_pytorch(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("architecture", "tensor", "shape"),
+    [
+        ("resnetaa50", "layer4.2.conv3.weight", (2048, 512, 1, 1)),
+        ("tf_mobilenetv3_large_100", "blocks.6.0.conv.weight", (960, 160, 1, 1)),
+    ],
+)
+def test_networks_that_only_look_alike_are_refused(
+    tmp_path: Path, architecture: str, tensor: str, shape: tuple[int, ...]
+) -> None:
+    path = write(tmp_path / "model.safetensors", {tensor: np.zeros(shape, np.float16)})
+    assert read_file(path) is not None
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": architecture}))
+    with pytest.raises(UserError, match=f"is of {architecture}, which has the tensors of "):
+        read_file(path)
+
+
+@pytest.mark.parametrize("name", ["gravity.safetensors", "my_activity.safetensors"])
+def test_a_word_in_a_file_name_is_no_network(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="may be of vit_tiny or of deit_tiny"):
+        read_file(write(tmp_path / name, vit()))
+
+
+@pytest.mark.parametrize(
     ("tensors", "config", "message"),
     [
         (vit(**{"head_dist.bias": np.zeros(2, np.float32)}), None, "the weights are of a distilled DeiT, which has a"),
         (
             vit(pos_embed=np.zeros((1, 577, 192), np.float32)),
             None,
-            "the weights have 577 positions, as for pictures of 384x384 pixels, but jaxcnn's networks have 197, for "
-            "224x224; take the weights whose name ends with patch16_224",
+            "the weights have 577 positions, as for pictures of 384x384 pixels in patches of 16x16, but jaxcnn's "
+            "networks have 197, for 224x224; take the weights whose name ends with patch16_224",
+        ),
+        (
+            vit(
+                **{
+                    "pos_embed": np.zeros((1, 50, 192), np.float32),
+                    "patch_embed.proj.weight": np.zeros((192, 3, 32, 32), np.float32),
+                }
+            ),
+            None,
+            "the weights have 50 positions, as for pictures of 224x224 pixels in patches of 32x32, but",
         ),
         (vit(**{"neck.bias": np.zeros(2, np.float32)}), None, "the tensor neck.bias belongs to no part"),
         (vit(**{"head.bias": np.full(2, np.nan, np.float32)}), None, "params/classifier/bias has values that are not"),

@@ -3,8 +3,10 @@
 import json
 import re
 import subprocess
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,15 @@ PARAMETERS = {
     "Model": r"\S+",
 }
 """The parameters, with a regular expression of their values. `Cpu` and `Memory` are quantities of Kubernetes."""
+
+_POLL_SECONDS = 2
+
+# Kubernetes may write quantities otherwise than they are given: 0.5 as 500m, 1024Mi as 1Gi.
+_POWERS = {"": 1, "k": 10**3, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+_UNITS = {"m": Decimal("0.001")} | {unit: Decimal(power) for unit, power in _POWERS.items()}
+
+# How `kubectl rollout status` says that pods do not become ready.
+_NOT_READY = ("timed out", "progress deadline")
 
 # Where kubectl keeps the manifest that was applied last.
 _APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
@@ -84,7 +95,7 @@ class InferenceService:
         has_changed = previous is None or previous["spec"] != manifest["spec"]
         if has_changed:
             self._apply(manifest)
-        if self._becomes_ready():
+        if self._becomes_ready(manifest):
             return has_changed
         if previous is None or not has_changed:
             raise DeployError(
@@ -108,14 +119,66 @@ class InferenceService:
     def _apply(self, manifest: Mapping[str, Any]) -> None:
         _kubectl("apply", "--filename", "-", stdin=json.dumps(manifest))
 
-    def _becomes_ready(self) -> bool:
+    def _becomes_ready(self, manifest: Mapping[str, Any]) -> bool:
+        """Waits until the pods of a manifest serve.
+
+        The condition Ready alone does not say so: it stays true while the pods before serve. Nor does `kubectl wait`
+        know: KServe's observedGeneration counts the changes of the Deployment, not those of the InferenceService.
+        """
+        deadline = time.monotonic() + self.seconds
+        if not _poll(lambda: self._is_followed(manifest), deadline):
+            return False
+        seconds = max(1, round(deadline - time.monotonic()))
         try:
-            _kubectl("wait", f"inferenceservice/{self.name}", "--for=condition=Ready", f"--timeout={self.seconds}s")
+            _kubectl("rollout", "status", f"deployment/{self.name}-predictor", f"--timeout={seconds}s")
         except DeployError as error:
-            if "timed out" in str(error):
+            if any(text in str(error) for text in _NOT_READY):
                 return False
             raise
-        return True
+        return _poll(lambda: is_ready(self.describe() or {}), deadline)
+
+    def _is_followed(self, manifest: Mapping[str, Any]) -> bool:
+        """Returns whether KServe has brought a manifest to the Deployment."""
+        name = f"{self.name}-predictor"
+        text = _kubectl("get", "deployment", name, "--ignore-not-found", "--output", "json")
+        return bool(text.strip()) and has_container(json.loads(text), manifest)
+
+
+def has_container(deployment: Mapping[str, Any], manifest: Mapping[str, Any]) -> bool:
+    """Returns whether a Deployment runs the image of a manifest, with its variables and resources."""
+    (wanted,) = manifest["spec"]["predictor"]["containers"]
+    containers = deployment["spec"]["template"]["spec"]["containers"]
+    found = next((container for container in containers if container["name"] == wanted["name"]), None)
+    if found is None or found["image"] != wanted["image"]:
+        return False
+    # KServe may add variables, but none of the server's.
+    names = {variable["name"] for variable in wanted["env"]}
+    variables = [
+        variable
+        for variable in found.get("env", ())
+        if variable["name"] in names or variable["name"].startswith("JAXCNN_")
+    ]
+    return variables == wanted["env"] and _amounts(found) == _amounts(wanted)
+
+
+def _amounts(container: Mapping[str, Any]) -> dict[tuple[str, str], Decimal]:
+    """Returns the CPUs and the bytes of a container's requests and limits."""
+    bounds = container["resources"]
+    return {(bound, resource): _parse(bounds[bound][resource]) for bound in bounds for resource in ("cpu", "memory")}
+
+
+def _parse(quantity: str) -> Decimal:
+    number = quantity.rstrip("".join(_UNITS))
+    return Decimal(number) * _UNITS[quantity.removeprefix(number)]
+
+
+def _poll(is_over: Callable[[], bool], deadline: float) -> bool:
+    """Asks again and again, and returns whether the answer was yes before a time of the monotonic clock."""
+    while not is_over():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_POLL_SECONDS)
+    return True
 
 
 def is_ready(description: Mapping[str, Any]) -> bool:

@@ -12,24 +12,55 @@ yaml = pytest.importorskip("yaml", reason="pyyaml is not installed")
 
 IMAGE = f"registry.example.org/jaxcnn@sha256:{'a' * 64}"
 NEXT_IMAGE = IMAGE.replace("a" * 64, "b" * 64)
+# As KServe, it follows with the Deployment later, makes cpu canonical, and notes the generation of the Deployment.
 KUBECTL = """#!/usr/bin/env python3
 import json, pathlib, sys
-kept, calls = pathlib.Path("{folder}/kept.json"), pathlib.Path("{folder}/calls")
-command, broken = sys.argv[1], pathlib.Path("{folder}/broken").exists()
+folder = pathlib.Path("{folder}")
+kept, deployment, calls = folder / "kept.json", folder / "deployment.json", folder / "calls"
+command, kind = sys.argv[1], sys.argv[2]
+stays = {{name for name in ("broken", "ignored", "unready") if (folder / name).exists()}}
+
+def read(path):
+    return json.loads(path.read_text()) if path.exists() else None
+
+def reconcile():
+    (container,) = read(kept)["spec"]["predictor"]["containers"]
+    container = {{**container, "env": [*container["env"], {{"name": "ADDED", "value": "by KServe"}}]}}
+    for bound in container["resources"].values():
+        bound["cpu"] = {{"0.5": "500m"}}.get(bound["cpu"], bound["cpu"])
+    old = read(deployment)
+    spec = {{"template": {{"spec": {{"containers": [container]}}}}}}
+    if old is None or old["spec"] != spec:
+        number = old["metadata"]["generation"] + 1 if old else 1
+        deployment.write_text(json.dumps({{"metadata": {{"generation": number}}, "spec": spec}}))
+
 with calls.open("a") as file:
     print(command, file=file)
 if command == "apply":
-    manifest = json.load(sys.stdin)
+    manifest, old = json.load(sys.stdin), read(kept)
     applied = {{"kubectl.kubernetes.io/last-applied-configuration": json.dumps(manifest)}}
-    manifest["metadata"]["annotations"] = applied
-    manifest["status"] = {{"url": "https://birds.example.org", "conditions": [{{"type": "Ready", "status": "True"}}]}}
+    manifest["metadata"] |= {{"annotations": applied, "generation": old["metadata"]["generation"] + 1 if old else 1}}
+    ready = "False" if "unready" in stays else "True"
+    manifest["status"] = {{"url": "https://birds.example.org", "conditions": [{{"type": "Ready", "status": ready}}]}}
     kept.write_text(json.dumps(manifest))
-elif command == "get" and kept.exists():
+elif command == "get" and kind == "inferenceservice" and kept.exists():
     print(kept.read_text())
-elif command == "wait" and broken:
-    sys.exit("error: timed out waiting for the condition on inferenceservices/jaxcnn")
+elif command == "get" and kind == "deployment":
+    assert sys.argv[3] == "jaxcnn-predictor"
+    print(deployment.read_text() if deployment.exists() else "")
+    if "ignored" not in stays:
+        reconcile()
+elif command == "wait":
+    reconcile()
+    if read(deployment)["metadata"]["generation"] < read(kept)["metadata"]["generation"]:
+        sys.exit("error: timed out waiting for the condition on inferenceservices/jaxcnn")
+elif command == "rollout":
+    assert sys.argv[2:4] == ["status", "deployment/jaxcnn-predictor"]
+    if "broken" in stays:
+        sys.exit((folder / "broken").read_text() or "error: timed out waiting for the condition")
 elif command == "delete":
     kept.unlink(missing_ok=True)
+    deployment.unlink(missing_ok=True)
 """
 
 
@@ -40,6 +71,7 @@ def cluster(tmp_path, monkeypatch):
     program.write_text(KUBECTL.format(folder=tmp_path))
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(kserve, "_POLL_SECONDS", 0)
     return tmp_path
 
 
@@ -67,8 +99,9 @@ def test_create_update_and_delete(cluster, capsys):
     assert not (cluster / "kept.json").exists()
 
 
-def test_an_update_that_does_not_become_ready_is_taken_back(cluster, capsys):
-    (cluster / "broken").touch()
+@pytest.mark.parametrize("message", ["", 'error: deployment "jaxcnn-predictor" exceeded its progress deadline'])
+def test_an_update_that_does_not_become_ready_is_taken_back(cluster, capsys, message):
+    (cluster / "broken").write_text(message)
     status, _, error = run(capsys, "kserve", "--image", IMAGE)
     assert status == 1
     assert error == (
@@ -76,11 +109,60 @@ def test_an_update_that_does_not_become_ready_is_taken_back(cluster, capsys):
     )
     (cluster / "broken").unlink()
     run(capsys, "kserve", "--image", IMAGE)
-    (cluster / "broken").touch()
+    # The old pods serve on, so that the service stays ready.
+    (cluster / "broken").write_text(message)
     status, _, error = run(capsys, "kserve", "--image", NEXT_IMAGE)
     assert status == 1
     assert "did not become ready, and is as it was before" in error
     assert kept_image(cluster) == IMAGE
+
+
+@pytest.mark.parametrize("setting", ["MaxReplicas=8", "Cpu=0.5", "Memory=512Mi", "Model=/mnt/models/a.onnx"])
+def test_a_change_of_a_parameter_stays(cluster, capsys, setting):
+    """The number of replicas is not in the Deployment, whose generation then stays behind the service's."""
+    run(capsys, "kserve", "--image", IMAGE)
+    status, printed, error = run(capsys, "kserve", "--image", IMAGE, "--set", setting)
+    assert (status, error) == (0, "")
+    assert "deployed\n" in printed
+    assert (cluster / "calls").read_text().split().count("apply") == 2
+
+
+def deployment_of(manifest, *, image=IMAGE, cpu="1", memory="1Gi", more_env=()):
+    """A Deployment as KServe makes it of a manifest, with differences."""
+    (container,) = manifest["spec"]["predictor"]["containers"]
+    resources = {"requests": {"cpu": cpu, "memory": memory}, "limits": {"cpu": cpu, "memory": memory}}
+    container = {**container, "image": image, "resources": resources, "env": [*container["env"], *more_env]}
+    return {"spec": {"template": {"spec": {"containers": [{"name": "proxy", "image": IMAGE}, container]}}}}
+
+
+def test_a_deployment_follows_a_manifest_if_its_container_is_the_same():
+    manifest = kserve.render("jaxcnn", {"Image": IMAGE})
+    assert kserve.has_container(deployment_of(manifest), manifest)
+    assert kserve.has_container(deployment_of(manifest, cpu="1000m", memory="1024Mi"), manifest)
+    assert kserve.has_container(deployment_of(manifest, more_env=[{"name": "ADDED", "value": "1"}]), manifest)
+    assert not kserve.has_container(deployment_of(manifest, image=NEXT_IMAGE), manifest)
+    assert not kserve.has_container(deployment_of(manifest, cpu="500m"), manifest)
+    assert not kserve.has_container(deployment_of(manifest, memory="1Mi"), manifest)
+    # What was set before, and is no longer.
+    assert not kserve.has_container(
+        deployment_of(manifest, more_env=[{"name": "JAXCNN_MODEL", "value": "a"}]), manifest
+    )
+    with_model = kserve.render("jaxcnn", {"Image": IMAGE, "Model": "a.onnx"})
+    assert not kserve.has_container(deployment_of(manifest), with_model)
+
+
+def test_a_change_that_kserve_does_not_follow_is_taken_back(cluster, capsys, monkeypatch):
+    run(capsys, "kserve", "--image", IMAGE)
+    (cluster / "ignored").touch()
+    monkeypatch.setattr(deploy, "_HEALTHY_SECONDS", 0.3)
+    assert "is as it was before" in run(capsys, "kserve", "--image", NEXT_IMAGE)[2]
+    assert kept_image(cluster) == IMAGE
+
+
+def test_a_service_without_a_route_is_not_deployed(cluster, capsys, monkeypatch):
+    (cluster / "unready").touch()
+    monkeypatch.setattr(deploy, "_HEALTHY_SECONDS", 0.3)
+    assert "does not become ready" in run(capsys, "kserve", "--image", IMAGE)[2]
 
 
 def test_a_dry_run_asks_no_cluster(cluster, capsys):

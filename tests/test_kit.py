@@ -108,6 +108,17 @@ def test_every_requirement_is_locked_with_hashes():
     assert "://" not in LOCK
 
 
+def test_an_image_is_published_only_of_a_version_that_has_passed_the_tests():
+    folder = ROOT / ".github" / "workflows"
+    image, release = (yaml.safe_load((folder / name).read_text()) for name in ("image.yml", "release.yml"))
+    jobs = image["jobs"]
+    assert set(jobs["publish"]["needs"]) == {"build", "ci"}
+    assert jobs["ci"]["uses"] == release["jobs"]["ci"]["uses"]
+    assert jobs["ci"]["if"] == jobs["publish"]["if"] == "startsWith(github.ref, 'refs/tags/')"
+    (check,) = (step for step in release["jobs"]["build"]["steps"] if step.get("name", "").startswith("Check that the"))
+    assert {**check, "if": jobs["publish"]["if"]} in jobs["build"]["steps"]
+
+
 def test_workflows_pin_actions_and_run_the_scripts_of_the_repository():
     assert {path.name for path in WORKFLOWS} == {"ci.yml", "fuzz.yml", "image.yml", "release.yml"}
     for path in WORKFLOWS:

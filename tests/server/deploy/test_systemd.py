@@ -139,6 +139,12 @@ def test_limits_of_the_proxies_are_those_of_the_server():
     assert seconds(r"TimeoutStopSec=(\d+)", UNIT) > longest
 
 
+def test_nginx_refuses_the_site_beside_debians_own():
+    """Debian's is the default server, too: nginx then refuses to start, instead of serving the welcome page."""
+    assert "listen 80 default_server;" in NGINX
+    assert "rm /etc/nginx/sites-enabled/default" in NGINX
+
+
 @pytest.mark.run
 def test_connections_wait_in_the_socket_while_there_is_no_server(start_service):
     service = start_service()
@@ -218,7 +224,7 @@ def nginx(tmp_path):
             listener, port = free_socket()
             listener.close()
             site = NGINX.replace("127.0.0.1:8080", f"127.0.0.1:{upstream}").replace(
-                "listen 80;", f"listen 127.0.0.1:{port};"
+                "listen 80 default_server;", f"listen 127.0.0.1:{port} default_server;"
             )
             for old, new in replacements:
                 assert old in site

@@ -18,6 +18,9 @@ _FOLDERS = (Path("/opt/ml/model"), Path("/srv/model"))
 
 _HEALTH_SECONDS = 2
 
+# Without http_proxy, which is for other machines.
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
 # The number of the first socket that systemd passes (sd_listen_fds).
 _FIRST_SOCKET = 3
 
@@ -105,7 +108,7 @@ def serve(port: int) -> None:
 def is_healthy(port: int) -> bool:
     """Returns whether the server of this container responds."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=_HEALTH_SECONDS) as response:
+        with _OPENER.open(f"http://127.0.0.1:{port}/healthz", timeout=_HEALTH_SECONDS) as response:
             return bool(response.status == 200)
     except (OSError, urllib.error.URLError):
         return False

@@ -7,6 +7,7 @@ import importlib.util
 import marshal
 import re
 import shutil
+import ssl
 import subprocess
 import sys
 import sysconfig
@@ -58,6 +59,20 @@ def copy_file(path: Path, root: Path) -> None:
             shutil.copy(source, copy)
 
 
+def copy_certificates(root: Path, bundle: Path = _CERTIFICATES) -> None:
+    """Copies the certificates of authorities, and makes the links to them at the places where OpenSSL looks.
+
+    The links of Debian are in its package openssl, which is not copied. Certificates that are mounted over the
+    bundle or its folder are found, too.
+    """
+    copy_file(bundle, root)
+    paths = ssl.get_default_verify_paths()
+    for place, target in ((paths.openssl_cafile, bundle), (paths.openssl_capath, bundle.parent)):
+        link = root / Path(place).relative_to("/")
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(target)
+
+
 def make_root(root: Path, packages: Path) -> None:
     """Fills `root` with what a Python program needs whose packages are in the folder `packages`.
 
@@ -80,7 +95,7 @@ def make_root(root: Path, packages: Path) -> None:
     for name in _LINKS:
         if (link := Path("/", name)).is_symlink():
             (root / name).symlink_to(link.readlink())
-    copy_file(_CERTIFICATES, root)
+    copy_certificates(root)
     (root / "etc" / "passwd").write_text(_USERS)
     (root / "etc" / "group").write_text(_GROUPS)
     shutil.copytree("/etc/ld.so.conf.d", root / "etc" / "ld.so.conf.d")
@@ -93,7 +108,6 @@ def make_root(root: Path, packages: Path) -> None:
     (root / packages.relative_to("/")).parent.mkdir(parents=True, exist_ok=True)
     shutil.move(packages, root / packages.relative_to("/"))
     compile_all(root)
-    (root / "tmp").chmod(0o1777)
     (root / "tmp").chmod(0o1777)
 
 

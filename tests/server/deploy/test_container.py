@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from server.deploy import container, lock
+from server.deploy import container, lock, rootfs
 
 ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "server" / "deploy"
@@ -70,7 +71,12 @@ def test_the_port_is_8080_unless_set():
 
 
 @pytest.mark.parametrize("status", [200, 503])
-def test_health_is_what_healthz_responds(status):
+def test_health_is_what_healthz_responds(status, monkeypatch):
+    # A proxy, for models on the internet, would look for the server on its own machine.
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             assert self.path == "/healthz"
@@ -145,6 +151,22 @@ def test_the_dockerfile_passes_hadolint():
         pytest.skip("hadolint is not installed")
     done = subprocess.run(["hadolint", FOLDER / "Dockerfile"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_image_has_the_certificates_where_openssl_looks_for_them(tmp_path, monkeypatch):
+    bundle, root = tmp_path / "etc" / "ssl" / "certs" / "ca-certificates.crt", tmp_path / "root"
+    bundle.parent.mkdir(parents=True)
+    bundle.write_text("certificates")
+    defaults = ssl.get_default_verify_paths()._replace(
+        openssl_cafile=f"{tmp_path}/usr/lib/ssl/cert.pem", openssl_capath=f"{tmp_path}/usr/lib/ssl/certs"
+    )
+    monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: defaults)
+    rootfs.copy_certificates(root, bundle)
+    inside = root / tmp_path.relative_to("/")
+    assert (inside / bundle.relative_to(tmp_path)).read_text() == "certificates"
+    # Links into the folder of certificates, so that one that is mounted there counts.
+    assert (inside / "usr/lib/ssl/cert.pem").readlink() == bundle
+    assert (inside / "usr/lib/ssl/certs").readlink() == bundle.parent
 
 
 def names(text):

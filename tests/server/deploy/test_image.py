@@ -176,6 +176,12 @@ def test_the_image_is_small_and_has_no_shell(buildah, image, files):
     assert config["Labels"]["jaxcnn.model.sha256"] == load(model, max_batch=1, threads=1).digest
 
 
+def test_its_python_trusts_the_usual_authorities(files):
+    program = "import ssl; print(ssl.create_default_context().cert_store_stats()['x509_ca'])"
+    done = subprocess.run(["chroot", files, "python3", "-c", program], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 0
+
+
 def test_two_builds_give_the_same_layers(buildah, image):
     buildah.build("second")
     assert buildah.inspect(image)["rootfs"] == buildah.inspect("second")["rootfs"]

@@ -49,6 +49,17 @@ def test_commands_are_commands_of_the_image():
     assert JOB["AlgorithmSpecification"]["ContainerEntrypoint"] == json.loads(entrypoint[1])
 
 
+def test_the_readme_has_the_whole_command_of_the_spot_stack():
+    text = (FOLDER / "README.md").read_text()
+    command = re.search(r"^aws cloudformation deploy (?:.*\\\n)*.*training/spot.yaml(?:.*\\\n)*.*$", text, re.M)[0]
+    assert "--stack-name " in command
+    assert "--capabilities CAPABILITY_IAM" in command
+    parameters = re.search(r"^Parameters:\n((?:  .*\n)+)", SPOT, re.M)[1]
+    described = re.findall(r"^  (\w+):(.*(?:\n    .*)*)", parameters, re.M)
+    needed = {name for name, description in described if "Default" not in description}
+    assert {"Image", "Vpc"} <= needed <= set(re.findall(r"(\w+)=", command))
+
+
 def test_sagemaker_keeps_the_workdir_of_a_spot_instance(aws):
     sagemaker = aws("sagemaker")
     sagemaker.create_training_job(**JOB)

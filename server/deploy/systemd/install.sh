@@ -29,8 +29,14 @@ apt-get -qq update
 apt-get -qq install --no-install-recommends python3 python3-venv ca-certificates ${site:+caddy} > /dev/null
 python3 -c 'import sys; sys.exit(sys.version_info < (3, 12))' || fail "Python 3.12 or newer is needed."
 
-# The server and its packages, each with the hash of the lock, in a folder named for the content.
-name=$(find server requirements.lock -type f ! -name '*.pyc' -exec sha256sum {} + | sort | sha256sum | cut -c -12)
+# The server and its packages, each with the hash of the lock, in a folder named for the content. An upgrade of the
+# system's Python needs other packages.
+name=$({
+    find server pyproject.toml requirements.lock -type f ! -name '*.pyc' -exec sha256sum {} + | sort
+    python3 -VV
+} | sha256sum | cut -c -12)
+# The user of the service must be able to enter, whatever the umask.
+install -d -m 755 /opt/jaxcnn
 release=/opt/jaxcnn/$name
 if [ ! -d "$release" ]; then
     work=$(mktemp -d)
@@ -45,20 +51,16 @@ if [ ! -d "$release" ]; then
     mv "$release.new" "$release"
 fi
 
-# The units, the settings, the proxy.
-install -m 644 server/deploy/systemd/jaxcnn.service server/deploy/systemd/jaxcnn.socket /etc/systemd/system/
 [ -e /etc/jaxcnn.env ] || install -m 600 /dev/null /etc/jaxcnn.env
-systemctl --quiet enable jaxcnn.socket jaxcnn.service
-if [ -n "$site" ]; then
-    install -m 644 server/deploy/systemd/Caddyfile /etc/caddy/Caddyfile
-    install -d /etc/systemd/system/caddy.service.d
-    printf '[Service]\nEnvironment=JAXCNN_SITE=%s\n' "$site" > /etc/systemd/system/caddy.service.d/jaxcnn.conf
-fi
 
-# Switches to the version, and waits until it responds.
+# Switches to the version with its units, and waits until it responds.
 start() {
     ln -sfn "$1" /opt/jaxcnn/next
     mv -T /opt/jaxcnn/next /opt/jaxcnn/current
+    for unit in jaxcnn.service jaxcnn.socket; do
+        install -m 644 "$1/server/deploy/systemd/$unit" /etc/systemd/system/ || return 1
+    done
+    systemctl --quiet enable jaxcnn.socket jaxcnn.service || return 1
     # In a root without a running systemd, as of an image, there is nothing to start.
     [ -d /run/systemd/system ] || return 0
     systemctl daemon-reload
@@ -76,13 +78,20 @@ start() {
 
 previous=$(readlink /opt/jaxcnn/current || true)
 if ! start "$release"; then
-    journalctl --no-pager --lines 20 --unit jaxcnn.service >&2
+    journalctl --no-pager --lines 20 --unit jaxcnn.service >&2 || true
     [ -n "$previous" ] || fail "the server does not become healthy: its log is above."
     start "$previous" || fail "neither this version nor the one before it becomes healthy: the log is above."
     fail "the new version did not become healthy, and the one before it runs again: its log is above."
 fi
-if [ -n "$site" ] && [ -d /run/systemd/system ]; then
-    systemctl restart caddy.service
+# The proxy, with the limits of the version that runs.
+if [ -n "$site" ]; then
+    install -m 644 server/deploy/systemd/Caddyfile /etc/caddy/Caddyfile
+    install -d /etc/systemd/system/caddy.service.d
+    printf '[Service]\nEnvironment=JAXCNN_SITE=%s\n' "$site" > /etc/systemd/system/caddy.service.d/jaxcnn.conf
+    if [ -d /run/systemd/system ]; then
+        systemctl daemon-reload
+        systemctl restart caddy.service
+    fi
 fi
 # Keep this version and the one before it.
 find /opt/jaxcnn -mindepth 1 -maxdepth 1 -type d ! -path "$release" ! -path "${previous:-$release}" -exec rm -rf {} +

@@ -123,7 +123,7 @@ class InferenceService:
         """Waits until the pods of a manifest serve.
 
         The condition Ready alone does not say so: it stays true while the pods before serve. Nor does `kubectl wait`
-        know: KServe's observedGeneration counts the changes of the Deployment, not those of the InferenceService.
+        know: KServe's observedGeneration is the generation of the Deployment, not of the InferenceService.
         """
         deadline = time.monotonic() + self.seconds
         if not _poll(lambda: self._is_followed(manifest), deadline):

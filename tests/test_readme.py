@@ -64,7 +64,8 @@ OF_OTHERS = set(
     "--url --build-arg --cap-drop --format --forwarded-allow-ips --read-only --target "
     "--nodes --ntasks-per-node --gpus-per-node --requeue --signal --kill-on-bad-exit --worker --command --filename "
     "--logdir --body --caddy --cli-input-json --content-type --endpoint-name --template-file "
-    "--aws-sigv4 --force --from --password-stdin --platform --provenance --repository-name --user --username".split()
+    "--aws-sigv4 --capabilities --force --from --password-stdin --platform --provenance --repository-name "
+    "--parameter-overrides --stack-name --user --username".split()
 )
 """Options of git, gh, pip, npm, curl, uvicorn, XLA, docker, buildah, Slurm, gcloud, kubectl, aws and shell scripts."""
 

@@ -132,12 +132,16 @@ def _status(options: argparse.Namespace) -> int:
     if url is None:
         return 0
     status = _ask(url)
-    # A function of Lambda refuses whoever has not signed the request.
-    if status == 403:
+    # A function of Lambda refuses whoever has not signed the request, unless it is for everybody.
+    parameters = {item["ParameterKey"]: item["ParameterValue"] for item in description.get("Parameters", ())}
+    if status == 403 and parameters.get("Access") == "AWS_IAM":
         print("it responds to signed requests alone")
         return 0
-    print("it is ready" if status == 200 else "it does not respond")
-    return 0 if status == 200 else 1
+    if status == 200:
+        print("it is ready")
+        return 0
+    print("it does not respond" if status is None else f"it is not ready: it responds with status {status}")
+    return 1
 
 
 def _status_of_kserve(options: argparse.Namespace) -> int:

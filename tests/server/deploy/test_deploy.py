@@ -21,7 +21,7 @@ moto = pytest.importorskip("moto", reason="moto is not installed")
 from moto.emr.models import EXAMPLE_AMI_ID  # noqa: E402
 
 from server.deploy import __main__ as deploy  # noqa: E402
-from server.deploy import prices  # noqa: E402
+from server.deploy import prices, template  # noqa: E402
 from server.deploy.template import Template  # noqa: E402
 from server.settings import Settings  # noqa: E402
 from tests.server.deploy.limits import most_memory, with_environment  # noqa: E402
@@ -105,6 +105,11 @@ def render(target, **values):
     return Template.render(target, named | values)
 
 
+def properties(target, name):
+    """The properties of a resource in its template, with references as the names that they refer to."""
+    return yaml.load(render(target).text, template._Loader)["Resources"][name]["Properties"]
+
+
 def resources(name="jaxcnn"):
     listed = client("cloudformation").list_stack_resources(StackName=name)["StackResourceSummaries"]
     return {item["LogicalResourceId"]: item for item in listed if item.get("LogicalResourceId")}
@@ -160,10 +165,10 @@ def test_templates_pass_cfn_lint():
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
 def test_every_target_has_a_template_that_keeps_nothing(path):
     assert path.stem in deploy._TARGETS
-    template = render(path.stem)
+    rendered = render(path.stem)
     # SageMaker makes its log itself, and the machine keeps one.
-    assert "AWS::Logs::LogGroup" in template.resources.values() or path.stem in ("sagemaker", "ec2")
-    assert "Retain" not in template.text
+    assert "AWS::Logs::LogGroup" in rendered.resources.values() or path.stem in ("sagemaker", "ec2")
+    assert "Retain" not in rendered.text
 
 
 @pytest.mark.run
@@ -177,7 +182,7 @@ def test_create_update_and_delete(aws, healthy, capsys, target):
     assert "deployed\n" in printed
     created = resources()
     expected = render(target).resources
-    conditional = {"Topic", "Budget", "PublicPermission", "HttpsRule"}
+    conditional = {"Topic", "Budget", "PublicPermission", "PublicInvocation", "HttpsRule"}
     assert set(created) == {name for name, kind in expected.items() if kind not in MISSING} - conditional
     # The same again changes nothing.
     assert "already up to date\n" in run(capsys, target, *named(target))[1]
@@ -197,7 +202,7 @@ def test_create_update_and_delete(aws, healthy, capsys, target):
 
 
 def test_the_service_drains_and_is_reached_only_by_the_load_balancer(aws, healthy, capsys):
-    run(capsys, "ecs", "--image", IMAGE, "--set", "DrainSeconds=30", "MinTasks=3")
+    run(capsys, "ecs", "--image", IMAGE, "--set", "DrainSeconds=30")
     ids = {name: item["PhysicalResourceId"] for name, item in resources().items()}
     task = client("ecs").describe_task_definition(taskDefinition=ids["Task"])["taskDefinition"]
     (container,) = task["containerDefinitions"]
@@ -216,9 +221,30 @@ def test_the_service_drains_and_is_reached_only_by_the_load_balancer(aws, health
     (rule,) = groups[0]["IpPermissions"]
     assert [pair["GroupId"] for pair in rule["UserIdGroupPairs"]] == [ids["BalancerGroup"]]
     assert not rule["IpRanges"]
-    (service,) = client("ecs").describe_services(cluster=ids["Cluster"], services=[ids["Service"]])["services"]
-    assert service["desiredCount"] == 3
     assert "DeploymentCircuitBreaker: { Enable: true, Rollback: true }" in Template.render("ecs", {"Image": IMAGE}).text
+
+
+def test_an_update_keeps_the_number_of_tasks_that_the_scaling_chose():
+    # The imitation never changes the number, and has no scaling, which raises it to its least.
+    assert "DesiredCount" not in properties("ecs", "Service")
+    assert properties("ecs", "ScalableTarget")["MinCapacity"] == "MinTasks"
+
+
+def test_an_endpoint_is_isolated_unless_it_is_serverless():
+    # Of a model in a template, the imitation forgets it.
+    assert properties("sagemaker", "Model")["EnableNetworkIsolation"] == ["IsServerless", False, True]
+
+
+@pytest.mark.parametrize(("access", "actions"), [("AWS_IAM", []), ("NONE", ["InvokeFunction", "InvokeFunctionUrl"])])
+def test_a_public_function_has_both_permissions_that_its_url_needs(aws, healthy, capsys, access, actions):
+    assert run(capsys, "lambda", "--image", IMAGE, "--set", f"Access={access}")[0] == 0
+    created = resources().keys() & {"PublicPermission", "PublicInvocation"}
+    granted = [properties("lambda", name) for name in created]
+    assert sorted(item["Action"] for item in granted) == [f"lambda:{action}" for action in actions]
+    for item in granted:
+        assert item["Principal"] == "*"
+        # Nobody may invoke it but through its URL.
+        assert item["Action"] == "lambda:InvokeFunctionUrl" or item["InvokedViaFunctionUrl"] is True
 
 
 @pytest.mark.parametrize("target", ["ecs", "lambda", "sagemaker"])
@@ -406,13 +432,23 @@ def test_prices_grow_with_the_load_but_for_a_machine():
 
 
 @pytest.mark.parametrize(
-    ("status", "printed"), [(403, "it responds to signed requests alone"), (None, "it does not respond")]
+    ("command", "response", "status", "printed"),
+    [
+        (["lambda", "--set", "Access=AWS_IAM"], 403, 0, "it responds to signed requests alone"),
+        (["lambda", "--set", "Access=NONE"], 403, 1, "it is not ready: it responds with status 403"),
+        (["lambda", "--set", "Access=NONE"], 200, 0, "it is ready"),
+        (["ecs"], 403, 1, "it is not ready: it responds with status 403"),
+        (["ecs"], None, 1, "it does not respond"),
+    ],
 )
-def test_a_function_that_wants_signed_requests_is_no_failure(aws, healthy, capsys, monkeypatch, status, printed):
-    run(capsys, "ecs", "--image", IMAGE)
-    monkeypatch.setattr(deploy, "_ask", lambda url: status)
-    assert run(capsys, "status")[0] == (0 if status == 403 else 1)
-    assert run(capsys, "status")[1].endswith(f"{printed}\n")
+def test_a_refusal_is_no_failure_of_a_function_that_wants_signed_requests(
+    aws, healthy, capsys, monkeypatch, command, response, status, printed
+):
+    run(capsys, *command, "--image", IMAGE)
+    monkeypatch.setattr(deploy, "_ask", lambda url: response)
+    returned, output, _ = run(capsys, "status")
+    assert returned == status
+    assert output.endswith(f"{printed}\n")
 
 
 @pytest.mark.parametrize("status", [200, 503])

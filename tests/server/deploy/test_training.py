@@ -1,7 +1,10 @@
 """Training in the cloud: the recipes name what exists, and resume where they left off."""
 
 import json
+import os
 import re
+import subprocess
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -96,11 +99,97 @@ def test_spot_instances_share_one_file_system(aws):
     assert launch["LaunchTemplateData"]["MetadataOptions"]["HttpTokens"] == "required"
 
 
-def test_a_spot_instance_saves_before_it_goes_and_ends_the_group_after_the_last_epoch():
-    script = re.search(r"Fn::Base64: !Sub \|\n(.*?)\n\n", SPOT, re.DOTALL)[1]
-    assert "docker stop --time 100 train" in script
-    assert "/training:/training" in script
-    finished = script.index("--desired-capacity 0")
-    assert script.index("if docker run") < finished
+STUB = """#!/bin/bash
+name=$(basename "$0")
+echo "$name $*" >> calls
+case "$name $1" in
+  "sleep 5") /bin/sleep .02 ;;
+  "mountpoint --quiet") exit 1 ;;
+  "curl --silent") [ -e noticed ] || [ "$2" = --request ]; exit ;;
+  # The run goes on until it is stopped, if there will be a notice.
+  "docker run") touch started; while [ -e will_be_noticed ] && [ ! -e stopped ]; do /bin/sleep .02; done
+    exit "$(cat status)" ;;
+  "docker stop") touch stopped ;;
+  "docker logs") echo the log ;;
+  "aws autoscaling") name=autoscaling ;;
+esac
+# The first commands of a name fail, as often as its file says.
+left=$(cat "fails_$name" 2> /dev/null || echo 0)
+if [ "$left" -gt 0 ]; then echo $((left - 1)) > "fails_$name"; exit 1; fi
+"""
+
+
+@pytest.fixture
+def instance(tmp_path):
+    """Runs the script of an instance with imitations of all commands, and returns its calls of these."""
+    for name in ("dnf", "systemctl", "mountpoint", "mount", "chown", "aws", "docker", "curl", "sleep"):
+        (tmp_path / "bin" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "bin" / name).write_text(STUB)
+        (tmp_path / "bin" / name).chmod(0o755)
+    script = textwrap.dedent(re.search(r"Fn::Base64: !Sub \|\n(.*?)\n\n  Instances:", SPOT, re.DOTALL)[1])
+    values = {"Files": "fs-1", "Image": IMAGE, "Command": "digits", "AWS::Region": "us-east-1", "AWS::StackName": "run"}
+    script = re.sub(r"\$\{(.*?)\}", lambda match: values[match[1]], script)
+    script = re.sub(r"(?<=[ :])/(?=training|run/)", f"{tmp_path}/", script)
+    (tmp_path / "run").mkdir()
+
+    def run(status, *, is_noticed=False, **fails):
+        (tmp_path / "status").write_text(str(status))
+        for name, times in fails.items():
+            (tmp_path / f"fails_{name}").write_text(str(times))
+        if is_noticed:
+            (tmp_path / "will_be_noticed").touch()
+            (tmp_path / "noticed").touch()
+        environment = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+        subprocess.run(["bash"], input=script, text=True, cwd=tmp_path, env=environment, check=False, timeout=20)
+        return (tmp_path / "calls").read_text().splitlines()
+
+    return run
+
+
+def count(calls, beginning):
+    return sum(call.startswith(beginning) for call in calls)
+
+
+END = "aws autoscaling update-auto-scaling-group --region us-east-1 --auto-scaling-group-name run --min-size 0"
+
+
+@pytest.mark.parametrize(
+    ("status", "is_noticed", "ends"),
+    [
+        (0, False, True),
+        (2, False, True),
+        (137, False, True),
+        (143, False, False),
+        (143, True, False),
+        (137, True, False),
+    ],
+)
+def test_only_a_run_that_was_stopped_goes_on_on_another_spot_instance(instance, tmp_path, status, is_noticed, ends):
+    calls = instance(status, is_noticed=is_noticed)
+    assert count(calls, "docker run --name train --volume ") == 1
+    assert count(calls, END) == ends
+    assert (tmp_path / "training" / "last.log").read_text() == "the log\n"
+    # It saves its state before AWS takes the instance back.
+    assert (count(calls, "docker stop --time 100 train") > 0) is is_noticed
+
+
+@pytest.mark.parametrize("name", ["dnf", "mount", "docker"])
+def test_the_preparation_of_a_spot_instance_is_repeated(instance, name):
+    calls = instance(0, **{name: 2})
+    assert count(calls, "dnf") == 3
+    assert count(calls, "docker run") == count(calls, END) == 1
+
+
+def test_a_spot_instance_that_cannot_be_prepared_ends_the_group(instance):
+    calls = instance(0, dnf=99)
+    assert (count(calls, "dnf"), count(calls, "docker run"), count(calls, END)) == (5, 0, 1)
+
+
+def test_the_end_of_the_group_is_repeated(instance):
+    assert count(instance(0, autoscaling=2), END) == 3
+
+
+def test_the_workdir_of_a_spot_instance_is_on_the_file_system():
+    assert "/training:/training" in SPOT
     workdir = parse(list(commands())[-1]).workdir
     assert str(workdir).startswith("/training/")

@@ -136,6 +136,14 @@ def test_kserve_knows_the_fields_of_the_service():
     assert set(service()["spec"]["predictor"]) <= set(models.V1beta1PredictorSpec.attribute_map.values())
 
 
+def test_kserve_makes_a_deployment_with_time_to_start():
+    # Without Knative, which refuses a termination grace period.
+    assert "terminationGracePeriodSeconds" in service()["spec"]["predictor"]
+    assert service()["metadata"]["annotations"]["serving.kserve.io/deploymentMode"] == "RawDeployment"
+    probes = [container["startupProbe"] for container in (predictor(), server(by_kind("base")["Deployment"]))]
+    assert [probe["periodSeconds"] * probe["failureThreshold"] for probe in probes] == [600, 600]
+
+
 @pytest.mark.parametrize("name", RENDERED[:3])
 def test_everything_selects_the_pods_of_the_deployment(name):
     kinds = by_kind(name)

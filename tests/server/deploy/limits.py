@@ -1,10 +1,14 @@
 """The memory that the server takes at most, as the section Memory of its README states it."""
 
+import re
 from collections.abc import Mapping
+from pathlib import Path
 
+import server
 from server.settings import Settings
 
-_IDLE, _THREAD, _DOWNLOADS = 120e6, 32e6, 1e6
+_THREAD, _DOWNLOADS = 32e6, 1e6
+_CONNECTIONS = 1000
 
 
 def with_environment(variables: Mapping[str, str | None]) -> Settings:
@@ -18,6 +22,18 @@ def with_environment(variables: Mapping[str, str | None]) -> Settings:
 
 
 def most_memory(settings: Settings, threads: int) -> float:
-    """Returns bytes, without what open connections take."""
+    """Returns bytes, with the shipped model and 1,000 idle connections."""
+    one_thread, several_threads, connection = _stated()
+    idle = one_thread if threads == 1 else several_threads
     per_thread = _THREAD + 3 * settings.max_body_bytes
-    return _IDLE + 2 * settings.max_buffer_bytes + settings.max_decode_bytes + threads * per_thread + _DOWNLOADS
+    bodies = 2 * settings.max_buffer_bytes + settings.max_decode_bytes
+    return idle + bodies + threads * per_thread + _DOWNLOADS + _CONNECTIONS * connection
+
+
+def _stated() -> tuple[float, float, float]:
+    """Returns the idle memory with one thread and with several, and that of an idle connection, in bytes."""
+    text = " ".join((Path(server.__file__).parent / "README.md").read_text().split())
+    idle = re.search(r"(\d+) MB with the shipped model on one thread and (\d+) MB on several", text)
+    connection = re.search(r"for each open connection (\d+) KB", text)
+    assert idle and connection, "the section Memory of the README states them in other words"
+    return int(idle[1]) * 1e6, int(idle[2]) * 1e6, int(connection[1]) * 1e3

@@ -231,7 +231,7 @@ def test_an_update_keeps_the_number_of_tasks_that_the_scaling_chose():
 
 
 def test_an_endpoint_is_isolated_unless_it_is_serverless():
-    # Of a model in a template, the imitation forgets it.
+    # The imitation ignores the property of a model that a template makes.
     assert properties("sagemaker", "Model")["EnableNetworkIsolation"] == ["IsServerless", False, True]
 
 

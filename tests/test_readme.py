@@ -65,7 +65,8 @@ OF_OTHERS = set(
     "--nodes --ntasks-per-node --gpus-per-node --requeue --signal --kill-on-bad-exit --worker --command --filename "
     "--logdir --body --caddy --cli-input-json --content-type --endpoint-name --template-file "
     "--aws-sigv4 --capabilities --force --from --password-stdin --platform --provenance --repository-name "
-    "--parameter-overrides --stack-name --user --username".split()
+    "--parameter-overrides --stack-name --user --username "
+    "--auto-scaling-group-name --desired-capacity --min-size".split()
 )
 """Options of git, gh, pip, npm, curl, uvicorn, XLA, docker, buildah, Slurm, gcloud, kubectl, aws and shell scripts."""
 

@@ -264,7 +264,9 @@ def _torn(node: Node, random: np.random.Generator) -> bytes:
 
 def torn(before: bytes, after: bytes, random: np.random.Generator) -> bytes:
     """Returns what a power cut can leave of a file that was to become another: either, a part, or some sectors."""
-    kind, size = random.integers(5), int(random.integers(len(after) + 1))
+    # What was synchronised before an append stays.
+    least = len(before) if after.startswith(before) else 0
+    kind, size = random.integers(5), int(random.integers(least, len(after) + 1))
     part = after[:size]
     if kind < 4:
         return (before, after, part, part.ljust(len(after), b"\0"))[kind]

@@ -177,7 +177,7 @@ def test_a_student_learns_what_its_teacher_knows(tmp_path):
     # The labels count for nothing, so that all that the student knows is its teacher's.
     config = small(seed=1, distill=DistillConfig(teachers=teacher, weight=1.0, temperature=2.0))
     evaluation = train(config, tmp_path / "student")
-    assert evaluation.top1 > 0.85
+    assert evaluation.top1 > 0.75
     # The teachers are named in what is recorded and exported.
     assert len(read_earlier(tmp_path / "student" / "teachers.json")) == 2
     card = next((tmp_path / "student" / "model").glob("*.md")).read_text()

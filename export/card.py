@@ -92,7 +92,7 @@ def write_card(
     Args:
       metadata: the model's metadata.
       file: name, size, checksum, inputs and outputs of the file, as `sidecars.describe` returns them.
-      evaluation: the evaluation of the file on the validation pictures of its training; None if there is none.
+      evaluation: the evaluation of the file on the validation pictures of its training; None without one.
       checks: what was verified, one sentence each.
 
     Returns:

@@ -259,7 +259,7 @@ def _find_accuracy(
       views: how many views of a picture it averages.
 
     Returns:
-      The metrics by name, empty if they were not measured; the record, None if there is none.
+      The metrics by name, empty if they were not measured; the record, None without one.
     """
     # Others trained the weights; their validation pictures are not those measured here.
     if source.metadata.step is None:

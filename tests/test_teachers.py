@@ -175,9 +175,11 @@ def test_a_student_learns_what_its_teacher_knows(tmp_path):
     train(small(), tmp_path / "teacher")
     teacher = (str(tmp_path / "teacher"), str(tmp_path / "teacher" / "model.onnx"))
     # The labels count for nothing, so that all that the student knows is its teacher's.
-    config = small(seed=1, distill=DistillConfig(teachers=teacher, weight=1.0, temperature=2.0))
+    # Soft targets take some epochs more.
+    distill = DistillConfig(teachers=teacher, weight=1.0, temperature=2.0)
+    config = dataclasses.replace(small(seed=1, distill=distill), epochs=5)
     evaluation = train(config, tmp_path / "student")
-    assert evaluation.top1 > 0.75
+    assert evaluation.top1 > 0.85
     # The teachers are named in what is recorded and exported.
     assert len(read_earlier(tmp_path / "student" / "teachers.json")) == 2
     card = next((tmp_path / "student" / "model").glob("*.md")).read_text()
@@ -186,6 +188,6 @@ def test_a_student_learns_what_its_teacher_knows(tmp_path):
     settings = json.loads((tmp_path / "student" / "config.json").read_text())
     assert settings["distill"]["teachers"] == list(teacher)
     # The same teachers are needed to resume.
-    more = dataclasses.replace(config, epochs=4, distill=DistillConfig())
+    more = dataclasses.replace(config, epochs=6, distill=DistillConfig())
     with pytest.raises(UserError, match=r"distill\.teachers"):
         train(more, tmp_path / "student")

@@ -51,7 +51,7 @@ def test_what_the_next_run_would_find_is_refused(name, folder, option):
             (place / "red").mkdir(exist_ok=True)
             (place / "red" / f"2{target.name}").touch()
     found = {file.name for file in find_pictures([name], [])[0]} - before
-    # A pattern for any depth is refused even if it is for other names than those of heatmaps.
+    # A pattern for any depth is refused even if no heatmap has such a name.
     assert bool(refusal) == bool(found) or (option == "heatmaps" and "**" in name and refusal)
 
 

@@ -17,8 +17,8 @@ case "$*" in
     -VV) cat "{folder}/python-version" ;;
     "-m venv "*) mkdir -p "$3/bin" && cp "{folder}/bin/pip" "$3/bin/pip" ;;
     *"container health")
-        ! grep -q broken "{folder}/root/etc/systemd/system/jaxcnn.service" \\
-            "{folder}/root/opt/jaxcnn/current/server/code" ;;
+        ! grep -q broken "{folder}/machine/etc/systemd/system/jaxcnn.service" \\
+            "{folder}/machine/opt/jaxcnn/current/server/code" ;;
 esac
 """
 PIP = """#!/bin/sh
@@ -31,7 +31,7 @@ class Machine:
     """A root folder, and a source tree, whose installer changes that folder only."""
 
     def __init__(self, folder):
-        self.root, self._folder, self.source = folder / "root", folder, folder / "source"
+        self.root, self._folder, self.source = folder / "machine", folder, folder / "source"
         for name in ("etc/systemd/system", "etc/caddy", "opt", "run/systemd/system"):
             (self.root / name).mkdir(parents=True)
         self.units = self.source / "server" / "deploy" / "systemd"

@@ -93,11 +93,15 @@ def _decode(text: str) -> bytes:
 
 @dataclass(eq=False)
 class Node:
-    """A file or a folder: its content now, and the content that has reached the disk."""
+    """A file or a folder: its content now, and the content that has reached the disk.
+
+    The first `unchanged` bytes are on the disk, and no call has touched them since: they stay.
+    """
 
     is_folder: bool
     content: bytes = b""
     durable: bytes = b""
+    unchanged: int = 0
     names: dict[str, "Node"] = field(default_factory=dict)
 
 
@@ -126,7 +130,7 @@ class History:
         elif call.name in ("write", "writev", "pwrite64", "pwritev", "sendfile", "lseek", "ftruncate"):
             self._apply_write(call)
         elif call.name in ("fsync", "fdatasync") and (node := self._find(call.files[0][1])) is not None:
-            node.durable = node.content
+            node.durable, node.unchanged = node.content, len(node.content)
             for change in self.changes:
                 change.waits_for.discard(node)
         elif call.name.startswith(("rename", "unlink", "rmdir", "mkdir")):
@@ -147,7 +151,7 @@ class History:
         for change in self.changes:
             change.waits_for.clear()
         for node in self.nodes():
-            node.durable = node.content
+            node.durable, node.unchanged = node.content, len(node.content)
 
     def crash(self, target: Path, random: np.random.Generator) -> None:
         """Writes the files that a power cut could leave now into an empty folder."""
@@ -189,7 +193,7 @@ class History:
             self._change((path, node))
         assert node is not None, path
         if "O_TRUNC" in call.text:
-            node.content = b""
+            node.content, node.unchanged = b"", 0
         self._open[call.result] = (node, -1 if "O_APPEND" in call.text else 0)
 
     def _apply_write(self, call: Call) -> None:
@@ -205,11 +209,13 @@ class History:
         elif call.name == "ftruncate":
             size = int(call.text.rsplit(",", 1)[1])
             node.content = node.content[:size].ljust(size, b"\0")
+            node.unchanged = min(node.unchanged, size)
         else:
             positioned = call.name.startswith("p")
             start = int(call.text.rsplit(",", 1)[1]) if positioned else len(node.content) if offset < 0 else offset
             data = data[: call.result]
             node.content = node.content[:start].ljust(start, b"\0") + data + node.content[start + len(data) :]
+            node.unchanged = min(node.unchanged, start)
             if not positioned and offset >= 0:
                 self._open[number] = (node, start + len(data))
 
@@ -259,14 +265,17 @@ class History:
 
 def _torn(node: Node, random: np.random.Generator) -> bytes:
     """Returns what a power cut leaves of a file: see `torn`."""
-    return node.content if node.content == node.durable else torn(node.durable, node.content, random)
+    if node.content == node.durable:
+        return node.content
+    return torn(node.durable, node.content, random, unchanged=node.unchanged)
 
 
-def torn(before: bytes, after: bytes, random: np.random.Generator) -> bytes:
-    """Returns what a power cut can leave of a file that was to become another: either, a part, or some sectors."""
-    # What was synchronised before an append stays.
-    least = len(before) if after.startswith(before) else 0
-    kind, size = random.integers(5), int(random.integers(least, len(after) + 1))
+def torn(before: bytes, after: bytes, random: np.random.Generator, *, unchanged: int = 0) -> bytes:
+    """Returns what a power cut can leave of a file that was to become another: either, a part, or some sectors.
+
+    The first `unchanged` bytes are part of both, and stay.
+    """
+    kind, size = random.integers(5), int(random.integers(unchanged, len(after) + 1))
     part = after[:size]
     if kind < 4:
         return (before, after, part, part.ljust(len(after), b"\0"))[kind]

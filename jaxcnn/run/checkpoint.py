@@ -142,7 +142,7 @@ class Checkpoints:
                     # `force`: without it Orbax asks whether JAX has seen SIGTERM; here a save is always wanted.
                     self._checkpointer.save_checkpointables(step, dict(items), metrics=metrics, force=True)
             lead(partial(self._finish, step))
-            self._checkpointer.reload()
+            _list_twice(self._checkpointer.reload)
         except (OSError, ValueError) as error:
             refusal = _system_error(error)
             if refusal is None:
@@ -180,7 +180,7 @@ class Checkpoints:
                 break
             except DamagedError as error:
                 lead(partial(_set_aside, Path(self._checkpointer.directory), last.step, error))
-                self._checkpointer.reload()
+                _list_twice(self._checkpointer.reload)
         training = items["training"]
         return TrainState(
             step=training["step"],
@@ -195,7 +195,7 @@ class Checkpoints:
 
         Orbax's own policy would delete before the new one is on the disk.
         """
-        self._checkpointer.reload()
+        _list_twice(self._checkpointer.reload)
         saved = self._checkpointer.checkpoints
         kept = {checkpoint.step for checkpoint in [*saved[-2:], _best(saved)]}
         for step in {checkpoint.step for checkpoint in saved} - kept:
@@ -299,14 +299,23 @@ def _open(directory: Path, **options: Any) -> ocp.training.Checkpointer:
     directory = directory.absolute()
     with _without_orbax_logs():
         try:
-            return ocp.training.Checkpointer(directory, **options)
-        except FileNotFoundError:  # Training deleted a checkpoint while Orbax listed them.
-            return ocp.training.Checkpointer(directory, **options)
+            return _list_twice(lambda: ocp.training.Checkpointer(directory, **options))
         except OSError as error:
             raise UserError(
                 f"the checkpoints in {directory} cannot be read: {error.strerror or error}. They may be whole: "
                 f"{remedy(error) or 'fix that'} and run again"
             ) from error
+
+
+def _list_twice[T](list_checkpoints: Callable[[], T]) -> T:
+    """Lets Orbax list the checkpoints of a folder, which reads the metrics of all of them; twice if that fails.
+
+    Orbax fails if training deletes a checkpoint meanwhile, or if what it reads differs from what `_check_metrics` read.
+    """
+    try:
+        return list_checkpoints()
+    except (FileNotFoundError, ValueError):
+        return list_checkpoints()
 
 
 def _open_alone(directory: Path) -> AbstractContextManager[Any]:
@@ -419,7 +428,7 @@ def _set_aside(directory: Path, step: int, error: DamagedError) -> None:
 
 def _best(saved: Sequence[Any]) -> Any:
     """The best checkpoint by `rank`; the last one if none has metrics."""
-    measured = [checkpoint for checkpoint in saved if checkpoint.metrics]
+    measured = [checkpoint for checkpoint in saved if SELECTED_BY in (checkpoint.metrics or {})]
     if not measured:
         return saved[-1]
     return max(measured, key=lambda checkpoint: rank(checkpoint.metrics[SELECTED_BY], checkpoint.step))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import json
 import logging
 import os
 import re
@@ -414,6 +415,14 @@ def test_an_item_without_its_sharding_file_is_read(run):
     (run.checkpoints / "1" / "checksums.json").unlink()  # As in an earlier version.
     (run.checkpoints / "1" / "model" / "_sharding").write_bytes(b"")
     assert_same(load_model(run.path).variables, make_state(seed=1).variables)
+
+
+@pytest.mark.parametrize("method", ["__init__", "reload"])
+def test_orbax_may_read_damaged_metrics_once(run, monkeypatch, method):
+    before_first(monkeypatch, method, lambda: json.loads("{"))
+    with open_checkpoints(run.checkpoints) as checkpoints:
+        checkpoints.save(at(make_state(seed=2), 2))
+    assert resume(run.checkpoints).step == 2
 
 
 @pytest.mark.parametrize("content", [b"", b'{"to', b"\xff\x00", b"null", b"{}"])

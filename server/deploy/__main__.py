@@ -25,8 +25,9 @@ _TARGETS = {
     "kserve": "an InferenceService of KServe, in the cluster of kubectl",
 }
 
-# For how long a new deployment may take to respond, and between two questions.
-_HEALTHY_SECONDS = 300
+# For how long a new deployment may take to respond, and between two questions. Startup probes allow ten minutes for a
+# large model; images are fetched before.
+_HEALTHY_SECONDS = 900
 _POLL_SECONDS = 5.0
 
 

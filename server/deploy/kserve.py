@@ -19,13 +19,16 @@ _MANIFEST = Path(__file__).parent / "kubernetes" / "kserve" / "inferenceservice.
 
 PARAMETERS = {
     "Image": ".*",
-    "MinReplicas": "[0-9]{1,3}",
+    "MinReplicas": "[1-9][0-9]{0,2}",
     "MaxReplicas": "[1-9][0-9]{0,2}",
     "Cpu": r"[0-9]+(\.[0-9]+|m)?",
     "Memory": "[0-9]+[MG]i",
     "Model": r"\S+",
 }
-"""The parameters, with a regular expression of their values. `Cpu` and `Memory` are quantities of Kubernetes."""
+"""The parameters, with a regular expression of their values. `Cpu` and `Memory` are quantities of Kubernetes.
+
+Without Knative, KServe keeps at least one replica.
+"""
 
 _POLL_SECONDS = 2
 
@@ -79,7 +82,7 @@ class InferenceService:
     """
 
     name: str
-    seconds: int = 300
+    seconds: int = 900
 
     def deploy(self, manifest: Mapping[str, Any]) -> bool:
         """Creates or updates the service, and returns to the manifest before if it does not become ready.

@@ -174,10 +174,10 @@ def test_a_dry_run_asks_no_cluster(cluster, capsys):
 
 
 def test_parameters_are_where_kserve_reads_them():
-    values = {"MinReplicas": "0", "MaxReplicas": "9", "Cpu": "500m", "Memory": "300Mi", "Model": "/mnt/models/a.onnx"}
+    values = {"MinReplicas": "2", "MaxReplicas": "9", "Cpu": "500m", "Memory": "300Mi", "Model": "/mnt/models/a.onnx"}
     predictor = kserve.render("birds", {"Image": IMAGE, **values})["spec"]["predictor"]
     (container,) = predictor["containers"]
-    assert (predictor["minReplicas"], predictor["maxReplicas"]) == (0, 9)
+    assert (predictor["minReplicas"], predictor["maxReplicas"]) == (2, 9)
     assert container["resources"]["requests"] == container["resources"]["limits"] == {"cpu": "500m", "memory": "300Mi"}
     assert {"name": "JAXCNN_MODEL", "value": "/mnt/models/a.onnx"} in container["env"]
 
@@ -187,6 +187,7 @@ def test_parameters_are_where_kserve_reads_them():
     [
         (["--image", "jaxcnn:latest"], "--image needs the image's digest"),
         (["--image", IMAGE, "--set", "Cpu=much"], "Cpu is 'much': it must match "),
+        (["--image", IMAGE, "--set", "MinReplicas=0"], "MinReplicas is '0': it must match "),
         (["--image", IMAGE, "--set", "Gpu=1"], "kserve has no parameter Gpu: use one of Image, MinReplicas, "),
         (["--image", IMAGE, "--set", "MinReplicas=5"], "MinReplicas is above MaxReplicas, which is 4: lower it."),
     ],

@@ -226,6 +226,7 @@ def nginx(tmp_path):
             site = NGINX.replace("127.0.0.1:8080", f"127.0.0.1:{upstream}").replace(
                 "listen 80 default_server;", f"listen 127.0.0.1:{port} default_server;"
             )
+            site = site.replace("listen [::]:80 default_server;", "")
             for old, new in replacements:
                 assert old in site
                 site = site.replace(old, new)

@@ -46,7 +46,7 @@ def test_an_invalid_limit_is_reported_with_its_range(text):
 
 
 def test_an_empty_variable_is_an_unset_one():
-    assert settings.from_environment({**MODEL, "JAXCNN_THREADS": ""}).threads == 2
+    assert settings.from_environment({**MODEL, "JAXCNN_THREADS": ""}) == settings.from_environment(MODEL)
 
 
 def test_variables_of_kubernetes_are_ignored():

@@ -1,5 +1,6 @@
 """The version that a run records, in real git repositories."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -7,6 +8,15 @@ import sys
 import pytest
 
 from jaxcnn import version
+
+
+@pytest.fixture(autouse=True)
+def no_settings_of_git(monkeypatch):
+    """Hides the user's settings, such as signed commits, and the repository of a hook that runs these tests."""
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
 
 
 @pytest.fixture

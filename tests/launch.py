@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -10,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 ROOT = Path(__file__).parent.parent
 SMALL = (
@@ -21,13 +21,6 @@ STEPS_OF_AN_EPOCH = 22
 """Batches of 64 among the 1,438 training pictures of the digits."""
 ENDED_SECONDS = 15
 """Time in which all processes end after one of them."""
-
-
-def free_port():
-    """Returns a port on which nothing listens."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 def launch(count, workdir, *options, host="127.0.0.1", prefixes: Sequence[Sequence[str]] = (), environments=()):

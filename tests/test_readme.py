@@ -11,7 +11,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from typing import NamedTuple
 
 import pytest
 from pictures import make_picture, write_class_folders, write_tiny_imagenet_zip
+from ports import free_port
 
 import export.__main__ as export_command
 from jaxcnn import options
@@ -319,12 +319,6 @@ class Clone:
         """This interpreter as `python`, and another home, so that nothing is read from earlier runs."""
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         return os.environ | {"PATH": path, "HOME": str(self.folder)}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_until_ready(server: subprocess.Popen[str], port: int) -> None:

@@ -4,6 +4,7 @@ import os
 import socket
 
 import pytest
+from ports import free_port
 
 from jaxcnn import serve
 from jaxcnn.errors import UserError
@@ -18,14 +19,8 @@ def started(monkeypatch):
     return lines
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
 def test_options_go_to_uvicorn_and_the_model_to_the_server(started, tmp_path):
-    port = free_port()
+    port = str(free_port())
     serve.main(["my.onnx", "--port", port, "--log-level", "warning"])
     assert started == [["server.app:app", "--port", port, "--log-level", "warning"]]
     assert os.environ["JAXCNN_MODEL"] == "my.onnx"
@@ -37,12 +32,12 @@ def test_options_go_to_uvicorn_and_the_model_to_the_server(started, tmp_path):
 def test_a_folder_of_models_goes_to_the_server(started, tmp_path):
     for name in ("cats.onnx", "dogs.onnx"):
         (tmp_path / name).touch()
-    serve.main([str(tmp_path), "--port", free_port()])
+    serve.main([str(tmp_path), "--port", str(free_port())])
     assert os.environ["JAXCNN_MODEL"] == str(tmp_path)
 
 
 def test_without_a_model_the_variable_decides(started):
-    serve.main(["--port", free_port()])
+    serve.main(["--port", str(free_port())])
     assert os.environ["JAXCNN_MODEL"] == "before.onnx"
 
 

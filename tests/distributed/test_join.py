@@ -9,7 +9,8 @@ import time
 
 import jax
 import pytest
-from launch import ROOT, free_port
+from launch import ROOT
+from ports import free_port
 
 from jaxcnn import processes
 from jaxcnn.config import ParallelConfig

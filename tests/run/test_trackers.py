@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 import urllib.request
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from clients import environment, run_in
+from ports import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -32,12 +32,6 @@ def training(workdir, cache, *options):
     """Returns the arguments of a small training."""
     line = ["-m", "jaxcnn.train", "digits", *OPTIONS, "a note", "--workdir", str(workdir), "--data.cache_dir", cache]
     return [*line, *options]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from ports import free_port
 
 from export.seal import seal
 from server.app import create_app
@@ -62,9 +63,7 @@ def serve_on(start):
 
     @contextlib.contextmanager
     def serve(descriptor: int, **settings: str):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         process = start(descriptor, port=port, **settings)
         try:
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client:
@@ -404,9 +403,7 @@ def test_a_damaged_new_model_file_keeps_the_old_model(serve, model_builder, tmp_
 
 @pytest.mark.parametrize("closed", ["1", "1 2"])
 def test_closed_standard_streams_stop_nothing(model_path, closed):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     close = " ".join(f"{stream}>&-" for stream in closed.split())
     command = f"exec {sys.executable} -m uvicorn server.app:app --port {port} --no-use-colors {close}"
     process = subprocess.Popen(
@@ -640,9 +637,7 @@ def test_sigterm_under_load_loses_nothing(serve, model_path):
 
 def test_two_workers_reset_no_connection_at_sigterm(model_path):
     """The system would complete one after the last worker has ended, and reset it when the parent process ends."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "uvicorn", "server.app:app", "--port", str(port), "--workers", "2"]
     settings = {"JAXCNN_MODEL": str(model_path), "JAXCNN_DRAIN_SECONDS": "1", "JAXCNN_THREADS": "1"}
     process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **settings}, stdout=subprocess.DEVNULL)

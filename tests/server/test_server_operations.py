@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ import httpx
 import openapi_spec_validator
 import pytest
 from jsonschema import Draft202012Validator
+from ports import free_port
 
 from server import openapi
 from server.middleware.auth import OpenRoute, open_paths
@@ -504,9 +504,7 @@ def test_the_page_can_be_turned_off(serve, model_path):
 def two_workers(model_path, tmp_path):
     """Two processes on one port that share their metrics."""
     (tmp_path / "metrics").mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     settings = {
         "JAXCNN_MODEL": str(model_path),
         "JAXCNN_THREADS": "1",

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import httpx
+import ports
 import pytest
 
 from server.deploy import container
@@ -221,8 +222,7 @@ def nginx(tmp_path):
     with contextlib.ExitStack() as stack:
 
         def start(upstream, *replacements):
-            listener, port = free_socket()
-            listener.close()
+            port = ports.free_port()
             site = NGINX.replace("127.0.0.1:8080", f"127.0.0.1:{upstream}").replace(
                 "listen 80 default_server;", f"listen 127.0.0.1:{port} default_server;"
             )
@@ -258,8 +258,7 @@ def caddy(tmp_path):
     with contextlib.ExitStack() as stack:
 
         def start(upstream):
-            listener, port = free_socket()
-            listener.close()
+            port = ports.free_port()
             (tmp_path / "Caddyfile").write_text(CADDY.replace("127.0.0.1:8080", f"127.0.0.1:{upstream}"))
             environment = {**os.environ, "JAXCNN_SITE": f"http://127.0.0.1:{port}", "HOME": str(tmp_path)}
             command = ["caddy", "run", "--config", tmp_path / "Caddyfile", "--adapter", "caddyfile"]

@@ -1,5 +1,7 @@
 """What every test runs under: strict promotion, and no look at the machine's own settings."""
 
+import os
+import re
 import signal
 import tempfile
 
@@ -22,6 +24,12 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.02)
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
+OF_THE_MACHINE = re.compile(
+    r"(SLURM|OMPI|PMI|MV2|UVICORN|OTEL|LISTEN|TTY)_\w+|RANK|WORLD_SIZE|TPU_WORKER_HOSTNAMES|JOB_COMPLETION_INDEX"
+    r"|WEB_CONCURRENCY|PROMETHEUS_MULTIPROC_DIR|FORCE_COLOR|NO_COLOR"
+)
+"""Variables of launchers, servers and terminals, which would change what commands do and print."""
+
 LONGEST = ("test_readme.py", "test_training.py")
 """Files of whole runs. In the end one of them would run alone."""
 
@@ -32,6 +40,12 @@ def clients() -> str:
     from clients import find_python
 
     return find_python()
+
+
+def pytest_sessionstart():
+    """Hides variables of the machine from the tests and from what they start."""
+    for name in filter(OF_THE_MACHINE.fullmatch, list(os.environ)):
+        del os.environ[name]
 
 
 def pytest_unconfigure():

@@ -40,7 +40,7 @@ def test_it_says_what_a_run_takes_and_leaves_nothing(config, tmp_path, capsys):
 
 
 def test_what_a_run_refuses_is_refused(config, tmp_path):
-    with pytest.raises(UserError, match=r"nothing does not exist|nothing"):
+    with pytest.raises(UserError, match=r"^data\.source 'nothing' does not exist; give"):
         list(rehearse(dataclasses.replace(config, data=DataConfig(source="nothing")), tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 

@@ -2,9 +2,12 @@
 
 import importlib.util
 import os
+import re
 
 import pytest
+from jax.experimental import topologies
 
+from jaxcnn import topology
 from jaxcnn.errors import UserError
 from jaxcnn.topology import SHAPES, find_topology
 
@@ -49,6 +52,23 @@ def test_a_missing_compiler_is_named_with_the_command_that_installs_it(name, ext
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=rf"^{name} needs a compiler .* pip install 'jaxcnn\[{extra}\]'"):
         find_topology(name).open()
+
+
+@pytest.mark.parametrize("before", [None, "mine"])
+def test_the_environment_of_a_compiler_ends_with_it(before, monkeypatch):
+    name, value = next(iter(topology._TPU_ENVIRONMENT.items()))
+    monkeypatch.delenv(name, raising=False)
+    if before is not None:
+        monkeypatch.setenv(name, before)
+
+    def fail(**_):
+        raise RuntimeError(os.environ[name])
+
+    monkeypatch.setattr(topologies, "get_topology_desc", fail)
+    monkeypatch.setattr(topology, "_check_installed", lambda *_, **__: None)
+    with pytest.raises(RuntimeError, match=rf"^{re.escape(value)}$"):
+        find_topology("v5e:4x4").open()
+    assert os.environ.get(name) == before
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'jaxcnn[tpu]'")

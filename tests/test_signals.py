@@ -13,22 +13,34 @@ import pytest
 from jaxcnn.signals import NOTICE, SIGNALS, stop_on_signal
 
 PROGRAM = """
-import hashlib, threading
-from jaxcnn.signals import stop_on_signal
-with stop_on_signal() as stop:
-    threading.Timer(0.5, print, ["started"], {{"flush": True}}).start()  # By then the main thread is in compiled code.
-    hashlib.pbkdf2_hmac("sha256", b"", b"", {rounds})  # Like a compilation: long, and not in Python.
+import ctypes, sys, threading
+from jaxcnn import signals
+
+signals.GRACE_SECONDS = 0.2
+# Like a compilation, a call of this library neither holds the interpreter nor returns at a signal.
+library = ctypes.CDLL("python", handle=ctypes.pythonapi._handle)
+library.PyThread_allocate_lock.restype = ctypes.c_void_p
+lock = ctypes.c_void_p(library.PyThread_allocate_lock())
+
+def end_call():
+    print("started", flush=True)
+    sys.stdin.readline()
+    library.PyThread_release_lock(lock)
+
+with signals.stop_on_signal() as stop:
+    library.PyThread_acquire_lock(lock, 1)
+    timer = threading.Timer(0.2, end_call)  # By then the main thread is in the second call.
+    timer.daemon = True
+    timer.start()
+    library.PyThread_acquire_lock(lock, 1)
     print("left", stop.signal.name, flush=True)
 """
 
 
-def start(rounds: int) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM.format(rounds=rounds)],
-        cwd=Path(__file__).parent.parent,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+def start() -> subprocess.Popen[bytes]:
+    """Starts a process whose main thread is in compiled code until a line is written to it."""
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM], cwd=Path(__file__).parent.parent, **pipes)
     assert process.stdout is not None
     assert process.stdout.readline() == b"started\n"
     return process
@@ -41,17 +53,17 @@ def read_notice(process: subprocess.Popen[bytes]) -> bytes:
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_the_first_signal_is_announced_at_once_and_obeyed_later(number):
-    process = start(rounds=8_000_000)
+    process = start()
     process.send_signal(number)
     assert read_notice(process) == NOTICE
     assert process.poll() is None
-    assert process.communicate(timeout=100) == (b"left %s\n" % number.name.encode(), b"")
+    assert process.communicate(b"go on\n", timeout=100) == (b"left %s\n" % number.name.encode(), b"")
     assert process.returncode == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_ends_the_process_in_compiled_code(number):
-    process = start(rounds=2**31 - 1)
+    process = start()
     process.send_signal(number)
     assert read_notice(process) == NOTICE
     process.send_signal(number)

@@ -1,8 +1,7 @@
 """The line that says what a run takes, measured in its first steps."""
 
-import time
-
 import pytest
+from stages import take_long
 
 from jaxcnn import terminal
 from jaxcnn.run import progress
@@ -100,17 +99,12 @@ def test_the_time_to_go_leaves_out_what_is_no_step(monkeypatch, capsys):
     assert said == [", 2 min 27 s of steps to go", ", 8 min 5 s of steps to go", ""]
 
 
-def print_slowly(context, seconds=0.3):
-    with context:
-        time.sleep(seconds)
-
-
 def test_in_training_a_stage_is_announced_once(monkeypatch, capsys):
     monkeypatch.setattr(terminal, "SILENT_SECONDS", 0.1)
     with open_progress(total_steps=10, first_step=0, epochs=2, expect=str, to_go=lambda record, pace: 0.0) as shown:
         for side in (32, 32, 48):
-            print_slowly(shown.doing(f"compiling for {side}", first=side))
+            take_long(shown.doing(f"compiling for {side}", first=side))
         for _ in range(2):
-            print_slowly(shown.doing("evaluating"))
+            take_long(shown.doing("evaluating"))
     said = [line for line in capsys.readouterr().err.splitlines() if line.endswith("...")]
     assert said == ["compiling for 32 ...", "compiling for 48 ...", "evaluating ..."]

@@ -232,8 +232,10 @@ def test_jobs_run_side_by_side(tmp_path, played):
 
 
 def test_an_interrupt_stops_what_runs(tmp_path, played, monkeypatch):
+    begun = tmp_path / "a" / "begun"
+
     def interrupt(_):
-        if (tmp_path / "a" / "begun").exists():
+        if begun.exists() and begun.read_text():
             raise KeyboardInterrupt
         time_sleep(0.02)
 
@@ -241,6 +243,9 @@ def test_an_interrupt_stops_what_runs(tmp_path, played, monkeypatch):
     monkeypatch.setattr(pool.time, "sleep", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run_jobs(jobs_in(tmp_path, "a", "b", seconds=60), at_once=1)
+    with pytest.raises(ProcessLookupError):
+        os.killpg(int(begun.read_text()), 0)
+    assert not (tmp_path / "a" / "model.onnx").exists()
     assert not (tmp_path / "b").exists()
 
 

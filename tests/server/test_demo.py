@@ -17,7 +17,6 @@ from tests.server.wire import error, post
 CHROMIUM = shutil.which("chromium")
 WEB = os.environ.get("JAXCNN_ONNXRUNTIME_WEB", "")
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: `apt-get install chromium`")
 in_browser = pytest.mark.skipif(not WEB, reason="JAXCNN_ONNXRUNTIME_WEB is not set")
 
 
@@ -45,6 +44,8 @@ def seeing(serve_module, model_builder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium: `apt-get install chromium`")
     flags = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
     with sync_playwright() as playwright:
         it = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)

@@ -102,9 +102,9 @@ def limit() -> tuple[int, int]:
 
 @pytest.fixture
 def few_open_files():
-    """Limits the process to 200 open files."""
+    """Limits the process to 100 open files more than it has."""
     before = limit()
-    resource.setrlimit(resource.RLIMIT_NOFILE, (200, before[1]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 100, before[1]))
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
 

@@ -359,6 +359,12 @@ def clone(tmp_path_factory) -> Iterator[Clone]:
     clone.stop()
 
 
+@pytest.mark.skipif(not TRACKED, reason="not a git checkout")
+def test_every_expected_output_is_of_code_in_a_document():
+    codes = [block.code for name in WITH_CODE for block in programs((ROOT / name).read_text())]
+    assert [part for part in PRINTED if not any(part in code for code in codes)] == []
+
+
 @pytest.mark.run
 @pytest.mark.timeout(900)  # One test runs all the code of a document.
 @pytest.mark.parametrize("name", WITH_CODE)

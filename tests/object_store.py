@@ -12,26 +12,29 @@ import pytest
 
 
 @contextlib.contextmanager
-def s3_server(monkeypatch):
-    """Starts the server, sets the variables that lead to it, and yields boto3's client for it."""
-    boto3 = pytest.importorskip("boto3")
+def s3_server():
+    """Starts the server and yields its URL."""
     server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server.start()
-    host, port = server.get_host_and_port()
-    # Servers of one process share what they hold.
-    urllib.request.urlopen(urllib.request.Request(f"http://{host}:{port}/moto-api/reset", method="POST")).close()
+    try:
+        yield "http://{}:{}".format(*server.get_host_and_port())
+    finally:
+        server.stop()
+
+
+def open_s3(url, monkeypatch):
+    """Empties a server, sets the variables that lead to it, and returns boto3's client for it."""
+    boto3 = pytest.importorskip("boto3")
+    urllib.request.urlopen(urllib.request.Request(f"{url}/moto-api/reset", method="POST")).close()
     for name, value in {
-        "AWS_ENDPOINT_URL_S3": f"http://{host}:{port}",
+        "AWS_ENDPOINT_URL_S3": url,
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(name, value)
-    try:
-        yield boto3.client("s3")
-    finally:
-        server.stop()
+    return boto3.client("s3")
 
 
 class GoogleHandler(http.server.BaseHTTPRequestHandler):
@@ -79,7 +82,7 @@ def google_server(monkeypatch):
     """Starts the stand-in, sets the variable that leads to it, and yields its objects by their names."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), GoogleHandler) as server:
         server.objects = {}
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", f"http://127.0.0.1:{server.server_port}")
         monkeypatch.setenv("GCE_METADATA_ROOT", "127.0.0.1:9")
         yield server.objects

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from launch import SMALL, check_same_run, launch, train, wait_for_step
-from object_store import google_server, s3_server
+from object_store import google_server, open_s3, s3_server
 
 from jaxcnn.errors import UserError
 from jaxcnn.run import bucket
@@ -21,12 +21,18 @@ ROOT = Path(__file__).parent.parent.parent
 ADDRESS = "s3://runs/of/mine"
 
 
+@pytest.fixture(scope="module")
+def server():
+    with s3_server() as url:
+        yield url
+
+
 @pytest.fixture
-def s3(monkeypatch):
-    with s3_server(monkeypatch) as client:
-        client.create_bucket(Bucket="runs")
-        client.put_object(Bucket="runs", Key="of/mine2", Body=b"of somebody else")
-        yield client
+def s3(server, monkeypatch):
+    client = open_s3(server, monkeypatch)
+    client.create_bucket(Bucket="runs")
+    client.put_object(Bucket="runs", Key="of/mine2", Body=b"of somebody else")
+    return client
 
 
 def keys(s3):

@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from object_store import s3_server
+from object_store import open_s3, s3_server
 
 from server import fetch
 from server.errors import StartError
@@ -277,7 +277,8 @@ def test_google_cloud_storage(web, tmp_path, monkeypatch):
 
 @pytest.fixture
 def s3(monkeypatch):
-    with s3_server(monkeypatch) as client:
+    with s3_server() as url:
+        client = open_s3(url, monkeypatch)
         client.create_bucket(Bucket="models")
         client.put_object(Bucket="models", Key="a folder/birds.onnx", Body=CONTENT)
         yield client

@@ -95,7 +95,7 @@ def served(tmp_path, monkeypatch) -> Iterator[Hub]:
     }
     found = Hub({f"timm/{NAME}": files})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler(found))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     found.endpoint = f"http://127.0.0.1:{server.server_port}"
     # What HF_ENDPOINT and HF_HOME set before the package is imported.
     monkeypatch.setattr(constants, "ENDPOINT", found.endpoint)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import functools
 import json
 import logging
 import os
@@ -39,6 +40,7 @@ CONFIG = Config(data=DataConfig(image_size=8), model=ModelConfig(widths=(4,), bl
 CLASSES = Classes(("cat", "dog", "eel"), (), "pets", "MIT")
 
 
+@functools.cache
 def make_state(config=CONFIG, *, classes=3, seed=0):
     return create_state(
         jax.random.key(seed),
@@ -114,14 +116,39 @@ def test_the_average_is_loaded_if_there_is_one(tmp_path):
     assert_same(load_model(tmp_path).variables, state.average)
 
 
-@pytest.fixture
-def run(tmp_path):
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
     """A run with one checkpoint, of step 1."""
-    run = Workdir(tmp_path)
+    run = Workdir(tmp_path_factory.mktemp("saved"))
     run.record(CONFIG, CLASSES)
     with open_checkpoints(run.checkpoints) as checkpoints:
         checkpoints.save(at(make_state(seed=1), 1), metrics={"top1": 0.5})
     return run
+
+
+@pytest.fixture(scope="module")
+def saved_twice(saved, tmp_path_factory):
+    """A run with two checkpoints: of step 1, the best, and of step 4."""
+    run = copy_run(saved, tmp_path_factory.mktemp("saved_twice"))
+    with open_checkpoints(run.checkpoints) as checkpoints:
+        checkpoints.save(at(make_state(seed=4), 4), metrics={"top1": 0.1})
+    return run
+
+
+def copy_run(run, folder):
+    return Workdir(shutil.copytree(run.path, folder, dirs_exist_ok=True))
+
+
+@pytest.fixture
+def run(saved, tmp_path):
+    """A copy of the run with one checkpoint."""
+    return copy_run(saved, tmp_path)
+
+
+@pytest.fixture
+def two(saved_twice, tmp_path):
+    """A copy of the run with two checkpoints."""
+    return copy_run(saved_twice, tmp_path)
 
 
 def resume(directory):
@@ -157,14 +184,6 @@ def test_a_checkpoint_replaced_while_it_is_read_is_selected_again(run, monkeypat
     model = load_model(run.path)
     assert (model.step, model.metrics) == (3, {"top1": 0.6})
     assert_same(model.variables, better.variables)
-
-
-@pytest.fixture
-def two(run):
-    """A run with two checkpoints: of step 1, the best, and of step 4."""
-    with open_checkpoints(run.checkpoints) as checkpoints:
-        checkpoints.save(at(make_state(seed=4), 4), metrics={"top1": 0.1})
-    return run
 
 
 def folders(run):

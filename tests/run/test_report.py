@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import math
+import pickle
 import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
@@ -37,13 +38,31 @@ CALIBRATION = Calibration(step=30, temperature=1.375, count=40, ece_before=0.321
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\" ' & $x$ {{ 7 * 7 }}"
 
 
-count_parameters = functools.cache(report.count_parameters)
+def drawn_once(draw):
+    """Returns a function that keeps its results by the contents of the arguments."""
+    drawn = {}
+
+    def look_up(*arguments, **options):
+        key = pickle.dumps((arguments, options))
+        if key not in drawn:
+            drawn[key] = draw(*arguments, **options)
+        return drawn[key]
+
+    return look_up
+
+
+KEPT = {
+    "count_parameters": functools.cache(report.count_parameters),
+    "draw_curves": drawn_once(report.draw_curves),
+    "draw_reliability": drawn_once(report.draw_reliability),
+}
 
 
 @pytest.fixture(autouse=True)
-def traced_once(monkeypatch):
-    """Tracing the model takes most of the time of a page, and the tests share a few models."""
-    monkeypatch.setattr(report, "count_parameters", count_parameters)
+def made_once(monkeypatch):
+    """Tracing the model and drawing take most of the time of a page, and the tests share a few models and charts."""
+    for name, function in KEPT.items():
+        monkeypatch.setattr(report, name, function)
 
 
 def make_dataset(names, *, count=40, side=8):

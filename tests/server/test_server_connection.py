@@ -1,4 +1,7 @@
-"""Connections outside of a request in progress, over plain sockets."""
+"""Connections outside of a request in progress, over plain sockets.
+
+Where only time has to pass, all but a few are marked `run`: test_server_connection_memory.py moves its clock instead.
+"""
 
 import contextlib
 import json
@@ -163,15 +166,28 @@ def test_an_unusual_host_is_accepted(server, lines):
 @pytest.mark.parametrize(
     ("request_", "rest", "status"),
     [
-        (HEALTH, b"\r\n", 200),
-        (head("Content-Length: 100", path="/nothing"), b"x", 404),
-        (head("Content-Length: 99999999999"), b"x", 413),
-        (head("Transfer-Encoding: chunked", path="/nothing"), b"1\r\nx\r\n", 404),
-        (head("Transfer-Encoding: chunked", path="/nothing"), b"1", 404),
-        (b"GET /healthz HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n", b"x", 200),
-        (head("Content-Length: 1", path="/nothing"), b"x", 404),
+        pytest.param(HEALTH, b"\r\n", 200, id="empty line", marks=pytest.mark.run),
+        pytest.param(head("Content-Length: 100", path="/nothing"), b"x", 404, id="404"),
+        pytest.param(head("Content-Length: 99999999999"), b"x", 413, id="413", marks=pytest.mark.run),
+        pytest.param(
+            head("Transfer-Encoding: chunked", path="/nothing"),
+            b"1\r\nx\r\n",
+            404,
+            id="chunks",
+            marks=pytest.mark.run,
+        ),
+        pytest.param(
+            head("Transfer-Encoding: chunked", path="/nothing"), b"1", 404, id="half a chunk", marks=pytest.mark.run
+        ),
+        pytest.param(
+            b"GET /healthz HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n",
+            b"x",
+            200,
+            id="GET with a body",
+            marks=pytest.mark.run,
+        ),
+        pytest.param(head("Content-Length: 1", path="/nothing"), b"x", 404, id="whole body", marks=pytest.mark.run),
     ],
-    ids=["empty line", "404", "413", "chunks", "half a chunk", "GET with a body", "whole body"],
 )
 def test_a_connection_is_closed_though_something_came_after_the_answer(impatient, request_, rest, status):
     with connected(impatient) as connection:
@@ -182,6 +198,7 @@ def test_a_connection_is_closed_though_something_came_after_the_answer(impatient
         assert connection.recv(100) == b""
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("drop", [b"\r\n", b"x"], ids=["empty lines", "a late body"])
 def test_a_trickle_of_bytes_does_not_keep_a_connection_open(impatient, drop):
     with connected(impatient) as connection:
@@ -224,6 +241,7 @@ def test_a_client_that_sends_everything_first_reads_why_it_was_refused(server, r
         assert connection.recv(100) == b""
 
 
+@pytest.mark.run
 def test_a_refused_body_is_not_taken_for_longer_than_any_other(impatient):
     with connected(impatient) as connection:
         connection.sendall(head("Connection: close", "Content-Length: 99999999999"))
@@ -231,6 +249,7 @@ def test_a_refused_body_is_not_taken_for_longer_than_any_other(impatient):
         assert is_closed_while_sending(connection, b"x")
 
 
+@pytest.mark.run
 def test_a_body_that_ends_after_its_answer_leaves_the_connection_open(impatient):
     with connected(impatient) as connection:
         for _ in range(2):
@@ -244,6 +263,7 @@ def test_a_body_that_ends_after_its_answer_leaves_the_connection_open(impatient)
         assert read_answer(connection)[0] == 200
 
 
+@pytest.mark.run
 def test_the_wait_for_the_next_request_does_not_cut_it_off(serve, model_path):
     settings = {"JAXCNN_MODEL": str(model_path), "UVICORN_TIMEOUT_KEEP_ALIVE": "1"}
     with serve(**settings) as server, connected(server) as connection:
@@ -257,8 +277,16 @@ def test_the_wait_for_the_next_request_does_not_cut_it_off(serve, model_path):
 # Slow heads
 
 
-@pytest.mark.parametrize("first", [b"", HEALTH], ids=["at once", "after a request"])
-@pytest.mark.parametrize("start", [b"GET / HT", b"GET / HTTP/1.1\r\nHost: a\r\nX-Slow: "])
+@pytest.mark.parametrize(
+    ("first", "start"),
+    [
+        (b"", b"GET / HT"),
+        pytest.param(HEALTH, b"GET / HT", marks=pytest.mark.run),
+        pytest.param(b"", b"GET / HTTP/1.1\r\nHost: a\r\nX-Slow: ", marks=pytest.mark.run),
+        pytest.param(HEALTH, b"GET / HTTP/1.1\r\nHost: a\r\nX-Slow: ", marks=pytest.mark.run),
+    ],
+    ids=["at once", "after a request", "header at once", "header after a request"],
+)
 def test_a_slow_head_is_408(impatient, first, start):
     with connected(impatient) as connection:
         if first:
@@ -296,6 +324,7 @@ def generous(serve_module, model_path, tmp_path_factory):
         yield it
 
 
+@pytest.mark.run
 def test_a_response_that_nobody_reads_is_dropped(generous):
     with connected(generous) as connection:
         connection.sendall(WASM)
@@ -303,6 +332,7 @@ def test_a_response_that_nobody_reads_is_dropped(generous):
         assert len(until_closed(connection)) < WASM_BYTES
 
 
+@pytest.mark.run
 def test_a_client_that_reads_slowly_gets_the_whole_response(generous):
     with connected(generous) as connection:
         connection.sendall(WASM)

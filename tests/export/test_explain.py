@@ -90,7 +90,11 @@ def built(name, filled, side=64):
     return lambda image: network.apply(variables, image, train=False), variables["params"]["classifier"]
 
 
-@pytest.mark.parametrize("name", registry.NAMES)
+@pytest.mark.parametrize(
+    "name",
+    # The others are larger, and take long to trace.
+    [name if name in SIDES else pytest.param(name, marks=pytest.mark.run) for name in registry.NAMES],
+)
 def test_every_network_has_features_and_a_heatmap(name):
     network = registry.build(ModelConfig(name=name), classes=5)
     images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.uint8)

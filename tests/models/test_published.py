@@ -17,6 +17,11 @@ from jaxcnn.run.cost import picture_flops
 
 README = Path(registry.__file__).with_name("README.md")
 
+LARGER = (
+    *("efficientnet_lite1", "efficientnet_lite2", "efficientnet_lite3", "efficientnet_lite4"),
+    *("convnext_pico", "convnext_nano", "convnext_tiny", "vit_small", "deit_small"),
+)
+"""Networks of families with smaller ones, which take longer to trace."""
 MILLIONS = {
     **{"efficientnet_lite0": 4.7, "efficientnet_lite1": 5.4, "efficientnet_lite2": 6.1, "efficientnet_lite3": 8.2},
     **{"efficientnet_lite4": 13.0, "resnet18": 11.7, "resnet50": 25.6},
@@ -45,7 +50,9 @@ def row(name: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.run) if name in LARGER else name for name in PUBLISHED]
+)
 def test_parameters_are_those_published(name: str) -> None:
     network = registry.build(ModelConfig(name=name), classes=1000)
     pictures = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.uint8)

@@ -1,5 +1,6 @@
 """The command `jaxcnn serve`: which model it serves, and a port in use."""
 
+import errno
 import os
 import socket
 
@@ -57,6 +58,16 @@ def test_a_port_in_use_is_refused(started, monkeypatch, option):
         with pytest.raises(UserError, match=f"port {port} of 127.0.0.1 is in use; stop .* or give another --port"):
             serve.main(option.format(port).split())
         assert started == []
+
+
+def test_a_port_that_the_user_may_not_open_is_refused(started, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socket.socket, "bind", refuse)
+    with pytest.raises(UserError, match=r"^port 80 may not be opened by this user; give a --port from 1024 on$"):
+        serve.main(["--port", "80"])
+    assert started == []
 
 
 def test_help_says_what_it_serves(started, capsys):

@@ -95,17 +95,17 @@ def tensor(array, key, *, shape=None, strides=None, offset=0, length=None, state
     )
 
 
-def write_zip(path, tree, blocks, *, compression=zipfile.ZIP_STORED):
+def write_zip(path, tree, blocks, *, compression=zipfile.ZIP_STORED, order="little"):
     with zipfile.ZipFile(path, "w", compression) as archive:
         archive.writestr("archive/data.pkl", dump(tree))
-        archive.writestr("archive/byteorder", "little")
+        archive.writestr("archive/byteorder", order)
         for key, array in blocks.items():
             archive.writestr(f"archive/data/{key}", array.tobytes())
     return path
 
 
-def write_legacy(path, tree, blocks):
-    parts = [pickle.dumps(part, 2) for part in (LEGACY_MAGIC, 1001, {"little_endian": True})]
+def write_legacy(path, tree, blocks, *, order="little"):
+    parts = [pickle.dumps(part, 2) for part in (LEGACY_MAGIC, 1001, {"little_endian": order == "little"})]
     parts += [dump(tree, LegacyPickler), pickle.dumps(list(blocks), 2)]
     parts += [struct.pack("<q", array.size) + array.tobytes() for array in blocks.values()]
     path.write_bytes(b"".join(parts))
@@ -206,6 +206,13 @@ def test_a_block_of_another_length_is_refused(tmp_path, write):
     array = np.zeros(4, np.float32)
     with pytest.raises(UserError, match="block '0'"):
         read_pth(write(tmp_path / "x.pth", {"weight": tensor(array, "0", length=5)}, {"0": array}))
+
+
+@WRITERS
+def test_numbers_in_the_other_order_are_refused(tmp_path, write):
+    array = np.zeros(4, np.float32)
+    with pytest.raises(UserError, match=r"x\.pth is refused: its numbers are big-endian; give a state_dict"):
+        read_pth(write(tmp_path / "x.pth", {"weight": tensor(array, "0")}, {"0": array}, order="big"))
 
 
 def test_a_compressed_file_is_refused(tmp_path):

@@ -334,6 +334,29 @@ def test_a_first_deployment_that_is_not_healthy_stays_to_be_looked_at(aws, healt
     assert run(capsys, "destroy", "--name", "trial")[1] == "destroyed\n"
 
 
+@pytest.mark.run
+def test_an_account_without_a_default_network_has_to_name_one(aws, healthy, capsys):
+    ec2 = client("ec2")
+    for subnet in ec2.describe_subnets()["Subnets"]:
+        ec2.delete_subnet(SubnetId=subnet["SubnetId"])
+    expected = "server.deploy: The default VPC has no default subnets: name some with --set.\n"
+    assert run(capsys, "ecs", *named("ecs"))[::2] == (1, expected)
+    for network in ec2.describe_vpcs()["Vpcs"]:
+        ec2.delete_vpc(VpcId=network["VpcId"])
+    expected = "server.deploy: This region has no default VPC: name one with --set Vpc=ID Subnets=ID,ID.\n"
+    assert run(capsys, "ecs", *named("ecs"))[::2] == (1, expected)
+    assert client("cloudformation").describe_stacks()["Stacks"] == []
+
+
+def test_a_missing_region_is_reported_in_one_line(monkeypatch, capsys, tmp_path):
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "absent"))
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    expected = "server.deploy: You must specify a region. Set --region, or AWS_REGION.\n"
+    assert run(capsys, "status")[::2] == (1, expected)
+
+
 @pytest.mark.parametrize("target", STACKS)
 def test_a_dry_run_needs_no_account(monkeypatch, capsys, target):
     monkeypatch.setattr(boto3, "client", None)

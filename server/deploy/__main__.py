@@ -201,7 +201,7 @@ def _client(options: argparse.Namespace, service: str) -> Any:
     try:
         return boto3.client(service, region_name=options.region)
     except BotoCoreError as error:
-        raise DeployError(f"{error} Set --region, or AWS_REGION.") from None
+        raise DeployError(f"{error} Set --region, or AWS_DEFAULT_REGION.") from None
 
 
 def _check_name(name: str) -> None:

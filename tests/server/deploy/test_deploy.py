@@ -349,11 +349,11 @@ def test_an_account_without_a_default_network_has_to_name_one(aws, healthy, caps
 
 
 def test_a_missing_region_is_reported_in_one_line(monkeypatch, capsys, tmp_path):
-    for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE"):
+    for name in ("AWS_DEFAULT_REGION", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "absent"))
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
-    expected = "server.deploy: You must specify a region. Set --region, or AWS_REGION.\n"
+    expected = "server.deploy: You must specify a region. Set --region, or AWS_DEFAULT_REGION.\n"
     assert run(capsys, "status")[::2] == (1, expected)
 
 

@@ -426,14 +426,17 @@ def test_the_partial_entry_of_a_killed_process_is_never_used(tmp_path):
 
 
 TOGETHER = """
-import time
+import os, time
 class Slow(list):
     def __getitem__(self, index):
+        while len([*folder.glob("begun-*")]) < 3:
+            time.sleep(0.001)
         time.sleep(0.02)
         return super().__getitem__(index)
 print("ready", flush=True)
 while not (folder / "go").exists():
     time.sleep(0.001)
+(folder / f"begun-{os.getpid()}").touch()
 some, calls = source(train=Slow(PICTURES[:8]))
 check(load_cached(some, size=8, cache_dir=folder))
 print(len(calls))

@@ -131,6 +131,12 @@ def anchors(text: str) -> set[str]:
 # What a README says of the code.
 
 
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
+def test_the_documents_of_a_checkout_are_found():
+    # Where git refuses a folder of another user, only the front page would be read.
+    assert {"jaxcnn/README.md", "export/README.md", "server/README.md"} <= {*WITH_CODE}
+
+
 def test_the_front_page_is_short():
     assert len(README.splitlines()) <= 200
 

@@ -115,6 +115,7 @@ with ending_together("train"):
 """
 
 
+@pytest.mark.run
 def test_processes_do_not_wait_long_for_one_that_is_missing():
     """The last of four never starts; another one is interrupted while it waits."""
     address = f"127.0.0.1:{free_port()}"

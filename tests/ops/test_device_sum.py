@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import pytest
 from arrays import normal
 from jax.sharding import AxisType
 
@@ -64,6 +65,7 @@ for options in ({}, dict(strides=(2, 1), padding=((1, 0), (2, 1))), dict(groups=
 """
 
 
+@pytest.mark.run
 def test_the_sum_over_devices_is_not_rounded():
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", PROGRAM]

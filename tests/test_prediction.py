@@ -152,7 +152,7 @@ def test_many_pictures_come_as_a_list_an_iterator_or_an_array(classifier, paths)
 def test_the_number_of_pictures_changes_no_prediction(classifier, paths):
     expected = classifier.predict(paths)
     for count in (1, 2, 3, 63, 64, 65):
-        for one, other in zip(classifier.predict(paths[:count]), expected, strict=False):
+        for one, other in zip(classifier.predict(paths[:count]), expected[:count], strict=True):
             assert one.index == other.index
             assert one.probability == pytest.approx(other.probability, rel=1e-4)
 

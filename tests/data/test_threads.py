@@ -1,6 +1,7 @@
 """Work in threads: in order, only a little ahead, and ended by an error."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -38,8 +39,14 @@ def test_items_are_read_only_a_little_ahead():
         assert len(read) <= done + 2 * AHEAD
 
 
-def test_an_error_ends_it_and_the_items_that_wait_are_dropped():
+def test_an_error_ends_it_and_the_items_that_wait_are_dropped(monkeypatch):
     worked, may_end = [], threading.Event()
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, wait=True, **options):
+            super().shutdown(wait=False, **options)
+            may_end.set()
+            super().shutdown(wait=wait)
 
     def work(item):
         worked.append(item)
@@ -47,9 +54,9 @@ def test_an_error_ends_it_and_the_items_that_wait_are_dropped():
             assert may_end.wait(10)
         return item
 
+    monkeypatch.setattr(threads, "ThreadPoolExecutor", Pool)
     results = map_ahead(work, range(100))
     assert next(results) == 0
-    threading.Timer(0.2, may_end.set).start()
     with pytest.raises(KeyboardInterrupt):
         results.throw(KeyboardInterrupt)
     assert len(worked) <= 3

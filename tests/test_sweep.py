@@ -124,6 +124,7 @@ def test_defaults():
 def test_a_wrong_command_line_is_refused_before_any_run(monkeypatch, line, message):
     monkeypatch.setattr(sweep, "run_jobs", lambda *_, **__: pytest.fail("a run was started"))
     monkeypatch.setattr(sweep, "check_optuna", lambda: None)
+    monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(UserError, match=re.escape(message)) as caught:
         main(line.split())
     assert "\n" not in str(caught.value)

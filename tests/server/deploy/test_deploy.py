@@ -201,6 +201,7 @@ def test_create_update_and_delete(aws, healthy, capsys, target):
     assert run(capsys, "destroy")[:2] == (0, "There is no stack jaxcnn.\n")
 
 
+@pytest.mark.run
 def test_the_service_drains_and_is_reached_only_by_the_load_balancer(aws, healthy, capsys):
     run(capsys, "ecs", "--image", IMAGE, "--set", "DrainSeconds=30")
     ids = {name: item["PhysicalResourceId"] for name, item in resources().items()}
@@ -235,6 +236,7 @@ def test_an_endpoint_is_isolated_unless_it_is_serverless():
     assert properties("sagemaker", "Model")["EnableNetworkIsolation"] == ["IsServerless", False, True]
 
 
+@pytest.mark.run
 @pytest.mark.parametrize(("access", "actions"), [("AWS_IAM", []), ("NONE", ["InvokeFunction", "InvokeFunctionUrl"])])
 def test_a_public_function_has_both_permissions_that_its_url_needs(aws, healthy, capsys, access, actions):
     assert run(capsys, "lambda", "--image", IMAGE, "--set", f"Access={access}")[0] == 0
@@ -247,6 +249,7 @@ def test_a_public_function_has_both_permissions_that_its_url_needs(aws, healthy,
         assert item["Action"] == "lambda:InvokeFunctionUrl" or item["InvokedViaFunctionUrl"] is True
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("target", ["ecs", "lambda", "sagemaker"])
 def test_roles_may_do_little(aws, healthy, capsys, target):
     run(capsys, target, "--image", IMAGE)
@@ -260,6 +263,7 @@ def test_roles_may_do_little(aws, healthy, capsys, target):
     assert not [role for role, _ in listed if "TaskRole" in role]
 
 
+@pytest.mark.run
 @pytest.mark.parametrize(("memory", "megabytes"), [("2048", 2147), ("512", 537)])
 def test_what_the_server_may_take_is_within_the_memory_of_its_task(aws, healthy, capsys, memory, megabytes):
     run(capsys, "ecs", "--image", IMAGE, "--set", f"Memory={memory}", "Cpu=256" if memory == "512" else "Cpu=1024")
@@ -278,6 +282,7 @@ def test_the_load_balancer_lets_go_of_idle_connections_before_the_server_does():
     assert int(idle[1]) < int(kept[1])
 
 
+@pytest.mark.run
 def test_the_machine_is_small_without_ssh_and_its_role_is_reached_by_tokens(aws, healthy, capsys):
     run(capsys, "ec2", *named("ec2"), "--set", "Domain=birds.example.org", "Model=/srv/birds.onnx")
     ids = {name: item["PhysicalResourceId"] for name, item in resources().items()}
@@ -326,6 +331,7 @@ def test_an_update_that_is_not_healthy_is_taken_back(aws, healthy, capsys):
     assert run(capsys, "status")[0] == 1
 
 
+@pytest.mark.run
 def test_a_first_deployment_that_is_not_healthy_stays_to_be_looked_at(aws, healthy, capsys):
     healthy["is_ready"] = False
     status, _, error = run(capsys, "ecs", "--image", IMAGE, "--name", "trial")
@@ -417,6 +423,7 @@ def test_refusals_of_aws_are_reported_in_one_line(aws, capsys, monkeypatch):
         assert re.fullmatch(r"server.deploy: AWS refuses: .*AccessDenied.* Check the credentials[^\n]*\n", error)
 
 
+@pytest.mark.run
 def test_a_failed_creation_is_explained_and_replaced(aws, healthy, capsys, monkeypatch):
     # A stack that a failure has left is deleted first.
     from server.deploy import stack
@@ -454,6 +461,7 @@ def test_prices_grow_with_the_load_but_for_a_machine():
     assert prices.monthly("sagemaker", sagemaker, 1) is None
 
 
+@pytest.mark.run
 @pytest.mark.parametrize(
     ("command", "response", "status", "printed"),
     [

@@ -185,6 +185,7 @@ def test_a_run_that_goes_on_after_its_end_or_was_only_exported_is_not_finished(t
     assert not job.is_finished
 
 
+@pytest.mark.run
 def test_finished_runs_with_other_settings_are_refused(tmp_path, monkeypatch, capsys):
     started = []
 

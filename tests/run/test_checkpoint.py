@@ -563,6 +563,7 @@ with open_checkpoints(Path(sys.argv[1])) as checkpoints:
 """
 
 
+@pytest.mark.run
 def test_a_failed_save_is_reported_and_loses_nothing(tmp_path):
     root = Path(__file__).parents[2]
     done = subprocess.run(

@@ -203,26 +203,63 @@ def _list_members(tar: Path) -> list[Member]:
     labels: dict[str, int] = {}
     try:
         with tarfile.open(tar, "r:") as archive:
-            for info in archive:
+            for info in _list_files(archive, tar):
                 path = PurePosixPath(info.name)
-                if not info.isfile() or any(map(is_junk, path.parts)):
-                    continue
                 stem, _, ending = path.name.partition(".")
                 key = str(path.parent / stem)
                 if ending.lower() == LABEL:
                     labels[key] = _read_label(archive, info, tar)
-                elif has_picture_ending(path.name):
-                    if key in pictures:
-                        raise UserError(f"{tar} has two pictures for {key}, {pictures[key].name} and {info.name}")
+                elif key in pictures:
+                    raise UserError(f"{tar} has two pictures for {key}, {pictures[key].name} and {info.name}")
+                else:
                     pictures[key] = info
-        if any(info.offset_data + info.size > tar.stat().st_size for info in pictures.values()):
-            raise tarfile.ReadError("unexpected end of data")
-    except (OSError, tarfile.TarError) as error:
+            _check_end(tar, archive.offset)
+    except UserError:
+        raise
+    except Exception as error:  # tarfile raises many kinds of errors on damaged headers
         raise UserError(f"{tar} is not a complete, uncompressed tar file ({error}); make it again") from error
     for key in pictures:
         if key not in labels:
             raise UserError(f"{pictures[key].name} in {tar} has no class; add {key}.{LABEL} with its index")
     return [Member(info.name, info.offset_data, info.size, labels[key]) for key, info in pictures.items()]
+
+
+def _list_files(archive: tarfile.TarFile, tar: Path) -> Iterator[tarfile.TarInfo]:
+    """Yields the pictures and labels of a tar file, without junk.
+
+    Raises:
+      UserError: one of them is a link.
+    """
+    for info in archive:
+        if info.size < 0:  # The next header would be the same one again, without end
+            raise tarfile.ReadError("a size below 0")
+        path = PurePosixPath(info.name)
+        is_label = path.name.partition(".")[2].lower() == LABEL
+        if any(map(is_junk, path.parts)) or not (is_label or has_picture_ending(path.name)):
+            continue
+        if info.islnk() and info.linkname == info.name:
+            continue  # Tar was given the same file twice
+        if info.issym() or info.islnk():
+            raise UserError(f"{info.name} in {tar} is a link; make it again with tar --dereference --hard-dereference")
+        if info.isfile():
+            yield info
+
+
+def _check_end(tar: Path, end: int) -> None:
+    """Raises ReadError unless a tar file ends where its members do: tarfile stops without an error at a damaged one.
+
+    Args:
+      tar: the file.
+      end: the first byte behind the members that tarfile has listed.
+    """
+    with tar.open("rb") as file:
+        file.seek(end)
+        rest = file.read(tarfile.BLOCKSIZE)
+        if rest != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError(f"damaged or cut off at byte {end:,}")
+        while rest := file.read(2**20):
+            if rest.strip(b"\0"):
+                raise tarfile.ReadError(f"more behind its end at byte {end:,}, such as another tar file")
 
 
 def _read_label(archive: tarfile.TarFile, info: tarfile.TarInfo, tar: Path) -> int:

@@ -141,6 +141,62 @@ def test_damaged_and_compressed_files_are_refused(tmp_path):
             opened(path)
 
 
+def flip(content: bytes, place: int) -> bytes:
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda content, start: flip(content, start + 5), r"damaged or cut off at byte {}"),
+        (lambda content, start: content[:start], r"damaged or cut off at byte {}"),
+        (lambda content, start: content[: start + 100], r"damaged or cut off at byte {}"),
+        (lambda content, start: content + content, r"more behind its end at byte [\d,]+, such as another tar file"),
+    ],
+)
+def test_members_that_tarfile_does_not_list_are_missed(tmp_path, damage, message):
+    """It stops at the first damaged header, as if the file ended there."""
+    path = write_tar(tmp_path / "a.tar", members(0, 1, 2))
+    with tarfile.open(path) as archive:
+        start = archive.getmember("0001.jpg").offset
+    path.write_bytes(damage(path.read_bytes(), start))
+    with pytest.raises(UserError, match=rf"a\.tar is not a complete, .* \({message.format(f'{start:,}')}\)"):
+        opened(path)
+
+
+def test_a_file_that_was_given_to_tar_twice_is_read_once(tmp_path):
+    path = write_tar(tmp_path / "a.tar", members(0))
+    with tarfile.open(path, "a") as archive:
+        info = tarfile.TarInfo("0000.jpg")
+        info.type, info.linkname = tarfile.LNKTYPE, "0000.jpg"
+        archive.addfile(info)
+    assert len(opened(path).train) == 1
+
+
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
+@pytest.mark.parametrize("name", ["0001.jpg", "0001.cls"])
+def test_links_are_refused(tmp_path, kind, name):
+    path = write_tar(tmp_path / "a.tar", members(0))
+    with tarfile.open(path, "a") as archive:
+        info = tarfile.TarInfo(name)
+        info.type, info.linkname = kind, "0000" + name[4:]
+        archive.addfile(info)
+    with pytest.raises(UserError, match=rf"^{name} in .*a\.tar is a link; make it again with tar --dereference"):
+        opened(path)
+
+
+def test_a_size_below_zero_does_not_loop(tmp_path):
+    info = tarfile.TarInfo("0001.jpg")
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = (-512).to_bytes(12, signed=True)
+    header[148:156] = b"        "
+    header[148:156] = b"%06o\0 " % sum(header)
+    path = write_tar(tmp_path / "a.tar", members(0))
+    path.write_bytes(bytes(header) + path.read_bytes())
+    with pytest.raises(UserError, match=r"a\.tar is not a complete, uncompressed tar file \(a size below 0\); make it"):
+        opened(path)
+
+
 def test_a_picture_that_vanishes_is_named(tmp_path):
     path = write_tar(tmp_path / "a.tar", members(0))
     dataset = opened(path)

@@ -110,17 +110,17 @@ def _map_split(entry: Path, split: str, *, classes: int, side: int) -> Split:
 
 def _write_entry(entry: Path, source: Source, decode: Decode, size: int) -> None:
     """Decodes all pictures to `size` x `size` pixels into a new entry, which replaces an older one."""
-    # Fail before decoding if the disk is too small.
     dataset = source.open()
     print_passed_over(dataset)
     need = dataset.count * size * size * 3
-    check_room(
-        entry.parent,
-        need,
-        what="the decoded pictures",
-        advice="make room, choose another --data.cache_dir or a smaller --data.image_size",
-    )
     with replaced(entry, what=f"the decoded pictures take {need / 1e6:,.1f} MB") as folder:
+        # Fail before decoding if the disk is too small.
+        check_room(
+            entry.parent,
+            need,
+            what="the decoded pictures",
+            advice="make room, choose another --data.cache_dir or a smaller --data.image_size",
+        )
         _write_files(folder, dataset, decode, size)
 
 

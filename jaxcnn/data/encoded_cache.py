@@ -143,18 +143,18 @@ def _write_entry(entry: Path, dataset: EncodedDataset) -> None:
       OSError: a file cannot be written.
     """
     print_passed_over(dataset)
-    if not dataset.in_records:
-        check_room(
-            entry.parent,
-            _expected_bytes(dataset),
-            what="copies of the encoded pictures",
-            advice="make room or choose another --data.cache_dir",
-        )
     errors: list[str] = []
     table = RowTable(dataset)
     writers: dict[str, ShardWriter] = {}
     splits = {"train": dataset.train, "validation": dataset.validation}
     with replaced(entry, what="there is no room for a copy of the encoded pictures") as folder:
+        if not dataset.in_records:
+            check_room(
+                entry.parent,
+                _expected_bytes(dataset),
+                what="copies of the encoded pictures",
+                advice="make room or choose another --data.cache_dir",
+            )
         with (
             show_progress(f"reading {dataset.name}", dataset.count) as advance,
             ThreadPoolExecutor(decoding_threads()) as pool,

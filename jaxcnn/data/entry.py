@@ -127,17 +127,13 @@ def open_entry[Opened](
     found = read()
     if found is not None:
         return found
-    try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(lock):
-            found = read()  # Another process may have written it meanwhile
-            if found is None:
-                if entry.exists():
-                    print_line(f"{entry} is damaged, or of another version: its pictures are decoded again")
-                write()
-                found = read()
-    except OSError as error:
-        raise UserError(f"cannot write {entry}: {error.strerror or error}; choose another --data.cache_dir") from error
+    with locked(entry, lock):
+        found = read()  # Another process may have written it meanwhile
+        if found is None:
+            if entry.exists():
+                print_line(f"{entry} is damaged, or of another version: its pictures are decoded again")
+            write()
+            found = read()
     if found is None:
         raise UserError(f"{entry} is not what was just written; check the disk, or choose another --data.cache_dir")
     return found
@@ -155,8 +151,7 @@ def replaced(entry: Path, *, what: str) -> Iterator[Path]:
       UserError: the disk is full.
       OSError: a file cannot be written.
     """
-    unfinished = entry.with_name(f"{entry.name}.partial")
-    shutil.rmtree(unfinished, ignore_errors=True)  # Left by a killed process: this one holds the lock
+    unfinished = remove_unfinished(entry)
     # The old entry goes only when the new one is complete; a killed process leaves the unfinished one behind.
     try:
         unfinished.mkdir()
@@ -172,6 +167,13 @@ def replaced(entry: Path, *, what: str) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def remove_unfinished(entry: Path) -> Path:
+    """Removes what a killed process has left of an entry, and returns the path; the caller holds the lock."""
+    unfinished = entry.with_name(f"{entry.name}.partial")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    return unfinished
 
 
 def write_description(folder: Path, dataset: EncodedDataset, *, checked: Sequence[Path], **more: Any) -> None:
@@ -248,18 +250,30 @@ def save_array(path: Path, array: np.ndarray) -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds a lock that the system releases even if the process is killed; prints a line if it has to wait."""
+def locked(entry: Path, path: Path) -> Iterator[None]:
+    """Holds a lock that the system releases even if the process is killed; prints a line if it has to wait.
+
+    Args:
+      entry: the entry that is to be written.
+      path: the file that processes lock which write it.
+
+    Raises:
+      UserError: the system raised an error here or in the block.
+    """
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        console.print("waiting for another process that decodes the same pictures")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            console.print("waiting for another process that decodes the same pictures")
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+    except OSError as error:
+        raise UserError(f"cannot write {entry}: {error.strerror or error}; choose another --data.cache_dir") from error
 
 
 def read_labels(entry: Path, split: str, *, classes: int) -> Int32[np.ndarray, " n"]:

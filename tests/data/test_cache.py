@@ -338,6 +338,15 @@ def test_a_disk_that_is_too_full_is_refused_before_decoding(tmp_path, monkeypatc
     check(load_cached(source()[0], size=8, cache_dir=tmp_path))
 
 
+def test_what_a_killed_process_has_left_is_removed_before_the_disk_is_measured(tmp_path, monkeypatch):
+    left = tmp_path / "some-8.partial" / "train_images.npy"
+    left.parent.mkdir()
+    left.touch()
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0 if left.exists() else 10**6))
+    check(load_cached(source()[0], size=8, cache_dir=tmp_path))
+
+
 def test_each_fit_has_an_entry_and_stretching_keeps_the_name_of_earlier_versions(tmp_path):
     some, calls = source()
     fits = {

@@ -295,6 +295,14 @@ def test_a_disk_without_room_for_copies_is_refused_before_they_are_written(tmp_p
     load_encoded(source()[0], size=16, cache_dir=tmp_path)
 
 
+def test_what_a_killed_process_has_left_is_removed_before_the_disk_is_measured(tmp_path, monkeypatch):
+    left = tmp_path / "some-encoded.partial" / "train-00000.array_record"
+    left.parent.mkdir()
+    left.touch()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": 0 if left.exists() else 10**6}))
+    assert len(load_encoded(source()[0], size=16, cache_dir=tmp_path).train) == 8
+
+
 def test_without_array_record_encoded_is_refused_and_auto_decodes(tmp_path, pets, monkeypatch):
     for module in (encoded_cache, jaxcnn.data.loading):
         monkeypatch.setattr(module, "has_array_record", lambda: False)

@@ -16,6 +16,7 @@ from jaxcnn.data.entry import (
     Row,
     RowTable,
     check_readable,
+    lock_path,
     open_entry,
     print_passed_over,
     read_description,
@@ -62,7 +63,7 @@ def load_cached(source: Source, *, size: int, resize: Resize = STRETCH, cache_di
 
     return open_entry(
         entry,
-        cache_dir / f"{source.key}.lock",
+        lock_path(source, cache_dir),
         read=partial(_read_entry, entry, size=size, resize=resize),
         write=lambda: _write_entry(entry, source, decode_picture, resize.stored(size)),
     )

@@ -20,6 +20,7 @@ from jaxcnn.data.entry import (
     Row,
     RowTable,
     check_readable,
+    lock_path,
     open_entry,
     print_passed_over,
     read_description,
@@ -71,7 +72,7 @@ def load_encoded(source: Source, *, size: int, resize: Resize = STRETCH, cache_d
     entry = _entry_path(source, cache_dir)
     return open_entry(
         entry,
-        cache_dir / f"{source.key}.lock",
+        lock_path(source, cache_dir),
         read=partial(_read_entry, entry, source, size=size, resize=resize),
         write=lambda: _write_entry(entry, source.open()),
     )

@@ -20,6 +20,7 @@ from jaxcnn.data.decoding import DECODER
 from jaxcnn.data.duplicates import LOOK, Group, Look, find_groups, make_thumbnail
 from jaxcnn.data.sources.encoded_dataset import EncodedDataset
 from jaxcnn.data.sources.pictures import ListedPictures
+from jaxcnn.data.sources.source import Source
 from jaxcnn.data.split import facts_type
 from jaxcnn.data.texts import Texts
 from jaxcnn.disk import NO_ROOM, sync, write_atomically
@@ -247,6 +248,11 @@ def save_array(path: Path, array: np.ndarray) -> None:
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
         file.write(values.data)
+
+
+def lock_path(source: Source, cache_dir: Path) -> Path:
+    """Returns the file that is locked while an entry of a source is written, of whatever size."""
+    return cache_dir / f"{source.key}.lock"
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from jaxcnn.config import DataConfig
 from jaxcnn.data.cache import entry_path, load_cached
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.data.encoded_cache import count_encoded, load_encoded
+from jaxcnn.data.entry import lock_path, locked, remove_unfinished
 from jaxcnn.data.resize import Resize
 from jaxcnn.data.shards import has_array_record
 from jaxcnn.data.sources.digits import digits_source
@@ -78,10 +79,18 @@ def _load_store(config: DataConfig, source: Source, cache_dir: Path) -> Dataset:
 
 def _too_large(source: Source, *, size: int, resize: Resize, cache_dir: Path) -> str:
     """Returns why the pictures are too large to be kept decoded; empty if they are not, or if they are so already."""
-    if entry_path(source, size=size, resize=resize, cache_dir=cache_dir).exists() or not has_array_record():
+    entry = entry_path(source, size=size, resize=resize, cache_dir=cache_dir)
+    if entry.exists() or not has_array_record():
         return ""
     # What is encoded already need not be listed to be counted.
-    count = count_encoded(source, cache_dir=cache_dir) or source.open().count
+    count = count_encoded(source, cache_dir=cache_dir)
+    if not count:
+        # Other processes may be downloading the pictures, or filling the disk with them.
+        with locked(entry, lock_path(source, cache_dir)):
+            if entry.exists():
+                return ""
+            remove_unfinished(entry)
+            count = source.open().count
     need = count * resize.stored(size) ** 2 * 3
     # The folder may not exist yet.
     free = shutil.disk_usage(next(path for path in (cache_dir, *cache_dir.parents) if path.exists())).free

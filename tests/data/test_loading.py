@@ -1,6 +1,10 @@
+import contextlib
 import dataclasses
+import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -179,6 +183,31 @@ def test_unlabelled_training_pictures_are_refused(config, monkeypatch):
             UserError, match=r"some training pictures of set have no label; choose another --data\.source"
         ):
             load(dataclasses.replace(config, validation_fraction=fraction))
+
+
+def test_runs_that_start_at_once_open_a_source_in_turns(config, monkeypatch):
+    """Opening it may download it into one folder."""
+    together, both = [], threading.Barrier(2)
+
+    def open_source():
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(timeout=0.3)
+            together.append(True)
+        pictures = [Picture(where=str(i), encoded=encode(make_picture(0, seed=i, size=8)), label=0) for i in range(2)]
+        return EncodedDataset(name="set", names=("a",), license="free", train=pictures, validation=())
+
+    monkeypatch.setattr(jaxcnn.data.loading, "find_source", lambda _: Source(key="some", open=open_source))
+    with ThreadPoolExecutor(2) as pool:
+        assert [len(found.train) for found in pool.map(load, (config, config))] == [1, 1]
+    assert not together
+
+
+def test_auto_measures_the_disk_without_what_a_killed_process_has_left(config, tmp_path, monkeypatch):
+    left = tmp_path / "cache" / "digits-8.partial" / "train_images.npy"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": 0 if left.exists() else 10**6}))
+    assert load(config).store.kind == "decoded"
 
 
 def test_a_tilde_stands_for_the_home_directory(tmp_path, monkeypatch):

@@ -48,18 +48,25 @@ def tfds_source(name: str, *, data_dir: Path) -> Source:
             f"{what} is on Hugging Face's hub, which is not read; download it into a folder with one folder for each "
             "class, and give that"
         )
+
+    builder = _make_builder(name, what, data_dir)
+    image, label = _supervised_keys(builder, what)
+    return Source(
+        key=f"tfds-{builder.info.full_name.replace('/', '-')}",
+        # A builder knows only what was prepared when it was made, and another process may prepare the data set later.
+        open=lambda: open_builder(_make_builder(name, what, data_dir), what=what, image=image, label=label),
+    )
+
+
+def _make_builder(name: str, what: str, data_dir: Path) -> Any:
+    """Returns the `tfds.core.DatasetBuilder` of a data set; raises UserError if there is none."""
     with _user_errors(what, data_dir, advice=f"see {CATALOGUE} for names and versions"):
         try:
-            builder = tfds.builder(name, data_dir=data_dir, file_format=FILE_FORMAT)
+            return tfds.builder(name, data_dir=data_dir, file_format=FILE_FORMAT)
         except tfds.core.DatasetNotFoundError as error:
             close = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False), n=3)
             hint = f"did you mean {' or '.join(close)}?" if close else f"see {CATALOGUE}"
             raise UserError(f"{what}: TFDS has no such data set; {hint}") from error
-    image, label = _supervised_keys(builder, what)
-    return Source(
-        key=f"tfds-{builder.info.full_name.replace('/', '-')}",
-        open=lambda: open_builder(builder, what=what, image=image, label=label),
-    )
 
 
 def open_builder(builder: Any, *, what: str, image: str, label: str) -> EncodedDataset:

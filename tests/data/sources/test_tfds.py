@@ -182,6 +182,11 @@ def test_a_data_set_is_prepared_once(tmp_path, monkeypatch):
     assert len(by_name("pictures_with_test", tmp_path).open().train) == 6
 
 
+def test_a_data_set_that_another_process_has_prepared_meanwhile_is_read(tmp_path):
+    first, second = (by_name("pictures_with_test", tmp_path) for _ in range(2))
+    assert [len(source.open().train) for source in (first, second)] == [6, 6]
+
+
 def test_encoded_pictures_are_read_from_the_files_of_tfds(tmp_path):
     source = by_name("pictures_with_validation", tmp_path)
     decoded, encoded = (load(source, size=12, cache_dir=tmp_path / "cache") for load in (load_cached, load_encoded))

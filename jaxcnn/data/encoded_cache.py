@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int32
 
 from jaxcnn.data.dataset import Dataset, Store
 from jaxcnn.data.decoding import decode_file, decoding_threads
@@ -50,7 +51,7 @@ CHUNK = 256
 """Pictures that are read between two writes."""
 
 SAMPLED = 64
-"""Pictures that are read to estimate the size of all."""
+"""Pictures that are read to estimate the size of all, or to see whether they have the labels of an entry."""
 
 COMPARED = 500_000
 """Most pictures of which near duplicates are looked for: the time grows with the square of their number."""
@@ -109,6 +110,8 @@ def _read_entry(entry: Path, source: Source, *, size: int, resize: Resize) -> Da
         if meta["shards"] is None:
             dataset = source.open()
             pictures: dict[str, Pictures] = {"train": dataset.train, "validation": dataset.validation}
+            if not all(_has_labels(pictures[split], labels[split]) for split in labels):
+                return None  # Prepared again, with other pictures or in another order
         else:
             counts = known_counts(entry, meta)
             pictures = {
@@ -117,8 +120,6 @@ def _read_entry(entry: Path, source: Source, *, size: int, resize: Resize) -> Da
                 )
                 for split in labels
             }
-        if any(len(pictures[split]) != len(labels[split]) for split in labels):
-            return None
         train, validation = (
             Split(EncodedImages(pictures[split], size, resize), labels[split], size, facts[split]) for split in labels
         )
@@ -134,6 +135,13 @@ def _read_entry(entry: Path, source: Source, *, size: int, resize: Resize) -> Da
         )
     except DAMAGED:
         return None
+
+
+def _has_labels(pictures: Pictures, labels: Int32[np.ndarray, " n"]) -> bool:
+    """Returns whether some of the pictures still have their labels; raises UserError as `Pictures`."""
+    if len(pictures) != len(labels):
+        return False
+    return all(pictures[place].label == labels[place] for place in _some_places(len(labels)))
 
 
 def _write_entry(entry: Path, dataset: EncodedDataset) -> None:
@@ -183,10 +191,16 @@ def _write_entry(entry: Path, dataset: EncodedDataset) -> None:
 def _expected_bytes(dataset: EncodedDataset) -> int:
     """Returns about how many bytes all pictures take, or a little less, by some of them."""
     sizes = []
-    for place in np.unique(np.linspace(0, len(dataset.train) - 1, SAMPLED).astype(int)):
+    for place in _some_places(len(dataset.train)):
         with contextlib.suppress(UserError):  # All that cannot be read are listed later
-            sizes.append(len(dataset.train[int(place)].encoded))
+            sizes.append(len(dataset.train[place].encoded))
     return round(0.8 * dataset.count * sum(sizes) / max(len(sizes), 1))
+
+
+def _some_places(count: int) -> list[int]:
+    """Returns at most `SAMPLED` positions among some pictures, from the first to the last."""
+    places: list[int] = np.unique(np.linspace(0, count - 1, min(count, SAMPLED)).astype(int)).tolist()
+    return places
 
 
 def _read_rows(pictures: Pictures, *, copy: Callable[[bytes], None] | None, pool: Executor) -> Iterator[Row | str]:

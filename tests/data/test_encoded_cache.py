@@ -177,6 +177,10 @@ def test_pictures_in_records_are_not_copied(tmp_path):
     # Prepared anew with more pictures, they are read anew.
     more = source(PICTURES[:9], in_records=True)[0]
     assert len(load_encoded(more, size=16, cache_dir=tmp_path).train.images[:]) == 9
+    # The same number in another order has other labels.
+    other = source(PICTURES[8::-1], in_records=True)[0]
+    labels = load_encoded(other, size=16, cache_dir=tmp_path).train.labels.tolist()
+    assert labels == [picture.label for picture in PICTURES[8::-1]]
 
 
 def test_a_source_without_validation_pictures_gives_an_empty_split(tmp_path):

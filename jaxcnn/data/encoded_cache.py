@@ -53,9 +53,6 @@ CHUNK = 256
 SAMPLED = 64
 """Pictures that are read to estimate the size of all, or to see whether they have the labels of an entry."""
 
-COMPARED = 500_000
-"""Most pictures of which near duplicates are looked for: the time grows with the square of their number."""
-
 
 def load_encoded(source: Source, *, size: int, resize: Resize = STRETCH, cache_dir: Path) -> Dataset:
     """Loads the pictures of a source; only the first call for a source reads all of them, to check and to copy them.
@@ -228,7 +225,5 @@ def _write_labels_and_facts(folder: Path, table: RowTable, splits: dict[str, Pic
     for split in splits:
         places = table.places(split)
         save_array(folder / f"{split}_labels.npy", table.columns["label"][places.start : places.stop])
-    if len(table) > COMPARED:
-        table.columns["look"]["is_comparable"] = False
     images = {split: EncodedImages(pictures, LOOK, STRETCH) for split, pictures in splits.items()}
     write_facts(folder, table, lambda split, place: images[split][place])

@@ -34,6 +34,9 @@ HASHED = 2**32
 """Bytes of an entry that are compared with their checksums at every start, which takes seconds. The files of a larger
 entry are compared again once one of them has changed."""
 
+COMPARED = 500_000
+"""Most pictures of which near duplicates are looked for: the time grows with the square of their number."""
+
 WRITTEN = 2**16
 """Records of facts that are written at once."""
 
@@ -331,6 +334,8 @@ def write_facts(
       pixels: returns a picture by its split and position; called from several threads.
     """
     first = len(table.places("train"))
+    if len(table) > COMPARED:
+        table.columns["look"]["is_comparable"] = False
 
     def thumbnail(place: int) -> UInt8[np.ndarray, "16 18 3"]:
         found = pixels("train", place) if place < first else pixels("validation", place - first)

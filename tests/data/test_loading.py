@@ -210,6 +210,16 @@ def test_auto_measures_the_disk_without_what_a_killed_process_has_left(config, t
     assert load(config).store.kind == "decoded"
 
 
+@pytest.mark.parametrize("store", ["decoded", "encoded"])
+def test_near_duplicates_are_looked_for_in_sets_that_are_not_too_large(tmp_path, monkeypatch, store):
+    pets = write_class_folders(tmp_path / "pets", count=2, size=40)
+    Image.open(pets / "cat" / "0.png").save(pets / "cat" / "again.jpg", quality=90)
+    for most, expected in ((5, [True, False, True, False, False]), (4, [False] * 5)):
+        monkeypatch.setattr("jaxcnn.data.entry.COMPARED", most)
+        config = DataConfig(source=str(pets), cache_dir=str(tmp_path / str(most)), store=store)
+        assert (load(config, hold_out=False).train.facts["alike"] >= 0).tolist() == expected
+
+
 def test_a_tilde_stands_for_the_home_directory(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     load(DataConfig(cache_dir="~/cache", image_size=8))

@@ -15,7 +15,7 @@ from jaxtyping import Int32
 from jaxcnn.data.sources.encoded_dataset import EncodedDataset
 from jaxcnn.data.sources.pictures import MAX_BYTES, Picture, TooLargeError
 from jaxcnn.data.sources.source import Source, make_key
-from jaxcnn.data.sources.tars import split_by_name
+from jaxcnn.data.sources.tars import MOST_CLASSES, split_by_name
 from jaxcnn.data.sources.tree import is_junk
 from jaxcnn.errors import UserError
 from jaxcnn.paths import readable
@@ -265,10 +265,11 @@ class ParquetPictures:
 def _read_labels(group: RowGroup, columns: Columns) -> Int32[np.ndarray, " rows"]:
     """Returns the class index of each row of a row group, -1 for a row without a class."""
     labels = np.array(_read_column(group, columns.label).fill_null(-1), np.int64)
-    wrong = np.flatnonzero((labels < -1) | (labels >= (len(columns.names) or 2**31)))
+    most = len(columns.names) or MOST_CLASSES
+    wrong = np.flatnonzero((labels < -1) | (labels >= most))
     if len(wrong):
         row, label = group.start + int(wrong[0]), labels[wrong[0]]
-        raise UserError(f"row {row} of {group.file} is of class {label}, of {len(columns.names)} classes; correct it")
+        raise UserError(f"row {row} of {group.file} is of class {label}, of at most {most:,} classes; correct it")
     return labels.astype(np.int32)
 
 

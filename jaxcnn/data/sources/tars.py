@@ -133,8 +133,8 @@ class Member(NamedTuple):
     label: int
 
 
-MOST_CLASSES = 2**31 - 1
-"""A larger number in a label is no class index; labels are int32."""
+MOST_CLASSES = 10**6
+"""A label of this or more is taken for something else, such as a time: each class below it gets a name in memory."""
 
 MEMBER = np.dtype([("tar", "<i4"), ("start", "<i8"), ("size", "<i8"), ("label", "<i4")])
 """A member without its name, with the position of its tar file among all."""
@@ -266,6 +266,6 @@ def _read_label(archive: tarfile.TarFile, info: tarfile.TarInfo, tar: Path) -> i
     file = archive.extractfile(info)
     assert file is not None
     text = file.read(100).decode(errors="replace").strip()
-    if not text.isdecimal() or int(text) > MOST_CLASSES:
+    if not text.isdecimal() or int(text) >= MOST_CLASSES:
         raise UserError(f"{info.name} in {tar} is {text[:20]!r}; it has to be the index of a class, such as 0")
     return int(text)

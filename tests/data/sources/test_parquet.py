@@ -125,8 +125,17 @@ def test_a_changed_file_has_another_key(tmp_path):
 @pytest.mark.parametrize(
     ("content", "options", "message"),
     [
-        (rows(0, 1, 2), {"info": describe(names=["a", "b"])}, r"row 2 of .*a\.parquet is of class 2, of 2 classes"),
+        (
+            rows(0, 1, 2),
+            {"info": describe(names=["a", "b"])},
+            r"row 2 of .*a\.parquet is of class 2, of at most 2 classes",
+        ),
         ([(picture(0), -2)], {}, r"row 0 of .*a\.parquet is of class -2"),
+        (
+            [(picture(0), 1764460800)],
+            {},
+            r"row 0 of .* is of class 1764460800, of at most 1,000,000 classes; correct it",
+        ),
         (rows(0), {"info": describe(names=["a", "a"])}, r"a\.parquet has the class 'a' more than once"),
         (rows(0), {"columns": ("photo", "label")}, r"a\.parquet has no column 'image', but photo, label; rename"),
         (rows(0), {"columns": ("image", "kind")}, r"a\.parquet has no column 'label', but image, kind; rename"),

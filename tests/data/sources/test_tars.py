@@ -110,6 +110,10 @@ def test_class_folders_go_first(tmp_path):
         ({"1.jpg": b"x"}, r"1\.jpg in .*a\.tar has no class; add 1\.cls with its index"),
         ({"1.jpg": b"x", "1.cls": b"cat"}, r"1\.cls in .*a\.tar is 'cat'; it has to be the index of a class"),
         ({"1.jpg": b"x", "1.cls": b"-1"}, r"1\.cls in .*a\.tar is '-1'; it has to be the index of a class"),
+        (
+            {"1.jpg": b"x", "1.cls": b"1764460800"},
+            r"1\.cls in .*a\.tar is '1764460800'; it has to be the index of a class",
+        ),
         ({"1.jpg": b"x", "1.png": b"x", "1.cls": b"0"}, r"a\.tar has two pictures for 1, 1\.jpg and 1\.png"),
         ({"1.txt": b"x"}, r"pets has no pictures with a \.cls file beside each"),
         ({"1.jpg": b"x", "1.cls": b"3"}, r"pets has pictures of class 3, but classes\.txt names 3; add the others"),

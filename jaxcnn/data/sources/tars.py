@@ -97,7 +97,7 @@ def _read_names(path: Path) -> list[str]:
     if not path.exists():
         return []
     try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as text ({error}); save it in UTF-8") from error
     for name, count in Counter(names).items():

@@ -77,6 +77,12 @@ def test_both_stores_take_them(tmp_path, store):
     assert dataset.validation.file(1) == "pets-val-000.tar/0007.jpg"
 
 
+def test_names_may_be_written_by_windows(tmp_path):
+    shards(tmp_path / "pets")
+    (tmp_path / "pets" / "classes.txt").write_bytes("\ufeffcat\r\ncow\r\ndog\r\n".encode())
+    assert opened(tmp_path / "pets").names == ("cat", "cow", "dog")
+
+
 def test_one_file_and_numbers_in_place_of_names(tmp_path):
     path = write_tar(tmp_path / "all.TAR", members(0, 1, 3, 5))
     dataset = opened(path)

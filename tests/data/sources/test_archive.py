@@ -1,4 +1,5 @@
 import struct
+import tracemalloc
 import zipfile
 from pathlib import PurePosixPath
 
@@ -148,6 +149,21 @@ def test_a_zip_that_python_cannot_decompress_says_why(path, flags, method, wrong
     path.write_bytes(content)
     with pytest.raises(UserError, match=rf"^\S*some\.zip {wrong}"):
         Archive(path).read(PurePosixPath("a/1.png"))
+
+
+def test_a_bomb_takes_no_more_memory_than_its_size_says(path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("a/1.png", bytes(30 * 2**20))
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<L", content, content.index(b"PK\x01\x02") + 24, 1000)
+    path.write_bytes(content)
+    opened = Archive(path)
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"a/1\.png in .*some\.zip is damaged"):
+        opened.read(PurePosixPath("a/1.png"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20
 
 
 def test_a_huge_member_is_refused_before_it_is_read(path, monkeypatch):

@@ -43,7 +43,8 @@ def find_parquet(path: Path) -> list[Path]:
             inside, folders = _list_without_junk(folders[0]), []
     except OSError as error:
         raise UserError(f"{error.filename} cannot be read: {error.strerror}; check its permissions") from error
-    return [] if folders else sorted(file for file in inside if file.suffix.lower() == ".parquet" and file.is_file())
+    # A link to nothing is one of them, and refused later: without it, examples would be missing.
+    return [] if folders else sorted(file for file in inside if file.suffix.lower() == ".parquet")
 
 
 def _list_without_junk(folder: Path) -> list[Path]:

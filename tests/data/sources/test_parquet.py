@@ -100,6 +100,14 @@ def test_few_row_groups_are_in_memory(tmp_path, monkeypatch):
     assert calls == [0, 1, 2, 3, 0]
 
 
+def test_a_link_to_nothing_is_refused(tmp_path):
+    (shards(tmp_path / "pets") / "train-00002-of-00003.parquet").symlink_to("nowhere")
+    with pytest.raises(
+        UserError, match=r"train-00002-of-00003\.parquet cannot be read: No such file .*; repair or rem"
+    ):
+        opened(tmp_path / "pets")
+
+
 def test_other_names_of_columns_and_numbers_in_place_of_class_names(tmp_path):
     path = write_rows(tmp_path / "a.parquet", rows(0, 5), info=describe("img", "kind"), columns=("img", "kind"))
     assert [opened(path).train[index].label for index in range(2)] == [0, 2]

@@ -201,6 +201,7 @@ class ParquetPictures:
     image: str
     _lock: AbstractContextManager[bool] = field(default_factory=threading.Lock, repr=False)
     _read: dict[int, Any] = field(default_factory=dict, repr=False)
+    _opened: dict[Path, Any] = field(default_factory=dict, repr=False)
 
     @staticmethod
     def find(files: Sequence[Path], columns: Columns) -> "ParquetPictures":
@@ -212,9 +213,9 @@ class ParquetPictures:
         groups: list[RowGroup] = []
         starts, labels, count = [], [np.empty(0, np.int32)], 0
         for file in files:
-            start = 0
-            for index in range(_open_file(file).metadata.num_row_groups):
-                found = _read_labels(RowGroup(file, index, start), columns)
+            start, opened = 0, _open_file(file)
+            for index in range(opened.metadata.num_row_groups):
+                found = _read_labels(opened, RowGroup(file, index, start), columns)
                 groups.append(RowGroup(file, index, start))
                 starts.append(count)
                 labels.append(found)
@@ -255,17 +256,25 @@ class ParquetPictures:
 
     def _read_group(self, number: int) -> Any:
         """Returns the column of pictures of a row group, which stays in memory while it is one of the last."""
+        group = self.groups[number]
         with self._lock:
             if number not in self._read:
                 while len(self._read) >= KEPT:
                     del self._read[next(iter(self._read))]
-                self._read[number] = _read_column(self.groups[number], self.image)
+                self._read[number] = _read_column(self._open(group.file), group, self.image)
             return self._read[number]
 
+    def _open(self, file: Path) -> Any:
+        """Opens a file, unless it is the one that was opened last: it describes each of thousands of row groups."""
+        if file not in self._opened:
+            self._opened.clear()
+            self._opened[file] = _open_file(file)
+        return self._opened[file]
 
-def _read_labels(group: RowGroup, columns: Columns) -> Int32[np.ndarray, " rows"]:
-    """Returns the class index of each row of a row group, -1 for a row without a class."""
-    labels = np.array(_read_column(group, columns.label).fill_null(-1), np.int64)
+
+def _read_labels(opened: Any, group: RowGroup, columns: Columns) -> Int32[np.ndarray, " rows"]:
+    """Returns the class index of each row of a row group of an open file, -1 for a row without a class."""
+    labels = np.array(_read_column(opened, group, columns.label).fill_null(-1), np.int64)
     most = len(columns.names) or MOST_CLASSES
     wrong = np.flatnonzero((labels < -1) | (labels >= most))
     if len(wrong):
@@ -274,11 +283,11 @@ def _read_labels(group: RowGroup, columns: Columns) -> Int32[np.ndarray, " rows"
     return labels.astype(np.int32)
 
 
-def _read_column(group: RowGroup, column: str) -> Any:
-    """Returns a column of a row group as an Arrow array in chunks."""
+def _read_column(opened: Any, group: RowGroup, column: str) -> Any:
+    """Returns a column of a row group of an open file as an Arrow array in chunks."""
     arrow = _import_arrow()
     try:
-        return _open_file(group.file).read_row_group(group.index, columns=[column]).column(column)
+        return opened.read_row_group(group.index, columns=[column]).column(column)
     except (arrow.ArrowException, OSError) as error:
         raise _damaged(group.file, error) from error
 
@@ -287,7 +296,7 @@ def _open_file(file: Path) -> Any:
     """Opens a file and reads where its columns are."""
     arrow = _import_arrow()
     try:
-        return arrow.parquet.ParquetFile(file)
+        return arrow.parquet.ParquetFile(file, pre_buffer=False)  # Which would keep what was read last
     except (arrow.ArrowException, OSError) as error:
         raise _damaged(file, error) from error
 

@@ -8,6 +8,7 @@ from pictures import encode, make_picture
 from jaxcnn.config import DataConfig
 from jaxcnn.data import load
 from jaxcnn.data.loading import find_source
+from jaxcnn.data.sources import parquet as source
 from jaxcnn.errors import UserError
 
 arrow = pytest.importorskip("pyarrow")
@@ -98,6 +99,16 @@ def test_few_row_groups_are_in_memory(tmp_path, monkeypatch):
     for index in (0, 1, 2, 1, 3, 4, 2, 5, 7, 0):
         assert pictures[index].encoded == picture(index)
     assert calls == [0, 1, 2, 3, 0]
+
+
+def test_a_file_is_not_opened_again_for_each_row_group(tmp_path, monkeypatch):
+    """Opening it takes as long as it has row groups."""
+    open_file, calls = source._open_file, []
+    monkeypatch.setattr(source, "_open_file", lambda file: calls.append(file) or open_file(file))
+    path = write_rows(tmp_path / "a.parquet", rows(*range(8)), info=describe())
+    pictures = opened(path).train
+    assert [pictures[index].encoded for index in range(8)] == [picture(index) for index in range(8)]
+    assert calls == [path] * 3  # For its columns, its labels and its pictures
 
 
 def test_a_link_to_nothing_is_refused(tmp_path):

@@ -5,6 +5,7 @@ import zipfile
 from pathlib import Path, PurePosixPath
 
 from jaxcnn.data.sources.pictures import MAX_BYTES, TooLargeError
+from jaxcnn.data.sources.tree import is_junk
 from jaxcnn.errors import UserError
 
 ENCRYPTED = 1
@@ -27,7 +28,8 @@ class Archive:
         """Reads the table of contents.
 
         Raises:
-          UserError: the file cannot be read, is not a zip, is truncated, or has a member outside the zip.
+          UserError: the file cannot be read, is not a zip, is truncated, has a member outside the zip, or two different
+            ones with the same path.
         """
         self.path = path
         try:
@@ -38,7 +40,11 @@ class Archive:
             raise UserError(
                 f"{path} is neither a folder nor a complete zip ({error}); copy or download it again"
             ) from error
-        self._members = {self._inside(_name(info)): info for info in self._zip.infolist()}
+        self._members: dict[PurePosixPath, zipfile.ZipInfo] = {}
+        for info in self._zip.infolist():
+            inside = self._inside(_name(info))
+            self._check_known(inside, info)
+            self._members[inside] = info
         self.files = [inside for inside, info in self._members.items() if not _name(info).endswith("/")]
         self.folders = [inside for inside, info in self._members.items() if _name(info).endswith("/")]
 
@@ -47,6 +53,12 @@ class Archive:
         if inside.is_absolute() or ".." in inside.parts:
             raise UserError(f"{self.path} has a member that points out of the zip, {name!r}; remove it")
         return inside
+
+    def _check_known(self, inside: PurePosixPath, info: zipfile.ZipInfo) -> None:
+        """Raises UserError if another member has the same path, but another content."""
+        known = self._members.get(inside, info)
+        if (known.CRC, known.file_size) != (info.CRC, info.file_size) and not any(map(is_junk, inside.parts)):
+            raise UserError(f"{self.path} has two members called {str(inside)!r} that differ; remove one of them")
 
     def read(self, inside: PurePosixPath) -> bytes:
         """Returns the content of a file; may be called from several threads.

@@ -78,6 +78,21 @@ def test_members_outside_the_zip_are_refused(path, name):
     assert [file.name for file in path.parent.iterdir()] == ["some.zip"]
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("again", ["a/1.png", "a//1.png", ".\\a\\1.png"])
+def test_different_members_with_the_same_path_are_refused(path, again):
+    with zipfile.ZipFile(path, "w") as file:
+        for name, content in (("a/1.png", b"1"), (again, b"1"), (".DS_Store", b"1"), (".DS_Store", b"2")):
+            file.writestr(name, content)
+    assert Archive(path).files == [PurePosixPath("a/1.png"), PurePosixPath(".DS_Store")]
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr(again, b"2")
+    with pytest.raises(
+        UserError, match=r"some\.zip has two members called 'a/1\.png' that differ; remove one of them$"
+    ):
+        Archive(path)
+
+
 @given(
     cut=st.integers(0, 300),
     position=st.integers(0, 300),

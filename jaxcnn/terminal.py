@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import track
 
+from jaxcnn.cli import printable
+
 console = Console(stderr=True, highlight=False, markup=False)  # Names of data sets may contain brackets.
 """Prints nothing in quiet mode."""
 
@@ -16,8 +18,8 @@ SILENT_SECONDS = 2.0
 
 
 def warn(line: str) -> None:
-    """Prints a warning, also in quiet mode."""
-    Console(stderr=True, highlight=False, markup=False).print(f"warning: {line}", soft_wrap=True)
+    """Prints a warning, also in quiet mode; names of files in it may hold what controls a terminal."""
+    Console(stderr=True, highlight=False, markup=False).print(printable(f"warning: {line}"), soft_wrap=True)
 
 
 @contextmanager

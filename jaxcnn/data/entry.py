@@ -16,6 +16,7 @@ from jaxtyping import Int32, UInt8
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxcnn.checksum import ChecksumError, checksum_chunks, seal, unseal
+from jaxcnn.cli import printable
 from jaxcnn.data.decoding import DECODER
 from jaxcnn.data.duplicates import LOOK, Group, Look, find_groups, make_thumbnail
 from jaxcnn.data.sources.encoded_dataset import EncodedDataset
@@ -310,8 +311,8 @@ def print_passed_over(dataset: EncodedDataset) -> None:
 
 
 def print_line(text: str) -> None:
-    """Prints a line on stderr as it is."""
-    console.print(text, soft_wrap=True)
+    """Prints a line on stderr; names of files may hold what controls a terminal."""
+    console.print(printable(text), soft_wrap=True)
 
 
 @contextlib.contextmanager

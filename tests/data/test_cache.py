@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import shutil
@@ -17,11 +18,13 @@ from jaxcnn.checksum import checksum_chunks
 from jaxcnn.data import cache
 from jaxcnn.data.cache import load_cached
 from jaxcnn.data.decoding import DECODER, decode
+from jaxcnn.data.entry import print_passed_over
 from jaxcnn.data.resize import STRETCH, Resize
 from jaxcnn.data.sources.encoded_dataset import EncodedDataset
 from jaxcnn.data.sources.pictures import Picture
 from jaxcnn.data.sources.source import Source
 from jaxcnn.errors import UserError
+from jaxcnn.terminal import warn
 
 PICTURES = [
     Picture(where=f"picture {index}", encoded=encode(make_picture(index % 3, seed=index, size=10)), label=index % 3)
@@ -132,6 +135,16 @@ def test_a_source_without_validation_pictures_gives_an_empty_split(tmp_path):
         dataset = load_cached(source(validation=[])[0], size=8, cache_dir=tmp_path)
         assert dataset.validation.images.shape == (0, 8, 8, 3)
         assert len(dataset.validation) == 0
+
+
+def test_names_of_files_do_not_control_the_terminal(capsys):
+    dataset = dataclasses.replace(source()[0].open(), passed_over=("cat/\x1b[2J\n[red]x.txt",))
+    print_passed_over(dataset)
+    warn(dataset.passed_over[0])
+    shown = "cat/\ufffd[2J\ufffd[red]x.txt"
+    line, warning = capsys.readouterr().err.splitlines()
+    assert line == f"set: 1 file is passed over as no picture: {shown}"
+    assert warning == f"warning: {shown}"
 
 
 def test_a_broken_picture_leaves_nothing_behind(tmp_path):

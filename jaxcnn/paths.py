@@ -33,8 +33,9 @@ def named_path(text: str, *, option: str) -> Path:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
         pass
-    except OSError as error:
-        raise UserError(f"{option} is {shown}, which cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # No system takes a path with a null character
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{option} is {shown}, which cannot be read: {reason}") from error
     return path
 
 

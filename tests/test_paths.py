@@ -20,6 +20,7 @@ def test_the_home_directory_is_expanded(tmp_path, monkeypatch):
         ("", r"^data\.source is empty; give a path or leave the option out$"),
         ("~nosuchuser/x", r"^data\.source is '~nosuchuser/x', but there is no such home directory"),
         ("s3://runs/mine", r"^data\.source is 's3://runs/mine', an address; give a path on a disk of this machine$"),
+        ("a\0b", r"^data\.source is 'a\\x00b', which cannot be read: embedded null byte$"),
         ("x" * 5000, r"^data\.source is 'x{200}\.\.\.', which cannot be read: File name too long$"),
     ],
 )

@@ -14,6 +14,7 @@ from jaxcnn.data.sources.archive import Archive
 from jaxcnn.data.sources.encoded_dataset import EncodedDataset
 from jaxcnn.data.sources.source import Source, make_key
 from jaxcnn.data.sources.tfds import one_line, open_builder
+from jaxcnn.data.sources.tree import is_junk
 from jaxcnn.errors import UserError
 
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
@@ -137,7 +138,7 @@ def read_layout(archive: Archive) -> Layout:
     # The training pictures; their folders must be the classes.
     train = {
         path: path.relative_to(root).parts[1]
-        for path in archive.files
+        for path in _pictures(archive)
         if path.is_relative_to(root / "train") and path.parent.name == "images"
     }
     for wnid in set(wnids) ^ set(train.values()):
@@ -167,7 +168,7 @@ def readable_names(wnids: list[str], words: list[str]) -> list[str]:
 def _validation(archive: Archive, folder: PurePosixPath, wnids: list[str]) -> dict[PurePosixPath, str]:
     """Returns the WordNet id of each validation picture; a file beside their folder lists the classes."""
     # The list and the folder must agree, in both directions.
-    pictures = {path for path in archive.files if path.parent == folder / "images"}
+    pictures = {path for path in _pictures(archive) if path.parent == folder / "images"}
     labels: dict[PurePosixPath, str] = {}
     for line in _lines(archive, folder / "val_annotations.txt"):
         name, _, rest = line.partition("\t")
@@ -180,6 +181,11 @@ def _validation(archive: Archive, folder: PurePosixPath, wnids: list[str]) -> di
     if not labels:
         raise _wrong(archive, "there are no validation pictures")
     return labels
+
+
+def _pictures(archive: Archive) -> Iterator[PurePosixPath]:
+    """Yields the files of the zip without what systems leave behind, such as those where it was made again on macOS."""
+    return (path for path in archive.files if not is_junk(path.name))
 
 
 def _lines(archive: Archive, path: PurePosixPath) -> list[str]:

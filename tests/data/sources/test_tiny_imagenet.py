@@ -187,6 +187,7 @@ def test_a_disk_that_fills_up_is_reported(tmp_path):
 def test_missing_pictures_test_pictures_and_another_root_are_accepted(tmp_path):
     members = tiny_imagenet_members(validation=1)
     members |= {ROOT + "test/images/test_0.JPEG": encode(make_picture(0, seed=0)), ROOT + "train/.DS_Store": b""}
+    members |= {ROOT + f"{folder}/images/.DS_Store": b"" for folder in ("train/n00000000", "val")}
     path = write_zip(tmp_path / "tiny.zip", {name.removeprefix(ROOT): content for name, content in members.items()})
     layout = read_layout(Archive(path))
     assert len(layout.train) == 12

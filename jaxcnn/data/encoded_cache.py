@@ -4,7 +4,7 @@ For data sets that are too large to be kept decoded.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -37,7 +37,7 @@ from jaxcnn.data.shards import Shards, ShardWriter, describe_shards, has_array_r
 from jaxcnn.data.sources.encoded_dataset import EncodedDataset
 from jaxcnn.data.sources.pictures import Pictures
 from jaxcnn.data.sources.source import Source
-from jaxcnn.data.split import Split
+from jaxcnn.data.split import Split, facts_type
 from jaxcnn.disk import check_room
 from jaxcnn.errors import UserError
 
@@ -175,7 +175,7 @@ def _write_entry(entry: Path, dataset: EncodedDataset) -> None:
                             table.append(row)
                         advance(1)
         check_readable(errors)
-        _write_labels_and_facts(folder, table, splits)
+        _write_labels_and_facts(folder, table, splits, {} if dataset.in_records else writers)
         write_description(
             folder,
             dataset,
@@ -220,10 +220,26 @@ def _read_rows(pictures: Pictures, *, copy: Callable[[bytes], None] | None, pool
             yield row
 
 
-def _write_labels_and_facts(folder: Path, table: RowTable, splits: dict[str, Pictures]) -> None:
-    """Writes `SPLIT_labels.npy` and `SPLIT_facts.npy` of both splits."""
-    for split in splits:
+def _write_labels_and_facts(
+    folder: Path, table: RowTable, splits: dict[str, Pictures], writers: Mapping[str, ShardWriter]
+) -> None:
+    """Writes `SPLIT_labels.npy` and `SPLIT_facts.npy` of both splits.
+
+    Args:
+      folder: the entry.
+      table: what is kept of the pictures.
+      splits: the pictures.
+      writers: who has copied the pictures of each split; empty if nobody has.
+    """
+    images = {}
+    for split, pictures in splits.items():
         places = table.places(split)
-        save_array(folder / f"{split}_labels.npy", table.columns["label"][places.start : places.stop])
-    images = {split: EncodedImages(pictures, LOOK, STRETCH) for split, pictures in splits.items()}
+        labels = np.ascontiguousarray(table.columns["label"][places.start : places.stop])
+        save_array(folder / f"{split}_labels.npy", labels)
+        # Copies are read in any order at once; a Parquet file would be read by row group for each picture.
+        if writer := writers.get(split):
+            counts = dict(zip(writer.names, writer.counts, strict=True))
+            nameless = np.zeros(len(labels), facts_type(1))
+            pictures = Shards.open(folder, writer.names, labels=labels, facts=nameless, counts=counts)
+        images[split] = EncodedImages(pictures, LOOK, STRETCH)
     write_facts(folder, table, lambda split, place: images[split][place])

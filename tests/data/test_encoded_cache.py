@@ -183,6 +183,27 @@ def test_pictures_in_records_are_not_copied(tmp_path):
     assert labels == [picture.label for picture in PICTURES[8::-1]]
 
 
+class Counted(list):
+    """Pictures that count how often each is read."""
+
+    def __init__(self, pictures):
+        super().__init__(pictures)
+        self.reads = [0] * len(pictures)
+
+    def __getitem__(self, index):
+        self.reads[index] += 1
+        return super().__getitem__(index)
+
+
+def test_near_duplicates_are_compared_by_their_copies(tmp_path):
+    """Some sources, such as Parquet files, are only read fast in their order."""
+    files = [encode(make_picture(0, seed=0, size=40), "JPEG", quality=quality) for quality in range(60, 100, 5)]
+    pictures = Counted([Picture(where="x", encoded=file, label=0) for file in files])
+    dataset = load_encoded(source(pictures, [])[0], size=16, cache_dir=tmp_path)
+    assert dataset.train.facts["alike"].tolist() == [0] * 8
+    assert pictures.reads == [2] * 8  # To estimate the size of all, and to copy them
+
+
 def test_a_source_without_validation_pictures_gives_an_empty_split(tmp_path):
     dataset = load_encoded(source(validation=[])[0], size=16, cache_dir=tmp_path)
     assert dataset.validation.images[:].shape == (0, 16, 16, 3)

@@ -84,7 +84,12 @@ def _open(path: Path, tars: Sequence[Path]) -> EncodedDataset:
     if count > len(names):
         raise UserError(f"{path} has pictures of class {count - 1}, but {CLASSES} names {len(names)}; add the others")
     return EncodedDataset(
-        name=readable(path.stem), names=tuple(names), license="unknown", train=splits[0], validation=splits[1]
+        name=readable(path.stem),
+        names=tuple(names),
+        license="unknown",
+        train=splits[0],
+        validation=splits[1],
+        passed_over=tuple(name for split in splits for name in split.passed_over),
     )
 
 
@@ -148,11 +153,13 @@ class TarPictures:
       tars: the tar files.
       names: the names of the pictures in them.
       members: where they lie, as `MEMBER`.
+      passed_over: files with the class of no picture.
     """
 
     tars: Sequence[Path]
     names: Texts = field(repr=False)
     members: np.ndarray = field(repr=False)
+    passed_over: list[str] = field(repr=False)
 
     @staticmethod
     def find(tars: Sequence[Path]) -> "TarPictures":
@@ -162,12 +169,14 @@ class TarPictures:
           UserError: a file is damaged or compressed, or a picture has no class.
         """
         names, parts = Texts(), [np.empty(0, MEMBER)]
+        passed_over: list[str] = []
         for number, tar in enumerate(tars):
-            members = _list_members(tar)
+            members, alone = _list_members(tar)
+            passed_over += [f"{tar.name}/{name}" for name in alone]
             for member in members:
                 names.append(member.name)
             parts.append(np.array([(number, *member[1:]) for member in members], MEMBER))
-        return TarPictures(tars, names, np.concatenate(parts))
+        return TarPictures(tars, names, np.concatenate(parts), passed_over)
 
     def __len__(self) -> int:
         return len(self.members)
@@ -197,8 +206,8 @@ class TarPictures:
             yield f"{self.tars[number].name}/{name}", int(label)
 
 
-def _list_members(tar: Path) -> list[Member]:
-    """Lists the pictures of one tar file with their classes."""
+def _list_members(tar: Path) -> tuple[list[Member], list[str]]:
+    """Lists the pictures of one tar file with their classes, and the files with the class of no picture."""
     pictures: dict[str, tarfile.TarInfo] = {}
     labels: dict[str, int] = {}
     try:
@@ -221,7 +230,8 @@ def _list_members(tar: Path) -> list[Member]:
     for key in pictures:
         if key not in labels:
             raise UserError(f"{pictures[key].name} in {tar} has no class; add {key}.{LABEL} with its index")
-    return [Member(info.name, info.offset_data, info.size, labels[key]) for key, info in pictures.items()]
+    members = [Member(info.name, info.offset_data, info.size, labels[key]) for key, info in pictures.items()]
+    return members, [f"{key}.{LABEL}" for key in labels if key not in pictures]
 
 
 def _list_files(archive: tarfile.TarFile, tar: Path) -> Iterator[tarfile.TarInfo]:

@@ -11,7 +11,7 @@ from tokenize import TokenError
 from typing import Any, NamedTuple
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import FileLock, SoftFileLock, Timeout
 from jaxtyping import Int32, UInt8
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -276,7 +276,9 @@ def locked(entry: Path, path: Path) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            console.print("waiting for another process that decodes the same pictures")
+            # On a drive without locks, nobody removes the file of a process that was killed on another machine.
+            killed = f"; if it was killed, remove {path}" if isinstance(lock, SoftFileLock) else ""
+            print_line(f"waiting for another process that decodes the same pictures{killed}")
             lock.acquire()
         try:
             yield

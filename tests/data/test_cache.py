@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ from jaxcnn.checksum import checksum_chunks
 from jaxcnn.data import cache
 from jaxcnn.data.cache import load_cached
 from jaxcnn.data.decoding import DECODER, decode
-from jaxcnn.data.entry import print_passed_over
+from jaxcnn.data.entry import locked, print_passed_over
 from jaxcnn.data.resize import STRETCH, Resize
 from jaxcnn.data.sources.encoded_dataset import EncodedDataset
 from jaxcnn.data.sources.pictures import Picture
@@ -485,6 +486,23 @@ def test_one_of_several_threads_decodes(tmp_path):
     for thread in threads:
         thread.join()
     assert len(calls) == 1
+
+
+@pytest.mark.filterwarnings("ignore:flock not supported:UserWarning")
+def test_on_a_drive_without_locks_a_killed_process_can_be_given_up(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    def give_up(line):
+        said.append(line)
+        lock.unlink()
+
+    lock, said = tmp_path / "some.lock", []
+    lock.write_text("7\nanother-machine\n")
+    monkeypatch.setattr("fcntl.flock", fail)
+    monkeypatch.setattr("jaxcnn.data.entry.print_line", give_up)
+    with locked(tmp_path / "some-8", lock):
+        assert said == [f"waiting for another process that decodes the same pictures; if it was killed, remove {lock}"]
 
 
 def test_progress_goes_to_standard_error(tmp_path, capfd):

@@ -40,7 +40,8 @@ def find_parquet(path: Path) -> list[Path]:
         inside = _list_without_junk(path.resolve())
         folders = [file for file in inside if file.is_dir()]
         if [folder.name for folder in folders] == ["data"]:
-            inside, folders = _list_without_junk(folders[0]), []
+            inside = _list_without_junk(folders[0])
+            folders = [file for file in inside if file.is_dir()]
     except OSError as error:
         raise UserError(f"{error.filename} cannot be read: {error.strerror}; check its permissions") from error
     # A link to nothing is one of them, and refused later: without it, examples would be missing.

@@ -126,11 +126,12 @@ def test_other_names_of_columns_and_numbers_in_place_of_class_names(tmp_path):
     assert (dataset.name, dataset.names, dataset.license) == ("b", ("0", "1", "2"), "unknown")
 
 
-def test_class_folders_go_first(tmp_path):
+@pytest.mark.parametrize("inside", [".", "data"])
+def test_class_folders_go_first(tmp_path, inside):
     for name in ("cat", "dog"):
-        (tmp_path / "pets" / name).mkdir(parents=True)
-        (tmp_path / "pets" / name / "1.png").write_bytes(picture(0))
-    write_rows(tmp_path / "pets" / "backup.parquet", rows(0))
+        (tmp_path / "pets" / inside / name).mkdir(parents=True)
+        (tmp_path / "pets" / inside / name / "1.png").write_bytes(picture(0))
+    write_rows(tmp_path / "pets" / inside / "backup.parquet", rows(0))
     assert opened(tmp_path / "pets").names == ("cat", "dog")
 
 

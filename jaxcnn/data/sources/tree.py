@@ -13,8 +13,19 @@ from jaxcnn.data.sources.pictures import FORMATS
 from jaxcnn.data.texts import Texts
 from jaxcnn.errors import UserError
 
-JUNK = ("thumbs.db", "desktop.ini", "$recycle.bin", "__macosx", "icon\r", "@eadir", "#recycle")
-"""Names in lower case that Windows, macOS and Synology's disk stations leave behind."""
+JUNK = (
+    "thumbs.db",
+    "desktop.ini",
+    "$recycle.bin",
+    "system volume information",
+    "lost+found",
+    "__macosx",
+    "icon\r",
+    "@eadir",
+    "#recycle",
+    "@recycle",
+)
+"""Names in lower case that Windows, Linux, macOS and network drives leave behind, some at the top of each disk."""
 
 
 def list_folder(path: Path) -> tuple[Texts, list[str]]:

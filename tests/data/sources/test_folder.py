@@ -265,6 +265,7 @@ def test_files_that_systems_leave_behind_are_ignored(opened):
     pets = opened(
         "cat/1.png", "cat/.DS_Store", "cat/Thumbs.db", "cat/desktop.ini", "cat/cat_boxes.txt", "cat/.hidden/1.png",
         "cat/Icon\r", "cat/@eaDir/1.png/thumb.jpg", "@eaDir/1.jpg", "#recycle/cow/1.png", "$RECYCLE.BIN/1.png",
+        "lost+found/1.png", "System Volume Information/1.png", "@Recycle/1.png",
         "dog/1.png", ".git/1.png", "__MACOSX/cat/._1.png", "README.txt",
     )  # fmt: skip
     assert contents(pets.train) == [("cat/1.png", 0), ("dog/1.png", 1)]

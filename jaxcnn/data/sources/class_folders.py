@@ -1,5 +1,6 @@
 """Finds the folders of a tree that are classes, and the pictures in them."""
 
+import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,6 +26,9 @@ differs in this word alone.
 
 VALIDATION = ("val", "valid", "validation", "test", "testing")
 """Names of the validation folder beside the training folder, by the same rules."""
+
+RAW = (".3fr", ".arw", ".cr2", ".dcr", ".dng", ".erf", ".iiq", ".kdc", ".mef", ".nef", ".nrw", ".pef", ".rw2", ".srw")
+"""Endings of raw files of cameras that begin like TIFF, whose first picture is a thumbnail."""
 
 
 def open_class_folders(tree: Tree, *, name: str) -> EncodedDataset:
@@ -230,6 +234,8 @@ class FolderPictures:
 
 def _is_picture(tree: Tree, path: str) -> bool:
     """Returns whether a file has to be read as a picture: it has the ending of one, or begins like one."""
+    if posixpath.splitext(path)[1].lower() in RAW:
+        return False
     try:
         return has_picture_ending(path) or is_picture(tree.read(PurePosixPath(path)))
     except TooLargeError:  # Such as a film

@@ -402,6 +402,14 @@ def test_files_that_are_no_pictures_are_passed_over(opened):
     assert len(pets.train) == 3
 
 
+def test_raw_files_of_cameras_are_passed_over(tmp_path):
+    """They begin like TIFF: beside each photograph, its thumbnail would be another picture."""
+    pets = write(tmp_path / "pets", "cat/1.png", "dog/1.png")
+    (pets / "cat" / "1.NEF").write_bytes(encode(make_picture(0, seed=0, size=8), "TIFF"))
+    found = folder_source(str(pets)).open()
+    assert (found.passed_over, len(found.train)) == (("cat/1.NEF",), 2)
+
+
 @pytest.mark.parametrize("kind", ["folder", "zip"])
 def test_texts_in_class_folders_are_passed_over(tmp_path, kind):
     pets = write_class_folders(tmp_path / "pets", count=2)

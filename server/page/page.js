@@ -2,7 +2,7 @@
 
 import { LocalModel } from "./local.js";
 import { askServer, fetchModel } from "./remote.js";
-import { showHeatmap, showMessage, showPredictions } from "./result.js";
+import { placeHeatmap, showHeatmap, showMessage, showPredictions } from "./result.js";
 
 const element = (id) => document.getElementById(id);
 const TOP = 5; // Predictions to show.
@@ -67,6 +67,7 @@ function showModel() {
   element("local-note").textContent = model.in_browser
     ? "When the model runs in this browser, pictures do not leave this device."
     : "This server is not set up to run the model in the browser (JAXCNN_ONNXRUNTIME_WEB).";
+  placeHeatmap(model);
 }
 
 // Results
@@ -164,7 +165,7 @@ function useFirst(files) {
 }
 
 element("picture").addEventListener("load", ({ target }) => {
-  target.style.setProperty("--ratio", target.naturalWidth / target.naturalHeight);
+  element("figure").style.setProperty("--ratio", target.naturalWidth / target.naturalHeight);
 });
 
 element("picture").addEventListener("error", () => {

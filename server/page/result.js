@@ -44,6 +44,13 @@ export function showHeatmap(heatmap) {
   canvas.getContext("2d").putImageData(pixels, 0, 0); // The browser interpolates when it enlarges the canvas.
 }
 
+// Places the heat map on what the model sees of a picture: `server/resize.py` has the rule.
+export function placeHeatmap({ width, resize: { mode, side } }) {
+  const canvas = element("heatmap");
+  canvas.className = mode;
+  canvas.style.setProperty("--shown", mode === "crop" ? width / side : 1); // Share of the central square's side.
+}
+
 // Returns RGBA for a value from 0 to 1: from transparent over violet and red to bright yellow.
 function colour(heat) {
   return [255 * Math.min(1, 0.35 + heat), 230 * Math.max(0, heat * 1.6 - 0.6), 140 * (1 - heat), 190 * heat];

@@ -231,6 +231,29 @@ def test_the_heat_map_lies_over_the_picture(open_page, seeing):
     expect(page.locator("#heatmap")).to_be_hidden()
 
 
+@pytest.mark.parametrize(
+    ("resize", "size", "expected"),
+    [
+        ({"mode": "crop", "side": 16}, (320, 240), (0.375, 0.5)),
+        ({"mode": "crop", "side": 10}, (240, 300), (0.8, 0.64)),
+        ({"mode": "pad", "side": None}, (320, 240), (1, 4 / 3)),
+        ({"mode": "pad", "side": None}, (240, 300), (1.25, 1)),
+    ],
+)
+def test_the_heat_map_lies_over_what_the_model_sees(open_page, seeing, resize, size, expected):
+    content = seeing.client.get("/model.json").json()
+    page = open_page(seeing)
+    page.route("**/model.json", lambda route: route.fulfill(json={**content, "resize": content["resize"] | resize}))
+    page.reload()
+    choose(page, encode(picture(size=size)))
+    expect(page.locator("#heatmap")).to_be_visible()
+    shown, heat = page.locator("#picture").bounding_box(), page.locator("#heatmap").bounding_box()
+    for side, start, share in (("width", "x", expected[0]), ("height", "y", expected[1])):
+        assert heat[side] == pytest.approx(share * shown[side], abs=0.1)
+        assert heat[start] + heat[side] / 2 == pytest.approx(shown[start] + shown[side] / 2, abs=0.1)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
 def test_a_file_without_a_heat_map_shows_none(open_page, server):
     page = open_page(server)
     choose(page, encode(picture()))

@@ -121,6 +121,10 @@ function showOnly(text, isWrong = false) {
 }
 
 async function askRemote(blob) {
+  if (model === null) { // It could not be fetched when the page was opened, or not yet.
+    model = await fetchModel(readKey());
+    showModel();
+  }
   const ask = () => askServer(blob, model, readKey(), TOP);
   try {
     return await ask();
@@ -135,7 +139,7 @@ async function askRemote(blob) {
 // Returns whether the server has another model than the page knows of, and if so, updates the page.
 async function isReplaced() {
   const served = await fetchModel(readKey()).catch(() => model);
-  if (served?.sha256 === model?.sha256) {
+  if (served.sha256 === model.sha256) {
     return false;
   }
   model = served;

@@ -12,9 +12,9 @@ export async function fetchModelFile(model, key) {
 
 // Classifies a picture file. Returns predictions, heat map and a note on the time it took.
 export async function askServer(blob, model, key, count) {
-  const top = Math.min(count, model?.names.length ?? 1);
+  const top = Math.min(count, model.names.length);
   const start = performance.now();
-  const answer = await ask(`predict?top_k=${top}&heatmap=${Boolean(model?.heatmap)}`, key, {
+  const answer = await ask(`predict?top_k=${top}&heatmap=${model.heatmap}`, key, {
     method: "POST",
     body: blob,
     headers: { "Content-Type": blob.type || "application/octet-stream" },

@@ -403,6 +403,18 @@ def test_an_error_of_a_proxy_is_shown(open_page, seeing, status, body, text):
     expect(page.locator("#message.wrong")).to_contain_text(text)
 
 
+def test_a_model_that_the_page_could_not_ask_for_is_asked_for_with_the_next_picture(open_page, seeing):
+    page = open_page(seeing)
+    page.route("**/model.json", lambda route: route.fulfill(status=502))
+    page.reload()
+    expect(page.locator("#message.wrong")).to_contain_text("The server responded with status 502")
+    page.unroute("**/model.json")
+    choose(page, encode(picture()))
+    expect(page.locator("#bars li")).to_have_count(5)
+    expect(page.locator("#heatmap")).to_be_visible()
+    expect(page.locator("#model")).to_contain_text("5 classes")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [320, 1280])
 def test_phone_and_desk_light_and_dark(open_page, seeing, scheme, width):

@@ -10,6 +10,7 @@ const TOP = 5; // Predictions to show.
 let model = null; // The content of /model.json.
 let local = null; // Promise of the model in this browser, once it has been requested.
 let latest = 0; // Number of the latest picture: only its result is shown.
+let upload = new AbortController(); // Ends the request with the latest picture.
 let unstoredKey = null; // The API key, in a browser that denies storage to sites.
 
 // The model and its API key
@@ -74,6 +75,8 @@ function showModel() {
 
 async function classify(blob) {
   const turn = ++latest;
+  upload.abort(); // The connection may be slow, and the earlier picture large.
+  upload = new AbortController();
   const picture = element("picture");
   URL.revokeObjectURL(picture.src);
   picture.src = URL.createObjectURL(blob);
@@ -121,11 +124,12 @@ function showOnly(text, isWrong = false) {
 }
 
 async function askRemote(blob) {
+  const { signal } = upload; // A later picture has another.
   if (model === null) { // It could not be fetched when the page was opened, or not yet.
     model = await fetchModel(readKey());
     showModel();
   }
-  const ask = () => askServer(blob, model, readKey(), TOP);
+  const ask = () => askServer(blob, model, readKey(), TOP, signal);
   try {
     return await ask();
   } catch (error) {

@@ -10,13 +10,14 @@ export async function fetchModelFile(model, key) {
   return request(`model.onnx?${model.sha256}`, key, {});
 }
 
-// Classifies a picture file. Returns predictions, heat map and a note on the time it took.
-export async function askServer(blob, model, key, count) {
+// Classifies a picture file, unless `signal` aborts it. Returns predictions, heat map and a note on the time it took.
+export async function askServer(blob, model, key, count, signal) {
   const top = Math.min(count, model.names.length);
   const start = performance.now();
   const answer = await ask(`predict?top_k=${top}&heatmap=${model.heatmap}`, key, {
     method: "POST",
     body: blob,
+    signal,
     headers: { "Content-Type": blob.type || "application/octet-stream" },
   });
   const milliseconds = Math.round(performance.now() - start);

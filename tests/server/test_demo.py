@@ -384,6 +384,19 @@ def test_a_late_result_does_not_replace_the_error_of_a_later_file(open_page, see
     expect(page.locator("#bars li")).to_have_count(0)
 
 
+def test_the_next_picture_ends_the_upload_of_the_one_before(open_page, seeing):
+    page = open_page(seeing)
+    expect(page.locator("#model")).to_contain_text("5 classes")
+    page.route("**/predict*", lambda route: None, times=1)  # The first never ends.
+    with page.expect_request("**/predict*"):
+        choose(page, encode(picture()))
+    with page.expect_event("requestfailed") as failed:
+        choose(page, encode(picture("blue")))
+    assert "/predict" in failed.value.url
+    expect(page.locator("#bars li .name").first).to_have_text("blue")
+    expect(page.locator("#message")).to_have_text("")
+
+
 @pytest.mark.parametrize(
     ("status", "body", "text"),
     [

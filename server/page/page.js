@@ -80,7 +80,6 @@ async function classify(blob) {
   const picture = element("picture");
   URL.revokeObjectURL(picture.src);
   picture.src = URL.createObjectURL(blob);
-  element("result").hidden = false;
   element("figure").hidden = false;
   document.body.classList.add("busy");
   showOnly("Classifying …");
@@ -110,7 +109,6 @@ async function classify(blob) {
 function refuse(text) {
   latest++; // The result of an earlier picture must not replace the error.
   document.body.classList.remove("busy");
-  element("result").hidden = false;
   element("figure").hidden = true;
   showOnly(text, true);
 }

@@ -169,7 +169,8 @@ def test_a_camera_that_has_shown_nothing_yet_takes_no_picture(open_page, seeing)
     page.click("#camera")
     page.click("#shoot")
     expect(page.locator("#viewfinder")).to_be_visible()
-    expect(page.locator("#result")).to_be_hidden()
+    expect(page.locator("#figure")).to_be_hidden()
+    expect(page.locator("#message")).to_have_text("")
     page.keyboard.press("Escape")
 
 
@@ -275,6 +276,13 @@ def test_an_error_of_the_server_is_shown(open_page, seeing):
     expect(page.locator("#picture")).to_be_hidden()
     choose(page, encode(picture()))
     expect(page.locator("#picture")).to_be_visible()
+
+
+def test_messages_appear_where_screen_readers_listen_already(open_page, seeing):
+    page = open_page(seeing)
+    assert page.get_by_role("status").count() == 1  # Hidden elements have no role.
+    choose(page, b"a note", "note.txt", "text/plain")
+    expect(page.get_by_role("status")).to_contain_text("not a picture file")
 
 
 def test_by_keyboard_alone(open_page, seeing):

@@ -61,7 +61,11 @@ async function decode(blob) {
   context.fillRect(0, 0, canvas.width, canvas.height);
   context.drawImage(bitmap, 0, 0);
   bitmap.close();
-  return context.getImageData(0, 0, canvas.width, canvas.height);
+  const image = context.getImageData(0, 0, canvas.width, canvas.height);
+  if (image.data[3] !== 255) { // Browsers leave a canvas that is too large for them empty, such as Safari on a phone.
+    throw new Error("The picture is too large for this browser: scale it down, or untick “Run in this browser”.");
+  }
+  return image;
 }
 
 // Returns a tensor [1, height, width] as a list of rows.

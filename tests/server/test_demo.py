@@ -639,6 +639,20 @@ def test_the_model_in_the_browser_agrees_with_the_server(open_page, seeing):
 
 
 @in_browser
+def test_a_picture_that_is_too_large_for_a_canvas_is_refused(open_page, seeing):
+    page = open_page(seeing)
+    page.evaluate(
+        """() => {
+            const canvas = CanvasRenderingContext2D.prototype;
+            canvas.fillRect = canvas.drawImage = () => {};
+        }"""
+    )
+    page.check("#local")
+    choose(page, encode(picture()))
+    expect(page.locator("#message.wrong")).to_contain_text("too large for this browser", timeout=20_000)
+
+
+@in_browser
 def test_the_resize_in_the_browser_is_pillows(open_page, seeing):
     page = open_page(seeing)
     for size, result in (((33, 20), (8, 8)), ((7, 5), (16, 12)), ((640, 3), (64, 64)), ((64, 64), (64, 64))):

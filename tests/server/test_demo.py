@@ -639,6 +639,16 @@ def test_the_model_in_the_browser_agrees_with_the_server(open_page, seeing):
 
 
 @in_browser
+def test_a_later_visit_begins_on_the_server(open_page, seeing):
+    page = open_page(seeing)
+    page.check("#local")
+    page.goto(f"http://127.0.0.1:{seeing.port}/docs")
+    page.go_back()
+    expect(page.locator("#local")).to_be_enabled()
+    expect(page.locator("#local")).not_to_be_checked()
+
+
+@in_browser
 def test_a_picture_that_is_too_large_for_a_canvas_is_refused(open_page, seeing):
     page = open_page(seeing)
     page.evaluate(

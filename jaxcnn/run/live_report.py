@@ -44,6 +44,7 @@ class LiveReport:
         from jaxcnn.run.report import describe_run, draw_log
 
         log, sessions = read_log(self._workdir.metrics), read_sessions(self._workdir)
+        earlier = read_earlier(self._workdir.earlier_trainings)
         return render_page(
             "live_report.html",
             dataset=self._dataset,
@@ -51,7 +52,7 @@ class LiveReport:
             last=log.validation[-1],
             epochs=sessions[-1].config.epochs,
             refresh=round(RENEW_SECONDS),
-            facts=describe_run(sessions, log, self._dataset, earlier=read_earlier(self._workdir.earlier_trainings)),
+            facts=describe_run(sessions, log, self._dataset, earlier=earlier, is_over=False),
             charts=draw_log(log, best=log.best),
             note=self._workdir.read_note(),
         )

@@ -156,9 +156,17 @@ def render(
 
 
 def describe_run(
-    sessions: Sequence[Session], log: RunLog, dataset: Dataset, *, earlier: Sequence[Training]
+    sessions: Sequence[Session], log: RunLog, dataset: Dataset, *, earlier: Sequence[Training], is_over: bool = True
 ) -> dict[str, str]:
-    """Describes data, settings, time and hardware of a run and the trainings behind its initial weights, by heading."""
+    """Describes data, settings, time and hardware of a run and the trainings behind its initial weights, by heading.
+
+    Args:
+      sessions: the sessions of the run, at least one.
+      log: the log of the run.
+      dataset: the run's pictures.
+      earlier: the trainings behind the initial weights.
+      is_over: whether the last step in the log is the last of the run.
+    """
     config = sessions[-1].config
     steps = steps_per_epoch(dataset.train, config.batch_size)
     # Settings, with the settings of earlier sessions where they differ.
@@ -187,7 +195,8 @@ def describe_run(
     if log.train:
         rate = statistics.median(record.images_per_second for record in log.train)
         facts["Time"] = f"{format_duration(log.seconds(config.batch_size))} in training steps, {rate:,.0f} pictures/s"
-        facts["Finished"] = f"{datetime.fromtimestamp(log.train[-1].time, UTC):%d %B %Y, %H:%M} UTC"
+        moment = datetime.fromtimestamp(log.train[-1].time, UTC)
+        facts["Finished" if is_over else "Last step"] = f"{moment:%d %B %Y, %H:%M} UTC"
     if all(session.environment for session in sessions):
         facts["Hardware"] = describe_changes(sessions, lambda session: describe_hardware(session.environment))
         facts["Software"] = describe_changes(sessions, lambda session: describe_software(session.environment))

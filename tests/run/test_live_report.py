@@ -28,6 +28,8 @@ def test_the_page_shows_the_run_so_far(report, tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert "Epoch 2 of 2: validation top-1 1.0000" in page
     assert page.count("<svg") == 3
+    assert "<dt>Last step</dt><dd>09 September 2001, 01:46 UTC</dd>" in page
+    assert "Finished" not in page
     assert "&lt;b&gt;mine" in page
     assert "//" not in page.replace("http://www.w3.org", "")
 

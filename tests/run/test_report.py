@@ -159,6 +159,7 @@ def test_the_page_shows_what_was_measured(tmp_path):
     ):
         assert fact in page.text
     assert "6 s in training steps, 20 pictures/s" in page.text
+    assert "Finished 09 September 2001, 01:46 UTC" in page.text
     model = registry.build(CONFIG.model, classes=7)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False))["params"]
     assert "resnet, stages of 4 channels" in page.text

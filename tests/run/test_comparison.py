@@ -109,6 +109,17 @@ def test_a_single_run_is_a_table(tmp_path):
     write_run(tmp_path / "a")
     titles = [table.title for table in tabulate(compare(find_runs([tmp_path / "a"])))]
     assert titles == ["Results on the validation pictures", "Cost"]
+    page = to_html(compare(find_runs([tmp_path / "a"])))
+    assert "<title>1 run</title>" in page
+    assert "They have the same settings" not in page
+
+
+def test_runs_that_do_not_differ_are_said_to_be_the_same(tmp_path):
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b")
+    page = to_html(compare(find_runs([tmp_path])))
+    assert "<title>2 runs compared</title>" in page
+    assert "They have the same settings, data and machine." in page
 
 
 def test_damaged_records_are_named(folder):

@@ -54,6 +54,6 @@ def test_a_network_is_trained_at_rising_rates(tmp_path, monkeypatch):
 def test_the_plot_is_a_page_without_network(tmp_path):
     write_range_page([1e-3, 1e-2, 1e-1], [2.0, 1.0, 3.0], steepest=1e-2, lowest=1e-2, path=tmp_path / "a" / "p.html")
     page = (tmp_path / "a" / "p.html").read_text()
-    assert page.count("<svg") == 1
+    assert page.count("<svg") == page.count('<figure role="img" aria-label="') == 1
     assert "fastest at 0.01" in page.replace("\n", " ")
     assert "//" not in page.replace("http://www.w3.org", "")

@@ -27,7 +27,7 @@ def test_the_page_shows_the_run_so_far(report, tmp_path):
     report.note(EVALUATED)
     page = (tmp_path / "report.html").read_text()
     assert "Epoch 2 of 2: validation top-1 1.0000" in page
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == page.count('<figure role="img" aria-label="') == 3
     assert "<dt>Last step</dt><dd>09 September 2001, 01:46 UTC</dd>" in page
     assert "Finished" not in page
     assert "&lt;b&gt;mine" in page

@@ -53,6 +53,7 @@ def check(browser):
                 summary.click()
             width = page.evaluate("document.documentElement.scrollWidth")
             assert width <= screen["width"], f"{path.name} is {width} pixels wide"
+            assert page.locator("[role=img][aria-label] svg").count() == page.locator("svg").count()
             assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
         return page
 

@@ -1,5 +1,6 @@
 """The pages of runs and pictures in a real Chromium: no errors, no network, nothing wider than the screen."""
 
+import re
 import shutil
 import urllib.parse
 from pathlib import Path
@@ -7,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Locator, Page, sync_playwright
+from playwright.sync_api import Locator, Page, expect, sync_playwright
 from recorded_runs import write_run
 
 from jaxcnn.calibration import Calibration
 from jaxcnn.config import Config, DataConfig, ModelConfig
-from jaxcnn.data import load
+from jaxcnn.data import Dataset, Split, load
 from jaxcnn.inspect import main as inspect
 from jaxcnn.metrics import score, summarize
 from jaxcnn.run.comparison import compare
@@ -119,6 +120,36 @@ def test_the_report(check, pets, tmp_path):
         files = [find_target(link) for link in section.locator("figure a").all()]
         assert len(files) >= 2, heading
         assert all(file.exists() and file.is_relative_to(pets / "val") for file in files)
+
+
+@pytest.fixture
+def report(tmp_path):
+    """Writes the report of a run that is right on every class, except the second, which it takes for the first."""
+
+    def write(classes: int) -> Path:
+        labels = np.repeat(np.arange(classes, dtype=np.int32), 2)
+        pictures = Split(np.zeros((len(labels), 8, 8, 3), np.uint8), labels)
+        names = tuple(f"class {label}" for label in range(classes))
+        dataset = Dataset(name="pets", names=names, wnids=(), license="", train=pictures, validation=pictures)
+        config = Config(data=DataConfig(image_size=8), model=ModelConfig(widths=(4,), blocks=(0,)))
+        Workdir(tmp_path).record(config, Classes(names, (), dataset.name, dataset.license))
+        right = np.arange(classes) == np.where(labels == 1, 0, labels)[:, None]
+        logits = np.where(right, 3, -3).astype(np.float32)
+        evaluation = summarize([score(logits, labels, np.ones(len(labels), bool))], classes=classes)
+        calibration = Calibration(step=3, temperature=1.5, count=len(labels), ece_before=0.2, ece_after=0.1)
+        return write_report(tmp_path, evaluation, dataset, calibration=calibration)
+
+    return write
+
+
+@pytest.mark.run
+def test_a_cell_of_many_classes_is_read_by_a_tap(browser, report):
+    page = browser.new_context(has_touch=True).new_page()
+    page.goto(report(26).as_uri())
+    page.locator("#map img").tap(position={"x": 1, "y": 1})
+    expect(page.locator("#map output")).to_have_text(
+        re.compile(r"^True class class \d+, predicted class \d+: [02] of 2$")
+    )
 
 
 def test_the_comparison(check, tmp_path):

@@ -152,6 +152,29 @@ def test_a_cell_of_many_classes_is_read_by_a_tap(browser, report):
     )
 
 
+@pytest.mark.run
+def test_the_numbers_of_the_confusion_matrix_stand_out(browser, report):
+    path = report(3)
+    for scheme in ("light", "dark"):
+        page = browser.new_context(color_scheme=scheme).new_page()
+        page.goto(path.as_uri())
+        cells = page.locator(".matrix td.right, .matrix td.wrong")
+        assert cells.all_inner_texts() == ["2", "2", "2"]
+        for cell in cells.all():
+            style = [cell.evaluate(f"it => getComputedStyle(it).{name}") for name in ("color", "backgroundColor")]
+            dark, bright = sorted(map(luminance, style))
+            assert (bright + 0.05) / (dark + 0.05) >= 4.5, (scheme, style)
+
+
+def luminance(colour: str) -> float:
+    """Returns the relative luminance of a CSS colour, as WCAG defines it."""
+    channels = [float(level) for level in re.findall(r"[\d.]+", colour)[:3]]
+    if not colour.startswith("color(srgb"):
+        channels = [level / 255 for level in channels]
+    linear = [level / 12.92 if level <= 0.04045 else ((level + 0.055) / 1.055) ** 2.4 for level in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
 def test_the_comparison(check, tmp_path):
     write_run(tmp_path / "runs" / "best", note=LONG)
     write_run(tmp_path / "runs" / "other", answers="d" * 7 + "c" + "d" * 8, learning_rate=0.3)

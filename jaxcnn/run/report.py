@@ -137,7 +137,7 @@ def render(
         epochs=config.epochs,
         frozen=config.is_frozen,
         best=best,
-        settings=json.dumps(dataclasses.asdict(config), indent=2),
+        settings=json.dumps(dataclasses.asdict(config), indent=2, ensure_ascii=False),
         environment=sessions[-1].environment,
         # Learning curves.
         log=log,

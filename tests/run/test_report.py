@@ -231,6 +231,11 @@ def test_pictures_have_names_and_links(tmp_path):
     assert f"{len(errors)} of 40 held-out pictures may have a wrong label" in page.text
 
 
+def test_settings_are_readable_in_any_language(tmp_path):
+    config = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, source="фото"))
+    assert '"source": "фото"' in Page(write(tmp_path, "ab", config=config)[0]).text
+
+
 def test_few_classes_have_no_top5(tmp_path):
     assert "Top-5" not in write(tmp_path, "abcde")[0]
 

@@ -1,6 +1,7 @@
 """The model card: what a model is, how good it is and how to use it, as Markdown with Hugging Face's front matter."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,9 @@ _RANKED = 10
 """How many of the worst classes, the best classes and the confusions are listed."""
 _NAMED = 1000
 """Most classes whose names are listed."""
+_MARKUP = re.compile(r"[\\`*\[<|~$]|(?<![^\W_])_|_(?![^\W_])|&(?=[#\w]+;)")
+"""What Markdown may take for the start of something. An underscore within a word is plain text."""
+_ENTITIES = {"<": "&lt;", "&": "&amp;"}
 
 USAGE = """\
 import json
@@ -96,14 +100,14 @@ def write_card(
       checks: what was verified, one sentence each.
 
     Returns:
-      The card as Markdown. Class names, which may be untrusted, are escaped.
+      The card as Markdown. Names of classes and of data, which may be untrusted, are escaped.
     """
     classes = len(metadata.names)
     # Sections without content are left out.
     sections = [
         _front_matter(metadata, evaluation),
-        f"# {metadata.config.model.name}, {classes} classes of {metadata.dataset}",
-        f"{metadata.description}. One ONNX file, from raw pixels to probabilities: `{file['file']}`, "
+        f"# {metadata.config.model.name}, {classes} classes of {_plain(metadata.dataset)}",
+        f"{_plain(metadata.description)}. One ONNX file, from raw pixels to probabilities: `{file['file']}`, "
         f"{file['bytes'] / 1e6:.1f} MB, operator set {file['opset']}, IR version {file['ir_version']}.",
         "## Evaluation\n\n" + _figures(metadata, evaluation),
         *([_quantization(metadata.quantization, classes)] if metadata.quantization is not None else []),
@@ -288,7 +292,7 @@ def _names(names: Sequence[str], file: Mapping[str, Any]) -> str:
 def _signature(file: Mapping[str, Any]) -> str:
     rows = [(value, "RGB from 0 to 255, not normalised") for value in file["inputs"]]
     rows += [(value, _OUTPUTS.get(value["name"], "")) for value in file["outputs"]]
-    return _table(
+    return _lines(
         ("name", "type", "shape", "meaning"),
         [(f"`{value['name']}`", value["type"], ", ".join(map(str, value["shape"])), text) for value, text in rows],
     )
@@ -349,13 +353,17 @@ def _list(paragraphs: Sequence[str]) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(_plain(cell) for cell in line) + " |" for line in lines)
+    return _lines(header, [[_plain(cell) for cell in row] for row in rows])
+
+
+def _lines(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Writes a table whose cells are Markdown."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *rows])
 
 
 def _plain(text: Any) -> str:
-    """Escapes what would end a cell or a line, or start a tag: class names may be untrusted."""
-    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")
+    """Escapes what would end a cell or a line, or be markup, such as a tag, a link or a picture."""
+    return _MARKUP.sub(lambda found: _ENTITIES.get(found[0], f"\\{found[0]}"), " ".join(str(text).split()))
 
 
 def _quoted(text: str) -> str:

@@ -1,15 +1,19 @@
 """The model card: figures, trainings, classes and terms of a run."""
 
+import html
 import json
 import re
 
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard, ModelCardData
+from markdown_it import MarkdownIt
 from runs import PICTURES, card_of, evaluate_run, make_run
 
 import export
-from export.card import _classes, _plain
+from export.card import _classes, _plain, write_card
+from jaxcnn.config import Config
+from jaxcnn.metadata import Metadata
 from jaxcnn.run.earlier_trainings import Training, record_earlier
 from jaxcnn.run.workdir import Workdir
 
@@ -140,6 +144,32 @@ def test_the_card_of_a_model_trained_with_mirror_images(tmp_path):
 
 def test_class_names_cannot_break_the_card():
     assert _plain("a | b\n# <c>") == "a \\| b # &lt;c>"
+    assert _plain("a_b R&D") == "a_b R&D"
+
+
+def test_names_are_shown_as_they_are():
+    links, marks = ("![x](//e.org/x.png)", "[x](//e.org)"), ("`a", "*b* **c**", "_d_ __e__", "~~f~~")
+    names = (*links, *marks, "&lt;b&gt; &#33;", "<b>g</b>", "h\\|i", "j\\", "\\", "k_l")
+    metadata = Metadata(
+        names=names,
+        wnids=(),
+        image_size=(8, 8),
+        dataset=names[0],
+        config=Config(),
+        trainings=(Training(names[1], names[2], {}),),
+        description=names[3],
+    )
+    file = {"file": "m.onnx", "bytes": 1, "opset": 17, "ir_version": 8, "sha256": "a", "inputs": [], "outputs": []}
+    record = make_evaluation(names, [0.5] * len(names)) | {"count": 9, "top1": 0.5, "top5": 1, "loss": 1, "ece": 0}
+    card = write_card(metadata, file, evaluation=record, checks=[])
+    shown = MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(card.split("\n---\n")[1])
+    for tag in ("img", "a", "em", "strong", "s", "b"):
+        assert f"<{tag} " not in shown
+        assert f"<{tag}>" not in shown
+    for name in names:
+        assert f"<td>{html.escape(name, quote=False)}</td>" in shown
+    assert f"classes of {names[0]}</h1>" in shown
+    assert f"<p>{names[3]}. One ONNX file" in shown
 
 
 def make_evaluation(names, right, confusions=()):

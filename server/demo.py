@@ -85,6 +85,7 @@ async def model_json(request: Request) -> Response:
             "resize": dataclasses.asdict(model.resize),
             "heatmap": model.has_heatmap,
             "in_browser": service.settings.onnxruntime_web is not None,
+            "max_bytes": service.settings.max_body_bytes,
             "sha256": model.digest,
         }
         return Prepared(orjson.dumps(content), media_type="application/json")

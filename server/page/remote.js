@@ -1,6 +1,6 @@
 // The model on the server.
 
-// Fetches /model.json: the model's name, class names, size and checksum.
+// Fetches /model.json: the model's name, class names, size, checksum and limit.
 export async function fetchModel(key) {
   return ask("model.json", key, {});
 }
@@ -12,6 +12,11 @@ export async function fetchModelFile(model, key) {
 
 // Classifies a picture file, unless `signal` aborts it. Returns predictions, heat map and a note on the time it took.
 export async function askServer(blob, model, key, count, signal) {
+  // Browsers may drop the server's error while they still send the picture.
+  if (blob.size > model.max_bytes) {
+    const [size, most] = [Math.ceil(blob.size / 1e5) / 10, Math.floor(model.max_bytes / 1e5) / 10];
+    throw failure(413, `The picture has ${size} MB, but the server accepts at most ${most} MB: scale it down.`);
+  }
   const top = Math.min(count, model.names.length);
   const start = performance.now();
   const answer = await ask(`predict?top_k=${top}&heatmap=${model.heatmap}`, key, {

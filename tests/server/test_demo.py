@@ -265,6 +265,18 @@ def test_a_file_without_a_heat_map_shows_none(open_page, server):
     expect(page.locator("#local-note")).to_contain_text("not set up")
 
 
+def test_a_picture_that_is_too_large_for_the_server_is_not_sent(open_page, server):
+    page = open_page(server)
+    posts = []
+    page.on("request", lambda request: posts.append(request.url) if request.method == "POST" else None)
+    choose(page, bytes(1_000_001))
+    text = "The picture has 1.1 MB, but the server accepts at most 1 MB: scale it down."
+    expect(page.locator("#message.wrong")).to_have_text(text)
+    assert posts == []
+    choose(page, encode(picture()))
+    expect(page.locator("#bars li")).to_have_count(5)
+
+
 def test_an_error_of_the_server_is_shown(open_page, seeing):
     page = open_page(seeing)
     choose(page, encode(picture()))

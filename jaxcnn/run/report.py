@@ -381,7 +381,8 @@ def link_to(workdir: Workdir, file: str) -> str | None:
     """Returns the address of a picture's file as seen from the report; None if it is no file on this disk."""
     source = workdir.read_data_config().source
     path = Path(source, file)
-    if is_named(source) or not path.is_file():
+    # Whatever prevents a look at the pictures, such as a share that is gone, must not prevent the report.
+    if is_named(source) or not os.path.isfile(path):
         return None
     return urllib.parse.quote(os.fsencode(os.path.relpath(path, workdir.path)))
 

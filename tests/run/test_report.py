@@ -236,6 +236,13 @@ def test_settings_are_readable_in_any_language(tmp_path):
     assert '"source": "фото"' in Page(write(tmp_path, "ab", config=config)[0]).text
 
 
+def test_a_file_that_cannot_be_looked_up_has_no_link(tmp_path):
+    config = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, source=str(tmp_path)))
+    run = Workdir(tmp_path / "run")
+    run.record(config, CLASSES)
+    assert report.link_to(run, "x" * 300) is None  # The system raises an error, and does not say that it is missing.
+
+
 def test_few_classes_have_no_top5(tmp_path):
     assert "Top-5" not in write(tmp_path, "abcde")[0]
 

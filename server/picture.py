@@ -44,8 +44,9 @@ _FIXED_BYTES = 1_000_000
 # Rows of a picture whose transparency is removed together.
 _ROWS = 64
 
-# Pillow takes microseconds for each entry of EXIF data.
+# Pillow takes microseconds for each entry of EXIF data, and for each value of a tag that it decodes.
 _MAX_ENTRIES = 3000
+_MAX_VALUES = 1000
 
 # The operation that undoes each EXIF orientation. Orientations from 5 on swap width and height.
 _UPRIGHT = {
@@ -254,11 +255,11 @@ def _check_run_lengths(size: int, pixels: int) -> None:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        # Pillow would decode all values of the tag, of which only one has a meaning.
+        # Pillow decodes all values of the tag, of which it returns the first, as in training.
         data = _exif(image.info)
         if exif.count_entries(data) > _MAX_ENTRIES:
             return 1
-        if exif.count_values(data).get(ExifTags.Base.Orientation, 1) != 1:
+        if exif.count_values(data).get(ExifTags.Base.Orientation, 1) > _MAX_VALUES:
             return 1
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         return int(orientation) if orientation in _UPRIGHT else 1

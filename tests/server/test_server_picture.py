@@ -243,6 +243,13 @@ def test_an_orientation_of_very_many_values_is_not_decoded(encode_with):
     assert time.process_time() - start < 0.3  # All values take two seconds.
 
 
+@pytest.mark.parametrize("count", [2, 900])
+def test_of_several_orientations_the_first_one_counts_as_in_training(count):
+    data = encode(noise("RGB"), "WEBP", lossless=True, exif=exif_of_rationals(0x0112, count))
+    np.testing.assert_array_equal(decode(data), training.decode(data, size=8, where="test"))
+    np.testing.assert_array_equal(decode(data), decode(encode(noise("RGB").transpose(Image.Transpose.ROTATE_270))))
+
+
 def test_a_resolution_of_very_many_values_is_refused():
     assert decode(jpeg_with_exif(exif_of_rationals(0x011A, 1))).shape == (8, 8, 3)
     start = time.process_time()

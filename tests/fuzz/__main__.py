@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> None:
         sys.exit("python -m tests.fuzz: atheris is missing; run pip install atheris")
     with atheris.instrument_imports(include=list(INSTRUMENTED[options.target])):
         from tests.fuzz.targets import TARGETS
-    limits = [f"-max_total_time={options.seconds}", "-timeout=20", "-rss_limit_mb=4096", "-max_len=8192"]
+    limits = [f"-max_total_time={options.seconds}", "-timeout=20", "-rss_limit_mb=4096", "-max_len=16384"]
     if all(argument.startswith("-") for argument in further):
         further += [options.folder or tempfile.mkdtemp(prefix="fuzz-"), str(FOLDER / options.target)]
     atheris.Setup([sys.argv[0], *limits, *further], TARGETS[options.target])

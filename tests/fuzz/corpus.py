@@ -1,15 +1,19 @@
 """The inputs that fuzzing starts from, which this writes: `python -m tests.fuzz.corpus`.
 
-Inputs that have revealed a fault are beside them; their names begin with `found-`, and they are kept.
+Inputs that have revealed a fault are beside them; their names begin with `found-`, and they are kept. Names that begin
+with `attack-` are of small inputs that would take much memory or time if the server did not refuse or shorten them.
 """
 
 import base64
 import dataclasses
+import gzip
 import io
+import itertools
 import json
 import struct
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,8 +26,8 @@ FOLDER = Path(__file__).parent / "corpora"
 def main() -> None:
     """Writes the inputs of every target."""
     makers = {
-        "picture": pictures(),
-        "form": forms(),
+        "picture": itertools.chain(pictures(), metadata(), picture_attacks()),
+        "form": itertools.chain(forms(), form_attacks()),
         "inference": inferences(),
         "base64": texts(),
         "zip": zips(),
@@ -77,6 +81,69 @@ def pictures() -> Seeds:
     yield "tiff", encode("TIFF", size=(4, 4))
 
 
+def metadata() -> Seeds:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    profile, text = chunk(b"iCCP", b"a\0\0" + deflate(b"profile")), chunk(b"tEXt", b"Title\0a")
+    orientation = chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0en\0\0" + deflate(b'tiff:Orientation="6"'))
+    yield "png-xmp", png_with(orientation)
+    yield "png-texts", png_with(profile, text, raw_profile(exif.tobytes()), orientation)
+    resources, notes = segment(0xED, b"Photoshop 3.0\x008BIM\4\4" + bytes(6)), segment(0xFE, b"hi")
+    colours = segment(0xE2, b"ICC_PROFILE\0\1\1abc")
+    # Two values of a tag that has one.
+    table = struct.pack("<HHHLHH", 1, 0x0112, 3, 2, 6, 0) + bytes(4)
+    yield "webp-orientations", encode("WEBP", exif=b"II*\0\x08\0\0\0" + table)
+    yield "jpeg-segments", jpeg_with(resources + segment(0xE1, exif.tobytes()) + colours + notes)
+
+
+def picture_attacks() -> Seeds:
+    inflated = "\N{GRINNING FACE}".encode() + b"a" * (2**20 - 4)
+    texts = (chunk(b"iTXt", b"a\0\1\0\0\0" + deflate(inflated)), chunk(b"zTXt", b"b\0\0" + deflate(bytes(2**20))))
+    yield "attack-png-texts", png_with(*texts)
+    yield "attack-png-profile", png_with(chunk(b"iCCP", b"a\0\0" + deflate(bytes(2**20))))
+    # An orientation of 12,400 fractions.
+    table = struct.pack("<HHHLL", 1, 0x0112, 5, 12_400, 26) + bytes(4)
+    yield "attack-png-exif", png_with(raw_profile(b"II*\0\x08\0\0\0" + table + struct.pack("<LL", 1, 1) * 12_400))
+    # Pillow reads on behind the end of the image. Whoever takes two bytes behind it for a length skips the segments.
+    yield "attack-jpeg-end", jpeg_with(b"\xff\xd9" + segment(0xE0, b"") * 3100)
+    # In one colour, a pixel takes no bits: the width and the height are 14 bits each, less one.
+    webp = bytearray(encode("WEBP", size=(1, 1), lossless=True))
+    webp[21:25] = ((int.from_bytes(webp[21:25], "little") >> 28 << 28) | 4999 << 14 | 4999).to_bytes(4, "little")
+    yield "attack-webp-canvas", bytes(webp)
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    """Returns a chunk of a PNG."""
+    return struct.pack(">L", len(content)) + kind + content + struct.pack(">L", zlib.crc32(kind + content))
+
+
+def raw_profile(exif: bytes) -> bytes:
+    """Returns EXIF data as ImageMagick writes them into a PNG."""
+    text = b"\nexif\n%8d\n%s\n" % (len(exif), exif.hex().encode())
+    return chunk(b"zTXt", b"Raw profile type exif\0\0" + deflate(text))
+
+
+def deflate(content: bytes) -> bytes:
+    return zlib.compress(content, 9)
+
+
+def png_with(*chunks: bytes) -> bytes:
+    """Returns a PNG with further chunks before its pixels."""
+    whole = encode("PNG")
+    return b"".join([whole[:33], *chunks, whole[33:]])
+
+
+def segment(marker: int, content: bytes) -> bytes:
+    """Returns a segment of a JPEG."""
+    return bytes([0xFF, marker]) + (len(content) + 2).to_bytes(2) + content
+
+
+def jpeg_with(first: bytes) -> bytes:
+    """Returns a JPEG that begins with something else."""
+    whole = encode("JPEG")
+    return whole[:2] + first + whole[2:]
+
+
 def forms() -> Seeds:
     def part(disposition: str, content: bytes) -> bytes:
         return f"--edge\r\nContent-Disposition: form-data; {disposition}\r\n\r\n".encode() + content + b"\r\n"
@@ -90,6 +157,14 @@ def forms() -> Seeds:
     yield "json-list", b'application/json\n{"images": ["QQ==", "Qg==", "data:image/png;base64,Qw=="], "id": 1}'
     yield "raw", b"image/png\npicture"
     yield "gzip", b"image/png\tgzip\n" + bytes.fromhex("1f8b08000000000000034b4c4a0600c241243503000000")
+
+
+def form_attacks() -> Seeds:
+    values = b'{"image": "QQ==", "a": [' + b"[]," * 200_000 + b"0]}"
+    yield "attack-json", b"application/json\tgzip\n" + gzip.compress(values, mtime=0)
+    part = b'--e\r\nContent-Disposition: form-data; name="a"; filename="b"\r\n\r\n\r\n'
+    body = gzip.compress(part * 8000 + b"--e--\r\n", mtime=0)
+    yield "attack-parts", b"multipart/form-data; boundary=e\tgzip\n" + body
 
 
 def inferences() -> Seeds:
@@ -110,6 +185,7 @@ def inferences() -> Seeds:
         del described["data"]
         text = _json({"inputs": [described], "outputs": wanted})
         yield name, f"{len(text)}\n".encode() + text + data
+    yield "attack-json", b"\tgzip\n" + gzip.compress(b'{"inputs": [' + b"[]," * 660_000 + b"0]}", mtime=0)
 
 
 def texts() -> Seeds:

@@ -1,7 +1,8 @@
 """The targets: each takes any bytes, and raises only if the code that it calls has a fault.
 
 Errors that are meant for the sender of the bytes, such as `HTTPException` and `UserError`, are no faults. What a target
-also compares is in its docstring. Some take a first line that says what the rest is.
+also compares is in its docstring. Some take a first line that says what the rest is. What clients send may take so much
+memory at most, as Python counts it: unlike a time, that is the same on every machine.
 """
 
 import base64
@@ -13,10 +14,12 @@ import re
 import shutil
 import string
 import tempfile
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+from PIL import Image
 from starlette.exceptions import HTTPException
 
 from jaxcnn import calibration, config_file, onnx_file
@@ -46,7 +49,7 @@ from server.settings import Settings
 from tests.fuzz.connection import talk
 
 SIDE = 8
-LIMITS = Settings(max_images=4, max_pixels=100_000, max_request_pixels=200_000, max_body_bytes=100_000)
+LIMITS = Settings(max_images=4, max_pixels=20_000, max_request_pixels=50_000, max_body_bytes=2_000_000)
 NAMES = ("cat", "dog", "eel")
 OUTPUTS = {"logits": (3,), "probabilities": (3,), "heatmap": (2, 2)}
 MODEL = model.Model(
@@ -63,7 +66,12 @@ MODEL = model.Model(
     outputs=OUTPUTS,
 )
 """A model that is never run."""
+TEXTS = (b"Raw profile type exif", b"XML:com.adobe.xmp")
+"""Keywords of the texts of a PNG that are inflated, to a megabyte at most, as they may have an orientation."""
+SEGMENTS = 3000
+"""Segments that a small JPEG may have."""
 PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg==")
+Image.init()  # What is loaded at the first picture is not counted.
 STRICT_BASE64 = re.compile(r"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
 
 
@@ -99,6 +107,18 @@ def check_line(message: str) -> None:
 
 
 @contextlib.contextmanager
+def bounded(most: float) -> Iterator[None]:
+    """Checks the most bytes that Python, NumPy and orjson take at once, also if the request is refused."""
+    tracemalloc.start()
+    try:
+        yield
+    finally:
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak <= most, f"{peak} bytes at once, at most {most} allowed"
+
+
+@contextlib.contextmanager
 def folder_with(name: str, content: bytes) -> Iterator[Path]:
     """Writes a file into a new folder, in memory if the system has such a place; yields the folder."""
     shared = "/dev/shm"
@@ -116,7 +136,7 @@ def folder_with(name: str, content: bytes) -> Iterator[Path]:
 def decode_picture(data: bytes) -> None:
     """Compares what the server decodes with what training decodes, as models see the one after the other."""
     try:
-        served = picture.Picture(data, height=SIDE, width=SIDE, max_pixels=LIMITS.max_pixels).decode()
+        served = serve_picture(data)
     except PictureError as error:
         check_line(str(error))
         if "pixels" in str(error):
@@ -132,23 +152,46 @@ def decode_picture(data: bytes) -> None:
         np.testing.assert_array_equal(served, trained)
 
 
+def serve_picture(data: bytes) -> np.ndarray:
+    """Decodes a picture as the server does, which takes no more memory for a file that inflates to more."""
+    texts = min(sum(data.count(keyword) for keyword in TEXTS), 10)
+    most = 500_000 + 25 * LIMITS.max_pixels + 16 * len(data) + 500_000 * texts
+    # To open it, a text is inflated, in pieces that are joined.
+    with bounded(most - 25 * LIMITS.max_pixels + 2_500_000 * (texts > 0)):
+        opened = picture.Picture(data, height=SIDE, width=SIDE, max_pixels=LIMITS.max_pixels)
+    parsed = getattr(opened._image, "applist", ())
+    assert len(parsed) <= SEGMENTS + len(data) // 1000, f"{len(parsed)} segments were parsed"
+    with bounded(most):
+        return opened.decode()
+
+
 def parse_form(data: bytes) -> None:
     """Parses a body; the first line is its Content-Type and its Content-Encoding, separated by a tab."""
     head, _, body = data.partition(b"\n")
     content_type, _, encoding = head.decode("latin-1").partition("\t")
     with refusals():
         known = encoding if encoding in ("gzip", "deflate") else "identity"
-        content = decompress(body, known, max_bytes=LIMITS.max_body_bytes)
-        payload = parse(content_type, content, max_images=LIMITS.max_images)
+        with bounded(3 * LIMITS.max_body_bytes):
+            content = decompress(body, known, max_bytes=LIMITS.max_body_bytes)
+        # orjson takes 13 bytes for each of its text before it parses that.
+        most = 15 * len(content) + 2_000_000 if "json" in content_type.lower() else 5 * len(content) // 2 + 300_000
+        with bounded(most + 50 * len(head)):
+            payload = parse(content_type, content, max_images=LIMITS.max_images)
         assert 1 <= len(payload.pictures) <= LIMITS.max_images
         assert payload.is_list or len(payload.pictures) == 1
 
 
 def infer(data: bytes) -> None:
-    """Answers a request of the Open Inference Protocol; the first line is the length of its JSON text, or empty."""
+    """Answers a request of the Open Inference Protocol.
+
+    The first line is the length of its JSON text, or empty; and its Content-Encoding after a tab, if it has one.
+    """
     head, _, body = data.partition(b"\n")
-    query = InferQuery(body=body, json_size=head.decode("latin-1") or None, limits=LIMITS)
-    with refusals():
+    size, _, encoding = head.decode("latin-1").partition("\t")
+    known = encoding if encoding in ("gzip", "deflate") else "identity"
+    query = InferQuery(body=body, encoding=known, json_size=size or None, limits=LIMITS)
+    # Several open pictures have texts, besides what orjson takes.
+    with refusals(), bounded(15 * min(query.size, LIMITS.max_body_bytes) + 20_000_000):
         decoded = query.decode(MODEL, Wanted())
         count = len(decoded.images)
         assert decoded.images.shape == (count, SIDE, SIDE, 3)

@@ -12,6 +12,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from server.picture import Picture
+from server.protocols.native import parse
 from tests.fuzz import targets
 from tests.fuzz.__main__ import INSTRUMENTED
 from tests.fuzz.connection import CONTINUE, parse_responses
@@ -75,6 +77,33 @@ def test_a_fault_is_found(monkeypatch, target, function, broken):
     monkeypatch.setattr(targets, function, broken)
     with pytest.raises((AssertionError, LookupError)):
         run(target)
+
+
+@pytest.mark.run
+@pytest.mark.parametrize(
+    ("target", "name", "limit", "lifted"),
+    [
+        ("picture", "attack-png-texts", "server.png.strip", lambda png: png),
+        ("picture", "attack-png-profile", "server.png.strip", lambda png: png),
+        ("picture", "attack-png-exif", "server.exif.count_values", lambda exif: {}),
+        ("picture", "attack-jpeg-end", "server.jpeg._MISPLACED", frozenset()),
+        (
+            "picture",
+            "attack-webp-canvas",
+            "server.picture.Picture",
+            lambda data, *, max_pixels, **options: Picture(data, max_pixels=10**9, **options),
+        ),
+        ("form", "attack-json", "server.protocols.native.MAX_VALUES", 10**9),
+        ("form", "attack-parts", "tests.fuzz.targets.parse", lambda *form, max_images: parse(*form, max_images=10**9)),
+        ("inference", "attack-json", "server.protocols.open_inference.MAX_VALUES", 10**9),
+    ],
+)
+def test_an_attack_that_the_server_does_not_limit_is_a_fault(monkeypatch, target, name, limit, lifted):
+    data = (FOLDER / target / name).read_bytes()
+    TARGETS[target](data)
+    monkeypatch.setattr(limit, lifted)
+    with pytest.raises(AssertionError, match=r"bytes at once, at most|segments were parsed"):
+        TARGETS[target](data)
 
 
 @pytest.mark.parametrize(

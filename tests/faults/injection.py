@@ -1,6 +1,8 @@
 """Faults of single file operations, each from a seed that repeats it exactly."""
 
 import ctypes
+import itertools
+import math
 import os
 import shutil
 import subprocess
@@ -36,10 +38,18 @@ class Fault:
 
     @classmethod
     def of(cls, seed: int, *, operations: int, flips: bool) -> "Fault":
-        """Returns the fault of a seed: the operations fail in turn, by an error and in a manner that are drawn."""
-        random = np.random.default_rng(seed)
-        number, lasts, half = 1 + seed % max(operations, 1), random.random() < 0.5, random.random() < 0.5
+        """Returns the fault of a seed: an operation fails, by an error and in a manner that are drawn.
+
+        As many seeds as there are operations reach each of them once; fewer are spread over all of them.
+        """
+        random, operations = np.random.default_rng(seed), max(operations, 1)
+        number, lasts, half = 1 + seed * _stride(operations) % operations, random.random() < 0.5, random.random() < 0.5
         return cls(number, int(random.integers(2**31)), lasts, half, flips)
+
+
+def _stride(operations: int) -> int:
+    """Returns a step that leads to all operations, in few steps to such as are far apart: by the golden ratio."""
+    return next(step for step in itertools.count(round(0.618 * operations) or 1) if math.gcd(step, operations) == 1)
 
 
 class Injector:

@@ -246,14 +246,16 @@ TRUNCATE(ftruncate, off_t)
 TRUNCATE(ftruncate64, off64_t)
 
 /* Contents are read. */
-static ssize_t flipped(ssize_t size, char *data, int chosen) {
-    if (chosen && size > 0) data[pick % size] ^= 1 << (pick >> 8) % 8;
+static ssize_t flipped(ssize_t size, char *data, int file, const char *name) {
+    char path[PATH_MAX];
+    /* At the end of a file there is nothing to flip. */
+    if (armed && size > 0 && is_chosen(READ, path_of(file, path), name)) data[pick % size] ^= 1 << (pick >> 8) % 8;
     return size;
 }
 
 ssize_t read(int file, void *data, size_t size) {
     NEXT(ssize_t, read, int, void *, size_t);
-    if (flips) return flipped(next(file, data, size), data, armed && is_chosen(READ, path_of(file, path), "read"));
+    if (flips) return flipped(next(file, data, size), data, file, "read");
     if (FAIL(READ, path_of(file, path), "read")) return -1;
     return next(file, data, size);
 }
@@ -261,9 +263,7 @@ ssize_t read(int file, void *data, size_t size) {
 #define PREAD(name, type)                                                                                              \
     ssize_t name(int file, void *data, size_t size, type place) {                                                      \
         NEXT(ssize_t, name, int, void *, size_t, type);                                                                \
-        if (flips)                                                                                                     \
-            return flipped(next(file, data, size, place), data,                                                        \
-                           armed && is_chosen(READ, path_of(file, path), "pread"));                                    \
+        if (flips) return flipped(next(file, data, size, place), data, file, "pread");                                 \
         if (FAIL(READ, path_of(file, path), "pread")) return -1;                                                       \
         return next(file, data, size, place);                                                                          \
     }

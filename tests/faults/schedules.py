@@ -47,17 +47,17 @@ class Schedules:
 
     def __init__(self, target: Target, place: Path) -> None:
         self._target, self._place, self._injector = target, place, Injector()
-        self.missed = 0
+        self.missed = self._copies = 0
         inputs, self._before = place / "inputs", place / "before"
         for folder in (inputs, self._before):
             folder.mkdir()
         target.prepare(inputs)
         target.begin(self._before)
         # Undisturbed.
-        undisturbed = self._copy()
         with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
             target.work(self._copy())  # What is imported or compiled once is not counted.
-            with self._injector.inject(self._copy(), Fault(flips=target.flips)):
+            undisturbed = self._copy()
+            with self._injector.inject(undisturbed, Fault(flips=target.flips)):
                 self._returned = target.work(undisturbed)
         self.operations = self._injector.operations
         self._expected = target.read(undisturbed)
@@ -75,21 +75,26 @@ class Schedules:
                 check_message(said, status, folder)
             else:
                 assert returned == self._returned, f"something else was returned; it says: {said}"
+                self._check_read(folder, "it ends as if undisturbed, but leaves other files")
             self._target.check(folder)
             # The same command again.
             status, said, _ = attempt(self._target, folder)
             assert not status, f"the command fails when it is repeated: {said}"
-            found = self._target.read(folder)
-            assert found == self._expected, f"other files are left: {differences(found, self._expected)}"
+            self._check_read(folder, "other files are left")
         except Exception as error:
             kind = "" if isinstance(error, AssertionError) else f"{traceback.format_exc()}"
             return f"{happened}: {kind}{error}"
         return None
 
+    def _check_read(self, folder: Path, problem: str) -> None:
+        found = self._target.read(folder)
+        assert found == self._expected, f"{problem}: {differences(found, self._expected)}"
+
     def _copy(self) -> Path:
-        folder = self._place / "disk"
-        shutil.rmtree(folder, ignore_errors=True)
-        return Path(shutil.copytree(self._before, folder))
+        """Copies the folder from before the work, to where no thread of an earlier copy still removes anything."""
+        shutil.rmtree(self._place / f"disk{self._copies}", ignore_errors=True)
+        self._copies += 1
+        return Path(shutil.copytree(self._before, self._place / f"disk{self._copies}"))
 
 
 def attempt(target: Target, folder: Path) -> tuple[int, str, Any]:
@@ -114,7 +119,7 @@ def check_message(said: str, status: int, folder: Path) -> None:
     assert "Traceback" not in said, said
     assert last.startswith("command: "), said
     assert str(folder) in last, f"it does not say where: {last}"
-    advice = re.search(r"[;.] .*(make room|check|again|give|remove|allow|choose|Set|Copy|Make it)", last)
+    advice = re.search(r"[;.] .*\b(make room|check|again|give|remove|allow|choose|Set|Copy|Make it)\b", last)
     assert advice, f"it does not say what to do: {last}"
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.faults.injection import Fault, can_inject
@@ -49,4 +50,12 @@ def test_faults_of_every_operation_are_survived(target):
 def test_the_same_seed_is_the_same_fault():
     faults = [[Fault.of(seed, operations=7, flips=False) for seed in range(50)] for _ in range(2)]
     assert faults[0] == faults[1]
-    assert {fault.number for fault in faults[0]} == set(range(1, 8))
+    assert {fault.number for fault in faults[0][:7]} == set(range(1, 8))
+
+
+@pytest.mark.parametrize("operations", [1, 2, 28, 950, 1000])
+def test_few_schedules_reach_operations_from_the_first_to_the_last(operations):
+    numbers = sorted(Fault.of(seed, operations=operations, flips=False).number for seed in range(60))
+    gaps = np.diff([0, *numbers, operations + 1])
+    assert 1 <= numbers[0] <= numbers[-1] <= operations
+    assert gaps.max() <= max(1, operations / 20)

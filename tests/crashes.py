@@ -265,7 +265,7 @@ class History:
 
 def _torn(node: Node, random: np.random.Generator) -> bytes:
     """Returns what a power cut leaves of a file: see `torn`."""
-    if node.content == node.durable:
+    if node.unchanged == len(node.content) == len(node.durable):
         return node.content
     return torn(node.durable, node.content, random, unchanged=node.unchanged)
 

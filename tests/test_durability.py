@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from crashes import check_replay, record
+from crashes import check_replay, crash_often, record
 
 from tests.bench import durability
 
@@ -19,6 +19,18 @@ first, second = (Path(sys.argv[1]) / name for name in ("first", "second"))
 first.write_text("before")
 shutil.copyfile(first, second)
 first.write_text("after")
+"""
+
+REWRITE = """
+import os, sys
+folder = os.open(sys.argv[1], os.O_RDONLY)
+for said in (b"once ", b"again "):
+    file = os.open(sys.argv[1] + "/file", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+    os.write(file, b"the same")
+    if said == b"once ":
+        os.fsync(file)
+        os.fsync(folder)
+    os.write(1, said)
 """
 
 
@@ -66,6 +78,19 @@ def test_a_copy_is_followed_although_its_source_changes(tmp_path):
     assert any(call.name == "sendfile" for call in calls)
     check_replay(root, calls, replayed)
     assert (replayed / "second").read_text() == "before"
+
+
+def test_a_file_that_is_written_again_may_be_lost_although_it_becomes_the_same(tmp_path):
+    root, target = tmp_path / "root", tmp_path / "crashes"
+    root.mkdir()
+    target.mkdir()
+    calls = record(REWRITE, root, log=tmp_path / "calls")
+    found = {b"once": set(), b"again": set()}
+    for _, folder, words in crash_often(root, calls, target, schedules=100):
+        if words:
+            found[words[-1]].add((folder / "file").read_bytes())
+    assert b"the same" in found[b"once"]
+    assert found[b"again"] - {b"the same"}
 
 
 @pytest.mark.run

@@ -56,7 +56,7 @@ def gather(split: Split, *, batch: int) -> float:
 def train(preset: str, split: Split, *, batch: int, side: int, steps: int) -> float:
     """Returns the share of the time for which training steps wait for their batch."""
     config = PRESETS[preset]()
-    step = make_step(preset, model=config.model.name, batch=batch, resolution=side, precision=None, cpu_kernels=True)
+    step = make_step(preset, model=config.model, batch=batch, resolution=side, precision=None, cpu_kernels=True)
     batches = train_batches(split, seed=0, batch_size=batch)
     waited, begin = 0.0, 0.0
     for number in range(-2, steps):  # the first two compile and warm up

@@ -1,5 +1,7 @@
 """The conformance suite: what counts as a failure, and, as a slow test, that no runtime fails."""
 
+import json
+
 import pytest
 
 from tests.conformance import __main__ as conformance
@@ -43,6 +45,19 @@ def test_a_runtime_without_an_interpreter_is_skipped(tmp_path, capsys):
     peer = peers.Peer("old", "onnxruntime_.py", ("no-such-package",), ("python0.1",))
     assert conformance.outcomes(peer, tmp_path, tmp_path, {"00": FACTS}) == {"00": "skipped"}
     assert "old: skipped, python0.1 is not installed" in capsys.readouterr().err
+
+
+def test_a_suite_without_any_runtime_fails(tmp_path, monkeypatch, capsys):
+    def write(folder):
+        (folder / "00.json").write_text(json.dumps(FACTS))
+        return ["00"]
+
+    monkeypatch.setattr(networks, "write", write)
+    monkeypatch.setattr(peers, "PEERS", (peers.Peer("old", "onnxruntime_.py", ("no-such-package",), ("python0.1",)),))
+    assert conformance.main(["--cache", str(tmp_path)]) == 1
+    with pytest.raises(SystemExit):
+        conformance.main(["--only", "new"])
+    assert "no runtime has 'new' in its name; there are: old" in capsys.readouterr().err
 
 
 def test_every_network_is_included():

@@ -103,6 +103,7 @@ class Soak:
             operated.set()
             for task in worse:
                 task.cancel()
+        self.record.check_served(_NAMES, phase)
 
     async def _rest(self) -> None:
         """Waits until the services occupy no less than a second before, and notes it."""

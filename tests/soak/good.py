@@ -103,6 +103,7 @@ class GoodClient:
                 self._record.fault(f"{where}: {answers} instead of {expected}")
             else:
                 self._record.counts["good"] += 1
+                self._record.served[service.name] += 1
         # Whoever pipelines repeats what comes after the last response of a connection: RFC 9112, section 9.3.2.
         if len(responses) < len(question.answers):
             self._record.counts["repeated"] += len(question.answers) - len(responses)

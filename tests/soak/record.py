@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +39,8 @@ class Record:
     """Seconds that any response may take on this machine."""
     counts: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
+    served: Counter[str] = field(default_factory=Counter)
+    """Good requests that each service has answered in this phase."""
     health_seconds: list[float] = field(default_factory=list)
     rests: dict[str, list[Usage]] = field(default_factory=dict)
     """What each service occupied whenever nobody used it."""
@@ -58,6 +60,13 @@ class Record:
             self.fault(text)
         else:
             self.counts["stalled"] += 1
+
+    def check_served(self, services: Iterable[str], phase: str) -> None:
+        """Notes a fault for each service that answered no good request in a phase: one that refuses all loses none."""
+        for service in services:
+            if not self.served[service]:
+                self.fault(f"{service}: no good request was answered in {phase}")
+        self.served.clear()
 
     async def watch_stalls(self) -> None:
         """Notices when this process stood still, as on a suspended machine: time-outs then mean nothing."""

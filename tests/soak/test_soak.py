@@ -63,6 +63,17 @@ def test_growth_is_noticed():
         assert text.startswith(str(*grown.values()))
 
 
+def test_a_service_that_refuses_all_good_requests_is_noticed():
+    record = Record(patience=2)
+    record.served["steady"] += 1
+    record.check_served(("steady", "socket"), "phase 0")
+    record.check_served(("steady",), "phase 1")
+    assert record.faults == [
+        "socket: no good request was answered in phase 0",
+        "steady: no good request was answered in phase 1",
+    ]
+
+
 def test_only_the_versions_of_the_time_are_right(tmp_path):
     models = Models(tmp_path)
     before = time.monotonic()

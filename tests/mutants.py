@@ -6,12 +6,13 @@ which are messages. mutmut's own runner leaves out decorated functions, and fork
 threads. Here a process forks that has imported the libraries, but nothing of this repository, and the tests run in a
 copy of it.
 
-A score is the share of the mutants that a test finds, or that keep the tests from ending.
+A score is the share of the mutants that a test finds, that cannot be imported, or that keep the tests from ending.
 """
 
 import argparse
 import contextlib
 import dataclasses
+import hashlib
 import importlib
 import json
 import os
@@ -51,6 +52,8 @@ LIBRARIES = (
 """What takes long to import, and starts no threads."""
 
 DURATIONS = "durations.json"
+OUTCOMES = {0: "survived", 99: "not imported"}
+"""Outcomes by the exit status of the tests; with any other, a test has failed."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ def try_module(module: str, copy: Path, options: argparse.Namespace) -> None:
     source = (ROOT / module).read_text()
     total = sum(1 for _ in find_changes(source))
     chosen = random.Random(options.seed).sample(range(total), min(options.count or total, total))
-    known = read_results(options.results, module)
+    known = read_results(options.results, module, digest(source))
     results = [known[number] for number in chosen if number in known]
     if len(results) < len(chosen):
         # The first run finds out which tests are fast, the second takes the order that mutants get.
@@ -130,7 +133,8 @@ def try_module(module: str, copy: Path, options: argparse.Namespace) -> None:
         outcome, taken = run_tests(copy, TESTS[module], limit=20 + 5 * seconds)
         described = {name: value for name, value in dataclasses.asdict(mutant).items() if name != "source"}
         results.append(
-            {"module": module, "number": number, **described, "outcome": outcome, "seconds": round(taken, 1)}
+            {"module": module, "source": digest(source), "number": number, **described, "outcome": outcome}
+            | {"seconds": round(taken, 1)}
         )
         print(
             f"{len(results)}/{len(chosen)} {outcome} {module}:{mutant.line}: {mutant.before} -> {mutant.after}",
@@ -143,18 +147,22 @@ def try_module(module: str, copy: Path, options: argparse.Namespace) -> None:
     counts = Counter(result["outcome"] for result in results)
     score = 1 - counts["survived"] / len(results)
     print(
-        f"{module}: total {total}, tried {len(results)}, killed {counts['killed']}, timed out {counts['timed out']},"
-        f" survived {counts['survived']}: {score:.1%}",
+        f"{module}: total {total}, tried {len(results)}, killed {counts['killed']}, not imported"
+        f" {counts['not imported']}, timed out {counts['timed out']}, survived {counts['survived']}: {score:.1%}",
         flush=True,
     )
 
 
-def read_results(path: Path | None, module: str) -> dict[int, dict[str, Any]]:
-    """Returns the results so far by the number of the mutant."""
+def digest(source: str) -> str:
+    return hashlib.sha256(source.encode()).hexdigest()[:16]
+
+
+def read_results(path: Path | None, module: str, source: str) -> dict[int, dict[str, Any]]:
+    """Returns the results so far by the number of the mutant; those of another version of the module do not count."""
     if path is None or not path.exists():
         return {}
     results = [json.loads(line) for line in path.read_text().splitlines()]
-    return {result["number"]: result for result in results if result["module"] == module}
+    return {found["number"]: found for found in results if (found["module"], found.get("source")) == (module, source)}
 
 
 def write_module(path: Path, source: str) -> None:
@@ -224,6 +232,15 @@ class SharedCompilations:
         jax.config.update("jax_compilation_cache_dir", str(self._folder))
 
 
+class Imports:
+    """A plugin of pytest that ends the process if a module of tests cannot be imported."""
+
+    def pytest_collectreport(self, report: Any) -> None:
+        if report.failed:
+            print(report.longrepr, flush=True)
+            os._exit(99)
+
+
 class FastestFirst:
     """A plugin of pytest that writes how long each test took, or runs the fastest first if that was written before."""
 
@@ -255,7 +272,7 @@ def run_tests(copy: Path, tests: Sequence[str], *, limit: float) -> tuple[str, f
         while time.monotonic() < start + limit:
             found, status = os.waitpid(child, os.WNOHANG)
             if found:
-                outcome = "killed" if status else "survived"
+                outcome = OUTCOMES.get(os.waitstatus_to_exitcode(status), "killed")
                 break
             time.sleep(0.02)
     finally:
@@ -284,7 +301,7 @@ def _be_pytest(copy: Path, tests: Sequence[str]) -> None:
         # pytest cannot rewrite the assertions of plugins that are imported already, and need not.
         options = ["-q", "-x", "-n", "0", "--assert=plain", "-p", "no:cacheprovider"]
         options += ["--basetemp", str(copy.parent / "basetemp")]
-        plugins = [SharedCompilations(copy.parent / "compiled"), FastestFirst(copy.parent / DURATIONS)]
+        plugins = [SharedCompilations(copy.parent / "compiled"), Imports(), FastestFirst(copy.parent / DURATIONS)]
         status = int(pytest.main([*options, *tests], plugins=plugins))
     except BaseException:
         traceback.print_exc()

@@ -1,8 +1,11 @@
 """The command for mutation testing, as far as it goes without mutmut."""
 
+import json
 import subprocess
 import sys
 from types import SimpleNamespace
+
+import pytest
 
 from tests.mutants import ROOT, TESTS, FastestFirst, read_results
 
@@ -15,9 +18,28 @@ def test_all_modules_and_their_tests_exist():
 
 def test_the_results_of_a_module_are_read_by_number(tmp_path):
     path = tmp_path / "results.jsonl"
-    assert read_results(path, "a.py") == {}
-    path.write_text('{"module": "a.py", "number": 3, "outcome": "killed"}\n{"module": "b.py", "number": 4}\n')
-    assert read_results(path, "a.py") == {3: {"module": "a.py", "number": 3, "outcome": "killed"}}
+    assert read_results(path, "a.py", "aa") == {}
+    results = [
+        {"module": module, "source": source, "number": number}
+        for module, source, number in (("a.py", "aa", 3), ("a.py", "older", 5), ("b.py", "aa", 4))
+    ]
+    path.write_text("".join(f"{json.dumps(result)}\n" for result in [*results, {"module": "a.py", "number": 6}]))
+    assert read_results(path, "a.py", "aa") == {3: results[0]}
+
+
+@pytest.mark.run
+@pytest.mark.parametrize(
+    ("test", "outcome"),
+    [("def test(): pass", "survived"), ("def test(): assert False", "killed"), ("import missing", "not imported")],
+)
+def test_an_outcome_says_whether_a_test_failed(tmp_path, test, outcome):
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (copy / "test_one.py").write_text(test)
+    # In a process that has not started threads.
+    code = f"from tests.mutants import *; print(run_tests(Path({str(copy)!r}), ['test_one.py'], limit=60)[0])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == f"{outcome}\n", done.stderr
 
 
 def test_the_fastest_tests_come_first(tmp_path):

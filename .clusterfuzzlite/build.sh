@@ -5,7 +5,8 @@ set -euo pipefail
 # The image's Python is older than the one that jaxcnn needs.
 pip3 install uv
 uv python install --install-dir "$OUT/python" 3.12
-python=$(echo "$OUT"/python/*/bin/python3.12)
+# uv also links a folder that is named after the minor version to this one.
+python=$(realpath "$OUT"/python/*/bin/python3.12 | sort -u)
 uv pip install --python "$python" --break-system-packages --constraint requirements.lock '.[train,serve]' atheris
 cp -r tests "$OUT"
 
@@ -16,7 +17,7 @@ for folder in tests/fuzz/corpora/*; do
 #!/bin/bash
 # The name by which ClusterFuzzLite recognises a target: LLVMFuzzerTestOneInput.
 here=\$(cd "\$(dirname "\$0")" && pwd)
-PYTHONPATH=\$here exec "\$here"/python/*/bin/python3.12 -m tests.fuzz $target "\$@"
+PYTHONPATH=\$here exec "\$here/${python#"$(realpath "$OUT")/"}" -m tests.fuzz $target "\$@"
 END
     chmod +x "$OUT/fuzz_$target"
 done

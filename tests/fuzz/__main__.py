@@ -6,6 +6,8 @@ into a file of the current folder; given such files, it runs the target on them 
 """
 
 import argparse
+import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -44,7 +46,13 @@ def main(arguments: Sequence[str]) -> None:
         from tests.fuzz.targets import TARGETS
     limits = [f"-max_total_time={options.seconds}", "-timeout=20", "-rss_limit_mb=4096", "-max_len=16384"]
     if all(argument.startswith("-") for argument in further):
-        further += [options.folder or tempfile.mkdtemp(prefix="fuzz-"), str(FOLDER / options.target)]
+        if not options.folder:
+            # libFuzzer ends its process, which cannot remove the folder.
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+            with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+                command = [sys.executable, "-m", "tests.fuzz", *arguments, "--folder", folder]
+                sys.exit(subprocess.run(command).returncode)
+        further += [options.folder, str(FOLDER / options.target)]
     atheris.Setup([sys.argv[0], *limits, *further], TARGETS[options.target])
     atheris.Fuzz()
 

@@ -167,10 +167,10 @@ async def misbehave(
     """Visits one service after the other, until cancelled; what the server does to such connections is its affair."""
     while True:
         visit = Visit(random.choice(services), address, record, random)
+        record.counts[kind.__name__] += 1  # A visit may last longer than the phase.
         try:
             async with asyncio.timeout(record.patience):
                 await kind(visit)
         except (*BROKEN, asyncio.LimitOverrunError):
             record.counts[f"{kind.__name__} broken"] += 1
-        record.counts[kind.__name__] += 1
         await asyncio.sleep(random.uniform(0.2, 2))

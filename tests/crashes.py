@@ -25,6 +25,8 @@ CALLS = (
     "open,openat,creat,write,pwrite64,writev,pwritev,sendfile,ftruncate,lseek,rename,renameat,renameat2,unlink,"
     "unlinkat,rmdir,mkdir,mkdirat,fsync,fdatasync,dup,dup2,dup3,fcntl"
 )
+SYNC_BEGINS = "sync begins"
+"""Name of a call that begins to synchronise, before calls of other threads, and ends later."""
 HEX = r"(?:\\x[0-9a-f]{2})*"
 SECTOR = 512
 """Bytes that a disk writes wholly or not at all."""
@@ -79,7 +81,9 @@ def _parse(lines: list[str]) -> Iterator[Call]:
     for line in lines:
         thread, text = line.split(maxsplit=1)
         if text.endswith("<unfinished ...>"):
-            unfinished[thread] = text.removesuffix("<unfinished ...>")
+            unfinished[thread] = text = text.removesuffix("<unfinished ...>")
+            if text.startswith(("fsync(", "fdatasync(")):
+                yield Call(SYNC_BEGINS, text, 0)
             continue
         if resumed := re.match(r"<\.\.\. \w+ resumed>", text):
             text = unfinished.pop(thread) + text[resumed.end() :]
@@ -122,6 +126,7 @@ class History:
         self.changes: list[Change] = []
         self.output = b""
         self._open: dict[int, tuple[Node, int]] = {}
+        self._begun: dict[tuple[int, str], tuple[bytes, list[Change]]] = {}
 
     def apply(self, call: Call) -> None:
         """Applies the next call."""
@@ -129,9 +134,13 @@ class History:
             self._apply_open(call)
         elif call.name in ("write", "writev", "pwrite64", "pwritev", "sendfile", "lseek", "ftruncate"):
             self._apply_write(call)
+        elif call.name == SYNC_BEGINS and (node := self._find(call.files[0][1])) is not None:
+            self._begun[call.files[0]] = node.content, list(self.changes)
         elif call.name in ("fsync", "fdatasync") and (node := self._find(call.files[0][1])) is not None:
-            node.durable, node.unchanged = node.content, len(node.content)
-            for change in self.changes:
+            # What other threads have written since it began need not be part of it.
+            node.durable, changes = self._begun.pop(call.files[0], (node.content, self.changes))
+            node.unchanged = len(node.durable) if node.content.startswith(node.durable) else 0
+            for change in changes:
                 change.waits_for.discard(node)
         elif call.name.startswith(("rename", "unlink", "rmdir", "mkdir")):
             self._apply_names(call)

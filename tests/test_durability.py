@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from crashes import check_replay, crash_often, record
+from crashes import History, _parse, check_replay, crash_often, record
 
 from tests.bench import durability
 
@@ -91,6 +91,22 @@ def test_a_file_that_is_written_again_may_be_lost_although_it_becomes_the_same(t
             found[words[-1]].add((folder / "file").read_bytes())
     assert b"the same" in found[b"once"]
     assert found[b"again"] - {b"the same"}
+
+
+def test_what_is_written_while_another_thread_synchronises_may_be_lost():
+    file = "".join(f"\\x{byte:02x}" for byte in b"/root/file")
+    lines = [
+        f'1 openat(AT_FDCWD<\\x2f>, "{file}", O_WRONLY|O_CREAT, 0666) = 3<{file}>',
+        f'1 write(3<{file}>, "\\x61", 1) = 1',
+        f"1 fsync(3<{file}> <unfinished ...>",
+        f'2 write(3<{file}>, "\\x62", 1) = 1',
+        "1 <... fsync resumed>) = 0",
+    ]
+    history = History(Path("/root"))
+    for call in _parse(lines):
+        history.apply(call)
+    (node,) = history.nodes()
+    assert (node.content, node.durable, node.unchanged) == (b"ab", b"a", 1)
 
 
 @pytest.mark.run

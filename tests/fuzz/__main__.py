@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
-from tests.fuzz.corpus import FOLDER
+from tests.fuzz import FOLDER
 
 PARSERS = ("jaxcnn.checksum", "jaxcnn.errors", "jaxcnn.typed_json")
 INSTRUMENTED = {
@@ -28,7 +28,10 @@ INSTRUMENTED = {
     "record": ("jaxcnn.bulk", "jaxcnn.calibration", "jaxcnn.config", "jaxcnn.data", "jaxcnn.run", *PARSERS),
     "http": ("server.connection", "tests.fuzz.connection", "uvicorn.protocols"),
 }
-"""Packages whose coverage guides the search, by target. Others would make the start slow."""
+"""Packages whose coverage guides the search, by target. Others would make the start slow.
+
+Nothing of them may be imported before: what is imported already is not measured.
+"""
 
 
 def main(arguments: Sequence[str]) -> None:

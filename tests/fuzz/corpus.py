@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-FOLDER = Path(__file__).parent / "corpora"
+from tests.fuzz import FOLDER
 
 
 def main() -> None:

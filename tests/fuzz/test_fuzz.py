@@ -14,10 +14,9 @@ import pytest
 
 from server.picture import Picture
 from server.protocols.native import parse
-from tests.fuzz import targets
+from tests.fuzz import FOLDER, targets
 from tests.fuzz.__main__ import INSTRUMENTED
 from tests.fuzz.connection import CONTINUE, parse_responses
-from tests.fuzz.corpus import FOLDER
 from tests.fuzz.mutations import mutated
 from tests.fuzz.targets import TARGETS
 
@@ -142,6 +141,17 @@ def test_the_coverage_of_every_target_is_measured():
     assert INSTRUMENTED.keys() == TARGETS.keys()
     for package in set(itertools.chain.from_iterable(INSTRUMENTED.values())):
         assert importlib.util.find_spec(package), package
+
+
+def test_nothing_that_is_measured_is_imported_before():
+    code = (
+        "import sys; from tests.fuzz.__main__ import INSTRUMENTED; print(*{name.split('.')[0] for name in sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    imported = set(done.stdout.split())
+    assert not imported & {package.partition(".")[0] for packages in INSTRUMENTED.values() for package in packages} - {
+        "tests"
+    }
 
 
 def test_an_interim_response_is_no_response():

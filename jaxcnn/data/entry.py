@@ -51,6 +51,7 @@ DAMAGED = (
     AttributeError,
     ChecksumError,
     TokenError,  # NumPy, for the header of an array
+    SyntaxError,  # NumPy, for the type in it
 )
 """What reading a damaged entry raises."""
 

@@ -32,6 +32,8 @@ SMOOTHING = 0.9
 """Decay of the moving average of the loss, which is corrected for its start like Adam's moments."""
 DIVERGED = 4.0
 """The test ends when the smoothed loss is so many times its lowest value."""
+SPAN = 1.0
+"""Difference of two logarithms of the rate over which the fall of the loss is measured."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,17 @@ class RangeTest:
         """The rate at which the loss falls fastest over the logarithm of the rate: a good one to start with.
 
         Raises:
-          UserError: the loss does not fall.
+          UserError: the loss does not fall, or is finite in the first step at most.
         """
-        slopes = np.gradient(self.losses, np.log(self.rates))
-        if slopes.min() >= 0:
+        if len(self.losses) < 2:
+            raise UserError("the loss is not finite at the lowest learning rate; the test needs other settings")
+        # From one of many steps to the next, the loss changes by the choice of the pictures more than by the rate.
+        apart = max(round(SPAN / math.log(self.rates[1] / self.rates[0])), 1)
+        apart = min(apart, len(self.losses) - 1)
+        changes = np.subtract(self.losses[apart:], self.losses[:-apart])
+        if changes.min() >= 0:
             raise UserError("the loss does not fall at any learning rate; the test needs more steps or other settings")
-        return self.rates[int(slopes.argmin())]
+        return self.rates[int(changes.argmin()) + apart // 2]
 
     @property
     def lowest(self) -> float:

@@ -20,6 +20,22 @@ def test_the_steepest_and_the_lowest_rate():
     assert 0.05 < found.lowest < 0.5
 
 
+@pytest.mark.parametrize("steps", [50, 200, 1000, 3000])
+def test_chance_does_not_choose_the_rate_however_many_steps_there_are(steps):
+    rates = np.geomspace(1e-6, 10, steps)
+    falling = 2.4 - 2 / (1 + np.exp(-2.5 * (np.log10(rates) + 2)))
+    for seed in range(10):
+        # Batches of 64 pictures differ so much.
+        losses = smooth((falling + np.random.default_rng(seed).normal(0, 0.06, steps)).tolist())
+        assert 2e-3 < RangeTest(tuple(rates), tuple(losses)).steepest < 0.1
+
+
+@pytest.mark.parametrize("losses", [(), (2.3,)])
+def test_a_loss_that_is_never_or_only_once_finite_is_an_error(losses):
+    with pytest.raises(UserError, match="not finite at the lowest learning rate"):
+        _ = RangeTest((1e-6,)[: len(losses)], losses).steepest
+
+
 def test_a_loss_that_never_falls_is_an_error():
     with pytest.raises(UserError, match="the loss does not fall at any learning rate"):
         _ = RangeTest((1e-3, 1e-2, 1e-1), (1.0, 2.0, 3.0)).steepest

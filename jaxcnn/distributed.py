@@ -10,6 +10,7 @@ On one device nothing is placed: jitted functions transfer their arguments.
 
 import functools
 import math
+from collections import Counter
 from typing import Any
 
 import jax
@@ -41,7 +42,16 @@ def make_mesh(fsdp: int = 1) -> Mesh | None:
 
 
 def check_devices(batch_size: int, *, fsdp: int = 1) -> None:
-    """Raises a `UserError` if a batch or the state cannot be divided equally among all devices."""
+    """Raises a `UserError` if a batch or the state cannot be divided equally among all devices.
+
+    All processes need the same number of devices: from the number of its rows, each knows the size of the whole batch.
+    """
+    owned = Counter(device.process_index for device in jax.devices())
+    if len({*owned.values()}) > 1:
+        raise UserError(
+            f"the processes of this run have {', '.join(str(owned[process]) for process in sorted(owned))} devices; "
+            "give all of them the same number, such as with CUDA_VISIBLE_DEVICES"
+        )
     count = jax.device_count()
     if batch_size % count:
         raise UserError(

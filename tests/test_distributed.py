@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -164,6 +165,13 @@ def test_what_cannot_be_sharded_equally_is_refused(monkeypatch):
         distributed.check_devices(100)
     with pytest.raises(UserError, match=r"parallel\.fsdp is 3, which does not divide the 8 devices here"):
         distributed.check_devices(64, fsdp=3)
+
+
+def test_processes_with_different_numbers_of_devices_are_refused(monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(process_index=process) for process in (1, 0, 1, 1)])
+    monkeypatch.setattr(jax, "device_count", lambda: 4)
+    with pytest.raises(UserError, match=r"the processes of this run have 1, 3 devices; give all of them the same number"):
+        distributed.check_devices(64)
 
 
 def test_hosts_of_a_slice_that_are_not_joined_are_refused(monkeypatch):

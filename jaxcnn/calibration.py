@@ -10,7 +10,7 @@ temperature changes no prediction.
 import dataclasses
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,8 @@ LOWEST, HIGHEST = 0.05, 20.0
 """Bounds of a temperature."""
 _PRIOR = 2.0
 """Strength of the prior that holds the temperature near 1, in pictures that the model is unsure of."""
+AT_ONCE = 2**20
+"""Logits that are computed with at once, in float64: copies of all of them could take several times the memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,16 +85,17 @@ def fit_temperature(logits: Float32[np.ndarray, "n classes"], labels: Int32[np.n
     """
     from scipy.optimize import minimize_scalar
 
-    # The largest logit of each picture is 0, so that no exponential overflows.
-    shifted = logits.astype(np.float64)
-    shifted -= shifted.max(axis=1, keepdims=True)
-    own = np.take_along_axis(shifted, labels[:, None], axis=1).sum()
+    # Without the largest logit of each picture, so that no exponential overflows.
+    largest = logits.max(axis=1, keepdims=True)
+    own = (np.take_along_axis(logits, labels[:, None], axis=1).astype(np.float64) - largest).sum()
 
     # Negative log likelihood and prior. The search is over the logarithm, where the bounds are symmetric about 1.
     def cost(log_temperature: float) -> float:
         inverse = math.exp(-log_temperature)
-        scaled = inverse * shifted
-        loss = np.log(np.exp(scaled, out=scaled).sum(axis=1)).sum() - inverse * own
+        loss = -inverse * own
+        for rows in _parts(logits):
+            scaled = inverse * (logits[rows].astype(np.float64) - largest[rows])
+            loss += np.log(np.exp(scaled, out=scaled).sum(axis=1)).sum()
         return float(loss + _PRIOR * (inverse + log_temperature))
 
     # The search tolerates a small error, which must not make a perfect temperature of 1 worse.
@@ -176,5 +179,13 @@ def _damaged(path: Path, how: str) -> UserError:
 
 
 def _calibration_error(logits: Float32[np.ndarray, "n classes"], labels: Int32[np.ndarray, " n"]) -> float:
-    outcomes = score(logits, labels, np.ones(len(labels), bool))
-    return measure_reliability(outcomes.confidence, outcomes.rank == 0).error
+    parts = [score(logits[rows], labels[rows], np.ones(len(labels[rows]), bool)) for rows in _parts(logits)]
+    confidence, rank = (np.concatenate([getattr(part, name) for part in parts]) for name in ("confidence", "rank"))
+    return measure_reliability(confidence, rank == 0).error
+
+
+def _parts(logits: Float32[np.ndarray, "n classes"]) -> Iterator[slice]:
+    """Yields the rows of successive parts of at most `AT_ONCE` logits, or of one row each."""
+    count = max(AT_ONCE // logits.shape[1], 1)
+    for start in range(0, len(logits), count):
+        yield slice(start, start + count)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import log_softmax, softmax
 
+from jaxcnn import calibration
 from jaxcnn.calibration import (
     HIGHEST,
     LOWEST,
@@ -194,3 +196,16 @@ def test_rows_are_kept_across_batches(every):
     for batch in (1, 4, 5, 17):
         kept = keep_every((rows[start : start + batch] for start in range(0, 17, batch)), every)
         assert np.array_equal(kept, rows[::every])
+
+
+def test_calibration_takes_little_memory_beside_the_logits(monkeypatch):
+    """Some pictures at a time, with the same result; copies of all logits in float64 were seven times as large."""
+    logits, labels = draw(7, count=2000, classes=100, temperature=2.0)
+    whole = calibrate(logits, labels, step=1)
+    monkeypatch.setattr(calibration, "AT_ONCE", 5000)
+    tracemalloc.start()
+    found = calibrate(logits, labels, step=1)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 3.5 * logits.nbytes
+    assert dataclasses.astuple(found) == pytest.approx(dataclasses.astuple(whole))

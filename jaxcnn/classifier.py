@@ -121,11 +121,11 @@ def open_run(path: Path) -> Classifier:
       UserError: the folder is not a workdir, or has no checkpoint that can be read.
     """
     from jaxcnn.run.checkpoint import load_model
-    from jaxcnn.step import eval_step
+    from jaxcnn.step import exact_eval_step
 
     trained, run = load_model(path), Workdir(path)
     # The step of evaluation, so that predictions are those that were evaluated.
-    logits = partial(eval_step, trained.variables, model=trained.model)
+    logits = partial(exact_eval_step, trained.variables, model=trained.model)
     return Classifier(
         path=path,
         config=dataclasses.replace(trained.config, data=run.read_data_config()),

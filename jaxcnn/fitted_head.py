@@ -12,6 +12,7 @@ from jaxcnn.linear_head import LinearHead, fit_head
 from jaxcnn.loop import Run
 from jaxcnn.models import registry
 from jaxcnn.models.features import group_widths
+from jaxcnn.ops.precision import exact_products
 from jaxcnn.state import TrainState, Variables, start_from
 from jaxcnn.step import feature_step
 from jaxcnn.terminal import stage, with_bar
@@ -67,10 +68,11 @@ def compute_features(run: Run, variables: Variables) -> Float32[np.ndarray, "n f
         "features of the training pictures",
         total=-(-len(train) // config.batch_size),
     )
-    found = [
-        fetch_rows(feature_step(variables, shard_batch(batch.images, run.mesh), model=model))[batch.mask]
-        for batch in batches
-    ]
+    with exact_products():
+        found = [
+            fetch_rows(feature_step(variables, shard_batch(batch.images, run.mesh), model=model))[batch.mask]
+            for batch in batches
+        ]
     features = np.concatenate(found)
     if run.rows is None:
         return features

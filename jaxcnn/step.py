@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, UInt8
@@ -19,6 +20,7 @@ from jaxcnn.models.network import Network
 from jaxcnn.ops.compiler import jit
 from jaxcnn.ops.device_sum import sum_over
 from jaxcnn.ops.dispatch import use_cpu_kernels
+from jaxcnn.ops.precision import exact_products
 from jaxcnn.state import TrainState, Variables
 
 WITHOUT_TEACHERS = DistillConfig()
@@ -140,6 +142,16 @@ def eval_step(
 ) -> Float[Array, "batch classes"]:
     """The logits of a batch, with the running batch statistics and without dropout."""
     logits = model.apply(variables, images, train=False)
+    assert isinstance(logits, jax.Array)
+    return logits
+
+
+def exact_eval_step(
+    variables: Variables, images: UInt8[Array | np.ndarray, "batch side side 3"], *, model: nn.Module
+) -> Float[Array, "batch classes"]:
+    """`eval_step` with the products of float32 numbers as an exported model computes them, also on accelerators."""
+    with exact_products():
+        logits = eval_step(variables, images, model=model)
     assert isinstance(logits, jax.Array)
     return logits
 

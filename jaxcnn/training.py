@@ -55,7 +55,7 @@ from jaxcnn.run.sessions import record_session
 from jaxcnn.run.tracking import check_clients, open_tracking
 from jaxcnn.run.workdir import Classes, Workdir, count_cores, fit_batch
 from jaxcnn.state import TrainState
-from jaxcnn.step import eval_step
+from jaxcnn.step import exact_eval_step
 from jaxcnn.terminal import console, stage, warn
 from jaxcnn.weights import Weights, read_weights
 
@@ -485,7 +485,7 @@ def _check_ended(run: Run, workdir: Workdir, history: Sequence[float], *, step: 
 def _calibrate(run: Run, workdir: Workdir) -> Calibration:
     """Fits the temperature of the best checkpoint to the validation pictures, and records it."""
     best, held_out = load_model(workdir.path), run.dataset.validation
-    logits = partial(eval_step, best.variables, model=best.model)
+    logits = partial(exact_eval_step, best.variables, model=best.model)
     # With very many classes, every second picture is enough, or every third and so on.
     every = max(-(-len(held_out) * len(run.dataset.names) // MOST_LOGITS), 1)
     batches = compute_logits(logits, held_out, batch_size=run.config.batch_size)

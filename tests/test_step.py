@@ -209,3 +209,17 @@ def test_evaluation_uses_running_statistics_and_no_dropout(precision):
     assert logits.dtype == jnp.float32
     one_by_one = jnp.concatenate([step.eval_step(state.variables, images[i : i + 1], model=model) for i in range(3)])
     np.testing.assert_allclose(logits[:3], one_by_one, rtol=2e-2 if precision == "bfloat16" else 1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("backend", "precision"), [("cpu", None), ("tpu", "highest")])
+def test_accelerators_multiply_in_float32_in_an_exact_evaluation(backend, precision, monkeypatch):
+    seen = []
+
+    def evaluate(variables, images, *, model, mesh):
+        seen.append(jax.config.jax_default_matmul_precision)
+        return jnp.zeros((len(images), CLASSES))
+
+    monkeypatch.setattr(step, "eval_step", evaluate)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    step.exact_eval_step({}, make_batch()[0], model=Bias(jnp.sqrt))
+    assert seen == [precision]

@@ -1,4 +1,4 @@
-"""Which precision is faster on a CPU: measured once for each processor, and kept in the cache folder.
+"""Which precision is faster on a CPU, measured once for each processor and kept in the cache folder; exact products.
 
 Instructions for bfloat16 do not settle it: on a Xeon with AVX512-BF16 whose AMX the hypervisor hides, networks train a
 tenth to a fifth slower in bfloat16 than in float32; with AMX they train several times as fast.
@@ -12,6 +12,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,6 +71,17 @@ def measured_here() -> Measured | None:
         kept = _measure()
         _write(path, kept)
     return kept
+
+
+def exact_products() -> AbstractContextManager[None]:
+    """Context in which products of float32 numbers are computed in float32, as on a CPU.
+
+    By default TPUs compute them in bfloat16, and GPUs in TensorFloat-32, of 8 and 11 bits.
+    """
+    if jax.default_backend() == "cpu":
+        return contextlib.nullcontext()
+    exact: AbstractContextManager[None] = jax.default_matmul_precision("highest")
+    return exact
 
 
 def _machine() -> str:

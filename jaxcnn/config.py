@@ -477,10 +477,13 @@ class Config:
         return dataclasses.replace(self, parallel=self.parallel.joined(), log=LogConfig())
 
     def resolution(self, epoch: int) -> int:
-        """Returns the side in pixels of the training pictures in an epoch, counted from 0."""
+        """Returns the side in pixels of the training pictures in an epoch, counted from 0.
+
+        Shares are rounded to whole epochs, but the last epoch always has the last side.
+        """
         side = self.data.image_size
         for start, size in self.resolutions:
-            if epoch >= round(start * self.epochs):
+            if epoch >= min(round(start * self.epochs), self.epochs - 1):
                 side = size
         return side
 

@@ -158,6 +158,12 @@ def test_resolution_changes_at_its_share_of_the_epochs():
     assert Config(data=DataConfig(image_size=24)).resolution(3) == 24
 
 
+@pytest.mark.parametrize(("epochs", "sides"), [(1, [64]), (2, [32, 64]), (3, [32, 48, 64]), (4, [32, 48, 48, 64])])
+def test_the_last_epoch_has_the_last_resolution_however_few_there_are(epochs, sides):
+    config = Config(resolutions=((0.0, 32), (0.3, 48), (0.9, 64)), epochs=epochs)
+    assert [config.resolution(epoch) for epoch in range(epochs)] == sides
+
+
 @pytest.mark.parametrize(
     ("given", "fit", "crop"),
     [

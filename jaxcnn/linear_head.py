@@ -122,7 +122,7 @@ def _fit_scaled(
     common = np.concatenate([np.full_like(part, part.mean()) for part in parts])
     share = LEAST_SHARE if standardised else 1.0
     scale = np.maximum(np.sqrt(own + share * (common - own)), _SMALLEST_SCALE)
-    coordinates, basis = _reduce((features - mean) / scale)
+    coordinates, basis = _reduce(_scaled(features, mean, scale))
 
     # The penalty, then the head of all pictures, along the same path from the strongest penalty on.
     penalties = [strength * features.shape[1] for strength in STRENGTHS]
@@ -142,6 +142,15 @@ def _fit_scaled(
         loss=losses[best] if losses else None,
         top1=hits[best] if hits else None,
     )
+
+
+def _scaled(
+    features: Features, mean: Float[np.ndarray, " features"], scale: Float[np.ndarray, " features"]
+) -> Float[np.ndarray, "n features"]:
+    """Subtracts the mean and divides by the scale, with one copy of the features in float64 in memory at a time."""
+    rows: np.ndarray = features - mean
+    rows /= scale
+    return rows
 
 
 def _reduce(

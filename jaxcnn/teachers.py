@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from jaxcnn.augment import augment
-from jaxcnn.config import Config, DataConfig
+from jaxcnn.config import Config, DataConfig, DistillConfig
 from jaxcnn.data import Dataset, Fingerprint
 from jaxcnn.distributed import make_mesh, place_state
 from jaxcnn.errors import UserError
@@ -155,6 +155,12 @@ def _resized(pictures: Float[Array, "batch rows columns 3"], side: int) -> Float
         pictures, (len(pictures), side, side, 3), "linear"
     )
     return resized
+
+
+def check_teachers(config: DistillConfig) -> None:
+    """Raises a `UserError` if a teacher does not exist; reads none of them."""
+    for name in config.teachers:
+        _find(name)
 
 
 def read_teachers(config: Config, dataset: Dataset) -> Teachers | None:

@@ -56,6 +56,7 @@ from jaxcnn.run.tracking import check_clients, open_tracking
 from jaxcnn.run.workdir import Classes, Workdir, count_cores, fit_batch
 from jaxcnn.state import TrainState
 from jaxcnn.step import exact_eval_step
+from jaxcnn.teachers import check_teachers
 from jaxcnn.terminal import console, stage, warn
 from jaxcnn.weights import Weights, read_weights
 
@@ -239,6 +240,7 @@ def prepare_run(config: Config, folder: Workdir) -> PreparedRun:
     # What can be checked without the pictures comes first: they may have to be downloaded and decoded.
     config = _resolve(config, folder)
     folder.check_resumable(config)
+    check_teachers(config.distill)
     is_begun = folder.has_run
     with stage(f"reading the pictures of {config.data.source}"):
         dataset = leader_first(partial(data.load, config.data))

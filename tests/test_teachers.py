@@ -16,15 +16,17 @@ from test_step import make_batch, setup
 
 import export
 from export.workdir import export_weights
+from jaxcnn import data
 from jaxcnn.augment import augment
 from jaxcnn.calibration import write_calibration
 from jaxcnn.classifier import load
 from jaxcnn.config import AugmentConfig, Config, DataConfig, DistillConfig, ModelConfig, OptimConfig
 from jaxcnn.errors import UserError
 from jaxcnn.run.earlier_trainings import read_earlier
+from jaxcnn.run.workdir import Workdir
 from jaxcnn.step import step_keys
 from jaxcnn.teachers import read_teachers
-from jaxcnn.training import train
+from jaxcnn.training import prepare_run, train
 
 KEY = jax.random.key(5)
 LABELS = np.array([0, 1, 2, 1, 0], np.int32)
@@ -142,6 +144,12 @@ def test_a_teacher_that_does_not_fit_is_refused(run, tmp_path):
     with pytest.raises(UserError, match="neither a workdir nor a readable"):
         read(configured(tmp_path / "broken.onnx"))
     assert read(configured()) is None
+
+
+def test_a_missing_teacher_is_reported_before_the_pictures_are_decoded(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "load", lambda config: pytest.fail("decoded"))
+    with pytest.raises(UserError, match=r"names '.*missing', which does not exist"):
+        prepare_run(configured(tmp_path / "missing"), Workdir(tmp_path / "run"))
 
 
 @pytest.mark.parametrize(

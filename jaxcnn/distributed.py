@@ -137,6 +137,17 @@ def place_batch[T](batch: T, mesh: Mesh | None) -> T:
     return placed
 
 
+def constrain_batch(rows: Shaped[jax.Array, "batch ..."], mesh: Mesh | None) -> Shaped[jax.Array, "batch ..."]:
+    """Inside of a jitted function, fixes the layout of a batch to `shard_batch`'s, as `fetch_rows` expects it.
+
+    Where a divided kernel is larger than the batch, XLA would divide the result as the kernel is.
+    """
+    if mesh is None:
+        return rows
+    constrained: jax.Array = jax.lax.with_sharding_constraint(rows, _batch_sharding(mesh))  # type: ignore[no-untyped-call]
+    return constrained
+
+
 def fetch_rows(batch: Shaped[jax.Array, "batch ..."]) -> Shaped[np.ndarray, "rows ..."]:
     """Returns the rows of a batch that this process has computed, as `local_rows` orders them."""
     if batch.is_fully_addressable or batch.is_fully_replicated:

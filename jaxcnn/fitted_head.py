@@ -1,6 +1,7 @@
 """The head of a new run, fitted to the features of its initial weights before the first step (Kumar et al. 2022)."""
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float32
@@ -62,17 +63,14 @@ def compute_features(run: Run, variables: Variables) -> Float32[np.ndarray, "n f
     Every process computes its share, and has all of them.
     """
     config, train, variables = run.config, run.dataset.train, place_state(variables, run.mesh)
-    model = _build_exact(run)
+    compute = partial(feature_step, variables, model=_build_exact(run), mesh=run.mesh)
     batches = with_bar(
         eval_batches(train, batch_size=config.batch_size, rows=run.rows),
         "features of the training pictures",
         total=-(-len(train) // config.batch_size),
     )
     with exact_products():
-        found = [
-            fetch_rows(feature_step(variables, shard_batch(batch.images, run.mesh), model=model))[batch.mask]
-            for batch in batches
-        ]
+        found = [fetch_rows(compute(shard_batch(batch.images, run.mesh)))[batch.mask] for batch in batches]
     features = np.concatenate(found)
     if run.rows is None:
         return features

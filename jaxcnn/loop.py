@@ -486,7 +486,7 @@ def evaluate_variables(run: Run, variables: Variables) -> Evaluation:
     Every process computes its share, and has the result.
     """
     return measure(
-        lambda images: fetch_rows(eval_step(variables, shard_batch(images, run.mesh), model=run.model)),
+        lambda images: fetch_rows(eval_step(variables, shard_batch(images, run.mesh), model=run.model, mesh=run.mesh)),
         run.dataset.validation,
         classes=len(run.dataset.names),
         batch_size=run.config.batch_size,

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 
 from jaxcnn.augment import augment
 from jaxcnn.config import AugmentConfig, DistillConfig
-from jaxcnn.distributed import constrain_state
+from jaxcnn.distributed import constrain_batch, constrain_state
 from jaxcnn.models.features import pooled_features
 from jaxcnn.models.network import Network
 from jaxcnn.ops.compiler import jit
@@ -136,14 +136,14 @@ def train_step(
     return constrain_state(after, mesh), StepMetrics(loss=loss * pictures, correct=correct, pictures=pictures)
 
 
-@partial(jit, static_argnames="model")
+@partial(jit, static_argnames=("model", "mesh"))
 def eval_step(
-    variables: Variables, images: UInt8[Array, "batch side side 3"], *, model: nn.Module
+    variables: Variables, images: UInt8[Array, "batch side side 3"], *, model: nn.Module, mesh: Mesh | None = None
 ) -> Float[Array, "batch classes"]:
-    """The logits of a batch, with the running batch statistics and without dropout."""
+    """The logits of a batch, with the running batch statistics and without dropout; laid out as the batch."""
     logits = model.apply(variables, images, train=False)
     assert isinstance(logits, jax.Array)
-    return logits
+    return constrain_batch(logits, mesh)
 
 
 def exact_eval_step(
@@ -151,17 +151,17 @@ def exact_eval_step(
 ) -> Float[Array, "batch classes"]:
     """`eval_step` with the products of float32 numbers as an exported model computes them, also on accelerators."""
     with exact_products():
-        logits = eval_step(variables, images, model=model)
+        logits = eval_step(variables, images, model=model, mesh=None)  # As in training, so that it is compiled once.
     assert isinstance(logits, jax.Array)
     return logits
 
 
-@partial(jit, static_argnames="model")
+@partial(jit, static_argnames=("model", "mesh"))
 def feature_step(
-    variables: Variables, images: UInt8[Array, "batch side side 3"], *, model: Network
+    variables: Variables, images: UInt8[Array, "batch side side 3"], *, model: Network, mesh: Mesh | None = None
 ) -> Float[Array, "batch features"]:
-    """The features of a batch, which the head of the network takes, as in evaluation."""
-    return pooled_features(model, variables, images)
+    """The features of a batch, which the head of the network takes, as in evaluation; laid out as the batch."""
+    return constrain_batch(pooled_features(model, variables, images), mesh)
 
 
 class _Examples(NamedTuple):

@@ -89,6 +89,28 @@ print(all((fetch_state(placed)[name] == state[name]).all() for name in state))
     assert done.stdout.splitlines() == [str(shapes), "True", "True"], done.stderr
 
 
+@pytest.mark.run
+def test_what_is_computed_of_a_batch_is_sharded_as_the_batch_whatever_the_kernels_are():
+    program = """
+import jax, numpy as np
+from jaxcnn.config import ModelConfig
+from jaxcnn.distributed import fetch_rows, make_mesh, place_state, shard_batch
+from jaxcnn.models import registry
+from jaxcnn.state import init_variables
+from jaxcnn.step import eval_step, feature_step
+model = registry.build(ModelConfig(widths=(64,), blocks=(0,)), classes=128)
+variables = init_variables(jax.random.key(0), model=model, image_size=8)
+for fsdp in (2, 4):
+    mesh = make_mesh(fsdp)
+    images = shard_batch(np.zeros((4, 8, 8, 3), np.uint8), mesh)
+    for function in (eval_step, feature_step):
+        found = function(place_state(variables, mesh), images, model=model, mesh=mesh)
+        print(*{part.data.shape for part in found.addressable_shards})
+"""
+    done = run(["-c", program], devices=4)
+    assert done.stdout.splitlines() == ["(1, 128)", "(1, 64)"] * 2, done.stderr
+
+
 STEPS = """
 import jax, numpy as np
 from jaxcnn import step
@@ -170,7 +192,7 @@ def test_what_cannot_be_sharded_equally_is_refused(monkeypatch):
 def test_processes_with_different_numbers_of_devices_are_refused(monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(process_index=process) for process in (1, 0, 1, 1)])
     monkeypatch.setattr(jax, "device_count", lambda: 4)
-    with pytest.raises(UserError, match=r"the processes of this run have 1, 3 devices; give all of them the same number"):
+    with pytest.raises(UserError, match=r"have 1, 3 devices; give all of them the same number"):
         distributed.check_devices(64)
 
 

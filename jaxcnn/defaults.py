@@ -1,7 +1,9 @@
 """The settings that the options of a command line change: a preset, then its initial weights, then a file."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from jaxcnn import options
@@ -57,7 +59,8 @@ def find_defaults(preset: str, arguments: Sequence[str], *, must_exist: bool = T
     config, name, file = PRESETS[preset](), preset, None
     if (text := options.peek(arguments, "config", "None")) != "None":
         file = named_path(text, option="config")
-        name = file.parent.name if file.stem == "config" else file.stem
+        # The record of a run has the name of its folder, which the path may leave out.
+        name = (file.name == "config.json" and Path(os.path.abspath(file)).parent.name) or file.stem
         if (record := read_record(file)) is not None:
             config, file = record, None
 

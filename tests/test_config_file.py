@@ -56,6 +56,25 @@ def test_the_record_of_a_run_is_taken_as_a_whole(tmp_path):
     assert parsed.workdir.as_posix() == "runs/run"
 
 
+@pytest.mark.parametrize(
+    ("path", "workdir"),
+    [
+        ("config.toml", "runs/config"),
+        ("inner/config.toml", "runs/config"),
+        ("../config.toml", "runs/config"),
+        ("config.json", "runs/here"),
+        ("../config.json", "runs/outer"),
+        ("inner/config.json", "runs/inner"),
+    ],
+)
+def test_a_run_has_a_folder_of_its_own_however_its_file_is_called(tmp_path, monkeypatch, path, workdir):
+    folder = tmp_path / "outer" / "here"
+    (folder / "inner").mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    (folder / path).write_text("{}" if path.endswith("json") else "")
+    assert parse(["--config", path]).workdir.as_posix() == workdir
+
+
 def test_another_network_comes_in_its_default_shape(tmp_path):
     (tmp_path / "a.toml").write_text('model.name = "seed"')
     assert read_settings(tmp_path / "a.toml", digits()).model.widths != digits().model.widths

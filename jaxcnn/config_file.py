@@ -82,7 +82,7 @@ def _parse(path: Path) -> dict[str, Any]:
     if path.suffix not in SUFFIXES:
         raise UserError(f"config is {str(path)!r}; give a file that ends with {' or '.join(SUFFIXES)}")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Editors on Windows begin files with a mark.
         found = tomllib.loads(text) if path.suffix == ".toml" else unseal(json.loads(text))
     except OSError as error:
         raise UserError(f"config {path} cannot be read: {error.strerror}; check the path") from error

@@ -40,6 +40,12 @@ def test_json_is_read_like_toml(toml, tmp_path):
     assert read_settings(path, digits()) == read_settings(toml, digits())
 
 
+def test_a_byte_order_mark_is_no_part_of_a_file(toml):
+    found = read_settings(toml, digits())
+    toml.write_text(TOML, encoding="utf-8-sig")
+    assert read_settings(toml, digits()) == found
+
+
 def test_options_override_the_file_which_overrides_the_preset(toml):
     parsed = parse(["--config", str(toml), "--epochs", "3"])
     assert (parsed.config.epochs, parsed.config.optim.name, parsed.config.optim.warmup) == (3, "adam", 0.2)

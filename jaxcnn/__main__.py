@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from jaxcnn.cli import discard_output
+
 
 class Command(NamedTuple):
     """A command.
@@ -71,7 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # The console command exists only where the package is installed.
     prog = "jaxcnn" if Path(sys.argv[0]).stem == "jaxcnn" else "python -m jaxcnn"
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(OVERVIEW.format(prog=prog), end="")
+        try:
+            print(OVERVIEW.format(prog=prog), end="", flush=True)
+        except BrokenPipeError:
+            discard_output()
         return
     name, *rest = arguments
     if name not in COMMANDS:

@@ -5,7 +5,9 @@ import os
 import signal
 import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NoReturn
 
 from jaxcnn.disk import remedy
 from jaxcnn.errors import UserError
@@ -30,14 +32,13 @@ def run(
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
-        main(sys.argv[1:])
+        with _flushed():
+            main(sys.argv[1:])
     except UserError as error:
         print(printable(f"{prog}: {error}"), file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:
-        # Whoever reads the output has seen enough, as `head` has; what Python still holds goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        discard_output()
     except OSError as error:
         advice = f"; {remedy(error)} and run the same command again" if remedy(error) else ""
         print(printable(f"{prog}: {error}{advice}"), file=sys.stderr)
@@ -51,6 +52,28 @@ def run(
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+@contextmanager
+def _flushed() -> Iterator[None]:
+    """Writes what standard output still holds at the end: later, a closed pipe would be an error of the interpreter."""
+    try:
+        yield
+    except SystemExit:  # As after `--help`.
+        _flush()
+        raise
+    _flush()
+
+
+def _flush() -> None:
+    if sys.stdout is not None:  # None: it is closed.
+        sys.stdout.flush()
+
+
+def discard_output() -> NoReturn:
+    """Ends the process with status 1: who reads its output has seen enough, as `head` has. The rest goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(1)
 
 
 def _handle_signals() -> None:

@@ -197,6 +197,24 @@ def test_characters_that_the_output_cannot_encode_are_replaced():
     assert (done.returncode, done.stdout.split(), done.stderr) == (0, [b"?ubr"], b"")
 
 
+@pytest.mark.parametrize("line", ["jaxcnn", "jaxcnn.sweep --help", "jaxcnn.train --help"])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_nobody_reads_is_no_error(line, unbuffered):
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", *line.split()],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+            stdout=writer,
+            stderr=subprocess.PIPE,
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) in [(1, b""), (0, b"")]
+
+
 def test_the_home_directory_of_a_workdir_is_expanded(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))

@@ -12,10 +12,11 @@ from typing import NoReturn
 from jaxcnn.disk import remedy
 from jaxcnn.errors import UserError
 
+MEMORY = "close other programs, or use a larger machine"
+"""What to do if there is not enough memory."""
 
-def run(
-    main: Callable[[Sequence[str]], None], prog: str, *, memory: str = "close other programs, or use a larger machine"
-) -> None:
+
+def run(main: Callable[[Sequence[str]], None], prog: str, *, memory: str = MEMORY) -> None:
     """Runs a command's `main` on the process's arguments.
 
     Errors are printed as one line. A `UserError` exits with status 2, an `OSError` such as a full disk and a lack of
@@ -34,24 +35,30 @@ def run(
     try:
         with _flushed():
             main(sys.argv[1:])
-    except UserError as error:
-        print(printable(f"{prog}: {error}"), file=sys.stderr)
-        sys.exit(2)
     except BrokenPipeError:
         discard_output()
-    except OSError as error:
-        advice = f"; {remedy(error)} and run the same command again" if remedy(error) else ""
-        print(printable(f"{prog}: {error}{advice}"), file=sys.stderr)
-        sys.exit(1)
-    except Exception as error:
-        if not is_out_of_memory(error):
+    except (Exception, KeyboardInterrupt) as error:
+        found = explain(error, memory=memory)
+        if found is None:
             raise
+        reason, status = found
+        print(printable(f"{prog}: {reason}"), file=sys.stderr)
+        sys.exit(status)
+
+
+def explain(error: BaseException, *, memory: str) -> tuple[str, int] | None:
+    """Returns what is wrong and the exit status, see `run`; None for what is no error of the user or the system."""
+    if isinstance(error, UserError):
+        return str(error), 2
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", 130
+    if isinstance(error, OSError):
+        advice = remedy(error)
+        return f"{error}; {advice} and run the same command again" if advice else str(error), 1
+    if is_out_of_memory(error):
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        print(printable(f"{prog}: there is not enough memory ({reason}); {memory}"), file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print(f"{prog}: interrupted", file=sys.stderr)
-        sys.exit(130)
+        return f"there is not enough memory ({reason}); {memory}", 1
+    return None
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxcnn.cli import is_out_of_memory, printable
+from jaxcnn.cli import MEMORY, explain, is_out_of_memory, printable
 from jaxcnn.config import ParallelConfig
 from jaxcnn.distributed import AXES, make_mesh
 from jaxcnn.errors import UserError
@@ -221,44 +221,57 @@ def propose(wishes: Callable[[], Wishes]) -> Callable[[], Wishes]:
 
 
 @contextlib.contextmanager
-def ending_together(prog: str) -> Iterator[None]:
+def ending_together(prog: str, *, memory: str = MEMORY) -> Iterator[None]:
     """Prints an error in the context, and ends this process if it is one of several; else the error is raised.
 
     It ends at once. By itself, JAX would wait for the others when the interpreter exits, which may be stuck or gone.
     The status is that of `cli.run`, or `LOST` if another process of the run has ended.
+
+    Args:
+      prog: what the messages call the command.
+      memory: what to do if there is not enough memory.
     """
     try:
         yield
     except BaseException as error:
         if not jax.distributed.is_initialized():
             raise
-        status = _report(prog, error)
-        sys.stdout.flush()
-        sys.stderr.flush()
+        status = _report(prog, error, memory=memory)
+        for stream in filter(None, (sys.stdout, sys.stderr)):  # None: it is closed.
+            with contextlib.suppress(BrokenPipeError):
+                stream.flush()
         if isinstance(error, UserError) and not isinstance(error, MissingProcessError):
             _wait_to_end()
         os._exit(status)
 
 
-def _report(prog: str, error: BaseException) -> int:
+def _report(prog: str, error: BaseException, *, memory: str) -> int:
     """Prints an error, and returns the exit status."""
     match error:
-        case UserError():
-            print(printable(f"{prog}: {error}"), file=sys.stderr)
-            return LOST if isinstance(error, MissingProcessError) else 2
         case SystemExit():
             return error.code if isinstance(error.code, int) else 1
-        case KeyboardInterrupt():
-            print(f"{prog}: interrupted", file=sys.stderr)
-            return 130
+        case BrokenPipeError():  # Nobody reads any more.
+            return 1
+    found = _explain_loss(error) or explain(error, memory=memory)
+    if found is None:
+        traceback.print_exception(error)
+        return 1
+    reason, status = found
+    print(printable(f"{prog}: {reason}"), file=sys.stderr)
+    return status
+
+
+def _explain_loss(error: BaseException) -> tuple[str, int] | None:
+    """Does what `cli.explain` does for the error of a process that misses another one; None for other errors."""
+    if isinstance(error, MissingProcessError):
+        return str(error), LOST
+    if isinstance(error, UserError | KeyboardInterrupt):
+        return None
     found = next(filter(_is_of_lost_process, _chain(error)), None)
-    if found is not None and not is_out_of_memory(found):
-        reason = next(iter(str(found).splitlines()), type(found).__name__)[:200]
-        line = f"{prog}: another process of this run has ended ({reason}); start all of them again to resume"
-        print(printable(line), file=sys.stderr)
-        return LOST
-    traceback.print_exception(error)
-    return 1
+    if found is None or is_out_of_memory(found):
+        return None
+    reason = next(iter(str(found).splitlines()), type(found).__name__)[:200]
+    return f"another process of this run has ended ({reason}); start all of them again to resume", LOST
 
 
 def _wait_to_end() -> None:

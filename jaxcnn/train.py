@@ -78,7 +78,7 @@ def main(arguments: Sequence[str]) -> None:
         for finding in rehearse(parsed.config, parsed.workdir):
             print(json.dumps(finding.record) if parsed.json else cli.printable(finding.text), flush=True)
         return
-    with ending_together(PROG):
+    with ending_together(PROG, memory=MEMORY):
         echo = sys.stdout if parsed.json else None
         evaluation = train(parsed.config, parsed.workdir, note=parsed.note, bucket=parsed.bucket, echo=echo)
     if parsed.json and is_leader():

@@ -162,6 +162,7 @@ def during(first, error):
         (UserError("epochs is 0"), 2),
         (MissingProcessError("the processes have not all started; start all of them again to resume"), LOST),
         (ValueError("a bug"), 1),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1),
         (KeyboardInterrupt(), 130),
         (SystemExit(143), 143),
     ],
@@ -175,3 +176,21 @@ def test_the_exit_status_says_what_to_do(monkeypatch, capsys, error, status):
         raise error
     assert ends == [status]
     assert ("start all of them again to resume" in capsys.readouterr().err) == (status == LOST)
+
+
+@pytest.mark.parametrize(
+    ("error", "lines"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "a"), "No space left on device: 'a'; make room and run the"),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory\nof 7 bytes"), "out of memory); lower it"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), ""),
+    ],
+)
+def test_an_error_of_the_system_is_one_line_as_in_a_single_process(monkeypatch, capsys, error, lines):
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(os, "_exit", lambda _: None)
+    with ending_together("train", memory="lower it"):
+        raise error
+    printed = capsys.readouterr().err
+    assert lines in printed
+    assert printed.count("\n") == bool(lines)

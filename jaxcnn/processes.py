@@ -182,6 +182,23 @@ def share[T](value: T) -> list[T]:
     return [_read(f"{key}/{process}") for process in range(jax.process_count())]
 
 
+def check_same(what: str, describe: Callable[[], object], *, advice: str) -> None:
+    """Raises a `UserError` in every process if one of them has something else than the first.
+
+    Args:
+      what: names it in the message.
+      describe: returns what has to be the same, as JSON can express it; not called alone.
+      advice: what to do.
+    """
+    if jax.process_count() == 1:
+        return
+    value = describe()
+    first = lead(lambda: value)
+    for number, is_same in enumerate(share(value == first)):
+        if not is_same:
+            raise UserError(f"process {number} has other {what} than process 0; {advice}")
+
+
 class Wishes(NamedTuple):
     """What a process would do after a step.
 

@@ -53,7 +53,7 @@ from jaxcnn.run.live_report import LiveReport
 from jaxcnn.run.metrics_log import HeadRecord, MetricsLog, Record, ValidationRecord, open_log
 from jaxcnn.run.sessions import record_session
 from jaxcnn.run.tracking import check_clients, open_tracking
-from jaxcnn.run.workdir import Classes, Workdir, count_cores, fit_batch
+from jaxcnn.run.workdir import Classes, Workdir, count_cores, fit_batch, flat_settings
 from jaxcnn.state import TrainState
 from jaxcnn.step import exact_eval_step
 from jaxcnn.teachers import check_teachers
@@ -62,6 +62,8 @@ from jaxcnn.weights import Weights, read_weights
 
 SHOWN = 16
 """Number of augmented pictures that TensorBoard shows."""
+OWN = ("data.source", "data.archive", "data.cache_dir")
+"""Settings that each process of a run may have a value of its own for."""
 MOST_LOGITS = 2**28
 """Most logits that are held in memory at once to calibrate with, 1 GB: 12,290 pictures of 21,841 classes."""
 
@@ -142,6 +144,7 @@ def begin(
     """
     _join_processes(config)
     trackers, config = config.log, config.recorded()
+    _check_same_settings(config, bucket)
     folder = Workdir(Path(workdir))
     check_place(config, folder)
     with _locked_by_leader(folder), _copied_to(bucket, folder) as listeners:
@@ -188,6 +191,17 @@ def _join_processes(config: Config) -> None:
         check_joined()
     lead(lambda: check_clients(config.log))
     console.quiet = console.quiet or not is_leader()
+
+
+def _check_same_settings(config: Config, bucket: str | None) -> None:
+    """Raises a `UserError` if the processes of a run were not started with the same settings."""
+    given = {name: repr(value) for name, value in (("bucket", bucket), *flat_settings(config)) if name not in OWN}
+    first = lead(lambda: given)
+    differing = [name for name in first if given.get(name) != first[name]]
+    found = share([f"{name} {given.get(name)}, process 0 with {first[name]}" for name in differing[:1]])
+    for number, differences in enumerate(found):
+        if differences:
+            raise UserError(f"process {number} was started with {differences[0]}; give the same options to all of them")
 
 
 def _count_all_cores() -> int:

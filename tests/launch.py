@@ -23,7 +23,7 @@ ENDED_SECONDS = 15
 """Time in which all processes end after one of them."""
 
 
-def launch(count, workdir, *options, host="127.0.0.1", prefixes: Sequence[Sequence[str]] = (), environments=()):
+def launch(count, workdir, *options, host="127.0.0.1", prefixes: Sequence[Sequence[str]] = (), environments=(), own=()):
     """Starts the processes of a run; one alone without the options that join several.
 
     Args:
@@ -33,6 +33,7 @@ def launch(count, workdir, *options, host="127.0.0.1", prefixes: Sequence[Sequen
       host: address of the first process.
       prefixes: for each process, a command that starts it.
       environments: for each process, variables of its environment; they replace the options that join several.
+      own: for each process, further options.
     """
     address, started = f"{host}:{free_port()}", []
     for process in range(count):
@@ -41,13 +42,14 @@ def launch(count, workdir, *options, host="127.0.0.1", prefixes: Sequence[Sequen
             command += ["--parallel.coordinator", address, "--parallel.num_processes", str(count)]
             command += ["--parallel.process_id", str(process)]
         prefix = prefixes[process] if prefixes else ()
-        own = environments[process] if environments else {}
+        command += own[process] if own else ()
+        variables = environments[process] if environments else {}
         environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
         started.append(
             subprocess.Popen(
                 [*prefix, *command],
                 cwd=ROOT,
-                env=environment | {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"} | own,
+                env=environment | {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"} | variables,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,

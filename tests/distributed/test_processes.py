@@ -91,6 +91,15 @@ def test_what_the_leader_refuses_ends_all(short, tmp_path):
     assert "batch_size 64, not 32" in ended[0][1]
 
 
+@RUN
+def test_processes_that_were_started_with_other_settings_are_refused(tmp_path):
+    own = [["--epochs", "4"], ["--epochs", "5"]]
+    ended = finish(launch(2, tmp_path, *SMALL, own=own))
+    assert [status for status, _ in ended] == [2, 2], ended
+    for _, output in ended:
+        assert "process 1 was started with epochs 5, process 0 with 4; give the same options to all" in output
+
+
 def slurm(process, count, port):
     """The environment of a task that `srun` starts."""
     return {

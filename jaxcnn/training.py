@@ -16,6 +16,7 @@ import jax
 import export
 from jaxcnn import data
 from jaxcnn.calibration import Calibration, calibrate, keep_every, write_calibration
+from jaxcnn.checksum import checksum_array
 from jaxcnn.classifier import load
 from jaxcnn.config import Config
 from jaxcnn.data import Fingerprint
@@ -45,7 +46,7 @@ from jaxcnn.metrics import Evaluation
 from jaxcnn.models.pretrained import read_pretrained
 from jaxcnn.ops.compilation_cache import keep_compilations
 from jaxcnn.paths import check_outside_pictures, named_path
-from jaxcnn.processes import check_joined, is_leader, join, lead, leader_first, share
+from jaxcnn.processes import check_joined, check_same, is_leader, join, lead, leader_first, share
 from jaxcnn.run.bucket import Bucket
 from jaxcnn.run.checkpoint import Checkpoints, load_model, open_checkpoints
 from jaxcnn.run.earlier_trainings import record_earlier
@@ -63,7 +64,7 @@ from jaxcnn.weights import Weights, read_weights
 SHOWN = 16
 """Number of augmented pictures that TensorBoard shows."""
 OWN = ("data.source", "data.archive", "data.cache_dir")
-"""Settings that each process of a run may have a value of its own for."""
+"""Settings that may differ between the processes of a run."""
 MOST_LOGITS = 2**28
 """Most logits that are held in memory at once to calibrate with, 1 GB: 12,290 pictures of 21,841 classes."""
 
@@ -265,6 +266,9 @@ def prepare_run(config: Config, folder: Workdir) -> PreparedRun:
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, store=kind))
     if kind != here:
         dataset = data.load(config.data)
+    # Machines may have copies of the pictures, and one of these may be incomplete.
+    advice = f"{config.data.source} has to hold the same pictures on all machines"
+    check_same("pictures", partial(_describe_split, dataset), advice=advice)
     if not is_begun:
         config = _with_fitting_batch(config, len(dataset.train))
     with stage("looking for duplicates"):
@@ -277,6 +281,11 @@ def prepare_run(config: Config, folder: Workdir) -> PreparedRun:
     with stage("identifying the validation pictures"):
         lead(lambda: folder.check_same_data(classes, fingerprint()))
     return PreparedRun(run, classes, fingerprint, findings)
+
+
+def _describe_split(dataset: data.Dataset) -> list[str]:
+    """Returns the classes and checksums of the labels, without a look at the pixels."""
+    return [*dataset.names, *(checksum_array(split.labels) for split in (dataset.train, dataset.validation))]
 
 
 def conclude(run: Run, workdir: str | Path) -> Evaluation | None:

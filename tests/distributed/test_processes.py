@@ -18,6 +18,7 @@ from launch import (
     train,
     wait_for_step,
 )
+from pictures import write_class_folders
 
 from jaxcnn.processes import LOST
 
@@ -98,6 +99,17 @@ def test_processes_that_were_started_with_other_settings_are_refused(tmp_path):
     assert [status for status, _ in ended] == [2, 2], ended
     for _, output in ended:
         assert "process 1 was started with epochs 5, process 0 with 4; give the same options to all" in output
+
+
+@RUN
+def test_processes_with_other_pictures_are_refused(tmp_path):
+    sources = [write_class_folders(tmp_path / name, count=20) for name in ("here", "there")]
+    (sources[1] / "dog" / "7.png").unlink()
+    own = [["--data.source", str(source), "--data.cache_dir", str(source) + "-cache"] for source in sources]
+    ended = finish(launch(2, tmp_path / "run", *SMALL, own=own))
+    assert [status for status, _ in ended] == [2, 2], ended
+    assert "process 1 has other pictures than process 0; " in ended[0][1]
+    assert "here has to hold the same pictures on all machines" in ended[0][1]
 
 
 def slurm(process, count, port):

@@ -33,7 +33,7 @@ from jaxcnn.paths import named_path
 from jaxcnn.run.earlier_trainings import Training
 from jaxcnn.state import Variables, describe_variables
 from jaxcnn.step import step_keys
-from jaxcnn.weights import Weights, read_weights
+from jaxcnn.weights import Weights, read_same_weights
 
 ONNX_SUFFIX = ".onnx"
 
@@ -180,7 +180,7 @@ def read_teachers(config: Config, dataset: Dataset) -> Teachers | None:
             f"{files[0].path} cannot teach on {jax.device_count()} devices; give the workdir that it was exported from"
         )
     described = [_describe_file(file) for file in files]
-    weights = [read_weights(str(path)) for path in paths if path.suffix != ONNX_SUFFIX]
+    weights = [read_same_weights(str(path)) for path in paths if path.suffix != ONNX_SUFFIX]
     sources: list[Weights | _Described] = [*described, *weights]
     for source in sources:
         _check_fits(source, config, dataset)

@@ -59,7 +59,7 @@ from jaxcnn.state import TrainState
 from jaxcnn.step import exact_eval_step
 from jaxcnn.teachers import check_teachers
 from jaxcnn.terminal import console, stage, warn
-from jaxcnn.weights import Weights, read_weights
+from jaxcnn.weights import Weights, read_same_weights
 
 SHOWN = 16
 """Number of augmented pictures that TensorBoard shows."""
@@ -410,7 +410,7 @@ def initialise(run: Run) -> tuple[Weights | None, TrainState]:
     config = run.config
     if config.init_from is None:
         return None, initial_state(run)
-    weights = read_weights(config.init_from)
+    weights = read_same_weights(config.init_from)
     state = initial_state(run, weights)
     if weights.trained_on is not None:
         check_no_leakage(run.dataset, config.data, trained_on=weights.trained_on, fingerprint=weights.pictures)

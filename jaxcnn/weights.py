@@ -20,6 +20,7 @@ from jaxcnn.leakage import is_same_data
 from jaxcnn.metadata import Metadata
 from jaxcnn.models import registry
 from jaxcnn.models.pretrained import Pretrained, read_pretrained
+from jaxcnn.processes import check_same
 from jaxcnn.run.checkpoint import load_model
 from jaxcnn.run.earlier_trainings import Training
 from jaxcnn.run.lineage import describe_pretrained, trainings
@@ -114,6 +115,21 @@ def read_weights(source: str) -> Weights:
             trainings=metadata.trainings,
             tensors={name: _read_tensor(path, file, name) for name in file.keys()},  # noqa: SIM118
         )
+
+
+def read_same_weights(source: str) -> Weights:
+    """Reads weights in every process of a run.
+
+    Raises:
+      UserError: as `read_weights`; or they are others in some process, as copies or downloads of another version are.
+    """
+    weights = read_weights(source)
+
+    def describe() -> dict[str, str]:
+        return {name: checksum_array(values) for name, values in weights.tensors.items()}
+
+    check_same(f"weights in {source}", describe, advice="copy them from there")
+    return weights
 
 
 def weights_of(pretrained: Pretrained, *, source: str) -> Weights:

@@ -19,7 +19,7 @@ from hypothesis.extra import numpy as arrays
 from pictures import write_class_folders
 
 from export.workdir import export_weights
-from jaxcnn import data, training, weights, weights_source
+from jaxcnn import data, processes, training, weights, weights_source
 from jaxcnn.config import SHAPE, Config, DataConfig, ModelConfig, OptimConfig
 from jaxcnn.errors import UserError
 from jaxcnn.loop import initial_state, prepare
@@ -34,7 +34,7 @@ from jaxcnn.run.workdir import Classes, Workdir
 from jaxcnn.state import create_state, init_variables, start_from
 from jaxcnn.train import parse
 from jaxcnn.training import begin, train
-from jaxcnn.weights import mean_of, read_weights, write_weights
+from jaxcnn.weights import mean_of, read_same_weights, read_weights, write_weights
 from jaxcnn.weights_source import read_shape
 
 MODEL = ModelConfig(widths=(4, 6), blocks=(1, 0))
@@ -292,6 +292,16 @@ def content(tmp_path_factory):
     path = tmp_path_factory.mktemp("whole") / "a.safetensors"
     write_weights(path, variables_of(), metadata_of())
     return path.read_bytes()
+
+
+def test_processes_that_read_other_weights_are_refused(file, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(processes, "lead", lambda describe: dict(describe()))
+    monkeypatch.setattr(processes, "share", lambda is_same: [True, is_same])
+    assert read_same_weights(str(file)).names == NAMES
+    monkeypatch.setattr(processes, "lead", lambda describe: describe() | {"params/classifier/bias": "0"})
+    with pytest.raises(UserError, match=r"process 1 has other weights in .*a\.safetensors than process 0; copy them"):
+        read_same_weights(str(file))
 
 
 @given(share=st.floats(0, 1, exclude_max=True))

@@ -14,6 +14,7 @@ from typing import IO, NamedTuple
 import jax
 
 import export
+from jaxcnn import config as settings
 from jaxcnn import data
 from jaxcnn.calibration import Calibration, calibrate, keep_every, write_calibration
 from jaxcnn.checksum import checksum_array
@@ -253,10 +254,10 @@ def prepare_run(config: Config, folder: Workdir) -> PreparedRun:
       UserError: the settings or the data do not fit the run in the workdir, or cannot be trained with.
     """
     # What can be checked without the pictures comes first: they may have to be downloaded and decoded.
-    config = _resolve(config, folder)
-    folder.check_resumable(config)
+    config = _resolve_together(config, folder)
+    lead(partial(folder.check_resumable, config))
     check_teachers(config.distill)
-    is_begun = folder.has_run
+    is_begun = lead(lambda: folder.has_run)
     with stage(f"reading the pictures of {config.data.source}"):
         dataset = leader_first(partial(data.load, config.data))
     # Now what depends on them. All processes keep the pictures in the same way, whatever room their disks have.
@@ -357,6 +358,15 @@ def _copied_to(bucket: str | None, folder: Workdir) -> Iterator[Sequence[Callabl
     yield (update,)
     with stage(f"sending the rest of the run to {bucket}"):
         lead(update)
+
+
+def _resolve_together(config: Config, workdir: Workdir) -> Config:
+    """Returns what `_resolve` returns in the first process, but for `OWN`: a network drive shows changes late."""
+    if jax.process_count() == 1:
+        return _resolve(config, workdir)
+    found = settings.from_json(lead(lambda: settings.to_json(_resolve(config, workdir))))
+    here = {name: getattr(config.data, name) for name in (name.removeprefix("data.") for name in OWN)}
+    return dataclasses.replace(found, data=dataclasses.replace(found.data, **here))
 
 
 def _resolve(config: Config, workdir: Workdir) -> Config:

@@ -23,7 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import jaxcnn
 from jaxcnn import data, loop, training
-from jaxcnn.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig
+from jaxcnn.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, to_json
 from jaxcnn.errors import UserError
 from jaxcnn.evaluate import main as evaluate_command
 from jaxcnn.evaluation import evaluate
@@ -241,6 +241,14 @@ def test_a_workdir_that_cannot_be_resumed_is_reported_before_the_pictures_are_de
         train(config, tmp_path / "file" / "run")
     with Workdir(tmp_path / "run").locked(), pytest.raises(UserError, match="another process is training"):
         train(config, tmp_path / "run")
+
+
+def test_a_process_takes_what_the_first_has_decided_and_its_paths(config, tmp_path, monkeypatch):
+    decided = dataclasses.replace(config, batch_size=6, data=dataclasses.replace(config.data, source="a", crop=None))
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(training, "lead", lambda _: to_json(decided))
+    found = training._resolve_together(config, Workdir(tmp_path))
+    assert (found.batch_size, found.data.source) == (6, "digits")
 
 
 def test_pictures_added_between_two_sessions_are_reported(config, tmp_path):

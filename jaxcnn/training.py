@@ -3,8 +3,10 @@
 import dataclasses
 import functools
 import math
+import os
 import platform
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -66,6 +68,8 @@ SHOWN = 16
 """Number of augmented pictures that TensorBoard shows."""
 OWN = ("data.source", "data.archive", "data.cache_dir")
 """Settings that may differ between the processes of a run."""
+SEEN_SECONDS = 60.0
+"""Time after which each machine sees a new file on a network drive: NFS looks again after at most a minute."""
 MOST_LOGITS = 2**28
 """Most logits that are held in memory at once to calibrate with, 1 GB: 12,290 pictures of 21,841 classes."""
 
@@ -339,7 +343,43 @@ def _locked_by_leader(folder: Workdir) -> Iterator[None]:
     """Locks the folder in the leader, for all processes of the run."""
     with ExitStack() as stack:
         lead(lambda: stack.enter_context(folder.locked()))
+        if jax.process_count() > 1:
+            _check_shared(folder)
         yield
+
+
+def _check_shared(folder: Workdir) -> None:
+    """Raises a `UserError` if a process does not see the folder of the first: its part of a checkpoint would be lost.
+
+    A name that nobody has looked for yet is not hidden by what a network drive remembers.
+    """
+
+    def mark() -> str:
+        name = f".shared-{uuid.uuid4().hex}"
+        (folder.path / name).touch()
+        return name
+
+    path = folder.path / lead(mark)
+    try:
+        seen = share(_appears(path))
+    finally:
+        if is_leader():
+            path.unlink()
+    if not all(seen):
+        raise UserError(
+            f"process {seen.index(False)} does not see the workdir {folder.path} of process 0; give a --workdir on a "
+            "disk that all machines share"
+        )
+
+
+def _appears(path: Path) -> bool:
+    """Waits for a file that another machine has written, at most `SEEN_SECONDS`; returns whether it is there."""
+    deadline = time.monotonic() + SEEN_SECONDS
+    while not (is_there := path.parent.is_dir() and path.name in os.listdir(path.parent)):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.1)
+    return is_there
 
 
 @contextmanager

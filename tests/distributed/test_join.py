@@ -194,3 +194,43 @@ def test_an_error_of_the_system_is_one_line_as_in_a_single_process(monkeypatch, 
     printed = capsys.readouterr().err
     assert lines in printed
     assert printed.count("\n") == bool(lines)
+
+
+LOCKING = """
+import sys
+from pathlib import Path
+from jaxcnn import training
+from jaxcnn.config import ParallelConfig
+from jaxcnn.processes import ending_together, join
+from jaxcnn.run.workdir import Workdir
+training.SEEN_SECONDS = 0.5
+address, number, *folders = sys.argv[1:]
+with ending_together("train"):
+    join(ParallelConfig(coordinator=address, num_processes=2, process_id=int(number)))
+    for folder in folders:
+        with training._locked_by_leader(Workdir(Path(folder))):
+            print("locked", flush=True)
+"""
+
+
+@pytest.mark.run
+def test_a_workdir_that_is_not_shared_is_refused(tmp_path):
+    """Both processes see the first folder; the second is on a disk of each."""
+    address, shared = f"127.0.0.1:{free_port()}", str(tmp_path / "shared")
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", LOCKING, address, str(number), shared, str(tmp_path / f"disk{number}")],
+            cwd=ROOT,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    for number, process in enumerate(started):
+        printed, errors = process.communicate(timeout=120)
+        assert (printed, process.returncode) == ("locked\n", 2), errors
+        line = f"process 1 does not see the workdir {tmp_path}/disk{number} of process 0; give a --workdir on a disk"
+        assert line in errors
+    assert list(tmp_path.iterdir()) == []

@@ -23,6 +23,12 @@ CONNECTIONS = 8
 """Files that are sent or fetched at once."""
 RETRIES = 4
 """How often a request that failed is repeated, the first time after a second and then after ever longer times."""
+STALLED = {
+    "TENSORSTORE_CURL_CONNECT_TIMEOUT_SECONDS": "30",
+    "TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS": "30",
+    "TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES": "1",
+}
+"""Variables by which a request fails that no byte comes or goes of for so long. By itself it would wait for ever."""
 
 _STEP = re.compile(r"checkpoints/(\d+)/.+")
 _REGION = "us-east-1"
@@ -143,6 +149,8 @@ class Bucket:
         if self._opened is None:
             import tensorstore
 
+            for name, value in STALLED.items():
+                os.environ.setdefault(name, value)
             retries = {"max_retries": RETRIES}
             context = tensorstore.Context({"s3_request_retries": retries, "gcs_request_retries": retries})
             self._opened = tensorstore.KvStore.open(_describe_store(self._address), context=context).result()

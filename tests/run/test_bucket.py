@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -187,6 +188,33 @@ def test_a_store_that_fails_stops_no_training_but_a_start(s3, workdir, tmp_path,
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
     with pytest.raises(UserError, match=r"which cannot be read"):
         Bucket(ADDRESS).restore(tmp_path / "new")
+
+
+UPDATING = """
+import sys
+from pathlib import Path
+from jaxcnn.run import bucket
+bucket.RETRIES = 0
+bucket.STALLED = dict.fromkeys(bucket.STALLED, "1")
+bucket.Bucket("s3://runs/mine").update(Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.run
+def test_a_store_that_never_answers_does_not_stop_the_training(workdir):
+    with socket.create_server(("127.0.0.1", 0)) as server:  # Which accepts connections, and reads nothing.
+        endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
+        done = subprocess.run(
+            [sys.executable, "-c", UPDATING, str(workdir)],
+            cwd=ROOT,
+            env=os.environ
+            | {"AWS_ENDPOINT_URL_S3": endpoint, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert "s3://runs/mine lacks a part of the run: " in done.stderr
+    assert done.returncode == 0
 
 
 @pytest.mark.parametrize(

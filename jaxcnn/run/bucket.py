@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from jaxcnn.cli import printable
-from jaxcnn.disk import write_atomically
+from jaxcnn.disk import remedy, write_atomically
 from jaxcnn.errors import UserError
 from jaxcnn.paths import check_address
 from jaxcnn.run.seal import NAME as SEAL
@@ -54,7 +54,8 @@ class Bucket:
         """Fetches the files of a run into a workdir without one, if the bucket has a checkpoint.
 
         Raises:
-          UserError: the bucket cannot be read, or holds another run than the workdir, or a later checkpoint of it.
+          UserError: the bucket cannot be read, or holds another run than the workdir, or a later checkpoint of it; or
+            the workdir cannot be written.
         """
         try:
             names = self._list()
@@ -130,8 +131,15 @@ class Bucket:
 
     def _fetch(self, name: str, folder: Path) -> None:
         path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, self._read(name))
+        content = self._read(name)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, content)
+        except OSError as error:
+            raise UserError(
+                f"the run in {self._address} cannot be written to {folder}: {error.strerror}; "
+                f"{remedy(error) or 'check the disk'} and run the same command again"
+            ) from error
         self._sent[name] = _stamp(path)
 
     def _read(self, name: str) -> bytes:

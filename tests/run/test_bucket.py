@@ -1,5 +1,6 @@
 """The copy of a workdir in a bucket: what is sent, what is fetched, and what a store that fails costs."""
 
+import errno
 import json
 import os
 import signal
@@ -187,6 +188,18 @@ def test_a_store_that_fails_stops_no_training_but_a_start(s3, workdir, tmp_path,
     assert "it is sent with the next checkpoint" in warning.replace("\n", " ")
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
     with pytest.raises(UserError, match=r"which cannot be read"):
+        Bucket(ADDRESS).restore(tmp_path / "new")
+
+
+def test_a_disk_that_is_full_is_no_error_of_the_bucket(s3, workdir, tmp_path, monkeypatch):
+    Bucket(ADDRESS).update(workdir)
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device (0.002 MB needed, 0.000 MB free)")
+
+    monkeypatch.setattr(bucket, "write_atomically", fail)
+    message = rf"^the run in {ADDRESS} cannot be written to .*/new: No space left on device \(.* free\); make room and"
+    with pytest.raises(UserError, match=message):
         Bucket(ADDRESS).restore(tmp_path / "new")
 
 

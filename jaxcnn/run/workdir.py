@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from jaxcnn import config as settings
 from jaxcnn.checksum import ChecksumError, seal, unseal
@@ -242,20 +242,39 @@ class Workdir:
             self.path.mkdir(parents=True, exist_ok=True)
             with suppress(PermissionError):  # The folder above may be another user's.
                 sync(self.path.absolute().parent)
-            lock = FileLock(self.path / ".lock", blocking=False)
-            lock.acquire()
-        except Timeout:
-            raise UserError(
-                f"another process is training in {self.path}; wait for it or give another --workdir"
-            ) from None
         except OSError as error:
-            raise UserError(f"the workdir {self.path} cannot be written: {error.strerror}") from error
+            reason = f"{error.strerror}; give another --workdir"
+            raise UserError(f"the workdir {self.path} cannot be written: {reason}") from error
+        lock = self._lock()
         try:
             yield
         finally:
             lock.release()
             if not (self.path / "config.json").exists():
                 self._remove_new(before, existing=found)
+
+    def _lock(self) -> BaseFileLock:
+        """Locks the folder, by a file that the system locks or, on a network drive without locks, one that exists.
+
+        Raises:
+          UserError: another process has locked it, or it cannot be locked.
+        """
+        lock = FileLock(self.path / ".lock", blocking=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            # Nobody removes the file of a process that was killed on another machine.
+            killed = f", or remove {lock.lock_file} if it was killed" if isinstance(lock, SoftFileLock) else ""
+            raise UserError(
+                f"another process is training in {self.path}; wait for it{killed}, or give another --workdir"
+            ) from None
+        except (OSError, NotImplementedError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(
+                f"the workdir {self.path} cannot be locked: {reason}; give a --workdir on another disk, or allow this "
+                "user to write there"
+            ) from error
+        return lock
 
     def _remove_new(self, before: Container[Path], *, existing: Container[Path]) -> None:
         """Removes what a run has begun in the folder and was not there before, and the folders created for it."""

@@ -1,6 +1,7 @@
 """The records of a run, and what may not change when it is resumed."""
 
 import dataclasses
+import errno
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from jaxcnn.checksum import seal, unseal
 from jaxcnn.config import DataConfig
@@ -296,6 +298,35 @@ def test_only_one_process_trains_in_a_folder(tmp_path):
         done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert "another process is training in" in done.stderr
     subprocess.run(command, cwd=Path(__file__).parents[2], check=True)
+
+
+def refuse_locks(monkeypatch, number):
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", fail)
+
+
+@pytest.mark.filterwarnings("ignore:flock not supported:UserWarning")
+@pytest.mark.skipif(not hasattr(FileLock, "fallback_to_soft"), reason="earlier versions of filelock refuse such drives")
+def test_on_a_drive_without_locks_a_killed_process_can_be_given_up(tmp_path, monkeypatch):
+    refuse_locks(monkeypatch, errno.ENOSYS)
+    with Workdir(tmp_path).locked(), pytest.raises(UserError, match="another process is training in"):
+        Workdir(tmp_path).locked().__enter__()
+    with Workdir(tmp_path).locked():
+        pass
+    (tmp_path / ".lock").write_text("7\nanother-machine\n")
+    with pytest.raises(UserError, match=r"wait for it, or remove .*/\.lock if it was killed, or give another"):
+        Workdir(tmp_path).locked().__enter__()
+    (tmp_path / ".lock").unlink()
+    with Workdir(tmp_path).locked():
+        pass
+
+
+def test_a_drive_that_locks_nothing_is_named(tmp_path, monkeypatch):
+    refuse_locks(monkeypatch, errno.ENOLCK)
+    with pytest.raises(UserError, match=r"cannot be locked: No locks available; give a --workdir on another disk"):
+        Workdir(tmp_path).locked().__enter__()
 
 
 def test_a_file_is_not_a_workdir(tmp_path):

@@ -101,7 +101,8 @@ def _download(repository: str, revision: str) -> Download:
             download(CONFIG, revision=commit)
         with contextlib.suppress(errors.LocalEntryNotFoundError if is_offline else errors.RemoteEntryNotFoundError):
             card = Path(download(CARD, revision=commit))
-    except (errors.HFValidationError, OSError) as error:
+    # A connection that breaks raises what depends on the package's version of httpx.
+    except Exception as error:
         raise UserError(_explain(error, repository, revision)) from error
     return Download(weights, card)
 

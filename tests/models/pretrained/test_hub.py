@@ -4,6 +4,8 @@ import dataclasses
 import hashlib
 import json
 import re
+import socket
+import struct
 import sys
 import threading
 import time
@@ -35,12 +37,16 @@ CARD = "---\ntags:\n- timm\nlicense: cc-by-nc-4.0\n---\n# Model card\n"
 
 @dataclasses.dataclass
 class Hub:
-    """The repositories: their files by name, the latest commit last, and the requests so far."""
+    """The repositories: their files by name, the latest commit last, and the requests so far.
+
+    If it `cuts`, it resets connections in the middle of a file.
+    """
 
     files: dict[str, dict[str, bytes]]
     commits: list[str] = dataclasses.field(default_factory=lambda: COMMITS[:1])
     requests: list[str] = dataclasses.field(default_factory=list)
     endpoint: str = ""
+    cuts: bool = False
 
     def find(self, repository: str, revision: str, file: str) -> tuple[bytes, str] | str:
         """Returns the content and the commit, or the code of an error."""
@@ -75,7 +81,10 @@ def handler(served: Hub) -> type[BaseHTTPRequestHandler]:
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             if self.command == "GET":
-                self.wfile.write(content)
+                self.wfile.write(content[: len(content) // 2] if served.cuts else content)
+            if self.command == "GET" and served.cuts:
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.close()
 
         do_GET = do_HEAD
 
@@ -216,6 +225,14 @@ def test_without_a_server_the_same_is_said_at_once(served, monkeypatch):
     with pytest.raises(UserError, match=r"^Hugging Face's hub cannot be reached, and timm/resnet18.a1_in1k is not in "):
         read_pretrained("timm:resnet18.a1_in1k")
     assert time.monotonic() - start < 5
+
+
+def test_a_connection_that_breaks_is_one_line(served):
+    served.cuts = True
+    with pytest.raises(UserError, match=rf"^timm/{NAME} cannot be downloaded from Hugging Face's hub: .*; try again$"):
+        read_pretrained(f"timm:{NAME}")
+    served.cuts = False
+    assert read_pretrained(f"timm:{NAME}").origin.version == COMMITS[0]
 
 
 def test_without_the_package_the_message_names_it(served, monkeypatch):

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from jaxcnn.disk import remedy
 from jaxcnn.errors import UserError
 from jaxcnn.models.pretrained.files import CONFIG, describe, read_safetensors
 from jaxcnn.models.pretrained.record import Origin, Pretrained
@@ -150,7 +151,8 @@ def _explain(error: Exception, repository: str, revision: str) -> str:
     if isinstance(error, errors.RemoteEntryNotFoundError):
         return f"{repository} has no {WEIGHTS}; give another of timm's models"
     reason = str(error).strip().partition("\n")[0] or type(error).__name__
-    return f"{repository} cannot be downloaded from Hugging Face's hub: {reason}; try again"
+    advice = f"{remedy(error)} and try again" if isinstance(error, OSError) and remedy(error) else "try again"
+    return f"{repository} cannot be downloaded from Hugging Face's hub: {reason}; {advice}"
 
 
 def _check_file(path: Path) -> str:

@@ -1,6 +1,7 @@
 """Weights of timm on Hugging Face's hub, from a server on this machine with the hub's paths and headers."""
 
 import dataclasses
+import errno
 import hashlib
 import json
 import re
@@ -233,6 +234,15 @@ def test_a_connection_that_breaks_is_one_line(served):
         read_pretrained(f"timm:{NAME}")
     served.cuts = False
     assert read_pretrained(f"timm:{NAME}").origin.version == COMMITS[0]
+
+
+def test_a_full_disk_is_named_with_what_to_do(served, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
+    with pytest.raises(UserError, match=r"hub: \[Errno 28\] No space left on device; make room and try again$"):
+        read_pretrained(f"timm:{NAME}")
 
 
 def test_without_the_package_the_message_names_it(served, monkeypatch):

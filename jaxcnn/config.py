@@ -281,6 +281,10 @@ class OptimConfig:
         _check(0 <= self.ema_decay < 1, "optim.ema_decay", self.ema_decay, "from 0 to below 1")
 
 
+MAX_START_SECONDS = 7 * 86_400
+"""A week; timers take no number of any size."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
     """How a run is spread over processes and devices. But for rounding, its result does not depend on it."""
@@ -321,7 +325,8 @@ class ParallelConfig:
             _check(self.num_processes >= 1, "parallel.num_processes", self.num_processes, "at least 1")
             last = self.num_processes - 1
             _check(0 <= self.process_id <= last, "parallel.process_id", self.process_id, f"from 0 to {last}")
-        _check(self.start_seconds >= 1, "parallel.start_seconds", self.start_seconds, "at least 1")
+        seconds = self.start_seconds
+        _check(1 <= seconds <= MAX_START_SECONDS, "parallel.start_seconds", seconds, f"from 1 to {MAX_START_SECONDS}")
         _check(self.fsdp >= 1, "parallel.fsdp", self.fsdp, "at least 1")
         _check(self.accumulate >= 1, "parallel.accumulate", self.accumulate, "at least 1")
 

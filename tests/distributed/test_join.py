@@ -42,6 +42,7 @@ from jaxcnn.processes import (
         ({"fsdp": 0}, "parallel.fsdp"),
         ({"accumulate": 0}, "parallel.accumulate"),
         ({"start_seconds": 0}, "parallel.start_seconds"),
+        ({"start_seconds": 10**10}, "parallel.start_seconds is 10000000000; it must be from 1 to 604800"),
     ],
 )
 def test_an_address_is_complete_or_absent(settings, message):

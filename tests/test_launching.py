@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,38 @@ def test_a_mistake_ends_the_jobset_and_a_lost_process_restarts_it(jobset):
     (policy,) = jobset["spec"]["failurePolicy"]["rules"]
     assert (policy["action"], policy["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
     assert jobset["spec"]["failurePolicy"]["maxRestarts"] > 0
+
+
+@pytest.mark.parametrize(
+    ("statuses", "complete", "status", "calls"),
+    [
+        ([0], True, 0, ["srun"]),
+        ([75, 134, 0], True, 0, ["srun"] * 3),
+        ([0], False, 0, ["srun", "scontrol requeue 7"]),  # Stopped before the time limit.
+        ([75, 2], False, 2, ["srun"] * 2),
+    ],
+)
+def test_slurm_starts_again_what_is_not_complete(tmp_path, statuses, complete, status, calls):
+    (script,) = re.findall(r"^```\n(#!/bin/bash\n#SBATCH .*?)^```", README, re.MULTILINE | re.DOTALL)
+    (tmp_path / "statuses").write_text("".join(f"{number}\n" for number in statuses))
+    for name, does in {
+        "srun": 'echo srun >> calls; status=$(head -1 statuses); sed -i 1d statuses; exit "$status"',
+        "scontrol": 'echo "scontrol $*" >> calls',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "run").mkdir()
+    if complete:
+        (tmp_path / "run" / "model.onnx").touch()
+    done = subprocess.run(
+        ["bash", "-c", script.replace("/shared/run", str(tmp_path / "run"))],
+        cwd=tmp_path,
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (status, "")
+    assert (tmp_path / "calls").read_text().splitlines() == calls
 
 
 @pytest.mark.skipif("JAXCNN_JOBSET_CRD" not in os.environ, reason="needs JobSet's custom resource definition")

@@ -17,6 +17,7 @@ import pytest
 from pictures import encode, write_zip, zip_folder
 from PIL import Image
 
+from jaxcnn.bulk.output import open_output
 from jaxcnn.errors import UserError
 from jaxcnn.predict import main
 from tests.bulk.models import write_colours
@@ -155,6 +156,22 @@ def test_a_disk_that_fails_says_where_and_what_to_do(folder, monkeypatch, capsys
     predict("photos/day 0", "--output", f"r.{ending}")
     assert "2 were in it already" in capsys.readouterr().err
     assert [row["predicted_class"] for row in read_rows(f"r.{ending}")] == ["red", "red"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows is not asked for locks")
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
+def test_two_processes_do_not_write_one_file(folder, ending):
+    if ending == ".parquet":
+        pytest.importorskip("pyarrow")
+    path, options = folder / f"r{ending}", {"top_k": 1, "channels": None, "model": "1f"}
+    row = {"file": "a.png", "predicted_class": "red", "probability": 1.0}
+    with open_output(path, **options) as output:
+        output.write([row])
+        with pytest.raises(UserError, match=rf"^another process writes .*r{ending}"), open_output(path, **options):
+            pass
+        output.write([row | {"file": "b.png"}])
+    with open_output(path, **options) as output:
+        assert dict(output.done) == {"a.png": "red", "b.png": "red"}
 
 
 def test_a_parquet_file_that_cannot_be_read_is_not_called_something_else(folder, monkeypatch):

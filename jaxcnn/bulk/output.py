@@ -134,6 +134,24 @@ def _closed_on_error(file: IO[Any]) -> Iterator[None]:
         raise
 
 
+def _lock(file: IO[Any], path: Path) -> None:
+    """Keeps other processes from writing a file until it is closed: each would cut off rows of the other.
+
+    Raises:
+      UserError: another process writes it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # On Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"another process writes {path}; wait for it or give another --output") from None
+    except OSError:
+        return  # Some network drives have no locks.
+
+
 class CsvOutput:
     """Predictions as CSV in UTF-8; features are the columns `feature_1`, `feature_2` and so on."""
 
@@ -144,6 +162,7 @@ class CsvOutput:
         # Names that are not UTF-8 are written as the bytes that they are. A carriage return ends no line.
         self._file = path.open("a+", encoding="utf-8", errors="surrogateescape", newline="\n")
         with _closed_on_error(self._file):
+            _lock(self._file, path)
             self.done, end = self._read(path, header)
             if not end:
                 _check_begun(path, csv_line(header).encode())
@@ -245,6 +264,7 @@ class JsonlOutput:
         self._path, self._columns, self._model = path, columns, model
         self._file = path.open("a+b")
         with _closed_on_error(self._file):
+            _lock(self._file, path)
             self.done, end = self._read(path)
             if not end:
                 _check_begun(path, b'{"file": "')

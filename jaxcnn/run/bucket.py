@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -112,11 +113,20 @@ class Bucket:
             )
 
     def _fetch_all(self, names: Iterable[str], folder: Path) -> None:
-        """Fetches files, the settings last: what has them is a run."""
+        """Fetches files, the settings last: what has them is a run. After a failure, none of them is left."""
         *others, last = sorted(names, key=lambda name: name == "config.json")
-        with ThreadPoolExecutor(CONNECTIONS) as pool:
-            list(pool.map(lambda name: self._fetch(name, folder), others))
-        self._fetch(last, folder)
+        try:
+            with ThreadPoolExecutor(CONNECTIONS) as pool:
+                list(pool.map(lambda name: self._fetch(name, folder), others))
+            self._fetch(last, folder)
+        except BaseException:
+            # A run that is begun here without the bucket would take its records for its own.
+            for path in [folder / name for name in self._sent]:
+                path.unlink(missing_ok=True)
+                with suppress(OSError):  # It holds more, or is the workdir.
+                    path.parent.rmdir()
+            self._sent.clear()
+            raise
 
     def _remove_outdated(self, kept: set[int]) -> None:
         """Removes checkpoints from the bucket, their checksums first: what remains of one counts no more."""

@@ -16,6 +16,7 @@ from object_store import google_server, open_s3, s3_server
 from jaxcnn.errors import UserError
 from jaxcnn.run import bucket
 from jaxcnn.run.bucket import Bucket
+from jaxcnn.run.workdir import Workdir
 from jaxcnn.sweep import parse as parse_sweep
 from jaxcnn.train import parse
 
@@ -189,6 +190,23 @@ def test_a_store_that_fails_stops_no_training_but_a_start(s3, workdir, tmp_path,
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
     with pytest.raises(UserError, match=r"which cannot be read"):
         Bucket(ADDRESS).restore(tmp_path / "new")
+
+
+@pytest.mark.parametrize("error", [ValueError("reset"), KeyboardInterrupt()])
+def test_a_run_that_is_fetched_in_part_leaves_nothing(s3, workdir, tmp_path, monkeypatch, error):
+    Bucket(ADDRESS).update(workdir)
+    read = Bucket._read
+
+    def fail(self, name):
+        if name == "config.json":
+            raise error
+        return read(self, name)
+
+    monkeypatch.setattr(Bucket, "_read", fail)
+    new = Workdir(tmp_path / "new")
+    with pytest.raises((UserError, KeyboardInterrupt)), new.locked():
+        Bucket(ADDRESS).restore(new.path)
+    assert not new.path.exists()
 
 
 def test_a_disk_that_is_full_is_no_error_of_the_bucket(s3, workdir, tmp_path, monkeypatch):

@@ -1,9 +1,11 @@
 """Stopping a run on SIGINT, SIGTERM or SIGHUP, after the step in progress."""
 
+import math
 import os
 import signal
 import socket
 import threading
+import time
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,20 +13,24 @@ from contextlib import contextmanager, suppress
 SIGNALS = tuple(signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 """The signals that stop a run. SIGHUP, when a terminal is closed, does not exist on Windows."""
 NOTICE = b"\nstopping after this step; again to stop at once\n"
+REPEAT_SECONDS = 1.0
+"""Signals within this time of the first count as the first. A terminal that is closed sends SIGHUP twice, by the shell
+and by the system, and `timeout` sends SIGTERM to its child and to the group of both."""
 GRACE_SECONDS = 2.0
 """Time for the main thread to end after the second signal. In compiled code it may not end for minutes."""
 
 
 class StopRequest:
-    """The signal that asked the run to stop; None before."""
+    """The signal that asked the run to stop, and when; None before."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self.time = -math.inf
 
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-    """Turns the first of `SIGNALS` in the context into a request to stop; the second acts as usual, at once.
+    """Turns the first of `SIGNALS` in the context into a request to stop; a later one acts as usual, at once.
 
     Each is answered even while the main thread is in compiled code, where Python runs no signal handlers. A signal
     that the process ignores stays ignored: shells let background jobs ignore Ctrl-C, and nohup ignores SIGHUP.
@@ -43,8 +49,11 @@ def stop_on_signal() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
     def request(number: int, _: types.FrameType | None) -> None:
-        stop.signal = signal.Signals(number)
-        restore()
+        if stop.signal is None:
+            stop.signal, stop.time = signal.Signals(number), time.monotonic()
+        elif time.monotonic() - stop.time >= REPEAT_SECONDS:
+            restore()
+            signal.raise_signal(number)
 
     with _watch_signals():
         # Only now: every request is announced by the thread.
@@ -81,7 +90,9 @@ def _answer(reader: socket.socket, ended: threading.Event) -> None:
     if _next_signal(reader):
         with suppress(OSError):  # Standard error may be closed.
             os.write(2, NOTICE)
-    second = _next_signal(reader)
+    first = time.monotonic()
+    while (second := _next_signal(reader)) and time.monotonic() - first < REPEAT_SECONDS:
+        pass
     if second and not ended.wait(GRACE_SECONDS):
         os._exit(128 + second)
 

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from jaxcnn import signals
 from jaxcnn.signals import NOTICE, SIGNALS, stop_on_signal
 
 PROGRAM = """
 import ctypes, sys, threading
 from jaxcnn import signals
 
-signals.GRACE_SECONDS = 0.2
+signals.REPEAT_SECONDS, signals.GRACE_SECONDS = float(sys.argv[1]), 0.2
 # Like a compilation, a call of this library neither holds the interpreter nor returns at a signal.
 library = ctypes.CDLL("python", handle=ctypes.pythonapi._handle)
 library.PyThread_allocate_lock.restype = ctypes.c_void_p
@@ -37,10 +38,15 @@ with signals.stop_on_signal() as stop:
 """
 
 
-def start() -> subprocess.Popen[bytes]:
+REPEAT_SECONDS = 0.2
+"""Time within which the program takes a signal for the first, unless a test says otherwise."""
+
+
+def start(repeat: float = REPEAT_SECONDS) -> subprocess.Popen[bytes]:
     """Starts a process whose main thread is in compiled code until a line is written to it."""
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    process = subprocess.Popen([sys.executable, "-c", PROGRAM], cwd=Path(__file__).parent.parent, **pipes)
+    command = [sys.executable, "-c", PROGRAM, str(repeat)]
+    process = subprocess.Popen(command, cwd=Path(__file__).parent.parent, **pipes)
     assert process.stdout is not None
     assert process.stdout.readline() == b"started\n"
     return process
@@ -66,12 +72,15 @@ def test_a_second_signal_ends_the_process_in_compiled_code(number):
     process = start()
     process.send_signal(number)
     assert read_notice(process) == NOTICE
+    time.sleep(2 * REPEAT_SECONDS)
     process.send_signal(number)
     assert process.wait(timeout=20) == 128 + number
     process.communicate()
 
 
-def test_a_second_signal_interrupts_python_as_usual(capfd):
+def test_a_second_signal_interrupts_python_as_usual(capfd, monkeypatch):
+    monkeypatch.setattr(signals, "REPEAT_SECONDS", 0.0)
+
     def interrupt_twice(stop):
         os.kill(os.getpid(), signal.SIGINT)
         deadline = time.monotonic() + 10
@@ -83,6 +92,32 @@ def test_a_second_signal_interrupts_python_as_usual(capfd):
     with stop_on_signal() as stop, pytest.raises(KeyboardInterrupt):
         interrupt_twice(stop)
     assert capfd.readouterr().err.encode() == NOTICE
+
+
+def test_a_signal_that_is_sent_twice_at_once_counts_once():
+    def send_twice(stop):
+        os.kill(os.getpid(), signal.SIGINT)
+        while stop.signal is None:
+            pass
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+
+    with stop_on_signal() as stop:
+        try:
+            send_twice(stop)
+        except KeyboardInterrupt:
+            pytest.fail("the second interrupted")
+    assert stop.signal is signal.SIGINT
+
+
+def test_a_signal_that_is_sent_twice_at_once_does_not_end_compiled_code():
+    process = start(repeat=60.0)
+    process.send_signal(signal.SIGTERM)
+    assert read_notice(process) == NOTICE
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)  # More than the time to end after the second.
+    assert process.communicate(b"go on\n", timeout=100) == (b"left SIGTERM\n", b"")
+    assert process.returncode == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])

@@ -70,6 +70,9 @@ OWN = ("data.source", "data.archive", "data.cache_dir")
 """Settings that may differ between the processes of a run."""
 SEEN_SECONDS = 60.0
 """Time after which each machine sees a new file on a network drive: NFS looks again after at most a minute."""
+LOCKED_SECONDS = 150.0
+"""Time for which a run that a launcher may have started again at once waits for the lock of its last session. NFS keeps
+the lock of a machine that is gone for a minute and a half."""
 MOST_LOGITS = 2**28
 """Most logits that are held in memory at once to calibrate with, 1 GB: 12,290 pictures of 21,841 classes."""
 
@@ -342,8 +345,11 @@ def _conclude(run: Run, workdir: str | Path) -> Evaluation:
 def _locked_by_leader(folder: Workdir) -> Iterator[None]:
     """Locks the folder in the leader, for all processes of the run."""
     with ExitStack() as stack:
-        lead(lambda: stack.enter_context(folder.locked()))
-        if jax.process_count() > 1:
+        are_several = jax.process_count() > 1
+        # The first process of a container was started by a launcher, too.
+        seconds = LOCKED_SECONDS if are_several or os.getpid() == 1 else 0.0
+        lead(lambda: stack.enter_context(folder.locked(seconds=seconds)))
+        if are_several:
             _check_shared(folder)
         yield
 

@@ -35,6 +35,7 @@ from jaxcnn.data import Fingerprint, is_named
 from jaxcnn.disk import sync, write_atomically
 from jaxcnn.errors import UserError
 from jaxcnn.paths import readable
+from jaxcnn.terminal import stage
 from jaxcnn.typed_json import decode
 from jaxcnn.version import describe_version
 
@@ -226,10 +227,13 @@ class Workdir:
         return dataclasses.replace(config, data=settings, batch_size=batch_size)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, *, seconds: float = 0.0) -> Iterator[None]:
         """Creates the folder, and keeps other processes from training in it until the context ends.
 
         If it ends without a run in the folder, because one was refused, everything that was created in it is removed.
+
+        Args:
+          seconds: how long to wait for another process that trains in it.
 
         Raises:
           UserError: another process trains in it, it cannot be written, or its checkpoints could not be read again.
@@ -245,7 +249,7 @@ class Workdir:
         except OSError as error:
             reason = f"{error.strerror}; give another --workdir"
             raise UserError(f"the workdir {self.path} cannot be written: {reason}") from error
-        lock = self._lock()
+        lock = self._lock(seconds)
         try:
             yield
         finally:
@@ -253,15 +257,16 @@ class Workdir:
             if not (self.path / "config.json").exists():
                 self._remove_new(before, existing=found)
 
-    def _lock(self) -> BaseFileLock:
+    def _lock(self, seconds: float) -> BaseFileLock:
         """Locks the folder, by a file that the system locks or, on a network drive without locks, one that exists.
 
         Raises:
           UserError: another process has locked it, or it cannot be locked.
         """
-        lock = FileLock(self.path / ".lock", blocking=False)
+        lock = FileLock(self.path / ".lock", timeout=seconds)
         try:
-            lock.acquire()
+            with stage(f"waiting for the last session in {self.path} to end"):
+                lock.acquire()
         except Timeout:
             # Nobody removes the file of a process that was killed on another machine.
             killed = f", or remove {lock.lock_file} if it was killed" if isinstance(lock, SoftFileLock) else ""

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -300,11 +301,21 @@ def test_only_one_process_trains_in_a_folder(tmp_path):
     subprocess.run(command, cwd=Path(__file__).parents[2], check=True)
 
 
+def test_a_folder_that_another_process_leaves_soon_is_waited_for(tmp_path):
+    fcntl, other = pytest.importorskip("fcntl"), (tmp_path / ".lock").open("w")
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with pytest.raises(UserError, match="another process is training in"):
+        Workdir(tmp_path).locked(seconds=0.1).__enter__()
+    threading.Timer(0.2, other.close).start()
+    with Workdir(tmp_path).locked(seconds=60.0):
+        assert other.closed
+
+
 def refuse_locks(monkeypatch, number):
     def fail(*_):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("fcntl.flock", fail)
+    monkeypatch.setattr(pytest.importorskip("fcntl"), "flock", fail)
 
 
 @pytest.mark.filterwarnings("ignore:flock not supported:UserWarning")

@@ -106,7 +106,9 @@ CHIPS = {
 
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16")
-SHAPES = {"v5e": _FLAT, "v6e": _FLAT, "v5p": _CUBES, "h100": ("1", "2", "4", "8", "2x8", "4x8", "HOSTSx8")}
+_HOSTS = "HOSTSx8"
+"""Stands for any number of hosts."""
+SHAPES = {"v5e": _FLAT, "v6e": _FLAT, "v5p": _CUBES, "h100": ("1", "2", "4", "8", "2x8", "4x8", _HOSTS)}
 """Slices of each TPU, and devices, or hosts and devices of each, of a GPU."""
 
 _TARGET_CONFIG = """
@@ -191,8 +193,8 @@ def find_topology(name: str) -> Topology:
       UserError: no topology has that name; the message lists the known ones.
     """
     kind, _, text = name.partition(":")
-    is_known = kind in SHAPES and (text in SHAPES[kind] or (kind == "h100" and re.fullmatch(r"[1-9]\d{0,2}x8", text)))
-    if not is_known:
+    is_listed = text in SHAPES.get(kind, ()) and text != _HOSTS
+    if not is_listed and not (kind == "h100" and re.fullmatch(r"[1-9]\d{0,2}x8", text, re.ASCII)):
         known = "; ".join(f"{kind}:{', '.join(shapes)}" for kind, shapes in SHAPES.items())
         raise UserError(f"there is no topology {name!r}; there are {known}")
     shape = tuple(map(int, text.split("x")))

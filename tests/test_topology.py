@@ -31,7 +31,11 @@ def test_a_name_says_how_many_chips_there_are(name, devices, shape):
 
 
 @pytest.mark.parametrize(
-    "name", ["", "v5e", "v5e:", "v5e:3x3", "v5e:32x32", "v5p:2x2", "v9:2x2", "h100:16", "h100:0x8", "h100:2x4", "2x2"]
+    "name",
+    [
+        *("", "v5e", "v5e:", "v5e:3x3", "v5e:32x32", "v5p:2x2", "v9:2x2"),
+        *("h100:16", "h100:0x8", "h100:2x4", "h100:HOSTSx8", "2x2"),
+    ],
 )
 def test_an_unknown_topology_lists_those_that_there_are(name):
     with pytest.raises(

@@ -191,6 +191,8 @@ def begin(
                 if weights is not None and (config.fit_head or config.is_frozen):
                     state = _fit_head(run, state, checkpoints, log)
                 yield Start(run, state, checkpoints, log)
+            # All wait for what the leader has sent: a process that ends alone ends the others after some seconds.
+            lead(lambda: None)
 
 
 def _join_processes(config: Config) -> None:

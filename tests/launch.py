@@ -23,7 +23,16 @@ ENDED_SECONDS = 15
 """Time in which all processes end after one of them."""
 
 
-def launch(count, workdir, *options, host="127.0.0.1", prefixes: Sequence[Sequence[str]] = (), environments=(), own=()):
+def launch(
+    count,
+    workdir,
+    *options,
+    host="127.0.0.1",
+    prefixes: Sequence[Sequence[str]] = (),
+    environments=(),
+    own=(),
+    program=("-m", "jaxcnn.train"),
+):
     """Starts the processes of a run; one alone without the options that join several.
 
     Args:
@@ -34,10 +43,11 @@ def launch(count, workdir, *options, host="127.0.0.1", prefixes: Sequence[Sequen
       prefixes: for each process, a command that starts it.
       environments: for each process, variables of its environment; they replace the options that join several.
       own: for each process, further options.
+      program: what Python runs.
     """
     address, started = f"{host}:{free_port()}", []
     for process in range(count):
-        command = [sys.executable, "-m", "jaxcnn.train", "--workdir", str(workdir), *options]
+        command = [sys.executable, *program, "--workdir", str(workdir), *options]
         if count > 1 and not environments:
             command += ["--parallel.coordinator", address, "--parallel.num_processes", str(count)]
             command += ["--parallel.process_id", str(process)]

@@ -112,6 +112,29 @@ def test_processes_with_other_pictures_are_refused(tmp_path):
     assert "here has to hold the same pictures on all machines" in ended[0][1]
 
 
+SENDING = """
+import contextlib, time
+import jax
+from jaxcnn import cli, train, training
+initialize = jax.distributed.initialize
+jax.distributed.initialize = lambda **options: initialize(**options | {"shutdown_timeout_seconds": 1})
+
+@contextlib.contextmanager
+def send(*_, writes):
+    yield lambda record: None
+    time.sleep(4 if writes else 0)
+
+training.open_tracking = send
+cli.run(train.main, "train")
+"""
+
+
+@RUN
+def test_processes_wait_for_what_the_first_sends_at_the_end(tmp_path):
+    ended = finish(launch(2, tmp_path, *SMALL, "--epochs", "1", program=["-c", SENDING]))
+    assert [status for status, _ in ended] == [0, 0], ended
+
+
 def slurm(process, count, port):
     """The environment of a task that `srun` starts."""
     return {

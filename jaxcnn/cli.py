@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from jaxcnn.disk import remedy
-from jaxcnn.errors import UserError
+from jaxcnn.errors import TemporaryError, UserError
 
+TEMPORARY = 75
+"""Exit status of an error after which the same command may succeed: EX_TEMPFAIL."""
 MEMORY = "close other programs, or use a larger machine"
 """What to do if there is not enough memory."""
 
@@ -19,8 +21,9 @@ MEMORY = "close other programs, or use a larger machine"
 def run(main: Callable[[Sequence[str]], None], prog: str, *, memory: str = MEMORY) -> None:
     """Runs a command's `main` on the process's arguments.
 
-    Errors are printed as one line. A `UserError` exits with status 2, an `OSError` such as a full disk and a lack of
-    memory with 1, an interrupt with 130, SIGTERM with 143, SIGHUP with 129 unless it is ignored, as under nohup.
+    Errors are printed as one line. A `UserError` exits with status 2, or `TEMPORARY` if it is a `TemporaryError`; an
+    `OSError` such as a full disk and a lack of memory with 1, an interrupt with 130, SIGTERM with 143, SIGHUP with 129
+    unless it is ignored, as under nohup.
 
     Args:
       main: the command, a function of its arguments.
@@ -49,7 +52,7 @@ def run(main: Callable[[Sequence[str]], None], prog: str, *, memory: str = MEMOR
 def explain(error: BaseException, *, memory: str) -> tuple[str, int] | None:
     """Returns what is wrong and the exit status, see `run`; None for what is no error of the user or the system."""
     if isinstance(error, UserError):
-        return str(error), 2
+        return str(error), TEMPORARY if isinstance(error, TemporaryError) else 2
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", 130
     if isinstance(error, OSError):

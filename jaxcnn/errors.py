@@ -1,4 +1,4 @@
-"""The exception for mistakes that the user can correct."""
+"""The exceptions for what the user can correct."""
 
 
 class UserError(Exception):
@@ -7,3 +7,7 @@ class UserError(Exception):
     The message is one line that says what is wrong, where, and what to do. Commands print it without a traceback and
     exit with status 2; library callers can catch it.
     """
+
+
+class TemporaryError(UserError):
+    """Something that may be right the next time, such as a network; commands exit with status 75, EX_TEMPFAIL."""

@@ -20,14 +20,14 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxcnn.cli import MEMORY, explain, is_out_of_memory, printable
+from jaxcnn.cli import MEMORY, TEMPORARY, explain, is_out_of_memory, printable
 from jaxcnn.config import ParallelConfig
 from jaxcnn.distributed import AXES, make_mesh
-from jaxcnn.errors import UserError
+from jaxcnn.errors import TemporaryError, UserError
 from jaxcnn.terminal import stage
 
-LOST = 75
-"""Exit status of a process that ends because another one has ended: EX_TEMPFAIL, start all of them again."""
+LOST = TEMPORARY
+"""Exit status of a process that ends because another one has ended: start all of them again."""
 HEARTBEAT_SECONDS = 10
 """Time without a sign of life after which a process counts as ended, and all others end as well."""
 GRACE_SECONDS = 60
@@ -50,7 +50,7 @@ _LAUNCHERS = (
 _calls = itertools.count()
 
 
-class MissingProcessError(UserError):
+class MissingProcessError(TemporaryError):
     """Other processes of the run have not started in time."""
 
 
@@ -280,8 +280,6 @@ def _report(prog: str, error: BaseException, *, memory: str) -> int:
 
 def _explain_loss(error: BaseException) -> tuple[str, int] | None:
     """Does what `cli.explain` does for the error of a process that misses another one; None for other errors."""
-    if isinstance(error, MissingProcessError):
-        return str(error), LOST
     if isinstance(error, UserError | KeyboardInterrupt):
         return None
     found = next(filter(_is_of_lost_process, _chain(error)), None)

@@ -15,7 +15,7 @@ from typing import Any
 
 from jaxcnn.cli import printable
 from jaxcnn.disk import remedy, write_atomically
-from jaxcnn.errors import UserError
+from jaxcnn.errors import TemporaryError, UserError
 from jaxcnn.paths import check_address
 from jaxcnn.run.seal import NAME as SEAL
 from jaxcnn.terminal import stage, warn
@@ -31,6 +31,8 @@ STALLED = {
 }
 """Variables by which a request fails that no byte comes or goes of for so long. By itself it would wait for ever."""
 
+_UNANSWERED = ("ABORTED", "UNAVAILABLE", "DEADLINE_EXCEEDED")
+"""How TensorStore's errors begin after the last attempt."""
 _STEP = re.compile(r"checkpoints/(\d+)/.+")
 _REGION = "us-east-1"
 """The region of stores that have none, as others of this protocol than Amazon's."""
@@ -55,6 +57,7 @@ class Bucket:
         """Fetches the files of a run into a workdir without one, if the bucket has a checkpoint.
 
         Raises:
+          TemporaryError: the bucket does not answer.
           UserError: the bucket cannot be read, or holds another run than the workdir, or a later checkpoint of it; or
             the workdir cannot be written.
         """
@@ -71,7 +74,8 @@ class Bucket:
         except UserError:
             raise
         except Exception as error:  # TensorStore raises any kind.
-            raise UserError(
+            kind = TemporaryError if str(error).startswith(_UNANSWERED) else UserError
+            raise kind(
                 f"bucket is {self._address!r}, which cannot be read: {_reason(error)}; check its name, the network and "
                 "the credentials"
             ) from error

@@ -14,7 +14,7 @@ from ports import free_port
 
 from jaxcnn import processes
 from jaxcnn.config import ParallelConfig
-from jaxcnn.errors import UserError
+from jaxcnn.errors import TemporaryError, UserError
 from jaxcnn.processes import (
     LOST,
     MissingProcessError,
@@ -161,6 +161,7 @@ def during(first, error):
         (TimeoutError(errno.ETIMEDOUT, "Connection timed out"), 1),
         (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"), 1),
         (UserError("epochs is 0"), 2),
+        (TemporaryError("the bucket does not answer; start all of them again to resume"), LOST),
         (MissingProcessError("the processes have not all started; start all of them again to resume"), LOST),
         (ValueError("a bug"), 1),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1),

@@ -13,7 +13,7 @@ import pytest
 from launch import SMALL, check_same_run, launch, train, wait_for_step
 from object_store import google_server, open_s3, s3_server
 
-from jaxcnn.errors import UserError
+from jaxcnn.errors import TemporaryError, UserError
 from jaxcnn.run import bucket
 from jaxcnn.run.bucket import Bucket
 from jaxcnn.run.workdir import Workdir
@@ -183,12 +183,13 @@ def test_a_store_that_fails_stops_no_training_but_a_start(s3, workdir, tmp_path,
     ) as caught:
         Bucket("s3://absent/run").restore(tmp_path / "new")
     assert "\n" not in str(caught.value)
+    assert type(caught.value) is UserError
     Bucket("s3://absent/run").update(workdir)
     warning = capsys.readouterr().err
     assert "s3://absent/run lacks a part of the run: " in warning
     assert "it is sent with the next checkpoint" in warning.replace("\n", " ")
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
-    with pytest.raises(UserError, match=r"which cannot be read"):
+    with pytest.raises(TemporaryError, match=r"which cannot be read"):
         Bucket(ADDRESS).restore(tmp_path / "new")
 
 

@@ -73,8 +73,10 @@ def run(paths: Iterable[str | Path], output: Path | None) -> None:
 def _write(comparison: Comparison, output: Path) -> None:
     from jaxcnn.run.comparison_files import WRITERS
 
+    # Paths in settings may hold bytes that are not UTF-8.
+    content = WRITERS[output.suffix](comparison).encode("utf-8", "replace")
     try:
-        write_atomically(output, WRITERS[output.suffix](comparison))
+        write_atomically(output, content)
     except OSError as error:
         raise UserError(f"output {output} cannot be written: {error.strerror}") from error
 

@@ -1,7 +1,9 @@
 """The command that compares runs."""
 
+from dataclasses import replace
+
 import pytest
-from recorded_runs import write_run
+from recorded_runs import CONFIG, write_run
 
 from jaxcnn.compare import ENDINGS, main
 from jaxcnn.errors import UserError
@@ -36,6 +38,14 @@ def test_a_file_is_written(runs, tmp_path, capsys, name, start):
     main([str(runs / "best"), str(runs / "other[red]"), "--output", str(tmp_path / name)])
     assert (tmp_path / name).read_text().startswith(start)
     assert f"written to {tmp_path / name}" in "".join(capsys.readouterr().out.split("\n"))
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_paths_that_are_not_utf8_are_written(tmp_path, ending):
+    sources = ("cats", "caf\udce9s")
+    runs = [write_run(tmp_path / str(i), data=replace(CONFIG.data, source=name)) for i, name in enumerate(sources)]
+    main([*map(str, runs), "--output", str(tmp_path / f"x{ending}")])
+    assert "caf?s" in (tmp_path / f"x{ending}").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

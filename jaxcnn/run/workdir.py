@@ -352,8 +352,8 @@ class Workdir:
         self._write("pictures.json", dataclasses.asdict(pictures))
 
     def write_note(self, text: str) -> None:
-        """Writes the user's note."""
-        write_atomically(self.note, text + "\n")
+        """Writes the user's note; what is not UTF-8 in it is replaced."""
+        write_atomically(self.note, readable(text) + "\n")
 
     def _write(self, name: str, record: dict[str, Any]) -> None:
         """Writes a record with its checksum."""

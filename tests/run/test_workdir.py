@@ -349,6 +349,8 @@ def test_a_file_is_not_a_workdir(tmp_path):
 def test_a_note_is_kept_until_there_is_another(tmp_path):
     workdir = Workdir(tmp_path)
     assert workdir.read_note() == ""
+    workdir.write_note("not UTF-8: \udce9")
+    assert workdir.read_note() == "not UTF-8: \ufffd"
     workdir.write_note("the first\nidea")
     assert workdir.read_note() == "the first\nidea"
     workdir.write_note("é")

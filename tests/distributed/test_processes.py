@@ -115,7 +115,8 @@ def test_processes_with_other_pictures_are_refused(tmp_path):
 SENDING = """
 import contextlib, time
 import jax
-from jaxcnn import cli, train, training
+from jaxcnn import cli, training
+from jaxcnn.train import main
 initialize = jax.distributed.initialize
 jax.distributed.initialize = lambda **options: initialize(**options | {"shutdown_timeout_seconds": 1})
 
@@ -125,7 +126,7 @@ def send(*_, writes):
     time.sleep(4 if writes else 0)
 
 training.open_tracking = send
-cli.run(train.main, "train")
+cli.run(main, "train")
 """
 
 

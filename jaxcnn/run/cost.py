@@ -103,9 +103,10 @@ def describe_arithmetic(config: Config, log: RunLog, *, classes: int) -> str:
         total += 3 * flops * pictures
         terms.append(f"{pictures:,} pictures of {side}x{side} pixels at {flops / 1e6:,.2f} million each")
     mantissa, exponent = f"{total:.2e}".split("e")
+    left_out = ", without those of its teachers" if config.distill.teachers else ""
     return (
         f"{mantissa}e{int(exponent)} floating-point operations: {' and '.join(terms)}, times 3 for forward and "
-        "backward; convolutions and dense layers only"
+        f"backward; convolutions and dense layers only{left_out}"
     )
 
 

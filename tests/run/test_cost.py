@@ -6,7 +6,7 @@ import re
 import pytest
 from log_lines import train_record
 
-from jaxcnn.config import Config, DataConfig, ModelConfig
+from jaxcnn.config import Config, DataConfig, DistillConfig, ModelConfig
 from jaxcnn.run.cost import (
     describe_arithmetic,
     describe_expected,
@@ -62,6 +62,8 @@ def test_arithmetic_is_three_times_the_forward_pass():
     enlarging = dataclasses.replace(config, model=dataclasses.replace(config.model, inference_side=32))
     assert describe_arithmetic(enlarging, log, classes=3) == told
     assert "1,000 pictures of 8x8 pixels at 0.06 million each and 500 pictures of 16x16 pixels at 0.26" in told
+    taught = dataclasses.replace(config, distill=DistillConfig(teachers=("teacher.onnx",)))
+    assert describe_arithmetic(taught, log, classes=3) == f"{told}, without those of its teachers"
 
 
 LOG = RunLog([train_record(100, epoch=1.0, images_per_second=2.0)], [])

@@ -194,6 +194,8 @@ def _open(data: bytes, max_pixels: int) -> tuple[ImageFile.ImageFile, int]:
     scans = jpeg.count_scans(data) if data.startswith(jpeg.SIGNATURE) else 0
     if data.startswith(png.SIGNATURE):
         data = png.strip(data)
+    if data.startswith(b"BM"):
+        _check_palette(data)
     try:
         image = Image.open(_BoundedFile(data), formats=_FORMATS)
     except Image.DecompressionBombError as error:
@@ -244,6 +246,14 @@ def _scale_transparency(image: ImageFile.ImageFile) -> None:
         image.info["transparency"] = transparent * (85 if raw_mode == "L;2" else 17)
     elif raw_mode == "RGB;16B":
         image.info["transparency"] = tuple(channel >> 8 for channel in transparent)
+
+
+def _check_palette(data: bytes) -> None:
+    """Refuses a BMP that has more colours than its pixels can name: Pillow makes a list of them, 2 MB for 65,536."""
+    size, bits, colors = (int.from_bytes(data[start:end], "little") for start, end in ((14, 18), (28, 30), (46, 50)))
+    # A header of 12 bytes does not say how many colours there are; pixels of more than 8 bits are colours themselves.
+    if size > 12 and bits <= 8 and colors > 2**bits:
+        raise PictureError("The picture is a BMP with more colours than it can use: save it as PNG")
 
 
 def _check_run_lengths(size: int, pixels: int) -> None:

@@ -110,6 +110,10 @@ def picture_attacks() -> Seeds:
     webp = bytearray(encode("WEBP", size=(1, 1), lossless=True))
     webp[21:25] = ((int.from_bytes(webp[21:25], "little") >> 28 << 28) | 4999 << 14 | 4999).to_bytes(4, "little")
     yield "attack-webp-canvas", bytes(webp)
+    # 65,536 colours, of which a pixel of 8 bits can name 256.
+    bmp = bytearray(encode("BMP", mode="P"))
+    bmp[46:50] = (2**16).to_bytes(4, "little")
+    yield "attack-bmp-palette", bytes(bmp)
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:

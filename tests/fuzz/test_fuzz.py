@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 SECONDS = 5
 CORPORA = {name: sorted((FOLDER / name).iterdir()) for name in TARGETS}
 REFUSED = {
-    "picture": {"attack-jpeg-end", "attack-webp-canvas", "tiff"},
+    "picture": {"attack-bmp-palette", "attack-jpeg-end", "attack-webp-canvas", "tiff"},
     "form": {"attack-json", "attack-parts", "quoted"},
     "inference": {"attack-json"},
     "base64": {"unicode"},
@@ -110,6 +110,7 @@ def test_a_fault_is_found(monkeypatch, target, function, broken):
             "server.picture.Picture",
             lambda data, *, max_pixels, **options: Picture(data, max_pixels=10**9, **options),
         ),
+        ("picture", "attack-bmp-palette", "server.picture._check_palette", lambda data: None),
         ("form", "attack-json", "server.protocols.native.MAX_VALUES", 10**9),
         ("form", "attack-parts", "tests.fuzz.targets.parse", lambda *form, max_images: parse(*form, max_images=10**9)),
         ("inference", "attack-json", "server.protocols.open_inference.MAX_VALUES", 10**9),

@@ -362,6 +362,17 @@ def test_a_gif_with_much_metadata_is_read():
     assert (decode(gif_with_xmp(300_000)) == decode(gif_with_xmp(0))).all()
 
 
+def test_a_bmp_with_more_colours_than_its_pixels_can_name_is_refused():
+    data = bytearray(encode(Image.new("P", (4, 3)), "BMP"))
+    assert data[28] == 8
+    for colors in (0, 2, 256):
+        data[46:50] = colors.to_bytes(4, "little")
+        decode(bytes(data))
+    data[46:50] = (257).to_bytes(4, "little")
+    with pytest.raises(PictureError, match="a BMP with more colours than it can use"):
+        decode(bytes(data))
+
+
 def bmp_of_run_lengths(width: int, height: int, runs: bytes) -> bytes:
     palette = b"".join(bytes([level, level, level, 0]) for level in range(256))
     start = 54 + len(palette)

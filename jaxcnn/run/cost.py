@@ -103,7 +103,7 @@ def describe_arithmetic(config: Config, log: RunLog, *, classes: int) -> str:
         total += 3 * flops * pictures
         terms.append(f"{pictures:,} pictures of {side}x{side} pixels at {flops / 1e6:,.2f} million each")
     mantissa, exponent = f"{total:.2e}".split("e")
-    left_out = ", without those of its teachers" if config.distill.teachers else ""
+    left_out = ", without what its teachers compute" if config.distill.teachers else ""
     return (
         f"{mantissa}e{int(exponent)} floating-point operations: {' and '.join(terms)}, times 3 for forward and "
         f"backward; convolutions and dense layers only{left_out}"

@@ -63,7 +63,7 @@ def test_arithmetic_is_three_times_the_forward_pass():
     assert describe_arithmetic(enlarging, log, classes=3) == told
     assert "1,000 pictures of 8x8 pixels at 0.06 million each and 500 pictures of 16x16 pixels at 0.26" in told
     taught = dataclasses.replace(config, distill=DistillConfig(teachers=("teacher.onnx",)))
-    assert describe_arithmetic(taught, log, classes=3) == f"{told}, without those of its teachers"
+    assert describe_arithmetic(taught, log, classes=3) == f"{told}, without what its teachers compute"
 
 
 LOG = RunLog([train_record(100, epoch=1.0, images_per_second=2.0)], [])

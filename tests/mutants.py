@@ -158,7 +158,7 @@ def digest(source: str) -> str:
 
 
 def read_results(path: Path | None, module: str, source: str) -> dict[int, dict[str, Any]]:
-    """Returns the results so far by the number of the mutant; those of another version of the module do not count."""
+    """Returns the results so far by the number of the mutant, but for results of other versions."""
     if path is None or not path.exists():
         return {}
     results = [json.loads(line) for line in path.read_text().splitlines()]

@@ -94,7 +94,7 @@ def test_a_file_that_is_written_again_may_be_lost_although_it_becomes_the_same(t
 
 
 def test_what_is_written_while_another_thread_synchronises_may_be_lost():
-    file = "".join(f"\\x{byte:02x}" for byte in b"/root/file")
+    file = "".join(f"\\x{byte:02x}" for byte in b"/folder/file")
     lines = [
         f'1 openat(AT_FDCWD<\\x2f>, "{file}", O_WRONLY|O_CREAT, 0666) = 3<{file}>',
         f'1 write(3<{file}>, "\\x61", 1) = 1',
@@ -102,7 +102,7 @@ def test_what_is_written_while_another_thread_synchronises_may_be_lost():
         f'2 write(3<{file}>, "\\x62", 1) = 1',
         "1 <... fsync resumed>) = 0",
     ]
-    history = History(Path("/root"))
+    history = History(Path("/folder"))
     for call in _parse(lines):
         history.apply(call)
     (node,) = history.nodes()

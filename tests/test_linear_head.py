@@ -160,7 +160,7 @@ class Reduced(Exception):
 
 
 def test_features_are_copied_once_at_a_time(monkeypatch):
-    """Those of 100,000 pictures take 4 GB in float64."""
+    """The features of 100,000 pictures take 4 GB in float64."""
 
     def reduce(scaled):
         raise Reduced(tracemalloc.get_traced_memory()[1] / scaled.nbytes)

@@ -1,4 +1,4 @@
-"""The benchmark of the loader: its steps are those of a preset."""
+"""The benchmark of the loader: it takes the steps of a preset."""
 
 import numpy as np
 import pytest

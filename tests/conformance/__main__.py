@@ -2,7 +2,7 @@
 
 Prints a table of the largest difference of a logit from JAX, relative to the largest logit, for each network and
 runtime. Exits with status 1 if a runtime refuses a file, differs by more than the bar, or has another top class, and if
-there is none. The first run is slow: it creates an environment for each runtime, which is kept with its versions.
+none can be run. The first run is slow: it creates an environment for each runtime, which is kept with its versions.
 """
 
 import argparse

@@ -105,6 +105,18 @@ def test_a_pod_of_an_indexed_job_that_cannot_join_the_others_is_refused(monkeypa
         join(ParallelConfig())
 
 
+def start(code, *arguments):
+    """Starts Python code as a process on CPUs, whose output is read."""
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 WAITING = """
 import sys
 from jaxcnn.config import ParallelConfig
@@ -120,17 +132,7 @@ with ending_together("train"):
 def test_processes_do_not_wait_long_for_one_that_is_missing():
     """The last of four never starts; another one is interrupted while it waits."""
     address = f"127.0.0.1:{free_port()}"
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", WAITING, address, str(number), "100" if number == 2 else "3"],
-            cwd=ROOT,
-            env=os.environ | {"JAX_PLATFORMS": "cpu"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(3)
-    ]
+    started = [start(WAITING, address, str(number), "100" if number == 2 else "3") for number in range(3)]
     ready = [process.stdout.readline() for process in started]
     begin = time.monotonic()
     time.sleep(1)
@@ -219,17 +221,7 @@ with ending_together("train"):
 def test_a_workdir_that_is_not_shared_is_refused(tmp_path):
     """Both processes see the first folder; the second is on a disk of each."""
     address, shared = f"127.0.0.1:{free_port()}", str(tmp_path / "shared")
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", LOCKING, address, str(number), shared, str(tmp_path / f"disk{number}")],
-            cwd=ROOT,
-            env=os.environ | {"JAX_PLATFORMS": "cpu"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(2)
-    ]
+    started = [start(LOCKING, address, str(number), shared, str(tmp_path / f"disk{number}")) for number in range(2)]
     for number, process in enumerate(started):
         printed, errors = process.communicate(timeout=120)
         assert (printed, process.returncode) == ("locked\n", 2), errors

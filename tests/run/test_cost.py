@@ -56,14 +56,14 @@ def test_arithmetic_is_three_times_the_forward_pass():
         resolutions=((0.0, 8), (0.5, 16)),
     )
     log = RunLog([train_record(100, epoch=1.0), train_record(150, epoch=1.5)], [])
-    told = describe_arithmetic(config, log, classes=3)
+    text = describe_arithmetic(config, log, classes=3)
     total = 3 * sum(count * picture_flops(config.model, classes=3, side=side) for side, count in ((8, 1000), (16, 500)))
-    assert float(told.split()[0]) == pytest.approx(total, rel=0.01)
+    assert float(text.split()[0]) == pytest.approx(total, rel=0.01)
     enlarging = dataclasses.replace(config, model=dataclasses.replace(config.model, inference_side=32))
-    assert describe_arithmetic(enlarging, log, classes=3) == told
-    assert "1,000 pictures of 8x8 pixels at 0.06 million each and 500 pictures of 16x16 pixels at 0.26" in told
+    assert describe_arithmetic(enlarging, log, classes=3) == text
+    assert "1,000 pictures of 8x8 pixels at 0.06 million each and 500 pictures of 16x16 pixels at 0.26" in text
     taught = dataclasses.replace(config, distill=DistillConfig(teachers=("teacher.onnx",)))
-    assert describe_arithmetic(taught, log, classes=3) == f"{told}, without what its teachers compute"
+    assert describe_arithmetic(taught, log, classes=3) == f"{text}, without what its teachers compute"
 
 
 LOG = RunLog([train_record(100, epoch=1.0, images_per_second=2.0)], [])

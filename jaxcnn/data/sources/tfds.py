@@ -59,7 +59,7 @@ def tfds_source(name: str, *, data_dir: Path) -> Source:
 
 
 def _make_builder(name: str, what: str, data_dir: Path) -> Any:
-    """Returns the `tfds.core.DatasetBuilder` of a data set; raises UserError if there is none."""
+    """Returns the `tfds.core.DatasetBuilder` of a data set; raises UserError if TFDS has no such data set."""
     with _user_errors(what, data_dir, advice=f"see {CATALOGUE} for names and versions"):
         try:
             return tfds.builder(name, data_dir=data_dir, file_format=FILE_FORMAT)

@@ -57,7 +57,6 @@ class Result:
     """The responses of a run."""
 
     statuses: Counter[int] = field(default_factory=Counter)
-    failures: Counter[str] = field(default_factory=Counter)
     latencies: list[float] = field(default_factory=list)
     """Seconds until each response with status 200."""
     refusals: list[float] = field(default_factory=list)
@@ -73,7 +72,6 @@ class Result:
             "max_ms": _percentile(self.latencies, 100),
             "refused_p99_ms": _percentile(self.refusals, 99),
             "statuses": {str(key): value for key, value in sorted(self.statuses.items())},
-            "failures": dict(self.failures),
         }
 
 

@@ -141,7 +141,6 @@ def measure(machine: Machine, model: Path, seconds: float) -> dict[str, Any]:
                 figures["largest"][name] = {"statuses": statuses, "seconds": round(time.perf_counter() - start, 2)}
         figures["peak_mb"] = round(int((memory / "memory.max_usage_in_bytes").read_text()) / 2**20)
         figures["at_limit"] = int((memory / "memory.failcnt").read_text())
-        figures["failures"] = [run["failures"] for run in (sustained, burst, overload) if run["failures"]]
     return figures
 
 

@@ -257,10 +257,11 @@ class GuardedConnection(HttpToolsProtocol):
         if (fault := find_fault(self.parser.get_http_version(), self.headers)) is not None:
             self._refuse(*fault)
             raise _RefusedError
+        super().on_headers_complete()
+        # Only now: uvicorn refuses some targets, and a refused head is no request whose body could be invalid.
         self._head_bytes = None
         self._is_in_head = False
         self._stop_waiting()
-        super().on_headers_complete()
         if self._is_shutting_down:
             self.cycle.keep_alive = False
 

@@ -373,6 +373,7 @@ def test_the_last_pipelined_request_may_arrive_late(server, cut):
 INVALID = {
     "no Host": (b"GET /healthz HTTP/1.1\r\n\r\n", 400),
     "no HTTP": (b"\x16\x03\x01\x02\x00\r\n\r\n", 400),
+    "no path": (b"GET http://a HTTP/1.1\r\nHost: a\r\n\r\n", 400),
     "CONNECT": (b"CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
     "long head": (b"GET / HTTP/1.1\r\nHost: a\r\nX-Long: " + b"x" * 100_000, 400),
     "coding": (head("Transfer-Encoding: gzip, chunked"), 501),

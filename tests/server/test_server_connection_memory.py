@@ -612,6 +612,28 @@ def test_a_head_with_a_fault_is_refused_and_not_answered():
     run(test)
 
 
+@pytest.mark.parametrize("target", [b"http://a", b"http://a:99999/", b"/\xe9"], ids=["no path", "port", "not ASCII"])
+@pytest.mark.parametrize("before", [0, 1, 3])
+def test_a_target_that_cannot_be_parsed_is_refused_after_the_requests_before_it(target, before):
+    async def test(made, transport, app):
+        app.go.clear()
+        await feed(made, GET * before + GET.replace(b"/healthz", target) + GET)
+        app.go.set()
+        await settle()
+        assert statuses(transport) == [200] * before + [400]
+        check_refusal(transport, 400, "Invalid HTTP request: check its request line and headers.")
+
+    run(test)
+
+
+def test_a_target_that_cannot_be_parsed_is_refused_on_a_kept_connection():
+    async def test(made, transport, app):
+        await feed(made, GET, GET.replace(b"/healthz", b"http://a"))
+        assert statuses(transport) == [200, 400]
+
+    run(test)
+
+
 def test_an_old_client_needs_no_host():
     async def test(made, transport, app):
         await feed(made, b"GET /old HTTP/1.0\r\n\r\n")

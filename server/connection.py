@@ -18,9 +18,10 @@ from server.settings import Settings
 
 _MAX_HEAD_BYTES = 64 * 1024
 
-# Pipelined requests that are parsed while one before them is in progress. Further bytes wait unparsed: 256 KB may be
-# 10,000 requests, which take 25 MB once they are parsed.
+# Pipelined requests, and their bytes, that are parsed while one before them is in progress. Further bytes wait
+# unparsed: 256 KB may be 10,000 requests, which take 25 MB once they are parsed.
 _MAX_WAITING = 16
+_MAX_WAITING_BYTES = 64 * 1024
 _PIECE_BYTES = 4096
 
 # What may stand in a Host header: a name or an address, and a port.
@@ -156,6 +157,7 @@ class GuardedConnection(HttpToolsProtocol):
         self._is_in_request = False
         self.is_lingering = False
         self._unparsed = memoryview(b"")
+        self._waiting_bytes = 0
         self.flow = _Flow(transport, self)
         self._is_shutting_down = False
         self._made_at = self.loop.time()
@@ -226,9 +228,13 @@ class GuardedConnection(HttpToolsProtocol):
 
         uvicorn's own method would stop the keep-alive timer on any data, even an empty line.
         """
-        if not self.is_lingering and self._refusal is None:
+        if not self.transport.is_closing() and self._refusal is None:
             self._unparsed = memoryview(bytes(self._unparsed) + data)
             self._parse_waiting()
+            # The request in progress resumes reading whenever it asks for more of its body, or whether its client is
+            # still there.
+            if self.has_unparsed:
+                self.flow.pause_reading()
 
     def on_response_complete(self) -> None:
         """Parses further pipelined requests, as there is room for one more; refuses the one that was invalid."""
@@ -300,17 +306,24 @@ class GuardedConnection(HttpToolsProtocol):
 
     def _parse_waiting(self) -> None:
         """Parses received bytes while there is room for requests, and counts the bytes of an unfinished head."""
-        while self._unparsed and len(self.pipeline) < _MAX_WAITING and not self.transport.is_closing():
+        while self._unparsed and self._has_room() and not self.transport.is_closing():
             piece, self._unparsed = self._unparsed[:_PIECE_BYTES], self._unparsed[_PIECE_BYTES:]
             try:
                 self._parse(piece)
             except httptools.HttpParserError:
                 self._refuse(400, "Invalid HTTP request: check its request line and headers.")
+            self._waiting_bytes += len(piece)
             # The count includes what came before the head in its first piece, which is little.
             if self._head_bytes is not None:
                 self._head_bytes += len(piece)
                 if self._head_bytes > _MAX_HEAD_BYTES:
                     self._refuse(400, f"The headers are longer than {_MAX_HEAD_BYTES} bytes: send fewer.")
+
+    def _has_room(self) -> bool:
+        """Whether to parse more: always for the request in progress, whose body is bounded by those who read it."""
+        if not self.pipeline:
+            self._waiting_bytes = 0
+        return len(self.pipeline) < _MAX_WAITING and self._waiting_bytes < _MAX_WAITING_BYTES
 
     def _parse(self, rest: memoryview) -> None:
         while rest:

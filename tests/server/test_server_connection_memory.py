@@ -516,6 +516,50 @@ def test_a_bounded_number_of_requests_is_parsed_ahead():
     assert transport.events[2:] == [(KEEP_ALIVE, "close")]
 
 
+async def flood(made: GuardedConnection, size: int) -> int:
+    """Sends up to so many bytes, as long as they are read, to a request that asks for them; returns how many were."""
+    sent = 0
+    while sent < size:
+        gone = asyncio.ensure_future(made._running.receive())
+        await settle()
+        gone.cancel()
+        if made.flow.read_paused:
+            break
+        await feed(made, bytes(65536))
+        sent += 65536
+    return sent
+
+
+@pytest.mark.parametrize("count", [16, 17])
+def test_what_follows_the_waiting_requests_is_not_read_while_one_is_in_progress(count):
+    async def test(made, transport, app):
+        app.go.clear()
+        await feed(made, POST + bytes(10) + GET * count)
+        assert not made.has_unparsed
+        assert await flood(made, 10_000_000) == 65536
+        app.go.set()
+        await settle()
+        assert statuses(transport) == [200] * (1 + count) + [400]
+
+    run(test)
+
+
+def test_the_body_of_a_waiting_request_is_not_read_while_another_is_in_progress():
+    async def test(made, transport, app):
+        app.go.clear()
+        await feed(made, POST + bytes(10) + POST.replace(b" 10", b" 500000"))
+        assert await flood(made, 500_000) <= 3 * 65536
+        assert len(made.cycle.body) <= 65536 + 4096
+        rest = 500_000 - len(made.cycle.body) - len(made._unparsed)
+        app.go.set()
+        await settle()
+        assert not made.flow.read_paused
+        await feed(made, bytes(rest))
+        assert [len(body) for _, _, body in app.seen] == [10, 500_000]
+
+    run(test)
+
+
 def test_nothing_is_parsed_behind_a_refused_request():
     async def test(made, transport, app):
         app.go.clear()

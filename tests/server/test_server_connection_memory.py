@@ -331,6 +331,28 @@ def test_a_head_may_have_64_kilobytes(excess, first):
         assert statuses(transport) == ([200] if first else [])
 
 
+@pytest.mark.parametrize("excess", [0, 1])
+@pytest.mark.parametrize("first", [b"", GET], ids=["at once", "after a request"])
+@pytest.mark.parametrize("upgrade", [b"", b"Connection: upgrade\r\nUpgrade: h2c\r\n"], ids=["plain", "upgrade"])
+def test_a_head_may_have_128_headers(excess, first, upgrade):
+    lines = b"ab:\r\n" * (127 - upgrade.count(b"\n") + excess)
+
+    async def test(made, transport, app):
+        await feed(made, first + GET[:-2] + upgrade + lines + b"\r\n")
+
+    transport = run(test)
+    assert statuses(transport) == [200] * bool(first) + [400 if excess else 200]
+    if excess:
+        check_refusal(transport, 400, "The request has more than 128 headers: send fewer.")
+
+
+def test_trailers_are_not_counted_as_headers():
+    async def test(made, transport, app):
+        await feed(made, CHUNKED + b"1\r\nx\r\n0\r\n" + b"ab:\r\n" * 500 + b"\r\n")
+
+    assert statuses(run(test)) == [200]
+
+
 def test_a_body_counts_as_no_head():
     async def test(made, transport, app):
         pieces = b"".join(b"%x\r\n%s\r\n" % (5000, bytes(5000)) for _ in range(40))

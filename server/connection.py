@@ -71,7 +71,11 @@ def install(server: uvicorn.Server, settings: Settings) -> None:
             " run uvicorn without --http or with `--http httptools`."
         )
     name = GuardedConnection.__name__
-    server.config.http_protocol_class = type(name, (GuardedConnection,), {"read_seconds": settings.read_seconds})
+    server.config.http_protocol_class = type(
+        name,
+        (GuardedConnection,),
+        {"read_seconds": settings.read_seconds, "min_bytes_per_second": settings.min_bytes_per_second},
+    )
 
 
 def find_fault(version: str, headers: Sequence[tuple[bytes, bytes]]) -> tuple[int, str] | None:
@@ -147,6 +151,7 @@ class GuardedConnection(HttpToolsProtocol):
     """
 
     read_seconds = 30
+    min_bytes_per_second = 1000
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Starts waiting for the first request."""
@@ -218,8 +223,7 @@ class GuardedConnection(HttpToolsProtocol):
     def pause_writing(self) -> None:
         """Starts waiting for the client to read; otherwise an unread response would stay in memory for good."""
         super().pause_writing()
-        self._stop_waiting_for_reader()
-        self._reader_timer = self.loop.call_later(self.read_seconds, self.transport.abort)
+        self._wait_for_reader()
 
     def resume_writing(self) -> None:
         """Stops waiting for the client to read: it does."""
@@ -366,6 +370,19 @@ class GuardedConnection(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _wait_for_reader(self) -> None:
+        self._stop_waiting_for_reader()
+        unread = self._socket.get_write_buffer_size()
+        self._reader_timer = self.loop.call_later(self.read_seconds, self._check_reader, unread)
+
+    def _check_reader(self, unread: int) -> None:
+        """Goes on waiting for a client that reads, however long its response is: a response is buffered as a whole."""
+        read = unread - self._socket.get_write_buffer_size()
+        if read < self.read_seconds * self.min_bytes_per_second:
+            self.transport.abort()
+        else:
+            self._wait_for_reader()
 
     def _stop_waiting_for_reader(self) -> None:
         if self._reader_timer is not None:

@@ -107,7 +107,8 @@ class Settings:
     read_seconds: int = _integer(30, low=1, high=3600)
     """Time for a client to send its request headers, then its body, and for which it may stop reading a response."""
     min_bytes_per_second: int = _integer(1000, low=1, high=2**30)
-    """Lowest rate at which a body may arrive, on average, after its first five seconds."""
+    """Lowest rate at which a body may arrive, on average, after its first five seconds, and at which a response may be
+    read, on average over `read_seconds`."""
     deadline_ms: int = _integer(10_000, low=1, high=3_600_000)
     """Time from a complete body to its response, or it gets 504. Requests that are certain to miss it get 503."""
     drain_seconds: int = _integer(1, low=0, high=3600)

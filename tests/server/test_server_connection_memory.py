@@ -34,9 +34,13 @@ class Transport(asyncio.Transport):
         self.events: list[tuple[float, str]] = []
         self.high: int | None = None
         self.may_write_eof = True
+        self.unread = 0
 
     def get_extra_info(self, name, default=None):
         return {"sockname": ("127.0.0.1", 80), "peername": ("127.0.0.1", 1)}.get(name, default)
+
+    def get_write_buffer_size(self):
+        return self.unread
 
     def set_write_buffer_limits(self, high=None, low=None):
         self.high = high
@@ -296,6 +300,22 @@ def test_a_client_that_does_not_read_is_dropped():
         await asyncio.sleep(60)
 
     assert (58, "abort") in run(test).events
+
+
+@pytest.mark.parametrize(("rate", "end"), [(1100, None), (999, 30), (0, 30)], ids=["steadily", "slowly", "not"])
+def test_a_client_that_reads_gets_the_whole_response_however_long_it_is(rate, end):
+    async def test(made, transport, app):
+        transport.unread = 300_000
+        made.pause_writing()
+        while transport.unread > 0 and not transport.is_closing():
+            await asyncio.sleep(1)
+            transport.unread -= rate
+        if not transport.is_closing():
+            made.resume_writing()
+        await asyncio.sleep(29)
+
+    events = run(test).events
+    assert [event for event in events if event[1] == "abort"] == ([(end, "abort")] if end else [])
 
 
 def test_a_response_waits_until_the_client_reads():
@@ -715,10 +735,11 @@ def test_an_old_client_needs_no_host():
 def test_connections_of_uvicorn_with_httptools_are_bounded():
     server = uvicorn.Server(uvicorn.Config(App, log_config=None, http="httptools"))
     server.config.load()
-    install(server, Settings(read_seconds=7))
+    install(server, Settings(read_seconds=7, min_bytes_per_second=50))
     used = server.config.http_protocol_class
     assert issubclass(used, GuardedConnection)
     assert (used.read_seconds, GuardedConnection.read_seconds, used.__name__) == (7, 30, "GuardedConnection")
+    assert (used.min_bytes_per_second, GuardedConnection.min_bytes_per_second) == (50, 1000)
 
 
 def test_other_connections_are_refused():

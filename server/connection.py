@@ -207,7 +207,8 @@ class GuardedConnection(HttpToolsProtocol):
         A socket that closes before everything was read resets the connection, and the client may lose the response:
         RFC 9112, section 9.6.
         """
-        if self.is_lingering:
+        # uvicorn closes a connection that is lost, too, and a shutdown may come after that.
+        if self.is_lingering or self._socket.is_closing():
             return
         if not self._is_in_request:
             self._socket.close()
@@ -218,7 +219,9 @@ class GuardedConnection(HttpToolsProtocol):
         self._stop_waiting()
         self._unparsed = memoryview(b"")
         self.flow.resume_reading()
-        self._timer = self.loop.call_later(self.read_seconds, self._socket.abort)
+        # There is no response yet to a request whose head is incomplete.
+        has_no_response = self._is_shutting_down and self._is_in_head and self._refusal is None
+        self._timer = self.loop.call_later(_LAST_SECONDS if has_no_response else self.read_seconds, self._socket.abort)
 
     def pause_writing(self) -> None:
         """Starts waiting for the client to read; otherwise an unread response would stay in memory for good."""

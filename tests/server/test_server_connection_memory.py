@@ -284,6 +284,20 @@ def test_nothing_is_waited_for_once_the_connection_is_lost():
     assert (transport.events, transport.written) == ([], b"")
 
 
+@pytest.mark.parametrize("sent", [GET[:20], POST + b"0", GET], ids=["in a head", "in a body", "after a request"])
+@pytest.mark.parametrize("is_shutdown", [False, True])
+def test_a_connection_that_its_client_has_closed_is_left_alone(sent, is_shutdown):
+    async def test(made, transport, app):
+        await feed(made, sent)
+        if is_shutdown:
+            made.shutdown()
+        transport.close()
+        made.connection_lost(None)
+        await asyncio.sleep(100)
+
+    assert run(test).events == [(0, "close")]
+
+
 # Clients that do not read
 
 
@@ -530,6 +544,17 @@ def test_a_refused_request_does_not_hold_up_a_shutdown():
         await asyncio.sleep(1)
 
     assert run(test).events == [(0, "eof"), (0.2, "abort")]
+
+
+@pytest.mark.parametrize(("first", "age", "left"), [(b"", 0, 2), (b"", 10, 0.2), (GET, 1, 0.2)], ids=str)
+def test_a_head_that_is_incomplete_does_not_hold_up_a_shutdown(first, age, left):
+    async def test(made, transport, app):
+        await feed(made, first + GET[:20])
+        await asyncio.sleep(age)
+        made.shutdown()
+        await asyncio.sleep(60)
+
+    assert run(test).events == [(age + left, "eof"), (round(age + left + 0.2, 3), "abort")]
 
 
 # Pipelined requests

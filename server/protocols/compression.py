@@ -25,7 +25,15 @@ def largest_size(body: bytes, encoding: str, *, max_bytes: int) -> int:
       encoding: as for `decompress`.
       max_bytes: as for `decompress`.
     """
-    return len(body) if encoding == IDENTITY else min(_MAX_RATIO * len(body), max_bytes)
+    return len(body) if encoding == IDENTITY else min(_MAX_RATIO * len(body), _most(body, encoding, max_bytes))
+
+
+def _most(body: bytes, encoding: str, max_bytes: int) -> int:
+    """Returns how much content of a compressed body to take at most.
+
+    A gzip stream ends with the size of its content, modulo 2 ** 32. zlib verifies it, but only at the end.
+    """
+    return min(int.from_bytes(body[-4:], "little"), max_bytes) if encoding == "gzip" else max_bytes
 
 
 def decompress(body: bytes, encoding: str, *, max_bytes: int) -> bytes:
@@ -43,7 +51,8 @@ def decompress(body: bytes, encoding: str, *, max_bytes: int) -> bytes:
         return body
     decompressor = zlib.decompressobj(_WINDOW_BITS[encoding])
     try:
-        content = decompressor.decompress(body, max_bytes + 1)
+        # With room for one byte more, it reaches the end of the stream.
+        content = decompressor.decompress(body, _most(body, encoding, max_bytes) + 1)
     except zlib.error:
         content = b""
     if len(content) > max_bytes:

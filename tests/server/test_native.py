@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from server import model
 from server.picture import Cost
 from server.protocols import native
+from server.protocols.compression import decompress, largest_size
 from server.protocols.open_inference import InferQuery
 from server.protocols.text import cost_of, parse_object
 from server.settings import Settings
@@ -489,9 +490,31 @@ def test_the_text_is_not_kept_while_pictures_are_decoded(model_path):
 
 @pytest.mark.parametrize(("encoding", "size"), [("identity", 1000), ("gzip", 1_032_000), ("deflate", 1_032_000)])
 def test_a_compressed_body_is_as_large_as_it_may_become(encoding, size):
-    body, limits = bytes(1000), Settings()
+    body, limits = bytes(996) + b"\xff" * 4, Settings()
     query = native.NativeQuery(content_type=JSON, body=body, encoding=encoding, top_k=1, heatmap=False, limits=limits)
     assert query.size == InferQuery(body=body, encoding=encoding, json_size=None, limits=limits).size == size
     small = Settings(max_body_bytes=5000)
     assert InferQuery(body=body, encoding=encoding, json_size=None, limits=small).size == min(size, 5000)
     assert len(zlib.compress(bytes(1_032_000 * 10), 9)) >= 10_000
+
+
+@given(content=st.binary(max_size=2000) | st.integers(0, 3000).map(bytes), level=st.integers(0, 9))
+def test_a_gzip_body_is_as_large_as_it_says_and_as_it_is(content, level):
+    body = gzip.compress(content, level)
+    assert largest_size(body, "gzip", max_bytes=2500) == min(len(content), 2500)
+    if len(content) <= 2500:
+        assert decompress(body, "gzip", max_bytes=2500) == content
+
+
+@pytest.mark.parametrize("claimed", [0, 1, 999, 1001, 100_000, 2**32 - 1])
+def test_a_gzip_body_that_says_another_size_is_refused_and_not_decompressed_further(claimed):
+    body = gzip.compress(bytes(1_000_000))[:-4] + claimed.to_bytes(4, "little")
+    tracemalloc.start()
+    try:
+        with pytest.raises(HTTPException) as caught:
+            decompress(body, "gzip", max_bytes=2_000_000)
+        taken = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (caught.value.status_code, caught.value.detail[:41]) == (400, "The body is not one complete gzip stream:")
+    assert taken < max(100_000, 3 * claimed)

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -13,6 +14,10 @@ from functools import partial
 from server import files, integrity, service
 from server.errors import StartError
 from server.service import ServedModel, Service
+
+# When a rejected file is tried again: after a minute, then twice as long after each further rejection, up to an hour.
+_RETRY_SECONDS = 60
+_MAX_RETRY_SECONDS = 3600
 
 # The name of the thread that loads a model.
 _LOADER = "loader"
@@ -58,7 +63,7 @@ async def watch(running: Service, wake: asyncio.Event) -> None:
         wake.clear()
         for file in watched:
             if file.is_due(retry=retry):
-                file.is_served = await _load(running, file.served)
+                file.note(is_served=await _load(running, file.served))
 
 
 class _Watched:
@@ -76,12 +81,16 @@ class _Watched:
         # Start from the signature of the file that was loaded: the file may have been replaced since.
         self._seen: files.Signature | None = served.model.signature
         self._seen_beside: list[files.Signature | None] = []
+        self._retry_seconds = 0
+        self._retry_at = 0.0
 
     def is_due(self, *, retry: bool) -> bool:
         """Whether to load the file: once if it is new, again if it was rejected and its description has changed.
 
+        A rejected file is due again after a while, as the reason may have passed, such as a lack of memory.
+
         Args:
-          retry: whether to load it again in any case if it was rejected, as the reason may have passed.
+          retry: whether a rejected file is due now.
         """
         if self.is_served:
             self._seen = self.served.model.signature
@@ -91,10 +100,19 @@ class _Watched:
         # A missing file is being replaced, or was removed: either way there is no new model yet.
         if found is None:
             return False
-        if found == self._seen and (self.is_served or (beside == self._seen_beside and not retry)):
+        is_same = found == self._seen and (self.is_served or beside == self._seen_beside)
+        if is_same and (self.is_served or not (retry or time.monotonic() >= self._retry_at)):
             return False
+        if not is_same:
+            self._retry_seconds = 0
         self._seen, self._seen_beside = found, beside
         return True
+
+    def note(self, *, is_served: bool) -> None:
+        """Records whether the file was served when it was loaded, and if not, when it is due again."""
+        self.is_served = is_served
+        self._retry_seconds = min(2 * self._retry_seconds or _RETRY_SECONDS, _MAX_RETRY_SECONDS)
+        self._retry_at = time.monotonic() + self._retry_seconds
 
 
 async def _load(running: Service, served: ServedModel) -> bool:

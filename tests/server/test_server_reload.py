@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import hashlib
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -12,7 +14,7 @@ import pytest
 from crashes import SCHEDULES, torn
 
 from export.seal import seal
-from server import model, reload
+from server import files, model, reload
 from server.metrics import Metrics, ModelMetrics
 from server.settings import Settings
 from server.source import Source
@@ -169,6 +171,48 @@ def test_a_rejected_file_is_tried_again_on_request(service, other, monkeypatch):
     other.replace(service.model.path)
     watch_until(service, is_replaced, wake)
     assert (service.reloads("succeeded"), service.reloads("failed")) == (1, 1)
+
+
+def test_a_rejected_file_is_tried_again_after_a_while(service, other, monkeypatch):
+    load = model.load
+
+    def fail_at_first(*arguments, **options):
+        monkeypatch.setattr(model, "load", load)
+        raise MemoryError
+
+    monkeypatch.setattr(model, "load", fail_at_first)
+    monkeypatch.setattr(reload, "_RETRY_SECONDS", 0.05)
+    other.replace(service.model.path)
+    watch_until(service, lambda: service.model.names[0] == "a")
+    assert (service.reloads("succeeded"), service.reloads("failed")) == (1, 1)
+
+
+def test_a_file_is_tried_again_less_and_less_often_until_another_comes(service, monkeypatch):
+    clock = SimpleNamespace(monotonic=lambda: clock.now, now=1000)
+    monkeypatch.setattr(reload, "time", clock)
+    file = reload._Watched(service)
+
+    def tries(seconds: int) -> list[int]:
+        """Checks each second whether the file is due, and rejects it each time; returns when it was."""
+        start, found = clock.now, []
+        while clock.now < start + seconds:
+            if file.is_due(retry=False):
+                found.append(clock.now - start)
+                file.note(is_served=False)
+            clock.now += 1
+        return found
+
+    assert tries(100) == []
+    service.model.path.write_bytes(b"no model")
+    assert tries(16_000) == [0, 60, 180, 420, 900, 1860, 3780, 7380, 10_980, 14_580]
+    service.model.path.write_bytes(b"no model either")
+    assert tries(100) == [0, 60]
+    describe(service.model.path, "0")
+    assert tries(100) == [0, 60]
+    assert file.is_due(retry=True)
+    file.note(is_served=True)
+    service.model = dataclasses.replace(service.model, signature=files.signature_of(service.model.path))
+    assert tries(4000) == []
 
 
 def test_a_served_file_is_not_loaded_again_on_request(service):

@@ -19,7 +19,7 @@ from server.service import ServedModel, Service
 _RETRY_SECONDS = 60
 _MAX_RETRY_SECONDS = 3600
 
-# The name of the thread that loads a model.
+# The name of the thread that looks at a model file or loads it.
 _LOADER = "loader"
 
 _log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ async def watch(running: Service, wake: asyncio.Event) -> None:
         retry = wake.is_set()
         wake.clear()
         for file in watched:
-            if file.is_due(retry=retry):
+            if await _is_due(file, retry=retry):
                 file.note(is_served=await _load(running, file.served))
 
 
@@ -115,6 +115,15 @@ class _Watched:
         self._retry_at = time.monotonic() + self._retry_seconds
 
 
+async def _is_due(file: _Watched, *, retry: bool) -> bool:
+    """Looks at a file in a thread: a network file system that does not respond must not stop the event loop."""
+    try:
+        return await _in_thread(partial(file.is_due, retry=retry))
+    except RuntimeError:
+        # The system starts no thread now; the next check may have one.
+        return False
+
+
 async def _load(running: Service, served: ServedModel) -> bool:
     """Loads a file, and returns whether it is served now. No failure ends the watch."""
     try:
@@ -133,7 +142,7 @@ async def _load(running: Service, served: ServedModel) -> bool:
     return True
 
 
-async def _in_thread[T](load: Callable[[], T]) -> T:
+async def _in_thread[T](function: Callable[[], T]) -> T:
     """Runs a function in a thread for which the end of the process does not wait, unlike `asyncio.to_thread`."""
     future = concurrent.futures.Future[T]()
     # From now on, a task that is cancelled does not cancel the future.
@@ -141,7 +150,7 @@ async def _in_thread[T](load: Callable[[], T]) -> T:
 
     def run() -> None:
         try:
-            future.set_result(load())
+            future.set_result(function())
         except BaseException as error:
             future.set_exception(error)
 
@@ -150,7 +159,7 @@ async def _in_thread[T](load: Callable[[], T]) -> T:
 
 
 def exit_while_loading() -> None:
-    """Ends the process at once, with status 0, if a model is being loaded. Call it last.
+    """Ends the process at once, with status 0, if a model is being loaded or looked at. Call it last.
 
     A thread that comes back from onnxruntime to an interpreter that has ended aborts the process.
     """

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -93,6 +94,39 @@ def test_a_file_replaced_just_before_it_is_loaded_is_loaded_once(service, other,
     service.model.path.touch()
     watch_until(service, lambda: service.model.names[0] == "a")
     assert service.reloads("succeeded") == 1
+
+
+def test_a_file_system_that_does_not_respond_holds_up_nothing(service, other, monkeypatch):
+    go, seen = threading.Event(), []
+
+    def wait(path):
+        seen.append(path)
+        assert go.wait(20)
+        return signature_of(path)
+
+    def is_replaced():
+        if seen:
+            go.set()
+        return service.model.names[0] == "a"
+
+    signature_of = files.signature_of
+    monkeypatch.setattr(files, "signature_of", wait)
+    other.replace(service.model.path)
+    watch_until(service, is_replaced)
+    assert go.is_set()
+
+
+def test_a_lack_of_threads_does_not_end_the_watch(service, other, monkeypatch):
+    start = threading.Thread.start
+
+    def refuse_once(thread):
+        monkeypatch.setattr(threading.Thread, "start", start)
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse_once)
+    other.replace(service.model.path)
+    watch_until(service, lambda: service.model.names[0] == "a")
+    assert service.reloads("failed") == 0
 
 
 def test_an_invalid_file_is_logged_in_one_line(service, caplog):

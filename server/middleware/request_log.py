@@ -22,6 +22,9 @@ _NOT_STARTED = (
 )
 _REQUEST_ID = re.compile(rb"[\w.:+/=-]{1,128}", re.ASCII)
 
+# How much of a path is logged: 10,000 lines may wait for a reader of the log, and a path may have 64 KB.
+_PATH_CHARACTERS = 1000
+
 
 class RequestLog:
     """ASGI middleware that gives each request an id, then logs and counts the response."""
@@ -83,7 +86,7 @@ def _record(service: "Service", scope: Scope, request_id: str, status: int, star
             request_id=request_id,
             client=client[0] if client else "",
             method=scope["method"],
-            path=scope["path"],
+            path=scope["path"][:_PATH_CHARACTERS],
             status=status,
             start=start,
         )
@@ -95,7 +98,7 @@ def _trace(tracing: Tracing, scope: Scope, request_id: str, route: str, status: 
         "http.request.method": scope["method"],
         "http.route": route,
         "http.response.status_code": status,
-        "url.path": scope["path"],
+        "url.path": scope["path"][:_PATH_CHARACTERS],
         "jaxcnn.request_id": request_id,
     }
     request = Stage(f"{scope['method']} {route}", start, time.monotonic())

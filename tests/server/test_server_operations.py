@@ -134,6 +134,12 @@ def test_a_path_cannot_forge_a_line(server, client):
     assert line["path"] == '/\n{"level":"error"}"'
 
 
+def test_of_a_long_path_the_log_has_the_beginning(server, client):
+    client.get("/" + "é" * 9000, headers={"X-Request-ID": "long"})
+    (line,) = log_lines(server, request_id="long")
+    assert line["path"] == "/" + "é" * 999
+
+
 def test_the_access_log_can_be_turned_off(serve, model_path):
     with serve(JAXCNN_MODEL=str(model_path), JAXCNN_ACCESS_LOG="off") as server:
         post(server.client, PICTURE)

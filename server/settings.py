@@ -197,7 +197,8 @@ def _check_consistent(chosen: Settings) -> None:
 
 def _check_metrics_folder(folder: str | None) -> None:
     """Checks the folder in which several processes share their metrics; prometheus_client would fail in many lines."""
-    if folder and not (os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)):
+    # An empty variable would make it write to the current folder.
+    if folder is not None and not (os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)):
         raise StartError(
             f"PROMETHEUS_MULTIPROC_DIR is {folder!r}, which is not a folder that the server may write to: make an empty"
             " folder for each start, or unset it."

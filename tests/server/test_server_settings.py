@@ -85,6 +85,7 @@ def test_other_settings(variable, text, field, expected):
         ("JAXCNN_ONNXRUNTIME_WEB", "/" + "x" * 300, "(File name too long): set it to the `dist` folder"),
         ("JAXCNN_MAX_BUFFER_BYTES", "1024", "is less than JAXCNN_MAX_BODY_BYTES (10485760)"),
         ("JAXCNN_MAX_REQUEST_PIXELS", "1000", "is less than JAXCNN_MAX_PIXELS (25000000): raise the first or lower"),
+        ("PROMETHEUS_MULTIPROC_DIR", "", "PROMETHEUS_MULTIPROC_DIR is '', which is not a folder that the server may"),
         ("PROMETHEUS_MULTIPROC_DIR", "/absent", "which is not a folder that the server may write to: make an empty"),
         ("JAXCNN_THREDS", "2", "There is no setting JAXCNN_THREDS: unset it, or use one of JAXCNN_MODEL, "),
     ],

@@ -37,8 +37,11 @@ class Cors:
             allow_methods=["GET", "POST"],
             allow_headers=[
                 "Authorization",
+                "Content-Encoding",
                 "Content-Type",
                 "Inference-Header-Content-Length",
+                "traceparent",
+                "tracestate",
                 "X-API-Key",
                 "X-Request-ID",
             ],

@@ -1,5 +1,6 @@
 """Operations: metrics, logs, documentation, API keys, CORS and hot reload."""
 
+import asyncio
 import contextlib
 import dataclasses
 import hashlib
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import openapi_spec_validator
@@ -21,6 +23,7 @@ from ports import free_port
 
 from server import openapi
 from server.middleware.auth import OpenRoute, open_paths
+from server.middleware.cors import Cors
 from server.model import load
 from server.routes import ROUTES
 from server.settings import Settings
@@ -376,6 +379,25 @@ def test_only_the_origins_of_the_setting_are_allowed(serve, model_path):
         failed = post_from(server.client, origin, encode(YELLOW))
         assert (failed.status_code, failed.headers["access-control-allow-origin"]) == (500, origin)
         assert failed.headers["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    "names", ["content-encoding,content-type", "inference-header-content-length", "traceparent,tracestate"]
+)
+def test_pages_may_send_the_headers_that_the_server_reads(names):
+    async def send(message):
+        sent.append(message)
+
+    sent = []
+    service = SimpleNamespace(settings=Settings(cors_origins=("https://example.org",)))
+    headers = [
+        (b"origin", b"https://example.org"),
+        (b"access-control-request-method", b"POST"),
+        (b"access-control-request-headers", names.encode()),
+    ]
+    scope = {"type": "http", "method": "OPTIONS", "path": "/predict", "headers": headers, "state": {"service": service}}
+    asyncio.run(Cors(None)(scope, None, send))
+    assert sent[0]["status"] == 200
 
 
 def post_from(client: httpx.Client, origin: str, picture: bytes = PICTURE) -> httpx.Response:

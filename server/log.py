@@ -92,12 +92,12 @@ def open_closed_streams() -> None:
 
 
 def start() -> LogWriter:
-    """Makes the loggers of the server and of uvicorn write JSON, until the process ends.
+    """Makes the loggers of the server, of uvicorn and of the event loop write JSON, until the process ends.
 
     uvicorn's access log is turned off, as `server.middleware.request_log` writes one with more fields.
     """
     writer = LogWriter(_find_descriptor())
-    for name in ("server", "uvicorn", "opentelemetry"):
+    for name in ("server", "uvicorn", "asyncio", "opentelemetry"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [_Handler(writer)], False
         logger.setLevel(logging.INFO)

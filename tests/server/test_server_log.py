@@ -1,5 +1,10 @@
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
 
 from server.log import LogWriter
 
@@ -33,3 +38,13 @@ def test_the_oldest_of_too_many_lines_are_dropped():
     assert len(writer._lines) <= 10_000
     writer.close()  # Nobody reads the pipe.
     os.close(reader)
+
+
+@pytest.mark.parametrize("name", ["server.workers", "uvicorn.error", "asyncio", "opentelemetry.sdk.trace"])
+def test_all_loggers_write_json(name):
+    code = f"import logging; from server import log; log.start(); logging.getLogger({name!r}).error('two\\nlines')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
+    )
+    assert {**json.loads(done.stdout), "time": ""} == {"time": "", "level": "error", "message": "two\nlines"}
+    assert done.stderr == ""

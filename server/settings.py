@@ -15,8 +15,8 @@ from server.source import Source, parse_models
 
 _SHIPPED_MODEL = Path(__file__).parent / "models" / "tiny_imagenet.onnx"
 
-# Variables that Kubernetes sets in every pod beside a service named jaxcnn.
-_KUBERNETES = re.compile(r"JAXCNN_(SERVICE|PORT)(_.*)?")
+# Variables that Kubernetes sets in every pod beside a service named jaxcnn, or jaxcnn-predictor, as KServe does.
+_KUBERNETES = re.compile(r"JAXCNN_(\w+_)?(SERVICE_(HOST|PORT)|PORT(_[0-9]+_(TCP|UDP|SCTP))?)(_\w+)?")
 
 # Only the spelling that browsers send: an origin in another would be accepted here and then match no request.
 _HOST = r"([a-z0-9._-]+|\[[0-9a-f:.]+\])"

@@ -49,8 +49,19 @@ def test_an_empty_variable_is_an_unset_one():
     assert settings.from_environment({**MODEL, "JAXCNN_THREADS": ""}) == settings.from_environment(MODEL)
 
 
-def test_variables_of_kubernetes_are_ignored():
-    settings.from_environment({**MODEL, "JAXCNN_PORT": "tcp://10.0.0.1:80"})
+@pytest.mark.parametrize("service", ["JAXCNN", "JAXCNN_PREDICTOR", "JAXCNN_V2_MODEL"])
+def test_variables_of_kubernetes_are_ignored(service):
+    port = f"{service}_PORT_8080_TCP"
+    address = {f"{service}_SERVICE_HOST": "10.0.0.1", f"{port}_ADDR": "10.0.0.1", f"{port}_PROTO": "tcp"}
+    ports = dict.fromkeys((f"{service}_SERVICE_PORT", f"{service}_SERVICE_PORT_HTTP", f"{port}_PORT"), "8080")
+    urls = dict.fromkeys((f"{service}_PORT", port), "tcp://10.0.0.1:8080")
+    assert settings.from_environment(MODEL | address | ports | urls) == settings.from_environment(MODEL)
+
+
+@pytest.mark.parametrize("variable", ["JAXCNN_PORTS", "JAXCNN_SERVICE", "JAXCNN_HOST", "JAXCNN_REPORT"])
+def test_variables_that_only_look_like_those_of_kubernetes_are_refused(variable):
+    with pytest.raises(StartError, match=f"^There is no setting {variable}: "):
+        settings.from_environment({**MODEL, variable: "1"})
 
 
 def test_a_missing_model_is_reported_with_what_to_set(monkeypatch, tmp_path):

@@ -18,6 +18,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from tests.server.wire import inherited
+
 ROOT = Path(__file__).parents[2]
 NAMES = ["red", "green", "blue", "white", "black"]
 SIDE = 8
@@ -131,13 +133,12 @@ def _busy_work(work: int) -> list[onnx.NodeProto]:
 
 def start_uvicorn(log: Path | str | int, *, port: int = 0, **environment: str) -> subprocess.Popen[bytes]:
     """Starts a server that shuts down without a grace period; `log` is a path, or a file descriptor."""
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("JAXCNN_")}
     settings = {"JAXCNN_DRAIN_SECONDS": "0", **environment}
     command = [sys.executable, "-m", "uvicorn", "server.app:app", "--host", "127.0.0.1", "--port", str(port)]
     with contextlib.ExitStack() as stack:
         stream = log if isinstance(log, int) else stack.enter_context(open(log, "wb"))
         return subprocess.Popen(
-            command, cwd=ROOT, env={**inherited, **settings}, stdout=stream, stderr=subprocess.STDOUT
+            command, cwd=ROOT, env={**inherited(), **settings}, stdout=stream, stderr=subprocess.STDOUT
         )
 
 

@@ -29,6 +29,7 @@ from tests.server.wire import (
     encode,
     error,
     head,
+    inherited,
     log_lines,
     post,
     read_answer,
@@ -409,7 +410,7 @@ def test_closed_standard_streams_stop_nothing(model_path, closed):
     process = subprocess.Popen(
         ["bash", "-c", command],
         cwd=ROOT,
-        env={**os.environ, "JAXCNN_MODEL": str(model_path), "JAXCNN_DRAIN_SECONDS": "0"},
+        env={**inherited(), "JAXCNN_MODEL": str(model_path), "JAXCNN_DRAIN_SECONDS": "0"},
     )
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client:
@@ -640,7 +641,7 @@ def test_two_workers_reset_no_connection_at_sigterm(model_path):
     port = free_port()
     command = [sys.executable, "-m", "uvicorn", "server.app:app", "--port", str(port), "--workers", "2"]
     settings = {"JAXCNN_MODEL": str(model_path), "JAXCNN_DRAIN_SECONDS": "1", "JAXCNN_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **settings}, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=ROOT, env={**inherited(), **settings}, stdout=subprocess.DEVNULL)
     try:
         wait_until(lambda: connect_and_ask(port) == "answered")
         time.sleep(2)  # Until the second worker is there, too.

@@ -27,7 +27,7 @@ from server.middleware.cors import Cors
 from server.model import load
 from server.routes import ROUTES
 from server.settings import Settings
-from tests.server.wire import COLOURS, YELLOW, encode, error, log_lines, post, samples, text, wait_until
+from tests.server.wire import COLOURS, YELLOW, encode, error, inherited, log_lines, post, samples, text, wait_until
 
 ROOT = Path(__file__).parents[2]
 PICTURE = encode(COLOURS["red"])
@@ -540,7 +540,7 @@ def two_workers(model_path, tmp_path):
         "PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "metrics"),
     }
     command = [sys.executable, "-m", "uvicorn", "server.app:app", "--port", str(port), "--workers", "2"]
-    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **settings}, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=ROOT, env={**inherited(), **settings}, stdout=subprocess.DEVNULL)
     try:
         yield port
     finally:

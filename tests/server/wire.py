@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 import socket
 import time
@@ -13,6 +14,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 COLOURS = {"red": (250, 0, 0), "green": (0, 250, 0), "blue": (0, 0, 250), "white": (240, 240, 240), "black": (0, 0, 0)}
 YELLOW = (255, 255, 0)  # For this the model computes NaN.
+
+
+def inherited() -> dict[str, str]:
+    """Returns the variables of this process without settings of the server, which refuses unknown ones."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("JAXCNN_")}
 
 
 def encode(colour: tuple[int, ...], kind: str = "PNG", size: tuple[int, int] = (40, 30)) -> bytes:

@@ -23,6 +23,7 @@ class LogWriter:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
+        self._ends_line = True
         self._lines: deque[bytes] = deque(maxlen=10_000)
         self._is_closed = threading.Event()
         self._has_lines = threading.Event()
@@ -58,9 +59,14 @@ class LogWriter:
 
     def _flush(self) -> None:
         text = b"".join(self._lines.popleft() for _ in range(len(self._lines)))
+        # No line goes on where another was cut off by a full disk.
+        if text and not self._ends_line:
+            text = b"\n" + text
         with contextlib.suppress(OSError):
             while text:
-                text = text[os.write(self._descriptor, text) :]
+                written = os.write(self._descriptor, text)
+                self._ends_line = text[:written].endswith(b"\n")
+                text = text[written:]
 
 
 class _Handler(logging.Handler):

@@ -1,11 +1,14 @@
+import errno
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from server import log
 from server.log import LogWriter
 
 
@@ -28,6 +31,31 @@ def test_every_line_is_written_before_the_end():
 
 def test_text_that_is_not_unicode_does_not_stop_the_log():
     assert written({"message": "file \udcff"})[0]["message"] == "file \udcff"
+
+
+@pytest.mark.parametrize("room", [0, 1, 140, 141, 142, 200])
+def test_a_line_that_a_full_disk_cuts_off_spoils_no_other(monkeypatch, room):
+    def write_some(descriptor: int, text: bytes) -> int:
+        size = min(len(text), 100, disk.room)
+        if not size:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        disk.written += text[:size]
+        disk.room -= size
+        return size
+
+    disk = SimpleNamespace(room=room, written=b"")
+    monkeypatch.setattr(log, "os", SimpleNamespace(write=write_some))
+    writer = LogWriter(1)
+    writer.close()
+    for message in ("x" * 87, "x" * 87, "after", "last"):
+        if message == "after":
+            disk.room = 1000
+        writer.write({"message": message})
+        writer._flush()
+    *cut, after, last = disk.written.removesuffix(b"\n").split(b"\n")
+    assert [json.loads(line)["message"] for line in (after, last)] == ["after", "last"]
+    assert b"" not in cut
+    assert len(b"\n".join(cut)) in (0, room, room - 1)
 
 
 def test_the_oldest_of_too_many_lines_are_dropped():

@@ -42,8 +42,8 @@ def on_sigterm(server: uvicorn.Server, admission: Admission, settings: Settings)
     def stop() -> None:
         # Before anything that may fail: the process has to end.
         loop.call_later(_LAST_SECONDS, close)
-        # Connections wait in the socket of systemd, which keeps it for the next process.
-        if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        # Connections wait in a socket that systemd or another program has passed, and keeps for the next process.
+        if server.config.fd is None and os.environ.get("LISTEN_PID") != str(os.getpid()):
             with suppress(OSError):
                 listening.pause(server)
 

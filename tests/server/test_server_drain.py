@@ -30,12 +30,12 @@ def seen(monkeypatch):
     return seen
 
 
-def run(test, *, timeout: int | None = None) -> SimpleNamespace:
+def run(test, *, timeout: int | None = None, fd: int | None = None) -> SimpleNamespace:
     """Runs a coroutine function with a server and its admission, within `on_sigterm`; returns the server."""
 
     async def main() -> SimpleNamespace:
         started_at = asyncio.get_running_loop().time()
-        config = SimpleNamespace(timeout_graceful_shutdown=timeout)
+        config = SimpleNamespace(timeout_graceful_shutdown=timeout, fd=fd)
         server = SimpleNamespace(config=config, should_exit=False, started_at=started_at)
         admission = SimpleNamespace(is_ready=True)
         with drain.on_sigterm(server, admission, Settings(drain_seconds=5, read_seconds=30, deadline_ms=12_003)):
@@ -104,8 +104,11 @@ def test_a_socket_of_systemd_stays_open_for_the_next_process(seen, monkeypatch):
     monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
     run(test)
     assert seen.paused == []
-    # The variable is inherited from another process.
+    # With `--fd 3 --workers 2` the variable names the parent process.
     monkeypatch.setenv("LISTEN_PID", str(os.getppid()))
+    run(test, fd=3)
+    assert seen.paused == []
+    # Without --fd it is inherited from another process.
     run(test)
     assert seen.paused == [5]
 

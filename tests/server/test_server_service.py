@@ -3,7 +3,6 @@
 import contextlib
 import os
 import shutil
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -234,9 +233,8 @@ def test_a_model_that_is_busy_keeps_nobody_from_another(serve, model_builder, tm
             for _ in range(8)
         ]
         wait_until(lambda: samples(server.client)["jaxcnn_shed_total", "slow", "requests"] >= 1)
-        begun = time.monotonic()
         assert post(server.client, PICTURE).json()["predicted_class"] == "red"
-        assert time.monotonic() - begun < 1
+        assert not all(answer.done() for answer in flood)  # Some that came before it still wait.
         statuses = [answer.result().status_code for answer in flood]
         assert statuses.count(200) >= 3
         assert set(statuses) == {200, 503}

@@ -22,7 +22,7 @@ _NOT_STARTED = (
 )
 _REQUEST_ID = re.compile(rb"[\w.:+/=-]{1,128}", re.ASCII)
 
-# How much of a path is logged: 10,000 lines may wait for a reader of the log, and a path may have 64 KB.
+# How much of a path is logged: 10,000 lines may wait for a reader of the log, and a path may have 8 KB.
 _PATH_CHARACTERS = 1000
 
 

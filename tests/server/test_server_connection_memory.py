@@ -366,6 +366,22 @@ def test_a_head_may_have_64_kilobytes(excess, first):
 
 
 @pytest.mark.parametrize("excess", [0, 1])
+@pytest.mark.parametrize("start", [b"/", b"/predict?", b"http://a/?"])
+@pytest.mark.parametrize("size", [100, 4096, 10_000])
+def test_a_target_may_have_8_kilobytes(excess, start, size):
+    target = start.ljust(8192 + excess, b"x")
+
+    async def test(made, transport, app):
+        request = GET.replace(b"/healthz", target)
+        await feed(made, *(request[i : i + size] for i in range(0, len(request), size)))
+
+    transport = run(test)
+    assert statuses(transport) == [400 if excess else 200]
+    if excess:
+        check_refusal(transport, 400, "The path and the query are longer than 8192 bytes: shorten them.")
+
+
+@pytest.mark.parametrize("excess", [0, 1])
 @pytest.mark.parametrize("first", [b"", GET], ids=["at once", "after a request"])
 @pytest.mark.parametrize("upgrade", [b"", b"Connection: upgrade\r\nUpgrade: h2c\r\n"], ids=["plain", "upgrade"])
 def test_a_head_may_have_128_headers(excess, first, upgrade):

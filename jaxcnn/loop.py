@@ -43,7 +43,7 @@ from jaxcnn.optim import make_optimizer, make_schedule
 from jaxcnn.processes import Wishes, lead, propose
 from jaxcnn.run.checkpoint import Checkpoints
 from jaxcnn.run.cost import describe_expected, expected_seconds
-from jaxcnn.run.metrics_log import MetricsLog, StartRecord, TrainRecord, ValidationRecord
+from jaxcnn.run.metrics_log import MetricsLog, StartRecord, TrainRecord, ValidationRecord, is_stalled
 from jaxcnn.run.progress import TrainProgress, open_progress
 from jaxcnn.signals import StopRequest, stop_on_signal
 from jaxcnn.state import (
@@ -285,13 +285,6 @@ def has_steps_left(run: Run, history: Sequence[float], *, step: int) -> bool:
       step: steps taken so far.
     """
     return step < run.total_steps and not is_stalled(history, run.config.early_stopping)
-
-
-def is_stalled(history: Sequence[float], patience: int | None) -> bool:
-    """Returns whether none of the last `patience` scores is above all scores before them; None is never stalled."""
-    if patience is None or len(history) <= patience:
-        return False
-    return max(history[-patience:]) <= max(history[:-patience])
 
 
 def _print_precision(config: ModelConfig, progress: TrainProgress) -> None:

@@ -40,7 +40,6 @@ from jaxcnn.loop import (
     fit,
     has_steps_left,
     initial_state,
-    is_stalled,
     prepare,
     read_history,
     start_order,
@@ -54,7 +53,7 @@ from jaxcnn.run.bucket import Bucket
 from jaxcnn.run.checkpoint import Checkpoints, load_model, open_checkpoints
 from jaxcnn.run.earlier_trainings import record_earlier
 from jaxcnn.run.live_report import LiveReport
-from jaxcnn.run.metrics_log import HeadRecord, MetricsLog, Record, ValidationRecord, open_log
+from jaxcnn.run.metrics_log import HeadRecord, MetricsLog, Record, ValidationRecord, is_stalled, open_log
 from jaxcnn.run.sessions import record_session
 from jaxcnn.run.tracking import check_clients, open_tracking
 from jaxcnn.run.workdir import Classes, Workdir, count_cores, fit_batch, flat_settings

@@ -353,7 +353,7 @@ def test_a_run_that_is_ended_early_by_a_new_setting_names_it(config, tmp_path):
     ],
 )
 def test_when_a_run_is_stalled(history, patience, stalled):
-    assert loop.is_stalled(history, patience) == stalled
+    assert metrics_log.is_stalled(history, patience) == stalled
 
 
 def test_classes_whose_names_are_not_utf8_are_exported(config, tmp_path):

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -221,6 +221,13 @@ def open_log(workdir: Path, *, writes: bool = True, echo: IO[str] | None = None)
 def rank(top1: float, step: int) -> tuple[float, int]:
     """Returns what orders the evaluated checkpoints of a run, the best last: validation top-1, on a tie the step."""
     return top1, step
+
+
+def is_stalled(history: Sequence[float], patience: int | None) -> bool:
+    """Returns whether none of the last `patience` scores is above all scores before them; None is never stalled."""
+    if patience is None or len(history) <= patience:
+        return False
+    return max(history[-patience:]) <= max(history[:-patience])
 
 
 @dataclass(frozen=True)

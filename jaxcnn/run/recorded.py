@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from jaxcnn.config import Config
 from jaxcnn.data import Fingerprint
 from jaxcnn.errors import UserError
-from jaxcnn.run.metrics_log import RunLog, read_log
+from jaxcnn.run.metrics_log import RunLog, is_stalled, read_log
 from jaxcnn.run.paired import Answer
 from jaxcnn.run.sessions import Session, read_sessions
 from jaxcnn.run.workdir import Classes, Workdir
@@ -30,7 +31,7 @@ class RecordedRun:
       classes: its classes and data set.
       pictures: fingerprint of its split; None in a run of an earlier version.
       log: its metrics.
-      evaluation: the record of its best checkpoint; None if the run has not ended.
+      evaluation: the record of its best checkpoint; None if the run has not ended, or goes on after its end.
     """
 
     name: str
@@ -112,15 +113,29 @@ def read_run(folder: Path, name: str) -> RecordedRun:
       UserError: the folder is not a workdir, or a record is damaged.
     """
     workdir = Workdir(folder)
+    sessions, log, evaluation = read_sessions(workdir), read_log(workdir.metrics), _read_evaluation(workdir.evaluation)
     return RecordedRun(
         name=name,
         workdir=workdir,
-        sessions=read_sessions(workdir),
+        sessions=sessions,
         classes=workdir.read_classes(),
         pictures=workdir.read_pictures(),
-        log=read_log(workdir.metrics),
-        evaluation=_read_evaluation(workdir.evaluation),
+        log=log,
+        evaluation=None if _goes_on(workdir, sessions[-1].config, log) else evaluation,
     )
+
+
+def _goes_on(workdir: Workdir, config: Config, log: RunLog) -> bool:
+    """Returns whether the last session of a run has begun after the evaluation, and has not ended.
+
+    The times alone would not do: a copy of a workdir has the times at which its files were copied.
+    """
+    with suppress(FileNotFoundError):
+        begun, measured = (path.stat().st_mtime_ns for path in (workdir.path / "config.json", workdir.evaluation))
+        if begun > measured and log.validation and not config.is_frozen:
+            has_all = log.validation[-1].epoch >= config.epochs
+            return not has_all and not is_stalled([record.top1 for record in log.validation], config.early_stopping)
+    return False
 
 
 def _read_evaluation(path: Path) -> Mapping[str, Any] | None:
@@ -137,12 +152,14 @@ def _read_evaluation(path: Path) -> Mapping[str, Any] | None:
 
 
 def read_answers(run: RecordedRun) -> dict[str, Answer] | None:
-    """Reads the predictions of a run for its validation pictures, by file; None if it has kept none.
+    """Reads the predictions of a run for its validation pictures, by file; None if it has kept none, or goes on.
 
     Raises:
       UserError: the file of predictions cannot be read.
     """
     path = run.workdir.path / "predictions.csv"
+    if run.evaluation is None:
+        return None
     try:
         # Names of files may hold bytes that are not UTF-8.
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:

@@ -1,7 +1,11 @@
 """What the comparison of runs finds, and the files that it writes."""
 
 import csv
+import dataclasses
 import io
+import json
+import os
+import time
 
 import pytest
 from recorded_runs import write_run
@@ -10,6 +14,7 @@ from jaxcnn.errors import UserError
 from jaxcnn.run.comparison import compare, find_differences, measure_cost, tabulate
 from jaxcnn.run.comparison_files import to_csv, to_html, to_markdown
 from jaxcnn.run.recorded import find_runs
+from jaxcnn.run.workdir import Workdir
 
 
 @pytest.fixture
@@ -85,6 +90,33 @@ def test_the_table_of_results(folder):
     assert results.rows[1][4].startswith("0.5000")  # The best epoch in its log.
     assert pairs.rows == (("other", "16", "7", "0", "0.016", "0.016"),)
     assert cost.rows[0][:4] == ("best", "2", "4 s", "20")
+
+
+def begin_again(folder, **changes):
+    """Does what a session of a finished run leaves that begins a minute later with other settings."""
+    workdir = Workdir(folder)
+    workdir.record(dataclasses.replace(workdir.read_config(), **changes), workdir.read_classes())
+    os.utime(folder / "config.json", (later := time.time() + 60, later))
+
+
+def test_a_run_that_goes_on_after_its_end_is_not_compared_by_its_earlier_evaluation(folder):
+    begin_again(folder / "best", epochs=3)
+    comparison = compare(find_runs([folder]))
+    rows = {row[0]: row for row in tabulate(comparison)[0].rows}
+    assert rows["best (unfinished)"][5].startswith("1.0000")  # The best epoch in its log.
+    assert rows["best (unfinished)"][7] == "1.0000"  # Its loss, where the evaluation has .25.
+    assert set(comparison.unpaired) == {"best", "late"}
+    assert comparison.paired == ()
+
+
+@pytest.mark.parametrize("changes", [{}, {"epochs": 3, "early_stopping": 1}])
+def test_a_copy_of_a_run_that_has_ended_is_finished_though_its_files_are_in_another_order(folder, changes):
+    lines = [json.loads(line) | {"top1": 0.5} for line in (folder / "best" / "metrics.jsonl").read_text().splitlines()]
+    (folder / "best" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    begin_again(folder / "best", **changes)
+    (best,) = find_runs([folder / "best"])
+    assert best.evaluation is not None
+    assert best.scores["loss"] == 0.25
 
 
 def test_cost_is_counted_from_the_log(folder):

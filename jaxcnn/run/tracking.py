@@ -56,7 +56,8 @@ def open_tracking(
 ) -> Iterator[Callable[[Record], None]]:
     """Sends a run to the trackers that are asked for until the context ends.
 
-    At the end, the scores, the model and the report are sent if `model.onnx` was written in the context.
+    At the end, the scores, the model and the report are sent if `evaluation.json` and `model.onnx` were written in the
+    context: during a training, `export` may write the second alone.
 
     Args:
       log: the trackers.
@@ -77,7 +78,7 @@ def open_tracking(
             settings=dict(flat_settings(config)),
         )
         senders = [Sender(name, TRACKERS[name](value), run) for name, value in asked.items()]
-    before = _modified(workdir.onnx)
+    before = _ended(workdir)
     outcome: Outcome = "failed"
 
     def note(record: Record) -> None:
@@ -87,7 +88,8 @@ def open_tracking(
 
     try:
         yield note
-        outcome = "finished" if _modified(workdir.onnx) != before else "stopped"
+        is_new = all(time not in (None, earlier) for time, earlier in zip(_ended(workdir), before, strict=True))
+        outcome = "finished" if is_new else "stopped"
     finally:
         for sender in senders:
             if outcome == "finished":
@@ -106,8 +108,9 @@ def _read_id(path: Path) -> str:
     return made
 
 
-def _modified(path: Path) -> int | None:
-    return path.stat().st_mtime_ns if path.exists() else None
+def _ended(workdir: Workdir) -> list[int | None]:
+    """Returns when each of the files was written that a run ends with; None for one that does not exist."""
+    return [path.stat().st_mtime_ns if path.exists() else None for path in (workdir.evaluation, workdir.onnx)]
 
 
 def _send_results(sender: "Sender", workdir: Workdir) -> None:

@@ -109,6 +109,13 @@ def test_a_resumed_run_has_the_same_id_and_another_run_another(tmp_path, play):
     assert tracker.runs[-1].id != ids[2]
 
 
+def test_a_run_whose_best_checkpoint_was_exported_meanwhile_is_not_finished(tmp_path, play):
+    tracker, workdir = play(Played()), Workdir(write_run(tmp_path / "pets", finished=False))
+    with open_tracking(LOG, workdir, CONFIG, writes=True):
+        workdir.onnx.write_bytes(b"model")
+    assert tracker.calls == [("start",), ("end", "stopped")]
+
+
 def test_an_error_of_the_training_is_passed_on_and_recorded(tmp_path, play):
     tracker = play(Played())
     with pytest.raises(UserError, match="diverged"), open_tracking(LOG, Workdir(tmp_path), CONFIG, writes=True):

@@ -96,9 +96,11 @@ class _Unfinished:
     """The checkpoint that is being written.
 
     Attributes:
+      step: steps taken.
       arrays: the checksums of its arrays.
     """
 
+    step: int = 0
     arrays: Future[dict[str, str]] = field(default_factory=Future)
 
 
@@ -137,6 +139,7 @@ class Checkpoints:
             # The checksums are taken in memory, so that they protect the whole way to the disk, and while Orbax writes.
             with ThreadPoolExecutor(1) as pool:
                 whole = fetch_state(items) if jax.process_count() > 1 else items
+                self._unfinished.step = step
                 self._unfinished.arrays = pool.submit(checksum_arrays, whole if is_leader() else {})
                 with _without_orbax_logs():
                     # `force`: without it Orbax asks whether JAX has seen SIGTERM; here a save is always wanted.
@@ -201,7 +204,10 @@ class Checkpoints:
         for step in {checkpoint.step for checkpoint in saved} - kept:
             folder = self._folder(step)
             # Renamed first: a deletion cut short leaves an unfinished folder, not a damaged checkpoint.
-            shutil.rmtree(folder.rename(folder.with_name(f"{step}{UNFINISHED}")))
+            folder.rename(folder.with_name(f"{step}{UNFINISHED}"))
+        # A network drive keeps a file that somebody reads; it is deleted after the next save.
+        for left in Path(self._checkpointer.directory).glob(f"*{UNFINISHED}"):
+            shutil.rmtree(left, ignore_errors=True)
 
     def _folder(self, step: int) -> Path:
         return Path(self._checkpointer.directory) / str(step)
@@ -222,9 +228,9 @@ def open_checkpoints(directory: Path, listeners: Sequence[Callable[[], None]] = 
     unfinished = _Unfinished()
 
     def finish() -> None:
-        for folder in directory.glob(f"*{UNFINISHED}"):
-            write_seal(folder, unfinished.arrays.result())
-            _sync(folder)
+        folder = directory / f"{unfinished.step}{UNFINISHED}"
+        write_seal(folder, unfinished.arrays.result())
+        _sync(folder)
 
     context = ocp.Context()
     # Orbax calls this, in the leader, when all files are written, before it renames the folder: what has a step's name

@@ -524,6 +524,25 @@ def test_leftovers_of_a_deletion_cut_short_are_deleted(run):
     assert [path.name for path in run.checkpoints.iterdir()] == ["1"]
 
 
+def test_files_that_a_network_drive_does_not_delete_yet_are_deleted_after_the_next_save(run, monkeypatch):
+    def keep(folder, *, ignore_errors=False):
+        if not ignore_errors:
+            raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    with open_checkpoints(run.checkpoints) as checkpoints:
+        checkpoints.save(at(make_state(), 2))
+        with monkeypatch.context() as patched:
+            patched.setattr(checkpoint, "shutil", SimpleNamespace(rmtree=keep))
+            checkpoints.save(at(make_state(), 3), metrics={"top1": 0.9})
+            left = run.checkpoints / f"1{checkpoint.UNFINISHED}"
+            whole = {path: path.stat().st_mtime_ns for path in left.rglob("*")}
+            checkpoints.save(at(make_state(), 4))
+        # No seal of another checkpoint is written into it.
+        assert {path: path.stat().st_mtime_ns for path in left.rglob("*")} == whole != {}
+        checkpoints.save(at(make_state(), 5))
+    assert {path.name for path in run.checkpoints.iterdir()} == {"3", "4", "5"}
+
+
 @pytest.mark.parametrize(
     ("config", "classes", "message"),
     [

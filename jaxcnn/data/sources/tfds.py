@@ -6,6 +6,7 @@ import importlib.util
 import io
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,10 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.constants import INCOMPLETE_PREFIX
 from tensorflow_datasets.core.download import downloader
 
+from jaxcnn.data.entry import locked
 from jaxcnn.data.shards import allow_open_files
 from jaxcnn.data.sources.encoded_dataset import EncodedDataset
 from jaxcnn.data.sources.pictures import Picture
@@ -51,11 +54,31 @@ def tfds_source(name: str, *, data_dir: Path) -> Source:
 
     builder = _make_builder(name, what, data_dir)
     image, label = _supervised_keys(builder, what)
-    return Source(
-        key=f"tfds-{builder.info.full_name.replace('/', '-')}",
-        # A builder knows only what was prepared when it was made, and another process may prepare the data set later.
-        open=lambda: open_builder(_make_builder(name, what, data_dir), what=what, image=image, label=label),
-    )
+    key = f"tfds-{builder.info.full_name.replace('/', '-')}"
+
+    def open_source() -> EncodedDataset:
+        with preparing(Path(builder.data_dir), data_dir / f"{key}.lock"):
+            # A builder knows only what was prepared when it was made, and another process may have prepared it since.
+            return open_builder(_make_builder(name, what, data_dir), what=what, image=image, label=label)
+
+    return Source(key=key, open=open_source)
+
+
+@contextlib.contextmanager
+def preparing(folder: Path, lock: Path) -> Iterator[None]:
+    """Removes what killed processes have left of a data set that is not prepared yet, and keeps others from it.
+
+    Args:
+      folder: the data set as TFDS prepares it; nothing happens if it exists.
+      lock: a file that is locked meanwhile.
+    """
+    if folder.exists():
+        yield
+        return
+    with locked(folder, lock):
+        for left in folder.parent.glob(f"{INCOMPLETE_PREFIX}*_{folder.name}"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield
 
 
 def _make_builder(name: str, what: str, data_dir: Path) -> Any:

@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 from jaxcnn.data.sources.archive import Archive
 from jaxcnn.data.sources.encoded_dataset import EncodedDataset
 from jaxcnn.data.sources.source import Source, make_key
-from jaxcnn.data.sources.tfds import one_line, open_builder
+from jaxcnn.data.sources.tfds import one_line, open_builder, preparing
 from jaxcnn.data.sources.tree import is_junk
 from jaxcnn.errors import UserError
 
@@ -40,11 +40,16 @@ def tiny_imagenet_source(archive: Path | None, *, data_dir: Path) -> Source:
         except OSError as error:
             raise UserError(f"data.archive: {archive} cannot be read: {error.strerror}; check the path") from error
         key += f"-{make_key(archive.resolve(), stat.st_size, stat.st_mtime_ns)}"
-    return Source(key=key, open=lambda: _open(TinyImageNet(archive=archive, data_dir=data_dir / key)))
+    return Source(key=key, open=lambda: _open(archive, data_dir, key))
 
 
-def _open(builder: "TinyImageNet") -> EncodedDataset:
-    dataset = open_builder(builder, what="tiny_imagenet", image="image", label="label")
+def _open(archive: Path | None, data_dir: Path, key: str) -> EncodedDataset:
+    def make_builder() -> TinyImageNet:
+        return TinyImageNet(archive=archive, data_dir=data_dir / key)
+
+    with preparing(Path(make_builder().data_dir), data_dir / f"{key}.lock"):
+        builder = make_builder()  # Another process may have prepared it meanwhile.
+        dataset = open_builder(builder, what="tiny_imagenet", image="image", label="label")
     return dataclasses.replace(dataset, wnids=dataset.names, names=tuple(builder.info.metadata["names"]))
 
 

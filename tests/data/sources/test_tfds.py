@@ -3,12 +3,15 @@ import os
 import re
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from filelock import FileLock
 from pictures import encode, make_picture, write_tiny_imagenet_zip
 from tensorflow_datasets.core.download import downloader
 from tensorflow_datasets.core.utils.lazy_imports_utils import tensorflow
@@ -186,6 +189,21 @@ def test_a_data_set_is_prepared_once(tmp_path, monkeypatch):
 def test_a_data_set_that_another_process_has_prepared_meanwhile_is_read(tmp_path):
     first, second = (by_name("pictures_with_test", tmp_path) for _ in range(2))
     assert [len(source.open().train) for source in (first, second)] == [6, 6]
+
+
+def test_what_a_killed_preparation_has_left_is_removed_once_no_other_is_in_progress(tmp_path):
+    source, folder = by_name("pictures_with_test", tmp_path), tmp_path / "tfds" / "pictures_with_test"
+    left, other = (folder / f"incomplete.AB12CD_{version}" for version in ("1.0.0", "2.0.0"))
+    for path in (left, other):
+        (path / "part").mkdir(parents=True)
+    preparing = FileLock(tmp_path / "tfds" / "tfds-pictures_with_test-1.0.0.lock")
+    with ThreadPoolExecutor(1) as pool:
+        with preparing:
+            opening = pool.submit(source.open)
+            time.sleep(0.2)
+            assert left.exists()
+        assert len(opening.result().train) == 6
+    assert (left.exists(), other.exists()) == (False, True)
 
 
 def test_encoded_pictures_are_read_from_the_files_of_tfds(tmp_path):

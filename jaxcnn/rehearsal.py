@@ -5,6 +5,7 @@ import dataclasses
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,13 +18,21 @@ from jaxcnn.errors import UserError
 from jaxcnn.loop import Run, compile_step, take_step
 from jaxcnn.memory import describe_shortage
 from jaxcnn.models.registry import count_parameters
+from jaxcnn.processes import is_leader, lead, share
 from jaxcnn.run.cost import describe_memory, format_duration, picture_flops
 from jaxcnn.run.describe import describe_network
 from jaxcnn.run.progress import is_measured
 from jaxcnn.run.workdir import Workdir
 from jaxcnn.state import TrainState
 from jaxcnn.terminal import console, stage, warn
-from jaxcnn.training import check_place, initialise, prepare_run, print_start
+from jaxcnn.training import (
+    check_place,
+    check_same_settings,
+    initialise,
+    join_processes,
+    prepare_run,
+    print_start,
+)
 
 
 class Finding(NamedTuple):
@@ -41,7 +50,8 @@ class Finding(NamedTuple):
 def rehearse(config: Config, workdir: str | Path) -> Iterator[Finding]:
     """Loads the data, builds the network and takes some steps of a run, as far as they can be seen before it starts.
 
-    Pictures are decoded into the cache, as at the start of the run. The workdir is neither created nor changed.
+    Pictures are decoded into the cache, as at the start of the run. The workdir is neither created nor changed. If this
+    is one of several processes, it joins the others first, and all take the same steps.
 
     Yields:
       What it takes: the network and its checkpoints, memory and time of the steps at each resolution, and all steps.
@@ -49,15 +59,18 @@ def rehearse(config: Config, workdir: str | Path) -> Iterator[Finding]:
     Raises:
       UserError: the run would be refused.
     """
-    folder = Workdir(Path(workdir))
+    join_processes(config)
+    config, folder = config.recorded(), Workdir(Path(workdir))
+    check_same_settings(config)
     check_place(config, folder)
     run, _, _, findings = prepare_run(config, folder)
-    for finding in findings:
-        warn(finding)
     with stage("preparing the network and its state"):
         weights, state = initialise(run)
         state = place_state(state, run.mesh)
-    print_start(run, folder, step=0, weights=weights)
+    if is_leader():
+        for finding in findings:
+            warn(finding)
+        print_start(run, folder, step=0, weights=weights)
     # What does not depend on the machine.
     yield _describe_network(run, state)
     if not run.total_steps:
@@ -115,22 +128,24 @@ def measure_step(run: Run, state: TrainState, *, epoch: int) -> MeasuredStep:
     """
     config, side = run.config, run.config.resolution(epoch)
     batches = data.train_batches(
-        run.dataset.train, seed=config.seed, batch_size=config.batch_size, balanced=config.balance
+        run.dataset.train, seed=config.seed, batch_size=config.batch_size, balanced=config.balance, rows=run.rows
     )
     with contextlib.closing(batches):
         with stage(f"compiling the step for {side}x{side} pixels"):
             needed = compile_step(run, state, batch := next(batches), epoch=epoch)
-        if shortage := describe_shortage(needed, f"a step of {len(batch.labels)} pictures of {side}x{side} pixels"):
-            raise UserError(shortage)
+        shortage = describe_shortage(needed, f"a step of {config.batch_size} pictures of {side}x{side} pixels")
+        if found := list(filter(None, share(shortage))):
+            raise UserError(found[0])
         with stage(f"taking some steps at {side}x{side} pixels"):
             # The first step also prepares what the others use.
             state, metrics = take_step(run, state, batch, epoch=epoch)
             metrics.loss.block_until_ready()
-            taken, started = 0, time.monotonic()
-            while not is_measured(taken, seconds := time.monotonic() - started):
+            taken, seconds, started = 0, 0.0, time.monotonic()
+            # The clock of the first process counts for all.
+            while not lead(partial(is_measured, taken, seconds)):
                 state, metrics = take_step(run, state, next(batches), epoch=epoch)
                 metrics.loss.block_until_ready()
-                taken += 1
+                taken, seconds = taken + 1, time.monotonic() - started
     return MeasuredStep(seconds / taken, needed, state)
 
 

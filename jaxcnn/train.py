@@ -75,8 +75,10 @@ def main(arguments: Sequence[str]) -> None:
     # Before the first large array.
     keep_freed_memory()
     if parsed.dry_run:
-        for finding in rehearse(parsed.config, parsed.workdir):
-            print(json.dumps(finding.record) if parsed.json else cli.printable(finding.text), flush=True)
+        with ending_together(PROG, memory=MEMORY):
+            for finding in rehearse(parsed.config, parsed.workdir):
+                if is_leader():
+                    print(json.dumps(finding.record) if parsed.json else cli.printable(finding.text), flush=True)
         return
     with ending_together(PROG, memory=MEMORY):
         echo = sys.stdout if parsed.json else None

@@ -150,9 +150,9 @@ def begin(
         weights into validation, or cannot be trained with; another process trains in the workdir; or the bucket cannot
         be read.
     """
-    _join_processes(config)
+    join_processes(config)
     trackers, config = config.log, config.recorded()
-    _check_same_settings(config, bucket)
+    check_same_settings(config, bucket)
     folder = Workdir(Path(workdir))
     check_place(config, folder)
     with _locked_by_leader(folder), _copied_to(bucket, folder) as listeners:
@@ -194,7 +194,7 @@ def begin(
             lead(lambda: None)
 
 
-def _join_processes(config: Config) -> None:
+def join_processes(config: Config) -> None:
     """Joins the other processes of a run. Only the leader prints, and checks that the packages of the logs are here."""
     join(config.parallel)
     with stage("starting JAX"):
@@ -203,7 +203,7 @@ def _join_processes(config: Config) -> None:
     console.quiet = console.quiet or not is_leader()
 
 
-def _check_same_settings(config: Config, bucket: str | None) -> None:
+def check_same_settings(config: Config, bucket: str | None = None) -> None:
     """Raises a `UserError` if the processes of a run were not started with the same settings."""
     given = {name: repr(value) for name, value in (("bucket", bucket), *flat_settings(config)) if name not in OWN}
     first = lead(lambda: given)

@@ -112,6 +112,17 @@ def test_processes_with_other_pictures_are_refused(tmp_path):
     assert "here has to hold the same pictures on all machines" in ended[0][1]
 
 
+@RUN
+def test_a_dry_run_of_several_processes_is_one(tmp_path):
+    ended = finish(launch(2, tmp_path / "run", *SMALL, "--dry_run", "--data.cache_dir", str(tmp_path / "cache")))
+    assert [status for status, _ in ended] == [0, 0], ended
+    (_, first), (_, other) = ended
+    assert "resnet on 2 x cpu in 2 processes;" in first
+    assert first.count("for all steps, evaluation not counted") == 1
+    assert "steps" not in other
+    assert not (tmp_path / "run").exists()
+
+
 SENDING = """
 import contextlib, time
 import jax

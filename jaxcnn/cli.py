@@ -6,7 +6,7 @@ import signal
 import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from jaxcnn.disk import remedy
@@ -45,8 +45,18 @@ def run(main: Callable[[Sequence[str]], None], prog: str, *, memory: str = MEMOR
         if found is None:
             raise
         reason, status = found
-        print(printable(f"{prog}: {reason}"), file=sys.stderr)
+        print_error(f"{prog}: {reason}")
+        try:
+            _flush()
+        except OSError:  # What could not be written before: the interpreter would report it again.
+            _discard()
         sys.exit(status)
+
+
+def print_error(line: str) -> None:
+    """Prints a line on standard error, if that can be written; see `printable`."""
+    with suppress(OSError):
+        print(printable(line), file=sys.stderr, flush=True)
 
 
 def explain(error: BaseException, *, memory: str) -> tuple[str, int] | None:
@@ -82,8 +92,13 @@ def _flush() -> None:
 
 def discard_output() -> NoReturn:
     """Ends the process with status 1: who reads its output has seen enough, as `head` has. The rest goes nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _discard()
     sys.exit(1)
+
+
+def _discard() -> None:
+    """Lets what standard output still holds, and what is written to it from now on, go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _handle_signals() -> None:

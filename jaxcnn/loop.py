@@ -60,6 +60,8 @@ from jaxcnn.teachers import Teachers, read_teachers
 from jaxcnn.terminal import warn
 from jaxcnn.weights import Weights
 
+UNREAD: signal.Signals = getattr(signal, "SIGPIPE", signal.SIGABRT)
+"""Stands for the signal that asks to stop if the echo of the log cannot be written; Windows has no SIGPIPE."""
 LOG_SECONDS = 2.0
 """Time between two train records: long enough that waiting for the metrics does not slow the device down."""
 
@@ -188,7 +190,8 @@ def empty_state(run: Run) -> TrainState:
 def fit(run: Run, state: TrainState, *, checkpoints: Checkpoints, log: MetricsLog) -> bool:
     """Takes the remaining steps of a run. Evaluates and saves the state after every epoch.
 
-    The first SIGINT, SIGTERM or SIGHUP ends the training early, with the state saved; see `signals.stop_on_signal`.
+    The first SIGINT, SIGTERM or SIGHUP ends the training early, with the state saved; see `signals.stop_on_signal`. So
+    does a reader of the log's echo who has gone.
 
     Args:
       run: the run.
@@ -197,7 +200,7 @@ def fit(run: Run, state: TrainState, *, checkpoints: Checkpoints, log: MetricsLo
       log: where metrics are recorded.
 
     Returns:
-      Whether the run is complete; False if a signal stopped it.
+      Whether the run is complete; False if it was stopped.
 
     Raises:
       UserError: training diverged, or the disk is full.
@@ -234,12 +237,11 @@ def fit(run: Run, state: TrainState, *, checkpoints: Checkpoints, log: MetricsLo
                     f"{result.images_per_second:,.0f} images/s"
                 )
                 # A signal that came during the evaluation; after the last epoch there is nothing left to stop.
-                decide = propose(lambda: Wishes(stop=stop.signal or 0, save=False, log=False))
+                decide = propose(lambda: Wishes(stop=_wish_to_stop(stop, log), save=False, log=False))
                 stopped_by = _signal_of(decide()) if epoch + 1 < epochs else None
             if stopped_by is not None:
-                progress.print(
-                    f"stopped by {stopped_by.name} and saved at step {int(state.step):,}; run again to resume"
-                )
+                reason = "as its records cannot be printed" if stopped_by is UNREAD else f"by {stopped_by.name}"
+                progress.print(f"stopped {reason} and saved at step {int(state.step):,}; run again to resume")
                 return False
             if epoch + 1 < epochs and is_stalled(history, patience):
                 progress.print(
@@ -341,7 +343,7 @@ def train_epoch(
     started = logged = saved = time.monotonic()
     with contextlib.closing(batches):
         for step, batch in zip(range(first + 1, end + 1), batches, strict=False):
-            decide = propose(partial(_wishes, config, stop, logged=logged, saved=saved))
+            decide = propose(partial(_wishes, config, stop, log, logged=logged, saved=saved))
             is_first = step == first + 1
             if is_first:
                 _compile_first(run, state, batch, epoch=epoch, progress=progress)
@@ -410,12 +412,19 @@ def _batches_from(
     )
 
 
-def _wishes(config: Config, stop: StopRequest, *, logged: float, saved: float) -> Wishes:
+def _wishes(config: Config, stop: StopRequest, log: MetricsLog, *, logged: float, saved: float) -> Wishes:
     """What this process would do now, given when metrics were last recorded and the state was last saved."""
     now = time.monotonic()
     return Wishes(
-        stop=stop.signal or 0, save=now - saved >= 60 * config.checkpoint_minutes, log=now - logged >= LOG_SECONDS
+        stop=_wish_to_stop(stop, log),
+        save=now - saved >= 60 * config.checkpoint_minutes,
+        log=now - logged >= LOG_SECONDS,
     )
+
+
+def _wish_to_stop(stop: StopRequest, log: MetricsLog) -> int:
+    """Returns the number of the signal that asks this process to stop; 0 without."""
+    return stop.signal or (UNREAD if log.is_unread else 0)
 
 
 def _signal_of(decided: Wishes) -> signal.Signals | None:

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxcnn.cli import MEMORY, TEMPORARY, explain, is_out_of_memory, printable
+from jaxcnn.cli import MEMORY, TEMPORARY, explain, is_out_of_memory, print_error
 from jaxcnn.config import ParallelConfig
 from jaxcnn.distributed import AXES, make_mesh
 from jaxcnn.errors import TemporaryError, UserError
@@ -255,7 +255,7 @@ def ending_together(prog: str, *, memory: str = MEMORY) -> Iterator[None]:
             raise
         status = _report(prog, error, memory=memory)
         for stream in filter(None, (sys.stdout, sys.stderr)):  # None: it is closed.
-            with contextlib.suppress(BrokenPipeError):
+            with contextlib.suppress(OSError):
                 stream.flush()
         if isinstance(error, UserError) and not isinstance(error, MissingProcessError):
             _wait_to_end()
@@ -274,7 +274,7 @@ def _report(prog: str, error: BaseException, *, memory: str) -> int:
         traceback.print_exception(error)
         return 1
     reason, status = found
-    print(printable(f"{prog}: {reason}"), file=sys.stderr)
+    print_error(f"{prog}: {reason}")
     return status
 
 

@@ -10,7 +10,28 @@ from rich.progress import track
 
 from jaxcnn.cli import printable
 
-console = Console(stderr=True, highlight=False, markup=False)  # Names of data sets may contain brackets.
+
+class _StandardError(Console):
+    """Standard error. A line that cannot be printed is dropped, and ends nothing.
+
+    The reader of a log may have ended, its disk may be full, or a terminal be closed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(stderr=True, highlight=False, markup=False)  # Names of data sets may contain brackets.
+
+    def on_broken_pipe(self) -> None:
+        """Drops what was to be printed; rich itself would end the process, and discard standard output."""
+        del self._buffer[:]
+
+    def _check_buffer(self) -> None:
+        try:
+            super()._check_buffer()
+        except OSError:
+            del self._buffer[:]
+
+
+console = _StandardError()
 """Prints nothing in quiet mode."""
 
 SILENT_SECONDS = 2.0
@@ -19,7 +40,7 @@ SILENT_SECONDS = 2.0
 
 def warn(line: str) -> None:
     """Prints a warning, also in quiet mode; names of files in it may hold what controls a terminal."""
-    Console(stderr=True, highlight=False, markup=False).print(printable(f"warning: {line}"), soft_wrap=True)
+    _StandardError().print(printable(f"warning: {line}"), soft_wrap=True)
 
 
 @contextmanager

@@ -112,8 +112,9 @@ def train(
       echo: where the records of the run are written as well as to its log, such as standard output.
 
     Returns:
-      The evaluation of the best checkpoint on the validation pictures; None if a signal stopped the run before its end.
-      In a run of several processes, the first one returns it, and the others return None.
+      The evaluation of the best checkpoint on the validation pictures; None if a signal stopped the run before its end,
+      or an `echo` that cannot be written. In a run of several processes, the first one returns it, and the others
+      return None.
 
     Raises:
       UserError: the settings, the data or the workdir cannot be trained with, or training diverged.

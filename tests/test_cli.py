@@ -215,6 +215,36 @@ def test_output_that_nobody_reads_is_no_error(line, unbuffered):
     assert (done.returncode, done.stderr) in [(1, b""), (0, b"")]
 
 
+def run_program(lines, **streams):
+    """Runs the lines of a command's `main`, which may import; returns the finished process."""
+    main = "\n".join(["from jaxcnn import cli", "def main(_):", *(f"    {line}" for line in lines)])
+    command = [sys.executable, "-c", f"{main}\ncli.run(main, 'prog')"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams
+    return subprocess.run(command, cwd=ROOT, text=True, timeout=60, **pipes)
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [("print('result')", 0), ("from jaxcnn.errors import UserError; print('result'); raise UserError('refused')", 2)],
+)
+def test_a_command_whose_errors_nobody_reads_ends_as_it_would(line, status):
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = run_program(["from jaxcnn.terminal import console", "console.print('begun')", line], stderr=writer)
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stdout) == (status, "result\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no device that is full")
+def test_output_for_which_there_is_no_room_is_one_line():
+    with open("/dev/full", "w") as full:
+        done = run_program(["print('result')"], stdout=full)
+    reason = "[Errno 28] No space left on device; make room and run the same command again"
+    assert (done.returncode, done.stderr) == (1, f"prog: {reason}\n")
+
+
 def test_the_home_directory_of_a_workdir_is_expanded(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))

@@ -1,5 +1,9 @@
 """What commands print while they work."""
 
+import errno
+import io
+import os
+import sys
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -42,3 +46,20 @@ def test_quiet_mode_prints_warnings_only(monkeypatch, capsys):
     terminal.console.print("a line")
     terminal.warn("leakage [all]")
     assert capsys.readouterr().err == "warning: leakage [all]\n"
+
+
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.EIO, errno.ENOSPC])
+def test_a_line_that_cannot_be_printed_is_dropped(monkeypatch, number):
+    class Stream(io.StringIO):
+        def write(self, text):
+            if is_closed:
+                raise OSError(number, os.strerror(number))
+            return super().write(text)
+
+    is_closed, stream = True, Stream()
+    monkeypatch.setattr(sys, "stderr", stream)
+    terminal.console.print("nobody reads this")
+    terminal.warn("nor this")
+    is_closed = False
+    terminal.console.print("a line")
+    assert stream.getvalue() == "a line\n"

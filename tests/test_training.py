@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import itertools
 import json
 import os
@@ -552,6 +553,57 @@ def test_the_speed_of_the_steps_leaves_out_saves_and_every_save_has_a_record(con
     assert log.seconds(400) < 2
     (speed,) = re.findall(r"; ([\d,]+) images/s\n", capsys.readouterr().err)
     assert int(speed.replace(",", "")) > 4 * 400 / 2
+
+
+def test_a_reader_of_the_records_who_has_gone_costs_no_step(config, tmp_path, monkeypatch, capsys):
+    class Pipe:
+        lines = 0
+
+        def write(self, line):
+            self.lines += 1
+            if self.lines > 2:  # The start, and the first step.
+                raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+        def flush(self):
+            pass
+
+    monkeypatch.setattr(loop, "LOG_SECONDS", 0.0)
+    assert train(config, tmp_path, echo=Pipe()) is None
+    assert steps_saved(tmp_path) == [3]
+    assert [line["step"] for line in read_log(tmp_path, "train")] == [1, 2, 3]
+    said = "stopped as its records cannot be printed and saved at step 3; run again to resume\n"
+    assert said in capsys.readouterr().err
+    assert train(config, tmp_path) is not None
+
+
+@pytest.mark.parametrize("after", ["the start", "an epoch"])
+def test_a_command_whose_output_nobody_reads_saves_and_has_status_1(tmp_path, cache_dir, after):
+    options = ["--data.cache_dir", cache_dir, "--workdir", str(tmp_path), "--epochs", "5000", "--json"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", *COMMAND, *options],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while '"validation"' not in process.stdout.readline() and after == "an epoch":
+        pass
+    process.stdout.close()
+    said = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(timeout=60) == 1, said
+    assert f"stopped as its records cannot be printed and saved at step {steps_saved(tmp_path)[-1]:,}; run" in said
+    assert "Traceback" not in said
+
+
+def test_a_run_whose_log_nobody_reads_goes_on(tmp_path, cache_dir):
+    process = start(tmp_path, cache_dir, "--epochs", "5000")
+    wait_for_checkpoint(process, tmp_path)
+    process.stdout.close()
+    wait_for_checkpoint(process, tmp_path, after=steps_saved(tmp_path)[-1] + 100)
+    process.terminate()
+    assert process.wait(timeout=60) == 0
+    assert steps_saved(tmp_path)[-1] == read_log(tmp_path, "train")[-1]["step"]
 
 
 def test_killed_and_resumed_is_the_same_as_never_killed(tmp_path, cache_dir):

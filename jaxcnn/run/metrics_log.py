@@ -121,6 +121,7 @@ class MetricsLog:
 
     Attributes:
       listeners: are called with every record after it was written.
+      is_unread: whether `echo` could not be written; it gets no more records.
     """
 
     def __init__(
@@ -133,6 +134,7 @@ class MetricsLog:
     ):
         self._path = path
         self._echo = echo
+        self.is_unread = False
         self.listeners: list[Callable[[Record], None]] = []
         self._lines = lines
         self._events = events
@@ -151,11 +153,17 @@ class MetricsLog:
             self._lines.write(line)
             self._lines.flush()
             self._events.write_scalars(tagged(record), step=record.step, time=record.time)
-        if self._echo is not None:
-            self._echo.write(line)
-            self._echo.flush()
+        if self._echo is not None and not self.is_unread:
+            self._write_echo(self._echo, line)
         for listener in self.listeners:
             listener(record)
+
+    def _write_echo(self, echo: IO[str], line: str) -> None:
+        try:
+            echo.write(line)
+            echo.flush()
+        except OSError:  # Whoever trains decides what follows: an error now would lose the steps since the last save.
+            self.is_unread = True
 
     def sync(self) -> None:
         """Waits until all records have reached the disk, as before the checkpoint that a resumed run goes on from.

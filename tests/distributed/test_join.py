@@ -1,6 +1,7 @@
 """Joining several processes: by hand, or as a launcher has started them; never N runs beside each other."""
 
 import errno
+import io
 import os
 import signal
 import subprocess
@@ -198,6 +199,24 @@ def test_an_error_of_the_system_is_one_line_as_in_a_single_process(monkeypatch, 
     printed = capsys.readouterr().err
     assert lines in printed
     assert printed.count("\n") == bool(lines)
+
+
+def test_a_message_that_cannot_be_printed_changes_no_exit_status(monkeypatch):
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+        def flush(self):
+            self.write("")
+
+    ends = []
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(processes, "_wait_to_end", lambda: None)
+    monkeypatch.setattr(os, "_exit", ends.append)
+    monkeypatch.setattr(sys, "stderr", Closed())
+    with ending_together("train"):
+        raise UserError("epochs is 0")
+    assert ends == [2]
 
 
 LOCKING = """

@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -25,6 +26,27 @@ def test_records_are_echoed_and_passed_to_a_listener(tmp_path):
         log.write(train_record(1, loss=2.5))
     assert (tmp_path / "echo").read_text() == (tmp_path / "metrics.jsonl").read_text()
     assert [record.loss for record in heard] == [2.5]
+
+
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.ENOSPC])
+def test_an_echo_that_cannot_be_written_costs_no_record(tmp_path, number):
+    class Closed:
+        tries = 0
+
+        def write(self, line):
+            self.tries += 1
+            raise OSError(number, os.strerror(number))
+
+    heard, echo = [], Closed()
+    with open_log(tmp_path, echo=echo) as log:
+        log.listeners.append(heard.append)
+        assert not log.is_unread
+        for step in (1, 2):
+            log.write(train_record(step))
+        assert log.is_unread
+    assert echo.tries == 1
+    assert [record.step for record in read_log(tmp_path / "metrics.jsonl").train] == [1, 2]
+    assert [record.step for record in heard] == [1, 2]
 
 
 def test_a_log_is_continued_after_half_a_line(tmp_path):

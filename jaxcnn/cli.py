@@ -31,6 +31,7 @@ def run(main: Callable[[Sequence[str]], None], prog: str, *, memory: str = MEMOR
       memory: what to do if there is not enough memory.
     """
     _handle_signals()
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         # The encoding of the terminal may lack characters of class names.
         if isinstance(stream, io.TextIOWrapper):
@@ -99,6 +100,16 @@ def discard_output() -> NoReturn:
 def _discard() -> None:
     """Lets what standard output still holds, and what is written to it from now on, go nowhere."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _open_closed_streams() -> None:
+    """Opens the null device for standard streams that are closed, as by `2>&-`.
+
+    Else a file of the command would be opened under the number of one, and have what is printed written into it.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
 
 
 def _handle_signals() -> None:

@@ -245,6 +245,13 @@ def test_output_for_which_there_is_no_room_is_one_line():
     assert (done.returncode, done.stderr) == (1, f"prog: {reason}\n")
 
 
+def test_nothing_is_printed_into_a_file_in_place_of_a_closed_stream(tmp_path):
+    lines = ["import os, sys", f"file = open({str(tmp_path / 'metrics.jsonl')!r}, 'w')", "os.write(2, b'a notice')"]
+    done = run_program(lines, preexec_fn=lambda: os.close(2), stderr=None)
+    assert done.returncode == 0
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
 def test_the_home_directory_of_a_workdir_is_expanded(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))

@@ -74,6 +74,8 @@ LOCKED_SECONDS = 150.0
 the lock of a machine that is gone for a minute and a half."""
 MOST_LOGITS = 2**28
 """Most logits that are held in memory at once to calibrate with, 1 GB: 12,290 pictures of 21,841 classes."""
+FEW = 32
+"""Pictures that every device has room for, without the memory of a training step."""
 
 
 class Start(NamedTuple):
@@ -324,7 +326,7 @@ def _conclude(run: Run, workdir: str | Path) -> Evaluation:
         calibration = _calibrate(run, folder)
     # As a user of the workdir measures it: computed in float32, with calibrated logits.
     classifier, held_out = load(folder.path), run.dataset.validation
-    measure_split = partial(measure, classes=len(classifier.names), batch_size=run.config.batch_size)
+    measure_split = partial(measure, classes=len(classifier.names), batch_size=_share_of_batch(run))
     with stage("evaluating the best checkpoint"):
         evaluation = measure_split(classifier.logits, held_out)
         # Mirroring may change the class of a picture, such as a digit's; the settings then leave it out of training.
@@ -571,11 +573,17 @@ def _calibrate(run: Run, workdir: Workdir) -> Calibration:
     logits = partial(exact_eval_step, best.variables, model=best.model)
     # With very many classes, every second picture is enough, or every third and so on.
     every = max(-(-len(held_out) * len(run.dataset.names) // MOST_LOGITS), 1)
-    batches = compute_logits(logits, held_out, batch_size=run.config.batch_size)
+    batches = compute_logits(logits, held_out, batch_size=_share_of_batch(run))
     found = keep_every((values[batch.mask] for values, batch in batches), every)
     calibration = calibrate(found, held_out.labels[::every], step=best.step)
     write_calibration(calibration, workdir.calibration)
     return calibration
+
+
+def _share_of_batch(run: Run) -> int:
+    """Returns how many pictures one device has room for: as many as it has of a batch in training, or `FEW`."""
+    size = run.config.batch_size
+    return min(size, max(size // jax.device_count(), FEW))
 
 
 def print_start(run: Run, workdir: Workdir, *, step: int, weights: Weights | None, goes_on: bool = True) -> None:

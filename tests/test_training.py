@@ -178,6 +178,28 @@ def test_a_workdir_and_its_file_are_calibrated_and_evaluated_alike(config, tmp_p
     assert f"divided by a temperature of {trained.temperature:.3g}," in page
 
 
+def test_one_device_is_not_given_the_pictures_of_all_in_the_end(config, tmp_path, monkeypatch):
+    config = dataclasses.replace(config, epochs=1, batch_size=256)
+    evaluation, run = train(config, tmp_path), prepare(config, data.load(config.data))
+    sizes = []
+
+    def spy(function):
+        def spied(*arguments, **options):
+            sizes.append(options["batch_size"])
+            return function(*arguments, **options)
+
+        return spied
+
+    for name in ("measure", "compute_logits"):
+        monkeypatch.setattr(training, name, spy(getattr(training, name)))
+    for devices, share in ((4, 64), (64, training.FEW)):
+        monkeypatch.setattr(jax, "device_count", lambda devices=devices: devices)
+        concluded = training.conclude(run, tmp_path)
+        assert sizes == [share] * 2
+        sizes.clear()
+    assert concluded.top1 == pytest.approx(evaluation.top1, abs=0.02)
+
+
 def test_a_run_in_half_precision_is_evaluated_in_the_precision_of_its_file(config, tmp_path):
     half = dataclasses.replace(config, model=dataclasses.replace(config.model, precision="bfloat16"))
     train(half, tmp_path)

@@ -18,6 +18,7 @@ import itertools
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Callable, Container, Iterator
@@ -456,7 +457,8 @@ def environment() -> dict[str, str]:
 
     packages = ("jax", "jaxlib", "flax", "optax", "numpy", "pillow")
     return {
-        "command": " ".join(sys.argv),
+        # Reports show it: no password of an address, such as that of --log.mlflow.
+        "command": re.sub(r"(?<=://)[^/\s@]+(?=@)", "***", " ".join(sys.argv)),
         "directory": os.getcwd(),
         "python": platform.python_version(),
         "platform": platform.platform(),

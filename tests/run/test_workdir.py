@@ -36,6 +36,14 @@ def test_records_are_read_as_written(tmp_path):
     assert int(recorded["cores"]) >= 1
 
 
+def test_the_password_of_an_address_is_not_recorded(tmp_path, monkeypatch):
+    address = "http://me:s3cret@127.0.0.1:5000/a@b"
+    monkeypatch.setattr(sys, "argv", ["train.py", "--log.mlflow", address, f"--log.mlflow={address}"])
+    Workdir(tmp_path).record(digits(), CLASSES)
+    kept = "http://***@127.0.0.1:5000/a@b"
+    assert Workdir(tmp_path).read_environment()["command"] == f"train.py --log.mlflow {kept} --log.mlflow={kept}"
+
+
 def begin_in(workdir, *names):
     """Creates empty files in a workdir, and is then refused."""
     with workdir.locked():

@@ -24,7 +24,7 @@ from jaxcnn.loop import take_step
 from jaxcnn.optim import make_optimizer
 from jaxcnn.run.workdir import Workdir
 from jaxcnn.terminal import stage, with_bar
-from jaxcnn.training import initialise, prepare_run
+from jaxcnn.training import check_same_settings, initialise, join_processes, prepare_run
 
 LOWEST, HIGHEST = 1e-6, 10.0
 """Learning rates of the first step and, unless the loss diverges before, of the last."""
@@ -72,7 +72,7 @@ class RangeTest:
 
 
 def run_range_test(config: Config, workdir: str | Path, *, steps: int) -> RangeTest:
-    """Trains for some steps at exponentially rising learning rates.
+    """Trains for some steps at exponentially rising learning rates; several processes do so together.
 
     Args:
       config: the settings; the learning rate and its schedule have no effect.
@@ -82,6 +82,9 @@ def run_range_test(config: Config, workdir: str | Path, *, steps: int) -> RangeT
     Raises:
       UserError: the settings or the data cannot be trained with.
     """
+    join_processes(config)
+    config = config.recorded()
+    check_same_settings(config)
     run = prepare_run(config, Workdir(Path(workdir))).run
     if run.config.is_frozen:
         raise UserError("freeze is 'backbone': no steps are taken, so that the learning rate has no effect")
@@ -103,6 +106,7 @@ def run_range_test(config: Config, workdir: str | Path, *, steps: int) -> RangeT
         seed=run.config.seed,
         batch_size=run.config.batch_size,
         balanced=run.config.balance,
+        rows=run.rows,
     )
     losses = list[float]()
     with contextlib.closing(batches), stage(f"{steps:,} steps at rising learning rates"):

@@ -295,18 +295,23 @@ def find_learning_rate(sweep: Sweep) -> None:
     """Runs the learning rate range test, prints what it found and writes its plot."""
     with stage("loading libraries"):
         from jaxcnn.ops.allocator import keep_freed_memory
+        from jaxcnn.processes import ending_together, is_leader
         from jaxcnn.range_test import run_range_test
         from jaxcnn.run.range_page import write_range_page
 
     assert sweep.find_learning_rate is not None
     keep_freed_memory()
     parsed = parse_training([*sweep.training, "--workdir", str(sweep.workdir)])
-    found = run_range_test(parsed.config, parsed.workdir, steps=sweep.find_learning_rate)
-    page = sweep.workdir / "learning_rates.html"
-    write_range_page(found.rates, found.losses, steepest=found.steepest, lowest=found.lowest, path=page)
+    with ending_together(PROG):
+        found = run_range_test(parsed.config, parsed.workdir, steps=sweep.find_learning_rate)
+        steepest, lowest = found.steepest, found.lowest
+        if not is_leader():
+            return
+        page = sweep.workdir / "learning_rates.html"
+        write_range_page(found.rates, found.losses, steepest=steepest, lowest=lowest, path=page)
     Console(highlight=False).print(
-        f"the loss falls fastest at a learning rate of {found.steepest:.2g} and is lowest at {found.lowest:.2g}; try "
-        f"--over optim.learning_rate={found.steepest / 3:.2g},{found.steepest:.2g},{found.steepest * 3:.2g}\n{page}",
+        f"the loss falls fastest at a learning rate of {steepest:.2g} and is lowest at {lowest:.2g}; try "
+        f"--over optim.learning_rate={steepest / 3:.2g},{steepest:.2g},{steepest * 3:.2g}\n{page}",
         soft_wrap=True,
         markup=False,
     )

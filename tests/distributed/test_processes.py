@@ -123,6 +123,15 @@ def test_a_dry_run_of_several_processes_is_one(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@RUN
+def test_a_range_test_of_several_processes_is_one(tmp_path):
+    options = [*SMALL, "--find_learning_rate", "60", "--data.cache_dir", str(tmp_path / "cache")]
+    ended = finish(launch(2, tmp_path / "rates", *options, program=["-m", "jaxcnn.sweep"]))
+    assert [status for status, _ in ended] == [0, 0], ended
+    assert ["the loss falls fastest" in output for _, output in ended] == [True, False]
+    assert [path.name for path in (tmp_path / "rates").iterdir()] == ["learning_rates.html"]
+
+
 SENDING = """
 import contextlib, time
 import jax

@@ -166,6 +166,8 @@ def run_trials(sweep: Sweep) -> tuple[list[Job], dict[Job, str]]:
         top1, best = max(scored, key=lambda pair: pair[0])
         flags = " ".join(word for name, words in best.values.items() for word in spell(name, words))
         console.print(f"best of {len(scored)} trials: {flags}, with a top-1 of {top1:.4f}", soft_wrap=True)
+    # A run that failed may be proposed again, and succeed then.
+    failed = {job: reason for job, reason in failed.items() if not job.is_finished}
     return list(dict.fromkeys(job for trial in study.trials for job in runs_of(trial))), failed
 
 

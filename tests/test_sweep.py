@@ -337,6 +337,25 @@ def test_trials_are_scored_by_the_mean_of_their_seeds_and_compared(tmp_path, mon
     assert (tmp_path / "comparison.html").exists()
 
 
+def test_a_run_that_failed_and_is_proposed_again_has_not_failed(tmp_path, monkeypatch):
+    outcomes = iter(["no luck", None])
+
+    def play(jobs, *, at_once):
+        if reason := next(outcomes):
+            return dict.fromkeys(jobs, reason)
+        for job in jobs:
+            write_run(job.workdir)
+            finish(job.workdir)
+        return {}
+
+    monkeypatch.setattr(sweep, "run_jobs", play)
+    monkeypatch.setattr(sweep, "check_optuna", lambda: None)
+    monkeypatch.setattr(sweep, "Study", lambda *_, **__: PlayedStudy(["1", "1"]))
+    options = ["--workdir", str(tmp_path), "--output", str(tmp_path / "runs.csv")]
+    main(["--trials", "2", "--over", "epochs=1,2", "balance=on,off", *options])
+    assert (tmp_path / "runs.csv").exists()
+
+
 @pytest.mark.run
 def test_a_killed_sweep_goes_on_where_it_was(tmp_path):
     options = "--model.widths 4 --model.blocks 0 --data.image_size 8 --epochs 2".split()

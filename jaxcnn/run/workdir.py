@@ -36,6 +36,7 @@ from jaxcnn.data import Fingerprint, is_named
 from jaxcnn.disk import sync, write_atomically
 from jaxcnn.errors import UserError
 from jaxcnn.paths import readable
+from jaxcnn.run.earlier_trainings import read_earlier
 from jaxcnn.terminal import stage
 from jaxcnn.typed_json import decode
 from jaxcnn.version import describe_version
@@ -302,9 +303,11 @@ class Workdir:
         """
         if self.has_run:
             self._check_settings(config)
-            # Raise an error if they are damaged.
+            # Raise an error if they are damaged. The last two are needed at the end only.
             self.read_classes()
             self.read_pictures()
+            read_earlier(self.earlier_trainings)
+            read_earlier(self.teachers)
 
     def check_same_data(self, classes: Classes, pictures: Fingerprint) -> None:
         """Raises a `UserError` if the folder holds a run with other classes or another split of the pictures.

@@ -209,7 +209,9 @@ def test_a_changed_record_is_reported(tmp_path, name, old, new):
     getattr(workdir, f"read_{name}")()
 
 
-@pytest.mark.parametrize("name", ["config.json", "classes.json", "pictures.json"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "classes.json", "pictures.json", "earlier_trainings.json", "teachers.json"]
+)
 def test_a_damaged_record_is_reported_before_the_pictures_are_read(tmp_path, name):
     Workdir(tmp_path).record(digits(), CLASSES)
     (tmp_path / name).write_text("{")

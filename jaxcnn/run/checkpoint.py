@@ -396,7 +396,8 @@ def _check_all_metrics(directory: Path) -> None:
             try:
                 _check_metrics(folder)
             except DamagedError as error:
-                _set_aside(directory, int(folder.parent.name), error)
+                if folder.exists():  # Else training has deleted the checkpoint meanwhile.
+                    _set_aside(directory, int(folder.parent.name), error)
 
 
 def _check_metrics(folder: Path) -> None:

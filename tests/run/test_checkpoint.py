@@ -24,6 +24,7 @@ from log_lines import validation_record
 from orbax.checkpoint import v1 as ocp
 
 from jaxcnn.calibration import Calibration, write_calibration
+from jaxcnn.checksum import checksum_file
 from jaxcnn.config import Config, DataConfig, ModelConfig, OptimConfig
 from jaxcnn.distributed import place_state
 from jaxcnn.errors import UserError
@@ -184,6 +185,17 @@ def test_a_checkpoint_replaced_while_it_is_read_is_selected_again(run, monkeypat
     model = load_model(run.path)
     assert (model.step, model.metrics) == (3, {"top1": 0.6})
     assert_same(model.variables, better.variables)
+
+
+def test_a_checkpoint_that_is_deleted_while_its_metrics_are_checked_is_not_called_damaged(two, monkeypatch):
+    def delete_first(path):
+        if path.match("checkpoints/1/metrics/metrics"):
+            shutil.rmtree(two.checkpoints / "1")
+        return checksum_file(path)
+
+    monkeypatch.setattr("jaxcnn.run.seal.checksum_file", delete_first)
+    assert load_model(two.path).step == 4
+    assert folders(two) == ["4"]
 
 
 def folders(run):

@@ -19,7 +19,7 @@ from jaxcnn import cli, compare, options
 from jaxcnn.config import Config
 from jaxcnn.data import is_named
 from jaxcnn.errors import UserError
-from jaxcnn.paths import named_path
+from jaxcnn.paths import check_outside_pictures, named_path
 from jaxcnn.presets import take_preset
 from jaxcnn.run.pool import Job, run_jobs
 from jaxcnn.run.tracking import check_clients
@@ -97,12 +97,20 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def check_runs(sweep: Sweep) -> None:
-    """Raises a `UserError` if a run would be refused for its options, or is finished with other settings."""
+    """Raises a `UserError` if a run would be refused for options or folder, or is finished with other settings."""
     if sweep.trials is not None:
         check_optuna()
     for job in _list_examples(sweep):
-        check_clients(parse_training(job.arguments).config.log)
+        config = parse_training(job.arguments).config
+        check_clients(config.log)
+        _check_place(config, sweep)
         check_finished(job)
+
+
+def _check_place(config: Config, sweep: Sweep) -> None:
+    """Raises a `UserError` if the folder of a sweep lies among the pictures, where it would be taken for a class."""
+    if not is_named(config.data.source):
+        check_outside_pictures(sweep.workdir, option="workdir", source=config.data.source)
 
 
 def _list_examples(sweep: Sweep) -> list[Job]:
@@ -304,6 +312,7 @@ def find_learning_rate(sweep: Sweep) -> None:
     assert sweep.find_learning_rate is not None
     keep_freed_memory()
     parsed = parse_training([*sweep.training, "--workdir", str(sweep.workdir)])
+    _check_place(parsed.config, sweep)
     with ending_together(PROG):
         found = run_range_test(parsed.config, parsed.workdir, steps=sweep.find_learning_rate)
         steepest, lowest = found.steepest, found.lowest

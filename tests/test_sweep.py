@@ -130,6 +130,13 @@ def test_a_wrong_command_line_is_refused_before_any_run(monkeypatch, line, messa
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("options", [["--seeds", "2"], ["--find_learning_rate", "20"]])
+def test_a_folder_among_the_pictures_is_refused_and_not_made(tmp_path, options):
+    with pytest.raises(UserError, match=r"workdir .*/sweep' lies in data\.source .*, among the pictures; give another"):
+        main(["folder", "--data.source", str(tmp_path), "--workdir", str(tmp_path / "sweep"), *options])
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.fixture
 def played(monkeypatch):
     """Lets a program play the trainings: it writes the model of its workdir, unless it is the one to fail.

@@ -14,6 +14,7 @@ import re
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -49,6 +50,9 @@ UNFINISHED = ".orbax-checkpoint-tmp"
 
 DAMAGED = ".damaged"
 """Suffix of folders of damaged checkpoints."""
+
+SHOWN_SECONDS = 60.0
+"""Time after which each machine lists a new folder on a network drive: NFS looks again after at most a minute."""
 
 
 class DamagedError(UserError):
@@ -120,9 +124,9 @@ class Checkpoints:
 
     @property
     def last_step(self) -> int | None:
-        """Steps taken at the last checkpoint; None if there is no checkpoint."""
+        """Steps taken at the last checkpoint, as the first process lists them; None if there is no checkpoint."""
         latest = self._checkpointer.latest
-        return None if latest is None else int(latest.step)
+        return lead(lambda: None if latest is None else int(latest.step))
 
     def save(self, state: TrainState, *, metrics: dict[str, float] | None = None) -> None:
         """Saves a state, and deletes all checkpoints but the last two and the best.
@@ -145,7 +149,6 @@ class Checkpoints:
                     # `force`: without it Orbax asks whether JAX has seen SIGTERM; here a save is always wanted.
                     self._checkpointer.save_checkpointables(step, dict(items), metrics=metrics, force=True)
             lead(partial(self._finish, step))
-            _list_twice(self._checkpointer.reload)
         except (OSError, ValueError) as error:
             refusal = _system_error(error)
             if refusal is None:
@@ -163,6 +166,7 @@ class Checkpoints:
         # older checkpoints are deleted: a power cut must not lose both.
         _sync(self._folder(step))
         self._delete_outdated()
+        _list_twice(self._checkpointer.reload)
         for listener in self._listeners:
             listener()
 
@@ -177,7 +181,7 @@ class Checkpoints:
             damaged and the only one, or cannot be read.
         """
         while True:
-            last = self._checkpointer.latest
+            last = self._find(self.last_step)
             try:
                 items = _load(self._checkpointer, last, _to_items(like), once=lead)
                 break
@@ -192,6 +196,24 @@ class Checkpoints:
             average=items.get("average"),
             finite=training["finite"],
         )
+
+    def _find(self, step: int | None) -> Any:
+        """Returns the checkpoint of a step. A network drive may show it to another machine than the first one later.
+
+        Raises:
+          UserError: this process does not see it.
+        """
+        deadline = time.monotonic() + SHOWN_SECONDS
+        while (found := next((saved for saved in self._checkpointer.checkpoints if saved.step == step), None)) is None:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"process {jax.process_index()} does not see checkpoint {step} of {self._checkpointer.directory}; "
+                    "give a --workdir on a disk that all machines share"
+                )
+            time.sleep(0.1)
+            with suppress(OSError, ValueError):  # It may still show others that are deleted.
+                self._checkpointer.reload()
+        return found
 
     def _delete_outdated(self) -> None:
         """Deletes all but the last two and the best: the last but one is used if the last is damaged.

@@ -169,6 +169,33 @@ def before_first(monkeypatch, method, act):
     monkeypatch.setattr(Checkpointer, method, called)
 
 
+@pytest.mark.parametrize("shown", [True, False])
+def test_every_process_restores_the_checkpoint_that_the_first_one_lists(two, monkeypatch, shown):
+    """This process is not the first, and a network drive does not show the last checkpoint to it at once."""
+    listed, reload, hidden = Checkpointer.checkpoints.fget, Checkpointer.reload, {4}
+
+    def reload_and_show(checkpointer):
+        reload(checkpointer)
+        hidden.difference_update({4} if shown else {})
+
+    def follow(function):
+        return 4 if (found := function()) == 1 else found
+
+    monkeypatch.setattr(checkpoint, "SHOWN_SECONDS", 0.2)
+    monkeypatch.setattr(checkpoint, "lead", follow)
+    monkeypatch.setattr(
+        Checkpointer,
+        "checkpoints",
+        property(lambda self: [saved for saved in listed(self) if saved.step not in hidden]),
+    )
+    monkeypatch.setattr(Checkpointer, "reload", reload_and_show)
+    if shown:
+        assert_same(resume(two.checkpoints).variables, make_state(seed=4).variables)
+    else:
+        with pytest.raises(UserError, match=r"^process 0 does not see checkpoint 4 of .*; give a --workdir on a disk"):
+            resume(two.checkpoints)
+
+
 @pytest.mark.parametrize("moment", ["__init__", "checkpointables_metadata", "load_checkpointables"])
 def test_a_checkpoint_replaced_while_it_is_read_is_selected_again(run, monkeypatch, moment):
     better = at(make_state(seed=3), 3)

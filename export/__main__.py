@@ -17,7 +17,7 @@ from jaxcnn.evaluation_data import check_same_preparation, data_config_of, with_
 from jaxcnn.leakage import check_no_leakage
 from jaxcnn.models.pretrained import NAMES, Pretrained, read_pretrained
 from jaxcnn.run.workdir import Workdir
-from jaxcnn.terminal import stage
+from jaxcnn.terminal import stage, warn
 from jaxcnn.weights_source import SUFFIX
 
 PROG = "python -m export"
@@ -103,7 +103,9 @@ def _export_run(workdir: Path, arguments: Sequence[str]) -> Path:
     if parsed.quantize is not None:
         with stage(f"reading the pictures of {parsed.data.source}"):
             dataset = data.load(parsed.data)
-        check_no_leakage(dataset, parsed.data, trained_on=recorded, fingerprint=run.read_pictures())
+        pictures = run.read_pictures()
+        if warning := check_no_leakage(dataset, parsed.data, trained_on=recorded, fingerprint=pictures):
+            warn(warning)
         quantization = Quantization(dataset=dataset, tolerance=parsed.tolerance)
     with _exporting(parsed):
         return export_workdir(

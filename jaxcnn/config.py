@@ -83,8 +83,8 @@ class DataConfig:
     split_seed: int = 0
     """Seed that chooses which pictures are held out."""
     allow_leaks: bool = False
-    """Train though some validation pictures have the same pixels as training pictures, which makes the accuracy too
-    high."""
+    """Go on though some validation pictures have the same pixels as training pictures, also of the initial weights or
+    of the model that is measured, which makes the accuracy too high."""
 
     def __post_init__(self) -> None:
         _check_finite(self, "data.")

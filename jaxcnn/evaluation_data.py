@@ -13,6 +13,7 @@ from jaxcnn.config import DataConfig
 from jaxcnn.errors import UserError
 from jaxcnn.leakage import check_no_leakage, is_same_source, load_without_hold_out
 from jaxcnn.paths import composed
+from jaxcnn.terminal import warn
 
 
 @runtime_checkable
@@ -34,7 +35,7 @@ def data_config_of(source: str | os.PathLike[str] | None, *, trained_on: DataCon
     Args:
       source: as `--data.source` takes it; None is the training data.
       trained_on: the data settings of the model. Another source has the same cache and pictures of the same size
-        and fit, but neither the archive, the store nor the held-out pictures.
+        and fit, but neither the archive, the store, the held-out pictures nor the leaks that are allowed.
     """
     if source is None or is_same_source(os.fspath(source), trained_on.source):
         return trained_on
@@ -46,11 +47,14 @@ def data_config_of(source: str | os.PathLike[str] | None, *, trained_on: DataCon
         store=defaults.store,
         validation_fraction=defaults.validation_fraction,
         split_seed=defaults.split_seed,
+        allow_leaks=defaults.allow_leaks,
     )
 
 
 def load_evaluation_data(config: DataConfig, classifier: Classifier, *, hold_out: bool) -> data.Dataset:
     """Loads pictures, with the classes of the model in its order.
+
+    Prints a warning if the model was trained on a few of the validation pictures.
 
     Args:
       config: which pictures.
@@ -69,7 +73,9 @@ def load_evaluation_data(config: DataConfig, classifier: Classifier, *, hold_out
     dataset = with_classes_of(dataset, classifier)
     # After the labels were mapped, as they are a part of the fingerprint.
     if hold_out:
-        check_no_leakage(dataset, config, trained_on=classifier.config.data, fingerprint=classifier.pictures)
+        trained_on, fingerprint = classifier.config.data, classifier.pictures
+        if warning := check_no_leakage(dataset, config, trained_on=trained_on, fingerprint=fingerprint):
+            warn(warning)
     return dataset
 
 

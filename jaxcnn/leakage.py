@@ -3,12 +3,22 @@
 import dataclasses
 import os
 from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
 
 from jaxcnn import data
 from jaxcnn.config import DataConfig
 from jaxcnn.data import Dataset, Fingerprint, is_named
+from jaxcnn.data.dataset import identify
 from jaxcnn.errors import UserError
 from jaxcnn.models.pretrained import imagenet
+
+MOST_SEEN = 0.5
+"""Share of validation pictures that a model may have been trained on, by an estimate, before they are refused."""
+FEWEST = 3
+"""Least number of different pictures that a share is estimated from: one that occurs often, such as a black one, says
+nothing about the others."""
 
 
 def is_same_source(one: str, other: str) -> bool:
@@ -32,22 +42,35 @@ def load_without_hold_out(config: DataConfig) -> Dataset:
 
 def check_no_leakage(
     dataset: Dataset, config: DataConfig, *, trained_on: DataConfig, fingerprint: Fingerprint | None
-) -> None:
-    """Raises a `UserError` if the split differs from training, which would leak training pictures into validation.
+) -> str | None:
+    """Raises a `UserError` if a model was trained on pictures that would be validation pictures.
 
-    Sources with their own validation split, and sources that the model never saw, are accepted. A source that it was
-    trained on is recognised in the same place, and in another one by its pictures.
+    If pictures are held out of the source that the model was trained on, they have to be split as in training. The
+    source is recognised in the same place, and in another one by its pictures. All other validation pictures are
+    compared with the training pictures that the fingerprint identifies.
 
     Args:
       dataset: the pictures, split as `config` says.
       config: where they come from.
       trained_on: what the model was trained on.
       fingerprint: fingerprint of the split that the model was trained on; None if that was not recorded.
+
+    Returns:
+      A warning if the model was trained on a few validation pictures, or on many that `config` allows; None otherwise.
     """
-    if config.validation_fraction is None and len(load_without_hold_out(config).validation):
-        return
-    if not (is_same_source(config.source, trained_on.source) or _is_copy(config, trained_on, fingerprint)):
-        return
+    is_held_out = config.validation_fraction is not None or not len(load_without_hold_out(config).validation)
+    if is_held_out and (is_same_source(config.source, trained_on.source) or _is_copy(config, trained_on, fingerprint)):
+        _check_same_split(dataset, config, trained_on=trained_on, fingerprint=fingerprint)
+        return None
+    if fingerprint is None or not fingerprint.seen:
+        fingerprint = _find_fingerprint(config, trained_on, fingerprint)
+    return None if fingerprint is None else _check_unseen(dataset, config, fingerprint)
+
+
+def _check_same_split(
+    dataset: Dataset, config: DataConfig, *, trained_on: DataConfig, fingerprint: Fingerprint | None
+) -> None:
+    """Raises UserError if other pictures than in training would be held out of the same source."""
     # The same pictures with another split.
     if _split_settings(config) != _split_settings(trained_on):
         fraction, seed = _split_settings(trained_on)
@@ -63,6 +86,61 @@ def check_no_leakage(
             "trained on may be held out now; put them back as they were, put validation pictures into a val/ folder "
             "or, if these are other pictures in the same place, rename their folder"
         )
+
+
+def _find_fingerprint(
+    config: DataConfig, trained_on: DataConfig, fingerprint: Fingerprint | None
+) -> Fingerprint | None:
+    """Returns the fingerprint of the training pictures if a source is a part of their folder, which is as it was.
+
+    Records of earlier versions identify no training pictures.
+    """
+    if not trained_on.source or is_named(config.source) or is_named(trained_on.source):
+        return None
+    if Path(_resolve(trained_on.source)) not in Path(_resolve(config.source)).parents:
+        return None
+    try:
+        found = data.load(dataclasses.replace(trained_on, cache_dir=config.cache_dir)).fingerprint()
+    except UserError:  # They are gone, or can no longer be read.
+        return None
+    return found if fingerprint is None or fingerprint.has_same_split(found) else None
+
+
+def _check_unseen(dataset: Dataset, config: DataConfig, fingerprint: Fingerprint) -> str | None:
+    """Does what `check_no_leakage` does for pictures of another source, or of a source with its own validation split.
+
+    The fingerprint identifies a sample of the training pictures. From the number of validation pictures that are among
+    them, the share that the model was trained on is estimated.
+    """
+    here, known = dataset.fingerprint(), fingerprint.identities()
+    if not known or fingerprint.has_same_split(here):
+        return None
+    # Pixels are comparable only if they were resized as in training. Numbers alone rule out most sources in the size
+    # at hand, without decoding all pictures again.
+    if not fingerprint.is_comparable(here):
+        count = len(dataset.train) + len(dataset.validation)
+        if count not in (fingerprint.train, fingerprint.train + fingerprint.validation):
+            return None
+        dataset = data.load(_resized_as(config, fingerprint))
+        if not fingerprint.is_comparable(dataset.fingerprint()):
+            return None
+    split, sample = dataset.validation, frozenset(known)
+    seen = {row: name for row, name in enumerate(identify(split, np.arange(len(split)))) if name in sample}
+    if not seen:
+        return None
+    found = (
+        f"at least {len(seen):,} of the {len(split):,} validation pictures of {dataset.name} are pictures that the "
+        f"model was trained on, such as {split.file(min(seen))}"
+    )
+    different = len(set(seen.values()))
+    is_enough = different >= FEWEST or len(known) >= fingerprint.train
+    are_many = is_enough and different * fingerprint.train >= MOST_SEEN * len(split) * len(known)
+    if are_many and not config.allow_leaks and not is_named(config.source):
+        raise UserError(
+            f"{found}: the accuracy would be too high; validate with pictures that it has not seen, or allow these "
+            "with --data.allow_leaks"
+        )
+    return f"{found}: expect less accuracy on other pictures"
 
 
 def describe_overlap(dataset: Dataset, *, trained_on: Iterable[str]) -> str | None:

@@ -30,9 +30,11 @@ from jaxcnn.onnx_file import OnnxModel, not_exported, open_model
 from jaxcnn.ops.compiler import jit
 from jaxcnn.ops.dispatch import cpu_kernels_available, use_cpu_kernels
 from jaxcnn.paths import named_path
+from jaxcnn.processes import is_leader
 from jaxcnn.run.earlier_trainings import Training
 from jaxcnn.state import Variables, describe_variables
 from jaxcnn.step import step_keys
+from jaxcnn.terminal import warn
 from jaxcnn.weights import Weights, read_same_weights
 
 ONNX_SUFFIX = ".onnx"
@@ -262,4 +264,6 @@ def _check_fits(source: Weights | _Described, config: Config, dataset: Dataset) 
             "another order; leave it out"
         )
     if source.trained_on is not None:
-        check_no_leakage(dataset, config.data, trained_on=source.trained_on, fingerprint=source.pictures)
+        warning = check_no_leakage(dataset, config.data, trained_on=source.trained_on, fingerprint=source.pictures)
+        if warning and is_leader():
+            warn(f"{source.source}: {warning}")

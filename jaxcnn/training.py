@@ -473,7 +473,11 @@ def initialise(run: Run) -> tuple[Weights | None, TrainState]:
     weights = read_same_weights(config.init_from)
     state = initial_state(run, weights)
     if weights.trained_on is not None:
-        check_no_leakage(run.dataset, config.data, trained_on=weights.trained_on, fingerprint=weights.pictures)
+        warning = check_no_leakage(
+            run.dataset, config.data, trained_on=weights.trained_on, fingerprint=weights.pictures
+        )
+        if warning and is_leader():
+            warn(warning)
     return weights, state
 
 

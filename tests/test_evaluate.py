@@ -196,20 +196,31 @@ def test_a_workdirs_logits_are_divided_by_its_temperature(workdir):
     assert json.loads((workdir / "evaluation.json").read_text()) == before
 
 
-def test_other_data_with_the_same_classes(exported, pictures):
-    main([str(exported), "--data.source", str(pictures / "train"), "--data.validation_fraction", ".5"])
+@pytest.fixture
+def others(tmp_path):
+    """A folder with four other pictures of each class, without a validation split."""
+    for name, colour in zip(NAMES, COLOURS, strict=True):
+        (tmp_path / "others" / name).mkdir(parents=True)
+        for i in range(4):
+            picture = Image.new("RGB", (SIDE, SIDE), tuple(level + 10 + i for level in colour))
+            picture.save(tmp_path / "others" / name / f"{i}.png")
+    return tmp_path / "others"
+
+
+def test_other_data_with_the_same_classes(exported, others):
+    main([str(exported), "--data.source", str(others), "--data.validation_fraction", ".5"])
     assert json.loads((exported.parent / "evaluation-other.json").read_text())["count"] == 6
     assert not (exported.parent / "evaluation.json").exists()
 
 
-def test_all_pictures_of_other_data(exported, pictures, capsys):
-    main([str(exported), "--data.source", str(pictures / "train"), "--split", "all"])
+def test_all_pictures_of_other_data(exported, others, capsys):
+    main([str(exported), "--data.source", str(others), "--split", "all"])
     record = json.loads((exported.parent / "evaluation-all-other.json").read_text())
     assert (record["count"], record["split"]) == (12, "all")
     assert record["confusion"] == [[4, 0, 0], [0, 4, 0], [0, 0, 4]]
-    assert f"{exported} on train, all: 12 of its 12 pictures" in capsys.readouterr().out
-    main([str(exported), "--data.source", str(pictures / "train")])
-    assert "on train, validation: 3 of its 12 pictures" in capsys.readouterr().out
+    assert f"{exported} on others, all: 12 of its 12 pictures" in capsys.readouterr().out
+    main([str(exported), "--data.source", str(others)])
+    assert "on others, validation: 3 of its 12 pictures" in capsys.readouterr().out
 
 
 def test_a_picture_of_each_class_is_enough_to_measure_on_all(exported, tmp_path):
@@ -348,6 +359,23 @@ def test_another_split_of_a_runs_pictures_is_refused(exported, config, tmp_path,
 def test_training_pictures_are_not_held_out_in_place_of_the_validation_split(exported, pictures):
     with pytest.raises(UserError, match="would be held out that the model was trained on"):
         main([str(exported), "--data.validation_fraction", ".5"])
+
+
+@pytest.mark.parametrize("is_recorded", [True, False], ids=["recorded", "earlier version"])
+def test_the_training_pictures_alone_are_not_validation_pictures(exported, config, pictures, capsys, is_recorded):
+    if is_recorded:
+        give(exported, pictures=dataclasses.asdict(data.load(config.data).fingerprint()))
+    main([str(exported)])
+    alone = [str(exported), "--data.source", str(pictures / "train")]
+    with pytest.raises(UserError, match="at least 3 of the 3 validation pictures of train are pictures that the model"):
+        main(alone)
+    with pytest.raises(UserError, match="at least 3 of the 3 validation pictures of train"):
+        evaluate(exported, pictures / "train")
+    assert evaluate(exported, pictures / "train", split="all").count == 12
+    main([*alone, "--split", "all"])
+    assert "warning" not in capsys.readouterr().err
+    main([*alone, "--data.allow_leaks"])
+    assert "warning: at least 3 of the 3 validation pictures of train are pictures that" in capsys.readouterr().err
 
 
 def test_a_file_away_from_its_run_recognises_copies_of_its_pictures(exported, config, tmp_path):

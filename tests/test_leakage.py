@@ -1,11 +1,14 @@
 """Pictures that a model was trained on are never validation pictures, wherever they are stored."""
 
+import contextlib
 import dataclasses
 import os
+import re
 import shutil
 
 import pytest
 from pictures import make_picture, write_class_folders, zip_folder
+from PIL import Image
 
 from jaxcnn import data
 from jaxcnn.config import DataConfig
@@ -137,6 +140,108 @@ def test_a_validation_split_of_the_source_may_change(tmp_path):
         UserError, match=r"give --data\.validation_fraction None --data\.split_seed 0, as in its training"
     ):
         check(dataclasses.replace(config, validation_fraction=0.5), trained_on=config, fingerprint=fingerprint)
+
+
+@pytest.fixture
+def pets(tmp_path):
+    """Settings of a folder with its own validation pictures, none of which is a training picture."""
+    write_class_folders(tmp_path / "pets" / "train", count=8)
+    write_class_folders(tmp_path / "pets" / "val", count=4, seed=100)
+    return DataConfig(source=str(tmp_path / "pets"), cache_dir=str(tmp_path / "cache"), image_size=16)
+
+
+SEEN = r"at least {} of the {} validation pictures of {} are pictures that the model was trained on, such as .*\.png: "
+"""The error and the warning, but for the remedy."""
+
+
+@pytest.mark.parametrize(("place", "size"), [("train", 16), ("train", 24), ("copy", 24), ("renamed", 16), ("zip", 16)])
+def test_the_training_pictures_alone_are_not_held_out(tmp_path, pets, place, size):
+    fingerprint = data.load(pets).fingerprint()
+    source = tmp_path / "pets" / "train"
+    match place:
+        case "copy":
+            source = shutil.copytree(source, tmp_path / "copy")
+        case "renamed":
+            source = shutil.copytree(source, tmp_path / "renamed")
+            (source / "cat").rename(source / "tabby")
+        case "zip":
+            source = zip_folder(source, tmp_path / "zip.zip")
+    config = dataclasses.replace(pets, source=str(source), image_size=size, validation_fraction=0.5)
+    message = SEEN.format(8, 8, place) + "the accuracy would be too high; .* allow these with --data.allow_leaks$"
+    with pytest.raises(UserError, match=f"^{message}"):
+        check(config, trained_on=pets, fingerprint=fingerprint)
+    # Records of earlier versions identify no pictures. Those in the same folder are looked at.
+    for earlier in (
+        None,
+        dataclasses.replace(fingerprint, seen=""),
+        dataclasses.replace(fingerprint, seen="", decoder=0),
+    ):
+        with pytest.raises(UserError, match=f"^{message}") if place == "train" else contextlib.nullcontext():
+            check(config, trained_on=pets, fingerprint=earlier)
+    for other in ({"decoder": 0}, {"train": 0, "seen": "?"}, {"labels": "others", "seen": ""}):
+        check(config, trained_on=pets, fingerprint=dataclasses.replace(fingerprint, **other))
+    allowed = dataclasses.replace(config, allow_leaks=True)
+    warning = check_no_leakage(data.load(allowed), allowed, trained_on=pets, fingerprint=fingerprint)
+    assert re.fullmatch(SEEN.format(8, 8, place) + "expect less accuracy on other pictures", warning)
+
+
+def test_training_pictures_that_are_gone_are_not_looked_for(tmp_path, pets):
+    (tmp_path / "pets" / "train" / "cat" / "7.png").write_bytes(b"damaged")
+    other = write_class_folders(tmp_path / "pets" / "other", seed=300)
+    config = dataclasses.replace(pets, source=str(other))
+    for trained_on in (pets, dataclasses.replace(pets, source=""), dataclasses.replace(pets, source="digits")):
+        check(config, trained_on=trained_on, fingerprint=None)
+
+
+def test_a_part_of_the_training_pictures_is_recognised_by_a_sample(tmp_path, pets, monkeypatch):
+    monkeypatch.setattr("jaxcnn.data.dataset.SAMPLE", 6)
+    fingerprint = data.load(pets).fingerprint()
+    assert len(fingerprint.identities()) == 6
+    part = shutil.copytree(tmp_path / "pets" / "train", tmp_path / "part")
+    for name in ("cat", "dog"):
+        (part / name / "7.png").unlink()
+    config = dataclasses.replace(pets, source=str(part), validation_fraction=0.9)
+    with pytest.raises(UserError, match=r"validation pictures of part are pictures that the model was trained on"):
+        check(config, trained_on=pets, fingerprint=fingerprint)
+
+
+def test_validation_pictures_of_the_source_may_not_become_training_pictures(tmp_path, pets):
+    fingerprint = data.load(pets).fingerprint()
+    for split, other in (("train", "old"), ("val", "train"), ("old", "val")):
+        (tmp_path / "pets" / split).rename(tmp_path / "pets" / other)
+    with pytest.raises(UserError, match=SEEN.format(16, 16, "pets")):
+        check(pets, trained_on=pets, fingerprint=fingerprint)
+
+
+@pytest.mark.parametrize("new", [3, 4])
+def test_a_few_training_pictures_are_a_warning(tmp_path, pets, new):
+    fingerprint = data.load(pets).fingerprint()
+    write_class_folders(tmp_path / "others" / "train", count=4, seed=200)
+    write_class_folders(tmp_path / "others" / "val", count=4, seed=4 + new)
+    config = dataclasses.replace(pets, source=str(tmp_path / "others"))
+    warning = check_no_leakage(data.load(config), config, trained_on=pets, fingerprint=fingerprint)
+    if new == 4:
+        assert warning is None
+    else:
+        assert re.fullmatch(SEEN.format(2, 8, "others") + "expect less accuracy on other pictures", warning)
+
+
+def test_a_picture_that_occurs_often_says_nothing_about_the_others(tmp_path, pets, monkeypatch):
+    """Cameras take many black pictures."""
+    monkeypatch.setattr("jaxcnn.data.dataset.SAMPLE", 6)
+    write_class_folders(tmp_path / "others" / "train", count=4, seed=200)
+    write_class_folders(tmp_path / "others" / "val", count=4, seed=300)
+    black = Image.new("RGB", (16, 16))
+    for file in (
+        *(f"pets/train/dog/{number}.png" for number in range(8)),
+        "others/val/cat/0.png",
+        "others/val/dog/2.png",
+    ):
+        black.save(tmp_path / file)
+    fingerprint, config = data.load(pets).fingerprint(), dataclasses.replace(pets, source=str(tmp_path / "others"))
+    assert len(set(fingerprint.identities())) == 4
+    warning = check_no_leakage(data.load(config), config, trained_on=pets, fingerprint=fingerprint)
+    assert re.fullmatch(SEEN.format(2, 8, "others") + "expect less accuracy on other pictures", warning)
 
 
 def test_data_is_the_same_with_the_same_source_and_split():

@@ -516,6 +516,20 @@ def test_weights_of_others_start_a_run_and_are_recorded(config, tmp_path, file, 
 
 
 @pytest.mark.run
+def test_pictures_that_the_weights_have_seen_are_not_held_out(config, tmp_path, file, capsys):
+    """They were the training pictures of a folder that has its own validation pictures."""
+    seen = dataclasses.asdict(data.load(config.data, hold_out=False).fingerprint())
+    rewrite(file, lambda tensors, metadata: metadata.update(pictures=json.dumps(seen)))
+    message = r"at least 6 of the 6 validation pictures of pictures\S* are pictures that the model was trained on"
+    with pytest.raises(UserError, match=message), begin(config, tmp_path / "run"):
+        pass
+    allowed = dataclasses.replace(config, data=dataclasses.replace(config.data, allow_leaks=True))
+    with begin(allowed, tmp_path / "run"):
+        pass
+    assert re.search(f"warning: {message}", capsys.readouterr().err)
+
+
+@pytest.mark.run
 def test_the_head_is_kept_if_the_classes_are_the_same(config, tmp_path, file, capsys):
     rewrite(file, lambda tensors, metadata: metadata.update(names='["ant", "bee", "cow"]'))
     train(dataclasses.replace(config, optim=OptimConfig(learning_rate=1e-30)), tmp_path / "run")

@@ -5,15 +5,17 @@ import dataclasses
 import hashlib
 import itertools
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Int64
 
 from jaxcnn.checksum import ChecksumError, seal, unseal
 from jaxcnn.data.decoding import DECODER
-from jaxcnn.data.fingerprint import Fingerprint
+from jaxcnn.data.fingerprint import DIGITS, SAMPLE, Fingerprint
 from jaxcnn.data.resize import STRETCH, Resize
 from jaxcnn.data.split import Split
 from jaxcnn.disk import write_atomically
@@ -65,38 +67,43 @@ class Dataset:
     store: Store | None = None
 
     def fingerprint(self) -> Fingerprint:
-        """Identifies the split; reads all validation pictures, but none of the many training pictures."""
+        """Identifies the split; reads all validation pictures, but only a sample of the many training pictures."""
         # Little-endian labels, so that every machine computes the same hash.
         labels = hashlib.sha256()
         for split in (self.train, self.validation):
             labels.update(f"{len(split)}:".encode() + split.labels.astype("<i4").tobytes())
+        pixels, seen = self._known_hashes()
         return Fingerprint(
             train=len(self.train),
             validation=len(self.validation),
             labels=labels.hexdigest(),
-            pixels=self._known_hash() or _hash_pixels(self.validation),
+            pixels=pixels,
             side=self.validation.shown.shape[1],
             decoder=DECODER,
             resize=self.resize,
+            seen=seen,
         )
 
-    def _known_hash(self) -> str | None:
-        """Returns the hash of the validation pixels if they are still encoded; None otherwise.
+    def _known_hashes(self) -> tuple[str, str]:
+        """Returns the hash of the validation pixels, and the identities of the sample of training pictures.
 
-        It is kept beside the pictures: decoding them takes as long as an evaluation, and every start asks for it.
+        If they are still encoded, both are kept beside the pictures: decoding these takes as long as an evaluation, and
+        every start asks for them.
         """
-        facts, store = self.validation.facts, self.store
-        if facts is None or store is None or store.kind == "decoded":
-            return None
+        sample = spread(len(self.train), SAMPLE)
+        train, validation, store = self.train.facts, self.validation.facts, self.store
+        if train is None or validation is None or store is None or store.kind == "decoded":
+            return _hash_pixels(self.validation), "".join(identify(self.train, sample))
         shape = (self.validation.images.shape[1:], self.validation.side, self.resize, DECODER)
-        key = hashlib.sha256(repr(shape).encode() + np.ascontiguousarray(facts).tobytes()).hexdigest()
-        path = store.folder / f"pixels-{key[:16]}.json"
+        described = repr(shape).encode() + np.ascontiguousarray(validation).tobytes() + train[sample].tobytes()
+        path = store.folder / f"pixels-{hashlib.sha256(described).hexdigest()[:16]}.json"
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError, ChecksumError):
-            return str(unseal(json.loads(path.read_text()))["sha256"])
-        found = _hash_pixels(self.validation)
+            known = unseal(json.loads(path.read_text()))
+            return str(known["sha256"]), str(known["seen"])
+        found = {"sha256": _hash_pixels(self.validation), "seen": "".join(identify(self.train, sample))}
         with contextlib.suppress(OSError):  # The disk may be full, or the folder another user's
-            write_atomically(path, json.dumps(seal({"sha256": found})) + "\n")
-        return found
+            write_atomically(path, json.dumps(seal(found)) + "\n")
+        return found["sha256"], found["seen"]
 
     def cropped(self, area: tuple[float, float] | None) -> "Dataset":
         """Returns a data set whose training pictures are cropped while they are decoded; see `Split.cropped`."""
@@ -141,6 +148,18 @@ class Dataset:
     def without_validation(self) -> "Dataset":
         """Returns a data set with the training pictures alone."""
         return dataclasses.replace(self, validation=self.train.select(np.arange(0)))
+
+
+def spread(count: int, most: int) -> Int64[np.ndarray, " rows"]:
+    """Returns up to `most` of `count` rows, evenly spread, in their order."""
+    return np.linspace(0, max(count - 1, 0), min(count, most)).round().astype(np.int64)
+
+
+def identify(split: Split, rows: Int64[np.ndarray, " rows"]) -> Iterator[str]:
+    """Yields the identity of each picture at some rows, by its pixels; see `Fingerprint.seen`."""
+    for start in range(0, len(rows), CHUNK):
+        for picture in split.images[rows[start : start + CHUNK]]:
+            yield hashlib.sha256(np.ascontiguousarray(picture)).hexdigest()[:DIGITS]
 
 
 def _hash_pixels(split: Split) -> str:

@@ -1,11 +1,12 @@
 import dataclasses
+import hashlib
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxcnn.data.dataset import Dataset
+from jaxcnn.data.dataset import Dataset, identify
 from jaxcnn.data.rows import Rows
 from jaxcnn.data.split import Split
 from jaxcnn.errors import UserError
@@ -125,6 +126,21 @@ def test_a_fingerprint_depends_on_the_validation_pixels():
     assert others.fingerprint().has_same_split(first.fingerprint())
     others.validation.images[999, 1, 1, 2] += 1
     assert not others.fingerprint().has_same_split(first.fingerprint())
+
+
+def test_a_fingerprint_identifies_training_pictures():
+    few, many = (dataset(np.arange(count) % 2, classes=2, validation=[0]) for count in (3, 10_000))
+    rng = np.random.default_rng(0)
+    for whole in (few, many):
+        whole.train.images[...] = rng.integers(0, 256, whole.train.images.shape)
+    assert few.fingerprint().identities() == [
+        hashlib.sha256(picture.tobytes()).hexdigest()[:12] for picture in few.train.images
+    ]
+    found, rows = many.fingerprint().identities(), np.arange(10_000)
+    assert len(set(found)) == 256
+    places = [row for row, name in enumerate(identify(many.train, rows)) if name in found]
+    assert (places[0], places[-1]) == (0, 9_999)
+    assert set(np.diff(places)) == {39, 40}
 
 
 def test_pixels_of_another_size_are_not_compared():

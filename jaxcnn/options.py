@@ -8,6 +8,7 @@ import ast
 import dataclasses
 import inspect
 import itertools
+import os
 import shutil
 import textwrap
 import types
@@ -261,7 +262,8 @@ def _convert(kind: Any, words: Sequence[str]) -> Any:
     (word,) = words
     if typing.get_origin(kind) is Literal:
         return {str(choice): choice for choice in typing.get_args(kind)}[word]
-    return kind(word)
+    # Shells leave the `~` of `--output=~/results.csv` as it is: a folder of that name would be made.
+    return Path(os.path.expanduser(word)) if kind is Path else kind(word)
 
 
 def _item_kinds(kind: Any, words: int) -> tuple[Any, ...]:

@@ -120,6 +120,13 @@ def test_a_mistake_is_named_in_one_line(line, message):
     assert str(caught.value) == message or message.endswith(", ")
 
 
+def test_the_home_directory_is_expanded_as_shells_do_only_after_a_space(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert read("--place=~/a.csv").place == Path("/home/me/a.csv")
+    assert read("-p a/~").place == Path("a/~")
+    assert read("-p ~nosuchuser/a").place == Path("~nosuchuser/a")
+
+
 def test_values_are_checked_together():
     assert read("--paint.coats 1").paint.coats == 1
     assert parse(Paint("green"), ["--coats", "1", "--colour", "red"], prog="paint") == Paint("red", 1)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections import Counter
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -108,14 +109,20 @@ def class_indices(dataset: data.Dataset, model: HasClasses) -> Int32[np.ndarray,
     by either.
 
     Raises:
-      UserError: a class of the data is not one of the model's.
+      UserError: a class of the data is not one of the model's, or may be several of them.
     """
     found = dataset.wnids if model.wnids and dataset.wnids else dataset.names
     if found in (model.wnids, model.names):
         return np.arange(len(found), dtype=np.int32)
     # Match by name or WordNet id.
     known = {composed(name): i for names in (model.names, model.wnids) for i, name in enumerate(names)}
+    shared = Counter(map(composed, model.names))
     for name in found:
+        if shared[composed(name)] > 1:
+            raise UserError(
+                f"the class {name!r} of {dataset.name} may be any of {shared[composed(name)]} classes of the model; "
+                "name its folder by a WordNet id, or leave it out"
+            )
         if composed(name) not in known:
             first = ", ".join(map(repr, model.names[:3]))
             raise UserError(

@@ -138,6 +138,9 @@ def test_classes_that_share_a_name_are_matched_by_their_wordnet_ids():
     assert class_indices(dataset_of(("crane", "heron", "crane"), ("n1", "n2", "n3")), model).tolist() == [1, 2, 0]
     assert class_indices(dataset_of(names, wnids), model).tolist() == [0, 1, 2]
     assert class_indices(dataset_of(names), model).tolist() == [0, 1, 2]
+    assert class_indices(dataset_of(("heron", "n1")), model).tolist() == [2, 1]
+    with pytest.raises(UserError, match=r"^the class 'crane' of .* may be any of 2 classes of the model; name its"):
+        class_indices(dataset_of(("crane", "heron")), model)
 
 
 def test_names_are_matched_in_any_unicode_form():

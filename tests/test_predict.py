@@ -17,7 +17,7 @@ import pytest
 from pictures import encode, write_zip, zip_folder
 from PIL import Image
 
-from jaxcnn.bulk.output import open_output
+from jaxcnn.bulk.output import ParquetOutput, open_output
 from jaxcnn.errors import UserError
 from jaxcnn.predict import main
 from tests.bulk.models import write_colours
@@ -172,6 +172,32 @@ def test_two_processes_do_not_write_one_file(folder, ending):
         output.write([row | {"file": "b.png"}])
     with open_output(path, **options) as output:
         assert dict(output.done) == {"a.png": "red", "b.png": "red"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows is not asked for locks")
+def test_a_parquet_file_is_locked_until_it_is_complete(folder, monkeypatch):
+    """Else another process would add rows to a file that is about to be removed."""
+    pytest.importorskip("pyarrow")
+    path, options, write_all = (
+        folder / "r.parquet",
+        {"top_k": 1, "channels": None, "model": "1f"},
+        ParquetOutput._write_all,
+    )
+    tries = []
+
+    def write_and_try(output, target):
+        with pytest.raises(UserError, match=r"^another process writes .*r\.parquet"), open_output(path, **options):
+            pass
+        tries.append(target)
+        write_all(output, target)
+
+    monkeypatch.setattr(ParquetOutput, "_write_all", write_and_try)
+    with open_output(path, **options) as output:
+        output.write([{"file": "a.png", "predicted_class": "red", "probability": 1.0}])
+    assert len(tries) == 1
+    monkeypatch.undo()
+    with open_output(path, **options) as output:
+        assert dict(output.done) == {"a.png": "red"}
 
 
 def test_a_parquet_file_that_cannot_be_read_is_not_called_something_else(folder, monkeypatch):

@@ -9,6 +9,7 @@ import csv
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -303,6 +304,18 @@ class JsonlOutput:
             sync(self._path)
             sync(self._path.parent)
 
+    @contextmanager
+    def lock_kept(self) -> Iterator[None]:
+        """Keeps the lock of the file though it is closed; Windows, which has no lock, removes no file that is open."""
+        if os.name == "nt":
+            yield
+            return
+        descriptor = os.dup(self._file.fileno())  # A lock belongs to all copies of a descriptor.
+        try:
+            yield
+        finally:
+            os.close(descriptor)
+
 
 def _is_json(line: bytes) -> bool:
     """Returns whether a line is JSON, with or without a line feed."""
@@ -383,9 +396,9 @@ class ParquetOutput:
 
     def close(self) -> None:
         """Writes the Parquet file with all rows, in place of the earlier one."""
-        self._rows.close()
         partial = self._path.with_name(f".{self._path.name}")
-        with _write_errors(self._path):
+        with _write_errors(self._path), self._rows.lock_kept():
+            self._rows.close()
             try:
                 self._write_all(partial)
                 # The rows beside the file are needed until the file has reached the disk, and its name too.

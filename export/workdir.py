@@ -21,7 +21,7 @@ from export.views import with_mirror_image
 from jaxcnn.data import Dataset, Resize
 from jaxcnn.disk import NO_ROOM, describe, write_atomically
 from jaxcnn.errors import UserError
-from jaxcnn.evaluation import measure
+from jaxcnn.evaluation import batch_alone, measure
 from jaxcnn.evaluation_record import to_record
 from jaxcnn.metadata import Metadata
 from jaxcnn.metrics import Evaluation
@@ -470,7 +470,7 @@ def _evaluate(path: Path, dataset: Dataset, trained: TrainedModel) -> Evaluation
         lambda images: run(images)["logits"],
         dataset.validation,
         classes=len(trained.names),
-        batch_size=trained.config.batch_size,
+        batch_size=batch_alone(trained.config),
     )
 
 

@@ -15,7 +15,7 @@ from jaxcnn import cli, data, options
 from jaxcnn.classifier import load, read_config
 from jaxcnn.config import DataConfig
 from jaxcnn.errors import UserError
-from jaxcnn.evaluation import SplitName, choose_splits, measure, with_mirror_image
+from jaxcnn.evaluation import SplitName, batch_alone, choose_splits, measure, with_mirror_image
 from jaxcnn.evaluation_data import data_config_of, load_evaluation_data
 from jaxcnn.evaluation_record import (
     check_replaceable,
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str]) -> None:
     dataset = load_evaluation_data(parsed.data, classifier, hold_out=parsed.split != "all")
     splits = choose_splits(dataset, parsed.split)
     measure_splits = partial(
-        measure, classes=len(classifier.names), batch_size=classifier.config.batch_size, show_progress=True
+        measure, classes=len(classifier.names), batch_size=batch_alone(classifier.config), show_progress=True
     )
     with stage("evaluating"):
         evaluation = measure_splits(classifier.logits, *splits)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
 from jaxcnn.classifier import Classifier, LogitsFunction, load
-from jaxcnn.config import DataConfig
+from jaxcnn.config import Config, DataConfig
 from jaxcnn.data import Dataset, Split
 from jaxcnn.data.batches import EvalBatch, eval_batches, eval_positions
 from jaxcnn.errors import UserError
@@ -25,6 +25,8 @@ SPLITS: dict[SplitName, tuple[str, ...]] = {
     "all": ("train", "validation"),
 }
 """The splits of a data set that each `SplitName` covers."""
+MOST_AT_ONCE = 256
+"""Most pictures that a loaded model computes at once: the batch of its training may have been for many devices."""
 
 
 def evaluate(
@@ -62,9 +64,14 @@ def evaluate(
         with_mirror_image(classifier.logits) if flip else classifier.logits,
         *choose_splits(dataset, split),
         classes=len(classifier.names),
-        batch_size=classifier.config.batch_size,
+        batch_size=batch_alone(classifier.config),
         show_progress=show_progress,
     )
+
+
+def batch_alone(config: Config) -> int:
+    """Returns how many pictures a model computes at once where it is loaded; that changes no result."""
+    return min(config.batch_size, MOST_AT_ONCE)
 
 
 def choose_splits(dataset: Dataset, split: SplitName) -> tuple[Split, ...]:

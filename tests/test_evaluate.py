@@ -493,6 +493,14 @@ def test_python_measures_what_the_command_does(exported, pictures, tmp_path, opt
             assert found.count == expected["count"]
 
 
+def test_a_batch_for_many_devices_is_not_computed_at_once(exported, config):
+    give_config(exported, dataclasses.replace(config, batch_size=2**16))
+    classifier, sizes = load(exported), set()
+    spied = dataclasses.replace(classifier, logits=lambda images: sizes.add(len(images)) or classifier.logits(images))
+    assert evaluate(spied).count == 9
+    assert sizes == {256}
+
+
 def test_python_refuses_what_the_command_refuses(exported, config, tmp_path):
     source = held_out_of(tmp_path / "photos")
     give_config(exported, dataclasses.replace(config, data=dataclasses.replace(config.data, source=str(source))))

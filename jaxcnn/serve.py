@@ -53,11 +53,14 @@ def find_model(text: str) -> str:
 def check_port(arguments: Sequence[str]) -> None:
     """Raises UserError if another program listens on the port that uvicorn is to open."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--host", default="127.0.0.1")
+    # uvicorn reads its options from the environment, too.
+    parser.add_argument("--host", default=os.environ.get("UVICORN_HOST", "127.0.0.1"))
     parser.add_argument("--port", default=os.environ.get("UVICORN_PORT", "8000"))
     given, others = parser.parse_known_args(arguments)
-    # A socket that is open already, and what uvicorn refuses by itself.
-    if {"--fd", "--uds", "--help", "-h"} & {word.partition("=")[0] for word in others} or not given.port.isdigit():
+    # Another socket than that of a port, and what uvicorn refuses by itself.
+    words = {word.partition("=")[0] for word in others}
+    is_elsewhere = {"--fd", "--uds"} & words or os.environ.get("UVICORN_FD") or os.environ.get("UVICORN_UDS")
+    if is_elsewhere or {"--help", "-h"} & words or not given.port.isdigit():
         return
     family = socket.AF_INET6 if ":" in given.host else socket.AF_INET
     with socket.socket(family) as probe:

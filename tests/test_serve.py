@@ -17,6 +17,8 @@ def started(monkeypatch):
     lines = []
     monkeypatch.setattr(serve.uvicorn.main, "main", lambda line, prog_name: lines.append(line))
     monkeypatch.setenv("JAXCNN_MODEL", "before.onnx")
+    for name in ("HOST", "PORT", "UDS", "FD"):
+        monkeypatch.delenv(f"UVICORN_{name}", raising=False)
     return lines
 
 
@@ -58,6 +60,18 @@ def test_a_port_in_use_is_refused(started, monkeypatch, option):
         with pytest.raises(UserError, match=f"port {port} of 127.0.0.1 is in use; stop .* or give another --port"):
             serve.main(option.format(port).split())
         assert started == []
+
+
+@pytest.mark.parametrize("elsewhere", ["UVICORN_HOST=127.0.0.2", "UVICORN_UDS=socket", "UVICORN_FD=3"])
+def test_a_port_that_is_not_opened_may_be_in_use(started, monkeypatch, elsewhere):
+    name, _, value = elsewhere.partition("=")
+    monkeypatch.setenv(name, value)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        options = ["--port", str(other.getsockname()[1])]
+        serve.main(options)
+    assert started == [["server.app:app", *options]]
 
 
 def test_a_port_that_the_user_may_not_open_is_refused(started, monkeypatch):

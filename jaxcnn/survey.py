@@ -178,8 +178,12 @@ def survey(path: Path, *, advance: Advance = lambda what, done, total: None) -> 
     broken: dict[str, str] = {}
     passed_over: list[str] = []
 
+    def find_place(name: str) -> Place:
+        # The folders above the path say nothing.
+        return listing.places.get(name) or _place_left_out(name.removeprefix(f"{path}/"))
+
     def look(files: Sequence[PictureFile | ShardPicture]) -> list[tuple[PictureFile | ShardPicture, Seen | str]]:
-        return [(file, _look(file, listing.places.get(file.name) or _place_left_out(file.name))) for file in files]
+        return [(file, _look(file, find_place(file.name))) for file in files]
 
     batches = map_ahead(look, itertools.batched(listing.files, BATCH))
     for done, (file, found) in enumerate(itertools.chain.from_iterable(batches), 1):

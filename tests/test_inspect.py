@@ -112,6 +112,18 @@ def test_nothing_is_invented(clean, capsys):
     assert found["sizes"]["width"] == {"least": 160, "median": 160, "most": 160}
 
 
+@pytest.mark.parametrize("place", ["pets", "test/pets"])
+def test_folders_above_the_pictures_are_no_splits(clean, place):
+    """Copies are in two splits only if both are below the folder that is looked at."""
+    if place != "pets":
+        shutil.copytree("pets", place)
+    Path(place, "unused").mkdir()
+    shutil.copy(f"{place}/train/cat/1.jpg", f"{place}/unused/again.jpg")
+    found = findings(place)
+    assert list(map(sorted, found["duplicates"])) == [[f"{place}/train/cat/1.jpg", f"{place}/unused/again.jpg"]]
+    assert (found["leaks"], found["contradictions"]) == ([], [])
+
+
 def test_a_zip_a_folder_without_classes_and_the_page(spoiled, capsys):
     shutil.make_archive("pets", "zip", ".", "pets")
     main(["pets.zip", "--page", "out/page.html"])

@@ -124,6 +124,12 @@ def test_folders_above_the_pictures_are_no_splits(clean, place):
     assert (found["leaks"], found["contradictions"]) == ([], [])
 
 
+def test_raw_files_beside_their_pictures_are_passed_over(clean):
+    draw(0).save("pets/train/cat/0.nef", "TIFF")
+    found = findings("pets")
+    assert (found["passed_over"], found["duplicates"]) == (["pets/train/cat/0.nef"], [])
+
+
 def test_a_zip_a_folder_without_classes_and_the_page(spoiled, capsys):
     shutil.make_archive("pets", "zip", ".", "pets")
     main(["pets.zip", "--page", "out/page.html"])

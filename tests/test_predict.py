@@ -108,6 +108,17 @@ def test_goes_on_after_a_broken_file_and_resumes(folder, capsys, ending):
     assert {path.name for path in folder.iterdir()} == {"model.onnx", "photos", f"r.{ending}"}
 
 
+def test_thumbnails_of_raw_files_are_no_pictures(folder, capsys):
+    """They begin like TIFF. Training passes over them as well."""
+    Image.new("RGB", (30, 20), COLOURS["red"]).save(folder / "photos" / "day 0" / "0.NEF", "TIFF")
+    zip_folder(folder / "photos" / "day 0", folder / "day.zip")
+    assert predict("photos/day 0", "day.zip", "--output", "r.csv") == 0
+    assert "4 pictures classified into r.csv; 2 files passed over as no picture\n" in capsys.readouterr().err
+    assert predict("photos/day 0/0.NEF", "--output", "raw.csv") == 1
+    assert "  photos/day 0/0.NEF is a raw file of a camera; make a JPEG of it\n" in capsys.readouterr().err
+    assert read_csv("raw.csv") == []
+
+
 def read_rows(path: str) -> list[dict[str, object]]:
     if path.endswith("csv"):
         return read_csv(path)

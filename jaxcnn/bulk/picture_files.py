@@ -3,12 +3,14 @@
 import glob
 import io
 import os
+import posixpath
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 
 from jaxcnn.data.sources.archive import Archive
+from jaxcnn.data.sources.class_folders import RAW
 from jaxcnn.data.sources.folder import read_file
 from jaxcnn.data.sources.tree import has_picture_ending, is_junk, list_folder
 from jaxcnn.errors import UserError
@@ -49,8 +51,10 @@ class PictureFile:
         """Returns the content of the file; may be called from several threads.
 
         Raises:
-          UserError: it cannot be read, or is too large for a picture.
+          UserError: it cannot be read, is too large for a picture, or is a raw file, whose thumbnail is no picture.
         """
+        if posixpath.splitext(self.name)[1].lower() in RAW:
+            raise UserError(f"{self.name} is a raw file of a camera; make a JPEG of it")
         if self.archive is None or self.inside is None:
             return read_file(Path(self.name))
         archive = self.archive()

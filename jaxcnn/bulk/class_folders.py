@@ -7,6 +7,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from jaxcnn.bulk.picture_files import PictureFile
@@ -80,7 +81,8 @@ class ClassFolders:
             # The copy of a read-only file is, too, and could not be opened to be synchronised.
             shutil.copyfile(file.name, unfinished)
             sync(unfinished)
-            shutil.copystat(file.name, unfinished)
+            with suppress(OSError):  # Disks with FAT, such as most sticks, refuse permissions.
+                shutil.copystat(file.name, unfinished)
         else:
             unfinished.symlink_to(os.path.abspath(file.name))
         unfinished.replace(target)

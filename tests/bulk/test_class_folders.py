@@ -1,5 +1,6 @@
 """Folders of classes: no picture is left out, whatever its name, time or mode, and no class shares a folder."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -79,6 +80,16 @@ def test_copies_of_read_only_pictures(here, is_cut_off):
     assert contents() == [b"one"]
     copy = Path("sorted/red/0001.bmp").stat()
     assert (copy.st_mode & 0o777, copy.st_mtime) == (0o444, 1)
+
+
+def test_a_disk_that_refuses_permissions_gets_copies(monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "chmod", refuse)
+    ClassFolders(Path("sorted"), ["red"], copy=True).place(write("cam1/0001.bmp", b"one"), "red")
+    assert contents() == [b"one"]
+    assert Path("sorted/red/0001.bmp").stat().st_mtime == 1
 
 
 def test_no_two_classes_share_a_folder():

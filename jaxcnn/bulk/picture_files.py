@@ -5,10 +5,12 @@ import io
 import os
 import posixpath
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 
+from jaxcnn.data.decoding import is_picture
 from jaxcnn.data.sources.archive import Archive
 from jaxcnn.data.sources.class_folders import RAW
 from jaxcnn.data.sources.folder import read_file
@@ -51,17 +53,30 @@ class PictureFile:
         """Returns the content of the file; may be called from several threads.
 
         Raises:
-          UserError: it cannot be read, is too large for a picture, or is a raw file, whose thumbnail is no picture.
+          UserError: it cannot be read, is too large for a picture, or is something else, such as a raw file, whose
+            thumbnail does not count.
         """
         if posixpath.splitext(self.name)[1].lower() in RAW:
             raise UserError(f"{self.name} is a raw file of a camera; make a JPEG of it")
         if self.archive is None or self.inside is None:
-            return read_file(Path(self.name))
+            path = Path(self.name)
+            if not self.expected and not _begins_like_picture(path):
+                raise UserError(f"{path} is no picture")
+            return read_file(path)
         archive = self.archive()
         try:
             return archive.read(self.inside)
         except KeyError as error:
             raise UserError(f"{self.inside} is no longer in {archive.path}; run the same command again") from error
+
+
+def _begins_like_picture(path: Path) -> bool:
+    """Returns whether a file may be a picture, without reading all of it: films are large."""
+    with suppress(OSError):
+        if path.is_file():
+            with path.open("rb") as file:
+                return is_picture(file)
+    return True  # What is wrong is found when it is read.
 
 
 def find_pictures(arguments: Sequence[str], lines: Iterable[str]) -> tuple[Iterator[PictureFile], int | None]:

@@ -136,10 +136,14 @@ def decode_crop(
         return np.asarray(resize.cut(rgb, crop.box(*rgb.size, mode=resize.mode), size))
 
 
-def is_picture(encoded: bytes) -> bool:
-    """Returns whether the content of a file begins like a picture of a format that is read; it may still be damaged."""
+def is_picture(encoded: bytes | io.BufferedReader) -> bool:
+    """Returns whether the content of a file begins like a picture of a format that is read; it may still be damaged.
+
+    No more of an open file is read than that takes.
+    """
+    file = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
     try:
-        with warnings_ignored, Image.open(io.BytesIO(encoded), formats=FORMATS):
+        with warnings_ignored, Image.open(file, formats=FORMATS):
             return True
     except UnidentifiedImageError:
         return False

@@ -11,8 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from pictures import write_zip
+from pictures import encode, make_picture, write_zip
 
+from jaxcnn.bulk import picture_files
 from jaxcnn.bulk.picture_files import PictureFile, find_pictures
 from jaxcnn.errors import UserError
 
@@ -38,6 +39,18 @@ def test_a_link_that_leads_nowhere_is_a_file_that_cannot_be_read(here, argument)
     assert find(argument) == ["lost.png"]
     with pytest.raises(UserError, match=r"^lost.png cannot be read: No such file or directory; repair or remove it$"):
         PictureFile("lost.png").read()
+
+
+def test_films_in_a_folder_are_not_read(here, monkeypatch):
+    """The films of a phone may take gigabytes. A picture needs no ending."""
+    (here / "photos").mkdir()
+    (here / "photos" / "a").write_bytes(encode(make_picture(0, seed=0), "TIFF"))
+    (here / "photos" / "film.mp4").write_bytes(b"\0\0\0\x18ftypisom" + bytes(10**6))
+    picture, film = find_pictures(["photos"], [])[0]
+    assert picture.read() == (here / "photos" / "a").read_bytes()
+    monkeypatch.setattr(picture_files, "read_file", lambda path: pytest.fail(f"{path} is read"))
+    with pytest.raises(UserError, match=r"^photos/film.mp4 is no picture$"):
+        film.read()
 
 
 def test_a_pattern_may_match_a_name_that_begins_with_a_tilde(here):

@@ -55,8 +55,8 @@ def describe(tensors: Mapping[str, np.ndarray], *, path: Path, origin: Origin) -
     """Returns the record of the tensors of a file, with what the `config.json` beside it says.
 
     Raises:
-      UserError: they are of no network that jaxcnn has, have values that are not finite, or may be of two networks that
-        normalise pictures differently; or the description is invalid.
+      UserError: they are of no network that jaxcnn has, or too few or too many for it, have values that are not finite,
+        or may be of two networks that normalise pictures differently; or the description is invalid.
     """
     config = _read_config(path.with_name(CONFIG))
     try:
@@ -66,6 +66,7 @@ def describe(tensors: Mapping[str, np.ndarray], *, path: Path, origin: Origin) -
     damaged = next((name for name, values in variables.items() if not np.isfinite(values).all()), None)
     if damaged is not None:
         raise UserError(f"{path} is damaged: {damaged} has values that are not finite; download it again")
+    _check_size(network, variables, path)
     architecture = str(config.get("architecture", ""))
     if architecture in LOOKALIKES:
         raise UserError(
@@ -78,6 +79,21 @@ def describe(tensors: Mapping[str, np.ndarray], *, path: Path, origin: Origin) -
         return _describe(network, variables, config.get("pretrained_cfg", {}), origin)
     except (TypeError, ValueError, IndexError) as error:
         raise UserError(f"{path.with_name(CONFIG)} has an invalid value ({error}); remove it") from error
+
+
+def _check_size(network: ModelName, variables: Mapping[str, np.ndarray], path: Path) -> None:
+    """Raises UserError if weights are of a larger network of a family, which has the tensors of a smaller one, too."""
+    kernel = variables.get("params/classifier/kernel")
+    if kernel is None:
+        return
+    backbone = [name for name in variables if name.startswith("params/") and not name.startswith("params/classifier/")]
+    found, expected = sum(variables[name].size for name in backbone), PUBLISHED[network].parameters
+    expected -= 1000 * (len(kernel) + 1)
+    if found != expected:
+        raise UserError(
+            f"{path} is of another network than {network}, which has {expected:,} numbers before its classifier, not "
+            f"{found:,}; take the weights of a network that jaxcnn has"
+        )
 
 
 def _describe(

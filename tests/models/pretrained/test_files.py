@@ -105,6 +105,25 @@ def test_networks_that_only_look_alike_are_refused(
         read_file(path)
 
 
+@pytest.mark.parametrize("others", [-1, 0, 1])
+def test_a_deeper_network_is_not_taken_for_a_smaller_one(tmp_path: Path, others: int) -> None:
+    """ResNet-34 has all tensors of ResNet-18, and would be refused as late as when its weights are copied."""
+    tensors = {
+        "blocks.5.0.conv.weight": np.zeros((576, 96, 1, 1), np.float16),
+        "bn1.weight": np.zeros(1_517_856 - 576 * 96 + others, np.float16),
+        "bn1.running_mean": np.zeros(16, np.float16),
+        "classifier.weight": np.zeros((7, 1024), np.float16),
+        "classifier.bias": np.zeros(7, np.float16),
+    }
+    path = write(tmp_path / "model.safetensors", tensors)
+    if others == 0:
+        assert read_file(path) is not None
+        return
+    message = rf"another network than mobilenet_v3_small, which has 1,517,856 .*, not {1_517_856 + others:,}; take"
+    with pytest.raises(UserError, match=message):
+        read_file(path)
+
+
 @pytest.mark.parametrize("name", ["gravity.safetensors", "my_activity.safetensors"])
 def test_a_word_in_a_file_name_is_no_network(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match="may be of vit_tiny or of deit_tiny"):

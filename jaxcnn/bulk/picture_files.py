@@ -5,15 +5,13 @@ import io
 import os
 import posixpath
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 
-from jaxcnn.data.decoding import is_picture
 from jaxcnn.data.sources.archive import Archive
 from jaxcnn.data.sources.class_folders import RAW
-from jaxcnn.data.sources.folder import read_file
+from jaxcnn.data.sources.folder import begins_like_picture, read_file
 from jaxcnn.data.sources.tree import has_picture_ending, is_junk, list_folder
 from jaxcnn.errors import UserError
 from jaxcnn.paths import named_path
@@ -60,7 +58,7 @@ class PictureFile:
             raise UserError(f"{self.name} is a raw file of a camera; make a JPEG of it")
         if self.archive is None or self.inside is None:
             path = Path(self.name)
-            if not self.expected and not _begins_like_picture(path):
+            if not self.expected and path.is_file() and not begins_like_picture(path):
                 raise UserError(f"{path} is no picture")
             return read_file(path)
         archive = self.archive()
@@ -68,15 +66,6 @@ class PictureFile:
             return archive.read(self.inside)
         except KeyError as error:
             raise UserError(f"{self.inside} is no longer in {archive.path}; run the same command again") from error
-
-
-def _begins_like_picture(path: Path) -> bool:
-    """Returns whether a file may be a picture, without reading all of it: films are large."""
-    with suppress(OSError):
-        if path.is_file():
-            with path.open("rb") as file:
-                return is_picture(file)
-    return True  # What is wrong is found when it is read.
 
 
 def find_pictures(arguments: Sequence[str], lines: Iterable[str]) -> tuple[Iterator[PictureFile], int | None]:

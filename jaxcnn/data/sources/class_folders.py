@@ -236,7 +236,11 @@ def _is_picture(tree: Tree, path: str) -> bool:
     """Returns whether a file has to be read as a picture: it has the ending of one, or begins like one."""
     if posixpath.splitext(path)[1].lower() in RAW:
         return False
+    if has_picture_ending(path):
+        return True
+    if tree.begins_like_picture is not None:
+        return tree.begins_like_picture(PurePosixPath(path))
     try:
-        return has_picture_ending(path) or is_picture(tree.read(PurePosixPath(path)))
+        return is_picture(tree.read(PurePosixPath(path)))
     except TooLargeError:  # Such as a film
         return False

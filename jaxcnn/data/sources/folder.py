@@ -3,9 +3,11 @@
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from stat import S_ISREG
 
+from jaxcnn.data.decoding import is_picture
 from jaxcnn.data.sources.archive import Archive
 from jaxcnn.data.sources.class_folders import open_class_folders
 from jaxcnn.data.sources.encoded_dataset import EncodedDataset
@@ -84,7 +86,11 @@ def _describe(path: Path, files: Iterable[Identity], folders: Sequence[str]) -> 
 
 def _open_folder(path: Path, files: Texts, folders: list[str]) -> EncodedDataset:
     tree = Tree.from_sorted(
-        files, map(PurePosixPath, folders), where=str(path), read=lambda file: read_file(path / file)
+        files,
+        map(PurePosixPath, folders),
+        where=str(path),
+        read=lambda file: read_file(path / file),
+        begins_like_picture=lambda file: begins_like_picture(path / file),
     )
     return open_class_folders(tree, name=readable(path.name))
 
@@ -112,6 +118,18 @@ def read_file(path: Path) -> bytes:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path} cannot be read: {reason}; repair or remove it") from error
+
+
+def begins_like_picture(path: Path) -> bool:
+    """Returns whether a file begins like a picture, without reading all of it: films are large.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    if path.is_file():
+        with suppress(OSError), path.open("rb") as file:
+            return os.fstat(file.fileno()).st_size <= MAX_BYTES and is_picture(file)
+    return is_picture(read_file(path))
 
 
 def _open_at_once(path: str, flags: int) -> int:

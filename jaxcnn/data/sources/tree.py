@@ -93,6 +93,7 @@ class Tree:
     Attributes:
       where: names the folder or zip in error messages.
       read: returns the content of a file.
+      begins_like_picture: returns whether a file begins like a picture, if that takes less than to read it.
       paths: all files, in the order of `PurePosixPath`: those below a folder follow each other.
       folders: for each folder, the names of the folders directly in it.
       files: for each folder, the positions in `paths` of all files below it.
@@ -102,6 +103,7 @@ class Tree:
     where: str
     read: Callable[[PurePosixPath], bytes]
     paths: Texts
+    begins_like_picture: Callable[[PurePosixPath], bool] | None = None
     folders: dict[PurePosixPath, set[str]] = field(default_factory=dict)
     files: dict[PurePosixPath, range] = field(default_factory=dict)
     direct: dict[PurePosixPath, list[range]] = field(default_factory=dict)
@@ -121,10 +123,15 @@ class Tree:
 
     @staticmethod
     def from_sorted(
-        paths: Texts, folders: Iterable[PurePosixPath], *, where: str, read: Callable[[PurePosixPath], bytes]
+        paths: Texts,
+        folders: Iterable[PurePosixPath],
+        *,
+        where: str,
+        read: Callable[[PurePosixPath], bytes],
+        begins_like_picture: Callable[[PurePosixPath], bool] | None = None,
     ) -> "Tree":
         """Builds the tree from what `list_folder` returns; `folders` need only contain the empty ones."""
-        tree = Tree(where=where, read=read, paths=paths)
+        tree = Tree(where=where, read=read, paths=paths, begins_like_picture=begins_like_picture)
         tree._add_folder(PurePosixPath())
         for path in folders:
             tree._add_folder(path)

@@ -402,6 +402,16 @@ def test_files_that_are_no_pictures_are_passed_over(opened):
     assert len(pets.train) == 3
 
 
+def test_films_are_not_read_to_be_passed_over(tmp_path, monkeypatch):
+    root = write(tmp_path / "pets", "cat/1", "dog/1.png")
+    (root / "cat" / "film.mp4").write_bytes(b"\0\0\0\x18ftypisom" + bytes(10**6))
+    source = folder_source(str(root))
+    monkeypatch.setattr("jaxcnn.data.sources.folder.read_file", lambda path: pytest.fail(f"{path} is read"))
+    found = source.open()
+    assert found.passed_over == ("cat/film.mp4",)
+    assert [file for file, _ in found.train.listed()] == ["cat/1", "dog/1.png"]
+
+
 def test_raw_files_of_cameras_are_passed_over(tmp_path):
     """They begin like TIFF: beside each photograph, its thumbnail would be another picture."""
     pets = write(tmp_path / "pets", "cat/1.png", "dog/1.png")

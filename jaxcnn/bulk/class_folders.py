@@ -20,6 +20,9 @@ UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f]|^\.|[. ]$')
 DIGITS = 16
 """Hexadecimal digits of a path's SHA-256 that make a name unique."""
 
+MOST_BYTES = 254
+"""Most bytes of the name of a file: most systems take 255, and an unfinished file has a dot before its name."""
+
 
 class ClassFolders:
     """The folders that pictures are sorted into."""
@@ -49,13 +52,12 @@ class ClassFolders:
         path = os.path.abspath(file.name)
         if os.path.dirname(path) in self._places:
             raise UserError(f"{file.name} lies where pictures are sorted into; leave it out")
-        target = folder / Path(path).name
+        target = folder / fit_name(Path(path).name, path)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             # A copy of this run is of another file, even if it has the same content.
             if str(target) in self._copies or (os.path.lexists(target) and not _is_same(file, target)):
-                digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:DIGITS]
-                target = target.with_name(f"{target.stem}-{digest}{target.suffix}")
+                target = target.with_name(add_digest(target.name, path))
             self._lay(file, target)
             if self._copy or not file.is_on_disk:
                 self._copies.add(str(target))
@@ -86,6 +88,20 @@ class ClassFolders:
         else:
             unfinished.symlink_to(os.path.abspath(file.name))
         unfinished.replace(target)
+
+
+def fit_name(name: str, path: str) -> str:
+    """Returns a name for what is made of the file at a path: another one if it has more than `MOST_BYTES`."""
+    return name if len(os.fsencode(name)) <= MOST_BYTES else add_digest(name, path)
+
+
+def add_digest(name: str, path: str) -> str:
+    """Returns a name with a part of the SHA-256 of a path in it, cut to `MOST_BYTES`."""
+    stem, ending = os.path.splitext(name)
+    ending = f"-{hashlib.sha256(os.fsencode(path)).hexdigest()[:DIGITS]}{ending}"
+    room = MOST_BYTES - len(os.fsencode(ending))
+    # The cut may leave a part of a character.
+    return (stem if len(os.fsencode(stem)) <= room else os.fsencode(stem)[:room].decode(errors="ignore")) + ending
 
 
 def folder_names(names: Sequence[str]) -> dict[str, str]:

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
+from jaxcnn.bulk.class_folders import fit_name
 from jaxcnn.bulk.picture_files import PictureFile
 from jaxcnn.disk import sync
 from jaxcnn.errors import UserError
@@ -31,7 +32,7 @@ class Heatmaps:
     def path(self, name: str) -> Path:
         """Returns where the heatmap of a file is kept: at the path of the file, below the folder."""
         path = Path(os.path.abspath(name) if ".." in Path(name).parts else name)
-        return self.folder / path.relative_to(path.anchor).with_name(f"{path.name}.png")
+        return self.folder / path.relative_to(path.anchor).with_name(fit_name(f"{path.name}.png", str(path)))
 
     def save(
         self,

@@ -82,6 +82,18 @@ def test_copies_of_read_only_pictures(here, is_cut_off):
     assert (copy.st_mode & 0o777, copy.st_mtime) == (0o444, 1)
 
 
+@pytest.mark.parametrize("name", ["x" * 251 + ".bmp", "\N{HIRAGANA LETTER A}" * 83 + ".bmp", "x" * 240])
+@pytest.mark.parametrize("copy", [False, True])
+def test_names_that_are_too_long_are_cut(name, copy):
+    files = [write(f"{folder}/{name}", folder.encode()) for folder in ("cam1", "cam2")]
+    for _ in range(2):
+        folders = ClassFolders(Path("sorted"), ["red"], copy=copy)
+        for file in files:
+            folders.place(file, "red")
+        assert contents() == [b"cam1", b"cam2"]
+    assert {path.suffix for path in Path("sorted/red").iterdir()} == {Path(name).suffix}
+
+
 def test_a_disk_that_refuses_permissions_gets_copies(monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))

@@ -25,7 +25,7 @@ from jaxcnn.evaluation_record import (
     write_evaluation,
     write_predictions,
 )
-from jaxcnn.leakage import is_same_data
+from jaxcnn.leakage import is_same_data, is_same_source
 from jaxcnn.metrics import Evaluation
 from jaxcnn.run.workdir import Workdir
 from jaxcnn.terminal import stage
@@ -109,11 +109,13 @@ def parse(defaults: Arguments, arguments: Sequence[str]) -> Arguments:
 
 def default_output(path: Path, arguments: Arguments, *, trained_on: DataConfig) -> Path:
     """Returns the file for an evaluation: the run's own record only for the run's model on its validation pictures."""
-    run = Workdir(path if path.is_dir() else path.parent)
+    run, archives = Workdir(path if path.is_dir() else path.parent), (arguments.data.archive, trained_on.archive)
+    # Archives of one data set may have other pictures, such as half of them.
+    is_same_archive = archives[0] == archives[1] or is_same_source(*(archive or "" for archive in archives))
     kinds = [
         path.stem if not path.is_dir() and path.name != run.onnx.name else "",
         arguments.split if arguments.split != "validation" else "",
-        "other" if not is_same_data(arguments.data, trained_on) else "",
+        "other" if not (is_same_data(arguments.data, trained_on) and is_same_archive) else "",
     ]
     return run.evaluation.with_name("-".join(["evaluation", *filter(None, kinds)]) + ".json")
 

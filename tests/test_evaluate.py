@@ -254,6 +254,16 @@ def test_the_name_of_the_record_says_if_model_or_pictures_are_others(tmp_path, o
     assert other == tmp_path / name.replace("evaluation", "evaluation-model.int8")
 
 
+def test_another_archive_does_not_replace_the_record_of_the_run(tmp_path):
+    trained_on = DataConfig(source="tiny_imagenet", archive=str(tmp_path / "half.zip"))
+    for archive, other in (("half.zip", ""), ("inner/../half.zip", ""), ("all.zip", "-other")):
+        arguments = parse(Arguments(trained_on), ["--data.archive", str(tmp_path / archive)])
+        assert default_output(tmp_path, arguments, trained_on=trained_on) == tmp_path / f"evaluation{other}.json"
+    arguments = parse(Arguments(DataConfig(source="tiny_imagenet")), ["--data.archive", "all.zip"])
+    found = default_output(tmp_path, arguments, trained_on=DataConfig(source="tiny_imagenet"))
+    assert found == tmp_path / "evaluation-other.json"
+
+
 def test_flip_is_recorded_beside_the_plain_figures(workdir, capsys):
     main([str(workdir)])
     plain = json.loads((workdir / "evaluation.json").read_text())

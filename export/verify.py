@@ -21,6 +21,8 @@ differ by less than 1e-5; a wrong border or weight differs by more."""
 
 BATCHES = (1, 7)
 """Batch sizes that are compared, of random inputs and of real ones. A single picture would hide a fixed batch size."""
+_APART = 6
+"""Difference of one symbolic size of the random inputs from the next; no two of them are equal."""
 _LEVELS = {
     "off": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
     "on": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
@@ -38,7 +40,8 @@ def verify(
     """Checks a file that `to_onnx(fn, inputs)` was written to.
 
     The file must be valid with all shapes inferred, and have the promised structure, inputs and outputs. onnxruntime
-    must compute the values of `fn` with its optimizations off and on, for batches of one and seven inputs.
+    must compute the values of `fn` with its optimizations off and on, for batches of one and seven inputs. The batch is
+    the first symbolic size; others are larger.
 
     Args:
       path: the file.
@@ -156,14 +159,20 @@ def _feeds(
     """Yields the inputs to compare with, each with a description."""
     random = np.random.default_rng(0)
     for size in BATCHES:
-        feed = {}
+        sizes, feed = _sizes(inputs, size), {}
         for name, (dtype, dims) in inputs.items():
-            shape = [size if isinstance(dim, str) else dim for dim in dims]
+            shape = [sizes[dim] if isinstance(dim, str) else dim for dim in dims]
             noise = random.normal(size=shape) if np.dtype(dtype).kind == "f" else random.integers(0, 256, shape)
             feed[name] = noise.astype(dtype)
         yield f"a batch of {size} random inputs", feed
         if samples is not None:
             yield f"a batch of {size} real inputs", {name: array[:size] for name, array in samples.items()}
+
+
+def _sizes(inputs: Mapping[str, InputSpec], batch: int) -> dict[str, int]:
+    """Returns a number for each symbolic size, the batch for the first; equal ones would hide that two are mixed up."""
+    names = dict.fromkeys(dim for _, dims in inputs.values() for dim in dims if isinstance(dim, str))
+    return {name: batch + _APART * number for number, name in enumerate(names)}
 
 
 def _check_values(

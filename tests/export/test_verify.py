@@ -139,6 +139,15 @@ def test_floats_of_both_signs_are_compared(check):
         check(export.to_onnx(lambda x: x, inputs), fn=jnp.abs, inputs=inputs)
 
 
+def test_symbolic_sizes_that_are_mixed_up(check):
+    inputs = {"x": ("float32", ("batch", "length", 4))}
+    mixed = export.to_onnx(lambda x: x.sum(-1).reshape(x.shape[1], x.shape[0]), inputs)
+    for size, name in zip(mixed.graph.output[0].type.tensor_type.shape.dim, ("batch", "length"), strict=True):
+        size.dim_param = name
+    with pytest.raises(export.VerificationError, match=r"float32\(7, 1\), not float32\(1, 7\)"):
+        check(mixed, fn=lambda x: x.sum(-1), inputs=inputs)
+
+
 def test_integers_must_be_equal(check):
     count = lambda image: image[:, 0, 0].astype(jnp.int32) + 100_000  # noqa: E731
     model = export.to_onnx(count, INPUTS)

@@ -162,7 +162,9 @@ def _feeds(
         sizes, feed = _sizes(inputs, size), {}
         for name, (dtype, dims) in inputs.items():
             shape = [sizes[dim] if isinstance(dim, str) else dim for dim in dims]
-            noise = random.normal(size=shape) if np.dtype(dtype).kind == "f" else random.integers(0, 256, shape)
+            kind = np.dtype(dtype).kind
+            # Nearly all bytes are true.
+            noise = random.normal(size=shape) if kind == "f" else random.integers(0, 2 if kind == "b" else 256, shape)
             feed[name] = noise.astype(dtype)
         yield f"a batch of {size} random inputs", feed
         if samples is not None:

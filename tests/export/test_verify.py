@@ -148,6 +148,12 @@ def test_symbolic_sizes_that_are_mixed_up(check):
         check(mixed, fn=lambda x: x.sum(-1), inputs=inputs)
 
 
+def test_booleans_of_both_values_are_compared(check):
+    inputs = {"x": ("bool", ("batch", 5))}
+    with pytest.raises(export.VerificationError, match="differs by 1"):
+        check(export.to_onnx(lambda x: x, inputs), fn=jnp.ones_like, inputs=inputs)
+
+
 def test_integers_must_be_equal(check):
     count = lambda image: image[:, 0, 0].astype(jnp.int32) + 100_000  # noqa: E731
     model = export.to_onnx(count, INPUTS)

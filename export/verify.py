@@ -168,7 +168,7 @@ def _feeds(
             feed[name] = noise.astype(dtype)
         yield f"a batch of {size} random inputs", feed
         if samples is not None:
-            yield f"a batch of {size} real inputs", {name: array[:size] for name, array in samples.items()}
+            yield f"a batch of {size} real inputs", {name: samples[name][:size] for name in inputs}
 
 
 def _sizes(inputs: Mapping[str, InputSpec], batch: int) -> dict[str, int]:

@@ -154,6 +154,14 @@ def test_booleans_of_both_values_are_compared(check):
         check(export.to_onnx(lambda x: x, inputs), fn=jnp.ones_like, inputs=inputs)
 
 
+def test_samples_may_have_another_order_than_the_inputs(check):
+    inputs = {"picture": ("uint8", ("batch", 4)), "weight": ("float32", ("batch", 4))}
+    fn = lambda picture, weight: picture / 255 + jnp.exp(weight)  # noqa: E731
+    samples = {"weight": np.ones((3, 4), np.float32), "picture": np.full((3, 4), 200, np.uint8)}
+    with jax.numpy_dtype_promotion("standard"):
+        check(export.to_onnx(fn, inputs), fn=fn, inputs=inputs, samples=samples)
+
+
 def test_integers_must_be_equal(check):
     count = lambda image: image[:, 0, 0].astype(jnp.int32) + 100_000  # noqa: E731
     model = export.to_onnx(count, INPUTS)

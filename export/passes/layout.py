@@ -108,8 +108,12 @@ def _sink(graph: Graph, node: Node) -> bool:
         return False
     if graph.shapes[node.output] != graph.shapes[above.output]:
         return False
+    # A number of more axes than the Reshape's operand would add some to the product.
+    number = node.inputs[1]
+    if graph.shapes[number]:
+        number = graph.add_constant(graph.constants[number].reshape(()), f"{node.path}{node.op.lower()}")
     shape = graph.shapes[above.inputs[0]]
-    product = graph.add(node.op, [above.inputs[0], node.inputs[1]], shape=shape, path=node.path)
+    product = graph.add(node.op, [above.inputs[0], number], shape=shape, path=node.path)
     node.op, node.inputs, node.attributes = above.op, [product, *above.inputs[1:]], above.attributes
     return True
 

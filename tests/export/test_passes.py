@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 from jax import lax
 
+import export
+from export.verify import verify
+
 PICTURE = ("batch", 8, 8, 3)
 
 as_written = pytest.mark.skipif(
@@ -234,6 +237,16 @@ def test_flattening_reorders_the_rows_of_the_dense_layer(exported, filled):
     variables = filled(Net(), jnp.zeros((1, 8, 12, 3)))
     model = exported(lambda x: Net().apply(variables, x), ("batch", 8, 12, 3))
     assert model.ops == {"Transpose": 1, "Conv": 1, "Reshape": 1, "Gemm": 1}
+
+
+def test_a_number_of_more_axes_behind_a_sum_with_two_symbolic_sizes(tmp_path):
+    def fn(x):
+        total = x.sum(-1, keepdims=True)
+        return total * jnp.full_like(total, 3)
+
+    inputs = {"x": ("float32", ("batch", "length", 4))}
+    (tmp_path / "m.onnx").write_bytes(export.to_onnx(fn, inputs).SerializeToString())
+    verify(tmp_path / "m.onnx", fn, inputs)
 
 
 def test_two_layers_share_the_transpose_of_their_input(exported):

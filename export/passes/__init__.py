@@ -12,7 +12,7 @@ from export.passes.activations import (
 )
 from export.passes.broadcast import drop_expansions
 from export.passes.channels_last import normalise_channels_last
-from export.passes.cse import merge_common_subexpressions
+from export.passes.cse import merge_common_subexpressions, merge_weights
 from export.passes.fold import fold_affines, pull_factors
 from export.passes.layout import absorb_flatten, convolve_patches, hoist_transposes, join_reshapes, sink_reshapes
 from export.passes.moments import fuse_group_norm, fuse_layer_norm, fuse_mean, keep_reduced_axes
@@ -50,6 +50,7 @@ PASSES = (
     fold_affines,
     # Folding and fusing can make nodes equal.
     merge_common_subexpressions,
+    merge_weights,
 )
 
 

@@ -215,7 +215,9 @@ def _set_weights(graph: Graph, layer: Node, kernel: np.ndarray, bias: np.ndarray
     limit = np.finfo(np.float32).max
     if not (np.all(np.abs(kernel) < limit) and np.all(np.abs(bias) < limit)):
         return False
-    graph.set_constant(layer.inputs[1], kernel.astype(np.float32))
+    # A kernel that stays as it is shares its memory with the other steps of an unrolled loop.
+    if not np.array_equal(kernel, graph.constants[layer.inputs[1]]):
+        graph.set_constant(layer.inputs[1], kernel.astype(np.float32))
     if len(layer.inputs) > 2:
         graph.set_constant(layer.inputs[2], bias.astype(np.float32))
     elif np.any(bias):

@@ -249,6 +249,14 @@ def test_a_number_of_more_axes_behind_a_sum_with_two_symbolic_sizes(tmp_path):
     verify(tmp_path / "m.onnx", fn, inputs)
 
 
+def test_a_loop_has_its_weights_once(exported):
+    w = np.random.default_rng(0).normal(size=(16, 16)).astype(np.float32) / 4
+    step = lambda state, row: (jnp.tanh(state @ w + row + w[:1]), None)  # noqa: E731
+    model = exported(lambda x: lax.scan(step, x[:, 0], x.swapaxes(0, 1))[0], ("batch", 5, 16))
+    assert model.ops["Gemm"] == 5
+    assert [array.dims for array in model.proto.graph.initializer].count([16, 16]) == 1
+
+
 def test_two_layers_share_the_transpose_of_their_input(exported):
     def fn(x):
         x = normalise(x)

@@ -327,21 +327,20 @@ def _scatter_elements(
     batch = [i for i in range(len(updates.shape)) if i not in numbers.update_window_dims]
     order = [*batch, *(windows[axis] for axis in (*axes, *rest) if axis in windows)]
     arranged = updates.transpose(order) if isinstance(updates, np.ndarray) else permute(updates, order)
-    moved = Expression(builder, arranged)
+    # Reductions compute in a type that runtimes compute in.
+    reduction = _REDUCTIONS[eqn.primitive.name]
+    dtype = source.dtype if reduction == "none" else number_dtype(source.dtype)
+    wide, moved = builder.cast(source, dtype), Expression(builder, arranged).cast(dtype)
     if eqn.primitive.name == "scatter-sub":
         moved = -moved
     shape = [updates.shape[i] for i in batch]
     moved = moved.reshape((*shape, *(sizes[axis] for axis in (*axes, *rest))))
 
-    # Reductions compute in a type that runtimes compute in.
     layout = (*axes, *rest)
-    reduction = _REDUCTIONS[eqn.primitive.name]
-    dtype = source.dtype if reduction == "none" else number_dtype(source.dtype)
-    wide = builder.cast(source, dtype)
     inputs = [
         builder.in_layout(wide, layout),
         builder.in_layout(points.value, identity(len(points.shape)), "indices"),
-        builder.in_layout(builder.cast(moved.value, dtype), identity(len(moved.shape)), "updates"),
+        builder.in_layout(moved.value, identity(len(moved.shape)), "updates"),
     ]
     attributes = {} if reduction == "none" else {"reduction": reduction}
     return builder.cast(builder.emit("ScatterND", inputs, wide, layout, **attributes), source.dtype)

@@ -207,6 +207,7 @@ INTEGER = {
     "true_divide": lambda x: x / 2,
     "flip": lambda x: jnp.flip(x, 1),
     "one_hot": lambda x: jax.nn.one_hot(x, 5),
+    "at-subtract": lambda x: x.at[:, np.array([0, 2, 2])].subtract(x[:, :1]),
     "bit-count": lambda x: jnp.bitwise_count(x),
     "clz": lax.clz,
 }

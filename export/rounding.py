@@ -64,7 +64,8 @@ def round_convolutions(
     ]
     overrides = {}
     for layer in _measure(model, nodes, arrays, batches):
-        is_depthwise = len(layer.weights) > 1 and layer.weights.shape[1] == 1
+        # Each group has one channel as its input and one as its output; all others are matrix products.
+        is_depthwise = len(layer.weights) > 1 and layer.weights.shape[1] == arrays[layer.node.input[1]].dims[1] == 1
         levels = DEPTHWISE_LEVELS if is_depthwise else LEVELS
         scales = _choose_scales(layer.weights, levels)
         rounded = _round(layer, scales, levels)

@@ -95,6 +95,21 @@ def test_outputs_change_less_than_by_rounding_to_the_nearest(monkeypatch, varian
     assert np.abs(steps).max() <= levels + 1e-3
 
 
+def test_groups_of_several_inputs_have_weights_of_7_bits_whatever_their_number_of_outputs():
+    random = np.random.default_rng(0)
+    first, second = (random.normal(size=(3, 3, *shape)).astype(np.float32) for shape in ((3, 8), (2, 4)))
+
+    def classify(image):
+        return {"logits": convolve(jax.nn.relu(convolve(image.astype(np.float32), first)), second, groups=4)}
+
+    model = export.to_onnx(classify, {"image": ("uint8", ("batch", SIDE, SIDE, 3))})
+    scales = round_convolutions(model, [last(model).name], [pictures(8)])
+    (name,) = scales
+    found = next(numpy_helper.to_array(array) for array in model.graph.initializer if array.name == name)
+    steps = found / np.array([override["scale"] for override in scales[name]]).reshape(-1, 1, 1, 1)
+    assert np.abs(steps).max() == pytest.approx(rounding.LEVELS)
+
+
 def test_inputs_that_are_always_zero_do_no_harm():
     model = network()
     before = logits(model, pictures())

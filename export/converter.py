@@ -138,7 +138,9 @@ def _trace(fn: Callable[..., Any], types: Mapping[str, ValueType]) -> tuple[Any,
       UnsupportedError: the function cannot be traced with symbolic sizes, but could with numbers.
     """
     try:
-        return jax.make_jaxpr(lambda *arrays: name_outputs(fn(*arrays)), return_shape=True)(*abstract(types))
+        # Accelerators would multiply constants in bfloat16 by default.
+        with jax.default_matmul_precision("highest"):
+            return jax.make_jaxpr(lambda *arrays: name_outputs(fn(*arrays)), return_shape=True)(*abstract(types))
     except Exception as error:
         if not (isinstance(error, jex.InconclusiveDimensionOperation) or _works_with_numbers(fn, types)):
             raise

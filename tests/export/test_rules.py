@@ -370,6 +370,17 @@ def test_an_error_of_the_function_is_passed_on():
         export.to_onnx(refuse, {"x0": ("float32", MATRIX)})
 
 
+def test_constants_are_multiplied_in_float32_on_accelerators():
+    precisions = []
+
+    def fn(x):
+        precisions.append(jax.config.jax_default_matmul_precision)
+        return x @ (kernel(5, 5) @ kernel(5, 5))
+
+    export.to_onnx(fn, {"x0": ("float32", MATRIX)})
+    assert precisions == ["highest"]
+
+
 def test_random_numbers_of_known_size_are_constants(exported):
     key = jax.random.key(0)
     exported(lambda x: x + jax.random.normal(key, (5,))[None], MATRIX)

@@ -30,7 +30,7 @@ from jaxcnn.run.checkpoint import TrainedModel, load_model
 from jaxcnn.run.workdir import Workdir, environment
 from jaxcnn.run_metadata import describe_run
 from jaxcnn.state import Variables
-from jaxcnn.weights import mean_of, read_weights, write_weights
+from jaxcnn.weights import mean_of, read_run, read_weights, write_weights
 
 _INPUT = "image"
 _TOLERANCES = {"heatmap": 1e-2}
@@ -292,7 +292,8 @@ def export_weights(workdir: Path, output: Path, *, average: Sequence[str] = ()) 
     run, trained = Workdir(workdir), load_model(workdir)
     metadata, variables = describe_run(run, trained), trained.variables
     if average:
-        mean = mean_of([read_weights(str(workdir)), *map(read_weights, average)])
+        # The name of a run may be that of weights, such as `shipped`.
+        mean = mean_of([read_run(workdir, source=str(workdir)), *map(read_weights, average)])
         metadata = dataclasses.replace(metadata, metrics={}, trainings=mean.trainings)
         variables = mean.fill(variables, with_head=True)
     return save_weights(output, variables, metadata)

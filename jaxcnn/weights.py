@@ -99,7 +99,7 @@ def read_weights(source: str) -> Weights:
         return weights_of(pretrained, source=source)
     path = find_weights(source)
     if path.is_dir():
-        return _read_run(path, source)
+        return read_run(path, source=source)
     with opened(path) as file:
         _check_checksum(path, file)
         metadata = read_metadata(path, file)
@@ -148,8 +148,12 @@ def weights_of(pretrained: Pretrained, *, source: str) -> Weights:
     )
 
 
-def _read_run(path: Path, source: str) -> Weights:
-    """Reads the best checkpoint of a run; its data settings are valid in any working directory."""
+def read_run(path: Path, *, source: str) -> Weights:
+    """Reads the best checkpoint of a run, which `source` names; its data settings are valid in any working directory.
+
+    Raises:
+      UserError: it is not a workdir, or has no checkpoint.
+    """
     trained, run = load_model(path), Workdir(path)
     return Weights(
         source=source,

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -86,6 +87,14 @@ def test_the_mean_with_other_weights(run, tmp_path):
         assert json.loads(file.metadata()["metrics"]) == {}
     with pytest.raises(UserError, match=r"--average is for weights; give a name that ends with .safetensors with -o"):
         program.main([str(run), "-o", str(tmp_path / "m.onnx"), "--average", str(other)])
+
+
+@pytest.mark.parametrize("name", ["shipped", "efficientnet_lite0"])
+def test_a_run_with_the_name_of_weights_is_averaged_itself(run, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    Path(name).symlink_to(run)
+    with pytest.raises(UserError, match=f"has weights of the same training as {name}; leave it out"):
+        export.workdir.export_weights(Path(name), Path("mean.safetensors"), average=[str(run)])
 
 
 def test_weights_that_cannot_be_written_leave_the_older_ones(run, tmp_path, monkeypatch):

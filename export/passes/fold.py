@@ -72,8 +72,11 @@ def _is_smaller(graph: Graph, name: str, other: str) -> bool:
 
 def _is_end(graph: Graph, name: str) -> bool:
     """Returns whether a chain ends at a value: it is a step, and no step is its only reader."""
+    # Readers are looked up last, among all nodes: unrolled loops have many thousands.
+    if affine_step(graph, name) is None:
+        return False
     reader = graph.only_consumer(name)
-    return affine_step(graph, name) is not None and (reader is None or affine_step(graph, reader.output) is None)
+    return reader is None or affine_step(graph, reader.output) is None
 
 
 def affine_chain(graph: Graph, end: str) -> Affine:

@@ -209,8 +209,9 @@ def absorb_flatten(graph: Graph) -> None:
 
 
 def _reorder_rows(graph: Graph, gemm: Node) -> None:
-    flatten, kernel = graph.producer(gemm.inputs[0], "Reshape"), graph.own_constant(gemm, 1)
+    flatten = graph.producer(gemm.inputs[0], "Reshape")
     transpose = graph.producer(flatten.inputs[0], "Transpose") if flatten is not None else None
+    kernel = graph.own_constant(gemm, 1) if transpose is not None else None
     if flatten is None or transpose is None or kernel is None:
         return
     perm, shape = transpose.attributes["perm"], graph.shapes[transpose.output]

@@ -56,7 +56,7 @@ class Builder:
         self.graph = graph
         self.path = ""
         self.call = call
-        self._arranged: dict[tuple[str, Layout], str] = {}
+        self._arranged: dict[tuple[str, Layout, Layout], str] = {}
         self._symbols = SymbolicDims(graph)
 
     def emit(
@@ -87,9 +87,11 @@ class Builder:
             return self.constant(value.transpose(layout), name)
         if value.layout == layout:
             return value.name
-        if (value.name, layout) not in self._arranged:
-            self._arranged[value.name, layout] = self._arrange(value, layout)
-        return self._arranged[value.name, layout]
+        # Several arrays may be one stored value, as `x.T` is, each with its axes in another order.
+        key = (value.name, value.layout, layout)
+        if key not in self._arranged:
+            self._arranged[key] = self._arrange(value, layout)
+        return self._arranged[key]
 
     def _arrange(self, value: Tensor, layout: Layout) -> str:
         shape = tuple(value.shape[axis] for axis in layout)

@@ -242,6 +242,17 @@ def test_shapes(exported, fn, convolved):
     exported(both, IMAGE, batches=(3, 1))
 
 
+def test_a_value_with_its_axes_in_several_orders(exported):
+    shape = ("batch", 4, 4, 4)
+    exported(lambda x: {"a": x.transpose(0, 2, 3, 1), "b": x.transpose(0, 3, 1, 2)}, shape)
+
+    def fn(x):
+        y = lax.conv(x, kernel(4, 4, 1, 1), (1, 1), "VALID").transpose(0, 2, 3, 1)
+        return {"map": y, "swapped": y.swapaxes(1, 2)}
+
+    exported(fn, shape)
+
+
 @pytest.mark.parametrize(
     ("equation", "other"),
     [

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, GifImagePlugin, Image, ImageFile, UnidentifiedImageError
 
 from server import exif, jpeg, png
 from server.chunks import ChunkLimit
@@ -18,10 +18,11 @@ from server.resize import Resize, place
 
 _STRETCH = Resize()
 
-# The formats that browsers show. Every further format is more code that reads hostile bytes (Pillow runs Ghostscript
-# for EPS). AVIF is left out: its parser needs 3 s for 400 KB before there is a size to check, because it looks up each
-# item among all, and that size is not the size of its frames, of which there may be thousands.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+# The formats that browsers show, besides GIF. Every further format is more code that reads hostile bytes (Pillow runs
+# Ghostscript for EPS). AVIF is left out: its parser needs 3 s for 400 KB before there is a size to check, because it
+# looks up each item among all, and that size is not the size of its frames, of which there may be thousands.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+_GIF_SIGNATURES = (b"GIF87a", b"GIF89a")
 
 # The limit of JPEG itself. Resizing keeps 32 bytes of coefficients per pixel of a side: 800 MB for 25,000,000 x 1.
 _MAX_SIDE = 65_535
@@ -76,6 +77,23 @@ class _BoundedFile(BytesIO):
         """
         self._limit.take()
         return super().read(size)
+
+
+class _FirstGifFrame(GifImagePlugin.GifImageFile):
+    """A GIF whose first frame is all that is decoded.
+
+    For the second frame Pillow keeps what replaces the first one, a byte for each pixel, from the moment it opens the
+    file: the 43 bytes of a file would take 178 MB before there is a size to check.
+    """
+
+    @property
+    def disposal_method(self) -> int:
+        """What replaces this frame before the next: nothing."""
+        return 0
+
+    @disposal_method.setter
+    def disposal_method(self, method: int) -> None:
+        pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,8 +214,9 @@ def _open(data: bytes, max_pixels: int) -> tuple[ImageFile.ImageFile, int]:
         data = png.strip(data)
     if data.startswith(b"BM"):
         _check_palette(data)
+    file = _BoundedFile(data)
     try:
-        image = Image.open(_BoundedFile(data), formats=_FORMATS)
+        image = _FirstGifFrame(file) if data.startswith(_GIF_SIGNATURES) else Image.open(file, formats=_FORMATS)
     except Image.DecompressionBombError as error:
         raise PictureError(f"The picture has far too many pixels: {limit}") from error
     # Refuse what would take too much memory or time.

@@ -1,6 +1,7 @@
 import contextlib
 import functools
 import pickle
+import re
 import struct
 import subprocess
 import sys
@@ -356,6 +357,33 @@ def gif_with_xmp(size: int) -> bytes:
     text = b"<rdf:li stEvt:action='saved' stEvt:instanceID='xmp.iid:0180117407206811'/>\n"
     start = 13 + 3 * 2 ** (1 + (whole[10] & 7))
     return whole[:start] + b"\x21\xff\x0bXMP DataXMP" + text * (size // len(text)) + end + whole[start:]
+
+
+def gif_to_be_replaced(method: int, width: int, height: int, *, transparent: bool) -> bytes:
+    """Builds a GIF of one frame, which says what replaces it before the next one."""
+    screen = b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + bytes([0, 0, 0, 255, 0, 0])
+    control = b"\x21\xf9\x04" + bytes([method << 2 | transparent]) + bytes(4)
+    return screen + control + b"," + struct.pack("<HHHHB", 0, 0, width, height, 0) + b"\2\2\x4c\1\0;"
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the memory in use is Linux's to tell")
+@pytest.mark.parametrize(("method", "transparent"), [(2, False), (2, True), (3, True)])
+def test_open_gifs_hold_no_memory_for_their_second_frames(method, transparent):
+    def resident() -> int:
+        return 1024 * int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+    data = gif_to_be_replaced(method, 5000, 5000, transparent=transparent)
+    before = resident()
+    opened = [picture.Picture(data, height=8, width=8, max_pixels=25_000_000) for _ in range(8)]
+    assert resident() - before < 50_000_000  # A byte for each pixel takes 200 MB.
+    assert {found.cost.pixels for found in opened} == {25_000_000 * (1 + transparent)}
+
+
+def test_a_gif_that_is_to_be_replaced_is_read_as_in_training():
+    frames = [noise("RGB"), Image.new("RGB", (23, 19), "red")]
+    for method in range(4):
+        data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:], disposal=method)
+        np.testing.assert_array_equal(decode(data), training.decode(data, size=8, where="test"))
 
 
 def test_a_gif_with_much_metadata_is_read():

@@ -17,7 +17,8 @@ from starlette.types import Receive, Scope, Send
 
 from server import files
 from server.body import end_at
-from server.prepared import Prepared
+from server.files import Signature
+from server.prepared import Prepared, etag_of, is_known
 from server.service import Service
 from server.settings import Settings
 from server.shares import Claim, client_of
@@ -102,19 +103,31 @@ async def model_file(request: Request) -> Response:
         raise HTTPException(404, "The model file has been replaced: reload the page.")
     response = _file(request, model.path, cache=_IMMUTABLE if digest else _REVALIDATE)
     # The file on disk may be newer than the model in memory.
-    if digest and await _digest(response, service) != digest:
-        response.file.close()
-        raise HTTPException(404, _not_served_yet(service.settings))
+    if digest:
+        async with service.hashing:
+            service.default.file_digest = found = await _identify(response, service.default.file_digest)
+        if found[1] != digest:
+            response.file.close()
+            raise HTTPException(404, _not_served_yet(service.settings))
     return response
 
 
 async def runtime_file(request: Request) -> Response:
     """`GET /onnxruntime-web/NAME`: a file of the runtime, if the operator has set it up."""
-    folder = _check_page(request).settings.onnxruntime_web
-    name = request.path_params["name"]
+    service = _check_page(request)
+    folder, name = service.settings.onnxruntime_web, request.path_params["name"]
     if folder is None or not _RUNTIME.fullmatch(name):
         raise HTTPException(404)
-    return _file(request, folder / name, cache="max-age=86400")
+    response = _file(request, folder / name, cache=_REVALIDATE)
+    # Files of two versions have the same addresses, but do not run together: browsers recognise them by their content.
+    async with service.hashing:
+        known = service.runtime_digests
+        known[name] = found = await _identify(response, known.get(name))
+    response.headers["ETag"] = etag = etag_of(found[1])
+    if is_known(request, etag):
+        response.file.close()
+        return Response(status_code=304, headers={**_HEADERS, "Cache-Control": _REVALIDATE, "ETag": etag})
+    return response
 
 
 def _check_page(request: Request) -> Service:
@@ -190,14 +203,12 @@ def _open(path: Path) -> BufferedReader:
         raise HTTPException(404, text) from None
 
 
-async def _digest(response: _WholeFile, service: Service) -> str:
-    """Returns the digest of the model file, which is read only if its signature is new."""
-    signature, digest = service.default.file_digest
-    if response.signature != signature:
-        # A touched file, or a copy, has a new signature but the same content.
-        digest = await asyncio.to_thread(files.digest, response.file)
-        service.default.file_digest = response.signature, digest
-    return digest
+async def _identify(response: _WholeFile, known: tuple[Signature, str] | None) -> tuple[Signature, str]:
+    """Returns signature and SHA-256 of a file, which is read only if its signature is not the known one."""
+    if known is not None and response.signature == known[0]:
+        return known
+    # A touched file, or a copy, has a new signature but the same content.
+    return response.signature, await asyncio.to_thread(files.digest, response.file)
 
 
 def _not_served_yet(settings: Settings) -> str:

@@ -7,19 +7,29 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 
+def etag_of(digest: str) -> str:
+    """Returns the ETag of content with this SHA-256."""
+    return f'"{digest[:32]}"'
+
+
+def is_known(request: Request, etag: str) -> bool:
+    """Whether the client has the content of this ETag."""
+    known = request.headers.get("if-none-match", "").replace("W/", "")
+    return known.strip() == "*" or etag in [tag.strip() for tag in known.split(",")]
+
+
 class Prepared:
     """The body of a response, with its headers."""
 
     def __init__(self, body: bytes, *, media_type: str, headers: Mapping[str, str] | None = None) -> None:
         self._body = body
         self._media_type = media_type
-        etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+        etag = etag_of(hashlib.sha256(body).hexdigest())
         self._headers = {"Cache-Control": "no-cache", "ETag": etag, **(headers or {})}
 
     def respond(self, request: Request) -> Response:
         """Returns the response; 304 without a body if the client has this one."""
-        known = request.headers.get("if-none-match", "").replace("W/", "")
-        if known.strip() == "*" or self._headers["ETag"] in [etag.strip() for etag in known.split(",")]:
+        if is_known(request, self._headers["ETag"]):
             return Response(status_code=304, headers=self._headers)
         return Response(self._body, headers=self._headers, media_type=self._media_type)
 

@@ -1,5 +1,6 @@
 """The state of a running server, and of each model in it."""
 
+import asyncio
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -78,6 +79,8 @@ class Service:
       models: the models by name.
       default: the model that answers requests which name none.
       prepared: responses that are the same until a model changes.
+      runtime_digests: signature and SHA-256, as last hashed, of each file of the runtime for browsers.
+      hashing: held while a file of the page is hashed, so that one request does it for all.
     """
 
     def __init__(
@@ -89,6 +92,8 @@ class Service:
         self.metrics = Metrics()
         self.admission = Admission(settings, self.metrics)
         self.prepared = PreparedResponses()
+        self.runtime_digests: dict[str, tuple[Signature, str]] = {}
+        self.hashing = asyncio.Lock()
         memory = DecodeMemory(settings.max_decode_bytes)
         self.models = {model.name: self._start(model, memory) for model in models}
         self.default = self.models[settings.default_model or next(iter(self.models))]

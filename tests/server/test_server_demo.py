@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
@@ -26,6 +27,8 @@ class Site:
         self.model = model.load(path, max_batch=2, threads=1)
         self.admission = Admission(Settings(), Metrics())
         self.file_digest = self.model.signature, self.model.digest
+        self.runtime_digests = {}
+        self.hashing = asyncio.Lock()
         self.default = self
 
     def ask(
@@ -36,12 +39,13 @@ class Site:
         method="GET",
         between=lambda: None,
         leaves_after=None,
+        known=None,
         **parameters,
     ):
         """Returns status, content, and whether it is complete.
 
         `between` runs after the headers are decided. The client leaves after so many messages, which nothing but
-        `receive` shows.
+        `receive` shows. It has the content of the ETag `known` already.
         """
 
         async def send(message):
@@ -57,7 +61,7 @@ class Site:
                 "type": "http",
                 "method": method,
                 "query_string": (self.model.digest if query is None else query).encode(),
-                "headers": [],
+                "headers": [] if known is None else [(b"if-none-match", known.encode())],
                 "path_params": parameters,
                 "state": {"service": self},
             }
@@ -68,10 +72,11 @@ class Site:
         sent = []
         asyncio.run(main())
         start, *parts = sent
+        self.headers = Headers(raw=start["headers"])
         return (
             start["status"],
             b"".join(message["body"] for message in parts),
-            bool(parts) and not parts[-1]["more_body"],
+            bool(parts) and not parts[-1].get("more_body", False),
         )
 
     def refusal(self, *arguments, **options):
@@ -182,6 +187,40 @@ def test_an_empty_file_is_sent_too(site):
     name = "ort.wasm.min.mjs"
     (site.path.parent / name).touch()
     assert site.ask(demo.runtime_file, name=name) == (200, b"", True)
+
+
+def test_files_of_two_versions_of_the_runtime_are_told_apart_by_their_content(site, digests):
+    name = "ort-wasm-simd-threaded.mjs"
+    path = site.path.parent / name
+    path.write_text("1.26.0")
+    assert site.ask(demo.runtime_file, name=name) == (200, b"1.26.0", True)
+    first = site.headers["etag"]
+    assert site.headers["cache-control"] == "no-cache"
+    for _ in range(3):
+        assert site.ask(demo.runtime_file, name=name, known=first)[:2] == (304, b"")
+        assert site.headers["etag"] == first
+    assert len(digests) == 1
+    # A package manager gives all files the same time.
+    newer = site.path.parent / "newer"
+    newer.write_text("1.27.0")
+    os.utime(newer, ns=(path.stat().st_mtime_ns,) * 2)
+    newer.replace(path)
+    assert site.ask(demo.runtime_file, name=name, known=first) == (200, b"1.27.0", True)
+    assert site.headers["etag"] != first
+
+
+def test_a_file_that_many_ask_for_at_once_is_hashed_once(site, digests):
+    async def main():
+        request = Request({**scope, "path_params": {"name": name}})
+        responses = await asyncio.gather(*(demo.runtime_file(request) for _ in range(9)))
+        for response in responses:
+            response.file.close()
+
+    name = "ort.wasm.min.mjs"
+    (site.path.parent / name).write_text("runtime")
+    scope = {"type": "http", "method": "GET", "headers": [], "state": {"service": site}}
+    asyncio.run(main())
+    assert len(digests) == 1
 
 
 def test_a_file_that_cannot_be_read_is_reported(site, locked):

@@ -1,5 +1,7 @@
 """The OpenAPI document as a page that needs no script."""
 
+import base64
+import hashlib
 import html
 import json
 import re
@@ -14,6 +16,15 @@ h1, summary, td:last-child { overflow-wrap: anywhere; }
 .method { display: inline-block; width: 3.5rem; font-weight: 700; text-transform: uppercase; }
 td { padding: .1rem .8rem .1rem 0; vertical-align: top; }
 """
+
+_STYLE_DIGEST = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+
+HEADERS = {
+    "Content-Security-Policy": f"default-src 'none'; img-src data:; style-src 'sha256-{_STYLE_DIGEST}';"
+    " base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+}
+"""Headers of the page: it loads and runs nothing, and no other site shows it in a frame."""
 
 
 def render(document: dict[str, Any]) -> str:

@@ -124,7 +124,8 @@ async def documentation(request: Request) -> Response:
     """`GET /docs`: the OpenAPI document as a page."""
 
     def make() -> Prepared:
-        return Prepared(docs.render(_document(request)).encode(), media_type="text/html")
+        page = docs.render(_document(request)).encode()
+        return Prepared(page, media_type="text/html", headers=docs.HEADERS)
 
     service: Service = request.state.service
     return service.prepared.get("docs", make).respond(request)

@@ -1,6 +1,7 @@
 """Operations: metrics, logs, documentation, API keys, CORS and hot reload."""
 
 import asyncio
+import base64
 import contextlib
 import dataclasses
 import hashlib
@@ -246,6 +247,12 @@ def test_the_documentation_is_a_page_without_scripts_or_other_hosts(client):
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     assert "/v2/models/{name}/infer" in page.text
     assert not re.search("<script|http:|https:|src=", page.text)
+    # Browsers are told so, and apply the style sheet by its digest alone.
+    policy = page.headers["content-security-policy"]
+    assert re.search("default-src 'none'.*frame-ancestors 'none'", policy)
+    assert not re.search("unsafe|script-src", policy)
+    style = re.search("<style>(.*?)</style>", page.text, re.DOTALL)[1]
+    assert f"style-src 'sha256-{base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()}'" in policy
 
 
 # SageMaker

@@ -1,5 +1,6 @@
 """Downloads a remote model file into the cache; nothing is used before its checksum is verified."""
 
+import base64
 import contextlib
 import hashlib
 import http.client
@@ -7,6 +8,7 @@ import json
 import logging
 import os
 import ssl
+import string
 import tempfile
 import time
 import urllib.request
@@ -157,6 +159,11 @@ def _network_failures() -> Iterator[None]:
         raise _FetchError(f"its host has no valid certificate ({error.verify_message}). Check the URL.") from None
     except TimeoutError:
         raise _FetchError(f"its host was silent for {_SILENT_SECONDS} s. Try again.", is_passing=True) from None
+    except (http.client.InvalidURL, ValueError):
+        # The text of the error may have a password or a token.
+        raise _FetchError(
+            "its URL is invalid. Check it, and the variable that sets another endpoint, if there is one."
+        ) from None
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, ssl.SSLCertVerificationError):
@@ -190,14 +197,18 @@ def _open_url(source: Source) -> Any:
     assert source.url is not None
     bucket, path = source.url.netloc, source.url.path
     if source.url.scheme == "https":
-        return _get(source.url.geturl())
+        # The standard library would take what precedes the host for a part of its name.
+        user, _, host = bucket.rpartition("@")
+        basic = f"Basic {base64.b64encode(unquote(user).encode()).decode()}" if user else None
+        return _get(source.url._replace(netloc=host).geturl(), authorization=basic)
     if source.url.scheme == "hf":
         # The revision is part of the repository's name: OWNER/REPOSITORY@REVISION.
         repository, _, name = path[1:].partition("/")
         repository, _, revision = repository.partition("@")
         endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
         url = f"{endpoint}/{bucket}/{repository}/resolve/{revision or 'main'}/{name}"
-        return _get(url, token=os.environ.get("HF_TOKEN"))
+        token = os.environ.get("HF_TOKEN", "").strip()
+        return _get(url, authorization=f"Bearer {token}" if token else None)
     endpoint = os.environ.get("STORAGE_EMULATOR_HOST") or "https://storage.googleapis.com"
     url = f"{endpoint}/{bucket}/{quote(unquote(path)[1:])}"
     try:
@@ -207,7 +218,7 @@ def _open_url(source: Source) -> Any:
         if error.code not in (401, 403) or (token := _google_token()) is None:
             raise
         error.close()
-        return _get(url, token=token)
+        return _get(url, authorization=f"Bearer {token}")
 
 
 def _google_token() -> str | None:
@@ -235,11 +246,13 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _get(url: str, *, token: str | None = None) -> Any:
+def _get(url: str, *, authorization: str | None = None) -> Any:
+    # A space or a letter such as é in the path of a URL is sent escaped.
+    url = quote(url, safe=string.punctuation)
     request = urllib.request.Request(url, headers={"User-Agent": "jaxcnn", "Accept-Encoding": "identity"})  # noqa: S310
-    if token:
+    if authorization:
         # Not sent on to whatever host a redirect names.
-        request.add_unredirected_header("Authorization", f"Bearer {token}")
+        request.add_unredirected_header("Authorization", authorization)
     return urllib.request.build_opener(_Redirects).open(request, timeout=_SILENT_SECONDS)
 
 

@@ -1,5 +1,6 @@
 """Remote model files: from web servers that fail in every way, from S3, and from stand-ins of two other stores."""
 
+import base64
 import hashlib
 import http.server
 import json
@@ -250,6 +251,29 @@ def test_a_host_that_is_not_there(web, tmp_path):
     assert "its host cannot be reached (" in refusal("https://127.0.0.1:9/model.onnx", tmp_path)
 
 
+def test_the_user_and_password_of_a_url_are_sent_to_its_host_alone(web, tmp_path):
+    url = f"https://me:p%40ss@{web.host}/moved/model.onnx"
+    assert fetch.fetch(source(url), tmp_path).read_bytes() == CONTENT
+    basic = f"Basic {base64.b64encode(b'me:p@ss').decode()}"
+    assert web.requests == [("/moved/model.onnx", basic), ("/whole/model.onnx", None)]
+
+
+def test_a_url_is_escaped(web, tmp_path):
+    path = fetch.fetch(source(f"https://{web.host}/a b/modèle%25.onnx?token=a+b%26é"), tmp_path)
+    assert (path.name, path.read_bytes()) == ("modèle%.onnx", CONTENT)
+    assert web.requests == [("/a%20b/mod%C3%A8le%25.onnx?token=a+b%26%C3%A9", None)]
+
+
+def test_an_invalid_url_is_refused_without_showing_what_it_holds(tmp_path, monkeypatch):
+    text = refusal("https://me:secret@127.0.0.1:port/model.onnx?token=secret", tmp_path)
+    assert text.endswith(
+        "cannot be served: its URL is invalid. Check it, and the variable that sets another endpoint, if there is one."
+    )
+    assert "secret" not in text
+    monkeypatch.setenv("HF_ENDPOINT", "huggingface.example")
+    assert "its URL is invalid. Check it, and the variable" in refusal("hf://owner/birds/model.onnx", tmp_path)
+
+
 def test_a_cache_that_cannot_be_written_to(web, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StartError, match=r"cannot be written to .* Set JAXCNN_CACHE to a folder with room"):
@@ -258,7 +282,7 @@ def test_a_cache_that_cannot_be_written_to(web, tmp_path):
 
 def test_hugging_face(web, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", f"https://{web.host}")
-    monkeypatch.setenv("HF_TOKEN", "of-hf")
+    monkeypatch.setenv("HF_TOKEN", "of-hf\n")
     assert fetch.fetch(source("hf://owner/birds@v1/onnx/model.onnx"), tmp_path).read_bytes() == CONTENT
     # The token does not follow the redirect to the host that has the content.
     assert web.requests == [("/owner/birds/resolve/v1/onnx/model.onnx", "Bearer of-hf"), ("/whole/model.onnx", None)]

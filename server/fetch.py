@@ -30,6 +30,9 @@ _TOTAL_SECONDS = 600
 # Waits before the second and the third attempt.
 _RETRY_SECONDS = (1, 3)
 
+# What the names of unfinished downloads begin with.
+_PART = ".part-"
+
 _MAX_BYTES = 4 * 2**30
 _MAX_REDIRECTS = 5
 _CHUNK_BYTES = 1 << 20
@@ -92,7 +95,8 @@ def _download(source: Source, target: Path) -> None:
     with contextlib.ExitStack() as stack:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=".part-")
+            _remove_leftovers(target.parent)
+            descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=_PART)
         except OSError as error:
             raise _cache_failure(target, error) from None
         stack.callback(lambda: Path(name).unlink(missing_ok=True))
@@ -108,6 +112,14 @@ def _download(source: Source, target: Path) -> None:
             os.replace(name, target)
         except OSError as error:
             raise _cache_failure(target, error) from None
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Removes what killed processes have downloaded; a download that another process has not given up is younger."""
+    for path in folder.glob(f"{_PART}*"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > _TOTAL_SECONDS:
+                path.unlink()
 
 
 def _copy(source: Source, file: IO[bytes], target: Path) -> str:

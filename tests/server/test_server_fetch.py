@@ -10,6 +10,7 @@ import shutil
 import ssl
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -192,6 +193,16 @@ def test_a_damaged_file_in_the_cache_is_replaced(web, tmp_path):
     birds = source(f"https://{web.host}/birds.onnx")
     fetch.fetch(birds, tmp_path).write_bytes(b"damaged")
     assert fetch.fetch(birds, tmp_path).read_bytes() == CONTENT
+
+
+def test_what_a_killed_process_has_downloaded_is_removed(web, tmp_path):
+    folder = tmp_path / DIGEST
+    folder.mkdir()
+    for name, age in ((".part-killed", 700), (".part-running", 500), ("other.onnx", 700)):
+        (folder / name).write_bytes(b"half of a model")
+        os.utime(folder / name, (time.time() - age,) * 2)
+    fetch.fetch(source(f"https://{web.host}/birds.onnx"), tmp_path)
+    assert {path.name for path in folder.iterdir()} == {".part-running", "other.onnx", "birds.onnx"}
 
 
 def test_an_interrupted_download_is_tried_again(web, tmp_path, caplog):

@@ -173,7 +173,7 @@ class Picture:
 
 
 class _Explained:
-    """Turns whatever Pillow raises into a `PictureError`.
+    """Turns whatever Pillow raises into a `PictureError`, unless the server is out of memory.
 
     Not a generator: its frame would be in the traceback of the error that it holds, and the cycle would keep the
     picture in memory until the next full garbage collection.
@@ -183,7 +183,7 @@ class _Explained:
         pass
 
     def __exit__(self, _: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, PictureError):
+        if isinstance(error, PictureError | MemoryError):
             return
         if isinstance(error, UnidentifiedImageError):
             raise PictureError(

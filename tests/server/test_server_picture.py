@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 from sklearn.datasets import load_sample_images
 
 from jaxcnn.data import decoding as training
@@ -276,6 +276,16 @@ def test_data_that_is_not_a_picture_is_refused(data):
 def test_an_empty_picture_is_refused():
     with pytest.raises(PictureError, match="empty"):
         decode(b"")
+
+
+@pytest.mark.parametrize("step", ["open", "load"])
+def test_a_lack_of_memory_is_no_damage_to_the_picture(monkeypatch, step):
+    def fail(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(*{"open": (Image, "open"), "load": (ImageFile.ImageFile, "load")}[step], fail)
+    with pytest.raises(MemoryError):
+        decode(PICTURES["RGB PNG"])
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF"])

@@ -29,6 +29,9 @@ _MAX_TEXTS = 10
 _MAX_INFLATED_BYTES = 2**20
 _MAX_PROFILE_BYTES = 200_000
 
+# What a file may take more than it has, as its texts are kept inflated: two such texts.
+_MAX_GROWTH = 2 * _MAX_PROFILE_BYTES
+
 
 def strip(png: bytes) -> bytes:
     """Returns a PNG without texts and colour profile, except for what Pillow may take the orientation from.
@@ -36,11 +39,11 @@ def strip(png: bytes) -> bytes:
     Pillow finds the same pixels and the same orientation in the result. A damaged file may be less damaged.
 
     Raises:
-      PictureError: the file has too many chunks, or too many texts that may have an orientation.
+      PictureError: the file has too many chunks, or too many or too long texts that may have an orientation.
     """
     limit = ChunkLimit(len(png))
     parts: list[bytes] = []
-    start, place, texts, kind = 0, len(SIGNATURE), 0, b""
+    start, place, texts, growth, kind = 0, len(SIGNATURE), 0, 0, b""
     # Nothing after the last chunk is read.
     while place < len(png) and kind != _END:
         limit.take()
@@ -48,8 +51,8 @@ def strip(png: bytes) -> bytes:
         kind = png[place + 4 : place + 8]
         if kind == _PROFILE or kind in _TEXTS:
             rest = b"" if kind == _PROFILE else _shorten(kind, png[place + 8 : end - 4])
-            texts += bool(rest)
-            if texts > _MAX_TEXTS:
+            texts, growth = texts + bool(rest), growth + max(0, len(rest) - (end - place))
+            if texts > _MAX_TEXTS or growth > _MAX_GROWTH:
                 raise PictureError("The picture has far too much metadata: save it again with another program")
             parts += [png[start:place], rest]
             start = end

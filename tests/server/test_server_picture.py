@@ -34,8 +34,12 @@ def server_warnings():
         yield
 
 
+def open_picture(data: bytes, height: int = 8, width: int = 8, max_pixels: int = MAX_PIXELS) -> picture.Picture:
+    return picture.Picture(data, height=height, width=width, max_pixels=max_pixels)
+
+
 def decode(data: bytes, height: int = 8, width: int = 8, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    return picture.Picture(data, height=height, width=width, max_pixels=max_pixels).decode()
+    return open_picture(data, height, width, max_pixels).decode()
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -384,7 +388,7 @@ def test_open_gifs_hold_no_memory_for_their_second_frames(method, transparent):
 
     data = gif_to_be_replaced(method, 5000, 5000, transparent=transparent)
     before = resident()
-    opened = [picture.Picture(data, height=8, width=8, max_pixels=25_000_000) for _ in range(8)]
+    opened = [open_picture(data, max_pixels=25_000_000) for _ in range(8)]
     assert resident() - before < 50_000_000  # A byte for each pixel takes 200 MB.
     assert {found.cost.pixels for found in opened} == {25_000_000 * (1 + transparent)}
 
@@ -654,6 +658,20 @@ def test_a_png_of_many_texts_with_an_orientation_is_refused():
     assert decode(with_metadata(*[text] * 10)).shape == (8, 8, 3)
     with pytest.raises(PictureError, match="far too much metadata: save it again with another program"):
         decode(with_metadata(*[text] * 11))
+
+
+def test_open_pngs_hold_little_of_what_their_texts_inflate_to():
+    text = text_chunk(b"zTXt", PROFILE_KEYWORD, b"a" * 2**20)
+    tracemalloc.start()
+    try:
+        opened = [open_picture(with_metadata(text)) for _ in range(32)]
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
+    assert opened[0].decode().shape == (8, 8, 3)
+    assert decode(with_metadata(text, text)).shape == (8, 8, 3)
+    with pytest.raises(PictureError, match="far too much metadata: save it again with another program"):
+        decode(with_metadata(text, text, text))  # Ten of them in each of 32 pictures take 70 MB.
 
 
 @pytest.mark.parametrize("tag", [0x0112, 0x9000])

@@ -289,11 +289,7 @@ def _warm_up(path: Path, model: Model, max_batch: int) -> None:
     At least two batch sizes are run, which reveals a model that takes only one.
     """
     for count in range(max(2, max_batch), 0, -1):
-        try:
-            black = np.zeros((count, model.height, model.width, 3), np.uint8)
-            found = model.run(black, model.outputs)
-        except Exception as error:
-            raise _invalid(path, f"it fails on a batch of {count} black pictures ({_one_line(error)})") from error
+        found = _run_on_black(path, model, count)
         for name, shape in model.outputs.items():
             array, expected = found[name], (count, *shape)
             if array.dtype != np.float32 or array.shape != expected:
@@ -306,7 +302,17 @@ def _warm_up(path: Path, model: Model, max_batch: int) -> None:
                 raise _invalid(path, f"its {name} for black pictures are not finite")
     if model.one_core:
         # Its largest batch takes the memory for all sizes; what it computes is the same.
-        model.run(np.zeros((max_batch, model.height, model.width, 3), np.uint8), model.outputs, is_crowded=True)
+        _run_on_black(path, model, max_batch, is_crowded=True)
+
+
+def _run_on_black(
+    path: Path, model: Model, count: int, *, is_crowded: bool = False
+) -> dict[str, npt.NDArray[np.float32]]:
+    try:
+        black = np.zeros((count, model.height, model.width, 3), np.uint8)
+        return model.run(black, model.outputs, is_crowded=is_crowded)
+    except Exception as error:
+        raise _invalid(path, f"it fails on a batch of {count} black pictures ({_one_line(error)})") from error
 
 
 def _check_checksum(path: Path, metadata: dict[str, str]) -> None:

@@ -64,14 +64,27 @@ def test_the_version_is_optional(model_builder, tmp_path):
 
 @pytest.mark.parametrize(("max_batch", "counts"), [(4, [4, 3, 2, 1]), (1, [2, 1])])
 def test_every_batch_size_is_warmed_up(model_path, monkeypatch, max_batch, counts):
-    def counted(loaded, images, outputs):
+    def counted(loaded, images, outputs, **options):
         tried.append(len(images))
-        return run(loaded, images, outputs)
+        return run(loaded, images, outputs, **options)
 
     tried, run = [], model.Model.run
     monkeypatch.setattr(model.Model, "run", counted)
     model.load(model_path, max_batch=max_batch, threads=1)
     assert tried == counts
+
+
+def test_a_failure_on_one_core_is_one_line_too(model_path, monkeypatch):
+    def fail_on_one_core(loaded, images, outputs, *, is_crowded):
+        if is_crowded:
+            raise RuntimeError("Failed to allocate memory")
+        return run(loaded, images, outputs)
+
+    run = model.Model.run
+    monkeypatch.setattr(model.Model, "run", fail_on_one_core)
+    load(model_path)
+    with pytest.raises(StartError, match=r"it fails on a batch of 4 black pictures \(Failed to allocate memory\)"):
+        load(model_path, threads=2)
 
 
 def test_a_heat_map_is_one_more_output(model_builder, tmp_path):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Annotated
 
 from jaxcnn import cli, data, options
 from jaxcnn.config import Config
+from jaxcnn.container import is_container
 from jaxcnn.defaults import find_defaults
 from jaxcnn.ops.allocator import keep_freed_memory
 from jaxcnn.paths import check_address, named_path
@@ -95,8 +95,8 @@ def main(arguments: Sequence[str]) -> None:
         )
         for name in ("report.html", "model.onnx"):
             console.print(f"  {parsed.workdir / name}", soft_wrap=True)
-    elif os.getpid() == 1 and is_leader():
-        # In a container, status 0 means a complete run: nothing would start it again.
+    elif is_container() and is_leader():
+        # There, status 0 means a complete run: nothing would start it again.
         sys.exit(128 + signal.SIGTERM)
 
 

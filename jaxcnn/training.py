@@ -22,6 +22,7 @@ from jaxcnn.calibration import Calibration, calibrate, keep_every, write_calibra
 from jaxcnn.checksum import checksum_array
 from jaxcnn.classifier import load
 from jaxcnn.config import Config
+from jaxcnn.container import is_container
 from jaxcnn.data import Fingerprint
 from jaxcnn.data.findings import check_findings
 from jaxcnn.disk import check_room
@@ -350,8 +351,8 @@ def _locked_by_leader(folder: Workdir) -> Iterator[None]:
     """Locks the folder in the leader, for all processes of the run."""
     with ExitStack() as stack:
         are_several = jax.process_count() > 1
-        # The first process of a container was started by a launcher, too.
-        seconds = LOCKED_SECONDS if are_several or os.getpid() == 1 else 0.0
+        # A container was started by a launcher, too.
+        seconds = LOCKED_SECONDS if are_several or is_container() else 0.0
         lead(lambda: stack.enter_context(folder.locked(seconds=seconds)))
         if are_several:
             _check_shared(folder)

@@ -51,7 +51,9 @@ def test_a_mistake_ends_the_jobset_and_a_lost_process_restarts_it(jobset):
     [
         ([0], True, 0, ["srun"]),
         ([75, 134, 0], True, 0, ["srun"] * 3),
-        ([0], False, 0, ["srun", "scontrol requeue 7"]),  # Stopped before the time limit.
+        # Stopped before the time limit.
+        ([0], False, 0, ["srun", "scontrol requeue 7"]),
+        ([143], False, 0, ["srun", "scontrol requeue 7"]),
         ([75, 2], False, 2, ["srun"] * 2),
     ],
 )

@@ -111,6 +111,7 @@ case "$name $1" in
     exit "$(cat status)" ;;
   "docker stop") touch stopped ;;
   "docker logs") echo the log ;;
+  "systemctl is-system-running") cat state; exit ;;
   "aws autoscaling") name=autoscaling ;;
 esac
 # The first commands of a name fail, as often as its file says.
@@ -132,8 +133,9 @@ def instance(tmp_path):
     script = re.sub(r"(?<=[ :])/(?=training|run/)", f"{tmp_path}/", script)
     (tmp_path / "run").mkdir()
 
-    def run(status, *, is_noticed=False, **fails):
+    def run(status, *, is_noticed=False, state="running", **fails):
         (tmp_path / "status").write_text(str(status))
+        (tmp_path / "state").write_text(state)
         for name, times in fails.items():
             (tmp_path / f"fails_{name}").write_text(str(times))
         if is_noticed:
@@ -154,23 +156,36 @@ END = "aws autoscaling update-auto-scaling-group --region us-east-1 --auto-scali
 
 
 @pytest.mark.parametrize(
-    ("status", "is_noticed", "ends"),
+    ("status", "is_noticed", "state", "ends"),
     [
-        (0, False, True),
-        (2, False, True),
-        (137, False, True),
-        (143, False, False),
-        (143, True, False),
-        (137, True, False),
+        (0, False, "running", True),
+        (0, True, "running", True),
+        (2, False, "running", True),
+        (137, False, "running", True),
+        (143, False, "running", False),
+        (143, True, "running", False),
+        (137, True, "running", False),
+        (75, True, "running", False),
+        # The instance is shut down without a notice, and kills what does not end in time.
+        (137, False, "stopping", False),
     ],
 )
-def test_only_a_run_that_was_stopped_goes_on_on_another_spot_instance(instance, tmp_path, status, is_noticed, ends):
-    calls = instance(status, is_noticed=is_noticed)
+def test_only_a_run_that_was_stopped_goes_on_on_another_spot_instance(
+    instance, tmp_path, status, is_noticed, state, ends
+):
+    calls = instance(status, is_noticed=is_noticed, state=state)
     assert count(calls, "docker run --name train --volume ") == 1
     assert count(calls, END) == ends
     assert (tmp_path / "training" / "last.log").read_text() == "the log\n"
     # It saves its state before AWS takes the instance back.
     assert (count(calls, "docker stop --time 100 train") > 0) is is_noticed
+
+
+def test_an_error_that_may_pass_is_tried_five_times(instance):
+    calls = instance(75)
+    assert count(calls, "docker run --name train ") == 5
+    assert count(calls, "docker rm train") == count(calls, "sleep 60") == 4
+    assert count(calls, END) == 1
 
 
 @pytest.mark.parametrize("name", ["dnf", "mount", "docker"])

@@ -216,3 +216,17 @@ def test_training_resumes_from_its_volume():
     assert workdir.startswith("/training/")
     claim = volume["persistentVolumeClaim"]["claimName"]
     assert claim == by_kind("training")["PersistentVolumeClaim"]["metadata"]["name"]
+
+
+def test_only_a_mistake_of_the_user_ends_a_training_at_once():
+    spec = by_kind("training")["JobSet"]["spec"]
+    (job,) = spec["replicatedJobs"]
+    lost, mistake = job["template"]["spec"]["podFailurePolicy"]["rules"]
+    assert (lost["action"], lost["onPodConditions"][0]["type"]) == ("Ignore", "DisruptionTarget")
+    assert (mistake["action"], mistake["onExitCodes"]["values"]) == ("FailJob", [2])
+    (container,) = job["template"]["spec"]["template"]["spec"]["containers"]
+    assert mistake["onExitCodes"]["containerName"] == container["name"]
+    (rule,) = spec["failurePolicy"]["rules"]
+    assert (rule["action"], rule["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
+    # Other failures, such as a bucket that does not answer (status 75), start it again.
+    assert job["template"]["spec"]["backoffLimit"] * spec["failurePolicy"]["maxRestarts"] > 0

@@ -57,6 +57,7 @@ fi
 start() {
     ln -sfn "$1" /opt/jaxcnn/next
     mv -T /opt/jaxcnn/next /opt/jaxcnn/current
+    cmp -s "$1/server/deploy/systemd/jaxcnn.socket" /etc/systemd/system/jaxcnn.socket && changed= || changed=yes
     for unit in jaxcnn.service jaxcnn.socket; do
         install -m 644 "$1/server/deploy/systemd/$unit" /etc/systemd/system/ || return 1
     done
@@ -66,7 +67,9 @@ start() {
     systemctl daemon-reload
     # systemd starts nothing that has failed too often.
     systemctl reset-failed jaxcnn.socket jaxcnn.service 2> /dev/null || true
-    systemctl start jaxcnn.socket
+    # The socket stays open, and with it what waits there, unless its unit is another; the service stops with it.
+    [ -z "$changed" ] || systemctl stop jaxcnn.socket
+    systemctl start jaxcnn.socket || return 1
     systemctl restart jaxcnn.service
     for _ in $(seq 60); do
         PYTHONPATH=$1 python3 -m server.deploy.container health && return 0
@@ -85,12 +88,21 @@ if ! start "$release"; then
 fi
 # The proxy, with the limits of the version that runs.
 if [ -n "$site" ]; then
-    install -m 644 server/deploy/systemd/Caddyfile /etc/caddy/Caddyfile
     install -d /etc/systemd/system/caddy.service.d
-    printf '[Service]\nEnvironment=JAXCNN_SITE=%s\n' "$site" > /etc/systemd/system/caddy.service.d/jaxcnn.conf
+    dropin=/etc/systemd/system/caddy.service.d/jaxcnn.conf
+    printf '[Service]\nEnvironment=JAXCNN_SITE=%s\n' "$site" > "$dropin.new"
+    # A restart cuts connections off, so only a changed proxy is restarted.
+    if ! cmp -s "$dropin.new" "$dropin" || ! cmp -s server/deploy/systemd/Caddyfile /etc/caddy/Caddyfile; then
+        install -m 644 server/deploy/systemd/Caddyfile /etc/caddy/Caddyfile
+        mv "$dropin.new" "$dropin"
+        changed=yes
+    else
+        changed=
+        rm "$dropin.new"
+    fi
     if [ -d /run/systemd/system ]; then
         systemctl daemon-reload
-        systemctl restart caddy.service
+        systemctl "${changed:+re}start" caddy.service
     fi
 fi
 # Keep this version and the one before it.

@@ -1,6 +1,7 @@
 """The steps of the installer in a folder, with imitations of Python, systemd and apt. test_install.py has real ones."""
 
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -20,6 +21,9 @@ case "$*" in
         ! grep -q broken "{folder}/machine/etc/systemd/system/jaxcnn.service" \\
             "{folder}/machine/opt/jaxcnn/current/server/code" ;;
 esac
+"""
+SYSTEMD = """#!/bin/sh
+echo "$*" >> "{folder}/systemd"
 """
 PIP = """#!/bin/sh
 while [ "$1" != --target ]; do shift; done
@@ -44,8 +48,7 @@ class Machine:
             (self.source / name).write_text("first\n")
         self.write_python("Python 3.13.5")
         programs = {"python3": PYTHON, "pip": PIP, "id": "#!/bin/sh\necho 0\n", "journalctl": "#!/bin/sh\nexit 1\n"}
-        for name in ("apt-get", "systemctl", "sleep"):
-            programs[name] = NOTHING
+        programs |= {"apt-get": NOTHING, "systemctl": SYSTEMD, "sleep": NOTHING}
         (folder / "bin").mkdir()
         for name, program in programs.items():
             path = folder / "bin" / name
@@ -54,6 +57,13 @@ class Machine:
 
     def write_python(self, version):
         (self._folder / "python-version").write_text(version)
+
+    def changes_of_units(self):
+        """What systemd was asked to start and stop since the last call."""
+        path = self._folder / "systemd"
+        commands = path.read_text().splitlines()
+        path.unlink()
+        return [command for command in commands if re.match("(re)?start|stop", command)]
 
     def install(self, *arguments, umask=0o022):
         environment = os.environ | {"PATH": f"{self._folder / 'bin'}:{os.environ['PATH']}"}
@@ -119,3 +129,42 @@ def test_the_user_of_the_service_may_enter_whatever_the_umask(machine, umask):
     assert done.returncode == 0, done.stderr
     for path in (machine.root / "opt" / "jaxcnn", machine.current(), machine.current() / "server"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o755
+
+
+UPGRADE = ["start jaxcnn.socket", "restart jaxcnn.service"]
+
+
+def test_only_a_changed_socket_is_opened_anew(machine):
+    assert machine.install().returncode == 0
+    machine.changes_of_units()
+    (machine.source / "server" / "code").write_text("second\n")
+    assert machine.install().returncode == 0
+    assert machine.changes_of_units() == UPGRADE
+    with (machine.units / "jaxcnn.socket").open("a") as file:
+        file.write("# third\n")
+    assert machine.install().returncode == 0
+    assert machine.changes_of_units() == ["stop jaxcnn.socket", *UPGRADE]
+    assert machine.install().returncode == 0
+    assert machine.changes_of_units() == UPGRADE
+
+
+def test_the_socket_of_a_broken_version_is_closed_again(machine):
+    assert machine.install().returncode == 0
+    machine.changes_of_units()
+    for name in ("server/code", "server/deploy/systemd/jaxcnn.socket"):
+        with (machine.source / name).open("a") as file:
+            file.write("# broken\n")
+    assert machine.install().returncode == 1
+    assert machine.changes_of_units() == ["stop jaxcnn.socket", *UPGRADE] * 2
+
+
+def test_only_a_changed_proxy_is_restarted(machine):
+    for site, command in ((":80", "restart"), (":80", "start"), ("birds.example.org", "restart")):
+        assert machine.install("--caddy", site).returncode == 0
+        assert machine.changes_of_units()[-1] == f"{command} caddy.service"
+    with (machine.units / "Caddyfile").open("a") as file:
+        file.write("# second\n")
+    assert machine.install("--caddy", "birds.example.org").returncode == 0
+    assert machine.changes_of_units()[-1] == "restart caddy.service"
+    folder = machine.root / "etc" / "systemd" / "system" / "caddy.service.d"
+    assert [path.name for path in folder.iterdir()] == ["jaxcnn.conf"]

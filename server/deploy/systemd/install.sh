@@ -23,10 +23,19 @@ done
 command -v systemctl > /dev/null || fail "this machine has no systemd."
 cd "$(dirname "$0")/../../.."
 
-# Packages of the distribution.
-export DEBIAN_FRONTEND=noninteractive
-apt-get -qq update
-apt-get -qq install --no-install-recommends python3 python3-venv ca-certificates ${site:+caddy} > /dev/null
+# Packages of the distribution. A machine that has just started may be updating its own, and holds apt's locks.
+packages() {
+    export DEBIAN_FRONTEND=noninteractive LC_ALL=C
+    apt-get -qq update &&
+        apt-get -qq --option DPkg::Lock::Timeout=300 install --no-install-recommends \
+            python3 python3-venv ca-certificates ${site:+caddy} > /dev/null
+}
+attempts=30
+until said=$(packages 2>&1); do
+    case $said in *"Could not get lock"*) attempts=$((attempts - 1)) ;; *) attempts=0 ;; esac
+    [ "$attempts" -gt 0 ] || fail "the packages of the distribution cannot be installed: $said"
+    sleep 10
+done
 python3 -c 'import sys; sys.exit(sys.version_info < (3, 12))' || fail "Python 3.12 or newer is needed."
 
 # The server and its packages, each with the hash of the lock, in a folder named for the content. An upgrade of the

@@ -25,6 +25,13 @@ esac
 SYSTEMD = """#!/bin/sh
 echo "$*" >> "{folder}/systemd"
 """
+# Another process holds its locks, or something else is wrong, as often as there are lines.
+APT = """#!/bin/sh
+[ -s "{folder}/apt" ] || exit 0
+head -n 1 "{folder}/apt" >&2
+sed -i 1d "{folder}/apt"
+exit 100
+"""
 PIP = """#!/bin/sh
 while [ "$1" != --target ]; do shift; done
 mkdir -p "$2"
@@ -48,7 +55,7 @@ class Machine:
             (self.source / name).write_text("first\n")
         self.write_python("Python 3.13.5")
         programs = {"python3": PYTHON, "pip": PIP, "id": "#!/bin/sh\necho 0\n", "journalctl": "#!/bin/sh\nexit 1\n"}
-        programs |= {"apt-get": NOTHING, "systemctl": SYSTEMD, "sleep": NOTHING}
+        programs |= {"apt-get": APT, "systemctl": SYSTEMD, "sleep": NOTHING}
         (folder / "bin").mkdir()
         for name, program in programs.items():
             path = folder / "bin" / name
@@ -57,6 +64,9 @@ class Machine:
 
     def write_python(self, version):
         (self._folder / "python-version").write_text(version)
+
+    def write_faults_of_apt(self, *lines):
+        (self._folder / "apt").write_text("".join(f"{line}\n" for line in lines))
 
     def changes_of_units(self):
         """What systemd was asked to start and stop since the last call."""
@@ -168,3 +178,15 @@ def test_only_a_changed_proxy_is_restarted(machine):
     assert machine.changes_of_units()[-1] == "restart caddy.service"
     folder = machine.root / "etc" / "systemd" / "system" / "caddy.service.d"
     assert [path.name for path in folder.iterdir()] == ["jaxcnn.conf"]
+
+
+def test_an_update_of_the_system_is_waited_for(machine):
+    machine.write_faults_of_apt(*["E: Could not get lock /var/lib/apt/lists/lock."] * 3)
+    done = machine.install()
+    assert (done.returncode, done.stderr) == (0, "")
+    machine.write_faults_of_apt("E: The list of sources could not be read.", "E: Not asked again.")
+    done = machine.install()
+    assert done.returncode == 1
+    assert done.stderr == (
+        "install.sh: the packages of the distribution cannot be installed: E: The list of sources could not be read.\n"
+    )

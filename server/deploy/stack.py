@@ -16,6 +16,12 @@ _UNCHANGED = ("didn't contain changes", "No updates are to be performed", "conta
 # A stack whose creation failed can only be deleted.
 _STILLBORN = ("ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "CREATE_FAILED", "REVIEW_IN_PROGRESS")
 
+# The status of a stack when an operation begins.
+_BEGINNING = ("CREATE_IN_PROGRESS", "UPDATE_IN_PROGRESS", "DELETE_IN_PROGRESS")
+
+# For how long an operation may take. A machine alone has 15 minutes for its installation, before it is taken back.
+_LONGEST_SECONDS = 3600
+
 
 class Stack:
     """A stack, which may not exist yet.
@@ -70,7 +76,7 @@ class Stack:
                 return False
             else:
                 self._api.execute_change_set(ChangeSetName=change_set)
-        self._wait("stack_create_complete" if description is None else "stack_update_complete")
+            self._wait("stack_create_complete" if description is None else "stack_update_complete")
         return True
 
     def delete(self) -> None:
@@ -81,7 +87,7 @@ class Stack:
         """
         with refusals():
             self._api.delete_stack(StackName=self.name)
-        self._wait("stack_delete_complete")
+            self._wait("stack_delete_complete")
 
     def previous(self) -> Template | None:
         """Returns the template that is deployed now, to return to it; None if there is no stack."""
@@ -113,20 +119,32 @@ class Stack:
         return str(created["Id"])
 
     def _wait(self, state: str) -> None:
+        attempts = round(_LONGEST_SECONDS / max(self._poll_seconds, 1))
+        config = {"Delay": self._poll_seconds, "MaxAttempts": attempts}
         try:
-            self._api.get_waiter(state).wait(StackName=self.name, WaiterConfig={"Delay": self._poll_seconds})
-        except WaiterError:
+            self._api.get_waiter(state).wait(StackName=self.name, WaiterConfig=config)
+        except WaiterError as error:
+            if "Error" in error.last_response:
+                raise
+            if "Max attempts" in str(error):
+                raise DeployError(
+                    f"CloudFormation has worked on the stack {self.name} for an hour and goes on: see"
+                    f" `python -m server.deploy status --name {self.name}`."
+                ) from None
             raise DeployError(
                 f"The stack {self.name} failed: {self._first_failure()} Correct it, and run the same command again."
             ) from None
 
     def _first_failure(self) -> str:
-        events = self._api.describe_stack_events(StackName=self.name)["StackEvents"]
-        for event in reversed(events):
-            reason = event.get("ResourceStatusReason", "")
-            if event["ResourceStatus"].endswith("_FAILED") and "cancelled" not in reason:
-                return f"{event['LogicalResourceId']}: {' '.join(reason.split())}"
-        return "CloudFormation gives no reason."
+        """Returns why the last operation failed. Its events come before those of earlier ones, the newest first."""
+        reason = "CloudFormation gives no reason."
+        for event in self._api.describe_stack_events(StackName=self.name)["StackEvents"]:
+            status, text = event["ResourceStatus"], event.get("ResourceStatusReason", "")
+            if status in _BEGINNING and event.get("PhysicalResourceId") == event["StackId"]:
+                break
+            if status.endswith("_FAILED") and "cancelled" not in text:
+                reason = f"{event['LogicalResourceId']}: {' '.join(text.split())}"
+        return reason
 
 
 def deploy_healthy(stack: Stack, template: Template, is_healthy: Callable[[], bool]) -> bool:

@@ -9,6 +9,8 @@ import ssl
 import subprocess
 import textwrap
 import threading
+import time
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -18,10 +20,14 @@ import yaml
 boto3 = pytest.importorskip("boto3", reason="boto3 is not installed")
 moto = pytest.importorskip("moto", reason="moto is not installed")
 
+from botocore.exceptions import EndpointConnectionError  # noqa: E402
+from botocore.stub import Stubber  # noqa: E402
 from moto.emr.models import EXAMPLE_AMI_ID  # noqa: E402
 
 from server.deploy import __main__ as deploy  # noqa: E402
-from server.deploy import prices, template  # noqa: E402
+from server.deploy import prices, stack, template  # noqa: E402
+from server.deploy.errors import DeployError  # noqa: E402
+from server.deploy.stack import Stack  # noqa: E402
 from server.deploy.template import Template  # noqa: E402
 from server.settings import Settings  # noqa: E402
 from tests.server.deploy.limits import most_memory, with_environment  # noqa: E402
@@ -426,20 +432,104 @@ def test_refusals_of_aws_are_reported_in_one_line(aws, capsys, monkeypatch):
 @pytest.mark.run
 def test_a_failed_creation_is_explained_and_replaced(aws, healthy, capsys, monkeypatch):
     # A stack that a failure has left is deleted first.
-    from server.deploy import stack
-
     run(capsys, "lambda", "--image", IMAGE)
-    described = stack.Stack.describe
+    described = Stack.describe
 
     def stillborn(self):
         description = described(self)
-        monkeypatch.setattr(stack.Stack, "describe", described)
+        monkeypatch.setattr(Stack, "describe", described)
         return description | {"StackStatus": "ROLLBACK_COMPLETE"}
 
-    monkeypatch.setattr(stack.Stack, "describe", stillborn)
+    monkeypatch.setattr(Stack, "describe", stillborn)
     first = client("cloudformation").describe_stacks()["Stacks"][0]["StackId"]
-    stack.Stack(client("cloudformation"), "jaxcnn", 0).deploy(Template.render("lambda", {"Image": IMAGE}))
+    Stack(client("cloudformation"), "jaxcnn", 0).deploy(Template.render("lambda", {"Image": IMAGE}))
     assert client("cloudformation").describe_stacks()["Stacks"][0]["StackId"] != first
+
+
+@pytest.fixture
+def answers():
+    """A stack, and what CloudFormation will answer to it in turn."""
+    keys = {"aws_access_key_id": "AKIAEXAMPLE", "aws_secret_access_key": SECRET}
+    api = CREATE_CLIENT("cloudformation", region_name="us-east-1", **keys)
+    with Stubber(api) as stubber:
+        yield Stack(api, "jaxcnn", 5), stubber
+        stubber.assert_no_pending_responses()
+
+
+def described(status):
+    found = {"StackName": "jaxcnn", "CreationTime": datetime.now(UTC), "StackStatus": status}
+    return "describe_stacks", {"Stacks": [found]}
+
+
+def event(name, status, reason=""):
+    return {
+        "StackId": "id",
+        "EventId": "event",
+        "StackName": "jaxcnn",
+        "Timestamp": datetime.now(UTC),
+        "LogicalResourceId": name,
+        "PhysicalResourceId": "id" if name == "jaxcnn" else "other",
+        "ResourceStatus": status,
+        "ResourceStatusReason": reason,
+    }
+
+
+def test_a_failure_is_explained_by_its_own_events(answers):
+    deployed, stubber = answers
+    stubber.add_response("delete_stack", {})
+    stubber.add_response(*described("DELETE_FAILED"))
+    events = [
+        event("jaxcnn", "DELETE_FAILED", "The following resources failed to delete: [Group]"),
+        event("Role", "DELETE_FAILED", "Resource deletion cancelled"),
+        event("Group", "DELETE_FAILED", "It has a dependent object."),
+        event("Service", "DELETE_IN_PROGRESS"),
+        event("jaxcnn", "DELETE_IN_PROGRESS", "User Initiated"),
+        event("jaxcnn", "UPDATE_ROLLBACK_COMPLETE"),
+        event("Service", "UPDATE_FAILED", "The image does not exist"),
+        event("jaxcnn", "UPDATE_IN_PROGRESS", "User Initiated"),
+    ]
+    stubber.add_response("describe_stack_events", {"StackEvents": events})
+    expected = r"^The stack jaxcnn failed: Group: It has a dependent object\. Correct it, and run "
+    with pytest.raises(DeployError, match=expected):
+        deployed.delete()
+
+
+def test_an_operation_that_takes_long_has_not_failed(answers, monkeypatch):
+    deployed, stubber = answers
+    monkeypatch.setattr(stack, "_LONGEST_SECONDS", 15)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    stubber.add_response("delete_stack", {})
+    for _ in range(3):
+        stubber.add_response(*described("DELETE_IN_PROGRESS"))
+    with pytest.raises(
+        DeployError, match=r"^CloudFormation has worked on .* goes on: see `.* status --name jaxcnn`\.$"
+    ):
+        deployed.delete()
+
+
+def test_a_machine_has_the_time_that_its_template_gives_it():
+    # The installation may fail at its end, and is then taken back.
+    assert 2 * properties("ec2", "Install")["WaitForSuccessTimeoutSeconds"] < stack._LONGEST_SECONDS
+
+
+def test_credentials_that_expire_meanwhile_are_reported_in_one_line(answers):
+    deployed, stubber = answers
+    stubber.add_response("delete_stack", {})
+    stubber.add_client_error("describe_stacks", "ExpiredToken", "The security token has expired")
+    with pytest.raises(DeployError, match=r"^AWS refuses: .*ExpiredToken.* Check the credentials"):
+        deployed.delete()
+
+
+def test_a_network_that_fails_meanwhile_is_reported_in_one_line(answers, monkeypatch):
+    deployed, stubber = answers
+
+    def fail(name):
+        raise EndpointConnectionError(endpoint_url="https://cloudformation")
+
+    monkeypatch.setattr(deployed._api, "get_waiter", fail)
+    stubber.add_response("delete_stack", {})
+    with pytest.raises(DeployError, match=r"^AWS refuses: Could not connect to the endpoint URL"):
+        deployed.delete()
 
 
 def test_prices_grow_with_the_load_but_for_a_machine():

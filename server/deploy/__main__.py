@@ -57,7 +57,9 @@ def make_parser() -> argparse.ArgumentParser:
             command.add_argument("--source", required=True, help="source archive: https://HOST/PATH#sha256=CHECKSUM")
         else:
             command.add_argument("--image", required=True, help="image with its digest: REPOSITORY@sha256:DIGEST")
-        command.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="parameters of the template")
+        command.add_argument(
+            "--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="parameters of the template"
+        )
         command.add_argument("--dry-run", action="store_true", help="print what would be created, and what it costs")
     status = commands.add_parser("status", help="what is deployed, and whether it responds")
     destroy = commands.add_parser("destroy", help="delete everything that a deployment created")

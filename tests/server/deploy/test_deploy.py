@@ -380,6 +380,12 @@ def test_a_dry_run_needs_no_account(monkeypatch, capsys, target):
     assert len(re.findall(r"at .*: \d+\.\d\d dollars a month", printed)) == 2
 
 
+def test_no_parameter_is_forgotten_if_they_are_given_one_by_one():
+    command = ["ecs", "--image", IMAGE, "--set", "Certificate=arn", "MinTasks=3", "--set", "Email=ops@example.org"]
+    assert deploy.make_parser().parse_args(command).set == ["Certificate=arn", "MinTasks=3", "Email=ops@example.org"]
+    assert deploy.make_parser().parse_args(["ecs", "--image", IMAGE]).set == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

@@ -44,6 +44,9 @@ def main(arguments: Sequence[str]) -> int:
         print(f"server.deploy: {error}", file=sys.stderr)
     except ModuleNotFoundError as error:
         print(f"server.deploy: the package {error.name} is missing: pip install 'jaxcnn[deploy]'.", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("server.deploy: interrupted; what has begun goes on, see the command status.", file=sys.stderr)
+        return 130
     return 1
 
 

@@ -421,6 +421,15 @@ def test_what_would_reach_the_shell_of_the_machine_is_refused(capsys, source, va
     assert error.count("\n") == 1
 
 
+def test_an_interrupt_is_reported_in_one_line(monkeypatch, capsys):
+    def interrupt(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(deploy, "_status", interrupt)
+    expected = "server.deploy: interrupted; what has begun goes on, see the command status.\n"
+    assert run(capsys, "status") == (130, "", expected)
+
+
 def test_refusals_of_aws_are_reported_in_one_line(aws, capsys, monkeypatch):
     def refuse(self, operation, arguments):
         response = {"Error": {"Code": "AccessDenied", "Message": "User is not\nauthorized"}}

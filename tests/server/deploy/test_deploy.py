@@ -404,6 +404,13 @@ def test_a_mistake_is_reported_in_one_line(capsys, arguments, complaint):
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("target", ["ecs", "express"])
+def test_memory_that_is_no_number_is_refused(capsys, target):
+    status, printed, error = run(capsys, target, "--image", IMAGE, "--set", "Memory=2G", "--dry-run")
+    assert (status, printed) == (1, "")
+    assert re.fullmatch(r'server.deploy: Memory is "2G": [^\n]*\n', error)
+
+
 @pytest.mark.parametrize(
     ("source", "values", "complaint"),
     [

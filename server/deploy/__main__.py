@@ -8,7 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from server.deploy.errors import DeployError
@@ -24,6 +24,15 @@ _TARGETS = {
     "sagemaker": "an endpoint of SageMaker, serverless or on an instance",
     "kserve": "an InferenceService of KServe, in the cluster of kubectl",
 }
+
+# Parameters of the network, which AWS has a default for.
+_NETWORK = ("Vpc", "Subnet", "Subnets")
+
+# The addresses of all clients.
+_EVERYBODY = "0.0.0.0/0"
+
+# Where AWS keeps the image of the newest Ubuntu.
+_UBUNTU = "/aws/service/canonical/ubuntu/server/24.04/stable/current/amd64/hvm/ebs-gp3/ami-id"
 
 # For how long a new deployment may take to respond, and between two questions. Startup probes allow ten minutes for a
 # large model; images are fetched before.
@@ -95,19 +104,39 @@ def _deploy_stack(options: argparse.Namespace, values: dict[str, str]) -> int:
     from server.deploy.template import Template
 
     template = Template.render(options.command, values)
-    _print_plan(options.command, template)
     if options.dry_run:
+        _print_plan(options.command, template)
         return 0
-    # The load balancer and the machine need a network; by default the account's own.
-    if {"Vpc", "Subnet", "Subnets"} & set(missing := template.missing()):
-        network = _default_network(_client(options, "ec2"))
-        found = {name: network[name] for name in missing if name in network}
-        template = Template.render(options.command, {**found, **values})
     stack = Stack(_client(options, "cloudformation"), options.name, _POLL_SECONDS)
-    has_changed = deploy_healthy(stack, template, lambda: _is_healthy(options.command, stack.outputs().get("Url")))
+    # What was set before stays, such as a certificate or the network.
+    before = stack.parameters(template)
+    template = Template.render(options.command, before | values)
+    template = Template.render(options.command, _defaults(options, template) | template.parameters)
+    _print_plan(options.command, template)
+    if kept := [f"{name}={value}" for name, value in before.items() if name not in values and value]:
+        print(f"Parameters stay as they are, unless --set says otherwise: {', '.join(kept)}")
+    has_changed = deploy_healthy(
+        stack, template, lambda: _is_healthy(options.command, stack.outputs().get("Url"), template.parameters)
+    )
     print("deployed" if has_changed else "already up to date")
     _print_outputs(stack.outputs())
     return 0
+
+
+def _defaults(options: argparse.Namespace, template: "Template") -> dict[str, str]:
+    """Returns values of the parameters that need one: the account's own network, and the newest Ubuntu."""
+    from server.deploy.stack import refusals
+
+    missing = template.missing()
+    found: dict[str, str] = {}
+    if network := [name for name in missing if name in _NETWORK]:
+        if set(_NETWORK) & set(template.parameters):
+            raise DeployError(f"Vpc and its subnets go together: name {', '.join(network)} with --set, too.")
+        found = _default_network(_client(options, "ec2"))
+    if "Ubuntu" in missing:
+        with refusals():
+            found["Ubuntu"] = _client(options, "ssm").get_parameter(Name=_UBUNTU)["Parameter"]["Value"]
+    return {name: found[name] for name in missing if name in found}
 
 
 def _deploy_kserve(options: argparse.Namespace, values: dict[str, str]) -> int:
@@ -259,13 +288,14 @@ def _default_network(ec2: Any) -> dict[str, str]:
     return {"Vpc": vpc, "Subnet": subnets[0], "Subnets": ",".join(subnets[:2])}
 
 
-def _is_healthy(target: str, url: str | None) -> bool:
+def _is_healthy(target: str, url: str | None, parameters: Mapping[str, str]) -> bool:
     """Waits until the deployment responds. CloudFormation itself waits for an endpoint of SageMaker.
 
     A function of Lambda whose URL needs a signature responds 403 to everybody else, so it is not asked. Nor is a
-    machine, whose installation has waited for the server: its domain may not lead to its address yet.
+    machine, whose installation has waited for the server: its domain may not lead to its address yet. Nor is what
+    this machine may not reach, of which the load balancer has said that it is ready.
     """
-    if url is None or target in ("lambda", "ec2"):
+    if url is None or target in ("lambda", "ec2") or parameters.get("Clients", _EVERYBODY) != _EVERYBODY:
         return True
     deadline = time.monotonic() + _HEALTHY_SECONDS
     while not _responds(url):

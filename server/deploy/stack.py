@@ -99,6 +99,19 @@ class Stack:
         values = {item["ParameterKey"]: item["ParameterValue"] for item in description.get("Parameters", ())}
         return Template(str(body), "", {}, values)
 
+    def parameters(self, template: Template) -> dict[str, str]:
+        """Returns the values with which a template is deployed now, of the parameters that it still has.
+
+        They are empty if there is no stack, or it is one of another template or a failure.
+        """
+        description = self.describe() or {}
+        if description.get("Description") != template.description or description["StackStatus"] in _STILLBORN:
+            return {}
+        declared = {*template.parameters, *template.missing()}
+        listed = [item for item in description.get("Parameters", ()) if item["ParameterKey"] in declared]
+        # What a parameter of Systems Manager stood for.
+        return {item["ParameterKey"]: item.get("ResolvedValue", item["ParameterValue"]) for item in listed}
+
     def _create_change_set(self, template: Template) -> str | None:
         """Returns the change set's id once it is ready; None if it would change nothing."""
         name = f"deploy-{time.time_ns()}"

@@ -1,5 +1,6 @@
 """`python -m server.deploy` against an imitation of AWS: what it creates, changes, returns to and deletes."""
 
+import copy
 import functools
 import io
 import json
@@ -72,12 +73,12 @@ def aws(monkeypatch):
     monkeypatch.setattr(boto3, "client", client)
     monkeypatch.setattr(deploy, "_POLL_SECONDS", 0)
     monkeypatch.setattr(deploy, "_HEALTHY_SECONDS", 0)
-    # The imitation lacks the URLs of functions, so the output that is one would stop it, and Ubuntu's parameters.
+    monkeypatch.setattr(deploy, "_UBUNTU", "/ubuntu")
+    # The imitation lacks the URLs of functions, so the output that is one would stop it.
     arguments = Template.to_arguments
 
     def replace(self):
-        text = json.dumps(arguments(self)).replace(FUNCTION_URL, "none")
-        return json.loads(re.sub(r"/aws/service/canonical/[\w./-]*", "/ubuntu", text))
+        return json.loads(json.dumps(arguments(self)).replace(FUNCTION_URL, "none"))
 
     monkeypatch.setattr(Template, "to_arguments", replace)
     with moto.mock_aws():
@@ -320,6 +321,30 @@ def test_what_the_machine_installs_is_checked_first():
     assert (Path(deploy.__file__).parent / "systemd" / "install.sh").exists()
 
 
+def parameters():
+    (deployed,) = client("cloudformation").describe_stacks()["Stacks"]
+    return {item["ParameterKey"]: item["ParameterValue"] for item in deployed["Parameters"]}
+
+
+@pytest.mark.run
+def test_an_update_keeps_what_was_set_before(aws, healthy, capsys):
+    run(capsys, "lambda", "--image", IMAGE, "--set", "Access=NONE", "Memory=2048")
+    printed = run(capsys, "lambda", "--image", NEXT_IMAGE, "--set", "Memory=3008")[1]
+    assert "Parameters stay as they are, unless --set says otherwise: Concurrency=10, Access=NONE\n" in printed
+    assert parameters() == {"Image": NEXT_IMAGE, "Access": "NONE", "Memory": "3008", "Concurrency": "10"}
+
+
+@pytest.mark.run
+def test_a_newer_ubuntu_does_not_replace_the_machine_and_its_settings(aws, healthy, capsys):
+    run(capsys, "ec2", *named("ec2"))
+    machine = resources()["Machine"]["PhysicalResourceId"]
+    client("ssm").put_parameter(Name="/ubuntu", Value="ami-00000000", Type="String", Overwrite=True)
+    run(capsys, "ec2", *named("ec2", NEXT_IMAGE))
+    assert parameters()["Ubuntu"] == EXAMPLE_AMI_ID
+    assert parameters()["SourceSha256"] == "b" * 64
+    assert resources()["Machine"]["PhysicalResourceId"] == machine
+
+
 @pytest.mark.run
 def test_an_update_that_is_not_healthy_is_taken_back(aws, healthy, capsys):
     run(capsys, "ecs", "--image", IMAGE)
@@ -358,6 +383,20 @@ def test_an_account_without_a_default_network_has_to_name_one(aws, healthy, caps
     expected = "server.deploy: This region has no default VPC: name one with --set Vpc=ID Subnets=ID,ID.\n"
     assert run(capsys, "ecs", *named("ecs"))[::2] == (1, expected)
     assert client("cloudformation").describe_stacks()["Stacks"] == []
+
+
+def test_a_part_of_a_network_is_not_completed_by_another(aws, capsys):
+    expected = "server.deploy: Vpc and its subnets go together: name Subnets with --set, too.\n"
+    assert run(capsys, "ecs", *named("ecs"), "--set", "Vpc=vpc-1")[::2] == (1, expected)
+
+
+def test_what_only_some_addresses_reach_is_not_asked(monkeypatch):
+    monkeypatch.setattr(deploy, "_ask", lambda url: None)
+    monkeypatch.setattr(deploy, "_HEALTHY_SECONDS", 0)
+    monkeypatch.setattr(deploy, "_POLL_SECONDS", 0)
+    assert deploy._is_healthy("ecs", "http://10.0.0.1", {"Clients": "10.0.0.0/8"})
+    assert not deploy._is_healthy("ecs", "http://10.0.0.1", render("ecs").parameters)
+    assert not deploy._is_healthy("express", "http://10.0.0.1", render("express").parameters)
 
 
 def test_a_missing_region_is_reported_in_one_line(monkeypatch, capsys, tmp_path):
@@ -527,6 +566,23 @@ def test_an_operation_that_takes_long_has_not_failed(answers, monkeypatch):
         DeployError, match=r"^CloudFormation has worked on .* goes on: see `.* status --name jaxcnn`\.$"
     ):
         deployed.delete()
+
+
+@pytest.mark.parametrize(("state", "kept"), [("UPDATE_COMPLETE", True), ("ROLLBACK_COMPLETE", False)])
+def test_a_stack_knows_what_it_was_deployed_with(answers, state, kept):
+    deployed, stubber = answers
+    operation, response = described(state)
+    values = [
+        {"ParameterKey": "Domain", "ParameterValue": "birds.example.org"},
+        {"ParameterKey": "Ubuntu", "ParameterValue": "/ubuntu", "ResolvedValue": "ami-1"},
+        {"ParameterKey": "Removed", "ParameterValue": "1"},
+    ]
+    for description in (render("ec2").description, "Another template"):
+        response["Stacks"][0] |= {"Description": description, "Parameters": values}
+        stubber.add_response(operation, copy.deepcopy(response))
+    expected = {"Domain": "birds.example.org", "Ubuntu": "ami-1"} if kept else {}
+    assert deployed.parameters(render("ec2")) == expected
+    assert deployed.parameters(render("ec2")) == {}
 
 
 def test_a_machine_has_the_time_that_its_template_gives_it():

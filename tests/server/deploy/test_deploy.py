@@ -238,6 +238,12 @@ def test_an_update_keeps_the_number_of_tasks_that_the_scaling_chose():
     assert properties("ecs", "ScalableTarget")["MinCapacity"] == "MinTasks"
 
 
+def test_alarms_may_publish_to_their_topic():
+    # CloudWatch may not use the key that AWS manages for SNS, and its policy cannot be changed.
+    assert properties("ecs", "ErrorAlarm")["AlarmActions"][1] == ["Topic"]
+    assert "KmsMasterKeyId" not in properties("ecs", "Topic")
+
+
 def test_an_endpoint_is_isolated_unless_it_is_serverless():
     # The imitation ignores the property of a model that a template makes.
     assert properties("sagemaker", "Model")["EnableNetworkIsolation"] == ["IsServerless", False, True]

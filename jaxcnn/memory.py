@@ -57,14 +57,23 @@ def _free_here() -> int | None:
 
 
 def _free_in_group() -> int | None:
-    """Returns what the limit of the process's group leaves, such as the limit of a container; None without a limit.
+    """Returns what the limits of the process's group leave, such as the limit of a container; None without a limit.
 
-    Files that are kept in memory count as free: they make room.
+    The groups around it have limits, too: Slurm limits the job and not its tasks, systemd may limit all of a user.
     """
     try:
         group = CGROUPS / CGROUP.read_text().rpartition("0::/")[2].splitlines()[0]
+    except (OSError, IndexError):
+        return None
+    around = [folder for folder in (group, *group.parents) if folder.is_relative_to(CGROUPS)]
+    return min((free for folder in around if (free := _left_by(folder)) is not None), default=None)
+
+
+def _left_by(group: Path) -> int | None:
+    """Returns what the limit of one group leaves. Files that are kept in memory count as free: they make room."""
+    try:
         limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         return limit - used + int(stat["inactive_file"])
-    except (OSError, ValueError, KeyError, IndexError):
+    except (OSError, ValueError, KeyError):
         return None

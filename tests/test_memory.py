@@ -37,6 +37,15 @@ def test_the_least_of_machine_and_container_is_free(system):
     assert free_bytes() is None
 
 
+def test_the_limits_of_the_groups_around_count_as_well(system):
+    """As of a job of Slurm, whose tasks have groups without a limit in that of the job."""
+    task = system / "step" / "task"
+    task.mkdir(parents=True)
+    (task / "memory.max").write_text("max\n")
+    memory.CGROUP.write_text("0::/pods/one/step/task\n")
+    assert free_bytes() == 2 * 2**30
+
+
 def test_a_shortage_names_both_sizes_and_what_to_do(system):
     assert describe_shortage(2 * 2**30, "a step") == ""
     said = describe_shortage(5 * 10**9, "a step")

@@ -149,7 +149,7 @@ class Stack:
             ) from None
 
     def _first_failure(self) -> str:
-        """Returns why the last operation failed. Its events come before those of earlier ones, the newest first."""
+        """Returns why the last operation failed. Events are listed from the newest on, earlier operations after it."""
         reason = "CloudFormation gives no reason."
         for event in self._api.describe_stack_events(StackName=self.name)["StackEvents"]:
             status, text = event["ResourceStatus"], event.get("ResourceStatusReason", "")

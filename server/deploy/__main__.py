@@ -113,8 +113,7 @@ def _deploy_stack(options: argparse.Namespace, values: dict[str, str]) -> int:
     template = Template.render(options.command, before | values)
     template = Template.render(options.command, _defaults(options, template) | template.parameters)
     _print_plan(options.command, template)
-    if kept := [f"{name}={value}" for name, value in before.items() if name not in values and value]:
-        print(f"Parameters stay as they are, unless --set says otherwise: {', '.join(kept)}")
+    _print_kept(before, values)
     has_changed = deploy_healthy(
         stack, template, lambda: _is_healthy(options.command, stack.outputs().get("Url"), template.parameters)
     )
@@ -142,13 +141,17 @@ def _defaults(options: argparse.Namespace, template: "Template") -> dict[str, st
 def _deploy_kserve(options: argparse.Namespace, values: dict[str, str]) -> int:
     from server.deploy import kserve
 
-    manifest = kserve.render(options.name, values)
+    manifest, before = kserve.render(options.name, values), dict[str, str]()
+    service = kserve.InferenceService(options.name, _HEALTHY_SECONDS)
+    if not options.dry_run:
+        before = kserve.parameters(service.applied() or {})
+        manifest = kserve.render(options.name, before | values)
     print(f"An InferenceService of KServe, {options.name}, which makes pods, their scaling and a URL:")
     print(json.dumps(manifest["spec"], indent=2))
     print("Its price is that of the cluster's nodes.")
     if options.dry_run:
         return 0
-    service = kserve.InferenceService(options.name, _HEALTHY_SECONDS)
+    _print_kept(before, values)
     print("deployed" if service.deploy(manifest) else "already up to date")
     return _status_of_kserve(options)
 
@@ -259,6 +262,11 @@ def _print_plan(target: str, template: "Template") -> None:
             continue
         parts = ", ".join(f"{item} {dollars:.2f}" for item, dollars in cost.items.items())
         print(f"  at {load}: {cost.total:.2f} dollars a month ({parts})")
+
+
+def _print_kept(before: Mapping[str, str], values: Mapping[str, str]) -> None:
+    if kept := [f"{name}={value}" for name, value in before.items() if name not in values and value]:
+        print(f"Parameters stay as they are, unless --set says otherwise: {', '.join(kept)}")
 
 
 def _print_outputs(outputs: dict[str, str]) -> None:

@@ -23,11 +23,11 @@ PARAMETERS = {
     "MaxReplicas": "[1-9][0-9]{0,2}",
     "Cpu": r"[0-9]+(\.[0-9]+|m)?",
     "Memory": "[0-9]+[MG]i",
-    "Model": r"\S+",
+    "Model": r"\S*",
 }
 """The parameters, with a regular expression of their values. `Cpu` and `Memory` are quantities of Kubernetes.
 
-Without Knative, KServe keeps at least one replica.
+Without Knative, KServe keeps at least one replica. Without a `Model`, it is the one in the image.
 """
 
 _POLL_SECONDS = 2
@@ -67,9 +67,28 @@ def render(name: str, values: Mapping[str, str]) -> dict[str, Any]:
     for resource in ("cpu", "memory"):
         for bound in container["resources"].values():
             bound[resource] = values.get(resource.capitalize(), bound[resource])
-    if "Model" in values:
+    if values.get("Model"):
         container["env"].append({"name": "JAXCNN_MODEL", "value": values["Model"]})
     return manifest
+
+
+def parameters(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the values of parameters with which a manifest was made, but for the image; empty if it is another's."""
+    try:
+        predictor = manifest["spec"]["predictor"]
+        (container,) = predictor["containers"]
+        variables = {variable["name"]: variable.get("value") for variable in container["env"]}
+        limits = container["resources"]["limits"]
+        found = {
+            "MinReplicas": predictor["minReplicas"],
+            "MaxReplicas": predictor["maxReplicas"],
+            "Cpu": limits["cpu"],
+            "Memory": limits["memory"],
+            "Model": variables.get("JAXCNN_MODEL") or "",
+        }
+    except (KeyError, TypeError, ValueError):
+        return {}
+    return {name: str(value) for name, value in found.items()}
 
 
 @dataclass(frozen=True)
@@ -93,8 +112,7 @@ class InferenceService:
         Raises:
           DeployError: kubectl refuses, or the service does not become ready.
         """
-        found = self.describe()
-        previous = json.loads(found["metadata"].get("annotations", {}).get(_APPLIED, "null")) if found else None
+        previous = self.applied()
         has_changed = previous is None or previous["spec"] != manifest["spec"]
         if has_changed:
             self._apply(manifest)
@@ -114,6 +132,12 @@ class InferenceService:
         """Returns the service as the cluster describes it; None if there is no service."""
         text = _kubectl("get", "inferenceservice", self.name, "--ignore-not-found", "--output", "json")
         return dict(json.loads(text)) if text.strip() else None
+
+    def applied(self) -> dict[str, Any] | None:
+        """Returns the manifest that was applied last; None if there is no service, or it was made otherwise."""
+        found = self.describe() or {"metadata": {}}
+        manifest = json.loads(found["metadata"].get("annotations", {}).get(_APPLIED, "null"))
+        return None if manifest is None else dict(manifest)
 
     def delete(self) -> None:
         """Deletes the service with all that it created."""

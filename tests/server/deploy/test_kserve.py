@@ -127,6 +127,26 @@ def test_a_change_of_a_parameter_stays(cluster, capsys, setting):
     assert (cluster / "calls").read_text().split().count("apply") == 2
 
 
+def test_an_update_keeps_what_was_set_before(cluster, capsys):
+    settings = ["MinReplicas=2", "Memory=512Mi", "Model=/mnt/models/a.onnx"]
+    run(capsys, "kserve", "--image", IMAGE, "--set", *settings)
+    printed = run(capsys, "kserve", "--image", NEXT_IMAGE, "--set", "MaxReplicas=8")[1]
+    kept = "MinReplicas=2, Cpu=1, Memory=512Mi, Model=/mnt/models/a.onnx"
+    assert f"Parameters stay as they are, unless --set says otherwise: {kept}\n" in printed
+    expected = dict(setting.split("=") for setting in settings) | {"MaxReplicas": "8", "Cpu": "1"}
+    manifest = json.loads((cluster / "kept.json").read_text())
+    assert kserve.parameters(manifest) == expected
+    assert kept_image(cluster) == NEXT_IMAGE
+    # The model in the image again.
+    run(capsys, "kserve", "--image", NEXT_IMAGE, "--set", "Model=")
+    assert kserve.parameters(json.loads((cluster / "kept.json").read_text())) == expected | {"Model": ""}
+
+
+def test_what_others_have_applied_has_no_parameters():
+    assert kserve.parameters({}) == {}
+    assert kserve.parameters({"spec": {"predictor": {"sklearn": {}}}}) == {}
+
+
 def deployment_of(manifest, *, image=IMAGE, cpu="1", memory="1Gi", more_env=()):
     """A Deployment as KServe makes it of a manifest, with differences."""
     (container,) = manifest["spec"]["predictor"]["containers"]

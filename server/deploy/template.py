@@ -58,7 +58,10 @@ class Template:
             check_image(values.get("Image", ""))
         defaults = {name: str(entry["Default"]) for name, entry in declared.items() if "Default" in entry}
         resources = {name: entry["Type"] for name, entry in content["Resources"].items()}
-        return cls(text, content["Description"], resources, {**defaults, **values})
+        parameters = {**defaults, **values}
+        if "MinTasks" in parameters and int(parameters["MinTasks"]) > int(parameters["MaxTasks"]):
+            raise DeployError(f"MinTasks is above MaxTasks, which is {parameters['MaxTasks']}: lower it.")
+        return cls(text, content["Description"], resources, parameters)
 
     def missing(self) -> list[str]:
         """Returns the parameters that still need a value."""

@@ -437,6 +437,7 @@ def test_no_parameter_is_forgotten_if_they_are_given_one_by_one():
         (["--image", "jaxcnn:latest"], "--image needs the image's digest, as REPOSITORY@sha256:DIGEST"),
         (["--image", IMAGE, "--set", "Cpu=100"], "Cpu is '100': set it to one of 256, 512, 1024, 2048, 4096."),
         (["--image", IMAGE, "--set", "MinTasks=0"], 'MinTasks is "0": set it to an integer from 1 to 1000000000.'),
+        (["--image", IMAGE, "--set", "MinTasks=5"], "MinTasks is above MaxTasks, which is 4: lower it."),
         (["--image", IMAGE, "--set", "Tasks=2"], "ecs has no parameter Tasks: use one of Image, Vpc, "),
         (["--image", IMAGE, "--set", "Cpu"], "--set 'Cpu' has no value: write NAME=VALUE."),
         (["--image", IMAGE, "--name", "My_stack"], "--name is 'My_stack': use up to 32 lowercase letters"),

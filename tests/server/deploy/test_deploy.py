@@ -232,6 +232,14 @@ def test_the_service_drains_and_is_reached_only_by_the_load_balancer(aws, health
     assert "DeploymentCircuitBreaker: { Enable: true, Rollback: true }" in Template.render("ecs", {"Image": IMAGE}).text
 
 
+@pytest.mark.parametrize("endpoint", ["jaxcnn.ecs.us-east-1.on.aws", "https://jaxcnn.ecs.us-east-1.on.aws"])
+def test_the_url_of_an_express_service_has_one_scheme(endpoint):
+    url = yaml.load(render("express").text, template._Loader)["Outputs"]["Url"]["Value"]
+    separator, (scheme, (inner, (delimiter, attribute))) = url
+    assert (attribute, delimiter, inner) == ("Service.Endpoint", "https://", "")
+    assert separator.join([scheme, inner.join(endpoint.split(delimiter))]) == "https://jaxcnn.ecs.us-east-1.on.aws"
+
+
 def test_an_update_keeps_the_number_of_tasks_that_the_scaling_chose():
     # The imitation never changes the number, and has no scaling, which raises it to its least.
     assert "DesiredCount" not in properties("ecs", "Service")

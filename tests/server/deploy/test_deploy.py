@@ -232,6 +232,12 @@ def test_the_service_drains_and_is_reached_only_by_the_load_balancer(aws, health
     assert "DeploymentCircuitBreaker: { Enable: true, Rollback: true }" in Template.render("ecs", {"Image": IMAGE}).text
 
 
+def test_an_express_service_has_ended_before_ecs_kills_it():
+    environment = properties("express", "Service")["PrimaryContainer"]["Environment"]
+    (drain,) = [int(item["Value"]) for item in environment if "DRAIN" in str(item)]
+    assert drain + Settings().deadline_ms / 1000 < 30
+
+
 @pytest.mark.parametrize("endpoint", ["jaxcnn.ecs.us-east-1.on.aws", "https://jaxcnn.ecs.us-east-1.on.aws"])
 def test_the_url_of_an_express_service_has_one_scheme(endpoint):
     url = yaml.load(render("express").text, template._Loader)["Outputs"]["Url"]["Value"]

@@ -70,7 +70,7 @@ class Template:
 
     def to_arguments(self) -> dict[str, Any]:
         """Returns the template and its parameters as arguments of CloudFormation's API."""
-        listed = [{"ParameterKey": name, "ParameterValue": value} for name, value in self.parameters.items()]
+        listed = [{"ParameterKey": name, "ParameterValue": value} for name, value in sorted(self.parameters.items())]
         return {"TemplateBody": self.text, "Parameters": listed, "Capabilities": ["CAPABILITY_IAM"]}
 
 

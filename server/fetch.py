@@ -219,8 +219,8 @@ def _open_url(source: Source) -> Any:
         repository, _, revision = repository.partition("@")
         endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
         url = f"{endpoint}/{bucket}/{repository}/resolve/{revision or 'main'}/{name}"
-        token = os.environ.get("HF_TOKEN", "").strip()
-        return _get(url, authorization=f"Bearer {token}" if token else None)
+        secret = os.environ.get("HF_TOKEN", "").strip()
+        return _get(url, authorization=f"Bearer {secret}" if secret else None)
     endpoint = os.environ.get("STORAGE_EMULATOR_HOST") or "https://storage.googleapis.com"
     url = f"{endpoint}/{bucket}/{quote(unquote(path)[1:])}"
     try:

@@ -111,7 +111,7 @@ def _deploy_stack(options: argparse.Namespace, values: dict[str, str]) -> int:
     # What was set before stays, such as a certificate or the network.
     before = stack.parameters(template)
     template = Template.render(options.command, before | values)
-    template = Template.render(options.command, _defaults(options, template) | template.parameters)
+    template = Template.render(options.command, {**_defaults(options, template), **template.parameters})
     _print_plan(options.command, template)
     _print_kept(before, values)
     has_changed = deploy_healthy(

@@ -79,21 +79,23 @@ class _BoundedFile(BytesIO):
         return super().read(size)
 
 
-class _FirstGifFrame(GifImagePlugin.GifImageFile):
-    """A GIF whose first frame is all that is decoded.
+def _open_gif(file: _BoundedFile) -> ImageFile.ImageFile:
+    """Opens a GIF whose first frame is all that is decoded.
 
     For the second frame Pillow keeps what replaces the first one, a byte for each pixel, from the moment it opens the
     file: the 43 bytes of a file would take 178 MB before there is a size to check.
     """
 
-    @property
-    def disposal_method(self) -> int:
-        """What replaces this frame before the next: nothing."""
-        return 0
+    class FirstFrame(GifImagePlugin.GifImageFile):
+        @property
+        def disposal_method(self) -> int:
+            return 0  # Nothing replaces this frame before the next.
 
-    @disposal_method.setter
-    def disposal_method(self, method: int) -> None:
-        pass
+        @disposal_method.setter
+        def disposal_method(self, method: int) -> None:
+            pass
+
+    return FirstFrame(file)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +218,7 @@ def _open(data: bytes, max_pixels: int) -> tuple[ImageFile.ImageFile, int]:
         _check_palette(data)
     file = _BoundedFile(data)
     try:
-        image = _FirstGifFrame(file) if data.startswith(_GIF_SIGNATURES) else Image.open(file, formats=_FORMATS)
+        image = _open_gif(file) if data.startswith(_GIF_SIGNATURES) else Image.open(file, formats=_FORMATS)
     except Image.DecompressionBombError as error:
         raise PictureError(f"The picture has far too many pixels: {limit}") from error
     # Refuse what would take too much memory or time.

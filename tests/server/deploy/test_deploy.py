@@ -23,6 +23,7 @@ moto = pytest.importorskip("moto", reason="moto is not installed")
 
 from botocore.exceptions import EndpointConnectionError  # noqa: E402
 from botocore.stub import Stubber  # noqa: E402
+from moto.cloudformation.models import ChangeSet  # noqa: E402
 from moto.cloudformation.responses import CloudFormationResponse  # noqa: E402
 from moto.emr.models import EXAMPLE_AMI_ID  # noqa: E402
 
@@ -84,8 +85,15 @@ def aws(monkeypatch):
         return json.loads(re.sub(r"\['([^]\"]*)'\]", lambda found: found[1].replace("', '", ","), text))
 
     monkeypatch.setattr(Template, "to_arguments", replace)
-    # It refuses a change set with the parameters of the stack's creation, even after an update. AWS makes it, and says
-    # whether anything changes.
+    # It compares a change set with the parameters of the stack's creation, even after an update, and refuses one that
+    # changes nothing, of which AWS says so when it is described.
+    apply = ChangeSet.apply
+
+    def update(self):
+        apply(self)
+        self.stack.parameters = self.parameters
+
+    monkeypatch.setattr(ChangeSet, "apply", update)
     monkeypatch.setattr(CloudFormationResponse, "_validate_different_update", lambda *_: None)
     with moto.mock_aws():
         client("ssm").put_parameter(Name="/ubuntu", Value=EXAMPLE_AMI_ID, Type="String")

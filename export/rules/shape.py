@@ -147,8 +147,7 @@ def _dilate(builder: Builder, value: Tensor, fill_value: Value, axis: int, gap: 
     border[axis + 1] = (0, gap)
     joined = (*shape[:axis], count * (gap + 1), *shape[axis + 1 :])
     spread = builder.reshape(_pad_border(builder, rows, fill_value, border), joined)
-    # An empty axis has no last gap.
-    limits = [*shape[:axis], 0 if _same(count, 0) else count * (gap + 1) - gap, *shape[axis + 1 :]]
+    limits = [*shape[:axis], count * (gap + 1) - gap, *shape[axis + 1 :]]
     return slice_tensor(builder, spread, [0] * len(shape), limits)
 
 

@@ -289,7 +289,6 @@ SHAPES = {
     },
     "pad-crop": lambda x: lax.pad(x, 0.0, ((0, 0, 0), (-1, 0, 0), (2, -1, 0), (0, 0, 0))),
     "pad-gaps": lambda x: lax.pad(x, 1.0, ((0, 0, 0), (0, 1, 2), (0, 0, 1), (0, 0, 0))),
-    "pad-gaps-of-nothing": lambda x: lax.pad(x[:, :0], 1.0, ((0, 0, 0), (1, 2, 1), (0, 0, 0), (0, 0, 0))),
     "index": lambda x: x[:, -1, 2],
     "index-step": lambda x: x[:, ::2, 1::3],
     "index-negative": lambda x: x[:, ::-1, -3:],

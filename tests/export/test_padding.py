@@ -13,8 +13,8 @@ from export.padding import pad_depthwise
 SIDE = 6
 
 
-def convolve(x, channels, *, size=1, groups=1):
-    random = np.random.default_rng(channels + size)
+def convolve(x, channels, *, size=1, groups=1, seed=0):
+    random = np.random.default_rng(channels + size + seed)
     kernel = random.normal(size=(size, size, x.shape[-1] // groups, channels)).astype(np.float32) / size
     layouts = ("NHWC", "HWIO", "NHWC")
     y = jax.lax.conv_general_dilated(
@@ -34,8 +34,8 @@ def block(x, channels):
 def on_the_shortcut(x, channels):
     """Depthwise convolutions between which channels are added."""
     x = convolve(x, channels)
-    for _ in range(2):
-        x = x + jax.nn.relu6(convolve(x, channels, size=3, groups=channels))
+    for seed in range(2):  # Equal kernels would be one constant, which two layers share.
+        x = x + jax.nn.relu6(convolve(x, channels, size=3, groups=channels, seed=seed))
     return convolve(x, 8)
 
 

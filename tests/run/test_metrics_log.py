@@ -29,22 +29,22 @@ def test_records_are_echoed_and_passed_to_a_listener(tmp_path):
 
 
 @pytest.mark.parametrize("number", [errno.EPIPE, errno.ENOSPC])
-def test_an_echo_that_cannot_be_written_costs_no_record(tmp_path, number):
-    class Closed:
-        tries = 0
+def test_an_echo_that_cannot_be_written_costs_no_record(monkeypatch, tmp_path, number):
+    heard, tries = [], []
 
-        def write(self, line):
-            self.tries += 1
-            raise OSError(number, os.strerror(number))
+    def write(line):
+        tries.append(line)
+        raise OSError(number, os.strerror(number))
 
-    heard, echo = [], Closed()
-    with open_log(tmp_path, echo=echo) as log:
-        log.listeners.append(heard.append)
-        assert not log.is_unread
-        for step in (1, 2):
-            log.write(train_record(step))
-        assert log.is_unread
-    assert echo.tries == 1
+    with (tmp_path / "echo").open("w") as echo:
+        monkeypatch.setattr(echo, "write", write)
+        with open_log(tmp_path, echo=echo) as log:
+            log.listeners.append(heard.append)
+            assert not log.is_unread
+            for step in (1, 2):
+                log.write(train_record(step))
+            assert log.is_unread
+    assert len(tries) == 1
     assert [record.step for record in read_log(tmp_path / "metrics.jsonl").train] == [1, 2]
     assert [record.step for record in heard] == [1, 2]
 

@@ -578,19 +578,17 @@ def test_the_speed_of_the_steps_leaves_out_saves_and_every_save_has_a_record(con
 
 
 def test_a_reader_of_the_records_who_has_gone_costs_no_step(config, tmp_path, monkeypatch, capsys):
-    class Pipe:
-        lines = 0
+    lines = []
 
-        def write(self, line):
-            self.lines += 1
-            if self.lines > 2:  # The start, and the first step.
-                raise BrokenPipeError(errno.EPIPE, "Broken pipe")
-
-        def flush(self):
-            pass
+    def write(line):
+        lines.append(line)
+        if len(lines) > 2:  # The start, and the first step.
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
     monkeypatch.setattr(loop, "LOG_SECONDS", 0.0)
-    assert train(config, tmp_path, echo=Pipe()) is None
+    with (tmp_path / "records").open("w") as echo:
+        monkeypatch.setattr(echo, "write", write)
+        assert train(config, tmp_path, echo=echo) is None
     assert steps_saved(tmp_path) == [3]
     assert [line["step"] for line in read_log(tmp_path, "train")] == [1, 2, 3]
     said = "stopped as its records cannot be printed and saved at step 3; run again to resume\n"

@@ -1,5 +1,6 @@
 """From the bytes of a picture file to the array that the model takes, exactly as in training."""
 
+import functools
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -79,13 +80,15 @@ class _BoundedFile(BytesIO):
         return super().read(size)
 
 
-def _open_gif(file: _BoundedFile) -> ImageFile.ImageFile:
-    """Opens a GIF whose first frame is all that is decoded.
+@functools.cache
+def _first_gif_frame() -> type[GifImagePlugin.GifImageFile]:
+    """Returns the class of GIFs whose first frame is all that is decoded.
 
     For the second frame Pillow keeps what replaces the first one, a byte for each pixel, from the moment it opens the
     file: the 43 bytes of a file would take 178 MB before there is a size to check.
     """
 
+    # In a function, as pdoc cannot resolve what a class of a module inherits from Pillow.
     class FirstFrame(GifImagePlugin.GifImageFile):
         @property
         def disposal_method(self) -> int:
@@ -95,7 +98,7 @@ def _open_gif(file: _BoundedFile) -> ImageFile.ImageFile:
         def disposal_method(self, method: int) -> None:
             pass
 
-    return FirstFrame(file)
+    return FirstFrame
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +221,7 @@ def _open(data: bytes, max_pixels: int) -> tuple[ImageFile.ImageFile, int]:
         _check_palette(data)
     file = _BoundedFile(data)
     try:
-        image = _open_gif(file) if data.startswith(_GIF_SIGNATURES) else Image.open(file, formats=_FORMATS)
+        image = _first_gif_frame()(file) if data.startswith(_GIF_SIGNATURES) else Image.open(file, formats=_FORMATS)
     except Image.DecompressionBombError as error:
         raise PictureError(f"The picture has far too many pixels: {limit}") from error
     # Refuse what would take too much memory or time.

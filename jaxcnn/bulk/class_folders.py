@@ -1,6 +1,5 @@
 """Sorts pictures into one folder for each class, as links or copies."""
 
-import hashlib
 import itertools
 import os
 import re
@@ -10,18 +9,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from jaxcnn.bulk.file_name import add_digest, fit_name
 from jaxcnn.bulk.picture_files import PictureFile
 from jaxcnn.disk import sync
 from jaxcnn.errors import UserError
 
 UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f]|^\.|[. ]$')
 """What a folder's name may not hold on some system, or would hide it."""
-
-DIGITS = 16
-"""Hexadecimal digits of a path's SHA-256 that make a name unique."""
-
-MOST_BYTES = 254
-"""Most bytes of the name of a file: most systems take 255, and an unfinished file has a dot before its name."""
 
 
 class ClassFolders:
@@ -88,20 +82,6 @@ class ClassFolders:
         else:
             unfinished.symlink_to(os.path.abspath(file.name))
         unfinished.replace(target)
-
-
-def fit_name(name: str, path: str) -> str:
-    """Returns a name for what is made of the file at a path: another one if it has more than `MOST_BYTES`."""
-    return name if len(os.fsencode(name)) <= MOST_BYTES else add_digest(name, path)
-
-
-def add_digest(name: str, path: str) -> str:
-    """Returns a name with a part of the SHA-256 of a path in it, cut to `MOST_BYTES`."""
-    stem, ending = os.path.splitext(name)
-    ending = f"-{hashlib.sha256(os.fsencode(path)).hexdigest()[:DIGITS]}{ending}"
-    room = MOST_BYTES - len(os.fsencode(ending))
-    # The cut may leave a part of a character.
-    return (stem if len(os.fsencode(stem)) <= room else os.fsencode(stem)[:room].decode(errors="ignore")) + ending
 
 
 def folder_names(names: Sequence[str]) -> dict[str, str]:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
-from jaxcnn.bulk.class_folders import fit_name
+from jaxcnn.bulk.file_name import fit_name
 from jaxcnn.bulk.picture_files import PictureFile
 from jaxcnn.disk import sync
 from jaxcnn.errors import UserError

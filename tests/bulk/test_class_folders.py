@@ -94,6 +94,14 @@ def test_names_that_are_too_long_are_cut(name, copy):
     assert {path.suffix for path in Path("sorted/red").iterdir()} == {Path(name).suffix}
 
 
+def test_a_long_name_with_a_dot_near_its_start_is_cut():
+    file = write(f"cam1/a.{'x' * 250}", b"one")
+    folders = ClassFolders(Path("sorted"), ["red"], copy=True)
+    folders.place(file, "red")
+    folders.place(write(f"cam2/a.{'x' * 250}", b"two"), "red")
+    assert contents() == [b"one", b"two"]
+
+
 def test_a_disk_that_refuses_permissions_gets_copies(monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))

@@ -21,7 +21,7 @@ _MAX_HEAD_BYTES = 64 * 1024
 # Path and query. The event loop would take 40 ms for the parameters of a query of 64 KB.
 _MAX_TARGET_BYTES = 8 * 1024
 
-# Headers of a few bytes take 20 times as much once they are parsed. Other servers take a hundred.
+# Headers of a few bytes take 20 times as much once they are parsed. Other servers accept about a hundred headers.
 _MAX_HEADERS = 128
 
 # Pipelined requests, and their bytes, that are parsed while one before them is in progress. Further bytes wait

@@ -189,7 +189,7 @@ def test_an_empty_file_is_sent_too(site):
     assert site.ask(demo.runtime_file, name=name) == (200, b"", True)
 
 
-def test_files_of_two_versions_of_the_runtime_are_told_apart_by_their_content(site, digests):
+def test_files_of_two_versions_of_the_runtime_differ_in_their_etags(site, digests):
     name = "ort-wasm-simd-threaded.mjs"
     path = site.path.parent / name
     path.write_text("1.26.0")

@@ -247,7 +247,7 @@ def test_the_documentation_is_a_page_without_scripts_or_other_hosts(client):
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     assert "/v2/models/{name}/infer" in page.text
     assert not re.search("<script|http:|https:|src=", page.text)
-    # Browsers are told so, and apply the style sheet by its digest alone.
+    # The header says so, and lets browsers apply the style sheet by its digest alone.
     policy = page.headers["content-security-policy"]
     assert re.search("default-src 'none'.*frame-ancestors 'none'", policy)
     assert not re.search("unsafe|script-src", policy)

@@ -255,6 +255,9 @@ def open_checkpoints(directory: Path, listeners: Sequence[Callable[[], None]] = 
         _sync(folder)
 
     context = ocp.Context()
+    # Created beside the writing, a folder that the disk refuses would leave threads that wait for it for five minutes,
+    # and the program would end only after them.
+    context.asynchronous.create_directories_asynchronously = False
     # Orbax calls this, in the leader, when all files are written, before it renames the folder: what has a step's name
     # is whole.
     context.asynchronous.post_finalization_callback = finish

@@ -546,6 +546,28 @@ def test_a_checkpoint_that_does_not_reach_the_disk_costs_no_earlier_one(run, mon
     assert_same(resume(run.checkpoints).variables, make_state(seed=1).variables)
 
 
+@pytest.mark.parametrize("name", ["2.orbax-checkpoint-tmp", "model.orbax-checkpoint-tmp"])
+def test_nothing_waits_for_a_folder_that_the_disk_refuses(run, monkeypatch, name):
+    mkdir, refused = os.mkdir, []
+
+    def full(path, *rest, **options):
+        if Path(path).name == name:
+            refused.append(path)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        mkdir(path, *rest, **options)
+
+    before = set(threading.enumerate())
+    refusal = pytest.raises(UserError, match=r"step 2 could not be .*: No space left on device")
+    with refusal, open_checkpoints(run.checkpoints) as checkpoints:
+        monkeypatch.setattr(os, "mkdir", full)
+        checkpoints.save(at(make_state(), 2), metrics={"top1": 0.9})
+    assert refused
+    started = set(threading.enumerate()) - before
+    for thread in started:
+        thread.join(10)
+    assert not [thread.name for thread in started if thread.is_alive()]
+
+
 def test_a_file_system_that_cannot_synchronise_folders_is_accepted(run, monkeypatch):
     def refuse(_):
         raise OSError(errno.EINVAL, "Invalid argument")

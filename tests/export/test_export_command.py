@@ -7,12 +7,13 @@ import pytest
 import export
 import export.workdir
 from export import __main__ as program
-from jaxcnn import cli
+from jaxcnn import cli, terminal
 from jaxcnn.errors import UserError
 
 
 @pytest.mark.run
-def test_command_exports_to_the_given_path(run, tmp_path, capsys):
+def test_command_exports_to_the_given_path(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(terminal, "SILENT_SECONDS", 600.0)  # Its stages are announced only if they take long.
     program.main([str(run), "-o", str(tmp_path / "a.onnx")])
     written = capsys.readouterr()
     assert written.err == ""

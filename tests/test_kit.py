@@ -137,6 +137,9 @@ def test_workflows_pin_actions_and_run_the_scripts_of_the_repository():
 def test_continuous_integration_runs_the_gate_first():
     lines = (ROOT / ".ci" / "run").read_text().splitlines()
     assert lines[-3:] == ["tests/check", "python -m pytest", "python -m pytest -m run"]
+    # In an environment of its own, which a developer's .venv is not.
+    assert 'python3 -m venv "$folder/venv"' in lines
+    assert "folder=$(mktemp -d)" in lines
 
 
 def test_hooks_are_parts_of_the_gate():

@@ -19,6 +19,10 @@ _FORMS = {
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):")
 
+# Parts of a URL that may hold credentials.
+_USER = re.compile(r"(?<=://)[^/?#]+(?=@)")
+_QUERY = re.compile(r"(?<=://)([^?#]*\?)[^#]+")
+
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*)=(.+)")
 
 
@@ -103,10 +107,13 @@ class Source:
         return unquote(self.url.path).rpartition("/")[2]
 
     def __str__(self) -> str:
-        """The path, or the URL without its query and user, which may hold credentials."""
-        if self.url is None:
-            return str(self.path)
-        return self.url._replace(query="", netloc=self.url.netloc.rpartition("@")[2]).geturl()
+        """The path, or the URL without credentials."""
+        return str(self.path) if self.url is None else hide_secrets(self.url.geturl())
+
+
+def hide_secrets(text: str) -> str:
+    """Returns a text with `***` in place of the users, passwords and queries of URLs."""
+    return _QUERY.sub(r"\1***", _USER.sub("***", text))
 
 
 def _check_remote(url: SplitResult, digest: str | None) -> None:

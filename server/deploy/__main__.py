@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from server.deploy.errors import DeployError
+from server.source import hide_secrets
 
 if TYPE_CHECKING:
     from server.deploy.template import Template
@@ -90,7 +91,7 @@ def _deploy(options: argparse.Namespace) -> int:
     for text in options.set:
         name, separator, value = text.partition("=")
         if not separator:
-            raise DeployError(f"--set {text!r} has no value: write NAME=VALUE.")
+            raise DeployError(f"--set {hide_secrets(text)!r} has no value: write NAME=VALUE.")
         values[name] = value
     if options.command == "ec2":
         values |= _parse_source(options.source)
@@ -147,7 +148,8 @@ def _deploy_kserve(options: argparse.Namespace, values: dict[str, str]) -> int:
         before = kserve.parameters(service.applied() or {})
         manifest = kserve.render(options.name, before | values)
     print(f"An InferenceService of KServe, {options.name}, which makes pods, their scaling and a URL:")
-    print(json.dumps(manifest["spec"], indent=2))
+    shown = {name: hide_secrets(value) for name, value in (before | values).items()}
+    print(json.dumps(kserve.render(options.name, shown)["spec"], indent=2))
     print("Its price is that of the cluster's nodes.")
     if options.dry_run:
         return 0
@@ -218,8 +220,8 @@ def _parse_source(text: str) -> dict[str, str]:
     url, _, digest = text.partition("#sha256=")
     if not url.startswith("https://") or not re.fullmatch("[0-9a-f]{64}", digest):
         raise DeployError(
-            f"--source is {text!r}: write https://HOST/PATH#sha256=CHECKSUM, the source archive of a release, whose"
-            " checksum `sha256sum` prints."
+            f"--source is {hide_secrets(text)!r}: write https://HOST/PATH#sha256=CHECKSUM, the source archive of a"
+            " release, whose checksum `sha256sum` prints."
         )
     return {"Source": url, "SourceSha256": digest}
 
@@ -265,7 +267,7 @@ def _print_plan(target: str, template: "Template") -> None:
 
 
 def _print_kept(before: Mapping[str, str], values: Mapping[str, str]) -> None:
-    if kept := [f"{name}={value}" for name, value in before.items() if name not in values and value]:
+    if kept := [f"{name}={hide_secrets(value)}" for name, value in before.items() if name not in values and value]:
         print(f"Parameters stay as they are, unless --set says otherwise: {', '.join(kept)}")
 
 

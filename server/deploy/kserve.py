@@ -14,6 +14,7 @@ import yaml
 
 from server.deploy.errors import DeployError
 from server.deploy.template import check_image
+from server.source import hide_secrets
 
 _MANIFEST = Path(__file__).parent / "kubernetes" / "kserve" / "inferenceservice.yaml"
 
@@ -51,9 +52,9 @@ def render(name: str, values: Mapping[str, str]) -> dict[str, Any]:
     """
     for parameter, value in values.items():
         if parameter not in PARAMETERS:
-            raise DeployError(f"kserve has no parameter {parameter}: use one of {', '.join(PARAMETERS)}.")
+            raise DeployError(f"kserve has no parameter {hide_secrets(parameter)}: use one of {', '.join(PARAMETERS)}.")
         if not re.fullmatch(PARAMETERS[parameter], value):
-            raise DeployError(f"{parameter} is {value!r}: it must match {PARAMETERS[parameter]}.")
+            raise DeployError(f"{parameter} is {hide_secrets(value)!r}: it must match {PARAMETERS[parameter]}.")
     check_image(values["Image"])
     manifest: dict[str, Any] = yaml.safe_load(_MANIFEST.read_text())
     manifest["metadata"]["name"] = name

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from server.deploy.errors import DeployError
+from server.source import hide_secrets
 
 _FOLDER = Path(__file__).parent / "cloudformation"
 
@@ -52,7 +53,7 @@ class Template:
         declared = content["Parameters"]
         for name, value in values.items():
             if name not in declared:
-                raise DeployError(f"{target} has no parameter {name}: use one of {', '.join(declared)}.")
+                raise DeployError(f"{target} has no parameter {hide_secrets(name)}: use one of {', '.join(declared)}.")
             _check_value(name, value, declared[name])
         if "Image" in declared:
             check_image(values.get("Image", ""))
@@ -80,7 +81,7 @@ def _check_value(name: str, value: str, declared: Mapping[str, Any]) -> None:
         raise DeployError(f"{name} is {value!r}: set it to one of {', '.join(allowed)}.")
     pattern = declared.get("AllowedPattern")
     if pattern and not re.fullmatch(pattern, value):
-        raise DeployError(f"{name} is {json.dumps(value)}: it must match {pattern}.")
+        raise DeployError(f"{name} is {json.dumps(hide_secrets(value))}: it must match {pattern}.")
     if declared["Type"] != "Number":
         return
     low, high = declared.get("MinValue", 0), declared.get("MaxValue", 10**9)

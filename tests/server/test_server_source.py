@@ -34,6 +34,7 @@ def test_local_files(text, path, sha256):
     [
         ("https://example.org/a/birds.onnx?token=secret", "birds.onnx"),
         ("https://me:secret@example.org:8443/birds.onnx", "birds.onnx"),
+        ("https://me:secret@x:secret@example.org/birds.onnx", "birds.onnx"),
         ("s3://bucket/folder/birds.onnx", "birds.onnx"),
         ("gs://bucket/wild%20birds.onnx", "wild birds.onnx"),
         ("hf://owner/repository@v1/onnx/birds.onnx", "birds.onnx"),

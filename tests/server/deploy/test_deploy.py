@@ -468,6 +468,8 @@ def test_no_parameter_is_forgotten_if_they_are_given_one_by_one():
         (["--image", IMAGE, "--set", "MinTasks=5"], "MinTasks is above MaxTasks, which is 4: lower it."),
         (["--image", IMAGE, "--set", "Tasks=2"], "ecs has no parameter Tasks: use one of Image, Vpc, "),
         (["--image", IMAGE, "--set", "Cpu"], "--set 'Cpu' has no value: write NAME=VALUE."),
+        (["--image", IMAGE, "--set", f"https://me:{SECRET}@a.b/c"], "--set 'https://***@a.b/c' has no value: "),
+        (["--image", IMAGE, "--set", f"https://{SECRET}@a.b/c="], "ecs has no parameter https://***@a.b/c: use one of"),
         (["--image", IMAGE, "--name", "My_stack"], "--name is 'My_stack': use up to 32 lowercase letters"),
     ],
 )
@@ -490,6 +492,12 @@ def test_memory_that_is_no_number_is_refused(capsys, target):
     [
         ("http://example.org/a#sha256=" + "a" * 64, [], "--source is 'http://example.org/a#sha256="),
         ("https://example.org/a", [], "--source is 'https://example.org/a': write https://HOST/PATH#sha256=CHECKSUM"),
+        (f"http://me:{SECRET}@a.b/c?key={SECRET}", [], "--source is 'http://***@a.b/c?***': write https://HOST/PATH#"),
+        (
+            SOURCE.replace("//", f"//me:{SECRET}@"),
+            [],
+            'Source is "https://***@example.org/jaxcnn-0.1.0.tar.gz": it must',
+        ),
         (SOURCE, ["Model=$(reboot)"], 'Model is "$(reboot)": it must match '),
         (SOURCE, ["Domain=';reboot'"], "Domain is \"';reboot'\": it must match "),
         (SOURCE, ["Instance=t2.nano"], "Instance is 't2.nano': set it to one of t3.micro, t3.small, "),

@@ -12,6 +12,7 @@ yaml = pytest.importorskip("yaml", reason="pyyaml is not installed")
 
 IMAGE = f"registry.example.org/jaxcnn@sha256:{'a' * 64}"
 NEXT_IMAGE = IMAGE.replace("a" * 64, "b" * 64)
+MODEL = f"a=https://me:secret@example.org/a.onnx?token=secret#sha256={'0' * 64}"
 # As KServe, it follows with the Deployment later, makes cpu canonical, and notes the generation of the Deployment.
 KUBECTL = """#!/usr/bin/env python3
 import json, pathlib, sys
@@ -78,6 +79,7 @@ def cluster(tmp_path, monkeypatch):
 def run(capsys, *arguments):
     status = deploy.main(arguments)
     printed = capsys.readouterr()
+    assert "secret" not in printed.out + printed.err
     return status, printed.out, printed.err
 
 
@@ -128,12 +130,12 @@ def test_a_change_of_a_parameter_stays(cluster, capsys, setting):
 
 
 def test_an_update_keeps_what_was_set_before(cluster, capsys):
-    settings = ["MinReplicas=2", "Memory=512Mi", "Model=/mnt/models/a.onnx"]
+    settings = ["MinReplicas=2", "Memory=512Mi", f"Model={MODEL}"]
     run(capsys, "kserve", "--image", IMAGE, "--set", *settings)
     printed = run(capsys, "kserve", "--image", NEXT_IMAGE, "--set", "MaxReplicas=8")[1]
-    kept = "MinReplicas=2, Cpu=1, Memory=512Mi, Model=/mnt/models/a.onnx"
+    kept = f"MinReplicas=2, Cpu=1, Memory=512Mi, Model=a=https://***@example.org/a.onnx?***#sha256={'0' * 64}"
     assert f"Parameters stay as they are, unless --set says otherwise: {kept}\n" in printed
-    expected = dict(setting.split("=") for setting in settings) | {"MaxReplicas": "8", "Cpu": "1"}
+    expected = dict(setting.split("=", 1) for setting in settings) | {"MaxReplicas": "8", "Cpu": "1"}
     manifest = json.loads((cluster / "kept.json").read_text())
     assert kserve.parameters(manifest) == expected
     assert kept_image(cluster) == NEXT_IMAGE
@@ -208,6 +210,8 @@ def test_parameters_are_where_kserve_reads_them():
         (["--image", "jaxcnn:latest"], "--image needs the image's digest"),
         (["--image", IMAGE, "--set", "Cpu=much"], "Cpu is 'much': it must match "),
         (["--image", IMAGE, "--set", "MinReplicas=0"], "MinReplicas is '0': it must match "),
+        (["--image", IMAGE, "--set", f"Model={MODEL} "], "Model is 'a=https://***@example.org/a.onnx?***#"),
+        (["--image", IMAGE, "--set", MODEL[2:]], "kserve has no parameter https://***@example.org/a.onnx?***: use"),
         (["--image", IMAGE, "--set", "Gpu=1"], "kserve has no parameter Gpu: use one of Image, MinReplicas, "),
         (["--image", IMAGE, "--set", "MinReplicas=5"], "MinReplicas is above MaxReplicas, which is 4: lower it."),
     ],

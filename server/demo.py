@@ -67,7 +67,7 @@ def _page_file(request: Request, name: str) -> Response:
 
     def make() -> Prepared:
         with _open(_FOLDER / name) as file:
-            return Prepared(file.read(), media_type=_TYPES[Path(name).suffix], headers=_HEADERS)
+            return Prepared(file.read(), media_type=_type(name), headers=_HEADERS)
 
     return service.prepared.get(f"page/{name}", make).respond(request)
 
@@ -186,8 +186,11 @@ class _WholeFile(Response):
 
 
 def _file(request: Request, path: Path, *, cache: str) -> _WholeFile:
-    media_type = _TYPES.get(path.suffix, "application/octet-stream")
-    return _WholeFile(_open(path), request, media_type=media_type, cache=cache)
+    return _WholeFile(_open(path), request, media_type=_type(path.name), cache=cache)
+
+
+def _type(name: str) -> str:
+    return _TYPES.get(Path(name).suffix, "application/octet-stream")
 
 
 def _open(path: Path) -> BufferedReader:

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from server import demo, files, model
 from server.admission import Admission
 from server.metrics import Metrics
+from server.prepared import PreparedResponses
 from server.settings import Settings
 
 
@@ -29,6 +30,7 @@ class Site:
         self.file_digest = self.model.signature, self.model.digest
         self.runtime_digests = {}
         self.hashing = asyncio.Lock()
+        self.prepared = PreparedResponses()
         self.default = self
 
     def ask(
@@ -231,3 +233,11 @@ def test_a_file_that_cannot_be_read_is_reported(site, locked):
     assert "File name too long" in site.refusal(demo.runtime_file, name="ort.wasm.min.mjs")
     site.model = dataclasses.replace(site.model, path=locked / "model.onnx")
     assert "Permission denied" in site.refusal(query="")
+
+
+def test_a_file_of_an_unknown_kind_is_sent_as_bytes(site, monkeypatch, tmp_path):
+    (tmp_path / "icon.xyz").write_bytes(b"an icon")
+    monkeypatch.setattr(demo, "_FOLDER", tmp_path)
+    monkeypatch.setattr(demo, "_NAMES", {"icon.xyz"})
+    assert site.ask(demo.page_file, name="icon.xyz") == (200, b"an icon", True)
+    assert site.headers["content-type"] == "application/octet-stream"

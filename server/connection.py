@@ -418,6 +418,9 @@ class GuardedConnection(HttpToolsProtocol):
         if self.transport.is_closing() or self._refusal is not None:
             return
         self.logger.warning(text)
+        # The middleware that counts requests never sees this one.
+        if (service := self.app_state.get("service")) is not None:
+            service.metrics.refuse(status)
         self._refusal = status, text
         self._stop_waiting()
         self._unparsed = memoryview(b"")

@@ -29,6 +29,9 @@ _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 # Where processes share their metrics. prometheus_client reads this variable when it is imported, and keeps to that.
 _SHARED_FOLDER = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
 
+REFUSALS = (400, 408, 501)
+"""Statuses of requests that their connection refuses."""
+
 NO_ROUTE = "none"
 """The `route` label of requests to unknown paths, so that clients cannot create label values."""
 
@@ -82,6 +85,14 @@ class Metrics:
             registry=registry,
         )
         self.in_progress = _live_gauge("http_requests_in_progress", "Requests in progress.", registry)
+        refused = Counter(
+            "http_requests_refused_total",
+            "Requests that their connection refused, as invalid, too large or too slow.",
+            ["status"],
+            registry=registry,
+        )
+        # All label values exist from the start, so that their rates do too.
+        self._refused = {status: refused.labels(str(status)) for status in REFUSALS}
         self.by_model = _ByModel(registry)
         # It exists from the start, so that its rate does too; downloads belong to no model.
         self._shed_downloads = self.by_model.shed.labels("", "downloads")
@@ -89,6 +100,10 @@ class Metrics:
     def shed_download(self) -> None:
         """Counts a download that was refused."""
         self._shed_downloads.inc()
+
+    def refuse(self, status: int) -> None:
+        """Counts a request that its connection refused; `status` is one of `REFUSALS`."""
+        self._refused[status].inc()
 
     def observe_request(self, method: str, route: str, status: int, seconds: float) -> None:
         """Records a finished request."""

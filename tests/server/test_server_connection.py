@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.server.wire import encode, head, log_lines, read_answer
+from tests.server.wire import encode, head, log_lines, read_answer, samples
 
 PICTURE = encode((250, 0, 0))
 UPGRADES = [
@@ -385,6 +385,7 @@ INVALID = {
 @pytest.mark.parametrize(("invalid", "status"), INVALID.values(), ids=list(INVALID))
 def test_requests_before_an_invalid_one_are_answered_first(server, invalid, status):
     before = server.log.read_text().count("traceback")
+    refused = samples(server.client)
     valid = head(f"Content-Length: {len(PICTURE)}") + PICTURE + HEALTH
     with connected(server) as connection:
         connection.sendall(valid * 3 + invalid + HEALTH)
@@ -396,6 +397,8 @@ def test_requests_before_an_invalid_one_are_answered_first(server, invalid, stat
     server.client.get("/healthz", headers={"X-Request-ID": f"after-{status}"})
     log_lines(server, request_id=f"after-{status}")
     assert server.log.read_text().count("traceback") == before
+    counted, found = ("http_requests_refused_total", str(status)), samples(server.client)
+    assert found[counted] == refused[counted] + 1
 
 
 def test_an_invalid_body_changes_nothing_in_a_response_that_has_begun(generous):

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 
-from server import connection, drain, errors, fetch, log, memory, picture, reload, service, settings, tracing
+from server import connection, drain, errors, fetch, log, memory, picture, reload, service, settings, startup, tracing
 from server.middleware.auth import ApiKeys
 from server.middleware.cors import Cors
 from server.middleware.errors import OneLineStartErrors, ServerErrors
@@ -27,13 +27,14 @@ async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Service]]:
     # Load everything; a StartError here ends the process with one line.
     memory.tighten()
     server = connection.uvicorn_server()
-    chosen = settings.from_environment(os.environ)
-    connection.install(server, chosen)
-    paths = {name: fetch.fetch(source, chosen.cache) for name, source in chosen.model.items()}
-    models = [service.load(name, path, chosen) for name, path in paths.items()]
-    # The end of the process calls it last, after the log has been written.
-    atexit.register(reload.exit_while_loading)
-    running = Service(chosen, models, log.start(), tracing.start(os.environ, server_version()))
+    with startup.stop_at_signal(server), startup.spare_others(server):
+        chosen = settings.from_environment(os.environ)
+        connection.install(server, chosen)
+        paths = {name: fetch.fetch(source, chosen.cache) for name, source in chosen.model.items()}
+        models = [service.load(name, path, chosen) for name, path in paths.items()]
+        # The end of the process calls it last, after the log has been written.
+        atexit.register(reload.exit_while_loading)
+        running = Service(chosen, models, log.start(), tracing.start(os.environ, server_version()))
     # Serve.
     wake = asyncio.Event()
     watcher = asyncio.create_task(reload.watch(running, wake))

@@ -319,7 +319,17 @@ def _show(default: object) -> str:
 
 
 def _explain_unknown(argument: str, options: Iterable[Option]) -> str:
-    """Returns what is wrong with an argument that is no option, and which options there are."""
-    group = argument.lstrip("-").partition("=")[0].rpartition(".")[0]
-    names = [option.name for option in options if option.group == group] or [option.name for option in options]
-    return f"there is no option {argument}; there are: {', '.join('--' + name for name in names)}"
+    """Returns what is wrong with an argument that is no option, and which option is meant or which there are."""
+    name = argument.lstrip("-").partition("=")[0]
+    by_group: dict[str, list[str]] = {}
+    for option in options:
+        by_group.setdefault(option.group, []).append(f"--{option.name}")
+    names = list(itertools.chain.from_iterable(by_group.values()))
+    # The option of another group, such as --optim.learning_rate for --learning_rate.
+    last = name.rpartition(".")[2]
+    if meant := [other for other in names if other.lstrip("-").rpartition(".")[2] == last]:
+        return f"there is no option {argument}; did you mean {' or '.join(meant)}?"
+    group = name if name in by_group else name.rpartition(".")[0]
+    found = by_group.get(group, names)
+    groups = [f"--{other}.*" for other in by_group if other] if found is by_group.get("") else []
+    return f"there is no option {argument}; there are: {', '.join([*found, *groups])}"

@@ -79,6 +79,7 @@ def test_another_network_has_its_default_shape(option):
     [
         ("imagewoof", "there is no preset 'imagewoof'; there are: digits, folder, finetune, tiny_imagenet"),
         ("--optim.lr 3", "there is no option --optim.lr; there are: --optim.name, --optim.learning_rate"),
+        ("--learning_rate 3", r"^there is no option --learning_rate; did you mean --optim\.learning_rate\?$"),
         ("--lr=3", "there is no option --lr=3; there are: --init_from, --freeze, --fit_head, --epochs, --batch_size"),
         ("--optim.name adagrad", "^optim.name is 'adagrad'; it must be one of 'sgd', 'adam', 'adamw', 'muon'$"),
         ("--model.name alexnet", "^model.name is 'alexnet'; it must be one of 'resnet', .*'seed', 'prototype1'"),

@@ -107,9 +107,13 @@ def test_an_option_is_read_by_the_type_of_its_field(line, changes):
         ),
         (
             "--leve 3",
-            "there is no option --leve; there are: --colour, --coats, --is_dry, --place, --sizes, --windows, ",
+            "there is no option --leve; there are: --colour, --coats, --is_dry, --place, --sizes, --windows, --names, "
+            "--level, --paint.*",
         ),
-        ("--walls.colour 3", "there is no option --walls.colour; there are: --paint.colour, --paint.coats, "),
+        ("--paint red", "there is no option --paint; there are: --paint.colour, --paint.coats, --paint.is_dry"),
+        ("--walls.colours 3", "there is no option --walls.colours; there are: --paint.colour, --paint.coats, "),
+        ("--walls.colour 3", "there is no option --walls.colour; did you mean --paint.colour or --colour?"),
+        ("--paint.level=3", "there is no option --paint.level=3; did you mean --level?"),
         ("--paint.colour green --paint.coats 1", "green needs two coats"),
     ],
 )

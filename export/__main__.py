@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,7 +69,7 @@ class Arguments:
 def main(arguments: Sequence[str]) -> None:
     """Exports a run or a network by name. Exits with status 1 if it cannot be exported or fails its verification."""
     if not arguments or arguments[0].startswith("-"):
-        _parse(DataConfig(), arguments)  # Prints the help and exits if that is asked for
+        _parse(DataConfig(), arguments, unknown={"data.": "as in training"})  # Only for --help
         raise UserError(f"give the folder of a run or the name of a network first, such as: {PROG} runs/digits")
     name, *rest = arguments
     pretrained = read_pretrained(name)
@@ -181,14 +181,16 @@ def _parse_for(trained_on: DataConfig, arguments: Sequence[str]) -> Arguments:
     return parsed
 
 
-def _parse(defaults: DataConfig, arguments: Sequence[str]) -> Arguments:
+def _parse(defaults: DataConfig, arguments: Sequence[str], *, unknown: Mapping[str, str] | None = None) -> Arguments:
     source = options.peek(arguments, "data.source", None)
     return options.parse(
         Arguments(data=data_config_of(source, trained_on=defaults)),
         arguments,
         prog=f"{PROG} WORKDIR_OR_NAME",
         description="Exports a training run, or a network that others trained by its name, to one verified ONNX file, "
-        "with a model card and a description beside it, or its weights to a safetensors file.",
+        "with a model card and a description beside it, or its weights to a safetensors file. The data options are for "
+        "--quantize, and default to the data that the run was trained on.",
+        unknown=unknown,
     )
 
 

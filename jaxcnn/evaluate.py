@@ -1,7 +1,7 @@
 """Measures a trained model: `python -m jaxcnn.evaluate WORKDIR_OR_ONNX [--data.field VALUE ...]`."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -59,7 +59,7 @@ class Arguments:
 def main(arguments: Sequence[str]) -> None:
     """Evaluates as the command line says, prints the figures and writes them as JSON."""
     if not arguments or arguments[0].startswith("-"):
-        parse(Arguments(), arguments)  # Prints the help and exits if that is asked for
+        parse(Arguments(), arguments, unknown={"data.": "as in training", "flip": "as in training"})  # Only for --help
         raise UserError(f"give a workdir or an .onnx file first, such as: {PROG} runs/digits")
     # The options default to the settings of the training. A mistake is reported before JAX is imported.
     path = Path(arguments[0])
@@ -91,8 +91,8 @@ def main(arguments: Sequence[str]) -> None:
     Console(highlight=False).print(_label(f"written to {output} and {predictions}"), soft_wrap=True)
 
 
-def parse(defaults: Arguments, arguments: Sequence[str]) -> Arguments:
-    """Reads the options of a command line.
+def parse(defaults: Arguments, arguments: Sequence[str], *, unknown: Mapping[str, str] | None = None) -> Arguments:
+    """Reads the options of a command line; for `unknown` see `options.parse`.
 
     Raises:
       UserError: an option does not exist, or its value is invalid.
@@ -104,6 +104,7 @@ def parse(defaults: Arguments, arguments: Sequence[str]) -> Arguments:
         prog=f"{PROG} WORKDIR_OR_ONNX",
         description="Measures a trained model: the best checkpoint of a run, by its workdir, or an .onnx file. "
         "The data options default to the data that the model was trained on.",
+        unknown=unknown,
     )
 
 

@@ -79,20 +79,29 @@ class Option:
         return (*self.aliases, f"--{self.name}", *([off] if self.kind is bool else []))
 
 
-def parse[T](default: T, arguments: Sequence[str], *, prog: str, description: str = "") -> T:
+def parse[T](
+    default: T, arguments: Sequence[str], *, prog: str, description: str = "", unknown: Mapping[str, str] | None = None
+) -> T:
     """Returns the dataclass `default` with the fields changed that options name; `--help` prints all and exits.
+
+    Args:
+      default: the value without options.
+      arguments: the command line.
+      prog: how the command begins.
+      description: what it does.
+      unknown: what `--help` prints in place of the defaults of some options, by how their names begin.
 
     Raises:
       UserError: an option does not exist, or its value is not of its type.
     """
-    value, words = parse_with_words(default, arguments, prog=prog, description=description)
+    value, words = parse_with_words(default, arguments, prog=prog, description=description, unknown=unknown)
     if words:
         raise UserError(f"{words[0]!r} belongs to no option; see {prog} --help")
     return value
 
 
 def parse_with_words[T](
-    default: T, arguments: Sequence[str], *, prog: str, description: str = ""
+    default: T, arguments: Sequence[str], *, prog: str, description: str = "", unknown: Mapping[str, str] | None = None
 ) -> tuple[T, tuple[str, ...]]:
     """Does what `parse` does, and also returns the words that belong to no option, such as names of files.
 
@@ -104,7 +113,7 @@ def parse_with_words[T](
     # Split the command line: argparse collects the words of each option.
     before, after = _split_at(arguments, "--")
     options = {option.name: option for option in find_options(default)}
-    parser = _make_parser(options.values(), prog=prog, description=description)
+    parser = _make_parser(options.values(), prog=prog, description=description, unknown=unknown or {})
     given, others = parser.parse_known_args(with_underscores(before))
     for other in others:
         if other.startswith("-") and other != "-":
@@ -196,7 +205,9 @@ class _Switch(argparse.Action):
         setattr(namespace, self.dest, option_string != self.option_strings[-1])
 
 
-def _make_parser(options: Iterable[Option], *, prog: str, description: str) -> argparse.ArgumentParser:
+def _make_parser(
+    options: Iterable[Option], *, prog: str, description: str, unknown: Mapping[str, str]
+) -> argparse.ArgumentParser:
     parser = Parser(
         prog=prog,
         usage="%(prog)s [OPTIONS]",
@@ -217,7 +228,8 @@ def _make_parser(options: Iterable[Option], *, prog: str, description: str) -> a
         if kind is not bool:
             how = {"metavar": _metavar(kind), "nargs": "*" if typing.get_origin(kind) is tuple else None}
         # argparse formats help with `%`.
-        text = f"{option.help} (default: {_show(option.default)})".replace("%", "%%")
+        shown = next((text for start, text in unknown.items() if option.name.startswith(start)), _show(option.default))
+        text = f"{option.help} (default: {shown})".replace("%", "%%")
         sections[option.group].add_argument(*option.flags, dest=option.name, help=text, **how)
     return parser
 

@@ -194,6 +194,15 @@ def test_options_without_effect_are_refused(options, message):
         program.main(["pets4", *options.split()])
 
 
+def test_help_does_not_know_the_pictures_of_a_run(capsys):
+    with pytest.raises(SystemExit):
+        program.main(["--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "image_size INT Side in pixels of the squares" in printed
+    assert "of this size. (default: as in training)" in printed
+    assert "(default: digits)" not in printed
+
+
 def test_a_misspelt_name_is_named():
     with pytest.raises(UserError, match=r"^efficientnet-lite0 does not exist; did you mean 'efficientnet_lite0'\?$"):
         program.main(["efficientnet-lite0"])

@@ -86,8 +86,11 @@ def main(arguments: Sequence[str]) -> None:
 
 def _export_run(workdir: Path, arguments: Sequence[str]) -> Path:
     """Exports the best checkpoint of a run as the options say."""
-    if not workdir.exists() and (close := difflib.get_close_matches(str(workdir), NAMES, n=1)):
-        raise UserError(f"{workdir} does not exist; did you mean {close[0]!r}?")
+    if not workdir.exists():
+        if close := difflib.get_close_matches(str(workdir), NAMES, n=1):
+            raise UserError(f"{workdir} does not exist; did you mean {close[0]!r}?")
+        names = ", ".join(NAMES)
+        raise UserError(f"{workdir} does not exist; give the workdir of a training run, {names} or timm:NAME")
     run = Workdir(workdir)
     recorded = run.read_data_config()
     parsed = _parse_for(recorded, arguments)

@@ -33,7 +33,8 @@ class Arguments:
 
     def __post_init__(self) -> None:
         if self.output is not None and self.output.suffix not in ENDINGS:
-            raise UserError(f"output is {str(self.output)!r}; it must end with {', '.join(ENDINGS)}")
+            endings = f"{', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}"
+            raise UserError(f"output is {str(self.output)!r}; it must end with {endings}")
         if self.output is not None and self.output.is_dir():
             raise UserError(f"output is {str(self.output)!r}, which is a folder; give the name of a file in it")
 

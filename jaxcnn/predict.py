@@ -51,7 +51,8 @@ class Arguments:
         if self.top_k < 1:
             raise UserError(f"top_k is {self.top_k}; it must be at least 1")
         if self.output is not None and self.output.suffix not in ENDINGS:
-            raise UserError(f"output is {str(self.output)!r}; it must end with {', '.join(ENDINGS)}")
+            endings = f"{', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}"
+            raise UserError(f"output is {str(self.output)!r}; it must end with {endings}")
         if self.output is not None and self.output.is_dir():
             raise UserError(f"output is {str(self.output)!r}, which is a folder; give the name of a file in it")
         if self.features and self.output is None:

@@ -53,7 +53,7 @@ def test_paths_that_are_not_utf8_are_written(tmp_path, ending):
     [
         ([], "give workdirs of training runs, or a folder of them, such as: python -m jaxcnn.compare runs"),
         (["nowhere"], "nowhere does not exist; give workdirs"),
-        (["x", "--output", "x.pdf"], r"output is 'x.pdf'; it must end with .html, .md, .csv"),
+        (["x", "--output", "x.pdf"], r"output is 'x.pdf'; it must end with .html, .md or .csv"),
         (["x", "--out", "x.md"], "there is no option --out; there are: --output"),
     ],
 )

@@ -378,7 +378,7 @@ def test_a_workdir(folder):
         (["absent/*.jpg"], "absent/\\*.jpg does not exist"),
         (["empty"], "there are no files in empty; give pictures, or folders or zips of pictures"),
         (["photos", "--top_k", "0"], "top_k is 0; it must be at least 1"),
-        (["photos", "--output", "r.txt"], "output is 'r.txt'; it must end with .csv, .jsonl, .parquet"),
+        (["photos", "--output", "r.txt"], "output is 'r.txt'; it must end with .csv, .jsonl or .parquet"),
         (["photos", "--features"], "features are too many for a table; give a file with --output"),
         (["photos", "--copy"], "copy says how to sort pictures; say where to with --sort_into"),
         (["photos", "--sort_into", "photos/sorted"], "'photos/sorted', which would put pictures among photos; give a"),

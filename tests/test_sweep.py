@@ -92,7 +92,7 @@ def test_defaults():
         ("--over seed=1,2 --seeds 2", "over names seed and seeds is given too; give it once"),
         ("--seeds three", "seeds is 'three'; it must be a whole number of at least 1"),
         ("--seeds 2 --jobs 0", "jobs is '0'; it must be a whole number of at least 1"),
-        ("--seeds 2 --output x.pdf", "output is 'x.pdf'; it must end with .html, .md, .csv"),
+        ("--seeds 2 --output x.pdf", "output is 'x.pdf'; it must end with .html, .md or .csv"),
         ("--over", "--over: expected at least one argument; see python -m jaxcnn.sweep --help"),
         *[
             (

@@ -18,7 +18,8 @@ APPLICATION = "server.app:app"
 ABOUT = """\
 Serves an exported classifier over HTTP, with a demo page. MODEL is an .onnx file, the workdir of a
 run that has exported one, or a folder of several; without it, the variable JAXCNN_MODEL names the
-model. All other settings of the server are environment variables too. The options belong to uvicorn:
+model. All other settings of the server are environment variables too; server/README.md lists
+them. The options belong to uvicorn, whose APP is given already:
 """
 
 

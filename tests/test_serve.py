@@ -86,5 +86,8 @@ def test_a_port_that_the_user_may_not_open_is_refused(started, monkeypatch):
 
 def test_help_says_what_it_serves(started, capsys):
     serve.main(["--help"])
-    assert "MODEL is an .onnx file" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "MODEL is an .onnx file" in printed
+    # uvicorn's own usage asks for one.
+    assert "APP is given already" in printed
     assert started == [["server.app:app", "--help"]]

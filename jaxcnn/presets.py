@@ -51,7 +51,7 @@ def finetune() -> Config:
     python -m jaxcnn.train finetune --data.source PATH
 
     Fits a new classifier to the features of several blocks of EfficientNet-Lite0. `--freeze none` trains the whole
-    network from there. README.md compares it with a linear probe on nine sets of pictures.
+    network from there. jaxcnn/README.md compares it with a linear probe on nine sets of pictures.
     """
     return Config(
         data=DataConfig(source="", image_size=224, fit="crop", crop=1.0),

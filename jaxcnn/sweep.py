@@ -33,8 +33,8 @@ PROG = "python -m jaxcnn.sweep"
 HELP = f"""\
 usage: {PROG} [PRESET] --over NAME=VALUES ... [OPTIONS] [OPTIONS OF TRAINING]
 
-Trains one run for every combination of values, and compares them. The same command again goes on:
-finished runs are not run again, unfinished ones resume. Finished runs with other settings are refused.
+Trains one run for every combination of values, and compares them. The same command resumes the sweep:
+finished runs are left as they are, unfinished ones resume. Finished runs with other settings are refused.
 
   --over NAME=VALUES ...       options of training with their values, such as
                                optim.learning_rate=.003,.01,.03 balance=on,off

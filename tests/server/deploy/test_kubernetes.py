@@ -1,6 +1,7 @@
 """The manifests of Kubernetes, rendered by the real Kustomize and validated against the schemas of several versions."""
 
 import functools
+import ipaddress
 import json
 import os
 import re
@@ -193,6 +194,18 @@ def test_settings_are_settings_of_the_server():
     names = {f"JAXCNN_{field.upper()}" for field in Settings.__dataclass_fields__} | {"FORWARDED_ALLOW_IPS"}
     for container in (*(server(by_kind(name)["Deployment"]) for name in RENDERED[:3]), predictor()):
         assert set(environment(container)) <= names
+
+
+def test_proxies_of_a_cluster_name_the_client():
+    for container in (server(by_kind("base")["Deployment"]), predictor()):
+        networks = [*map(ipaddress.ip_network, environment(container)["FORWARDED_ALLOW_IPS"].split(","))]
+        for text, is_trusted in {
+            "10.0.0.1": True,
+            "fd00::1": True,
+            "198.51.100.1": False,
+            "2001:db8::1": False,
+        }.items():
+            assert any(ipaddress.ip_address(text) in network for network in networks) is is_trusted
 
 
 @pytest.mark.parametrize("name", [*RENDERED[:3], "kserve"])

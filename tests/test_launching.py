@@ -37,6 +37,17 @@ def test_the_jobset_starts_as_many_processes_as_it_says(jobset):
     assert parallel.coordinator.partition(":")[0] == f"{name}-{job['name']}-0-0.{name}"
 
 
+def test_pods_of_the_jobset_may_write_to_their_volume_and_little_else(jobset):
+    yaml = pytest.importorskip("yaml")
+    manifest = ROOT / "server" / "deploy" / "kubernetes" / "training" / "jobset.yaml"
+    pods = [
+        recipe["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+        for recipe in (jobset, next(yaml.safe_load_all(manifest.read_text())))
+    ]
+    assert pods[0]["securityContext"] == pods[1]["securityContext"]
+    assert [pod["automountServiceAccountToken"] for pod in pods] == [False, False]
+
+
 def test_a_mistake_ends_the_jobset_and_a_lost_process_restarts_it(jobset):
     (rule,) = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["podFailurePolicy"]["rules"]
     assert rule["action"] == "FailJob"

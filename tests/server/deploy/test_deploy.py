@@ -340,7 +340,9 @@ def test_the_machine_is_small_without_ssh_and_its_role_is_reached_by_tokens(aws,
     # The imitation lacks the policies that AWS manages.
     assert re.findall(r"iam::aws:policy/(\w+)", render("ec2").text) == ["AmazonSSMManagedInstanceCore"]
     assert not client("iam").list_role_policies(RoleName=role["RoleName"])["PolicyNames"]
-    assert "Url: https://birds.example.org\n" in run(capsys, "status")[1]
+    printed = run(capsys, "status")[1]
+    assert "Url: https://birds.example.org\n" in printed
+    assert f"Session: aws ssm start-session --target {ids['Machine']}\n" in printed
 
 
 def test_what_the_machine_installs_is_checked_first():

@@ -66,9 +66,11 @@ OF_OTHERS = set(
     "--logdir --body --caddy --cli-input-json --content-type --endpoint-name --template-file "
     "--aws-sigv4 --capabilities --force --from --password-stdin --platform --provenance --repository-name "
     "--parameter-overrides --stack-name --user --username "
-    "--auto-scaling-group-name --desired-capacity --min-size".split()
+    "--auto-scaling-group-name --desired-capacity --min-size --file-system-id --secret-string --from-literal "
+    "--follow --selector --now --unit --yes".split()
 )
-"""Options of git, gh, pip, npm, curl, uvicorn, XLA, docker, buildah, Slurm, gcloud, kubectl, aws and shell scripts."""
+"""Options of git, gh, pip, npm, curl, uvicorn, XLA, docker, buildah, Slurm, gcloud, kubectl, aws, apt-get, systemctl,
+journalctl and shell scripts."""
 
 
 class Block(NamedTuple):

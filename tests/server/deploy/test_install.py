@@ -205,6 +205,14 @@ def test_a_fresh_debian_serves_restarts_and_upgrades(machine, free_port):
     assert machine.releases() == {machine.current(), second}
     assert machine.current() not in (first, second)
     assert predict(8080) == predicted
+    # Nothing is left of it after the commands of the README.
+    readme = (ROOT / "server" / "deploy" / "README.md").read_text()
+    done = machine.run(
+        "sh", "-euc", re.search(r"^```\n(systemctl disable .*?)^```", readme, re.DOTALL | re.MULTILINE)[1]
+    )
+    assert done.returncode == 0, done.stderr
+    assert [path for name in ("etc", "opt", "var") for path in (machine.root / name).rglob("*jaxcnn*")] == []
+    assert machine.run("systemctl", "list-units", "--all", "--plain", "--no-legend", "jaxcnn*", "caddy*").stdout == ""
 
 
 def write_version(machine, text):

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from export.graph import Graph, Node
+from export.graph import Graph, Node, Shape
 
 
 def fuse_mean(graph: Graph) -> None:
@@ -206,7 +206,7 @@ def _group_norm(graph: Graph, product: Node) -> tuple[str, int, float, np.ndarra
         difference, scale = graph.producer(left, "Sub"), np.ones(1)
         inverse = graph.producer(_before_reshapes(graph, right), "Reciprocal", "Mul")
         if inverse is not None and inverse.op == "Mul":
-            scale = graph.constants.get(inverse.inputs[1], np.zeros(0))
+            scale = _along_last(graph.constants.get(inverse.inputs[1], np.zeros(0)), graph.shapes[inverse.output])
             inverse = graph.producer(_before_reshapes(graph, inverse.inputs[0]), "Reciprocal")
         root = graph.producer(inverse.inputs[0], "Sqrt") if inverse is not None else None
         shifted = graph.producer(root.inputs[0], "Add") if root is not None else None
@@ -230,6 +230,13 @@ def _group_norm(graph: Graph, product: Node) -> tuple[str, int, float, np.ndarra
         if _is_fast_variance(graph, variance, node.inputs[0], node):
             return value, groups, epsilon, scale
     return None
+
+
+def _along_last(scale: np.ndarray, shape: Shape) -> np.ndarray:
+    """Returns a scale that varies at most along the last axis of `shape` that is not 1, else an empty array."""
+    last = max((axis for axis, dim in enumerate(shape) if dim != 1), default=0)
+    is_along = scale.size <= 1 or scale.shape[last - len(shape)] == scale.size
+    return scale if is_along else np.zeros(0)
 
 
 def _before_reshapes(graph: Graph, name: str) -> str:

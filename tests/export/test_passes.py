@@ -227,6 +227,20 @@ def test_other_regroupings_of_pixels_are_not_taken_for_patches(exported, sizes, 
     exported(regrouped, PICTURE)
 
 
+@pytest.mark.parametrize(("axis", "fused"), [(0, 0), (1, 1)])
+def test_a_scale_of_examples_is_not_taken_for_one_of_channels(exported, axis, fused):
+    scale = np.expand_dims(np.arange(4, dtype=np.float32), [other for other in range(3) if other != axis])
+
+    def group_norm(x):
+        groups = x.reshape(4, 2, 2, 9)
+        mean, squares = groups.mean((2, 3)), (groups * groups).mean((2, 3))
+        variance = jnp.maximum(squares - mean * mean, 0)
+        mean, variance = (jnp.repeat(value, 2, 1)[..., None] for value in (mean, variance))
+        return (x - mean) * (lax.rsqrt(variance + 1e-3) * scale)
+
+    assert exported(group_norm, (4, 4, 9)).ops["InstanceNormalization"] == fused
+
+
 def test_flattening_reorders_the_rows_of_the_dense_layer(exported, filled):
     class Net(nn.Module):
         @nn.compact

@@ -31,9 +31,10 @@ def reduce(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     if eqn.primitive.name in ("reduce_or", "reduce_and") and value.dtype != np.bool_:
         return reduce_bits(builder, eqn, value)
 
-    # All axes after batch and channels of a channels-first tensor, the pattern that runtimes optimize best.
+    # All axes after batch and channels of a channels-first tensor, the pattern that runtimes optimize best. There must
+    # be some pixels: onnxruntime refuses the mean of none.
     pixels = len(value.layout) > 2 and sorted(value.layout[2:]) == sorted(axes)
-    static = all(isinstance(value.shape[axis], int) for axis in axes)
+    static = all(isinstance(value.shape[axis], int) and value.shape[axis] > 0 for axis in axes)
     averages = eqn.primitive.name == "reduce_sum" and pixels and static and value.layout[0] == 0
     if averages and value.dtype == np.float32 and value.layout[1] == len(value.shape) - 1:
         return _sum_pixels(builder, eqn, value, math.prod(value.shape[axis] for axis in axes))

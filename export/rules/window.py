@@ -69,6 +69,7 @@ def _check_convolution(builder: Builder, eqn: Any, image: Value, kernel: Value) 
     window = [kernel.shape[axis] for axis in params["dimension_numbers"].rhs_spec[2:]]
     require(all(isinstance(size, int) for size in window), builder, eqn, "a symbolic window")
     require(image.dtype == kernel.dtype == np.float32, builder, eqn, f"{image.dtype} operands")
+    require(0 not in eqn.outvars[0].aval.shape, builder, eqn, "an empty result")
 
 
 def _is_transposed(params: Any, kernel: np.ndarray) -> bool:

@@ -22,7 +22,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Container, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,10 @@ WITHOUT_EFFECT = (
 )
 """Settings that do not change what is trained: a finished run may be started again with other values of them."""
 
-BEGUN = (".lock", "checkpoints", "metrics.jsonl", "events.out.*", "environment.json", "classes.json")
+LOCK = ".lock"
+"""The file that a process locks while it trains."""
+
+BEGUN = (LOCK, "checkpoints", "metrics.jsonl", "events.out.*", "environment.json", "classes.json")
 """What is created in a workdir before its `config.json`."""
 
 
@@ -255,9 +258,13 @@ class Workdir:
         try:
             yield
         finally:
+            is_refused = not self.has_run
+            # Before the release: after it, another process may begin a run here.
+            if is_refused:
+                self._remove_new(before, keep_lock=isinstance(lock, SoftFileLock))
             lock.release()
-            if not (self.path / "config.json").exists():
-                self._remove_new(before, existing=found)
+            if is_refused:
+                self._remove_folders(found)
 
     def _lock(self, seconds: float) -> BaseFileLock:
         """Locks the folder, by a file that the system locks or, on a network drive without locks, one that exists.
@@ -265,7 +272,7 @@ class Workdir:
         Raises:
           UserError: another process has locked it, or it cannot be locked.
         """
-        lock = FileLock(self.path / ".lock", timeout=seconds)
+        lock = FileLock(self.path / LOCK, timeout=seconds)
         try:
             with stage(f"waiting for the last session in {self.path} to end"):
                 lock.acquire()
@@ -283,11 +290,20 @@ class Workdir:
             ) from error
         return lock
 
-    def _remove_new(self, before: Container[Path], *, existing: Container[Path]) -> None:
-        """Removes what a run has begun in the folder and was not there before, and the folders created for it."""
+    def _remove_new(self, before: Container[Path], *, keep_lock: bool) -> None:
+        """Removes what a run has begun in the folder and was not there before.
+
+        The file of a lock may go while it is locked: who opened it before sees that it has no name, and makes a new
+        one. A file that locks by its existence goes with the release.
+        """
         for path in (path for pattern in BEGUN for path in self.path.glob(pattern)):
-            if path not in before:
+            if path in before or (keep_lock and path.name == LOCK):
+                continue
+            with suppress(PermissionError) if path.name == LOCK else nullcontext():  # Windows removes no open file.
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _remove_folders(self, existing: Container[Path]) -> None:
+        """Removes the folders that were created for a run, if they are empty."""
         for folder in itertools.takewhile(lambda folder: folder not in existing, (self.path, *self.path.parents)):
             with suppress(OSError):  # Another process may have begun a run beside it.
                 folder.rmdir()

@@ -321,6 +321,25 @@ def test_a_folder_that_another_process_leaves_soon_is_waited_for(tmp_path):
         assert other.closed
 
 
+def test_a_run_that_begins_when_another_is_refused_keeps_its_lock_and_its_files(tmp_path, monkeypatch):
+    release, next_run = FileLock.release, FileLock(tmp_path / ".lock", timeout=0)
+
+    def release_and_begin(lock, **options):
+        release(lock, **options)
+        if not next_run.is_locked:
+            next_run.acquire()
+            (tmp_path / "checkpoints").mkdir()
+
+    with Workdir(tmp_path).locked():
+        (tmp_path / "checkpoints").mkdir()
+        monkeypatch.setattr(FileLock, "release", release_and_begin)
+    monkeypatch.undo()
+    assert (tmp_path / "checkpoints").exists()
+    with pytest.raises(UserError, match="another process is training in"):
+        Workdir(tmp_path).locked().__enter__()
+    next_run.release()
+
+
 def refuse_locks(monkeypatch, number):
     def fail(*_):
         raise OSError(number, os.strerror(number))

@@ -3,7 +3,8 @@
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
 
 from rich.console import Console
 from rich.progress import track
@@ -11,24 +12,42 @@ from rich.progress import track
 from jaxcnn.cli import printable
 
 
-class _StandardError(Console):
-    """Standard error. A line that cannot be printed is dropped, and ends nothing.
+class _Lossy:
+    """A stream that drops what cannot be written; all else is that of the stream.
 
     The reader of a log may have ended, its disk may be full, or a terminal be closed.
     """
 
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+
+class _StandardError(Console):
+    """Standard error. A line that cannot be printed is dropped, and ends nothing: rich itself would end the process."""
+
     def __init__(self) -> None:
         super().__init__(stderr=True, highlight=False, markup=False)  # Names of data sets may contain brackets.
 
-    def on_broken_pipe(self) -> None:
-        """Drops what was to be printed; rich itself would end the process, and discard standard output."""
-        del self._buffer[:]
+    @property
+    def file(self) -> Any:
+        """Standard error as it is now."""
+        return _Lossy(super().file)
 
-    def _check_buffer(self) -> None:
-        try:
-            super()._check_buffer()
-        except OSError:
-            del self._buffer[:]
+    @file.setter
+    def file(self, stream: Any) -> None:
+        raise NotImplementedError("the console writes to standard error")
 
 
 console = _StandardError()

@@ -48,13 +48,20 @@ def test_quiet_mode_prints_warnings_only(monkeypatch, capsys):
     assert capsys.readouterr().err == "warning: leakage [all]\n"
 
 
+@pytest.mark.parametrize("method", ["write", "flush"])
 @pytest.mark.parametrize("number", [errno.EPIPE, errno.EIO, errno.ENOSPC])
-def test_a_line_that_cannot_be_printed_is_dropped(monkeypatch, number):
+def test_a_line_that_cannot_be_printed_is_dropped(monkeypatch, number, method):
     class Stream(io.StringIO):
         def write(self, text):
-            if is_closed:
-                raise OSError(number, os.strerror(number))
-            return super().write(text)
+            fail_in("write")
+            return 0 if is_closed else super().write(text)
+
+        def flush(self):
+            fail_in("flush")
+
+    def fail_in(called):
+        if is_closed and called == method:
+            raise OSError(number, os.strerror(number))
 
     is_closed, stream = True, Stream()
     monkeypatch.setattr(sys, "stderr", stream)

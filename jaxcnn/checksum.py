@@ -36,6 +36,11 @@ def checksum_file(path: Path) -> str:
     return _checksum_part(path, 0, path.stat().st_size)
 
 
+def checksum_bytes(content: bytes) -> str:
+    """Returns the checksum that a file with this content has."""
+    return _checksum([content])
+
+
 def checksum_chunks(path: Path) -> list[str]:
     """Returns the checksum of each `CHUNK` bytes of a file, which all cores compute together.
 

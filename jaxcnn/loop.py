@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import signal
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int64, Key, UInt8
+from jaxtyping import Array, Float, Float32, Int64, Key, UInt8
 
 from jaxcnn import data
 from jaxcnn.accumulation import check_parts
@@ -207,8 +207,9 @@ def fit(run: Run, state: TrainState, *, checkpoints: Checkpoints, log: MetricsLo
     """
     state = place_state(state, run.mesh)
     first_step, epochs, patience = int(state.step), run.epochs, run.config.early_stopping
-    history = read_history(log, first_step)
-    if not has_steps_left(run, history, step=first_step):
+    is_unmeasured = lacks_evaluation(run, checkpoints, step=first_step)
+    history = read_history(log, first_step - is_unmeasured)
+    if not is_unmeasured and not has_steps_left(run, history, step=first_step):
         return True
     log.write(StartRecord(step=first_step, epoch=first_step / run.steps_per_epoch))
     with (
@@ -222,23 +223,23 @@ def fit(run: Run, state: TrainState, *, checkpoints: Checkpoints, log: MetricsLo
         ) as progress,
     ):
         _print_precision(run.config.model, progress)
-        for epoch in range(first_step // run.steps_per_epoch, epochs):
+        for epoch in range((first_step - is_unmeasured) // run.steps_per_epoch, epochs):
             result = train_epoch(
                 run, state, epoch=epoch, checkpoints=checkpoints, log=log, progress=progress, stop=stop
             )
             state, stopped_by = result.state, result.stopped_by
             # Only whole epochs are evaluated.
             if stopped_by is None:
+                decide = partial(_decide_to_stop, stop, log)
                 with progress.paused():
-                    scores = _end_epoch(run, state, epoch=epoch, checkpoints=checkpoints, log=log, progress=progress)
-                history.append(scores["top1"])
-                progress.print(
-                    f"epoch {epoch + 1}/{epochs}: validation top-1 {scores['top1']:.4f}, loss {scores['loss']:.4f}; "
-                    f"{result.images_per_second:,.0f} images/s"
-                )
-                # A signal that came during the evaluation; after the last epoch there is nothing left to stop.
-                decide = propose(lambda: Wishes(stop=_wish_to_stop(stop, log), save=False, log=False))
-                stopped_by = _signal_of(decide()) if epoch + 1 < epochs else None
+                    scores, stopped_by = _end_epoch(
+                        run, state, epoch=epoch, checkpoints=checkpoints, log=log, progress=progress, decide=decide
+                    )
+                if scores is not None:
+                    history.append(scores["top1"])
+                    progress.print(
+                        _describe_epoch(scores, epoch=epoch + 1, epochs=epochs, rate=result.images_per_second)
+                    )
             if stopped_by is not None:
                 reason = "as its records cannot be printed" if stopped_by is UNREAD else f"by {stopped_by.name}"
                 progress.print(f"stopped {reason} and saved at step {int(state.step):,}; run again to resume")
@@ -251,17 +252,65 @@ def fit(run: Run, state: TrainState, *, checkpoints: Checkpoints, log: MetricsLo
     return True
 
 
+class _StoppedError(Exception):
+    """A signal asks to stop during an evaluation."""
+
+    def __init__(self, number: signal.Signals):
+        super().__init__(number)
+        self.signal = number
+
+
 def _end_epoch(
-    run: Run, state: TrainState, *, epoch: int, checkpoints: Checkpoints, log: MetricsLog, progress: TrainProgress
-) -> dict[str, float]:
-    """Evaluates, records and saves the state after an epoch; returns its scores."""
-    with progress.doing("evaluating"):
-        scores = evaluate_variables(run, state.evaluated).scalars()
-    log.write(ValidationRecord(step=int(state.step), epoch=epoch + 1.0, **scores))
+    run: Run,
+    state: TrainState,
+    *,
+    epoch: int,
+    checkpoints: Checkpoints,
+    log: MetricsLog,
+    progress: TrainProgress,
+    decide: Callable[[], signal.Signals | None],
+) -> tuple[dict[str, float] | None, signal.Signals | None]:
+    """Evaluates, records and saves the state after an epoch. Asked to stop in between, it only saves it.
+
+    Returns:
+      The scores of the epoch, None if its evaluation was stopped; and the signal that asks to stop.
+    """
+    step = int(state.step)
+    # The evaluation of a resumed run was stopped.
+    is_saved = checkpoints.last_step == step
+
+    def stop_if_asked() -> None:
+        if (asked_by := decide()) is not None:
+            raise _StoppedError(asked_by)
+
+    try:
+        with progress.doing("evaluating"):
+            scores = evaluate_variables(run, state.evaluated, before_batch=stop_if_asked).scalars()
+    except _StoppedError as stopped:
+        if not is_saved:
+            log.sync()
+            checkpoints.save(state)
+        return None, stopped.signal
+    log.write(ValidationRecord(step=step, epoch=epoch + 1.0, **scores))
     with progress.doing("saving"):
         log.sync()
-        checkpoints.save(state, metrics=scores)
-    return scores
+        if is_saved:
+            checkpoints.add_metrics(step, scores)
+        else:
+            checkpoints.save(state, metrics=scores)
+    return scores, decide()
+
+
+def _describe_epoch(scores: Mapping[str, float], *, epoch: int, epochs: int, rate: float) -> str:
+    found = f"epoch {epoch}/{epochs}: validation top-1 {scores['top1']:.4f}, loss {scores['loss']:.4f}"
+    # A session that starts with an evaluation has taken no step of that epoch.
+    return f"{found}; {rate:,.0f} images/s" if rate else found
+
+
+def lacks_evaluation(run: Run, checkpoints: Checkpoints, *, step: int) -> bool:
+    """Returns whether a run was stopped while it evaluated the epoch that ends with a step, its last one."""
+    is_end = 0 < step <= run.total_steps and step % run.steps_per_epoch == 0
+    return is_end and checkpoints.lacks_metrics(step)
 
 
 def _seconds_to_go(run: Run, record: TrainRecord, pace: float) -> float:
@@ -427,6 +476,11 @@ def _wish_to_stop(stop: StopRequest, log: MetricsLog) -> int:
     return stop.signal or (UNREAD if log.is_unread else 0)
 
 
+def _decide_to_stop(stop: StopRequest, log: MetricsLog) -> signal.Signals | None:
+    """Returns the signal that asks one of the processes to stop, in all of them."""
+    return _signal_of(propose(lambda: Wishes(stop=_wish_to_stop(stop, log), save=False, log=False))())
+
+
 def _signal_of(decided: Wishes) -> signal.Signals | None:
     return signal.Signals(decided.stop) if decided.stop else None
 
@@ -482,13 +536,25 @@ def _step_arguments(
     }
 
 
-def evaluate_variables(run: Run, variables: Variables) -> Evaluation:
+def evaluate_variables(
+    run: Run, variables: Variables, *, before_batch: Callable[[], None] = lambda: None
+) -> Evaluation:
     """Evaluates variables on all validation pictures, in the precision of the run and without calibration.
 
     Every process computes its share, and has the result.
+
+    Args:
+      run: the run.
+      variables: parameters and batch statistics.
+      before_batch: is called before each batch; its errors end the evaluation.
     """
+
+    def logits(images: UInt8[np.ndarray, "batch side side 3"]) -> Float32[np.ndarray, "batch classes"]:
+        before_batch()
+        return fetch_rows(eval_step(variables, shard_batch(images, run.mesh), model=run.model, mesh=run.mesh))
+
     return measure(
-        lambda images: fetch_rows(eval_step(variables, shard_batch(images, run.mesh), model=run.model, mesh=run.mesh)),
+        logits,
         run.dataset.validation,
         classes=len(run.dataset.names),
         batch_size=run.config.batch_size,

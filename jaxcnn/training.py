@@ -41,6 +41,7 @@ from jaxcnn.loop import (
     fit,
     has_steps_left,
     initial_state,
+    lacks_evaluation,
     prepare,
     read_history,
     start_order,
@@ -105,7 +106,8 @@ def train(
 ) -> Evaluation | None:
     """Trains a classifier, or resumes the run in `workdir`, and exports its best checkpoint.
 
-    SIGINT, SIGTERM and SIGHUP stop the run after the step in progress, with its state saved. The same call resumes it.
+    SIGINT, SIGTERM and SIGHUP stop the run after the step in progress, or a batch of an evaluation, with its state
+    saved. The same call resumes it.
 
     Args:
       config: the settings.
@@ -172,7 +174,7 @@ def begin(
                 weights, state = _restore(run, checkpoints)
             step = int(state.step)
             history = read_history(log, step)
-            goes_on = is_new or has_steps_left(run, history, step=step)
+            goes_on = is_new or lacks_evaluation(run, checkpoints, step=step) or has_steps_left(run, history, step=step)
 
             def record() -> None:
                 if goes_on:

@@ -500,7 +500,7 @@ def test_divergence_is_located_and_nothing_of_it_is_saved(config, tmp_path):
 def test_divergence_in_the_last_step_of_an_epoch_is_not_saved(config, tmp_path, monkeypatch):
     # Loss and gradients of the step are finite, but not the parameters that it makes.
     diverged = SimpleNamespace(scalars=lambda: {"loss": float("nan"), "top1": 0.1, "top5": 0.5, "ece": 0.0})
-    monkeypatch.setattr(loop, "evaluate_variables", lambda run, variables: diverged)
+    monkeypatch.setattr(loop, "evaluate_variables", lambda run, variables, **_: diverged)
     with pytest.raises(UserError, match=r"training diverged: after step 25 the validation loss is nan; earlier"):
         train(config, tmp_path)
     assert steps_saved(tmp_path) == []
@@ -641,6 +641,35 @@ def test_killed_and_resumed_is_the_same_as_never_killed(tmp_path, cache_dir):
     assert f"resuming at step {reached}" in output
     a, b = (load_last(tmp_path / name) for name in ("whole", "killed"))
     jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_stopped_in_evaluations_and_resumed_is_the_same_as_never_stopped(config, tmp_path, monkeypatch, capsys):
+    whole = train(config, tmp_path / "whole")
+    evaluate_batch, stopped = loop.eval_step, tmp_path / "stopped"
+    # An evaluation has three batches; the last session but one evaluates an epoch again, and stops in that.
+    for batch, saved, measured in ((2, [25], 0), (5, [25, 50], 1), (2, [25, 50], 1), (5, [50, 75], 2)):
+        numbers = itertools.count(1)
+
+        def stop_at(*arguments, batch=batch, numbers=numbers, **options):
+            if (number := next(numbers)) == batch:
+                os.kill(os.getpid(), signal.SIGTERM)
+            assert number <= batch
+            return evaluate_batch(*arguments, **options)
+
+        monkeypatch.setattr(loop, "eval_step", stop_at)
+        assert train(config, stopped) is None
+        assert (steps_saved(stopped), len(read_log(stopped, "validation"))) == (saved, measured)
+        assert f"stopped by SIGTERM and saved at step {saved[-1]}; run again to resume" in capsys.readouterr().err
+    monkeypatch.setattr(loop, "eval_step", evaluate_batch)
+    assert train(config, stopped).scalars() == whole.scalars()
+    assert "resuming at step 75 of 75" in capsys.readouterr().err
+    logs = [read_log(tmp_path / name, "validation") for name in ("whole", "stopped")]
+    assert [line | {"time": 0} for line in logs[1]] == [line | {"time": 0} for line in logs[0]]
+    assert steps_saved(stopped) == steps_saved(tmp_path / "whole")
+    best = [load_model(tmp_path / name) for name in ("whole", "stopped")]
+    assert (best[0].step, best[0].metrics) == (best[1].step, best[1].metrics)
+    for load_state in (lambda path: load_model(path).variables, load_last):
+        jax.tree.map(np.testing.assert_array_equal, *(load_state(tmp_path / name) for name in ("whole", "stopped")))
 
 
 def test_encoded_pictures_train_as_decoded_ones_do_and_resume_exactly(tmp_path, cache_dir):

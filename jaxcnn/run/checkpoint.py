@@ -20,7 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import flax.linen as nn
@@ -30,13 +30,13 @@ from orbax.checkpoint import v1 as ocp
 from jaxcnn.calibration import Calibration, read_calibration
 from jaxcnn.checksum import ChecksumError
 from jaxcnn.config import Config
-from jaxcnn.disk import describe, remedy, sync
+from jaxcnn.disk import describe, remedy, sync, write_atomically
 from jaxcnn.distributed import fetch_state
 from jaxcnn.errors import UserError
 from jaxcnn.models import registry
 from jaxcnn.processes import is_leader, lead
 from jaxcnn.run.metrics_log import rank
-from jaxcnn.run.seal import check_arrays, check_files, checksum_arrays, write_seal
+from jaxcnn.run.seal import add_to_seal, check_arrays, check_files, checksum_arrays, write_seal
 from jaxcnn.run.workdir import Workdir
 from jaxcnn.state import TrainState, Variables, init_variables
 from jaxcnn.terminal import console
@@ -47,6 +47,9 @@ SELECTED_BY = "top1"
 UNFINISHED = ".orbax-checkpoint-tmp"
 """Suffix of folders that Orbax is still writing; Orbax removes leftovers when it next opens the checkpoints."""
 
+
+METRICS = PurePath("metrics", "metrics")
+"""File of the validation metrics in the folder of a checkpoint, as JSON. Orbax has chosen the names."""
 
 DAMAGED = ".damaged"
 """Suffix of folders of damaged checkpoints."""
@@ -139,7 +142,7 @@ class Checkpoints:
           UserError: the disk is full or cannot be written. Earlier checkpoints are kept.
         """
         step, items = int(state.step), _to_items(state)
-        try:
+        with self._write_errors(step, items):
             # The checksums are taken in memory, so that they protect the whole way to the disk, and while Orbax writes.
             with ThreadPoolExecutor(1) as pool:
                 whole = fetch_state(items) if jax.process_count() > 1 else items
@@ -149,11 +152,40 @@ class Checkpoints:
                     # `force`: without it Orbax asks whether JAX has seen SIGTERM; here a save is always wanted.
                     self._checkpointer.save_checkpointables(step, dict(items), metrics=metrics, force=True)
             lead(partial(self._finish, step))
+
+    def lacks_metrics(self, step: int) -> bool:
+        """Returns whether the last checkpoint is that of a step, and was saved without metrics."""
+        latest = self._checkpointer.latest
+        return lead(lambda: latest is not None and latest.step == step and not latest.metrics)
+
+    def add_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        """Adds validation metrics to a checkpoint that was saved without; then keeps those that `save` keeps.
+
+        Raises:
+          UserError: the disk is full or cannot be written. The checkpoint is as it was.
+        """
+        with self._write_errors(step, metrics):
+            lead(partial(self._add_metrics, step, json.dumps(metrics).encode()))
+
+    def _add_metrics(self, step: int, content: bytes) -> None:
+        folder, item = self._folder(step), METRICS.parent
+        (folder / item).mkdir(exist_ok=True)
+        # A file that is missing counts as no metrics, one that its checksum does not cover as whole.
+        add_to_seal(folder, METRICS.as_posix(), content)
+        write_atomically(folder / METRICS, content)
+        self._finish(step)
+
+    @contextmanager
+    def _write_errors(self, step: int, items: Any) -> Iterator[None]:
+        """Turns the system's refusal to write arrays or numbers of a checkpoint into a `UserError`."""
+        try:
+            yield
         except (OSError, ValueError) as error:
             refusal = _system_error(error)
             if refusal is None:
                 raise
-            folder, size = Path(self._checkpointer.directory), sum(leaf.nbytes for leaf in jax.tree.leaves(items))
+            folder = Path(self._checkpointer.directory)
+            size = sum(getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(items))
             advice = (remedy(refusal) or "check the disk").capitalize()
             raise UserError(
                 f"the checkpoint of step {step} could not be written to {folder}: "
@@ -401,7 +433,7 @@ class _Saved:
 
     @classmethod
     def of(cls, folder: Path) -> "_Saved":
-        file = folder / "metrics" / "metrics"
+        file = folder / METRICS
         return cls(int(folder.name), json.loads(file.read_bytes()) if file.exists() else None)
 
 

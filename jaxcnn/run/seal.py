@@ -3,14 +3,15 @@
 import json
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxcnn.checksum import ChecksumError, checksum_array, checksum_file, seal, unseal
+from jaxcnn.checksum import ChecksumError, checksum_array, checksum_bytes, checksum_file, seal, unseal
+from jaxcnn.disk import write_atomically
 from jaxcnn.errors import UserError
 from jaxcnn.typed_json import decode
 
@@ -56,7 +57,25 @@ def write_seal(folder: Path, arrays: dict[str, str]) -> None:
     names = [path.relative_to(folder).as_posix() for path in paths]
     with ThreadPoolExecutor() as pool:
         files = dict(zip(names, pool.map(checksum_file, paths), strict=True))
-    (folder / NAME).write_text(json.dumps(seal(asdict(Checksums(files, arrays))), indent=2) + "\n")
+    (folder / NAME).write_text(_to_text(Checksums(files, arrays)))
+
+
+def add_to_seal(folder: Path, name: str, content: bytes) -> None:
+    """Adds the checksum of a file that is to be written to a checkpoint; does nothing if that has no checksums.
+
+    Args:
+      folder: the folder of the checkpoint.
+      name: the path of the file in it.
+      content: what the file will hold.
+
+    Raises:
+      ChecksumError: the record is damaged.
+      OSError: the record cannot be read or written.
+    """
+    checksums = _read(folder)
+    if checksums is not None:
+        added = replace(checksums, files=checksums.files | {name: checksum_bytes(content)})
+        write_atomically(folder / NAME, _to_text(added))
 
 
 def check_files(folder: Path, items: Collection[str]) -> None:
@@ -93,6 +112,10 @@ def check_arrays(folder: Path, items: Mapping[str, Any]) -> None:
     for name, found in checksum_arrays(items).items():
         if checksums.arrays.get(name) != found:
             raise ChecksumError(f"the array {name} differs from its checksum")
+
+
+def _to_text(checksums: Checksums) -> str:
+    return json.dumps(seal(asdict(checksums)), indent=2) + "\n"
 
 
 def _read(folder: Path) -> Checksums | None:

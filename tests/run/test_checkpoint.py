@@ -92,6 +92,32 @@ def test_the_last_two_and_the_best_are_kept(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["4", "5", "6"]
 
 
+def test_metrics_that_come_later_count_as_if_they_had_been_saved(tmp_path):
+    run, state = Workdir(tmp_path), make_state()
+    run.record(CONFIG, CLASSES)
+    with open_checkpoints(run.checkpoints) as checkpoints:
+        assert not checkpoints.lacks_metrics(0)
+        for step, top1 in ((1, 0.5), (2, 0.4), (3, None)):
+            checkpoints.save(at(state, step), metrics=None if top1 is None else {"top1": top1})
+    assert load_model(tmp_path).step == 1
+    for power_fails in (True, False):
+        with open_checkpoints(run.checkpoints) as checkpoints, pytest.MonkeyPatch.context() as patch:
+            assert [checkpoints.lacks_metrics(step) for step in (2, 3)] == [False, True]
+            if power_fails:
+                patch.setattr(checkpoint, "write_atomically", lambda path, content: None)
+            checkpoints.add_metrics(3, {"top1": 0.7})
+    with open_checkpoints(run.checkpoints) as checkpoints:
+        assert not checkpoints.lacks_metrics(3)
+        checkpoints.save(at(state, 4), metrics={"top1": 0.1})
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["3", "4"]
+    model = load_model(tmp_path)
+    assert (model.step, model.metrics) == (3, {"top1": 0.7})
+    # They are under a checksum, too.
+    (run.checkpoints / "3" / checkpoint.METRICS).write_text('{"top1": 0.8}')
+    assert load_model(tmp_path).step == 4
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["3.damaged", "4"]
+
+
 def test_the_best_checkpoint_is_loaded(tmp_path):
     run = Workdir(tmp_path)
     run.record(CONFIG, CLASSES)

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from runs import CALIBRATION, PICTURES, dataset_of, make_run
+from pictures import write_class_folders
+from runs import CALIBRATION, CLASSES, PICTURES, dataset_of, make_run
 from test_step import make_batch, setup
 
 import export
@@ -144,6 +145,30 @@ def test_a_teacher_that_does_not_fit_is_refused(run, tmp_path):
     with pytest.raises(UserError, match="neither a workdir nor a readable"):
         read(configured(tmp_path / "broken.onnx"))
     assert read(configured()) is None
+
+
+@pytest.mark.run
+@pytest.mark.parametrize("suffix", ["", ".safetensors", ".onnx"])
+def test_a_teacher_that_saw_the_pictures_held_out_is_refused(tmp_path, suffix):
+    for split, seed in (("train", 0), ("val", 50)):
+        write_class_folders(tmp_path / "pictures" / split, CLASSES.names, size=8, seed=seed)
+    source = DataConfig(image_size=8, source=str(tmp_path / "pictures"), cache_dir=str(tmp_path / "cache"))
+    dataset, run = data.load(source), make_run(tmp_path / "run")
+    # Its training pictures are those that the student holds out.
+    dataset = dataclasses.replace(dataset, wnids=CLASSES.wnids)
+    swapped = dataclasses.replace(dataset, train=dataset.validation, validation=dataset.train)
+    teacher = run if not suffix else tmp_path / f"model{suffix}"
+    for pictures in (dataset, swapped):
+        Workdir(run).record_pictures(pictures.fingerprint())
+        if suffix:
+            (export.export_workdir if suffix == ".onnx" else export_weights)(run, teacher)
+        config = dataclasses.replace(configured(teacher), data=source)
+        if pictures is dataset:
+            assert read_teachers(config, dataset) is not None
+    with pytest.raises(
+        UserError, match=r"12 of the 12 validation pictures of pictures are pictures that the model was"
+    ):
+        read_teachers(config, dataset)
 
 
 def test_a_missing_teacher_is_reported_before_the_pictures_are_decoded(tmp_path, monkeypatch):

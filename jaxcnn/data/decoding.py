@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from jaxcnn.data.crops import Crop
+from jaxcnn.data.heif import START, decode_heif, is_heif
 from jaxcnn.data.resize import STRETCH, Resize
 from jaxcnn.data.sources.pictures import FORMATS
 from jaxcnn.errors import UserError
@@ -126,7 +127,7 @@ def decode_crop(
       UserError: as `decode`.
     """
     with _open(encoded, where) as image:
-        if image.format == "PNG" and "transparency" in image.info:
+        if isinstance(image, PngImagePlugin.PngImageFile):
             _scale_transparent(image)
         least = math.ceil(DRAFT * size / crop.least_side)
         image.draft(None, (least, least))
@@ -146,7 +147,8 @@ def is_picture(encoded: bytes | io.BufferedReader) -> bool:
         with warnings_ignored, Image.open(file, formats=FORMATS):
             return True
     except UnidentifiedImageError:
-        return False
+        file.seek(0)
+        return is_heif(file.read(START))
     except Exception:  # Pillow's readers raise nearly every kind of error on damaged files
         return True
 
@@ -173,11 +175,14 @@ def prepare(
 
 
 @contextlib.contextmanager
-def _open(encoded: bytes, where: str) -> Iterator[ImageFile.ImageFile]:
+def _open(encoded: bytes, where: str) -> Iterator[Image.Image]:
     """Opens a file of at most `MAX_PIXELS`; errors inside the block become a UserError that names the picture."""
     with _pillow_errors(where):
         if not encoded:
             raise ValueError("empty file")
+        if is_heif(encoded):
+            yield decode_heif(encoded, max_pixels=MAX_PIXELS, where=where)
+            return
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
             _check_pixels(image)
             yield image
@@ -189,6 +194,8 @@ def _pillow_errors(where: str) -> Iterator[None]:
     try:
         with warnings_ignored:
             yield
+    except UserError:
+        raise
     except Image.DecompressionBombError as error:
         raise UserError(f"{where} has more than {MAX_PIXELS:,} pixels; make it smaller or remove it") from error
     except Exception as error:  # Pillow's readers raise nearly every kind of error on damaged files
@@ -234,9 +241,9 @@ warnings_ignored = _WarningFilter()
 """A context in which Pillow's warnings are ignored; entering it again inside of it costs nothing."""
 
 
-def _load(image: ImageFile.ImageFile, size: int, resize: Resize) -> Image.Image:
+def _load(image: Image.Image, size: int, resize: Resize) -> Image.Image:
     """Reads the pixels; a JPEG that is decoded at a fraction of its size is scaled at once."""
-    if image.format == "PNG" and "transparency" in image.info:
+    if isinstance(image, PngImagePlugin.PngImageFile):
         _scale_transparent(image)
     whole = image.size
     # Only JPEGs can be decoded at a fraction of their size; `draft` returns None for other formats.
@@ -249,13 +256,15 @@ def _load(image: ImageFile.ImageFile, size: int, resize: Resize) -> Image.Image:
     return resize.scale(image, size, extent=drafted[1][2:])
 
 
-def _scale_transparent(png: ImageFile.ImageFile) -> None:
+def _scale_transparent(png: PngImagePlugin.PngImageFile) -> None:
     """Gives the transparent level or colour of a PNG the bit depth that Pillow gives its pixels.
 
     Pillow scales pixels of 2 and 4 bits to 8, and reads only the upper 8 bits of 16-bit RGB, but leaves the transparent
     level unchanged.
     """
-    kind, transparent = png.tile[0].args, png.info["transparency"]
+    kind, transparent = png.tile[0].args, png.info.get("transparency")
+    if transparent is None:
+        return
     if kind in ("L;2", "L;4"):
         png.info["transparency"] = transparent * (85 if kind == "L;2" else 17)
     elif kind == "RGB;16B":

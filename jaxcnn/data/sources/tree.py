@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
+from jaxcnn.data import heif
 from jaxcnn.data.sources.pictures import FORMATS
 from jaxcnn.data.texts import Texts
 from jaxcnn.errors import UserError
@@ -83,7 +84,8 @@ def is_junk(name: str) -> bool:
 
 def has_picture_ending(name: str) -> bool:
     """Returns whether the name of a file has the ending of a picture."""
-    return Image.registered_extensions().get(posixpath.splitext(name)[1].lower()) in FORMATS
+    ending = posixpath.splitext(name)[1].lower()
+    return ending in heif.ENDINGS or Image.registered_extensions().get(ending) in FORMATS
 
 
 @dataclass(frozen=True, kw_only=True)

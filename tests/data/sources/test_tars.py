@@ -104,7 +104,7 @@ def test_a_changed_file_has_another_key(tmp_path):
 
 def test_labels_of_other_files_than_pictures_are_listed(tmp_path):
     shards(tmp_path / "pets")
-    write_tar(tmp_path / "pets" / "pets-train-001.tar", members(4) | {"a/5.heic": b"x", "a/5.cls": b"1"})
+    write_tar(tmp_path / "pets" / "pets-train-001.tar", members(4) | {"a/5.nef": b"x", "a/5.cls": b"1"})
     assert opened(tmp_path / "pets").passed_over == ("pets-train-001.tar/a/5.cls",)
 
 

@@ -86,7 +86,9 @@ def main(arguments: Sequence[str]) -> None:
         find_learning_rate(sweep)
         return
     check_runs(sweep)
-    jobs, failed = run_grid(sweep) if sweep.trials is None else run_trials(sweep)
+    # A second sweep would fail at the runs of the first, and score its trials twice.
+    with Workdir(sweep.workdir).locked():
+        jobs, failed = run_grid(sweep) if sweep.trials is None else run_trials(sweep)
     finished = [job.workdir for job in jobs if job.is_finished]
     if finished:
         compare.run(finished, sweep.output)

@@ -264,6 +264,20 @@ def test_ctrl_c_in_a_terminal_reaches_the_sweep_alone(tmp_path, played):
     assert int((tmp_path / "a" / "begun").read_text()) != os.getpgid(0)
 
 
+def test_a_second_sweep_in_the_same_folder_is_refused(tmp_path, monkeypatch):
+    line = ["--seeds", "2", "--workdir", str(tmp_path / "sweep")]
+
+    def start_again(jobs, *, at_once):
+        monkeypatch.setattr(sweep, "run_jobs", lambda *_, **__: pytest.fail("a run was started"))
+        with pytest.raises(UserError, match=r"another process is training in .*/sweep; wait for it, or give another"):
+            main(line)
+        return {}
+
+    monkeypatch.setattr(sweep, "run_jobs", start_again)
+    main(line)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_it_ends_in_a_comparison(tmp_path, monkeypatch, capsys):
     def play(jobs, *, at_once):
         for seed, job in enumerate(jobs):

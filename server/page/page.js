@@ -108,6 +108,7 @@ async function classify(blob) {
 // Shows an error without a picture.
 function refuse(text) {
   latest++; // The result of an earlier picture must not replace the error.
+  upload.abort();
   document.body.classList.remove("busy");
   element("figure").hidden = true;
   showOnly(text, true);

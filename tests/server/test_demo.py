@@ -364,12 +364,12 @@ def test_files_and_text_that_are_not_pictures_are_refused(open_page, seeing, way
 
 
 def hold_answers(page: Page) -> None:
-    """Holds requests back until a script calls `answer()`."""
+    """Holds requests back until a script calls `answer()`; they cannot be aborted, like those already answered."""
     page.evaluate(
         """() => {
             const ask = window.fetch;
             const released = new Promise(done => { window.answer = done; });
-            window.fetch = async (...request) => { await released; return ask(...request); };
+            window.fetch = async (path, options) => { await released; return ask(path, { ...options, signal: null }); };
         }"""
     )
 
@@ -404,15 +404,19 @@ def test_a_late_result_does_not_replace_the_error_of_a_later_file(open_page, see
     expect(page.locator("#bars li")).to_have_count(0)
 
 
-def test_the_next_picture_ends_the_upload_of_the_one_before(open_page, seeing):
+@pytest.mark.parametrize("kind", ["image/png", "text/plain"])
+def test_the_next_file_ends_the_upload_of_the_one_before(open_page, seeing, kind):
     page = open_page(seeing)
     expect(page.locator("#model")).to_contain_text("5 classes")
     page.route("**/predict*", lambda route: None, times=1)  # The first never ends.
     with page.expect_request("**/predict*"):
         choose(page, encode(picture()))
     with page.expect_event("requestfailed") as failed:
-        choose(page, encode(picture("blue")))
+        choose(page, encode(picture("blue")), kind=kind)
     assert "/predict" in failed.value.url
+    if kind == "text/plain":
+        expect(page.locator("#message.wrong")).to_contain_text("not a picture file")
+        return
     expect(page.locator("#bars li .name").first).to_have_text("blue")
     expect(page.locator("#message")).to_have_text("")
 

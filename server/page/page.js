@@ -105,6 +105,15 @@ async function classify(blob) {
   }
 }
 
+// Offers to classify the picture again, unless the error is the picture's. One from the camera exists only here.
+function showAgain(blob, { status }) {
+  element("again").hidden = [400, 413, 415].includes(status);
+  element("again").onclick = () => {
+    element("file").focus(); // The focused element is about to be hidden.
+    classify(blob);
+  };
+}
+
 // Shows an error without a picture.
 function refuse(text) {
   latest++; // The result of an earlier picture must not replace the error.

@@ -72,6 +72,9 @@ function authorization(key) {
 }
 
 function noResult(status) {
+  if (status === 413) {
+    return failure(413, "The picture is too large for a proxy in front of the server: scale it down.");
+  }
   return failure(status, `The server responded with status ${status} and no result: try again later.`);
 }
 

@@ -71,7 +71,7 @@ def open_page(browser):
     yield go
     for context in contexts:
         context.close()
-    expected = r"status of (400|401|502)|status of 404 .*/model\.onnx\?"
+    expected = r"status of (400|401|413|502)|status of 404 .*/model\.onnx\?"
     assert [complaint for complaint in complaints if not re.search(expected, complaint)] == []
     assert len(hosts - {"data:"}) == 1
 
@@ -427,6 +427,7 @@ def test_the_next_file_ends_the_upload_of_the_one_before(open_page, seeing, kind
         (502, "<html>Bad gateway</html>", "The server responded with status 502"),
         (502, '{"message": "Bad gateway"}', "The server responded with status 502"),
         (502, '{"error": "It is being replaced."}', "It is being replaced."),
+        (413, "<html>Content too large</html>", "too large for a proxy in front of the server: scale it down."),
         (200, "<html>Welcome</html>", "The server responded with status 200"),
     ],
 )

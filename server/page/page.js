@@ -94,6 +94,7 @@ async function classify(blob) {
   } catch (error) {
     if (turn === latest) {
       showOnly(error.message, true);
+      showAgain(blob, error);
       if (error.status === 401) {
         askForKey("");
       }
@@ -129,6 +130,7 @@ function showOnly(text, isWrong = false) {
   showPredictions([]);
   showHeatmap(null);
   element("latency").textContent = "";
+  element("again").hidden = true;
 }
 
 async function askRemote(blob) {

@@ -283,6 +283,7 @@ def test_an_error_of_the_server_is_shown(open_page, seeing):
     expect(page.locator("#bars li")).to_have_count(5)
     choose(page, b"no picture")
     expect(page.locator("#message.wrong")).to_contain_text("This is not a picture in a supported format")
+    expect(page.locator("#again")).to_be_hidden()
     expect(page.locator("#bars li")).to_have_count(0)
     expect(page.locator("#heatmap")).to_be_hidden()
     expect(page.locator("#picture")).to_be_hidden()
@@ -439,6 +440,28 @@ def test_an_error_of_a_proxy_is_shown(open_page, seeing, status, body, text):
     page.route("**/model.json", lambda route: route.fulfill(status=status, body=body))
     page.reload()
     expect(page.locator("#message.wrong")).to_contain_text(text)
+
+
+def test_a_picture_can_be_tried_again(open_page, seeing):
+    page = open_page(seeing)
+    page.route("**/predict*", lambda route: route.fulfill(status=502), times=1)
+    choose(page, encode(picture()))
+    expect(page.locator("#message.wrong")).to_contain_text("try again later")
+    page.click("#again")
+    expect(page.locator("#bars li .name").first).to_have_text("red")
+    expect(page.locator("#again")).to_be_hidden()
+    expect(page.locator("#file")).to_be_focused()
+
+
+def test_the_page_names_the_model_that_classified_the_picture(open_page, seeing):
+    page = open_page(seeing)
+    expect(page.locator("#model")).to_contain_text("colours")
+    changes = {"name": "another", "sha256": "0" * 64, "resize": {"mode": "pad", "filter": "bicubic", "side": None}}
+    content = seeing.client.get("/model.json").json() | changes
+    page.route("**/model.json", lambda route: route.fulfill(json=content))
+    choose(page, encode(picture()))
+    expect(page.locator("#model")).to_contain_text("another")
+    expect(page.locator("#heatmap")).to_have_class("pad")
 
 
 def test_a_model_that_the_page_could_not_ask_for_is_asked_for_with_the_next_picture(open_page, seeing):

@@ -141,7 +141,9 @@ async function askRemote(blob) {
   }
   const ask = () => askServer(blob, model, readKey(), TOP, signal);
   try {
-    return await ask();
+    const result = await ask();
+    isReplaced(); // Without waiting: the name and the heat map's place may be another model's by now.
+    return result;
   } catch (error) {
     if (error.status === 400 && (await isReplaced())) {
       return ask(); // Now with what the new model supports.

@@ -69,7 +69,7 @@ def _operation(path: str, method: str, operation: dict[str, Any]) -> str:
     # What comes back.
     responses = "".join(_row(status, response["description"]) for status, response in operation["responses"].items())
     tables = "".join(
-        f"<h4>{title}</h4><table>{rows}</table>"
+        f"<h3>{title}</h3><table>{rows}</table>"
         for title, rows in (("Parameters", parameters), ("Request body", bodies), ("Responses", responses))
         if rows
     )

@@ -26,7 +26,11 @@ CHROMIUM = shutil.which("chromium")
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: `apt-get install chromium`")
 
-SCREENS = {"desktop": {"width": 1280, "height": 800}, "phone": {"width": 360, "height": 740}}
+SCREENS = {
+    "desktop": {"width": 1280, "height": 800},
+    "tablet": {"width": 656, "height": 900},
+    "phone": {"width": 360, "height": 740},
+}
 LONG = "a class with a name that is much longer than anybody would expect of a class"
 
 
@@ -126,10 +130,10 @@ def test_the_report(check, pets, tmp_path):
 def report(tmp_path):
     """Writes the report of a run that is right on every class, except the second, which it takes for the first."""
 
-    def write(classes: int) -> Path:
+    def write(classes: int, name: str = "class") -> Path:
         labels = np.repeat(np.arange(classes, dtype=np.int32), 2)
         pictures = Split(np.zeros((len(labels), 8, 8, 3), np.uint8), labels)
-        names = tuple(f"class {label}" for label in range(classes))
+        names = tuple(f"{name} {label}" for label in range(classes))
         dataset = Dataset(name="pets", names=names, wnids=(), license="", train=pictures, validation=pictures)
         config = Config(data=DataConfig(image_size=8), model=ModelConfig(widths=(4,), blocks=(0,)))
         Workdir(tmp_path).record(config, Classes(names, (), dataset.name, dataset.license))
@@ -150,6 +154,20 @@ def test_a_cell_of_many_classes_is_read_by_a_tap(browser, report):
     expect(page.locator("#map output")).to_have_text(
         re.compile(r"^True class class \d+, predicted class \d+: [02] of 2$")
     )
+
+
+@pytest.mark.run
+@pytest.mark.parametrize("classes", [3, 26])
+def test_a_long_word_does_not_widen_the_report(check, report, classes):
+    check(report(classes, name="long" * 40))
+
+
+@pytest.mark.run
+def test_numbers_stay_beside_names_that_run_from_right_to_left(check, report):
+    counts = check(report(3, name="\N{ARABIC LETTER QAF}\N{ARABIC LETTER TAH}")).locator(".list td .muted")
+    assert counts.all_inner_texts() == ["2\N{MULTIPLICATION SIGN}"]
+    # A count that runs with the name before it is torn apart.
+    assert counts.evaluate("it => it.getClientRects().length") == 1
 
 
 @pytest.mark.run

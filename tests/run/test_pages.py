@@ -176,6 +176,9 @@ def test_the_numbers_of_the_confusion_matrix_stand_out(browser, report):
     for scheme in ("light", "dark"):
         page = browser.new_context(color_scheme=scheme).new_page()
         page.goto(path.as_uri())
+        for selector in (".bars .bar", ".bars .bar span", ".matrix td.right"):
+            adjust = page.locator(selector).first.evaluate("it => getComputedStyle(it).printColorAdjust")
+            assert adjust == "exact", selector
         cells = page.locator(".matrix td.right, .matrix td.wrong")
         assert cells.all_inner_texts() == ["2", "2", "2"]
         for cell in cells.all():

@@ -386,6 +386,8 @@ def test_mistakes_are_the_most_confident_first():
 
 def test_a_perfect_model_has_no_mistakes(tmp_path):
     html, *_ = write(tmp_path, "abc", skill=100)
+    # A bootstrap without a mistake to draw says nothing, unlike Wilson's interval of the top-1 accuracy.
+    assert re.findall("95% interval.* to|no interval", html) == ["95% interval 91.2 to", "no interval", "no interval"]
     assert "There are none." in html
 
 

@@ -102,11 +102,19 @@ class Stack:
     def parameters(self, template: Template) -> dict[str, str]:
         """Returns the values with which a template is deployed now, of the parameters that it still has.
 
-        They are empty if there is no stack, or it is one of another template or a failure.
+        They are empty if there is no stack, or its creation failed.
+
+        Raises:
+          DeployError: the stack is one of another template, whose resources an update would delete.
         """
-        description = self.describe() or {}
-        if description.get("Description") != template.description or description["StackStatus"] in _STILLBORN:
+        description = self.describe()
+        if description is None or description["StackStatus"] in _STILLBORN:
             return {}
+        if (other := description.get("Description")) != template.description:
+            raise DeployError(
+                f"The stack {self.name} is another one ({other}): choose another --name, or remove it first with"
+                f" `python -m server.deploy destroy --name {self.name}`."
+            )
         declared = {*template.parameters, *template.missing()}
         listed = [item for item in description.get("Parameters", ()) if item["ParameterKey"] in declared]
         # What a parameter of Systems Manager stood for.

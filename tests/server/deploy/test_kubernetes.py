@@ -196,6 +196,21 @@ def test_settings_are_settings_of_the_server():
         assert set(environment(container)) <= names
 
 
+def test_overlays_of_the_readme_set_the_image(tmp_path):
+    shutil.copytree(FOLDER, tmp_path / "kubernetes")
+    blocks = re.findall(
+        r"^```\n(resources: .*?)^```", (FOLDER.parent / "README.md").read_text(), re.DOTALL | re.MULTILINE
+    )
+    assert len(blocks) == 2
+    for number, text in enumerate(blocks):
+        overlay = tmp_path / "kubernetes" / "overlays" / str(number)
+        overlay.mkdir()
+        (overlay / "kustomization.yaml").write_text(text.replace("DIGEST", "a" * 64))
+        rendered = "\n".join(map(json.dumps, render(overlay)))
+        assert re.findall(r'"image": "([^"]*)"', rendered) == [f"REPOSITORY@sha256:{'a' * 64}"]
+    assert '"--epochs", "40"' in rendered
+
+
 def test_proxies_of_a_cluster_name_the_client():
     for container in (server(by_kind("base")["Deployment"]), predictor()):
         networks = [*map(ipaddress.ip_network, environment(container)["FORWARDED_ALLOW_IPS"].split(","))]

@@ -116,14 +116,11 @@ def test_a_request_that_would_miss_its_deadline_is_503_at_once(serve_slowly):
         assert metric(server.client, 'jaxcnn_shed_total{model="slow",reason="deadline"}') == len(refused) >= 3
 
 
-HOSTILE = encode((250, 0, 0), "WEBP", (5000, 5000))
-"""A picture that takes most of a second to decode."""
-
-
 def test_abandoned_work_stops(serve, model_path):
+    hostile = encode((250, 0, 0), "WEBP", (5000, 5000))  # Takes most of a second to decode.
     settings = {"JAXCNN_THREADS": "1", "JAXCNN_DEADLINE_MS": "1000", "JAXCNN_MAX_REQUEST_PIXELS": "2000000000"}
     with serve(JAXCNN_MODEL=str(model_path), **settings) as server:
-        assert server.client.post("/predict", json={"images": [text(HOSTILE)] * 32}).status_code == 504
+        assert server.client.post("/predict", json={"images": [text(hostile)] * 32}).status_code == 504
         start = time.monotonic()
         wait_until(lambda: post(server.client, PICTURE).status_code == 200)
         assert time.monotonic() - start < 8  # All 32 take half a minute.

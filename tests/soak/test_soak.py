@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.soak import bad, good
+from tests.soak import good
 from tests.soak.good import GoodClient
 from tests.soak.models import Models
 from tests.soak.questions import Question
@@ -24,6 +24,8 @@ RED = Question("raw", b"a request", [["red"]], lambda response: [json.loads(resp
 
 @pytest.mark.run
 def test_twenty_seconds_of_everything():
+    from tests.soak import bad  # Its import encodes large pictures, which takes seconds.
+
     command = [sys.executable, "-m", "tests.soak", "--hours", str(20 / 3600), "--seed", "1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
     result = json.loads(done.stdout.splitlines()[-1])

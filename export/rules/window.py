@@ -156,6 +156,8 @@ def sum_pool(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
 
 
 _COMBINE = {"add": "Add", "mul": "Mul", "max": "Max", "min": "Min", "and": "And", "or": "Or"}
+_NEUTRAL = {"Add": 0, "Mul": 1}
+"""What changes no result; other operators may take the initial value again."""
 
 
 @rule("reduce_window")
@@ -169,7 +171,9 @@ def general_pool(builder: Builder, eqn: Any, value: Tensor, start: Value) -> Ten
     require(isinstance(start, np.ndarray), builder, eqn, "a computed initial value")
     assert isinstance(start, np.ndarray)
     op = _COMBINE[steps[0]]
-    result = Expression(builder, _slide(builder, eqn, value, op, start))
+    # XLA skips the padding: a start of 1 counts once in a sum, however many positions are outside.
+    padding = np.asarray(_NEUTRAL.get(op, start), start.dtype)
+    result = Expression(builder, _slide(builder, eqn, value, op, padding))
     return result.widen().apply(op, start).cast(value.dtype).tensor
 
 

@@ -443,6 +443,8 @@ LAX = {
     ),
     "reduce_window-all": lambda x: lax.reduce_window(x, 0.0, lax.add, (1, 2, 3), (1, 2, 2), "SAME"),
     "reduce_window-last": lambda x: lax.reduce_window(x, -jnp.inf, lax.max, (1, 1, 3), (1, 1, 1), "SAME"),
+    "reduce_window-start": lambda x: lax.reduce_window(x, 2.0, lax.add, (1, 2, 3), (1, 1, 2), "SAME"),
+    "reduce_window-product": lambda x: lax.reduce_window(x, 2.0, lax.mul, (1, 2, 3), (1, 1, 2), "SAME"),
     "reduce_window-base": lambda x: lax.reduce_window(
         x, 0.0, lax.add, (1, 2, 2), (1, 1, 1), "VALID", base_dilation=(1, 2, 1)
     ),

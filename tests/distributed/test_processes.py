@@ -75,6 +75,34 @@ def test_a_signal_to_one_process_saves_the_same_step_in_all(short, tmp_path):
     check_same_run(tmp_path, short)
 
 
+EVALUATING = """
+import itertools, os, signal
+import jax
+from jaxcnn import cli, loop
+from jaxcnn.train import main
+evaluate, numbers = loop.eval_step, itertools.count(1)
+
+def stop_at_second(*arguments, **options):
+    # Six batches have all validation pictures: this is the second one after the second epoch.
+    if next(numbers) == 8 and jax.process_index() == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return evaluate(*arguments, **options)
+
+loop.eval_step = stop_at_second
+cli.run(main, "train")
+"""
+
+
+@RUN
+def test_a_signal_to_one_process_stops_the_evaluation_in_all(short, tmp_path):
+    ended = finish(launch(2, tmp_path, *SMALL, "--epochs", "4", program=["-c", EVALUATING]))
+    assert [status for status, _ in ended] == [0, 0], ended
+    assert f"stopped by SIGTERM and saved at step {2 * STEPS_OF_AN_EPOCH}; run again" in ended[0][1]
+    assert [line["step"] for line in records(tmp_path, "validation")] == [STEPS_OF_AN_EPOCH]
+    train(2, tmp_path, *SMALL, "--epochs", "4")
+    check_same_run(tmp_path, short)
+
+
 @RUN
 def test_a_run_that_diverges_is_refused_in_all_processes(tmp_path):
     options = [*SMALL, "--epochs", "4"]

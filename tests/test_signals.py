@@ -14,7 +14,7 @@ from jaxcnn import signals
 from jaxcnn.signals import NOTICE, SIGNALS, stop_on_signal
 
 PROGRAM = """
-import ctypes, sys, threading
+import ctypes, signal, sys, threading
 from jaxcnn import signals
 
 signals.REPEAT_SECONDS, signals.GRACE_SECONDS = float(sys.argv[1]), 0.2
@@ -28,6 +28,7 @@ def end_call():
     sys.stdin.readline()
     library.PyThread_release_lock(lock)
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has what it starts ignore it.
 with signals.stop_on_signal() as stop:
     library.PyThread_acquire_lock(lock, 1)
     timer = threading.Timer(0.2, end_call)  # By then the main thread is in the second call.

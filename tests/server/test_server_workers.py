@@ -216,15 +216,24 @@ def test_a_failing_query_does_not_fail_its_batch(model_path):
     async def test(workers):
         go, first = await hold_up(workers)
         good, bad = Ask((0, 0, 250)), Ask((255, 255, 0))
-        broken = Ask()
+        broken, refused = Ask(), Ask()
         broken.decode = lambda *_: 1 / 0
-        tasks = [start(workers, query)[0] for query in (good, bad, broken, Ask((0, 250, 0)))]
+
+        def refuse(*_):
+            raise HTTPException(413, "too large", {"connection": "close"})
+
+        refused.decode = refuse
+        tasks = [start(workers, query)[0] for query in (good, bad, broken, Ask((0, 250, 0)), refused)]
         await asyncio.sleep(0)
         go.set()
         answers = await asyncio.gather(*tasks, return_exceptions=True)
         assert (answers[0].body, answers[3].body) == (b"blue", b"green")
         assert isinstance(answers[1], FloatingPointError)
+        assert "probabilities" in str(answers[1])
         assert isinstance(answers[2], ZeroDivisionError)
+        assert isinstance(answers[4], HTTPException)
+        assert (answers[4].status_code, answers[4].detail) == (413, "too large")
+        assert answers[4].headers == {"connection": "close"}
         await first
 
     run(test, model_path)

@@ -571,6 +571,6 @@ def test_help_lists_the_options():
         "--output",
     ):
         assert word in done.stdout
-    # The defaults of the data are not those of a training without options.
+    # The data options default to other values than in a training without options.
     assert "(default: as in training)" in " ".join(done.stdout.split())
     assert "(default: digits)" not in done.stdout

@@ -137,7 +137,7 @@ def test_workflows_pin_actions_and_run_the_scripts_of_the_repository():
 def test_continuous_integration_runs_the_gate_first():
     lines = (ROOT / ".ci" / "run").read_text().splitlines()
     assert lines[-3:] == ["tests/check", "python -m pytest", "python -m pytest -m run"]
-    # In an environment of its own, which a developer's .venv is not.
+    # In a fresh environment: a developer's .venv may have more packages.
     assert 'python3 -m venv "$folder/venv"' in lines
     assert "folder=$(mktemp -d)" in lines
 

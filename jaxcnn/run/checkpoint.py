@@ -47,7 +47,6 @@ SELECTED_BY = "top1"
 UNFINISHED = ".orbax-checkpoint-tmp"
 """Suffix of folders that Orbax is still writing; Orbax removes leftovers when it next opens the checkpoints."""
 
-
 METRICS = PurePath("metrics", "metrics")
 """File of the validation metrics in the folder of a checkpoint, as JSON. Orbax has chosen the names."""
 

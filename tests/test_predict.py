@@ -211,6 +211,58 @@ def test_a_parquet_file_is_locked_until_it_is_complete(folder, monkeypatch):
         assert dict(output.done) == {"a.png": "red"}
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows is not asked for locks")
+def test_a_parquet_file_is_locked_before_it_is_read(folder, monkeypatch):
+    """Else another process would complete it in between, and its pictures would be classified again."""
+    pytest.importorskip("pyarrow")
+    path, options = folder / "r.parquet", {"top_k": 1, "channels": None, "model": "1f"}
+    with open_output(path, **options) as output:
+        output.write([{"file": "a.png", "predicted_class": "red", "probability": 1.0}])
+    read_groups, tries = ParquetOutput._read_groups, []
+
+    def try_and_read(output):
+        if not tries:
+            tries.append(path)
+            with pytest.raises(UserError, match=r"^another process writes .*r\.parquet"), open_output(path, **options):
+                pass
+        return read_groups(output)
+
+    monkeypatch.setattr(ParquetOutput, "_read_groups", try_and_read)
+    with open_output(path, **options) as output:
+        assert dict(output.done) == {"a.png": "red"}
+    assert tries
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows is not asked for locks")
+def test_a_file_that_another_process_removes_is_not_written(folder, monkeypatch):
+    """The rows beside a Parquet file are removed when it is complete, also if somebody has just opened them."""
+    open_file = Path.open
+
+    def open_and_remove(path, *arguments):
+        file = open_file(path, *arguments)
+        path.unlink()
+        return file
+
+    monkeypatch.setattr(Path, "open", open_and_remove)
+    with (
+        pytest.raises(UserError, match="^another process writes"),
+        open_output(folder / "r.jsonl", top_k=1, channels=None, model="1f"),
+    ):
+        pass
+
+
+def test_a_refused_parquet_file_leaves_nothing_beside_it(folder):
+    pytest.importorskip("pyarrow")
+    path = folder / "r.parquet"
+    path.write_text("notes")
+    with (
+        pytest.raises(UserError, match="is not a Parquet file"),
+        open_output(path, top_k=1, channels=None, model="1f"),
+    ):
+        pass
+    assert [found.name for found in folder.glob("r.*")] == ["r.parquet"]
+
+
 def test_a_parquet_file_that_cannot_be_read_is_not_called_something_else(folder, monkeypatch):
     """The advice to remove it would lose what was done."""
     pyarrow = pytest.importorskip("pyarrow.parquet")

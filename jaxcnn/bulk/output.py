@@ -147,10 +147,14 @@ def _lock(file: IO[Any], path: Path) -> None:
         return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Another process may have removed it, complete, after it was opened here: rows would go where nobody finds them.
+        is_written = os.fstat(file.fileno()).st_nlink == 0
     except BlockingIOError:
-        raise UserError(f"another process writes {path}; wait for it or give another --output") from None
+        is_written = True
     except OSError:
         return  # Some network drives have no locks.
+    if is_written:
+        raise UserError(f"another process writes {path}; wait for it or give another --output")
 
 
 class CsvOutput:
@@ -304,6 +308,13 @@ class JsonlOutput:
             sync(self._path)
             sync(self._path.parent)
 
+    def abandon(self) -> None:
+        """Closes the file, and removes it if it was made for nothing."""
+        with self.lock_kept():
+            self._file.close()
+            if not self.done:
+                self._path.unlink()
+
     @contextmanager
     def lock_kept(self) -> Iterator[None]:
         """Keeps the lock of the file though it is closed; Windows, which has no lock, removes no file that is open."""
@@ -356,15 +367,23 @@ class ParquetOutput:
         self._path = path
         self._schema = self._arrow.schema([(column, self._kind(column)) for column in columns])
         self._unfinished = unfinished_path(path)
-        self.done: dict[str, str] = {}
-        if path.exists():
-            for rows in self._read_groups():
-                for found in rows["model"].unique().to_pylist():
-                    _check_model(path, found, model)
-                self.done |= dict(zip(*(rows[name].to_pylist() for name in ("file", "predicted_class")), strict=True))
-        self._complete = frozenset(self.done)
+        # Locked first: another process may be about to complete the file.
         self._rows = JsonlOutput(self._unfinished, columns, model)
-        self.done |= self._rows.done
+        try:
+            self._complete = self._read_done(model)
+        except BaseException:
+            self._rows.abandon()
+            raise
+        self.done = self._complete | self._rows.done
+
+    def _read_done(self, model: str) -> dict[str, str]:
+        """Returns the predicted class of each picture in the file, if it exists."""
+        done: dict[str, str] = {}
+        for rows in self._read_groups() if self._path.exists() else ():
+            for found in rows["model"].unique().to_pylist():
+                _check_model(self._path, found, model)
+            done |= dict(zip(*(rows[name].to_pylist() for name in ("file", "predicted_class")), strict=True))
+        return done
 
     def _kind(self, column: str) -> Any:
         """Returns the type of a column."""

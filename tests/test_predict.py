@@ -17,7 +17,8 @@ import pytest
 from pictures import encode, write_zip, zip_folder
 from PIL import Image
 
-from jaxcnn.bulk.output import ParquetOutput, open_output
+from jaxcnn.bulk.output import open_output
+from jaxcnn.bulk.parquet_output import ParquetOutput
 from jaxcnn.errors import UserError
 from jaxcnn.predict import main
 from tests.bulk.models import write_colours
@@ -159,7 +160,7 @@ def test_a_disk_that_fails_says_where_and_what_to_do(folder, monkeypatch, capsys
             raise OSError(number, os.strerror(number))
 
         with monkeypatch.context() as context:
-            context.setattr("jaxcnn.bulk.output.sync", fail)
+            context.setattr("jaxcnn.bulk.output_file.sync", fail)
             with pytest.raises(
                 UserError, match=rf"^r.{ending}\S* cannot be written: .*{advice} and run the same command"
             ):
@@ -245,7 +246,7 @@ def test_a_file_that_another_process_removes_is_not_written(folder, monkeypatch)
 
     monkeypatch.setattr(Path, "open", open_and_remove)
     with (
-        pytest.raises(UserError, match="^another process writes"),
+        pytest.raises(UserError, match=r"^another process writes"),
         open_output(folder / "r.jsonl", top_k=1, channels=None, model="1f"),
     ):
         pass
@@ -378,7 +379,7 @@ def test_a_parquet_file_has_no_row_twice(folder, monkeypatch):
     pytest.importorskip("pyarrow")
     predict("photos/day 0", "--output", "r.parquet")
     with monkeypatch.context() as context:
-        context.setattr("jaxcnn.bulk.output.Path.unlink", lambda *_, **__: None)
+        context.setattr("jaxcnn.bulk.parquet_output.Path.unlink", lambda *_, **__: None)
         predict("photos/day 1", "--output", "r.parquet")
     assert Path("r.parquet.unfinished.jsonl").exists()
     predict("photos", "--output", "r.parquet")

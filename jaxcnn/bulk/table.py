@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from rich.cells import cell_len, set_cell_size
 
 from jaxcnn import cli
-from jaxcnn.bulk.output import Row
+from jaxcnn.bulk.output_file import Row
 
 WIDEST = 30
 """Most columns of the terminal for the name of a class."""

@@ -9,7 +9,7 @@ import pytest
 from crashes import SCHEDULES, check_replay, crash_often, record
 from PIL import Image
 
-from jaxcnn.bulk.output import unfinished_path
+from jaxcnn.bulk.parquet_output import unfinished_path
 from jaxcnn.predict import main
 from tests.bulk.models import write_colours
 

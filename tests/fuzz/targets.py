@@ -23,7 +23,7 @@ from PIL import Image
 from starlette.exceptions import HTTPException
 
 from jaxcnn import calibration, config_file, onnx_file
-from jaxcnn.bulk import output
+from jaxcnn.bulk.jsonl_output import JsonlOutput
 from jaxcnn.checksum import ChecksumError
 from jaxcnn.config import Config
 from jaxcnn.data import decoding, entry
@@ -283,7 +283,7 @@ RECORDS: dict[str, Callable[[Path], object]] = {
     "checksums.json": lambda path: seal.check_files(path.parent, ("params",)),
     "settings.json": lambda path: config_file.read_settings(path, Config()),
     "settings.toml": lambda path: config_file.read_settings(path, Config()),
-    "predictions.jsonl": lambda path: output.JsonlOutput(path, ["file", "predicted_class", "model"], "1f").close(),
+    "predictions.jsonl": lambda path: JsonlOutput(path, ["file", "predicted_class", "model"], "1f").close(),
     "model.json": lambda path: integrity.read_description(path.with_suffix(".onnx")),
 }
 """Readers of what a run, an export or a user leaves in a folder, by the name of the file."""

@@ -13,8 +13,6 @@ from jaxcnn.data.decoding import Decoded, decode_file, decoding_threads
 from jaxcnn.data.duplicates import look_at
 from jaxcnn.data.entry import (
     DAMAGED,
-    Row,
-    RowTable,
     check_readable,
     lock_path,
     open_entry,
@@ -25,8 +23,8 @@ from jaxcnn.data.entry import (
     save_array,
     show_progress,
     write_description,
-    write_facts,
 )
+from jaxcnn.data.facts import Row, RowTable, write_facts
 from jaxcnn.data.resize import STRETCH, Resize
 from jaxcnn.data.sources.encoded_dataset import EncodedDataset
 from jaxcnn.data.sources.pictures import Picture, Pictures

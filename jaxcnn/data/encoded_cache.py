@@ -18,8 +18,6 @@ from jaxcnn.data.duplicates import look_at
 from jaxcnn.data.encoded_images import EncodedImages
 from jaxcnn.data.entry import (
     DAMAGED,
-    Row,
-    RowTable,
     check_readable,
     lock_path,
     open_entry,
@@ -30,8 +28,8 @@ from jaxcnn.data.entry import (
     save_array,
     show_progress,
     write_description,
-    write_facts,
 )
+from jaxcnn.data.facts import Row, RowTable, write_facts
 from jaxcnn.data.resize import STRETCH, Resize
 from jaxcnn.data.shards import Shards, ShardWriter, describe_shards, has_array_record, known_counts
 from jaxcnn.data.sources.encoded_dataset import EncodedDataset

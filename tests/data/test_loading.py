@@ -215,7 +215,7 @@ def test_near_duplicates_are_looked_for_in_sets_that_are_not_too_large(tmp_path,
     pets = write_class_folders(tmp_path / "pets", count=2, size=40)
     Image.open(pets / "cat" / "0.png").save(pets / "cat" / "again.jpg", quality=90)
     for most, expected in ((5, [True, False, True, False, False]), (4, [False] * 5)):
-        monkeypatch.setattr("jaxcnn.data.entry.COMPARED", most)
+        monkeypatch.setattr("jaxcnn.data.facts.COMPARED", most)
         config = DataConfig(source=str(pets), cache_dir=str(tmp_path / str(most)), store=store)
         assert (load(config, hold_out=False).train.facts["alike"] >= 0).tolist() == expected
 

@@ -23,6 +23,7 @@ from jaxcnn.checksum import checksum_array
 from jaxcnn.classifier import load
 from jaxcnn.config import Config
 from jaxcnn.container import is_container
+from jaxcnn.cores import count_cores
 from jaxcnn.data import Fingerprint
 from jaxcnn.data.findings import check_findings
 from jaxcnn.disk import check_room
@@ -58,7 +59,7 @@ from jaxcnn.run.live_report import LiveReport
 from jaxcnn.run.metrics_log import HeadRecord, MetricsLog, Record, ValidationRecord, is_stalled, open_log
 from jaxcnn.run.sessions import record_session
 from jaxcnn.run.tracking import check_clients, open_tracking
-from jaxcnn.run.workdir import Classes, Workdir, count_cores, fit_batch, flat_settings
+from jaxcnn.run.workdir import Classes, Workdir, fit_batch, flat_settings
 from jaxcnn.state import TrainState
 from jaxcnn.step import exact_eval_step
 from jaxcnn.teachers import check_teachers

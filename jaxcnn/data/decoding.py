@@ -3,7 +3,6 @@
 import contextlib
 import io
 import math
-import os
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
+from jaxcnn.cores import count_cores
 from jaxcnn.data.crops import Crop
 from jaxcnn.data.heif import START, decode_heif, is_heif
 from jaxcnn.data.resize import STRETCH, Resize
@@ -53,8 +53,7 @@ def decoding_threads() -> int:
 
     Threads, not processes: Pillow releases the interpreter lock while it decodes and resizes.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, THREADS)
+    return min(count_cores(), THREADS)
 
 
 class Decoded(NamedTuple):

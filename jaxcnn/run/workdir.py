@@ -32,6 +32,7 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from jaxcnn import config as settings
 from jaxcnn.checksum import ChecksumError, seal, unseal
 from jaxcnn.config import Config, DataConfig, ModelConfig
+from jaxcnn.cores import count_cores
 from jaxcnn.data import Fingerprint, is_named
 from jaxcnn.disk import sync, write_atomically
 from jaxcnn.errors import UserError
@@ -462,11 +463,6 @@ def fit_batch(config: Config, *, count: int, devices: int) -> int:
     """
     largest = max(count // devices, 1) * devices
     return config.batch_size if config.is_frozen or largest < 2 else min(config.batch_size, largest)
-
-
-def count_cores() -> int:
-    """Returns the number of cores that this process may use; only Linux says which."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def environment() -> dict[str, str]:

@@ -3,7 +3,8 @@
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from stat import S_ISREG
 
@@ -107,17 +108,10 @@ def read_file(path: Path) -> bytes:
     Raises:
       UserError: it cannot be read, or is larger than `MAX_BYTES`.
     """
-    try:
-        with open(path, "rb", opener=_open_at_once) as file:
-            # The size of the open file: the path may meanwhile lead to another.
-            size = os.fstat(file.fileno()).st_size
-            if size > MAX_BYTES:
-                raise TooLargeError(f"{path} is too large for a picture: {size:,} bytes; remove it")
-            return file.read()
-    # No system takes a name with a null character.
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path} cannot be read: {reason}; repair or remove it") from error
+    with _opened(path) as (file, size):
+        if size > MAX_BYTES:
+            raise TooLargeError(f"{path} is too large for a picture: {size:,} bytes; remove it")
+        return file.read()
 
 
 def begins_like_picture(path: Path) -> bool:
@@ -126,10 +120,25 @@ def begins_like_picture(path: Path) -> bool:
     Raises:
       UserError: it cannot be read.
     """
-    if path.is_file():
-        with suppress(OSError), path.open("rb") as file:
-            return os.fstat(file.fileno()).st_size <= MAX_BYTES and is_picture(file)
-    return is_picture(read_file(path))
+    with _opened(path) as (file, size):
+        return size <= MAX_BYTES and is_picture(file)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[BufferedReader, int]]:
+    """Opens a file, and yields it with its size.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    try:
+        with open(path, "rb", opener=_open_at_once) as file:
+            # The size of the open file: the path may meanwhile lead to another.
+            yield file, os.fstat(file.fileno()).st_size
+    # No system takes a name with a null character.
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} cannot be read: {reason}; repair or remove it") from error
 
 
 def _open_at_once(path: str, flags: int) -> int:

@@ -13,7 +13,6 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from jaxcnn.cli import printable
 from jaxcnn.disk import remedy, write_atomically
 from jaxcnn.errors import TemporaryError, UserError
 from jaxcnn.paths import check_address
@@ -95,10 +94,8 @@ class Bucket:
             self._remove_outdated(_whole_steps(files))
         except Exception as error:  # Whatever is wrong with a store, the training goes on.
             warn(
-                printable(
-                    f"{self._address} lacks a part of the run: {_reason(error)}; it is sent with the next checkpoint, "
-                    "or by the same command"
-                )
+                f"{self._address} lacks a part of the run: {_reason(error)}; it is sent with the next checkpoint, or "
+                "by the same command"
             )
 
     def _check_same_run(self, folder: Path, *, last_step: int) -> None:

@@ -12,7 +12,6 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from jaxcnn.cli import printable
 from jaxcnn.config import Config, LogConfig
 from jaxcnn.disk import write_atomically
 from jaxcnn.errors import UserError
@@ -177,4 +176,4 @@ class Sender:
     def _warn(self, reason: str) -> None:
         if not self._has_warned:
             self._has_warned = True
-            warn(printable(f"log.{self._name} does not get all of this run: {reason}; the run goes on without it"))
+            warn(f"log.{self._name} does not get all of this run: {reason}; the run goes on without it")

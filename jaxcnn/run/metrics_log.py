@@ -8,7 +8,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, ClassVar
@@ -210,20 +210,23 @@ def open_log(workdir: Path, *, writes: bool = True, echo: IO[str] | None = None)
     # tensorboardX takes long to import; commands that only read a log need not wait for it.
     from jaxcnn.run.tensorboard import EventFile
 
-    with _write_errors(workdir):
-        torn = path.exists() and not path.read_bytes().endswith(b"\n")
-        lines = path.open("a", encoding="utf-8")
-        events = EventFile(workdir)
-
-    try:
+    with ExitStack() as stack:
+        with _write_errors(workdir):
+            is_torn = path.exists() and not path.read_bytes().endswith(b"\n")
+            lines = path.open("a", encoding="utf-8")
+            stack.callback(_close, lines)
+            events = EventFile(workdir)
+            stack.callback(_close, events)
         # A killed process can leave half a line; the next record starts a new one.
-        if torn:
+        if is_torn:
             lines.write("\n")
         yield MetricsLog(path, lines, events, echo=echo)
-    finally:
-        for close in (lines.close, events.close):
-            with suppress(OSError):  # On a full disk `write` has raised it already.
-                close()
+
+
+def _close(file: Any) -> None:
+    """Closes a file; what cannot be written on a full disk, `MetricsLog.write` has raised already."""
+    with suppress(OSError):
+        file.close()
 
 
 def rank(top1: float, step: int) -> tuple[float, int]:

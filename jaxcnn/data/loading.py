@@ -84,7 +84,7 @@ def _too_large(source: Source, *, size: int, resize: Resize, cache_dir: Path) ->
         return ""
     # What is encoded already need not be listed to be counted.
     count = count_encoded(source, cache_dir=cache_dir)
-    if not count:
+    if count is None:
         # Other processes may be downloading the pictures, or filling the disk with them.
         with locked(entry, lock_path(source, cache_dir)):
             if entry.exists():

@@ -8,8 +8,9 @@ earlier_sessions.json                                report.html       the run a
                    settings and hardware before      model.onnx        the best checkpoint, exported
 earlier_trainings.json                               model.json        its description, for runtimes
                    of the initial weights            model/            its model card and an example
-checkpoints/STEP/  parameters and training state     predictions.csv   what it says about each validation picture
-note.txt           what the user noted of the run       tracking.json     its id in other logs
+teachers.json      trainings of the teachers         predictions.csv   what it says about each validation picture
+checkpoints/STEP/  parameters and training state     tracking.json     its id in other logs
+note.txt           what the user noted of the run
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Container, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,8 +66,8 @@ WITHOUT_EFFECT = (
 LOCK = ".lock"
 """The file that a process locks while it trains."""
 
-BEGUN = (LOCK, "checkpoints", "metrics.jsonl", "events.out.*", "environment.json", "classes.json")
-"""What is created in a workdir before its `config.json`."""
+BEGUN = ("checkpoints", "metrics.jsonl", "events.out.*", "environment.json", "classes.json")
+"""What is created in a workdir before its `config.json`, besides the lock."""
 
 
 @dataclass(frozen=True)
@@ -291,17 +292,18 @@ class Workdir:
             ) from error
         return lock
 
-    def _remove_new(self, before: Container[Path], *, keep_lock: bool) -> None:
+    def _remove_new(self, before: set[Path], *, keep_lock: bool) -> None:
         """Removes what a run has begun in the folder and was not there before.
 
         The file of a lock may go while it is locked: who opened it before sees that it has no name, and makes a new
         one. A file that locks by its existence goes with the release.
         """
-        for path in (path for pattern in BEGUN for path in self.path.glob(pattern)):
-            if path in before or (keep_lock and path.name == LOCK):
-                continue
-            with suppress(PermissionError) if path.name == LOCK else nullcontext():  # Windows removes no open file.
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for path in {path for pattern in BEGUN for path in self.path.glob(pattern)} - before:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        lock = self.path / LOCK
+        if lock not in before and not keep_lock:
+            with suppress(PermissionError):  # Windows removes no file that is open.
+                lock.unlink()
 
     def _remove_folders(self, existing: Container[Path]) -> None:
         """Removes the folders that were created for a run, if they are empty."""

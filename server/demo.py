@@ -17,7 +17,6 @@ from starlette.types import Receive, Scope, Send
 
 from server import files
 from server.body import end_at
-from server.files import Signature
 from server.prepared import Prepared, etag_of, is_known
 from server.service import Service
 from server.settings import Settings
@@ -101,14 +100,11 @@ async def model_file(request: Request) -> Response:
     model = service.default.model
     if digest not in ("", model.digest):
         raise HTTPException(404, "The model file has been replaced: reload the page.")
-    response = _file(request, model.path, cache=_IMMUTABLE if digest else _REVALIDATE)
+    response = _WholeFile(model.path, request, cache=_IMMUTABLE if digest else _REVALIDATE)
     # The file on disk may be newer than the model in memory.
-    if digest:
-        async with service.hashing:
-            service.default.file_digest = found = await _identify(response, service.default.file_digest)
-        if found[1] != digest:
-            response.file.close()
-            raise HTTPException(404, _not_served_yet(service.settings))
+    if digest and await response.digest() != digest:
+        response.file.close()
+        raise HTTPException(404, _not_served_yet(service.settings))
     return response
 
 
@@ -118,12 +114,9 @@ async def runtime_file(request: Request) -> Response:
     folder, name = service.settings.onnxruntime_web, request.path_params["name"]
     if folder is None or not _RUNTIME.fullmatch(name):
         raise HTTPException(404)
-    response = _file(request, folder / name, cache=_REVALIDATE)
+    response = _WholeFile(folder / name, request, cache=_REVALIDATE)
     # Files of two versions have the same addresses, but do not run together: browsers recognise them by their content.
-    async with service.hashing:
-        known = service.runtime_digests
-        known[name] = found = await _identify(response, known.get(name))
-    response.headers["ETag"] = etag = etag_of(found[1])
+    response.headers["ETag"] = etag = etag_of(await response.digest())
     if is_known(request, etag):
         response.file.close()
         return Response(status_code=304, headers={**_HEADERS, "Cache-Control": _REVALIDATE, "ETag": etag})
@@ -149,12 +142,17 @@ class _WholeFile(Response):
     A client that reads slowly is cut off if others wait.
     """
 
-    def __init__(self, file: BufferedReader, request: Request, *, media_type: str, cache: str) -> None:
-        self.file = file
-        self.signature = files.signature(file)
+    def __init__(self, path: Path, request: Request, *, cache: str) -> None:
+        self._path = path
+        self.file = _open(path)
+        self.signature = files.signature(self.file)
         self._service: Service = request.state.service
         headers = {**_HEADERS, "Cache-Control": cache, "Content-Length": str(self.signature.size)}
-        super().__init__(media_type=media_type, headers=headers)
+        super().__init__(media_type=_type(path.name), headers=headers)
+
+    async def digest(self) -> str:
+        """Returns the SHA-256 of the file in hexadecimal."""
+        return await self._service.digests.find(self._path, self.file, self.signature)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the file, cut short if it changes meanwhile: after the headers, only that shows the client an error.
@@ -185,10 +183,6 @@ class _WholeFile(Response):
             claim.move(size)
 
 
-def _file(request: Request, path: Path, *, cache: str) -> _WholeFile:
-    return _WholeFile(_open(path), request, media_type=_type(path.name), cache=cache)
-
-
 def _type(name: str) -> str:
     return _TYPES.get(Path(name).suffix, "application/octet-stream")
 
@@ -204,14 +198,6 @@ def _open(path: Path) -> BufferedReader:
     except OSError as error:
         text = f"The server cannot read this file of the demo page ({error.strerror}): ask its operator."
         raise HTTPException(404, text) from None
-
-
-async def _identify(response: _WholeFile, known: tuple[Signature, str] | None) -> tuple[Signature, str]:
-    """Returns signature and SHA-256 of a file, which is read only if its signature is not the known one."""
-    if known is not None and response.signature == known[0]:
-        return known
-    # A touched file, or a copy, has a new signature but the same content.
-    return response.signature, await asyncio.to_thread(files.digest, response.file)
 
 
 def _not_served_yet(settings: Settings) -> str:

@@ -1,13 +1,12 @@
 """The state of a running server, and of each model in it."""
 
-import asyncio
 from collections.abc import Iterable
 from pathlib import Path
 
 from server import model
 from server.admission import Admission, Places
 from server.decode_memory import DecodeMemory
-from server.files import Signature
+from server.digests import Digests
 from server.log import LogWriter
 from server.metrics import Metrics, ModelMetrics
 from server.model import Model
@@ -42,10 +41,7 @@ class ServedModel:
       places: bounds how many requests to it are accepted.
       workers: the threads that run it.
       has_rejected: whether its file was replaced by one that cannot be served.
-      file_digest: signature and SHA-256 of its file as last hashed.
     """
-
-    file_digest: tuple[Signature, str]
 
     def __init__(self, model: Model, metrics: ModelMetrics, workers: Workers, places: Places) -> None:
         self.name = model.name
@@ -63,7 +59,6 @@ class ServedModel:
     def serve(self, model: Model) -> None:
         """Serves another file from the next batch on; the running batches finish with the old one."""
         self.workers.model = model
-        self.file_digest = model.signature, model.digest
         self.metrics.set_model(model)
 
 
@@ -79,8 +74,7 @@ class Service:
       models: the models by name.
       default: the model that answers requests which name none.
       prepared: responses that are the same until a model changes.
-      runtime_digests: signature and SHA-256, as last hashed, of each file of the runtime for browsers.
-      hashing: held while a file of the page is hashed, so that one request does it for all.
+      digests: the SHA-256 of files that browsers keep.
     """
 
     def __init__(
@@ -92,13 +86,13 @@ class Service:
         self.metrics = Metrics()
         self.admission = Admission(settings, self.metrics)
         self.prepared = PreparedResponses()
-        self.runtime_digests: dict[str, tuple[Signature, str]] = {}
-        self.hashing = asyncio.Lock()
+        self.digests = Digests()
         memory = DecodeMemory(settings.max_decode_bytes)
         self.models = {model.name: self._start(model, memory) for model in models}
         self.default = self.models[settings.default_model or next(iter(self.models))]
 
     def _start(self, model: Model, memory: DecodeMemory) -> ServedModel:
+        self.digests.note(model)
         metrics = ModelMetrics(self.metrics, model.name)
         workers = Workers(model, self.settings, metrics, memory)
         return ServedModel(model, metrics, workers, Places(self.admission, self.settings, metrics))
@@ -106,6 +100,7 @@ class Service:
     def serve(self, model: Model) -> None:
         """Serves another file of a model from its next batch on."""
         self.models[model.name].serve(model)
+        self.digests.note(model)
         self.prepared.clear()
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ from starlette.requests import Request
 
 from server import demo, files, model
 from server.admission import Admission
+from server.digests import Digests
 from server.metrics import Metrics
 from server.prepared import PreparedResponses
 from server.settings import Settings
@@ -27,9 +28,8 @@ class Site:
         self.settings = SimpleNamespace(page=True, onnxruntime_web=path.parent, reload_seconds=reload_seconds)
         self.model = model.load(path, max_batch=2, threads=1)
         self.admission = Admission(Settings(), Metrics())
-        self.file_digest = self.model.signature, self.model.digest
-        self.runtime_digests = {}
-        self.hashing = asyncio.Lock()
+        self.digests = Digests()
+        self.digests.note(self.model)
         self.prepared = PreparedResponses()
         self.default = self
 

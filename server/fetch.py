@@ -126,10 +126,11 @@ def _copy(source: Source, file: IO[bytes], target: Path) -> str:
     """Copies the remote file, and returns its SHA-256."""
     digest, received, deadline = hashlib.sha256(), 0, time.monotonic() + _TOTAL_SECONDS
     with _network_failures(), _open(source) as (stream, length):
+        most = _MAX_BYTES if length is None else length
         while chunk := stream.read(_CHUNK_BYTES):
             received += len(chunk)
-            if received > (length if length is not None else _MAX_BYTES):
-                raise _FetchError(f"it has more than {length or _MAX_BYTES} bytes. Check the URL.")
+            if received > most:
+                raise _FetchError(f"it has more than {most} bytes. Check the URL.")
             if time.monotonic() > deadline:
                 raise _FetchError(f"it did not arrive within {_TOTAL_SECONDS} s. Use a host that is closer or faster.")
             digest.update(chunk)

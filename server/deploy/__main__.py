@@ -3,14 +3,11 @@
 import argparse
 import json
 import re
-import ssl
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from server.deploy import health
 from server.deploy.errors import DeployError
 from server.source import hide_secrets
 
@@ -25,20 +22,6 @@ _TARGETS = {
     "sagemaker": "an endpoint of SageMaker, serverless or on an instance",
     "kserve": "an InferenceService of KServe, in the cluster of kubectl",
 }
-
-# Parameters of the network, which AWS has a default for.
-_NETWORK = ("Vpc", "Subnet", "Subnets")
-
-# The addresses of all clients.
-_EVERYBODY = "0.0.0.0/0"
-
-# Where AWS keeps the image of the newest Ubuntu.
-_UBUNTU = "/aws/service/canonical/ubuntu/server/24.04/stable/current/amd64/hvm/ebs-gp3/ami-id"
-
-# For how long a new deployment may take to respond, and between two questions. Startup probes allow ten minutes for a
-# large model; images are fetched before.
-_HEALTHY_SECONDS = 900
-_POLL_SECONDS = 5.0
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -101,49 +84,34 @@ def _deploy(options: argparse.Namespace) -> int:
 
 
 def _deploy_stack(options: argparse.Namespace, values: dict[str, str]) -> int:
-    from server.deploy.stack import Stack, deploy_healthy
+    from server.deploy import account
+    from server.deploy.stack import deploy_healthy
     from server.deploy.template import Template
 
     template = Template.render(options.command, values)
     if options.dry_run:
         _print_plan(options.command, template)
         return 0
-    stack = Stack(_client(options, "cloudformation"), options.name, _POLL_SECONDS)
+    stack = _stack(options)
     # What was set before stays, such as a certificate or the network.
     before = stack.parameters(template)
     template = Template.render(options.command, before | values)
-    template = Template.render(options.command, {**_defaults(options, template), **template.parameters})
+    template = Template.render(options.command, {**account.defaults(template, options.region), **template.parameters})
     _print_plan(options.command, template)
     _print_kept(before, values)
     has_changed = deploy_healthy(
-        stack, template, lambda: _is_healthy(options.command, stack.outputs().get("Url"), template.parameters)
+        stack, template, lambda: health.is_healthy(options.command, stack.outputs().get("Url"), template.parameters)
     )
     print("deployed" if has_changed else "already up to date")
     _print_outputs(stack.outputs())
     return 0
 
 
-def _defaults(options: argparse.Namespace, template: "Template") -> dict[str, str]:
-    """Returns values of the parameters that need one: the account's own network, and the newest Ubuntu."""
-    from server.deploy.stack import refusals
-
-    missing = template.missing()
-    found: dict[str, str] = {}
-    if network := [name for name in missing if name in _NETWORK]:
-        if set(_NETWORK) & set(template.parameters):
-            raise DeployError(f"Vpc and its subnets go together: name {', '.join(network)} with --set, too.")
-        found = _default_network(_client(options, "ec2"))
-    if "Ubuntu" in missing:
-        with refusals():
-            found["Ubuntu"] = _client(options, "ssm").get_parameter(Name=_UBUNTU)["Parameter"]["Value"]
-    return {name: found[name] for name in missing if name in found}
-
-
 def _deploy_kserve(options: argparse.Namespace, values: dict[str, str]) -> int:
     from server.deploy import kserve
 
     manifest, before = kserve.render(options.name, values), dict[str, str]()
-    service = kserve.InferenceService(options.name, _HEALTHY_SECONDS)
+    service = kserve.InferenceService(options.name)
     if not options.dry_run:
         before = kserve.parameters(service.applied() or {})
         manifest = kserve.render(options.name, before | values)
@@ -171,7 +139,7 @@ def _status(options: argparse.Namespace) -> int:
     url = stack.outputs().get("Url")
     if url is None:
         return 0
-    status = _ask(url)
+    status = health.ask(url)
     # A function of Lambda refuses whoever has not signed the request, unless it is for everybody.
     parameters = {item["ParameterKey"]: item["ParameterValue"] for item in description.get("Parameters", ())}
     if status == 403 and parameters.get("Access") == "AWS_IAM":
@@ -227,20 +195,11 @@ def _parse_source(text: str) -> dict[str, str]:
 
 
 def _stack(options: argparse.Namespace) -> Any:
+    from server.deploy import account
     from server.deploy.stack import Stack
 
     _check_name(options.name)
-    return Stack(_client(options, "cloudformation"), options.name, _POLL_SECONDS)
-
-
-def _client(options: argparse.Namespace, service: str) -> Any:
-    import boto3
-    from botocore.exceptions import BotoCoreError
-
-    try:
-        return boto3.client(service, region_name=options.region)
-    except BotoCoreError as error:
-        raise DeployError(f"{error} Set --region, or AWS_DEFAULT_REGION.") from None
+    return Stack(account.client("cloudformation", options.region), options.name, health.POLL_SECONDS)
 
 
 def _check_name(name: str) -> None:
@@ -274,63 +233,6 @@ def _print_kept(before: Mapping[str, str], values: Mapping[str, str]) -> None:
 def _print_outputs(outputs: dict[str, str]) -> None:
     for name, value in outputs.items():
         print(f"  {name}: {value}")
-
-
-def _default_network(ec2: Any) -> dict[str, str]:
-    """Returns the parameters of the account's default network: two subnets, as each costs the load balancer an address.
-
-    Raises:
-      DeployError: the account has none in this region, or AWS refuses.
-    """
-    from server.deploy.stack import refusals
-
-    with refusals():
-        networks = ec2.describe_vpcs(Filters=[{"Name": "is-default", "Values": ["true"]}])["Vpcs"]
-        if not networks:
-            raise DeployError("This region has no default VPC: name one with --set Vpc=ID Subnets=ID,ID.")
-        vpc = networks[0]["VpcId"]
-        filters = [{"Name": "vpc-id", "Values": [vpc]}, {"Name": "default-for-az", "Values": ["true"]}]
-        found = ec2.describe_subnets(Filters=filters)["Subnets"]
-    if not found:
-        raise DeployError("The default VPC has no default subnets: name some with --set.")
-    # There is one in each zone; always the same ones, or the next update would move the deployment.
-    subnets = sorted(subnet["SubnetId"] for subnet in found)
-    return {"Vpc": vpc, "Subnet": subnets[0], "Subnets": ",".join(subnets[:2])}
-
-
-def _is_healthy(target: str, url: str | None, parameters: Mapping[str, str]) -> bool:
-    """Waits until the deployment responds. CloudFormation itself waits for an endpoint of SageMaker.
-
-    A function of Lambda whose URL needs a signature responds 403 to everybody else, so it is not asked. Nor is a
-    machine, whose installation has waited for the server: its domain may not lead to its address yet. Nor is what
-    this machine may not reach, of which the load balancer has said that it is ready.
-    """
-    if url is None or target in ("lambda", "ec2") or parameters.get("Clients", _EVERYBODY) != _EVERYBODY:
-        return True
-    deadline = time.monotonic() + _HEALTHY_SECONDS
-    while not _responds(url):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(_POLL_SECONDS)
-    return True
-
-
-def _responds(url: str) -> bool:
-    return _ask(url) == 200
-
-
-def _ask(url: str) -> int | None:
-    """Returns the status of /readyz; None without a response."""
-    # A load balancer has a certificate for another name, which leads to it.
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/readyz", timeout=10, context=context) as response:  # noqa: S310
-            return int(response.status)
-    except urllib.error.HTTPError as error:
-        return error.code
-    except OSError:
-        return None
 
 
 if __name__ == "__main__":

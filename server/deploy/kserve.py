@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from server.deploy import health
 from server.deploy.errors import DeployError
 from server.deploy.template import check_image
 from server.source import hide_secrets
@@ -98,11 +99,9 @@ class InferenceService:
 
     Attributes:
       name: its name.
-      seconds: for how long it may take to become ready.
     """
 
     name: str
-    seconds: int = 900
 
     def deploy(self, manifest: Mapping[str, Any]) -> bool:
         """Creates or updates the service, and returns to the manifest before if it does not become ready.
@@ -153,7 +152,7 @@ class InferenceService:
         The condition Ready alone does not say so: it stays true while the pods before serve. Nor does `kubectl wait`
         know: KServe's observedGeneration is the generation of the Deployment, not of the InferenceService.
         """
-        deadline = time.monotonic() + self.seconds
+        deadline = time.monotonic() + health.HEALTHY_SECONDS
         if not _poll(lambda: self._is_followed(manifest), deadline):
             return False
         seconds = max(1, round(deadline - time.monotonic()))

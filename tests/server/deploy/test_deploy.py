@@ -28,7 +28,7 @@ from moto.cloudformation.responses import CloudFormationResponse  # noqa: E402
 from moto.emr.models import EXAMPLE_AMI_ID  # noqa: E402
 
 from server.deploy import __main__ as deploy  # noqa: E402
-from server.deploy import prices, stack, template  # noqa: E402
+from server.deploy import account, health, prices, stack, template  # noqa: E402
 from server.deploy.errors import DeployError  # noqa: E402
 from server.deploy.stack import Stack  # noqa: E402
 from server.deploy.template import Template  # noqa: E402
@@ -73,9 +73,9 @@ def aws(monkeypatch):
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(boto3, "client", client)
-    monkeypatch.setattr(deploy, "_POLL_SECONDS", 0)
-    monkeypatch.setattr(deploy, "_HEALTHY_SECONDS", 0)
-    monkeypatch.setattr(deploy, "_UBUNTU", "/ubuntu")
+    monkeypatch.setattr(health, "POLL_SECONDS", 0)
+    monkeypatch.setattr(health, "HEALTHY_SECONDS", 0)
+    monkeypatch.setattr(account, "_UBUNTU", "/ubuntu")
     # The imitation lacks the URLs of functions, so the output that is one would stop it.
     arguments = Template.to_arguments
 
@@ -104,7 +104,7 @@ def aws(monkeypatch):
 def healthy(monkeypatch):
     """Whether deployments respond; the imitation has no servers."""
     answers = {"is_ready": True}
-    monkeypatch.setattr(deploy, "_ask", lambda url: 200 if answers["is_ready"] else 503)
+    monkeypatch.setattr(health, "ask", lambda url: 200 if answers["is_ready"] else 503)
     return answers
 
 
@@ -427,12 +427,12 @@ def test_a_part_of_a_network_is_not_completed_by_another(aws, capsys):
 
 
 def test_what_only_some_addresses_reach_is_not_asked(monkeypatch):
-    monkeypatch.setattr(deploy, "_ask", lambda url: None)
-    monkeypatch.setattr(deploy, "_HEALTHY_SECONDS", 0)
-    monkeypatch.setattr(deploy, "_POLL_SECONDS", 0)
-    assert deploy._is_healthy("ecs", "http://10.0.0.1", {"Clients": "10.0.0.0/8"})
-    assert not deploy._is_healthy("ecs", "http://10.0.0.1", render("ecs").parameters)
-    assert not deploy._is_healthy("express", "http://10.0.0.1", render("express").parameters)
+    monkeypatch.setattr(health, "ask", lambda url: None)
+    monkeypatch.setattr(health, "HEALTHY_SECONDS", 0)
+    monkeypatch.setattr(health, "POLL_SECONDS", 0)
+    assert health.is_healthy("ecs", "http://10.0.0.1", {"Clients": "10.0.0.0/8"})
+    assert not health.is_healthy("ecs", "http://10.0.0.1", render("ecs").parameters)
+    assert not health.is_healthy("express", "http://10.0.0.1", render("express").parameters)
 
 
 def test_a_missing_region_is_reported_in_one_line(monkeypatch, capsys, tmp_path):
@@ -696,7 +696,7 @@ def test_a_refusal_is_no_failure_of_a_function_that_wants_signed_requests(
     aws, healthy, capsys, monkeypatch, command, response, status, printed
 ):
     run(capsys, *command, "--image", IMAGE)
-    monkeypatch.setattr(deploy, "_ask", lambda url: response)
+    monkeypatch.setattr(health, "ask", lambda url: response)
     returned, output, _ = run(capsys, "status")
     assert returned == status
     assert output.endswith(f"{printed}\n")
@@ -717,7 +717,7 @@ def test_a_deployment_responds_if_it_is_ready(status):
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
-        assert deploy._responds(f"http://127.0.0.1:{server.server_port}/") is (status == 200)
+        assert health.ask(f"http://127.0.0.1:{server.server_port}/") == status
         server.shutdown()
         thread.join()
 
@@ -763,6 +763,6 @@ def test_a_load_balancer_may_have_a_certificate_for_another_name(monkeypatch, tm
     with Server(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
-        assert deploy._responds(f"https://127.0.0.1:{server.server_port}") is responds
+        assert (health.ask(f"https://127.0.0.1:{server.server_port}") == 200) is responds
         server.shutdown()
         thread.join()

@@ -6,7 +6,7 @@ import stat
 import pytest
 
 from server.deploy import __main__ as deploy
-from server.deploy import kserve
+from server.deploy import health, kserve
 
 yaml = pytest.importorskip("yaml", reason="pyyaml is not installed")
 
@@ -176,14 +176,14 @@ def test_a_deployment_follows_a_manifest_if_its_container_is_the_same():
 def test_a_change_that_kserve_does_not_follow_is_taken_back(cluster, capsys, monkeypatch):
     run(capsys, "kserve", "--image", IMAGE)
     (cluster / "ignored").touch()
-    monkeypatch.setattr(deploy, "_HEALTHY_SECONDS", 0.3)
+    monkeypatch.setattr(health, "HEALTHY_SECONDS", 0.3)
     assert "is as it was before" in run(capsys, "kserve", "--image", NEXT_IMAGE)[2]
     assert kept_image(cluster) == IMAGE
 
 
 def test_a_service_without_a_route_is_not_deployed(cluster, capsys, monkeypatch):
     (cluster / "unready").touch()
-    monkeypatch.setattr(deploy, "_HEALTHY_SECONDS", 0.3)
+    monkeypatch.setattr(health, "HEALTHY_SECONDS", 0.3)
     assert "does not become ready" in run(capsys, "kserve", "--image", IMAGE)[2]
 
 

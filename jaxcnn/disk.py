@@ -1,8 +1,10 @@
-"""Writing files so that they are whole, even after a power cut."""
+"""Writing files so that they are whole, even after a power cut, and waiting for files of other machines."""
 
 import errno
 import os
 import shutil
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,6 +14,8 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of a full disk, an exhausted quota and a file at its size limit."""
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 """Error numbers of a lack of permission."""
+SHOWN_SECONDS = 60.0
+"""Time after which each machine sees a new file on a network drive: NFS looks again after at most a minute."""
 _FREE = " MB free)"
 
 
@@ -80,6 +84,21 @@ def check_room(folder: Path, needed: int, *, what: str, advice: str) -> None:
             f"the disk is too full: {what} take {needed / 1e6:,.1f} MB in {folder}, where {free / 1e6:,.1f} MB are "
             f"free; {advice}"
         )
+
+
+def wait_for[T](find: Callable[[], T]) -> T:
+    """Looks for what another machine has written, for at most `SHOWN_SECONDS`.
+
+    Args:
+      find: returns it, or None or False if it is not there.
+
+    Returns:
+      What `find` has returned in the end.
+    """
+    deadline = time.monotonic() + SHOWN_SECONDS
+    while not (found := find()) and time.monotonic() <= deadline:
+        time.sleep(0.1)
+    return found
 
 
 def sync(path: Path) -> None:

@@ -14,7 +14,6 @@ import re
 import shutil
 import sys
 import threading
-import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -30,7 +29,7 @@ from orbax.checkpoint import v1 as ocp
 from jaxcnn.calibration import Calibration, read_calibration
 from jaxcnn.checksum import ChecksumError
 from jaxcnn.config import Config
-from jaxcnn.disk import describe, remedy, sync, write_atomically
+from jaxcnn.disk import describe, remedy, sync, wait_for, write_atomically
 from jaxcnn.distributed import fetch_state
 from jaxcnn.errors import UserError
 from jaxcnn.models import registry
@@ -52,9 +51,6 @@ METRICS = PurePath("metrics", "metrics")
 
 DAMAGED = ".damaged"
 """Suffix of folders of damaged checkpoints."""
-
-SHOWN_SECONDS = 60.0
-"""Time after which each machine lists a new folder on a network drive: NFS looks again after at most a minute."""
 
 
 class DamagedError(UserError):
@@ -234,16 +230,19 @@ class Checkpoints:
         Raises:
           UserError: this process does not see it.
         """
-        deadline = time.monotonic() + SHOWN_SECONDS
-        while (found := next((saved for saved in self._checkpointer.checkpoints if saved.step == step), None)) is None:
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"process {jax.process_index()} does not see checkpoint {step} of {self._checkpointer.directory}; "
-                    "give a --workdir on a disk that all machines share"
-                )
-            time.sleep(0.1)
-            with suppress(OSError, ValueError):  # It may still show others that are deleted.
-                self._checkpointer.reload()
+
+        def find() -> Any:
+            found = next((saved for saved in self._checkpointer.checkpoints if saved.step == step), None)
+            if found is None:
+                with suppress(OSError, ValueError):  # It may still show others that are deleted.
+                    self._checkpointer.reload()
+            return found
+
+        if (found := wait_for(find)) is None:
+            raise UserError(
+                f"process {jax.process_index()} does not see checkpoint {step} of {self._checkpointer.directory}; "
+                "give a --workdir on a disk that all machines share"
+            )
         return found
 
     def _delete_outdated(self) -> None:

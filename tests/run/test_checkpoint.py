@@ -23,6 +23,7 @@ import pytest
 from log_lines import validation_record
 from orbax.checkpoint import v1 as ocp
 
+from jaxcnn import disk
 from jaxcnn.calibration import Calibration, write_calibration
 from jaxcnn.checksum import checksum_file
 from jaxcnn.config import Config, DataConfig, ModelConfig, OptimConfig
@@ -207,7 +208,7 @@ def test_every_process_restores_the_checkpoint_that_the_first_one_lists(two, mon
     def follow(function):
         return 4 if (found := function()) == 1 else found
 
-    monkeypatch.setattr(checkpoint, "SHOWN_SECONDS", 0.2)
+    monkeypatch.setattr(disk, "SHOWN_SECONDS", 0.2)
     monkeypatch.setattr(checkpoint, "lead", follow)
     monkeypatch.setattr(
         Checkpointer,

@@ -18,6 +18,7 @@ from jaxcnn.errors import UserError
 from jaxcnn.loop import Run, compile_step, take_step
 from jaxcnn.memory import describe_shortage
 from jaxcnn.models.registry import count_parameters
+from jaxcnn.preparation import check_place, check_same_settings, initialise, join_processes, prepare_run
 from jaxcnn.processes import is_leader, lead, share
 from jaxcnn.run.cost import describe_memory, format_duration, picture_flops
 from jaxcnn.run.describe import describe_network
@@ -25,14 +26,7 @@ from jaxcnn.run.progress import is_measured
 from jaxcnn.run.workdir import Workdir
 from jaxcnn.state import TrainState
 from jaxcnn.terminal import console, stage, warn
-from jaxcnn.training import (
-    check_place,
-    check_same_settings,
-    initialise,
-    join_processes,
-    prepare_run,
-    print_start,
-)
+from jaxcnn.training import print_start
 
 
 class Finding(NamedTuple):

@@ -1,14 +1,10 @@
 """A whole training run in three calls: `begin` opens it, `fit` takes its steps, `conclude` measures and exports it."""
 
-import dataclasses
-import functools
 import math
-import os
 import platform
 import time
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -16,23 +12,18 @@ from typing import IO, NamedTuple
 import jax
 
 import export
-from jaxcnn import config as settings
 from jaxcnn import data
 from jaxcnn.calibration import Calibration, calibrate, keep_every, write_calibration
-from jaxcnn.checksum import checksum_array
 from jaxcnn.classifier import load
 from jaxcnn.config import Config
-from jaxcnn.container import is_container
 from jaxcnn.cores import count_cores
-from jaxcnn.data import Fingerprint
-from jaxcnn.data.findings import check_findings
 from jaxcnn.disk import check_room
 from jaxcnn.distributed import describe_devices, place_state
 from jaxcnn.errors import UserError
 from jaxcnn.evaluation import compute_logits, measure, with_mirror_image
 from jaxcnn.evaluation_record import describe_measured, predictions_path, write_evaluation, write_predictions
 from jaxcnn.fitted_head import start_with_fitted_head
-from jaxcnn.leakage import check_no_leakage, describe_overlap
+from jaxcnn.leakage import describe_overlap
 from jaxcnn.linear_head import LinearHead
 from jaxcnn.loop import (
     Run,
@@ -41,40 +32,28 @@ from jaxcnn.loop import (
     evaluate_variables,
     fit,
     has_steps_left,
-    initial_state,
     lacks_evaluation,
-    prepare,
     read_history,
     start_order,
 )
 from jaxcnn.metrics import Evaluation
-from jaxcnn.models.pretrained import read_pretrained
-from jaxcnn.ops.compilation_cache import keep_compilations
-from jaxcnn.paths import check_outside_pictures, named_path
-from jaxcnn.processes import check_joined, check_same, is_leader, join, lead, leader_first, share
-from jaxcnn.run.bucket import Bucket
+from jaxcnn.preparation import check_place, check_same_settings, initialise, join_processes, prepare_run
+from jaxcnn.processes import is_leader, lead, share
 from jaxcnn.run.checkpoint import Checkpoints, load_model, open_checkpoints
 from jaxcnn.run.earlier_trainings import record_earlier
 from jaxcnn.run.live_report import LiveReport
 from jaxcnn.run.metrics_log import HeadRecord, MetricsLog, Record, ValidationRecord, is_stalled, open_log
 from jaxcnn.run.sessions import record_session
-from jaxcnn.run.tracking import check_clients, open_tracking
-from jaxcnn.run.workdir import Classes, Workdir, fit_batch, flat_settings
+from jaxcnn.run.shared_workdir import copied_to, locked_by_leader
+from jaxcnn.run.tracking import open_tracking
+from jaxcnn.run.workdir import Workdir
 from jaxcnn.state import TrainState
 from jaxcnn.step import exact_eval_step
-from jaxcnn.teachers import check_teachers
 from jaxcnn.terminal import console, stage, warn
-from jaxcnn.weights import Weights, read_same_weights
+from jaxcnn.weights import Weights
 
 SHOWN = 16
 """Number of augmented pictures that TensorBoard shows."""
-OWN = ("data.source", "data.archive", "data.cache_dir")
-"""Settings that may differ between the processes of a run."""
-SEEN_SECONDS = 60.0
-"""Time after which each machine sees a new file on a network drive: NFS looks again after at most a minute."""
-LOCKED_SECONDS = 150.0
-"""Time for which a run that a launcher may have started again at once waits for the lock of its last session. NFS keeps
-the lock of a machine that is gone for a minute and a half."""
 MOST_LOGITS = 2**28
 """Most logits that are held in memory at once to calibrate with, 1 GB: 12,290 pictures of 21,841 classes."""
 FEW = 32
@@ -162,7 +141,7 @@ def begin(
     check_same_settings(config, bucket)
     folder = Workdir(Path(workdir))
     check_place(config, folder)
-    with _locked_by_leader(folder), _copied_to(bucket, folder) as listeners:
+    with locked_by_leader(folder), copied_to(bucket, folder) as listeners:
         run, classes, fingerprint, findings = prepare_run(config, folder)
         config, cores = run.config, _count_all_cores()
         with (
@@ -201,26 +180,6 @@ def begin(
             lead(lambda: None)
 
 
-def join_processes(config: Config) -> None:
-    """Joins the other processes of a run. Only the leader prints, and checks that the packages of the logs are here."""
-    join(config.parallel)
-    with stage("starting JAX"):
-        check_joined()
-    lead(lambda: check_clients(config.log))
-    console.quiet = console.quiet or not is_leader()
-
-
-def check_same_settings(config: Config, bucket: str | None = None) -> None:
-    """Raises a `UserError` if the processes of a run were not started with the same settings."""
-    given = {name: repr(value) for name, value in (("bucket", bucket), *flat_settings(config)) if name not in OWN}
-    first = lead(lambda: given)
-    differing = [name for name in first if given.get(name) != first[name]]
-    found = share([f"{name} {given.get(name)}, process 0 with {first[name]}" for name in differing[:1]])
-    for number, differences in enumerate(found):
-        if differences:
-            raise UserError(f"process {number} was started with {differences[0]}; give the same options to all of them")
-
-
 def _count_all_cores() -> int:
     """Counts the cores of all machines; processes on one machine share its cores."""
     return sum(dict(share((platform.node(), count_cores()))).values())
@@ -234,74 +193,6 @@ def _draw_augmented(run: Run, log: MetricsLog, record: Record) -> None:
     if isinstance(record, ValidationRecord) and record.step == run.steps_per_epoch:
         with stage("augmenting some pictures to show them"):
             log.write_pictures(augment_some(run, SHOWN), step=0)
-
-
-def check_place(config: Config, folder: Workdir) -> None:
-    """Raises a `UserError` if a workdir lies among the pictures, where it would be taken for a class."""
-    if not data.is_named(config.data.source):
-        check_outside_pictures(folder.path, option="workdir", source=config.data.source)
-
-
-class PreparedRun(NamedTuple):
-    """A run before it has a state.
-
-    Attributes:
-      run: settings, data, network and optimizer.
-      classes: its classes.
-      fingerprint: returns the fingerprint of its split.
-      findings: what is odd about its pictures.
-    """
-
-    run: Run
-    classes: Classes
-    fingerprint: Callable[[], Fingerprint]
-    findings: Sequence[str]
-
-
-def prepare_run(config: Config, folder: Workdir) -> PreparedRun:
-    """Loads the data of a run and builds its network, after all checks that need no state.
-
-    Args:
-      config: the settings.
-      folder: the workdir, which may hold a run to resume.
-
-    Raises:
-      UserError: the settings or the data do not fit the run in the workdir, or cannot be trained with.
-    """
-    # What can be checked without the pictures comes first: they may have to be downloaded and decoded.
-    config = _resolve_together(config, folder)
-    lead(partial(folder.check_resumable, config))
-    check_teachers(config.distill)
-    is_begun = lead(lambda: folder.has_run)
-    with stage(f"reading the pictures of {config.data.source}"):
-        dataset = leader_first(partial(data.load, config.data))
-    # Now what depends on them. All processes keep the pictures in the same way, whatever room their disks have.
-    assert dataset.store is not None
-    here = dataset.store.kind
-    kind = lead(lambda: here)
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, store=kind))
-    if kind != here:
-        dataset = data.load(config.data)
-    # Machines may have copies of the pictures, and one of these may be incomplete.
-    advice = f"{config.data.source} has to hold the same pictures on all machines"
-    check_same("pictures", partial(_describe_split, dataset), advice=advice)
-    if not is_begun:
-        config = _with_fitting_batch(config, len(dataset.train))
-    with stage("looking for duplicates"):
-        findings = check_findings(dataset, config.data)
-    keep_compilations(named_path(config.data.cache_dir, option="data.cache_dir") / "compiled")
-    with stage("building the network"):
-        run = prepare(config, dataset)
-    # Only the leader computes the fingerprint, which reads all validation pictures.
-    classes, fingerprint = _classes(run), functools.cache(run.dataset.fingerprint)
-    with stage("identifying the validation pictures"):
-        lead(lambda: folder.check_same_data(classes, fingerprint()))
-    return PreparedRun(run, classes, fingerprint, findings)
-
-
-def _describe_split(dataset: data.Dataset) -> list[str]:
-    """Returns the classes and checksums of the labels, without a look at the pixels."""
-    return [*dataset.names, *(checksum_array(split.labels) for split in (dataset.train, dataset.validation))]
 
 
 def conclude(run: Run, workdir: str | Path) -> Evaluation | None:
@@ -349,106 +240,6 @@ def _conclude(run: Run, workdir: str | Path) -> Evaluation:
     return evaluation
 
 
-@contextmanager
-def _locked_by_leader(folder: Workdir) -> Iterator[None]:
-    """Locks the folder in the leader, for all processes of the run."""
-    with ExitStack() as stack:
-        are_several = jax.process_count() > 1
-        # A container was started by a launcher, too.
-        seconds = LOCKED_SECONDS if are_several or is_container() else 0.0
-        lead(lambda: stack.enter_context(folder.locked(seconds=seconds)))
-        if are_several:
-            _check_shared(folder)
-        yield
-
-
-def _check_shared(folder: Workdir) -> None:
-    """Raises a `UserError` if a process does not see the folder of the first: its part of a checkpoint would be lost.
-
-    A name that nobody has looked for yet is not hidden by what a network drive remembers.
-    """
-
-    def mark() -> str:
-        name = f".shared-{uuid.uuid4().hex}"
-        (folder.path / name).touch()
-        return name
-
-    path = folder.path / lead(mark)
-    try:
-        seen = share(_appears(path))
-    finally:
-        if is_leader():
-            path.unlink()
-    if not all(seen):
-        raise UserError(
-            f"process {seen.index(False)} does not see the workdir {folder.path} of process 0; give a --workdir on a "
-            "disk that all machines share"
-        )
-
-
-def _appears(path: Path) -> bool:
-    """Waits for a file that another machine has written, at most `SEEN_SECONDS`; returns whether it is there."""
-    deadline = time.monotonic() + SEEN_SECONDS
-    while not (is_there := path.parent.is_dir() and path.name in os.listdir(path.parent)):
-        if time.monotonic() > deadline:
-            break
-        time.sleep(0.1)
-    return is_there
-
-
-@contextmanager
-def _copied_to(bucket: str | None, folder: Workdir) -> Iterator[Sequence[Callable[[], None]]]:
-    """Fetches the run from a bucket if the folder has none, and sends it there when the context ends without an error.
-
-    Yields:
-      What the leader calls after every checkpoint.
-    """
-    if bucket is None:
-        yield ()
-        return
-    copy = Bucket(bucket)
-    lead(partial(copy.restore, folder.path))
-    update = partial(copy.update, folder.path)
-    yield (update,)
-    with stage(f"sending the rest of the run to {bucket}"):
-        lead(update)
-
-
-def _resolve_together(config: Config, workdir: Workdir) -> Config:
-    """Returns what `_resolve` returns in the first process, but for `OWN`: a network drive shows changes late."""
-    if jax.process_count() == 1:
-        return _resolve(config, workdir)
-    found = settings.from_json(lead(lambda: settings.to_json(_resolve(config, workdir))))
-    here = {name: getattr(config.data, name) for name in (name.removeprefix("data.") for name in OWN)}
-    return dataclasses.replace(found, data=dataclasses.replace(found.data, **here))
-
-
-def _resolve(config: Config, workdir: Workdir) -> Config:
-    """Returns the settings with fit, crop and filter decided: by the run in the workdir, or by the initial weights."""
-    config = workdir.resolve(config)
-    given, pretrained = config.data, None
-    # A run that is resumed has it all, and does not need the weights, which may be gone.
-    is_open = given.filter is None or (given.crop is None and given.fit in (None, "crop"))
-    if config.init_from and is_open:
-        pretrained = read_pretrained(config.init_from)
-    if pretrained is None:
-        return dataclasses.replace(config, data=given.resolved())
-    return dataclasses.replace(config, data=given.resolved(crop=pretrained.crop, filter=pretrained.filter))
-
-
-def _with_fitting_batch(config: Config, count: int) -> Config:
-    """Returns the settings with a batch of all training pictures if there are fewer than a batch has, and says so."""
-    fitting = fit_batch(config, count=count, devices=jax.device_count())
-    if fitting != config.batch_size:
-        console.print(f"batch_size is {config.batch_size}, reduced to {fitting}: there are {count} training pictures")
-    return dataclasses.replace(config, batch_size=fitting)
-
-
-def _classes(run: Run) -> Classes:
-    dataset = run.dataset
-    return Classes(names=dataset.names, wnids=dataset.wnids, dataset=dataset.name, license=dataset.license)
-
-
 def _restore(run: Run, checkpoints: Checkpoints) -> tuple[Weights | None, TrainState]:
     """Restores the last checkpoint, or initialises the state of a new run.
 
@@ -462,27 +253,6 @@ def _restore(run: Run, checkpoints: Checkpoints) -> tuple[Weights | None, TrainS
     if checkpoints.last_step is not None:
         return None, checkpoints.restore(empty_state(run))
     return initialise(run)
-
-
-def initialise(run: Run) -> tuple[Weights | None, TrainState]:
-    """Returns the initial weights of a new run, if it has some, and its state before the first step.
-
-    Raises:
-      UserError: the weights cannot be read or do not fit the network, or were trained on pictures that this run holds
-        out.
-    """
-    config = run.config
-    if config.init_from is None:
-        return None, initial_state(run)
-    weights = read_same_weights(config.init_from)
-    state = initial_state(run, weights)
-    if weights.trained_on is not None:
-        warning = check_no_leakage(
-            run.dataset, config.data, trained_on=weights.trained_on, fingerprint=weights.pictures
-        )
-        if warning and is_leader():
-            warn(warning)
-    return weights, state
 
 
 def _check_room(state: TrainState, folder: Workdir) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from jaxcnn import container, train, training
 from jaxcnn.container import is_container
+from jaxcnn.run import shared_workdir
 from jaxcnn.run.workdir import Workdir
 
 DOCKERFILE = Path(__file__).parent.parent / "server" / "deploy" / "Dockerfile"
@@ -44,9 +45,9 @@ def test_a_run_waits_for_the_lock_of_a_machine_that_is_lost(process, monkeypatch
         yield
 
     monkeypatch.setattr(Workdir, "locked", locked)
-    with training._locked_by_leader(Workdir(tmp_path)):
+    with shared_workdir.locked_by_leader(Workdir(tmp_path)):
         pass
-    assert waited == [0.0 if process == "neither" else training.LOCKED_SECONDS]
+    assert waited == [0.0 if process == "neither" else shared_workdir.LOCKED_SECONDS]
 
 
 def test_the_image_for_training_says_that_it_is_one():

@@ -23,11 +23,12 @@ from jaxcnn.calibration import write_calibration
 from jaxcnn.classifier import load
 from jaxcnn.config import AugmentConfig, Config, DataConfig, DistillConfig, ModelConfig, OptimConfig
 from jaxcnn.errors import UserError
+from jaxcnn.preparation import prepare_run
 from jaxcnn.run.earlier_trainings import read_earlier
 from jaxcnn.run.workdir import Workdir
 from jaxcnn.step import step_keys
 from jaxcnn.teachers import read_teachers
-from jaxcnn.training import prepare_run, train
+from jaxcnn.training import train
 
 KEY = jax.random.key(5)
 LABELS = np.array([0, 1, 2, 1, 0], np.int32)

@@ -23,7 +23,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import jaxcnn
-from jaxcnn import data, loop, training
+from jaxcnn import data, loop, preparation, training
 from jaxcnn.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, to_json
 from jaxcnn.errors import UserError
 from jaxcnn.evaluate import main as evaluate_command
@@ -269,8 +269,8 @@ def test_a_workdir_that_cannot_be_resumed_is_reported_before_the_pictures_are_de
 def test_a_process_takes_what_the_first_has_decided_and_its_paths(config, tmp_path, monkeypatch):
     decided = dataclasses.replace(config, batch_size=6, data=dataclasses.replace(config.data, source="a", crop=None))
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(training, "lead", lambda _: to_json(decided))
-    found = training._resolve_together(config, Workdir(tmp_path))
+    monkeypatch.setattr(preparation, "lead", lambda _: to_json(decided))
+    found = preparation._resolve_together(config, Workdir(tmp_path))
     assert (found.batch_size, found.data.source) == (6, "digits")
 
 
@@ -442,19 +442,20 @@ def test_a_run_on_cropped_photographs_is_the_same_in_its_workdir_its_file_and_th
 
 def test_pictures_are_prepared_as_the_initial_weights_were_trained_by_others(tmp_path, monkeypatch):
     weights = SimpleNamespace(crop=0.9, filter="bilinear")
-    monkeypatch.setattr(training, "read_pretrained", lambda name: weights if name == "others" else None)
+    monkeypatch.setattr(preparation, "read_pretrained", lambda name: weights if name == "others" else None)
     folder = Workdir(tmp_path / "run")
     photographs = Config(data=DataConfig(image_size=224), init_from="others")
-    prepared = training._resolve(photographs, folder)
+    prepared = preparation._resolve(photographs, folder)
     assert prepared.data == DataConfig(image_size=224, fit="crop", crop=0.9, filter="bilinear")
-    ours = training._resolve(dataclasses.replace(photographs, init_from="shipped"), folder)
+    ours = preparation._resolve(dataclasses.replace(photographs, init_from="shipped"), folder)
     assert ours.data == DataConfig(image_size=224, fit="crop", crop=0.875, filter="bicubic")
     # What the settings say goes first; a run that is resumed does not look for the weights.
     given = dataclasses.replace(photographs, data=DataConfig(image_size=224, fit="crop", filter="bicubic"))
-    assert training._resolve(given, folder).data == DataConfig(image_size=224, fit="crop", crop=0.9, filter="bicubic")
+    found = preparation._resolve(given, folder)
+    assert found.data == DataConfig(image_size=224, fit="crop", crop=0.9, filter="bicubic")
     folder.record(prepared, Classes(("cat", "dog"), (), "pets", ""))
-    monkeypatch.setattr(training, "read_pretrained", None)
-    assert training._resolve(photographs, folder) == prepared
+    monkeypatch.setattr(preparation, "read_pretrained", None)
+    assert preparation._resolve(photographs, folder) == prepared
 
 
 def test_a_disk_without_room_for_a_checkpoint_is_refused_before_the_first_step(config, tmp_path, monkeypatch):

@@ -222,16 +222,17 @@ def test_a_message_that_cannot_be_printed_changes_no_exit_status(monkeypatch):
 LOCKING = """
 import sys
 from pathlib import Path
-from jaxcnn import training
+from jaxcnn import disk
 from jaxcnn.config import ParallelConfig
 from jaxcnn.processes import ending_together, join
+from jaxcnn.run.shared_workdir import locked_by_leader
 from jaxcnn.run.workdir import Workdir
-training.SEEN_SECONDS = 0.5
+disk.SHOWN_SECONDS = 0.5
 address, number, *folders = sys.argv[1:]
 with ending_together("train"):
     join(ParallelConfig(coordinator=address, num_processes=2, process_id=int(number)))
     for folder in folders:
-        with training._locked_by_leader(Workdir(Path(folder))):
+        with locked_by_leader(Workdir(Path(folder))):
             print("locked", flush=True)
 """
 

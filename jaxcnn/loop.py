@@ -208,7 +208,9 @@ def fit(run: Run, state: TrainState, *, checkpoints: Checkpoints, log: MetricsLo
     state = place_state(state, run.mesh)
     first_step, epochs, patience = int(state.step), run.epochs, run.config.early_stopping
     is_unmeasured = lacks_evaluation(run, checkpoints, step=first_step)
-    history = read_history(log, first_step - is_unmeasured)
+    # An epoch ends with its evaluation.
+    ended = (first_step - is_unmeasured) // run.steps_per_epoch
+    history = read_history(log, ended * run.steps_per_epoch)
     if not is_unmeasured and not has_steps_left(run, history, step=first_step):
         return True
     log.write(StartRecord(step=first_step, epoch=first_step / run.steps_per_epoch))
@@ -223,7 +225,7 @@ def fit(run: Run, state: TrainState, *, checkpoints: Checkpoints, log: MetricsLo
         ) as progress,
     ):
         _print_precision(run.config.model, progress)
-        for epoch in range((first_step - is_unmeasured) // run.steps_per_epoch, epochs):
+        for epoch in range(ended, epochs):
             result = train_epoch(
                 run, state, epoch=epoch, checkpoints=checkpoints, log=log, progress=progress, stop=stop
             )

@@ -14,8 +14,9 @@ from jaxcnn.checksum import checksum_array
 from jaxcnn.config import Config
 from jaxcnn.data import Fingerprint
 from jaxcnn.data.findings import check_findings
+from jaxcnn.distributed import describe_devices
 from jaxcnn.errors import UserError
-from jaxcnn.leakage import check_no_leakage
+from jaxcnn.leakage import check_no_leakage, describe_overlap
 from jaxcnn.loop import Run, initial_state, prepare
 from jaxcnn.models.pretrained import read_pretrained
 from jaxcnn.ops.compilation_cache import keep_compilations
@@ -174,3 +175,39 @@ def initialise(run: Run) -> tuple[Weights | None, TrainState]:
         if warning and is_leader():
             warn(warning)
     return weights, state
+
+
+def print_start(run: Run, workdir: Workdir, *, step: int, weights: Weights | None, goes_on: bool = True) -> None:
+    """Prints the data, the network, the devices, and what the session starts from, or that no step is left to take."""
+    dataset = run.dataset
+    console.print(
+        f"{dataset.name}: {len(dataset.train):,} training and {len(dataset.validation):,} validation pictures, "
+        f"{len(dataset.names)} classes; {_describe_store(dataset)} in {run.config.data.cache_dir}; "
+        f"{run.config.model.name} on {describe_devices()}; {workdir.path}",
+        soft_wrap=True,
+    )
+    reached = f"step {step:,} of {run.total_steps:,}"
+    if step:
+        console.print(f"resuming at {reached}" if goes_on else f"the run has ended at {reached}: no step left to take")
+    if weights is not None:
+        has_head = weights.has_head_for(run.config.model, dataset.names, dataset.wnids)
+        fitted = run.config.fit_head or run.config.is_frozen
+        head = "the classifier too, for the same classes" if has_head and not fitted else "with a new classifier"
+        console.print(f"initial weights: {weights.source}, trained on {weights.dataset}, {head}", soft_wrap=True)
+        if warning := find_overlap(run, weights):
+            warn(warning)
+
+
+def _describe_store(dataset: data.Dataset) -> str:
+    """Describes how the pictures are kept, what they take on disk and why."""
+    side, store = dataset.train.images.shape[1], dataset.store
+    taken = "" if store is None else f", {store.bytes / 1e6:,.1f} MB"
+    if store is None or store.kind == "decoded":
+        return f"decoded to {side}x{side} pixels{taken}"
+    why = f" ({store.reason})" if store.reason else ""
+    return f"encoded{taken}, and decoded to {side}x{side} pixels in every epoch{why},"
+
+
+def find_overlap(run: Run, weights: Weights) -> str | None:
+    """Returns a warning if initial weights have probably seen the validation pictures; None otherwise."""
+    return describe_overlap(run.dataset, trained_on=[training.dataset for training in weights.trainings])

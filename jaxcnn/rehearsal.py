@@ -18,7 +18,14 @@ from jaxcnn.errors import UserError
 from jaxcnn.loop import Run, compile_step, take_step
 from jaxcnn.memory import describe_shortage
 from jaxcnn.models.registry import count_parameters
-from jaxcnn.preparation import check_place, check_same_settings, initialise, join_processes, prepare_run
+from jaxcnn.preparation import (
+    check_place,
+    check_same_settings,
+    initialise,
+    join_processes,
+    prepare_run,
+    print_start,
+)
 from jaxcnn.processes import is_leader, lead, share
 from jaxcnn.run.cost import describe_memory, format_duration, picture_flops
 from jaxcnn.run.describe import describe_network
@@ -26,7 +33,6 @@ from jaxcnn.run.progress import is_measured
 from jaxcnn.run.workdir import Workdir
 from jaxcnn.state import TrainState
 from jaxcnn.terminal import console, stage, warn
-from jaxcnn.training import print_start
 
 
 class Finding(NamedTuple):

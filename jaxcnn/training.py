@@ -12,18 +12,16 @@ from typing import IO, NamedTuple
 import jax
 
 import export
-from jaxcnn import data
 from jaxcnn.calibration import Calibration, calibrate, keep_every, write_calibration
 from jaxcnn.classifier import load
 from jaxcnn.config import Config
 from jaxcnn.cores import count_cores
 from jaxcnn.disk import check_room
-from jaxcnn.distributed import describe_devices, place_state
+from jaxcnn.distributed import place_state
 from jaxcnn.errors import UserError
 from jaxcnn.evaluation import compute_logits, measure, with_mirror_image
 from jaxcnn.evaluation_record import describe_measured, predictions_path, write_evaluation, write_predictions
 from jaxcnn.fitted_head import start_with_fitted_head
-from jaxcnn.leakage import describe_overlap
 from jaxcnn.linear_head import LinearHead
 from jaxcnn.loop import (
     Run,
@@ -37,7 +35,15 @@ from jaxcnn.loop import (
     start_order,
 )
 from jaxcnn.metrics import Evaluation
-from jaxcnn.preparation import check_place, check_same_settings, initialise, join_processes, prepare_run
+from jaxcnn.preparation import (
+    check_place,
+    check_same_settings,
+    find_overlap,
+    initialise,
+    join_processes,
+    prepare_run,
+    print_start,
+)
 from jaxcnn.processes import is_leader, lead, share
 from jaxcnn.run.checkpoint import Checkpoints, load_model, open_checkpoints
 from jaxcnn.run.earlier_trainings import record_earlier
@@ -270,13 +276,9 @@ def _check_room(state: TrainState, folder: Workdir) -> None:
 def _record_lineage(run: Run, folder: Workdir, weights: Weights | None) -> None:
     """Records the trainings behind the initial weights and behind the teachers, as far as there are any."""
     if weights is not None:
-        record_earlier(weights.trainings, folder.earlier_trainings, warning=_overlap(run, weights))
+        record_earlier(weights.trainings, folder.earlier_trainings, warning=find_overlap(run, weights))
     if run.teachers is not None:
         record_earlier(run.teachers.trainings, folder.teachers)
-
-
-def _overlap(run: Run, weights: Weights) -> str | None:
-    return describe_overlap(run.dataset, trained_on=[training.dataset for training in weights.trainings])
 
 
 def _fit_head(run: Run, state: TrainState, checkpoints: Checkpoints, log: MetricsLog) -> TrainState:
@@ -362,34 +364,3 @@ def _share_of_batch(run: Run) -> int:
     """Returns how many pictures one device has room for: as many as it has of a batch in training, or `FEW`."""
     size = run.config.batch_size
     return min(size, max(size // jax.device_count(), FEW))
-
-
-def print_start(run: Run, workdir: Workdir, *, step: int, weights: Weights | None, goes_on: bool = True) -> None:
-    """Prints the data, the network, the devices, and what the session starts from, or that no step is left to take."""
-    dataset = run.dataset
-    console.print(
-        f"{dataset.name}: {len(dataset.train):,} training and {len(dataset.validation):,} validation pictures, "
-        f"{len(dataset.names)} classes; {_describe_store(dataset)} in {run.config.data.cache_dir}; "
-        f"{run.config.model.name} on {describe_devices()}; {workdir.path}",
-        soft_wrap=True,
-    )
-    reached = f"step {step:,} of {run.total_steps:,}"
-    if step:
-        console.print(f"resuming at {reached}" if goes_on else f"the run has ended at {reached}: no step left to take")
-    if weights is not None:
-        has_head = weights.has_head_for(run.config.model, dataset.names, dataset.wnids)
-        fitted = run.config.fit_head or run.config.is_frozen
-        head = "the classifier too, for the same classes" if has_head and not fitted else "with a new classifier"
-        console.print(f"initial weights: {weights.source}, trained on {weights.dataset}, {head}", soft_wrap=True)
-        if warning := _overlap(run, weights):
-            warn(warning)
-
-
-def _describe_store(dataset: data.Dataset) -> str:
-    """Describes how the pictures are kept, what they take on disk and why."""
-    side, store = dataset.train.images.shape[1], dataset.store
-    taken = "" if store is None else f", {store.bytes / 1e6:,.1f} MB"
-    if store is None or store.kind == "decoded":
-        return f"decoded to {side}x{side} pixels{taken}"
-    why = f" ({store.reason})" if store.reason else ""
-    return f"encoded{taken}, and decoded to {side}x{side} pixels in every epoch{why},"

@@ -19,7 +19,7 @@ from hypothesis.extra import numpy as arrays
 from pictures import write_class_folders
 
 from export.workdir import export_weights
-from jaxcnn import data, processes, training, weights, weights_source
+from jaxcnn import data, processes, weights, weights_source
 from jaxcnn.config import SHAPE, Config, DataConfig, ModelConfig, OptimConfig
 from jaxcnn.errors import UserError
 from jaxcnn.loop import initial_state, prepare
@@ -496,7 +496,7 @@ def test_weights_of_others_start_a_run_and_are_recorded(config, tmp_path, file, 
         monkeypatch.setattr(module, "read_pretrained", lambda source: pretrained if source == "pets" else None)
     assert read_shape("pets").model == MODEL
     seen = dataclasses.replace(data.load(config.data), wnids=("n01440764", "n01443537", "n01484850"))
-    monkeypatch.setattr(training.data, "load", lambda settings: seen)
+    monkeypatch.setattr(data, "load", lambda settings: seen)
     with begin(dataclasses.replace(config, init_from="pets"), tmp_path / "run") as start:
         for path, values in by_path(start.state.variables).items():
             np.testing.assert_array_equal(values, found.tensors[path], err_msg=path)

@@ -388,7 +388,7 @@ def train_epoch(
     """
     # A resumed run starts within the epoch, at the batch where it was stopped.
     config, first, end = run.config, int(state.step), (epoch + 1) * run.steps_per_epoch
-    batches = _batches_from(run, first, rows=run.rows, place=partial(place_batch, mesh=run.mesh))
+    batches = batches_from(run, first, rows=run.rows, place=partial(place_batch, mesh=run.mesh))
     window: list[StepMetrics] = []
     stopped_by: signal.Signals | None = None
     started = logged = saved = time.monotonic()
@@ -443,14 +443,21 @@ def start_order(run: Run, step: int) -> None:
         begin_order(seed=run.config.seed, epoch=epoch, count=len(run.dataset.train))
 
 
-def _batches_from(
+def batches_from(
     run: Run,
     step: int,
     *,
     rows: Int64[np.ndarray, " rows"] | None,
     place: Callable[[data.Batch], data.Batch] = lambda batch: batch,
 ) -> Generator[data.Batch]:
-    """Yields the batches of a run from a step on, or some rows of them; see `train_batches`."""
+    """Yields the batches of a run; see `train_batches`.
+
+    Args:
+      run: the run.
+      step: the step of the first batch, counted from 0.
+      rows: positions in each batch that are read; None: all.
+      place: what else the thread that reads does with each batch.
+    """
     config = run.config
     return data.train_batches(
         run.dataset.train,
@@ -578,7 +585,7 @@ def _augment_in(run: Run, epoch: int) -> Callable[..., tuple[Float[Array, "batch
 def augment_some(run: Run, count: int) -> UInt8[np.ndarray, "count side side 3"]:
     """Returns the first pictures of the first batch, or all of a smaller one, augmented as at the start of a run."""
     rows = np.arange(min(count, run.config.batch_size))
-    with contextlib.closing(_batches_from(run, 0, rows=rows)) as batches:
+    with contextlib.closing(batches_from(run, 0, rows=rows)) as batches:
         batch = next(batches)
     key, _ = step_keys(run.key, jnp.int32(0))
     augmented, _ = jax.jit(_augment_in(run, 0))(key, jnp.asarray(batch.images), jnp.asarray(batch.labels))
@@ -596,8 +603,7 @@ def check_finite(run: Run, state: TrainState) -> None:
     step = int(state.step)
     epoch = step // run.steps_per_epoch
     # Repeat the step up to the network's input.
-    batches = _batches_from(run, step, rows=None)
-    with contextlib.closing(batches):
+    with contextlib.closing(batches_from(run, step, rows=None)) as batches:
         batch = next(batches)
     # Every process repeats all of it on one of its devices.
     variables = state.variables if run.mesh is None else fetch_state(state.variables)

@@ -15,12 +15,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcnn import data
 from jaxcnn.config import Config
 from jaxcnn.distributed import place_state
 from jaxcnn.errors import UserError
 from jaxcnn.fitted_head import start_with_fitted_head
-from jaxcnn.loop import take_step
+from jaxcnn.loop import batches_from, take_step
 from jaxcnn.optim import make_optimizer
 from jaxcnn.preparation import check_same_settings, initialise, join_processes, prepare_run
 from jaxcnn.run.workdir import Workdir
@@ -101,15 +100,11 @@ def run_range_test(config: Config, workdir: str | Path, *, steps: int) -> RangeT
     if run.config.fit_head:
         state, _ = start_with_fitted_head(run, state)
     state = place_state(state, run.mesh)
-    batches = data.train_batches(
-        run.dataset.train,
-        seed=run.config.seed,
-        batch_size=run.config.batch_size,
-        balanced=run.config.balance,
-        rows=run.rows,
-    )
     losses = list[float]()
-    with contextlib.closing(batches), stage(f"{steps:,} steps at rising learning rates"):
+    with (
+        contextlib.closing(batches_from(run, 0, rows=run.rows)) as batches,
+        stage(f"{steps:,} steps at rising learning rates"),
+    ):
         for _, batch in zip(with_bar(range(steps), "steps", total=steps), batches, strict=False):
             state, metrics = take_step(run, state, batch, epoch=0)
             losses.append(float(metrics.loss / metrics.pictures))

@@ -11,11 +11,10 @@ from typing import NamedTuple
 
 import jax
 
-from jaxcnn import data
 from jaxcnn.config import Config
 from jaxcnn.distributed import place_state
 from jaxcnn.errors import UserError
-from jaxcnn.loop import Run, compile_step, take_step
+from jaxcnn.loop import Run, batches_from, compile_step, take_step
 from jaxcnn.memory import describe_shortage
 from jaxcnn.models.registry import count_parameters
 from jaxcnn.preparation import (
@@ -127,10 +126,7 @@ def measure_step(run: Run, state: TrainState, *, epoch: int) -> MeasuredStep:
       UserError: there is not enough memory for it.
     """
     config, side = run.config, run.config.resolution(epoch)
-    batches = data.train_batches(
-        run.dataset.train, seed=config.seed, batch_size=config.batch_size, balanced=config.balance, rows=run.rows
-    )
-    with contextlib.closing(batches):
+    with contextlib.closing(batches_from(run, 0, rows=run.rows)) as batches:
         with stage(f"compiling the step for {side}x{side} pixels"):
             needed = compile_step(run, state, batch := next(batches), epoch=epoch)
         shortage = describe_shortage(needed, f"a step of {config.batch_size} pictures of {side}x{side} pixels")

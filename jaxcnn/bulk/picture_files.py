@@ -3,16 +3,14 @@
 import glob
 import io
 import os
-import posixpath
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 
 from jaxcnn.data.sources.archive import Archive
-from jaxcnn.data.sources.class_folders import RAW
 from jaxcnn.data.sources.folder import begins_like_picture, read_file
-from jaxcnn.data.sources.tree import has_picture_ending, is_junk, list_folder
+from jaxcnn.data.sources.tree import has_picture_ending, is_junk, is_raw, list_folder
 from jaxcnn.errors import UserError
 from jaxcnn.paths import named_path
 
@@ -54,7 +52,7 @@ class PictureFile:
           UserError: it cannot be read, is too large for a picture, or is something else, such as a raw file, whose
             thumbnail does not count.
         """
-        if posixpath.splitext(self.name)[1].lower() in RAW:
+        if is_raw(self.name):
             raise UserError(f"{self.name} is a raw file of a camera; make a JPEG of it")
         if self.archive is None or self.inside is None:
             path = Path(self.name)

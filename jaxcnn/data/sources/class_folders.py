@@ -1,6 +1,5 @@
 """Finds the folders of a tree that are classes, and the pictures in them."""
 
-import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +12,7 @@ from jaxtyping import Int32, Int64
 from jaxcnn.data.decoding import is_picture
 from jaxcnn.data.sources.encoded_dataset import EncodedDataset
 from jaxcnn.data.sources.pictures import Picture, TooLargeError
-from jaxcnn.data.sources.tree import Tree, has_picture_ending
+from jaxcnn.data.sources.tree import Tree, has_picture_ending, is_raw
 from jaxcnn.errors import UserError
 from jaxcnn.paths import composed, readable
 
@@ -26,9 +25,6 @@ differs in this word alone.
 
 VALIDATION = ("val", "valid", "validation", "test", "testing")
 """Names of the validation folder beside the training folder, by the same rules."""
-
-RAW = (".3fr", ".arw", ".cr2", ".dcr", ".dng", ".erf", ".iiq", ".kdc", ".mef", ".nef", ".nrw", ".pef", ".rw2", ".srw")
-"""Endings of raw files of cameras that begin like TIFF, whose first picture is a thumbnail."""
 
 
 def open_class_folders(tree: Tree, *, name: str) -> EncodedDataset:
@@ -234,7 +230,7 @@ class FolderPictures:
 
 def _is_picture(tree: Tree, path: str) -> bool:
     """Returns whether a file has to be read as a picture: it has the ending of one, or begins like one."""
-    if posixpath.splitext(path)[1].lower() in RAW:
+    if is_raw(path):
         return False
     if has_picture_ending(path):
         return True

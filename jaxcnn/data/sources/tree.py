@@ -28,6 +28,9 @@ JUNK = (
 )
 """Names in lower case that Windows, Linux, macOS and network drives leave behind, some at the top of each disk."""
 
+RAW = (".3fr", ".arw", ".cr2", ".dcr", ".dng", ".erf", ".iiq", ".kdc", ".mef", ".nef", ".nrw", ".pef", ".rw2", ".srw")
+"""Endings of raw files of cameras that begin like TIFF, whose first picture is a thumbnail."""
+
 
 def list_folder(path: Path) -> tuple[Texts, list[str]]:
     """Lists the files and the folders below a folder by their relative paths, without junk; follows links.
@@ -84,8 +87,17 @@ def is_junk(name: str) -> bool:
 
 def has_picture_ending(name: str) -> bool:
     """Returns whether the name of a file has the ending of a picture."""
-    ending = posixpath.splitext(name)[1].lower()
+    ending = _ending(name)
     return ending in heif.ENDINGS or Image.registered_extensions().get(ending) in FORMATS
+
+
+def is_raw(name: str) -> bool:
+    """Returns whether the name of a file has the ending of a raw file of a camera; see `RAW`."""
+    return _ending(name) in RAW
+
+
+def _ending(name: str) -> str:
+    return posixpath.splitext(name)[1].lower()
 
 
 @dataclass(frozen=True, kw_only=True)

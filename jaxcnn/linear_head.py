@@ -185,16 +185,15 @@ def _picture_weights(labels: Labels, *, balanced: bool) -> Float[np.ndarray, " n
     return weights / weights.mean()
 
 
-def assign_folds(labels: Labels, alike: Groups | None = None, *, folds: int = FOLDS) -> Folds:
+def assign_folds(labels: Labels, alike: Groups | None = None) -> Folds:
     """Draws the fold that each picture is left out in, the same for the same labels; -1 if it is never left out.
 
-    The folds have as many pictures of a class as each other, or one more, unless pictures are alike. A class with fewer
-    pictures than there are folds is left out of some. A class is never left out as a whole.
+    The `FOLDS` folds have as many pictures of a class as each other, or one more, unless pictures are alike. A class
+    with fewer pictures than there are folds is left out of some. A class is never left out as a whole.
 
     Args:
       labels: classes of the pictures.
       alike: as in `fit_head`.
-      folds: number of folds.
     """
     order = np.random.default_rng(_SEED).permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
@@ -203,7 +202,7 @@ def assign_folds(labels: Labels, alike: Groups | None = None, *, folds: int = FO
     starts = np.cumsum(counts) - counts
     rank = np.arange(len(labels)) - starts[labels[order]]
     found = np.empty(len(labels), np.int64)
-    found[order] = (rank + starts[labels[order]]) % folds
+    found[order] = (rank + starts[labels[order]]) % FOLDS
     # The pictures of a group follow the first one.
     if alike is not None:
         grouped = np.flatnonzero(alike >= 0)

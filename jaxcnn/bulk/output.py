@@ -36,7 +36,7 @@ def identify_model(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:MODEL_DIGITS]
 
 
-def make_row(name: str, prediction: Prediction, features: np.ndarray | None = None) -> Row:
+def make_row(name: str, prediction: Prediction, features: np.ndarray | None) -> Row:
     """Returns the row of a picture.
 
     Its columns are `file`, `predicted_class`, `probability`, `class_2`, `probability_2` and so on, and `features`. An

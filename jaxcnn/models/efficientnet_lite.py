@@ -163,7 +163,7 @@ class EfficientNetLite(Network, kw_only=True):
                 yield stage, stage.stride if j == 0 else 1
 
 
-def round_channels(channels: float, *, divisor: int = 8) -> int:
-    """Rounds to a multiple of `divisor`, but never down by more than a tenth."""
-    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < 0.9 * channels else rounded
+def round_channels(channels: float) -> int:
+    """Rounds to a multiple of 8, but never down by more than a tenth."""
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * channels else rounded

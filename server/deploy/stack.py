@@ -30,7 +30,7 @@ class Stack:
       name: the stack's name.
     """
 
-    def __init__(self, cloudformation: Any, name: str, poll_seconds: float = 5) -> None:
+    def __init__(self, cloudformation: Any, name: str, poll_seconds: float) -> None:
         self.name = name
         self._api = cloudformation
         self._poll_seconds = poll_seconds

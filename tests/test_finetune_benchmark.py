@@ -38,9 +38,23 @@ def test_sets_that_are_done_are_not_measured_again(tmp_path, monkeypatch, capsys
         finetune.main()
     assert asked == ["digits", "animals"]
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert printed == json.loads((tmp_path / "results.json").read_text())
+    assert json.loads((tmp_path / "results.json").read_text()) == {"--train 20 --seeds 2": printed}
     assert [len(draws) for result in printed.values() for draws in result.values()] == [2] * 6
     assert np.mean(printed["animals"]["finetune"]) > 0.85
+
+
+def test_results_with_other_settings_are_kept_apart(tmp_path, monkeypatch, capsys):
+    def compare(features, labels, groups, *, train, seed):
+        return {"nearest": 0.5, "probe": 0.5, "finetune": train / 100}
+
+    monkeypatch.setattr(finetune, "load_features", lambda name, root, cache: ([], [], []))
+    monkeypatch.setattr(finetune, "compare", compare)
+    command = ["finetune", "--cache", str(tmp_path), "--results", str(tmp_path / "results.json"), "--sets", "digits"]
+    for train, seeds in ((20, 2), (40, 2), (20, 3), (20, 2)):
+        monkeypatch.setattr("sys.argv", [*command, "--train", str(train), "--seeds", str(seeds)])
+        finetune.main()
+        printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert printed["digits"]["finetune"] == [train / 100] * seeds
 
 
 def test_draws_differ_and_leave_pictures_to_measure_on():

@@ -6,7 +6,8 @@ logistic regression on standardised features, its C chosen by cross-validation o
 training pictures; all pictures that are left are measured on. `tests/bench/picture_sets.py` says for each set what to
 install, and under which licence.
 
-`--results FILE` keeps the accuracies of the sets that are done, so that a table can be made in several calls.
+`--results FILE` keeps the accuracies of the sets that are done, so that a table can be made in several calls. Those
+with another `--train` or `--seeds` are kept apart.
 `--scratch` also trains the preset `folder` on the first draw, which takes minutes for each set.
 """
 
@@ -54,13 +55,15 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=200, help="training pictures of a set, as many of each class")
     parser.add_argument("--root", type=Path, default=Path("/"), help="where Debian's packages are")
     parser.add_argument("--cache", type=Path, required=True, help="folder that keeps the features")
-    parser.add_argument("--results", type=Path, help="JSON file of the sets that are done; the table has all of them")
+    parser.add_argument("--results", type=Path, help="JSON file of the sets that are done, all of which the table has")
     parser.add_argument("--scratch", action="store_true", help="train the preset `folder` on the first draw, too")
     arguments = parser.parse_args()
-    results = json.loads(arguments.results.read_text()) if arguments.results and arguments.results.exists() else {}
+    stored = json.loads(arguments.results.read_text()) if arguments.results and arguments.results.exists() else {}
+    # Accuracies after training on other pictures belong in another table.
+    results = stored.setdefault(f"--train {arguments.train} --seeds {arguments.seeds}", {})
     for name in arguments.sets:
         result = results.setdefault(name, {})
-        if len(result.get("finetune", ())) != arguments.seeds:
+        if "finetune" not in result:
             features, labels, groups = load_features(name, arguments.root, arguments.cache)
             runs = [
                 compare(features, labels, groups, train=arguments.train, seed=seed) for seed in range(arguments.seeds)
@@ -69,7 +72,7 @@ def main() -> None:
         if arguments.scratch and "folder" not in result:
             result["folder"] = [train_from_scratch(name, arguments.root, train=arguments.train)]
         if arguments.results:
-            arguments.results.write_text(json.dumps(results))
+            arguments.results.write_text(json.dumps(stored))
     print(describe(results))
     print(json.dumps(results))
 

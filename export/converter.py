@@ -16,6 +16,7 @@ from export.builder import Builder, Tensor, Value, identity
 from export.errors import UnsupportedError
 from export.graph import Graph, ValueType, exported_dtype
 from export.rules import RULES
+from export.rules.shape import filled
 
 InputSpec = tuple[str, Sequence[int | str]]
 """Element type and shape of an input, such as `("uint8", ("batch", 64, 64, 3))`; a size given by name is symbolic."""
@@ -289,6 +290,9 @@ class _Translator(_Interpreter):
             raise UnsupportedError(
                 f"cannot export {dtype} (the primitive {primitive!r} at {builder.where()}); build the module in float32"
             )
+        # Without elements there is nothing to compute, and runtimes refuse many operators of none.
+        if eqn.outvars and all(0 in var.aval.shape for var in eqn.outvars):
+            return [filled(builder, var.aval, 0) for var in eqn.outvars]
         if primitive not in RULES:
             raise UnsupportedError(
                 f"cannot export the primitive {primitive!r} at {builder.where()}; "

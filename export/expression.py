@@ -54,6 +54,14 @@ def number_dtype(dtype: Any) -> np.dtype[Any]:
     return np.dtype(np.int32) if np.dtype(dtype) == np.bool_ else wide_dtype(dtype)
 
 
+def limits(dtype: Any) -> tuple[Any, Any]:
+    """Returns the smallest and the largest value of a type, infinities included."""
+    dtype = np.dtype(dtype)
+    if dtype.kind == "f":
+        return -np.inf, np.inf
+    return (False, True) if dtype == np.bool_ else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+
+
 @dataclass(frozen=True, eq=False)
 class Expression:
     """A value whose Python operators add nodes to the graph.

@@ -13,7 +13,7 @@ import numpy as np
 from export.builder import Builder, Value
 from export.rules.elementwise import select
 from export.rules.registry import require, rule
-from export.rules.shape import concatenate_parts, slice_axis
+from export.rules.shape import concatenate_parts, filled, slice_axis
 
 _MOST_STEPS = 1024
 """Longest loop that is unrolled; longer ones would make graphs that take a runtime minutes to load."""
@@ -70,7 +70,7 @@ def _row(builder: Builder, value: Value, step: int) -> Value:
 def _stack(builder: Builder, aval: Any, rows: list[Value]) -> Value:
     arrays = [row for row in rows if isinstance(row, np.ndarray)]
     if len(arrays) == len(rows):
-        return np.stack(arrays) if arrays else np.zeros(aval.shape, aval.dtype)
+        return np.stack(arrays) if arrays else filled(builder, aval, 0)
     raised = [builder.reshape(builder.as_tensor(row), (1, *row.shape)) for row in rows]
     return concatenate_parts(builder, aval, raised, 0)
 

@@ -9,13 +9,17 @@ from export.builder import Builder, Tensor, Value, identity
 from export.expression import Expression, number_dtype
 from export.graph import Shape, exported_dtype
 from export.rules.registry import rule
+from export.rules.shape import filled
 
 
 @rule("dot_general")
-def dot_general(builder: Builder, eqn: Any, left: Value, right: Value) -> Tensor:
+def dot_general(builder: Builder, eqn: Any, left: Value, right: Value) -> Value:
     """Multiplies: by Gemm, Conv or MatMul in place with a constant matrix, else by MatMul of stacked matrices."""
     (left_sum, right_sum), (left_batch, right_batch) = eqn.params["dimension_numbers"]
     aval = eqn.outvars[0].aval
+    # Some runtimes leave the memory as it is if nothing is summed.
+    if 0 in (left.shape[axis] for axis in left_sum):
+        return filled(builder, aval, 0)
     # Integers are multiplied in a type that runtimes compute in.
     dtype = exported_dtype(aval.dtype)
     wide = number_dtype(dtype)

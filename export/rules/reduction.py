@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from export.builder import Builder, Tensor, identity, renumber
-from export.expression import Expression, number_dtype
+from export.builder import Builder, Tensor, Value, identity, renumber
+from export.expression import Expression, limits, number_dtype
 from export.rules.bits import reduce_bits
 from export.rules.elementwise import scale
 from export.rules.registry import require, rule
-from export.rules.shape import pad_with, slice_axis
+from export.rules.shape import filled, pad_with, slice_axis
 
 _REDUCTIONS = {
     "reduce_sum": "ReduceSum",
@@ -23,18 +23,20 @@ _REDUCTIONS = {
 
 
 @rule(*_REDUCTIONS)
-def reduce(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
+def reduce(builder: Builder, eqn: Any, value: Tensor) -> Value:
     """Adds the operator of the same name; sums of all pixels of a feature map become a scaled GlobalAveragePool."""
     axes, aval = eqn.params["axes"], eqn.outvars[0].aval
     if not axes:
         return value
+    # Old runtimes refuse the extremum of no elements, or make it 0.
+    if 0 in (value.shape[axis] for axis in axes):
+        return filled(builder, aval, _neutral(eqn.primitive.name, value.dtype))
     if eqn.primitive.name in ("reduce_or", "reduce_and") and value.dtype != np.bool_:
         return reduce_bits(builder, eqn, value)
 
-    # All axes after batch and channels of a channels-first tensor, the pattern that runtimes optimize best. There must
-    # be some pixels: onnxruntime refuses the mean of none.
+    # All axes after batch and channels of a channels-first tensor, the pattern that runtimes optimize best.
     pixels = len(value.layout) > 2 and sorted(value.layout[2:]) == sorted(axes)
-    static = all(isinstance(value.shape[axis], int) and value.shape[axis] > 0 for axis in axes)
+    static = all(isinstance(value.shape[axis], int) for axis in axes)
     averages = eqn.primitive.name == "reduce_sum" and pixels and static and value.layout[0] == 0
     if averages and value.dtype == np.float32 and value.layout[1] == len(value.shape) - 1:
         return _sum_pixels(builder, eqn, value, math.prod(value.shape[axis] for axis in axes))
@@ -53,6 +55,14 @@ def reduce(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     else:
         reduced = builder.emit(op, [name], like, _remaining(value, axes), axes=positions, keepdims=0)
     return builder.cast(reduced, value.dtype)
+
+
+def _neutral(primitive: str, dtype: np.dtype[Any]) -> Any:
+    """Returns what a reduction makes of no elements."""
+    if primitive == "reduce_and":
+        return np.invert(np.zeros((), dtype))
+    lowest, highest = limits(dtype)
+    return {"reduce_prod": 1, "reduce_max": lowest, "reduce_min": highest}.get(primitive, 0)
 
 
 def _multiply(builder: Builder, eqn: Any, value: Tensor) -> Tensor:

@@ -53,9 +53,15 @@ def size(builder: Builder, eqn: Any) -> Value:
 @rule("empty")
 def empty(builder: Builder, eqn: Any, *_: Value) -> Tensor:
     """Makes zeros; every element will be overwritten."""
-    aval = eqn.outvars[0].aval
-    zero = builder.as_tensor(np.zeros((1,) * len(aval.shape), exported_dtype(aval.dtype)))
-    return builder.expand(zero, aval.shape)
+    return filled(builder, eqn.outvars[0].aval, 0)
+
+
+def filled(builder: Builder, like: Any, number: Any) -> Value:
+    """Returns an array of equal numbers, which the graph makes if its shape is symbolic."""
+    dtype = exported_dtype(like.dtype)
+    if all(isinstance(dim, int) for dim in like.shape):
+        return np.full(like.shape, number, dtype)
+    return builder.expand(builder.as_tensor(np.full((1,) * len(like.shape), number, dtype)), like.shape)
 
 
 @rule("iota")
@@ -116,7 +122,7 @@ def pad_with(builder: Builder, value: Tensor, fill_value: Value, config: Sequenc
     config = [(_plain(low), _plain(high), _plain(gap)) for low, high, gap in config]
     # Gaps first: the border is added around what they enlarged.
     for axis, (_, _, gap) in enumerate(config):
-        if gap:
+        if gap and not _same(value.shape[axis], 0):
             value = _dilate(builder, value, fill_value, axis, gap)
     # Negative borders are cropped by a Slice.
     border = [(max(low, 0), max(high, 0)) for low, high, _ in config]

@@ -14,20 +14,23 @@ from export.builder import Builder, Tensor, Value
 from export.expression import Expression
 from export.rules.elementwise import scale
 from export.rules.registry import require, rule
-from export.rules.shape import pad_with, slice_tensor
+from export.rules.shape import filled, pad_with, slice_tensor
 
 _MOST_POSITIONS = 256
 """Largest window that is unrolled into slices; larger ones would make graphs that take a runtime minutes to load."""
 
 
 @rule("conv_general_dilated")
-def convolution(builder: Builder, eqn: Any, image: Value, kernel: Value) -> Tensor:
+def convolution(builder: Builder, eqn: Any, image: Value, kernel: Value) -> Value:
     """Adds Conv, or ConvTranspose if the equation is one, along any number of axes.
 
     ONNX has batch and channels first, and the kernel as [outputs, inputs, *window]. Layouts provide both orders.
     """
     params = eqn.params
     _check_convolution(builder, eqn, image, kernel)
+    # The window sees padding alone, or no channel at all.
+    if 0 in image.shape:
+        return filled(builder, eqn.outvars[0].aval, 0)
 
     # JAX writes a transposed convolution as one whose input is dilated (`lhs_dilation`).
     if isinstance(kernel, np.ndarray) and _is_transposed(params, kernel):
@@ -69,7 +72,6 @@ def _check_convolution(builder: Builder, eqn: Any, image: Value, kernel: Value) 
     window = [kernel.shape[axis] for axis in params["dimension_numbers"].rhs_spec[2:]]
     require(all(isinstance(size, int) for size in window), builder, eqn, "a symbolic window")
     require(image.dtype == kernel.dtype == np.float32, builder, eqn, f"{image.dtype} operands")
-    require(0 not in eqn.outvars[0].aval.shape, builder, eqn, "an empty result")
 
 
 def _is_transposed(params: Any, kernel: np.ndarray) -> bool:
@@ -201,10 +203,11 @@ def _slide(builder: Builder, eqn: Any, value: Tensor, op: str, start: np.ndarray
 
 
 def _is_pool(eqn: Any, value: Tensor) -> bool:
-    """Returns whether ONNX's pooling has this form: floats, no dilated input, one to three axes of known size."""
+    """Returns whether this is ONNX's pooling: floats, no dilated input, one to three axes of known size, none empty."""
     moving = _window_axes(eqn)
     plain = value.dtype == np.float32 and set(eqn.params["base_dilation"]) == {1}
-    return plain and 1 <= len(moving) <= 3 and all(isinstance(value.shape[axis], int) for axis in moving)
+    known = all(isinstance(value.shape[axis], int) and value.shape[axis] > 0 for axis in moving)
+    return plain and 1 <= len(moving) <= 3 and known
 
 
 def _window_axes(eqn: Any) -> list[int]:

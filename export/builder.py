@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, overload
 
+import jax.extend.core as jex
 import numpy as np
 from onnx import helper
 
@@ -120,18 +121,18 @@ class Builder:
         if old == new:
             return name
         free = [i for i, dim in enumerate(new) if not isinstance(dim, int)]
-        if 0 in new:
-            # Otherwise a 0 in the shape would copy the size of the operand's axis.
-            return self.graph.add("Reshape", [name, self.sizes(new)], shape=new, path=self.path, allowzero=1)
-        if any(i >= len(old) or old[i] != new[i] for i in free[1:]):
-            sizes = self.sizes(new)
-        else:
+        vanishing = [i for i, dim in enumerate(new) if not _is_positive(dim)]
+        kept = all(i < len(old) and old[i] == new[i] for i in free[1:])
+        if kept and vanishing in ([], free[:1]):
             # One symbolic size is inferred (-1); the others are where they were and can be copied (0).
             constant = [dim if isinstance(dim, int) else 0 for dim in new]
             if free:
                 constant[free[0]] = -1
             sizes = self.constant(np.array(constant, np.int64), "shape")
-        return self.graph.add("Reshape", [name, sizes], shape=new, path=self.path)
+            return self.graph.add("Reshape", [name, sizes], shape=new, path=self.path)
+        # By default a computed size of 0 would copy the size of the operand's axis.
+        attributes = {"allowzero": 1} if vanishing else {}
+        return self.graph.add("Reshape", [name, self.sizes(new)], shape=new, path=self.path, **attributes)
 
     def expand(self, value: Tensor, shape: Shape) -> Tensor:
         """Repeats a value along its axes of size 1."""
@@ -234,6 +235,14 @@ def _reshaped_layout(value: Tensor, shape: Shape) -> Layout | None:
     if order == new:
         return identity(len(shape))
     return (*order, *(axis for axis in range(len(shape)) if axis not in new))
+
+
+def _is_positive(dim: Any) -> bool:
+    """Returns whether a size is never 0, as `batch - 1` may be."""
+    try:
+        return bool(dim > 0)
+    except jex.InconclusiveDimensionOperation:
+        return False
 
 
 def _is_wide(dim: Any) -> bool:

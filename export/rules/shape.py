@@ -106,7 +106,9 @@ def concatenate_parts(builder: Builder, like: Any, values: Sequence[Value], axis
 @rule("pad")
 def pad(builder: Builder, eqn: Any, value: Value, fill_value: Value) -> Tensor:
     """Pads a border, crops where it is negative, and dilates (interior padding)."""
-    return pad_with(builder, builder.as_tensor(value), fill_value, eqn.params["padding_config"])
+    padded = pad_with(builder, builder.as_tensor(value), fill_value, eqn.params["padding_config"])
+    # An axis that may be empty has another formula for its size.
+    return replace(padded, shape=tuple(eqn.outvars[0].aval.shape))
 
 
 def pad_with(builder: Builder, value: Tensor, fill_value: Value, config: Sequence[tuple[int, int, int]]) -> Tensor:

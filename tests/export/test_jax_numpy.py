@@ -3,9 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import onnx
 import pytest
 from jax import lax
 from jax.scipy import special
+
+import export
+from export.verify import verify
 
 
 @pytest.fixture(autouse=True)
@@ -576,6 +580,20 @@ def test_empty_arrays(exported):
     model = exported(lambda x: {name: fn(x) for name, fn in EMPTY.items()}, SEQUENCE)
     # Old versions of onnxruntime refuse these operators without elements, or make anything of them.
     assert not {"Gemm", "MatMul", "Conv", "MaxPool", "ReduceMax", "ReduceMin"} & set(model.ops)
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda x: jnp.tensordot(x[1:, 1:], x[0], 0),
+        lambda x: (x[1:, None] * x[None]).reshape(x.shape[1], -1, x.shape[0]),
+        lambda x: lax.pad(x[:, 1:], 1.0, ((0, 0, 2), (0, 1, 1))),
+    ],
+)
+def test_a_size_that_is_0_for_a_batch_of_one(tmp_path, fn):
+    inputs = {"x": ("float32", ("batch", "batch"))}
+    onnx.save(export.to_onnx(fn, inputs), tmp_path / "model.onnx")
+    assert verify(tmp_path / "model.onnx", fn, inputs) == 0
 
 
 @pytest.mark.parametrize("name", IMAGES)

@@ -17,7 +17,8 @@ def fuse_mean(graph: Graph) -> None:
         total, factor = graph.producer(node.inputs[0], "ReduceSum"), graph.scalar(node.inputs[1])
         kept = _put_back(graph, node.inputs[0])
         total = total or kept
-        if total is None or total.op != "ReduceSum" or not factor:
+        # Old runtimes have no ReduceMean of int64.
+        if total is None or total.op != "ReduceSum" or not factor or graph.constants[node.inputs[1]].dtype.kind != "f":
             continue
 
         # Its number of elements must be known and equal to the divisor.

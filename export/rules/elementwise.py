@@ -124,11 +124,14 @@ def div(builder: Builder, eqn: Any, left: Value, right: Value) -> Tensor:
 @rule("rem")
 def rem(builder: Builder, eqn: Any, left: Value, right: Value) -> Tensor:
     """Computes the remainder with the sign of the dividend, as in C; of an integer by 0 it is the dividend."""
-    if left.dtype.kind == "f" or _divides_safely(builder, right):
+    safe = left.dtype.kind == "f" or _divides_safely(builder, right)
+    if safe and left.dtype != np.int64:
         return _calculate(builder, "Mod", eqn.outvars[0].aval, left, right, fmod=1)
     x, divisor = (Expression(builder, operand).widen() for operand in (left, right))
-    rest = x.apply("Mod", _safe(divisor), fmod=1)
-    return divisor.apply("Equal", 0).where(x, rest).cast(left.dtype).tensor
+    factor = divisor if safe else _safe(divisor)
+    # onnxruntime computes this Mod in double precision, which does not hold all 64 bits.
+    rest = x - x / factor * factor if left.dtype == np.int64 else x.apply("Mod", factor, fmod=1)
+    return (rest if safe else divisor.apply("Equal", 0).where(x, rest)).cast(left.dtype).tensor
 
 
 def _divides_safely(builder: Builder, divisor: Value) -> bool:
@@ -229,7 +232,8 @@ def convert(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     # for 32 bits can still be corrected; for 64 bits the elements that reach the bound are replaced.
     whole = Expression(builder, builder.cast(bounded, np.int64))
     if limits.bits == 64:
-        return (Expression(builder, bounded) >= 2.0**63).where(np.asarray(limits.max), whole).tensor
+        whole = (Expression(builder, bounded) >= 2.0**63).where(np.asarray(limits.max), whole)
+        return Expression(builder, value).apply("IsNaN").where(np.asarray(0, np.int64), whole).tensor
     return builder.cast(whole.apply("Min", limits.max).tensor, dtype)
 
 

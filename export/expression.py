@@ -20,6 +20,7 @@ _NUMPY: dict[str, Callable[..., Any]] = {
     "Floor": np.floor,
     "Greater": np.greater,
     "GreaterOrEqual": np.greater_equal,
+    "IsNaN": np.isnan,
     "Less": np.less,
     "LessOrEqual": np.less_equal,
     "Log": np.log,

@@ -37,13 +37,10 @@ _UNARY = {
 _ARITHMETIC = {"add": "Add", "add_any": "Add", "mul": "Mul", "sub": "Sub"}
 _COMPARISON = {
     "eq": "Equal",
-    "eq_to": "Equal",
     "ge": "GreaterOrEqual",
     "gt": "Greater",
     "le": "LessOrEqual",
-    "le_to": "LessOrEqual",
     "lt": "Less",
-    "lt_to": "Less",
 }
 _SELECTABLE = ("float32", "int32", "int64", "uint8")
 """Types that onnxruntime's Where accepts."""
@@ -104,6 +101,18 @@ def not_equal(builder: Builder, eqn: Any, left: Value, right: Value) -> Tensor:
     equal = _comparison("Equal")(builder, eqn, left, right)
     assert isinstance(equal, Tensor)
     return _apply(builder, "Not", equal)
+
+
+@rule("eq_to", "le_to", "lt_to")
+def compare_in_order(builder: Builder, eqn: Any, left: Value, right: Value) -> Value:
+    """Compares in the order of a sort, in which NaNs are equal to one another and larger than all numbers."""
+    a, b = (Expression(builder, builder.cast(operand, number_dtype(operand.dtype))) for operand in (left, right))
+
+    def at_most(x: Expression, y: Expression) -> Expression:
+        return x <= y if x.dtype.kind != "f" else (x <= y) | y.apply("IsNaN")
+
+    orders = {"le_to": lambda: at_most(a, b), "lt_to": lambda: ~at_most(b, a)}
+    return orders.get(eqn.primitive.name, lambda: at_most(a, b) & at_most(b, a))().value
 
 
 @rule("div")

@@ -111,6 +111,8 @@ ELEMENTWISE = {
     "polyval": lambda x: jnp.polyval(jnp.array([1.0, -2.0, 0.5]), x),
     "digitize": lambda x: jnp.digitize(x, jnp.array([-1.0, 0.0, 1.0])),
     "searchsorted": lambda x: jnp.searchsorted(jnp.array([-1.0, 0.0, 1.0]), x),
+    "searchsorted-nan": lambda x: jnp.searchsorted(jnp.array([-1.0, 0.0, 1.0]), jnp.sqrt(x), method="compare_all"),
+    "searchsorted-in-nan": lambda x: jnp.searchsorted(jnp.sort(jnp.sqrt(x[0])), x, side="right"),
     "int-cast": lambda x: (x * 3).astype(jnp.int32),
     "byte-cast": lambda x: (x * 200).astype(jnp.uint8),
     "int8-cast": lambda x: (x * 200).astype(jnp.int8),

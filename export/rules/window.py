@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from export.builder import Builder, Tensor, Value
-from export.expression import Expression
+from export.expression import Expression, limits
 from export.rules.elementwise import scale
 from export.rules.registry import require, rule
 from export.rules.shape import filled, pad_with, slice_tensor
@@ -114,12 +114,14 @@ def _transposed_convolution(builder: Builder, eqn: Any, image: Value, kernel: np
 @rule("reduce_window_max")
 def max_pool(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     """Adds MaxPool, which pads with minus infinity as JAX does, or slices if MaxPool cannot express the window."""
-    columns = zip(eqn.params["padding"], eqn.params["window_dimensions"], strict=True)
-    # onnxruntime accepts pads from 0 up to less than the window only.
-    is_padding = all(0 <= pad < size for pads, size in columns for pad in pads)
+    params = eqn.params
+    columns = zip(params["padding"], params["window_dimensions"], params["window_dilation"], strict=True)
+    # onnxruntime accepts pads from 0 up to less than the window only, and has no minus infinity for a window that sees
+    # nothing else, as one with gaps may.
+    is_padding = all(0 <= pad < (size if step == 1 else 1) for pads, size, step in columns for pad in pads)
     if not is_padding or not _is_pool(eqn, value):
-        lowest = -np.inf if value.dtype.kind == "f" else np.iinfo(value.dtype).min
-        return _slide(builder, eqn, value, "Max", np.asarray(lowest, value.dtype))
+        lowest, _ = limits(value.dtype)
+        return _slide(builder, eqn, value, _operator("max", value.dtype), np.asarray(lowest, value.dtype))
     value, eqn, shape = _with_still_axes(builder, eqn, value)
     axes = _window_axes(eqn)
     lows, highs = zip(*(eqn.params["padding"][axis] for axis in axes), strict=True)
@@ -132,7 +134,8 @@ def max_pool(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
 def min_pool(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     """Computes the negated MaxPool of the negated values: ONNX has no MinPool."""
     if value.dtype != np.float32:
-        return _slide(builder, eqn, value, "Min", np.asarray(np.iinfo(value.dtype).max, value.dtype))
+        _, highest = limits(value.dtype)
+        return _slide(builder, eqn, value, _operator("min", value.dtype), np.asarray(highest, value.dtype))
     negative = builder.emit("Neg", [value.name], value, value.layout)
     pooled = max_pool(builder, eqn, negative)
     return builder.emit("Neg", [pooled.name], pooled, pooled.layout)
@@ -162,6 +165,12 @@ _NEUTRAL = {"Add": 0, "Mul": 1}
 """What changes no result; other operators may take the initial value again."""
 
 
+def _operator(primitive: str, dtype: np.dtype[Any]) -> str:
+    """Returns the ONNX operator of a primitive; Max and Min take no booleans."""
+    logic = {"max": "Or", "min": "And"} if dtype == np.bool_ else {}
+    return logic.get(primitive, _COMBINE[primitive])
+
+
 @rule("reduce_window")
 def general_pool(builder: Builder, eqn: Any, value: Tensor, start: Value) -> Tensor:
     """Slides a window whose reducer is one binary operator and whose initial value is constant."""
@@ -172,7 +181,7 @@ def general_pool(builder: Builder, eqn: Any, value: Tensor, start: Value) -> Ten
     require(not bitwise, builder, eqn, f"the bits of {value.dtype}")
     require(isinstance(start, np.ndarray), builder, eqn, "a computed initial value")
     assert isinstance(start, np.ndarray)
-    op = _COMBINE[steps[0]]
+    op = _operator(steps[0], value.dtype)
     # XLA skips the padding: a start of 1 counts once in a sum, however many positions are outside.
     padding = np.asarray(_NEUTRAL.get(op, start), start.dtype)
     result = Expression(builder, _slide(builder, eqn, value, op, padding))

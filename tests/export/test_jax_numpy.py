@@ -441,6 +441,13 @@ LAX = {
     "reduce_window-dilated-wide": lambda x: lax.reduce_window(
         x, -jnp.inf, lax.max, (1, 2, 2), (1, 1, 1), ((0, 0), (2, 0), (0, 1)), window_dilation=(1, 3, 2)
     ),
+    "reduce_window-outside": lambda x: lax.reduce_window(
+        x[:, :1], -jnp.inf, lax.max, (1, 2, 1), (1, 1, 1), ((0, 0), (1, 1), (0, 0)), window_dilation=(1, 2, 1)
+    ),
+    "reduce_window-bool": lambda x: {
+        str(i): lax.reduce_window(x > 0, start, fn, (1, 2, 2), (1, 1, 2), "SAME")
+        for i, (start, fn) in enumerate([(False, lax.max), (True, lax.min), (True, lax.max), (False, lax.min)])
+    },
     "reduce_window-crop": lambda x: lax.reduce_window(
         x, -jnp.inf, lax.max, (1, 2, 2), (1, 1, 1), ((0, 0), (-1, 1), (0, -2))
     ),

@@ -306,7 +306,12 @@ class _Translator(_Interpreter):
                 f"cannot export the primitive {primitive!r} at {builder.where()} for these shapes and types: "
                 f"{str(error).partition(chr(10))[0]}; write that part of the module with other operations"
             ) from error
-        return [results] if isinstance(results, Tensor | np.ndarray) else results
+        values = [results] if isinstance(results, Tensor | np.ndarray) else results
+        # Rules compute constants of half precision in float32; equations of constants alone need the type of the jaxpr.
+        return [
+            value.astype(var.aval.dtype) if isinstance(value, np.ndarray) else value
+            for value, var in zip(values, eqn.outvars, strict=True)
+        ]
 
     def _call(self, called: Any, operands: Sequence[Value]) -> list[Value]:
         """Translates a jaxpr that an equation contains, such as the body of a loop, at the path of the equation."""

@@ -196,7 +196,7 @@ def select(builder: Builder, eqn: Any, which: Value, *cases: Value) -> Value:
     # A constant selector that is the same everywhere selects nothing at run time.
     like = eqn.outvars[0].aval
     if isinstance(which, np.ndarray) and which.size and np.all(which == which.flat[0]):
-        return cases[int(which.flat[0])]
+        return cases[int(np.clip(which.flat[0], 0, len(cases) - 1))]
     # One Where for each case, from the last to the first: this case, or what was selected among the later ones.
     result = cases[-1]
     for number in reversed(range(len(cases) - 1)):

@@ -464,6 +464,10 @@ LAX = {
     "reduce_window-two": lambda x: lax.reduce_window(x[:, 0], -jnp.inf, lax.max, (1, 2), (1, 2), "VALID"),
     "cumulative-window": lambda x: lax.reduce_window(x, 0.0, lax.add, (1, 5, 1), (1, 1, 1), ((0, 0), (4, 0), (0, 0))),
     "select_n-integer": lambda x: lax.select_n(ints(x) % 3, x, x * 2, -x),
+    "select_n-outside": lambda x: lax.select_n(np.full((5, 6), 7, np.int32), x[0], x[0] * 2, -x[0]),
+    "select_n-half-constant": lambda x: (
+        lax.select_n(np.zeros(2, bool), HALF, x[0, 0, :2].astype(HALF.dtype)) * HALF
+    ).astype(x.dtype),
     "clamp": lambda x: lax.clamp(x[:, :1] * 0 - 0.5, x[:, :1], x[:, :1] * 0 + 0.5),
     "batch_matmul": lambda x: lax.batch_matmul(x, x.swapaxes(1, 2)),
     "dot_general-int": lambda x: lax.dot_general(ints(x), ints(x), (((2,), (2,)), ((0,), (0,)))),

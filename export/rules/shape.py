@@ -51,7 +51,7 @@ def size(builder: Builder, eqn: Any) -> Value:
 
 
 @rule("empty")
-def empty(builder: Builder, eqn: Any, *_: Value) -> Tensor:
+def empty(builder: Builder, eqn: Any, *_: Value) -> Value:
     """Makes zeros; every element will be overwritten."""
     return filled(builder, eqn.outvars[0].aval, 0)
 

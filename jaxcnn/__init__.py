@@ -13,6 +13,7 @@ import importlib
 import os
 import signal
 import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 from jaxcnn.version import __version__ as __version__
@@ -35,16 +36,29 @@ if TYPE_CHECKING:
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
-def _is_command() -> bool:
-    """Returns whether the process is one of the project's commands, not a program that imports the package."""
-    # Before the arguments stands MODULE of `python -m MODULE`, or the path of the console command.
-    name = os.path.basename("".join(sys.orig_argv[-len(sys.argv) :][:1]))
-    return name == "export" or name.partition(".")[0] == "jaxcnn"
+# Before the arguments stands MODULE of `python -m MODULE`, or the path of the console command.
+_command = os.path.basename("".join(sys.orig_argv[-len(sys.argv) :][:1]))
+_print_error = sys.excepthook
 
 
-# Commands import this package first. Until `cli.run`, Ctrl-C ends them at once, without a traceback.
-if _is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def _report_error(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
+    """Reports an error that ends `python -m MODULE`: in one line if a package that it needs is not installed."""
+    from jaxcnn.commands import COMMANDS, explain_missing
+
+    for command in COMMANDS.values():
+        if command.module == _command and (reason := explain_missing(error, command)):
+            print(f"python -m {_command}: {reason}", file=sys.stderr)
+            sys.exit(2)
+    _print_error(kind, error, trace)
+
+
+# Commands import this package first; other programs are left as they are.
+if _command == "export" or _command.partition(".")[0] == "jaxcnn":
+    # A package may be missing before `cli.run`, which reports other errors.
+    sys.excepthook = _report_error
+    # Until `cli.run`, Ctrl-C ends them at once, without a traceback.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 __all__ = [
     "AugmentConfig",

@@ -4,34 +4,9 @@ import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from jaxcnn.cli import discard_output
-
-
-class Command(NamedTuple):
-    """A command.
-
-    Attributes:
-      module: what runs it, as `python -m MODULE` does.
-      extra: the part of the package that it needs, as in `pip install 'jaxcnn[train]'`.
-    """
-
-    module: str
-    extra: str
-
-
-COMMANDS = {
-    "train": Command("jaxcnn.train", "train"),
-    "evaluate": Command("jaxcnn.evaluate", "train"),
-    "predict": Command("jaxcnn.predict", "predict"),
-    "inspect": Command("jaxcnn.inspect", "train"),
-    "plan": Command("jaxcnn.plan", "train"),
-    "sweep": Command("jaxcnn.sweep", "train"),
-    "compare": Command("jaxcnn.compare", "train"),
-    "export": Command("export", "export"),
-    "serve": Command("jaxcnn.serve", "serve"),
-}
+from jaxcnn.commands import COMMANDS, explain_missing
 
 OVERVIEW = """\
 jaxcnn trains image classifiers, exports them to one ONNX file, and serves that file.
@@ -59,9 +34,6 @@ jaxcnn trains image classifiers, exports them to one ONNX file, and serves that 
 Each command lists its options with --help. Start with README.md.
 """
 
-PACKAGES = ("jaxcnn", "export", "server")
-"""The packages of this project; a command that misses one of their modules is broken."""
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the overview, or runs the command that the first argument names.
@@ -87,13 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         runpy.run_module(command.module, run_name="__main__", alter_sys=True)
     except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing in ("", *PACKAGES):
+        reason = explain_missing(error, command)
+        if reason is None:
             raise
-        print(
-            f"{prog} {name}: the package {missing} is not installed; run: pip install 'jaxcnn[{command.extra}]'",
-            file=sys.stderr,
-        )
+        print(f"{prog} {name}: {reason}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -1,6 +1,7 @@
 """What `import jaxcnn` offers: the names, their types, and how little it costs to import."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import jaxcnn
-from jaxcnn.__main__ import COMMANDS, main
+from jaxcnn.__main__ import main
+from jaxcnn.commands import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 
@@ -147,3 +149,27 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(monkeypatch, c
         main(["serve"])
     said = "jaxcnn serve: the package uvicorn is not installed; run: pip install 'jaxcnn[serve]'\n"
     assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize(
+    ("module", "package", "extra"),
+    # The last one is imported by its function `main`, not before.
+    [("export", "numpy", "export"), ("jaxcnn.serve", "uvicorn", "serve"), ("jaxcnn.plan", "jax", "train")],
+)
+def test_a_module_that_misses_a_package_says_the_same(tmp_path, module, package, extra):
+    error = f"ModuleNotFoundError({f'No module named {package!r}'!r}, name={package!r})"
+    (tmp_path / f"{package}.py").write_text(f"raise {error}\n")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-m", module], cwd=ROOT, env=environment, capture_output=True, text=True)
+    said = f"python -m {module}: the package {package} is not installed; run: pip install 'jaxcnn[{extra}]'"
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, said)
+    assert "Traceback" not in done.stderr
+
+
+def test_a_module_of_the_project_that_is_missing_is_a_defect(tmp_path):
+    (tmp_path / "rich").mkdir()
+    (tmp_path / "rich" / "__init__.py").write_text("import jaxcnn.absent\n")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "jaxcnn.predict"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.splitlines()[0]) == (1, "Traceback (most recent call last):")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxcnn.__main__ import COMMANDS
+from jaxcnn.commands import COMMANDS
 from jaxcnn.config import to_json
 from jaxcnn.presets import digits
 

@@ -9,9 +9,9 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from jaxcnn import cli, options
-from jaxcnn.disk import write_atomically
+from jaxcnn.disk import remedy, write_atomically
 from jaxcnn.errors import UserError
-from jaxcnn.paths import named_path
+from jaxcnn.paths import check_output, named_path
 from jaxcnn.run.comparison import Comparison, Table, compare, tabulate
 from jaxcnn.run.recorded import find_runs
 from jaxcnn.terminal import stage
@@ -32,11 +32,8 @@ class Arguments:
     a README; .csv, one row of numbers for each run. None: it is only printed."""
 
     def __post_init__(self) -> None:
-        if self.output is not None and self.output.suffix not in ENDINGS:
-            endings = f"{', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}"
-            raise UserError(f"output is {str(self.output)!r}; it must end with {endings}")
-        if self.output is not None and self.output.is_dir():
-            raise UserError(f"output is {str(self.output)!r}, which is a folder; give the name of a file in it")
+        if self.output is not None:
+            check_output(self.output, endings=ENDINGS)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -77,9 +74,13 @@ def _write(comparison: Comparison, output: Path) -> None:
     # Paths in settings may hold bytes that are not UTF-8.
     content = WRITERS[output.suffix](comparison).encode("utf-8", "replace")
     try:
+        output.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(output, content)
     except OSError as error:
-        raise UserError(f"output {output} cannot be written: {error.strerror}") from error
+        advice = remedy(error) or "give another --output"
+        raise UserError(
+            f"output {str(output)!r} cannot be written: {error.strerror}; {advice} and run again"
+        ) from error
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:

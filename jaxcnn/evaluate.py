@@ -27,6 +27,7 @@ from jaxcnn.evaluation_record import (
 )
 from jaxcnn.leakage import is_same_data, is_same_source
 from jaxcnn.metrics import Evaluation
+from jaxcnn.paths import check_output
 from jaxcnn.run.workdir import Workdir
 from jaxcnn.terminal import stage
 
@@ -51,10 +52,6 @@ class Arguments:
     predictions.csv in the workdir, or beside its model.onnx. Other models and other pictures get longer names, such as
     evaluation-model.int8.json or evaluation-all-other.json."""
 
-    def __post_init__(self) -> None:
-        if self.output is not None and self.output.is_dir():
-            raise UserError(f"output is {str(self.output)!r}, which is a folder; give the name of a file in it")
-
 
 def main(arguments: Sequence[str]) -> None:
     """Evaluates as the command line says, prints the figures and writes them as JSON."""
@@ -68,6 +65,7 @@ def main(arguments: Sequence[str]) -> None:
     if parsed.data.source:
         data.check_source(parsed.data)
     output = parsed.output or default_output(path, parsed, trained_on=config.data)
+    check_output(output)
     check_replaceable(output)
     with stage(f"opening {path}"):
         classifier = load(path)

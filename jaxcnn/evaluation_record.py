@@ -13,7 +13,7 @@ import numpy as np
 from jaxcnn.classifier import Classifier
 from jaxcnn.csv_line import csv_line
 from jaxcnn.data import Dataset, Split
-from jaxcnn.disk import write_atomically
+from jaxcnn.disk import remedy, write_atomically
 from jaxcnn.errors import UserError
 from jaxcnn.intervals import bootstrap_intervals, measure_classes, measure_macro, wilson_interval
 from jaxcnn.metrics import MATRIX_LIMIT, Evaluation
@@ -44,11 +44,11 @@ def write_evaluation(
     """
     content = {**(about or {}), **to_record(evaluation, names=names, flipped=flipped)}
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(content, allow_nan=False) + "\n")
     except OSError as error:
-        raise UserError(
-            f"the evaluation cannot be written to {path}: {error.strerror}; run again to write it"
-        ) from error
+        advice = f"{remedy(error) or 'fix that'} and run again to write it"
+        raise UserError(f"the evaluation cannot be written to {path}: {error.strerror}; {advice}") from error
 
 
 def describe_measured(classifier: Classifier, *, dataset: Dataset, split: str) -> dict[str, Any]:
@@ -159,7 +159,8 @@ def write_predictions(evaluation: Evaluation, path: Path, *, names: Sequence[str
     try:
         write_atomically(path, "".join(lines).encode("utf-8", "surrogateescape"))
     except OSError as error:
-        raise UserError(f"the predictions cannot be written to {path}: {error.strerror}; run again") from error
+        advice = f"{remedy(error) or 'fix that'} and run again to write them"
+        raise UserError(f"the predictions cannot be written to {path}: {error.strerror}; {advice}") from error
 
 
 def check_replaceable(path: Path) -> None:

@@ -18,9 +18,9 @@ from rich.text import Text
 from jaxcnn import cli, options
 from jaxcnn.data.duplicates import LEAST_SIDE
 from jaxcnn.data.findings import FEW, IMBALANCE
-from jaxcnn.disk import write_atomically
+from jaxcnn.disk import remedy, write_atomically
 from jaxcnn.errors import UserError
-from jaxcnn.paths import named_path
+from jaxcnn.paths import check_output, named_path
 from jaxcnn.run.describe import counted
 from jaxcnn.run.survey_page import render
 from jaxcnn.survey import Advance, Survey, survey, to_record
@@ -45,8 +45,8 @@ class Arguments:
     def __post_init__(self) -> None:
         for name in ("output", "page"):
             path = getattr(self, name)
-            if path is not None and path.is_dir():
-                raise UserError(f"{name} is {str(path)!r}, which is a folder; give the name of a file in it")
+            if path is not None:
+                check_output(path, option=name)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -179,7 +179,8 @@ def _write(path: Path, content: str) -> None:
         # Names may hold bytes that UTF-8 cannot encode.
         write_atomically(path, content.encode("utf-8", "replace"))
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}; give another name") from error
+        advice = remedy(error) or "give another name"
+        raise UserError(f"{path} cannot be written: {error.strerror}; {advice} and run again") from error
     print(f"written to {path}", file=sys.stderr)
 
 

@@ -3,6 +3,7 @@
 import os
 import re
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 from jaxcnn.errors import UserError
@@ -57,6 +58,33 @@ def check_outside_pictures(path: Path, *, option: str, source: str) -> None:
         raise UserError(
             f"{option} {str(path)!r} lies in data.source {source!r}, among the pictures; give another --{option}"
         )
+
+
+def check_file(path: Path, *, option: str = "output", endings: Sequence[str] = ()) -> None:
+    """Raises UserError if the value of an option is no file to write: a folder, or of another ending than those."""
+    if endings and path.suffix not in endings:
+        raise UserError(f"{option} is {str(path)!r}; it must end with {', '.join(endings[:-1])} or {endings[-1]}")
+    if path.is_dir():
+        raise UserError(f"{option} is {str(path)!r}, which is a folder; give the name of a file in it")
+
+
+def check_output(path: Path, *, option: str = "output", endings: Sequence[str] = ()) -> None:
+    """Checks a file that a command writes as a whole at its end, maybe hours later.
+
+    Args:
+      path: the file. The folders above it may be missing.
+      option: what names it.
+      endings: what its name may end with; anything if there are none.
+
+    Raises:
+      UserError: as `check_file`, or it could not be written.
+    """
+    check_file(path, option=option, endings=endings)
+    # A folder that this user may not look into seems to be missing; then the one above it is refused.
+    folder = next(folder for folder in path.absolute().parents if os.path.exists(folder))
+    reason = "" if os.access(folder, os.W_OK | os.X_OK) else "may not be written by this user"
+    if reason := reason if folder.is_dir() else "is a file":
+        raise UserError(f"{option} {str(path)!r} cannot be written: {folder} {reason}; give another --{option}")
 
 
 def readable(name: str) -> str:

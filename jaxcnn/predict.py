@@ -20,7 +20,7 @@ from jaxcnn.bulk.stream import Outcome, classify
 from jaxcnn.bulk.table import Table
 from jaxcnn.errors import UserError
 from jaxcnn.onnx_file import OnnxModel, open_model
-from jaxcnn.paths import named_path
+from jaxcnn.paths import check_file, named_path
 from jaxcnn.run.describe import counted
 from jaxcnn.terminal import stage
 
@@ -50,11 +50,8 @@ class Arguments:
     def __post_init__(self) -> None:
         if self.top_k < 1:
             raise UserError(f"top_k is {self.top_k}; it must be at least 1")
-        if self.output is not None and self.output.suffix not in ENDINGS:
-            endings = f"{', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}"
-            raise UserError(f"output is {str(self.output)!r}; it must end with {endings}")
-        if self.output is not None and self.output.is_dir():
-            raise UserError(f"output is {str(self.output)!r}, which is a folder; give the name of a file in it")
+        if self.output is not None:
+            check_file(self.output, endings=ENDINGS)
         if self.features and self.output is None:
             raise UserError("features are too many for a table; give a file with --output")
         if self.copy and self.sort_into is None:

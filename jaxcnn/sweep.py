@@ -19,7 +19,7 @@ from jaxcnn import cli, compare, options
 from jaxcnn.config import Config
 from jaxcnn.data import is_named
 from jaxcnn.errors import UserError
-from jaxcnn.paths import check_outside_pictures, named_path
+from jaxcnn.paths import check_output, check_outside_pictures, named_path
 from jaxcnn.presets import take_preset
 from jaxcnn.run.pool import Job, run_jobs
 from jaxcnn.run.tracking import check_clients
@@ -210,7 +210,8 @@ def parse(arguments: Sequence[str]) -> Sweep:
     over = _read_over(given)
     workdir = named_path(given.workdir or f"runs/sweep-{preset}", option="workdir")
     output = named_path(given.output or str(workdir / "comparison.html"), option="output")
-    compare.Arguments(output=output)  # Checks its ending.
+    if given.output:  # Else its folder is the workdir.
+        check_output(output, endings=compare.ENDINGS)
     seeds = _read_count("seeds", given.seeds or "1", least=1)
     if steps is None and not over and seeds == 1:
         raise UserError(f"there is nothing to sweep over; give --over NAME=VALUE,VALUE or --seeds; see {PROG} --help")
@@ -305,6 +306,11 @@ def list_jobs(sweep: Sweep, over: Mapping[str, Choices]) -> list[Job]:
 
 def find_learning_rate(sweep: Sweep) -> None:
     """Runs the learning rate range test, prints what it found and writes its plot."""
+    # Mistakes are reported before JAX is imported.
+    parsed = parse_training([*sweep.training, "--workdir", str(sweep.workdir)])
+    _check_place(parsed.config, sweep)
+    page = sweep.workdir / "learning_rates.html"
+    check_output(page, option="workdir")
     with stage("loading libraries"):
         from jaxcnn.ops.allocator import keep_freed_memory
         from jaxcnn.processes import ending_together, is_leader
@@ -313,14 +319,11 @@ def find_learning_rate(sweep: Sweep) -> None:
 
     assert sweep.find_learning_rate is not None
     keep_freed_memory()
-    parsed = parse_training([*sweep.training, "--workdir", str(sweep.workdir)])
-    _check_place(parsed.config, sweep)
     with ending_together(PROG):
         found = run_range_test(parsed.config, parsed.workdir, steps=sweep.find_learning_rate)
         steepest, lowest = found.steepest, found.lowest
         if not is_leader():
             return
-        page = sweep.workdir / "learning_rates.html"
         write_range_page(found.rates, found.losses, steepest=steepest, lowest=lowest, path=page)
     Console(highlight=False).print(
         f"the loss falls fastest at a learning rate of {steepest:.2g} and is lowest at {lowest:.2g}; try "

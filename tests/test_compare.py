@@ -35,9 +35,9 @@ def test_runs_without_predictions_are_named(runs, capsys):
 
 @pytest.mark.parametrize(("name", "start"), [("x.html", "<!DOCTYPE html>"), ("x.csv", "run,"), ("x.md", "**Results")])
 def test_a_file_is_written(runs, tmp_path, capsys, name, start):
-    main([str(runs / "best"), str(runs / "other[red]"), "--output", str(tmp_path / name)])
-    assert (tmp_path / name).read_text().startswith(start)
-    assert f"written to {tmp_path / name}" in "".join(capsys.readouterr().out.split("\n"))
+    main([str(runs / "best"), str(runs / "other[red]"), "--output", str(tmp_path / "new" / name)])
+    assert (tmp_path / "new" / name).read_text().startswith(start)
+    assert f"written to {tmp_path / 'new' / name}" in "".join(capsys.readouterr().out.split("\n"))
 
 
 @pytest.mark.parametrize("ending", ENDINGS)

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from jaxcnn import config as settings
-from jaxcnn import data
+from jaxcnn import data, evaluation_record
 from jaxcnn.calibration import Calibration, write_calibration
 from jaxcnn.classifier import load
 from jaxcnn.config import Config, DataConfig, ModelConfig
@@ -416,10 +417,12 @@ def test_a_folder_to_write_to_is_refused_before_anything_is_measured(exported, t
     for folder in (str(tmp_path), ".", ""):
         with pytest.raises(UserError, match=r"output is '.*', which is a folder; give the name of a file in it"):
             main([str(exported), "--output", folder])
+    with pytest.raises(UserError, match=rf"x.json' cannot be written: {exported} is a file; give another --output$"):
+        main([str(exported), "--output", str(exported / "new" / "x.json")])
 
 
 def test_only_an_earlier_evaluation_is_replaced(exported, workdir, tmp_path, monkeypatch):
-    earlier, empty, array = (tmp_path / name for name in ("earlier.json", "empty.json", "array.json"))
+    earlier, empty, array = (tmp_path / name for name in ("new/folder/earlier.json", "empty.json", "array.json"))
     empty.touch()
     array.write_text('["per_class"]')
     for output in (earlier, earlier, empty):
@@ -523,9 +526,13 @@ def test_python_refuses_what_the_command_refuses(exported, config, tmp_path):
         evaluate(exported, "absent")
 
 
-def test_an_output_that_cannot_be_written_does_not_lose_the_result(exported, tmp_path, capsys):
-    with pytest.raises(UserError, match="cannot be written to"):
-        main([str(exported), "--output", str(tmp_path / "gone" / "x.json")])
+def test_a_disk_that_is_full_at_the_end_does_not_lose_the_result(exported, tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(evaluation_record, "write_atomically", fail)
+    with pytest.raises(UserError, match=r"cannot be written to .*x\.json: No space left on device; make room and run"):
+        main([str(exported), "--output", str(tmp_path / "x.json")])
     assert "0.8889" in capsys.readouterr().out
 
 

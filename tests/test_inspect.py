@@ -227,6 +227,7 @@ def test_a_damaged_tar_file_is_one_line(clean):
         (["absent"], "absent does not exist; give a folder or a zip of pictures, or tar or Parquet files"),
         (["pets/train/cat/3.jpg"], r"3\.jpg is a file; give a folder or a zip of pictures, or tar or Parquet files"),
         (["pets", "--output", "pets"], "output is 'pets', which is a folder"),
+        (["pets", "--page", "pets/train/cat/3.jpg/x.html"], r"page '.*' cannot be written: .*3\.jpg is a file; give"),
     ],
 )
 def test_mistakes_are_one_line(clean, arguments, message):

@@ -1,11 +1,12 @@
 """Paths from options."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from jaxcnn.errors import UserError
-from jaxcnn.paths import check_address, named_path
+from jaxcnn.paths import check_address, check_output, named_path
 
 
 def test_the_home_directory_is_expanded(tmp_path, monkeypatch):
@@ -38,6 +39,27 @@ def test_a_link_to_itself(tmp_path):
 def test_a_path_below_a_file_does_not_exist(tmp_path):
     (tmp_path / "file").touch()
     assert not named_path(str(tmp_path / "file" / "x"), option="data.source").exists()
+
+
+def test_a_file_that_cannot_be_written_at_the_end_is_refused_at_the_start(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    for path in ("x.md", "new/folder/x.md", tmp_path / "x.md", "file"):
+        check_output(Path(path))
+    assert os.listdir() == ["file"]
+    for path, message in {
+        "file/new/x.md": f"^page 'file/new/x.md' cannot be written: {tmp_path}/file is a file; give another --page$",
+        ".": "^page is '.', which is a folder; give the name of a file in it$",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            check_output(Path(path), option="page")
+    # Root may write everywhere, so the system is played.
+    monkeypatch.setattr(os, "access", lambda folder, mode: (folder, mode) != (tmp_path, os.W_OK | os.X_OK))
+    message = (
+        f"^output 'new/x.md' cannot be written: {tmp_path} may not be written by this user; give another --output$"
+    )
+    with pytest.raises(UserError, match=message):
+        check_output(Path("new/x.md"))
 
 
 def test_folders_in_buckets_have_addresses():

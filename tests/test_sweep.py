@@ -93,6 +93,8 @@ def test_defaults():
         ("--seeds three", "seeds is 'three'; it must be a whole number of at least 1"),
         ("--seeds 2 --jobs 0", "jobs is '0'; it must be a whole number of at least 1"),
         ("--seeds 2 --output x.pdf", "output is 'x.pdf'; it must end with .html, .md or .csv"),
+        ("--seeds 2 --output LICENSE/a/x.md", "output 'LICENSE/a/x.md' cannot be written: "),
+        ("--find_learning_rate 20 --workdir LICENSE/a", "workdir 'LICENSE/a/learning_rates.html' cannot be written: "),
         ("--over", "--over: expected at least one argument; see python -m jaxcnn.sweep --help"),
         *[
             (
@@ -125,6 +127,7 @@ def test_a_wrong_command_line_is_refused_before_any_run(monkeypatch, line, messa
     monkeypatch.setattr(sweep, "run_jobs", lambda *_, **__: pytest.fail("a run was started"))
     monkeypatch.setattr(sweep, "check_optuna", lambda: None)
     monkeypatch.setitem(sys.modules, "mlflow", None)
+    monkeypatch.chdir(ROOT)
     with pytest.raises(UserError, match=re.escape(message)) as caught:
         main(line.split())
     assert "\n" not in str(caught.value)
@@ -372,9 +375,9 @@ def test_a_run_that_failed_and_is_proposed_again_has_not_failed(tmp_path, monkey
     monkeypatch.setattr(sweep, "run_jobs", play)
     monkeypatch.setattr(sweep, "check_optuna", lambda: None)
     monkeypatch.setattr(sweep, "Study", lambda *_, **__: PlayedStudy(["1", "1"]))
-    options = ["--workdir", str(tmp_path), "--output", str(tmp_path / "runs.csv")]
+    options = ["--workdir", str(tmp_path), "--output", str(tmp_path / "new" / "runs.csv")]
     main(["--trials", "2", "--over", "epochs=1,2", "balance=on,off", *options])
-    assert (tmp_path / "runs.csv").exists()
+    assert (tmp_path / "new" / "runs.csv").exists()
 
 
 @pytest.mark.run

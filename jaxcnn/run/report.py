@@ -23,7 +23,7 @@ from jaxcnn.calibration import Calibration
 from jaxcnn.config import AugmentConfig
 from jaxcnn.data import Dataset, Split, is_named
 from jaxcnn.data.batches import steps_per_epoch
-from jaxcnn.disk import write_atomically
+from jaxcnn.disk import remedy, write_atomically
 from jaxcnn.errors import UserError
 from jaxcnn.intervals import bootstrap_intervals, measure_classes, measure_macro, wilson_interval
 from jaxcnn.label_errors import find_hardest, find_label_errors
@@ -106,7 +106,8 @@ def write_report(workdir: Path, evaluation: Evaluation, dataset: Dataset, *, cal
     try:
         write_atomically(path, page)
     except OSError as error:
-        raise UserError(f"the report cannot be written to {path}: {error.strerror}; run again to write it") from error
+        advice = f"{remedy(error) or 'fix that'} and run again to write it"
+        raise UserError(f"the report cannot be written to {path}: {error.strerror}; {advice}") from error
     return path
 
 

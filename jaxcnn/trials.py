@@ -4,6 +4,7 @@ import importlib.util
 import re
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,16 @@ RANGE = re.compile(rf"(?P<log>log:)?(?P<low>{NUMBER})\.\.(?P<high>{NUMBER})", re
 """A range of numbers, such as `log:.001..1`."""
 IGNORED = tuple(name for name in WITHOUT_EFFECT if name != "data.source")
 """Settings that may change while a sweep goes on. Its runs are compared, so that their pictures have to be the same."""
+
+REMEDIES = {
+    "SQLITE_FULL": "make room",
+    # A full disk, too, where the system reserves room for a part of the file only.
+    "SQLITE_IOERR": "make room, or check the disk,",
+    "SQLITE_READONLY": "allow this user to read and write there",
+    "SQLITE_CANTOPEN": "allow this user to read and write there",
+    "SQLITE_BUSY": "end the program that locks it",
+}
+"""What to do about errors of SQLite."""
 
 type Words = tuple[str, ...]
 """A value of an option as words of the command line."""
@@ -81,6 +92,23 @@ def check_optuna() -> None:
         raise UserError("trials needs the package optuna, which is not installed; run: pip install 'jaxcnn[optuna]'")
 
 
+@contextmanager
+def database_errors(path: Path) -> Iterator[None]:
+    """Turns an error of SQLite, which Optuna and SQLAlchemy raise as another kind, into a `UserError`."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not hasattr(cause, "sqlite_errorname"):
+            cause = cause.__cause__
+        if cause is None or isinstance(error, UserError):
+            raise
+        # An error may have a longer name, such as SQLITE_IOERR_WRITE.
+        found = (remedy for name, remedy in REMEDIES.items() if cause.sqlite_errorname.startswith(name))
+        remedy = next((f"{remedy} and run the same command again" for remedy in found), "give another --workdir")
+        raise UserError(f"{path} cannot be used as a study ({cause}); {remedy}") from error
+
+
 class Trial(NamedTuple):
     """A proposal of Optuna.
 
@@ -120,18 +148,25 @@ class Study:
         self._space = space
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
         try:
-            self._study = optuna.create_study(
-                storage=f"sqlite:///{path.absolute()}", study_name="sweep", direction="maximize", load_if_exists=True
-            )
-        except Exception as error:  # SQLAlchemy, which Optuna uses, raises a different kind for each reason.
+            with database_errors(path):
+                self._study = optuna.create_study(
+                    storage=f"sqlite:///{path.absolute()}",
+                    study_name="sweep",
+                    direction="maximize",
+                    load_if_exists=True,
+                )
+        except UserError:
+            raise
+        except Exception as error:  # A database of something else, or of another version of Optuna.
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(f"{path} cannot be used as a study ({reason}); give another --workdir") from error
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), database_errors(path):
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             # Another seed for every session: the same one would draw the same random trials again.
             self._study.sampler = optuna.samplers.TPESampler(seed=len(self._study.trials), constant_liar=True)
-        self._check_begun(path, config, seeds=seeds)
+            self._check_begun(path, config, seeds=seeds)
 
     def _check_begun(self, path: Path, config: Config, *, seeds: int) -> None:
         """Records what a new study is begun with; raises a `UserError` if an earlier one was begun with another."""
@@ -156,7 +191,9 @@ class Study:
     def trials(self) -> list[Trial]:
         """All trials so far."""
         # A kill while a trial is proposed leaves one without all of its values.
-        found = [trial for trial in self._study.trials if trial.params.keys() == self._space.keys()]
+        with database_errors(self._path):
+            trials = self._study.trials
+        found = [trial for trial in trials if trial.params.keys() == self._space.keys()]
         return [self._read(trial) for trial in found]
 
     def propose(self, *, total: int, at_once: int) -> Iterator[list[Trial]]:
@@ -165,16 +202,26 @@ class Study:
         Args:
           total: trials of the study.
           at_once: most trials that are yielded together; their scores are recorded before the next.
+
+        Raises:
+          UserError: the file cannot be read or written.
         """
         left = [trial for trial in self.trials if trial.score is None]
         for start in range(0, len(left), at_once):
             yield left[start : start + at_once]
         while (count := total - len(self.trials)) > 0:
-            yield [self._read(self._study.ask(self._distributions())) for _ in range(min(count, at_once))]
+            with database_errors(self._path):
+                asked = [self._study.ask(self._distributions()) for _ in range(min(count, at_once))]
+            yield [self._read(trial) for trial in asked]
 
     def record(self, trial: Trial, score: float) -> None:
-        """Records what a trial achieved."""
-        self._study.tell(trial.number, score)
+        """Records what a trial achieved.
+
+        Raises:
+          UserError: the file cannot be written. The same command records it: the runs of the trial are finished.
+        """
+        with database_errors(self._path):
+            self._study.tell(trial.number, score)
 
     def _distributions(self) -> dict[str, Any]:
         from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution

@@ -1,8 +1,10 @@
 """The sweep: which runs it starts, which it leaves out, and how it ends. Trainings are played by a short program."""
 
+import contextlib
 import dataclasses
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 import time
@@ -18,7 +20,7 @@ from jaxcnn.run.pool import Job, run_jobs
 from jaxcnn.run.workdir import Workdir
 from jaxcnn.sweep import list_jobs, main, parse
 from jaxcnn.train import parse as parse_training
-from jaxcnn.trials import Range, Trial
+from jaxcnn.trials import Range, Trial, database_errors
 
 ROOT = Path(__file__).parent.parent
 LINE = "digits --over optim.learning_rate=.003,.01 resolutions=0\u00a08,0\u00a016 --seeds 2 --epochs 3"
@@ -315,6 +317,34 @@ def test_optuna_is_asked_for_before_any_run(monkeypatch):
 )
 def test_what_a_range_is(text, found):
     assert list(parse(["--trials", "3", "--over", text]).over.values()) == [found]
+
+
+@pytest.mark.parametrize(
+    ("statements", "reason"),
+    [
+        ("PRAGMA max_page_count = 1", "(database or disk is full); make room and run the same command again"),
+        (
+            "PRAGMA query_only = 1",
+            "(attempt to write a readonly database); allow this user to read and write there and",
+        ),
+        ("SELECT * FROM trials", "(no such table: trials); give another --workdir"),
+    ],
+)
+def test_a_database_that_fails_is_one_line(tmp_path, statements, reason):
+    path = tmp_path / "trials.db"
+    with contextlib.closing(sqlite3.connect(path)) as database:
+
+        def write():
+            try:
+                database.executescript(f"CREATE TABLE studies (name); {statements}; CREATE TABLE trials (score)")
+            except sqlite3.Error as error:
+                raise RuntimeError("An exception is raised during the commit.") from error
+
+        message = re.escape(f"{path} cannot be used as a study {reason}")
+        with pytest.raises(UserError, match=f"^{message}"), database_errors(path):
+            write()
+    with pytest.raises(KeyError), database_errors(path):  # A defect.
+        raise KeyError
 
 
 class PlayedStudy:

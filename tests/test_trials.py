@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from clients import ROOT, run_in
+from clients import ROOT, environment, run_in
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -98,3 +98,35 @@ def test_a_killed_search_goes_on_and_ends_in_a_comparison(clients, tmp_path):
     assert (folder / "comparison.html").exists()
     again = run_in(clients, command)
     assert "started" not in again.stderr
+
+
+FULL = f"""
+import resource, sys
+from pathlib import Path
+size = Path(sys.argv[1]).stat().st_size if Path(sys.argv[1]).exists() else 0
+resource.setrlimit(resource.RLIMIT_FSIZE, (size + int(sys.argv.pop()),) * 2)
+{PROPOSALS}
+"""
+
+
+def test_a_full_disk_is_one_line_and_the_study_goes_on(clients, tmp_path):
+    """At every size that the file would grow to: while it is created, a trial is proposed, or a score recorded."""
+    path, failed = tmp_path / "trials.db", 0
+    program = f"from jaxcnn import cli\ncli.run(lambda _: exec({FULL!r}, {{}}), 'sweep')"
+    for room in range(0, 300_000, 20_000):
+        path.unlink(missing_ok=True)
+        done = subprocess.run(
+            [clients, "-c", program, str(path), "2", "score", str(room)],
+            cwd=ROOT,
+            env=environment(),
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            failed += 1
+            assert done.stderr.startswith(f"sweep: {path} cannot be used as a study (")
+            assert done.stderr.endswith(" and run the same command again\n")
+            assert done.stderr.count("\n") == 1
+        _, scores = propose(clients, path, 3)
+        assert len([score for score in scores if score is not None]) == 3
+    assert failed >= 3

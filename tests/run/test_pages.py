@@ -157,6 +157,21 @@ def test_a_cell_of_many_classes_is_read_by_a_tap(browser, report):
 
 
 @pytest.mark.run
+def test_every_cell_of_a_thousand_classes_is_drawn_and_can_be_read(check, report):
+    """A map that is smaller than its pixels would lose the mistakes of some classes: they are one pixel each."""
+    page = check(report(1000))  # On a phone, the map is scrolled; the page is no wider.
+    box = page.locator("#map img").bounding_box()
+    assert (box["width"], box["height"]) == (1000, 1000)
+    # All classes are right but one, all of whose pictures are another: a cell beside the diagonal.
+    page.set_viewport_size({"width": 1280, "height": 1200})
+    mistake = page.evaluate("cells.find(([row, column]) => row !== column)")
+    page.locator("#map").evaluate("map => map.scrollIntoView({block: 'center'})")
+    box = page.locator("#map img").bounding_box()
+    page.mouse.move(round(box["x"]) + mistake[1], round(box["y"]) + mistake[0])
+    expect(page.locator("#map output")).to_have_text("True class class 1, predicted class 0: 2 of 2")
+
+
+@pytest.mark.run
 @pytest.mark.parametrize("classes", [3, 26])
 def test_a_long_word_does_not_widen_the_report(check, report, classes):
     check(report(classes, name="long" * 40))

@@ -94,8 +94,8 @@ def main(arguments: Sequence[str]) -> None:
         compare.run(finished, sweep.output)
     if failed:
         for job, reason in failed.items():
-            console.print(f"{job.workdir.name}: {reason}", soft_wrap=True)
-        sys.exit(f"{PROG}: {len(failed)} of {len(jobs)} runs failed; run the same command again to go on with them")
+            console.print(f"{job.workdir.name}: {reason}; {job.output} has all that it printed", soft_wrap=True)
+        sys.exit(f"{PROG}: {len(failed)} of {len(jobs)} runs failed; run the same command again to resume them")
 
 
 def check_runs(sweep: Sweep) -> None:
@@ -128,7 +128,7 @@ def check_finished(job: Job) -> None:
     folder = Workdir(job.workdir)
     recorded = dataclasses.replace(folder.read_config(), data=folder.read_data_config())
     if change := find_change(_with_full_source(recorded), folder.resolve(read_config(job)), ignored=IGNORED):
-        raise UserError(f"{job.workdir} holds a finished run with {change}; give the same or another --workdir")
+        raise UserError(f"{job.workdir} holds a finished run with {change}; give the same value, or another --workdir")
 
 
 def read_config(job: Job) -> Config:
@@ -241,7 +241,8 @@ def _read_over(given: argparse.Namespace) -> dict[str, Range | Choices]:
         if name in ("workdir", "bucket", "dry_run"):
             raise UserError(f"over names {name}, which is no setting of a run; leave it out")
         if name in over or (name == "seed" and given.seeds not in (None, "1")):
-            raise UserError(f"over names {name} {'twice' if name in over else 'and seeds is given too'}; give it once")
+            rest = "twice; give it once" if name in over else "and --seeds is given too; leave one of them out"
+            raise UserError(f"over names {name} {rest}")
         over[name] = words
         if found := RANGE.fullmatch(values):
             if given.trials is None:

@@ -185,7 +185,9 @@ class Study:
         if begun["seeds"] != seeds:
             change = f"seeds {begun['seeds']}, not {seeds}"
         if change:
-            raise UserError(f"the trials in {path.parent} were begun with {change}; give the same or another --workdir")
+            raise UserError(
+                f"the trials in {path.parent} were begun with {change}; give the same value, or another --workdir"
+            )
 
     @property
     def trials(self) -> list[Trial]:

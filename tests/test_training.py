@@ -434,7 +434,9 @@ def test_a_run_on_cropped_photographs_is_the_same_in_its_workdir_its_file_and_th
     left_out = dataclasses.replace(cropped.data, fit=None, crop=None)
     assert train(dataclasses.replace(cropped, data=left_out), workdir).top1 == evaluation.top1
     stretched = dataclasses.replace(cropped.data, fit="stretch", crop=None)
-    with pytest.raises(UserError, match=r"holds a run with data\.fit 'crop', not 'stretch'; give the same or another"):
+    with pytest.raises(
+        UserError, match=r"holds a run with data\.fit 'crop', not 'stretch'; give the same value, or another"
+    ):
         train(dataclasses.replace(cropped, data=stretched), workdir)
     with pytest.raises(UserError, match=r"data\.fit is stretch, but the model takes crop; give crop or leave it out"):
         evaluate(workdir, stretched)

@@ -70,9 +70,9 @@ def test_other_settings_and_seeds_are_refused(clients, tmp_path):
     sweep += ["--data.source", str(tmp_path / "missing")]
     run_in(clients, sweep, status=1)
     for options, message in {
-        "--epochs 1": "were begun with epochs 40, not 1; give the same or another --workdir",
+        "--epochs 1": "were begun with epochs 40, not 1; give the same value, or another --workdir",
         "--data.source other": f"were begun with data.source '{tmp_path}/missing', not '{ROOT}/other'; give the same",
-        "--seeds 2": "were begun with seeds 1, not 2; give the same or another --workdir",
+        "--seeds 2": "were begun with seeds 1, not 2; give the same value, or another --workdir",
     }.items():
         done = run_in(clients, [*sweep, *options.split()], status=2)
         assert message in done.stderr

@@ -40,6 +40,11 @@ class Job:
     arguments: tuple[str, ...]
 
     @property
+    def output(self) -> Path:
+        """The file of what it prints."""
+        return self.workdir.with_name(f"{self.workdir.name}.log")
+
+    @property
     def is_finished(self) -> bool:
         """Whether the run has ended: it was measured and exported after its last session with steps began."""
         try:
@@ -84,10 +89,6 @@ def run_jobs(jobs: Sequence[Job], *, at_once: int) -> dict[Job, str]:
     return failed
 
 
-def _output_of(job: Job) -> Path:
-    return job.workdir.with_name(f"{job.workdir.name}.log")
-
-
 def _start(job: Job) -> subprocess.Popen[bytes]:
     """Starts a training; what it prints goes to a file beside its workdir.
 
@@ -101,7 +102,7 @@ def _start(job: Job) -> subprocess.Popen[bytes]:
         ):
             pass
     job.workdir.parent.mkdir(parents=True, exist_ok=True)
-    with _output_of(job).open("ab") as output:
+    with job.output.open("ab") as output:
         return subprocess.Popen(  # noqa: S603 the command is of this package
             [sys.executable, "-c", STARTER, *job.arguments],
             stdin=subprocess.DEVNULL,
@@ -122,5 +123,5 @@ def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def _last_line(job: Job) -> str:
-    lines = _output_of(job).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    lines = job.output.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return lines[-1] if lines else ""

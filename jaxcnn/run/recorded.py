@@ -148,7 +148,10 @@ def _read_evaluation(path: Path) -> Mapping[str, Any] | None:
         return None
     except (OSError, ValueError, RecursionError, KeyError, TypeError):
         pass
-    raise UserError(f"{path} is not the record of an evaluation; write it again with: python -m jaxcnn.evaluate")
+    raise UserError(
+        f"{path} is not the record of an evaluation; remove it and write it again with: "
+        f"python -m jaxcnn.evaluate {path.parent}"
+    )
 
 
 def read_answers(run: RecordedRun) -> dict[str, Answer] | None:
@@ -168,5 +171,6 @@ def read_answers(run: RecordedRun) -> dict[str, Answer] | None:
         return None
     except (OSError, KeyError, csv.Error) as error:
         raise UserError(
-            f"{path} cannot be read as predictions ({error!r}); write it again with: python -m jaxcnn.evaluate"
+            f"{path} cannot be read as predictions ({error!r}); remove it and write it again with: "
+            f"python -m jaxcnn.evaluate {path.parent}"
         ) from error

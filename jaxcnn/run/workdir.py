@@ -35,7 +35,7 @@ from jaxcnn.checksum import ChecksumError, seal, unseal
 from jaxcnn.config import Config, DataConfig, ModelConfig
 from jaxcnn.cores import count_cores
 from jaxcnn.data import Fingerprint, is_named
-from jaxcnn.disk import sync, write_atomically
+from jaxcnn.disk import remedy, sync, write_atomically
 from jaxcnn.errors import UserError
 from jaxcnn.paths import readable
 from jaxcnn.run.earlier_trainings import read_earlier
@@ -404,8 +404,8 @@ class Workdir:
         for name in _fixed_settings():
             if recorded[name] != given[name]:
                 raise UserError(
-                    f"{self.path} holds a run with {name} {recorded[name]!r}, not {given[name]!r}; give the same or "
-                    "another --workdir"
+                    f"{self.path} holds a run with {name} {recorded[name]!r}, not {given[name]!r}; give the same "
+                    "value, or another --workdir"
                 )
 
     def _check_classes(self, classes: Classes) -> None:
@@ -448,9 +448,13 @@ class Workdir:
         try:
             return (self.path / name).read_text(encoding="utf-8")
         except FileNotFoundError:
-            raise UserError(f"{self.path} is not the workdir of a training run: it has no {name}") from None
+            raise UserError(
+                f"{self.path} is not the workdir of a training run: it has no {name}; give the folder of a run"
+            ) from None
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{self.path / name} cannot be read: {error}") from error
+            reason = getattr(error, "strerror", None) or error
+            advice = (isinstance(error, OSError) and remedy(error)) or "check the file"
+            raise UserError(f"{self.path / name} cannot be read: {reason}; {advice} and run again") from error
 
 
 def fit_batch(config: Config, *, count: int, devices: int) -> int:

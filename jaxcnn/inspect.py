@@ -70,15 +70,20 @@ def main(arguments: Sequence[str]) -> None:
         _write(parsed.output, json.dumps(record, indent=1) + "\n")
     if parsed.page is not None:
         with stage("drawing the page"):
-            page = render(found, page=parsed.page, facts=list(describe(record)), oddities=dict(list_oddities(record)))
+            page = render(
+                found,
+                page=parsed.page,
+                summary=summarize(found),
+                facts=list(describe(record)),
+                oddities=dict(list_oddities(record)),
+            )
         _write(parsed.page, page)
 
 
 def print_findings(found: Survey, record: dict[str, Any]) -> None:
     """Prints the classes as a table, and each kind of finding with some examples."""
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    classes = f" in {describe_classes(len(found.names))}" if found.names else ""
-    console.print(cli.printable(f"{found.where}: {counted(len(found.pictures), 'picture')}{classes}"))
+    console.print(cli.printable(f"{found.where}: {summarize(found)}"))
     for line in describe(record):
         console.print(f"  {line}")
     # Classes, the largest first.
@@ -103,9 +108,12 @@ def print_findings(found: Survey, record: dict[str, Any]) -> None:
             console.print(f"  ... and {len(lines) - SHOWN:,} more")
 
 
-def describe_classes(count: int) -> str:
-    """Formats a number of classes."""
-    return "1 class" if count == 1 else f"{count:,} classes"
+def summarize(found: Survey) -> str:
+    """Says how many pictures and classes there are."""
+    pictures, classes = counted(len(found.pictures), "picture"), len(found.names)
+    if not classes:
+        return pictures
+    return f"{pictures} in {'1 class' if classes == 1 else f'{classes:,} classes'}"
 
 
 def describe(record: dict[str, Any]) -> Iterator[str]:
@@ -113,7 +121,7 @@ def describe(record: dict[str, Any]) -> Iterator[str]:
     if record["formats"]:
         yield "formats: " + ", ".join(f"{count:,} {name}" for name, count in record["formats"].items())
         width, height = record["sizes"]["width"], record["sizes"]["height"]
-        yield f"pixels: {width['least']} to {width['most']} wide, {height['least']} to {height['most']} high"
+        yield f"pixels: {width['least']:,} to {width['most']:,} wide, {height['least']:,} to {height['most']:,} high"
     if record["passed_over"]:
         yield f"{counted(len(record['passed_over']), 'file')} passed over as no picture"
     if record["imbalance"] >= IMBALANCE:
@@ -134,24 +142,30 @@ def list_findings(found: Survey, record: dict[str, Any]) -> Iterator[tuple[str, 
         lines = [f"{join_files(found.files(group))} ({describe_distance(group.distance)})" for group in groups]
         if lines:
             yield f"{title} ({counted(len(lines), 'group')}):", lines
-    for title, lines in list_oddities(record):
-        yield f"{title} ({len(lines):,}):", lines
+    for title, cases in list_oddities(record):
+        yield f"{title} ({len(cases):,}):", [f"{name}{rest}" for name, rest in cases]
 
 
-def list_oddities(record: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
-    """Yields the findings about single files and classes: a title, and a line for each case."""
-    for title, lines in (
-        ("files that cannot be read", list(record["reasons"].values())),
+def list_oddities(record: dict[str, Any]) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """Yields the findings about single files and classes: a title, and for each case a name and what follows it."""
+    # If all are gray or tiny, there is nothing odd about one of them.
+    tiny, gray = (names if len(names) < record["pictures"] else [] for names in (record["tiny"], record["gray"]))
+    for title, cases in (
+        ("files that cannot be read", [(name, _follow(name, reason)) for name, reason in record["reasons"].items()]),
         (
             f"classes with fewer than {FEW} training pictures",
-            [f"{name}: {count}" for name, count in record["few"].items()],
+            [(name, f": {count}") for name, count in record["few"].items()],
         ),
-        (f"pictures of less than {LEAST_SIDE} pixels", record["tiny"]),
-        ("gray pictures", record["gray"]),
+        (f"pictures with a side of less than {LEAST_SIDE} pixels", [(name, "") for name in tiny]),
+        ("gray pictures", [(name, "") for name in gray]),
     ):
-        # If all are gray or tiny, there is nothing odd about one of them.
-        if lines and not (lines in (record["gray"], record["tiny"]) and len(lines) == record["pictures"]):
-            yield title, lines
+        if cases:
+            yield title, cases
+
+
+def _follow(name: str, reason: str) -> str:
+    """Returns what follows the name of a file in the message that says why it cannot be read."""
+    return reason.removeprefix(name) if reason.startswith(name) else f": {reason}"
 
 
 def join_files(names: Sequence[str]) -> str:

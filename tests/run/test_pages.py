@@ -31,6 +31,7 @@ SCREENS = {
     "tablet": {"width": 656, "height": 900},
     "phone": {"width": 360, "height": 740},
 }
+HEBREW = "\N{HEBREW LETTER QOF}\N{HEBREW LETTER VAV}\N{HEBREW LETTER FINAL PE}"
 LONG = "a class with a name that is much longer than anybody would expect of a class"
 
 
@@ -93,13 +94,22 @@ def pets(tmp_path, monkeypatch):
 
 
 def test_the_page_about_a_folder(check, pets):
+    (pets / "train" / "cat" / HEBREW).mkdir()
+    (pets / "train" / "cat" / HEBREW / f"{HEBREW} 1.png").write_bytes(b"nothing")
     inspect(["pets", "--page", "page.html"])
     page = check(pets.parent / "page.html")
-    assert page.locator("figure").count() == 2 * 2 + 2 * 2
+    assert page.locator("figure").count() == 2 + 2
+    sizes = page.evaluate("[...document.images].map(image => [image.naturalWidth, image.naturalHeight])")
+    assert sizes == 4 * [[128, 96]]
     links = [find_target(link) for link in page.locator("figure a").all()]
     assert pets / "val" / "cat" / "copy.png" in links
     assert all(file.exists() for file in links)
     assert page.get_by_text("broken.png is not a picture that can be read").count() == 1
+    # Folders that are written from right to left stay before their files.
+    parts = page.locator("li bdi", has_text=re.compile(f"^(train|{HEBREW})")).all()
+    assert [part.inner_text() for part in parts[-3:]] == ["train", HEBREW, f"{HEBREW} 1.png"]
+    places = [part.bounding_box()["x"] for part in parts[-3:]]
+    assert places == sorted(places)
 
 
 @pytest.mark.run

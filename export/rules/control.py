@@ -50,7 +50,7 @@ def scan(builder: Builder, eqn: Any, *operands: Value) -> list[Value]:
 def _vectorized(eqn: Any, shared: int) -> Any:
     """Returns the jaxpr of the body for all steps at once."""
     axes = (None,) * shared + (0,) * (len(eqn.invars) - shared)
-    function = jax.vmap(jex.jaxpr_as_fun(eqn.params["jaxpr"]), in_axes=axes)
+    function = jax.vmap(jex.jaxpr_as_fun(eqn.params["jaxpr"]), in_axes=axes, axis_size=eqn.params["length"])
     struct: Any = jax.ShapeDtypeStruct
     return jax.make_jaxpr(function)(*(struct(var.aval.shape, var.aval.dtype) for var in eqn.invars))
 

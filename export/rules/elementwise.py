@@ -181,8 +181,10 @@ def extremum(builder: Builder, eqn: Any, left: Value, right: Value) -> Tensor:
 
 @rule("clamp")
 def clamp(builder: Builder, eqn: Any, low: Value, value: Value, high: Value) -> Tensor:
-    """Adds Clip if the bounds are constant scalars, as in relu6, else Max and Min."""
+    """Adds Clip if the bounds are constant scalars, as in relu6, else Max and Min, or Or and And for booleans."""
     like = eqn.outvars[0].aval
+    if value.dtype == np.bool_:
+        return emit(builder, "And", like, [emit(builder, "Or", like, [value, low]), high])
     scalars = all(isinstance(bound, np.ndarray) and bound.ndim == 0 for bound in (low, high))
     if isinstance(value, Tensor) and value.dtype == np.float32 and scalars:
         inputs = [value.name, builder.in_layout(low, ()), builder.in_layout(high, ())]

@@ -231,6 +231,8 @@ def dynamic_update_slice(builder: Builder, eqn: Any, value: Value, update: Value
     axes = [axis for axis, dim in enumerate(value.shape) if not _equal(dim, update.shape[axis])]
     if not axes:
         return update
+    if 0 in update.shape:
+        return value
     begins = [
         _clamped(builder, starts[axis], _last_start(builder, value.shape[axis], update.shape[axis])) for axis in axes
     ]

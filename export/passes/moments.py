@@ -17,8 +17,7 @@ def fuse_mean(graph: Graph) -> None:
         total, factor = graph.producer(node.inputs[0], "ReduceSum"), graph.scalar(node.inputs[1])
         kept = _put_back(graph, node.inputs[0])
         total = total or kept
-        # Old runtimes have no ReduceMean of int64.
-        if total is None or total.op != "ReduceSum" or not factor or graph.constants[node.inputs[1]].dtype.kind != "f":
+        if total is None or total.op != "ReduceSum" or not factor:
             continue
 
         # Its number of elements must be known and equal to the divisor.

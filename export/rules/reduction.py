@@ -45,6 +45,8 @@ def reduce(builder: Builder, eqn: Any, value: Tensor) -> Value:
     op = _REDUCTIONS[eqn.primitive.name]
     if op == "ReduceProd" and value.dtype.kind in "iu":
         return _multiply(builder, eqn, value)
+    if op == "ReduceSum" and value.dtype == np.int64:
+        return _sum_halves(builder, eqn, value)
     dtype = np.dtype(np.int64) if op == "ReduceSum" and value.dtype.kind in "iu" else number_dtype(value.dtype)
     like = Tensor("", aval.shape, dtype, ())
     name, positions = builder.cast(value, dtype).name, sorted(value.layout.index(axis) for axis in axes)
@@ -80,6 +82,16 @@ def _multiply(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
             parts = [slice_axis(builder, product.tensor, axis, start, start + half) for start in (0, half)]
             product = Expression(builder, parts[0]) * Expression(builder, parts[1])
     return product.reshape(eqn.outvars[0].aval.shape).cast(value.dtype).tensor
+
+
+def _sum_halves(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
+    """Sums the upper and the lower 32 bits apart: onnxruntime sums int64 in double precision, which holds 53 bits."""
+    x = Expression(builder, value)
+    lower = x % (1 << 32)
+    upper = (x - lower) / (1 << 32)
+    for axis in sorted(eqn.params["axes"], reverse=True):
+        upper, lower = upper.reduce("ReduceSum", axis), lower.reduce("ReduceSum", axis)
+    return (upper * (1 << 32) + lower).tensor
 
 
 def _sum_pixels(builder: Builder, eqn: Any, value: Tensor, count: int) -> Tensor:

@@ -24,6 +24,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from orbax.checkpoint import multihost
 from orbax.checkpoint import v1 as ocp
 
 from jaxcnn.calibration import Calibration, read_calibration
@@ -291,6 +292,8 @@ def open_checkpoints(directory: Path, listeners: Sequence[Callable[[], None]] = 
     # Orbax calls this, in the leader, when all files are written, before it renames the folder: what has a step's name
     # is whole.
     context.asynchronous.post_finalization_callback = finish
+    if jax.process_count() > 1:
+        _report_failures_at_once(context)
     lead(partial(_check_all_metrics, directory.absolute()))
     checkpointer = _open(directory, context=context, cleanup_tmp_directories=True)
     closing: AbstractContextManager[None] = nullcontext()
@@ -306,6 +309,23 @@ def open_checkpoints(directory: Path, listeners: Sequence[Callable[[], None]] = 
     finally:
         with closing, _without_orbax_logs():
             checkpointer.close()
+
+
+def _report_failures_at_once(context: ocp.Context) -> None:
+    """Lets a process that cannot write its part of a checkpoint raise the error without waiting for the others.
+
+    After a failure too, Orbax's thread waits for the others before it raises the error, and they wait for the part that
+    is missing: all of them for 20 minutes. If the process ends instead, the others end as well.
+    """
+    options, meet, caller = context.asynchronous.v0(), multihost.get_barrier_sync_fn(), threading.current_thread()
+
+    def meet_unless_failed(*, key: str, timeout_ms: int) -> None:
+        # The caller may be handling another error, such as a stop; Orbax's threads handle errors of the save only.
+        if threading.current_thread() is caller or sys.exception() is None:
+            meet(key=key, timeout_ms=timeout_ms)
+
+    # Only the older version of the options, which Orbax makes of this one, has a barrier.
+    context.asynchronous.v0 = lambda: dataclasses.replace(options, barrier_sync_fn=meet_unless_failed)
 
 
 def load_model(workdir: Path) -> TrainedModel:

@@ -103,6 +103,41 @@ def test_a_signal_to_one_process_stops_the_evaluation_in_all(short, tmp_path):
     check_same_run(tmp_path, short)
 
 
+CANNOT_WRITE = """
+import resource, sys
+import jax
+from jaxcnn import cli
+from jaxcnn.run.checkpoint import Checkpoints
+from jaxcnn.train import main
+save, victim, step = Checkpoints.save, *(int(sys.argv.pop(1)) for _ in range(2))
+
+def save_with_full_disk(checkpoints, state, **options):
+    if jax.process_index() == victim and int(state.step) == step:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # A write beyond fails as it does on a full disk.
+    save(checkpoints, state, **options)
+
+Checkpoints.save = save_with_full_disk
+cli.run(main, "train")
+"""
+
+
+@RUN
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_cannot_write_its_part_ends_all_and_they_resume(short, tmp_path, victim):
+    step, options = 2 * STEPS_OF_AN_EPOCH, [*SMALL, "--epochs", "4", "--parallel.fsdp", "2"]
+    processes = launch(2, tmp_path, *options, program=["-c", CANNOT_WRITE, str(victim), str(step)])
+    wait_for_step(processes, tmp_path, step=step)
+    evaluated = time.monotonic()
+    ended = finish(processes, timeout=60)
+    assert time.monotonic() - evaluated < ENDED_SECONDS
+    status, output = ended[victim]
+    assert status == 2, ended
+    assert f"train: the checkpoint of step {step} could not be written to {tmp_path}/checkpoints: File too" in output
+    assert ended[1 - victim][0] in (LOST, -signal.SIGABRT), ended
+    train(2, tmp_path, *options)
+    check_same_run(tmp_path, short)
+
+
 @RUN
 def test_a_run_that_diverges_is_refused_in_all_processes(tmp_path):
     options = [*SMALL, "--epochs", "4"]

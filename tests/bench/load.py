@@ -1,7 +1,7 @@
 """A cheap load generator: one thread, plain sockets, requests built beforehand.
 
-`python -m tests.bench.load PORT CONCURRENCY SECONDS KIND` sends raw JPEGs or base64 JSON, and prints rates, latencies
-and statuses as JSON.
+`python -m tests.bench.load PORT CONCURRENCY SECONDS KIND` sends raw JPEGs, base64 JSON, or the same in the Open
+Inference Protocol, and prints rates, latencies and statuses as JSON.
 """
 
 import argparse
@@ -27,9 +27,10 @@ def jpegs(count: int = 100) -> list[bytes]:
     from sklearn.datasets import load_sample_images
 
     random = np.random.default_rng(0)
+    photos = load_sample_images().images
     files = []
     for i in range(count):
-        photo = load_sample_images().images[i % 2]
+        photo = photos[i % 2]
         y, x = (int(random.integers(0, side - 128)) for side in photo.shape[:2])
         piece = Image.fromarray(photo[y : y + 128, x : x + 128]).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
         file = io.BytesIO()
@@ -38,18 +39,21 @@ def jpegs(count: int = 100) -> list[bytes]:
     return files
 
 
-def request(content_type: str, body: bytes, path: str = "/predict") -> bytes:
+def request(content_type: str, body: bytes, path: str) -> bytes:
     """Returns a whole HTTP request."""
     head = f"POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
 
 
-def requests(kind: str) -> list[bytes]:
-    """Returns requests of one kind, `raw` or `json`."""
+def message(kind: str, file: bytes) -> tuple[str, bytes, str]:
+    """Returns content type, body and path of a request of one kind with a picture: `raw`, `json` or `infer`."""
     if kind == "raw":
-        return [request("image/jpeg", file) for file in jpegs()]
-    bodies = [json.dumps({"image": base64.b64encode(file).decode()}).encode() for file in jpegs()]
-    return [request("application/json", body) for body in bodies]
+        return "image/jpeg", file, "/predict"
+    image = base64.b64encode(file).decode()
+    if kind == "json":
+        return "application/json", json.dumps({"image": image}).encode(), "/predict"
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [image]}
+    return "application/json", json.dumps({"inputs": [tensor]}).encode(), "/v2/models/model/infer"
 
 
 @dataclass
@@ -183,11 +187,11 @@ def main() -> None:
     parser.add_argument("port", type=int)
     parser.add_argument("concurrency", type=int, help="requests in flight, for a closed loop")
     parser.add_argument("seconds", type=float)
-    parser.add_argument("kind", choices=["raw", "json"])
+    parser.add_argument("kind", choices=["raw", "json", "infer"])
     parser.add_argument("--rate", type=float, help="requests per second, for an open loop")
     parser.add_argument("--count", type=int, default=0, help="requests in total, instead of a time")
     options = parser.parse_args()
-    data = requests(options.kind)
+    data = [request(*message(options.kind, file)) for file in jpegs()]
     if options.rate:
         result = open_loop(options.port, data, options.rate, seconds=options.seconds)
     else:

@@ -1,16 +1,17 @@
-"""MLServer with the same model file and session settings, configured for two cores.
+"""MLServer with the same model file, in the Open Inference Protocol: it makes no batches of others.
 
 `PYTHON tests/bench/peer_mlserver.py PORT MODEL`, with an interpreter that has mlserver,
 onnxruntime, Pillow, and uvloop before 0.22, with which MLServer 1.7 does not start its processes.
 """
 
 import asyncio
+import json
 import sys
-from typing import Any
 
 from mlserver import MLModel, MLServer, ModelSettings, Settings
-from mlserver.handlers import custom_handler
-from peer_model import PeerModel
+from mlserver.codecs import StringCodec
+from mlserver.types import InferenceRequest, InferenceResponse
+from peer_model import PeerModel, read_setting
 
 
 class Classifier(MLModel):
@@ -18,15 +19,30 @@ class Classifier(MLModel):
         self.model = PeerModel(self.settings.parameters.uri)
         return True
 
-    @custom_handler(rest_path="/predict")
-    async def classify(self, payload: dict[str, Any]) -> dict[str, Any]:
-        return self.model.answer(payload["image"])
+    async def predict(self, payload: InferenceRequest) -> InferenceResponse:
+        answers = self.model.answer(StringCodec.decode_input(payload.inputs[0]))
+        texts = StringCodec.encode_output("answer", [json.dumps(answer) for answer in answers], use_bytes=False)
+        return InferenceResponse(model_name=self.name, outputs=[texts])
 
 
 async def main(port: int, path: str) -> None:
-    server = MLServer(Settings(http_port=port, parallel_workers=2, host="127.0.0.1", use_structured_logging=False))
-    settings = ModelSettings(name="model", implementation="peer_mlserver.Classifier", parameters={"uri": path})
-    await server.start([settings])
+    setting = read_setting()
+    # Without `debug`, MLServer does not log each request in detail.
+    common = Settings(
+        http_port=port,
+        parallel_workers=setting.workers,
+        host="127.0.0.1",
+        use_structured_logging=False,
+        debug=False,
+    )
+    model = ModelSettings(
+        name="model",
+        implementation="peer_mlserver.Classifier",
+        parameters={"uri": path},
+        max_batch_size=setting.batch,
+        max_batch_time=setting.wait_ms / 1000,
+    )
+    await MLServer(common).start([model])
 
 
 if __name__ == "__main__":

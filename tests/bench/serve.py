@@ -2,17 +2,17 @@
 
 `python -m tests.bench.serve --model FILE` measures the server under closed-loop load from another process on the same
 cores, against a bare loop that decodes and runs in one process. With `--peers PYTHON`, an interpreter that has some of
-litserve, bentoml, mlserver, and flask with tensorflow (the original system), it measures these too. The order
-alternates from round to round.
+litserve, bentoml, mlserver, and flask with tensorflow (the original system), it measures these too, each with the best
+of the settings in `serve_peers.py`, which it tries first. The order alternates from round to round.
 Afterwards `--overload SECONDS` sends four times the requests that the server can answer, and `--soak COUNT` sends that
 many requests and records the memory. The last line is one JSON object.
 """
 
 import argparse
-import base64
 import contextlib
-import functools
+import dataclasses
 import json
+import math
 import os
 import signal
 import statistics
@@ -25,33 +25,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.bench.load import jpegs
+from tests.bench.load import jpegs, message
+from tests.bench.peer_model import Setting
+from tests.bench.serve_peers import OURS, PORT, Server, find_servers
 
 ROOT = Path(__file__).parents[2]
-PORT = 8199
 CELLS = [(kind, concurrency) for kind in ("raw", "json") for concurrency in (1, 8, 64)]
 _TICKS = os.sysconf("SC_CLK_TCK")
-
-
-def commands(model: Path, peers: str | None) -> dict[str, list[str]]:
-    """Returns the command line of each server by name."""
-    ours = [sys.executable, "-m", "uvicorn", "server.app:app", "--port", str(PORT)]
-    if peers is None:
-        return {"jaxcnn": ours}
-    bentoml = [peers, "-m", "bentoml", "serve", "--working-dir", "tests/bench", "peer_bentoml:Classifier"]
-    others = {
-        "litserve": ("LitServe", [peers, "tests/bench/peer_litserve.py", str(PORT), str(model)]),
-        "bentoml": ("BentoML", [*bentoml, "--port", str(PORT)]),
-        "mlserver": ("MLServer", [peers, "tests/bench/peer_mlserver.py", str(PORT), str(model)]),
-        "tensorflow": ("original", [peers, "tests/bench/peer_flask.py", str(PORT)]),
-    }
-    return {"jaxcnn": ours, **{name: line for package, (name, line) in others.items() if _has(peers, package)}}
-
-
-def _has(python: str, package: str) -> bool:
-    """Whether an interpreter has a package."""
-    find = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({package!r}) is None)"
-    return subprocess.run([python, "-c", find], check=False).returncode == 0
 
 
 class Process:
@@ -101,11 +81,12 @@ class Process:
 
 
 @contextlib.contextmanager
-def running(command: list[str], model: Path, **settings: str) -> Iterator[tuple[Process, float]]:
+def running(command: list[str], model: Path, *, kind: str = "json", **settings: str) -> Iterator[tuple[Process, float]]:
     """Starts a server, waits until it responds, and yields its process and the seconds that it took."""
     environment = {**os.environ, "JAXCNN_MODEL": str(model), "JAXCNN_DRAIN_SECONDS": "0", **settings}
     environment |= {"TF_CPP_MIN_LOG_LEVEL": "3"}
-    _body()
+    content_type, body, path = message(kind, jpegs(1)[0])
+    request = urllib.request.Request(f"http://127.0.0.1:{PORT}{path}", body, {"Content-Type": content_type})
     start = time.perf_counter()
     with subprocess.Popen(
         command,
@@ -117,7 +98,7 @@ def running(command: list[str], model: Path, **settings: str) -> Iterator[tuple[
         start_new_session=True,
     ) as process:
         try:
-            while not _answers():
+            while not _answers(request):
                 if process.poll() is not None:
                     raise SystemExit(f"{' '.join(command)} ended with status {process.returncode}")
                 time.sleep(0.01)
@@ -129,20 +110,13 @@ def running(command: list[str], model: Path, **settings: str) -> Iterator[tuple[
                 process.wait(30)
 
 
-def _answers() -> bool:
+def _answers(request: urllib.request.Request) -> bool:
     """Whether the server classifies: some peers accept connections long before."""
-    headers = {"Content-Type": "application/json"}
-    request = urllib.request.Request(f"http://127.0.0.1:{PORT}/predict", _body(), headers)
     try:
         urllib.request.urlopen(request, timeout=5).close()
     except OSError:
         return False
     return True
-
-
-@functools.cache
-def _body() -> bytes:
-    return json.dumps({"image": base64.b64encode(jpegs(1)[0]).decode()}).encode()
 
 
 def load(*arguments: object) -> dict[str, Any]:
@@ -153,23 +127,36 @@ def load(*arguments: object) -> dict[str, Any]:
     return result
 
 
-def measure(name: str, command: list[str], model: Path, seconds: float) -> dict[str, Any]:
+def measure(name: str, server: Server, setting: Setting | None, model: Path, seconds: float) -> dict[str, Any]:
     """Returns one server's results by cell, a kind of request and a number of clients."""
     cells: dict[str, Any] = {}
-    with running(command, model) as (process, ready):
+    kinds = server.kinds
+    variables = {"PEER_SETTING": json.dumps(dataclasses.asdict(setting))} if setting else {}
+    with running(server.command, model, kind=kinds["json"], **variables) as (process, ready):
         # Warm up whatever is loaded lazily.
-        load(2, min(2, seconds), "json")
+        load(2, min(2, seconds), kinds["json"])
         for kind, concurrency in CELLS:
             # The peers accept no raw bodies.
-            if name != "jaxcnn" and kind == "raw":
+            if kind not in kinds:
                 continue
             before, start = process.cpu_seconds(), time.perf_counter()
-            result = load(concurrency, seconds, kind)
+            result = load(concurrency, seconds, kinds[kind])
             cpu = (process.cpu_seconds() - before) / (time.perf_counter() - start)
             if set(result["statuses"]) != {"200"}:
                 raise SystemExit(f"{name} responded with other statuses than 200: {result['statuses']}")
             cells[f"{kind} {concurrency}"] = {**result, "cpu": round(cpu, 2)}
         return {"cells": cells, "ready_s": round(ready, 2), "rss_mb": round(process.rss_mb(), 1)}
+
+
+def best_setting(name: str, server: Server, model: Path, seconds: float) -> Setting | None:
+    """Returns the setting with the largest product of the rates: each number of clients counts alike."""
+    products: dict[Setting | None, float] = {}
+    for setting in server.settings if len(server.settings) > 1 else ():
+        cells = measure(name, server, setting, model, seconds)["cells"].values()
+        rates = [cell["per_second"] for cell in cells]
+        print(f"{name}, {setting}: {rates}", file=sys.stderr)
+        products[setting] = math.prod(rates)
+    return max(products, key=lambda setting: products[setting], default=server.settings[0])
 
 
 def bare(model: Path, seconds: float) -> dict[str, float]:
@@ -182,14 +169,16 @@ def bare(model: Path, seconds: float) -> dict[str, float]:
 
 def compare(model: Path, peers: str | None, *, rounds: int, seconds: float) -> dict[str, Any]:
     """Returns each server's median over the rounds in each cell, and its ratio to the bare loop."""
+    # Choose the settings of the peers.
+    servers = find_servers(model, peers)
+    settings = {name: best_setting(name, server, model, seconds / 3) for name, server in servers.items()}
     # Measure, in alternating order, so that a drift of the machine favours no server.
-    servers = commands(model, peers)
     measured: dict[str, list[Any]] = {"bare": [], **{name: [] for name in servers}}
     for number in range(rounds):
         for name in [*measured][:: 1 if number % 2 == 0 else -1]:
             print(f"round {number + 1}: {name}", file=sys.stderr)
             measured[name].append(
-                bare(model, seconds) if name == "bare" else measure(name, servers[name], model, seconds)
+                bare(model, seconds) if name == "bare" else measure(name, servers[name], settings[name], model, seconds)
             )
     # Summarize.
     ways = measured["bare"][0]
@@ -202,6 +191,7 @@ def compare(model: Path, peers: str | None, *, rounds: int, seconds: float) -> d
         }
         best = min(measured[name], key=lambda run: run["ready_s"])
         result["servers"][name] = {
+            "setting": str(settings[name] or "defaults"),
             "cells": cells,
             "ready_s": best["ready_s"],
             "rss_mb": max(run["rss_mb"] for run in measured[name]),
@@ -223,7 +213,7 @@ def print_table(result: dict[str, Any]) -> None:
     for name, server in result["servers"].items():
         cells = [server["cells"].get(f"{kind} {concurrency}") for kind, concurrency in CELLS]
         print(f"{name:24}" + "".join(f"{_cell(cell):>22}" for cell in cells))
-        print(f"{'':24}ready after {server['ready_s']} s, {server['rss_mb']} MB")
+        print(f"{'':24}ready after {server['ready_s']} s, {server['rss_mb']} MB; {server['setting']}")
 
 
 def _cell(cell: dict[str, Any] | None) -> str:
@@ -232,7 +222,7 @@ def _cell(cell: dict[str, Any] | None) -> str:
 
 def overload(model: Path, seconds: float, deadline_ms: int = 1000) -> dict[str, Any]:
     """Sends four times the requests that the server can answer, and returns its latencies and statuses."""
-    with running(commands(model, None)["jaxcnn"], model, JAXCNN_DEADLINE_MS=str(deadline_ms)) as (process, _):
+    with running(OURS, model, JAXCNN_DEADLINE_MS=str(deadline_ms)) as (process, _):
         capacity = load(8, 5, "raw")["per_second"]
         result = load(8, seconds, "raw", "--rate", 4 * capacity)
         return {"capacity": capacity, "deadline_ms": deadline_ms, "rss_mb": round(process.rss_mb(), 1), **result}
@@ -241,7 +231,7 @@ def overload(model: Path, seconds: float, deadline_ms: int = 1000) -> dict[str, 
 def soak(model: Path, count: int) -> dict[str, Any]:
     """Sends `count` requests, and returns the server's memory over time."""
     curve: list[float] = []
-    with running(commands(model, None)["jaxcnn"], model) as (process, _):
+    with running(OURS, model) as (process, _):
         is_over = threading.Event()
 
         def watch() -> None:

@@ -239,13 +239,13 @@ def convert(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     if limits.bits < 32:
         return builder.cast(builder.cast(bounded, np.int32), dtype)
 
-    # The largest integer of 32 or 64 bits is not a float32; the upper bound was rounded up by one. In int64 the result
-    # for 32 bits can still be corrected; for 64 bits the elements that reach the bound are replaced.
+    # The largest integer of 32 or 64 bits is not a float32; the upper bound was rounded up by one. The elements that
+    # reach it are replaced: the Min of onnxruntime 1.27 compares 32 of 64 bits.
     whole = Expression(builder, builder.cast(bounded, np.int64))
+    whole = (Expression(builder, bounded) >= float(limits.max + 1)).where(np.asarray(limits.max, np.int64), whole)
     if limits.bits == 64:
-        whole = (Expression(builder, bounded) >= 2.0**63).where(np.asarray(limits.max), whole)
-        return Expression(builder, value).apply("IsNaN").where(np.asarray(0, np.int64), whole).tensor
-    return builder.cast(whole.apply("Min", limits.max).tensor, dtype)
+        whole = Expression(builder, value).apply("IsNaN").where(np.asarray(0, np.int64), whole)
+    return whole.cast(dtype).tensor
 
 
 @rule("square")

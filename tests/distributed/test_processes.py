@@ -127,9 +127,7 @@ def test_a_process_that_cannot_write_its_part_ends_all_and_they_resume(short, tm
     step, options = 2 * STEPS_OF_AN_EPOCH, [*SMALL, "--epochs", "4", "--parallel.fsdp", "2"]
     processes = launch(2, tmp_path, *options, program=["-c", CANNOT_WRITE, str(victim), str(step)])
     wait_for_step(processes, tmp_path, step=step)
-    evaluated = time.monotonic()
     ended = finish(processes, timeout=60)
-    assert time.monotonic() - evaluated < ENDED_SECONDS
     status, output = ended[victim]
     assert status == 2, ended
     assert f"train: the checkpoint of step {step} could not be written to {tmp_path}/checkpoints: File too" in output

@@ -213,7 +213,11 @@ def conclude(run: Run, workdir: str | Path) -> Evaluation | None:
       UserError: the workdir has no checkpoint yet, or the model cannot be exported.
     """
     results: list[Evaluation] = []
-    lead(lambda: results.append(_conclude(run, workdir)))
+    try:
+        lead(lambda: results.append(_conclude(run, workdir)))
+    except (KeyboardInterrupt, SystemExit):  # A signal.
+        console.print("the run is trained and saved; run again to evaluate and export it", soft_wrap=True)
+        raise
     return results[0] if results else None
 
 

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -77,9 +78,11 @@ def steps_saved(workdir: Path) -> list[int]:
     return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
 
 
-def start(workdir: Path, cache_dir: str, *options: str) -> subprocess.Popen[str]:
+def start(
+    workdir: Path, cache_dir: str, *options: str, program: Sequence[str] = ("-m", "jaxcnn.train")
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", *COMMAND, "--data.cache_dir", cache_dir, "--workdir", str(workdir), *options],
+        [sys.executable, *program, *COMMAND[1:], "--data.cache_dir", cache_dir, "--workdir", str(workdir), *options],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -732,3 +735,52 @@ def test_a_signal_saves_and_ends_cleanly(tmp_path, cache_dir, number):
     assert output.count("stopping after this step; again to stop at once\n") == 1
     assert "Traceback" not in output
     assert not (tmp_path / "model.onnx").exists()
+
+
+SIGNALLED = """
+import importlib, os, sys
+from jaxcnn import cli
+from jaxcnn.train import main
+module, name, number = importlib.import_module(sys.argv.pop(1)), sys.argv.pop(1), int(sys.argv.pop(1))
+function = getattr(module, name)
+
+def stop(*arguments, **options):
+    os.kill(os.getpid(), number)
+    return function(*arguments, **options)
+
+setattr(module, name, stop)
+cli.run(main, "train")
+"""
+
+
+def test_a_signal_after_the_last_epoch_ends_at_once_and_the_next_run_takes_no_step(tmp_path, cache_dir):
+    options = ("--epochs", "2")
+    whole = start(tmp_path / "whole", cache_dir, *options)
+    output = finish(whole)
+    assert whole.returncode == 0, output
+    stopped, logs = tmp_path / "stopped", []
+    for place, number in (
+        ("jaxcnn.training calibrate", signal.SIGTERM),
+        ("jaxcnn.training write_predictions", signal.SIGHUP),
+        ("export.workdir verify", signal.SIGINT),
+    ):
+        program = ("-c", SIGNALLED, *place.split(), str(int(number)))
+        process = start(stopped, cache_dir, *options, program=program)
+        output = finish(process)
+        assert process.returncode == 128 + number, output
+        said = [line for line in output.splitlines() if line != "train: interrupted"]
+        assert said[-1] == "the run is trained and saved; run again to evaluate and export it", output
+        assert not (stopped / "model.onnx").exists()
+        logs.append((stopped / "metrics.jsonl").read_bytes())
+    process = start(stopped, cache_dir, *options)
+    output = finish(process)
+    assert process.returncode == 0, output
+    assert "the run has ended at step 44 of 44: no step left to take" in output
+    assert {*logs, (stopped / "metrics.jsonl").read_bytes()} == {logs[0]}
+    names = [
+        {path.name for path in folder.iterdir() if "tfevents" not in path.name}
+        for folder in (tmp_path / "whole", stopped)
+    ]
+    assert names[0] == names[1]
+    evaluations = [json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("whole", "stopped")]
+    assert evaluations[0] == evaluations[1] | {"model": evaluations[0]["model"]}

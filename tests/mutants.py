@@ -42,6 +42,7 @@ TESTS = {
     "jaxcnn/state.py": ["tests/test_state.py"],
     "jaxcnn/step.py": ["tests/test_exact_step.py", "tests/test_step.py"],
     "jaxcnn/run/checkpoint.py": ["tests/run/test_checkpoint.py"],
+    "jaxcnn/run/checkpoint_reading.py": ["tests/run/test_checkpoint.py"],
 }
 """The fastest tests that cover a module."""
 

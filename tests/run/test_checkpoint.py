@@ -31,8 +31,9 @@ from jaxcnn.distributed import place_state
 from jaxcnn.errors import UserError
 from jaxcnn.models import registry
 from jaxcnn.optim import make_optimizer
-from jaxcnn.run import checkpoint
+from jaxcnn.run import checkpoint, checkpoint_reading
 from jaxcnn.run.checkpoint import load_model, open_checkpoints
+from jaxcnn.run.checkpoint_reading import Saved
 from jaxcnn.run.metrics_log import RunLog
 from jaxcnn.run.workdir import Classes, Workdir
 from jaxcnn.state import create_state
@@ -114,7 +115,7 @@ def test_metrics_that_come_later_count_as_if_they_had_been_saved(tmp_path):
     model = load_model(tmp_path)
     assert (model.step, model.metrics) == (3, {"top1": 0.7})
     # They are under a checksum, too.
-    (run.checkpoints / "3" / checkpoint.METRICS).write_text('{"top1": 0.8}')
+    (run.checkpoints / "3" / checkpoint_reading.METRICS).write_text('{"top1": 0.8}')
     assert load_model(tmp_path).step == 4
     assert sorted(path.name for path in run.checkpoints.iterdir()) == ["3.damaged", "4"]
 
@@ -775,21 +776,21 @@ def test_one_of_several_processes_reads_without_the_others(two):
     with open_checkpoints(two.checkpoints) as checkpoints:
         checkpoints.save(at(make_state(seed=12), 12))
     (two.checkpoints / "3.damaged").mkdir()
-    reader = checkpoint._LoneReader(two.checkpoints)
+    reader = checkpoint_reading.LoneReader(two.checkpoints)
     assert reader.checkpoints == [
-        checkpoint._Saved(1, {"top1": 0.5}),
-        checkpoint._Saved(4, {"top1": 0.1}),
-        checkpoint._Saved(12, None),
+        Saved(1, {"top1": 0.5}),
+        Saved(4, {"top1": 0.1}),
+        Saved(12, None),
     ]
     for saved in reader.checkpoints:
         expected = make_state(seed=saved.step)
-        found = checkpoint._load(reader, saved, {"model": expected.variables}, once=checkpoint._call)
+        found = checkpoint_reading.load_items(reader, saved, {"model": expected.variables}, once=checkpoint._call)
         assert_same(found["model"], expected.variables)
 
 
 def test_the_best_checkpoint_is_the_latest_of_those_with_the_highest_metric():
     def best(*top1s):
-        saved = [checkpoint._Saved(step, None if top1 is None else {"top1": top1}) for step, top1 in enumerate(top1s)]
+        saved = [Saved(step, None if top1 is None else {"top1": top1}) for step, top1 in enumerate(top1s)]
         return checkpoint._best(saved).step
 
     assert [best(None, None), best(0.5, None), best(0.5, 0.4), best(0.4, 0.5), best(0.5, 0.5, 0.1)] == [1, 0, 0, 1, 1]
@@ -798,7 +799,7 @@ def test_the_best_checkpoint_is_the_latest_of_those_with_the_highest_metric():
 def test_reports_of_a_run_that_goes_on_take_the_same_epoch_for_the_best():
     # The loss decides nothing.
     records = [validation_record(step, top1=top1, loss=float(step)) for step, top1 in enumerate((0.1, 0.5, 0.5, 0.4))]
-    saved = [checkpoint._Saved(record.step, {"top1": record.top1, "loss": record.loss}) for record in records]
+    saved = [Saved(record.step, {"top1": record.top1, "loss": record.loss}) for record in records]
     best = RunLog([], records).best
     assert best is not None
     assert best.step == checkpoint._best(saved).step == 2
@@ -808,7 +809,7 @@ def test_reports_of_a_run_that_goes_on_take_the_same_epoch_for_the_best():
 def test_steps_are_in_the_order_of_their_numbers(tmp_path):
     for name in ("9", "10", "100", "9.damaged", f"8{checkpoint.UNFINISHED}", "notes"):
         (tmp_path / name).mkdir()
-    assert checkpoint._finished_steps(tmp_path) == [9, 10, 100]
+    assert checkpoint_reading.finished_steps(tmp_path) == [9, 10, 100]
 
 
 def test_the_advice_names_the_latest_other_checkpoint(two, monkeypatch):
@@ -844,14 +845,14 @@ def test_the_advice_names_the_latest_other_checkpoint(two, monkeypatch):
     ],
 )
 def test_the_systems_number_is_found_in_messages_of_tensorstore(message, number, reason):
-    found = checkpoint._system_error(ValueError(message))
+    found = checkpoint_reading.system_error(ValueError(message))
     assert (found.errno, found.strerror) == (number, reason)
-    assert checkpoint._system_error(ValueError("no such thing")) is None
+    assert checkpoint_reading.system_error(ValueError("no such thing")) is None
     given = OSError(5, "x")
-    assert checkpoint._system_error(given) is given
+    assert checkpoint_reading.system_error(given) is given
 
 
 def test_checkpoints_are_selected_by_a_metric_of_the_evaluation():
     from jaxcnn.metrics import Evaluation
 
-    assert checkpoint.SELECTED_BY in Evaluation.__annotations__
+    assert checkpoint_reading.SELECTED_BY in Evaluation.__annotations__

@@ -15,12 +15,12 @@ from jaxtyping import UInt8
 from jaxcnn.bulk.picture_files import PictureFile, find_pictures
 from jaxcnn.data.decoding import decode_file
 from jaxcnn.data.duplicates import LEAST_SIDE, Group, Look, find_groups, look_at, make_thumbnail
+from jaxcnn.data.encoded_dataset import EncodedDataset
 from jaxcnn.data.findings import FEW
 from jaxcnn.data.loading import shard_source
+from jaxcnn.data.pictures import ListedPictures
 from jaxcnn.data.sources.class_folders import TRAIN, VALIDATION
-from jaxcnn.data.sources.encoded_dataset import EncodedDataset
 from jaxcnn.data.sources.folder import folder_source
-from jaxcnn.data.sources.pictures import ListedPictures
 from jaxcnn.data.threads import map_ahead
 from jaxcnn.errors import UserError
 

@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 from jaxcnn.data.dataset import Dataset, Store
 from jaxcnn.data.decoding import Decoded, decode_file, decoding_threads
 from jaxcnn.data.duplicates import look_at
+from jaxcnn.data.encoded_dataset import EncodedDataset
 from jaxcnn.data.entry import (
     DAMAGED,
     check_readable,
@@ -25,10 +26,9 @@ from jaxcnn.data.entry import (
     write_description,
 )
 from jaxcnn.data.facts import Row, RowTable, write_facts
+from jaxcnn.data.pictures import Picture, Pictures
 from jaxcnn.data.resize import STRETCH, Resize
-from jaxcnn.data.sources.encoded_dataset import EncodedDataset
-from jaxcnn.data.sources.pictures import Picture, Pictures
-from jaxcnn.data.sources.source import Source
+from jaxcnn.data.source import Source
 from jaxcnn.data.split import Split
 from jaxcnn.disk import check_room
 from jaxcnn.errors import UserError

@@ -15,8 +15,8 @@ from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 from jaxcnn.cores import count_cores
 from jaxcnn.data.crops import Crop
 from jaxcnn.data.heif import START, decode_heif, is_heif
+from jaxcnn.data.pictures import FORMATS
 from jaxcnn.data.resize import STRETCH, Resize
-from jaxcnn.data.sources.pictures import FORMATS
 from jaxcnn.errors import UserError
 
 MAX_PIXELS = 80_000_000

@@ -15,6 +15,7 @@ from jaxtyping import Int32
 from jaxcnn.data.dataset import Dataset, Store
 from jaxcnn.data.decoding import decode_file, decoding_threads
 from jaxcnn.data.duplicates import look_at
+from jaxcnn.data.encoded_dataset import EncodedDataset
 from jaxcnn.data.encoded_images import EncodedImages
 from jaxcnn.data.entry import (
     DAMAGED,
@@ -30,11 +31,10 @@ from jaxcnn.data.entry import (
     write_description,
 )
 from jaxcnn.data.facts import Row, RowTable, write_facts
+from jaxcnn.data.pictures import Pictures
 from jaxcnn.data.resize import STRETCH, Resize
 from jaxcnn.data.shards import Shards, ShardWriter, describe_shards, has_array_record, known_counts
-from jaxcnn.data.sources.encoded_dataset import EncodedDataset
-from jaxcnn.data.sources.pictures import Pictures
-from jaxcnn.data.sources.source import Source
+from jaxcnn.data.source import Source
 from jaxcnn.data.split import Split, facts_type
 from jaxcnn.disk import check_room
 from jaxcnn.errors import UserError

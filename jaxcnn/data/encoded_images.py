@@ -11,8 +11,8 @@ from jaxtyping import Float64, Int64, UInt8
 
 from jaxcnn.data.crops import Crop
 from jaxcnn.data.decoding import decode, decode_crop, decoding_threads, warnings_ignored
+from jaxcnn.data.pictures import Pictures
 from jaxcnn.data.resize import Resize
-from jaxcnn.data.sources.pictures import Pictures
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from jaxcnn.checksum import ChecksumError, checksum_chunks, seal, unseal
 from jaxcnn.cli import printable
 from jaxcnn.data.decoding import DECODER
-from jaxcnn.data.sources.encoded_dataset import EncodedDataset
-from jaxcnn.data.sources.source import Source
+from jaxcnn.data.encoded_dataset import EncodedDataset
+from jaxcnn.data.source import Source
 from jaxcnn.disk import NO_ROOM, sync, write_atomically
 from jaxcnn.errors import UserError
 from jaxcnn.terminal import console

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from jaxcnn.data.duplicates import LOOK, Group, Look, find_groups, make_thumbnail
-from jaxcnn.data.sources.encoded_dataset import EncodedDataset
-from jaxcnn.data.sources.pictures import ListedPictures
+from jaxcnn.data.encoded_dataset import EncodedDataset
+from jaxcnn.data.pictures import ListedPictures
 from jaxcnn.data.split import facts_type
 from jaxcnn.data.texts import Texts
 from jaxcnn.terminal import stage

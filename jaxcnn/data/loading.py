@@ -14,10 +14,10 @@ from jaxcnn.data.encoded_cache import count_encoded, load_encoded
 from jaxcnn.data.entry import lock_path, locked, remove_unfinished
 from jaxcnn.data.resize import Resize
 from jaxcnn.data.shards import has_array_record
+from jaxcnn.data.source import Source
 from jaxcnn.data.sources.digits import digits_source
 from jaxcnn.data.sources.folder import find_path, folder_source
 from jaxcnn.data.sources.parquet import find_parquet, parquet_source
-from jaxcnn.data.sources.source import Source
 from jaxcnn.data.sources.tars import find_tars, tar_source
 from jaxcnn.errors import UserError
 from jaxcnn.paths import check_outside_pictures, named_path

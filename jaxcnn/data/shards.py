@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int32
 
-from jaxcnn.data.sources.pictures import Picture
+from jaxcnn.data.pictures import Picture
 from jaxcnn.errors import UserError
 
 SHARD = 2**28

@@ -204,9 +204,9 @@ def write_set(folder: Path, *, examples: int, classes: int) -> None:
     from PIL import Image
 
     from jaxcnn.data.encoded_cache import VERSION
+    from jaxcnn.data.encoded_dataset import EncodedDataset
     from jaxcnn.data.entry import write_description
     from jaxcnn.data.shards import ShardWriter, describe_shards
-    from jaxcnn.data.sources.encoded_dataset import EncodedDataset
     from jaxcnn.data.sources.tars import tar_source
     from jaxcnn.data.split import facts_type
 

@@ -19,11 +19,11 @@ from jaxcnn.checksum import checksum_chunks
 from jaxcnn.data import cache
 from jaxcnn.data.cache import load_cached
 from jaxcnn.data.decoding import DECODER, decode
+from jaxcnn.data.encoded_dataset import EncodedDataset
 from jaxcnn.data.entry import locked, print_passed_over
+from jaxcnn.data.pictures import Picture
 from jaxcnn.data.resize import STRETCH, Resize
-from jaxcnn.data.sources.encoded_dataset import EncodedDataset
-from jaxcnn.data.sources.pictures import Picture
-from jaxcnn.data.sources.source import Source
+from jaxcnn.data.source import Source
 from jaxcnn.errors import UserError
 from jaxcnn.terminal import warn
 

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_image
 
 from jaxcnn.data.decoding import decode
-from jaxcnn.data.sources.pictures import FORMATS
+from jaxcnn.data.pictures import FORMATS
 from jaxcnn.errors import UserError
 from server import picture as serving
 

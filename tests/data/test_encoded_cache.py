@@ -18,11 +18,11 @@ from jaxcnn.data import encoded_cache, epoch_order, load, shards, train_batches
 from jaxcnn.data.crops import Crop, draw_crops
 from jaxcnn.data.decoding import decode_crop
 from jaxcnn.data.encoded_cache import load_encoded
+from jaxcnn.data.encoded_dataset import EncodedDataset
 from jaxcnn.data.encoded_images import EncodedImages
+from jaxcnn.data.pictures import Picture
 from jaxcnn.data.resize import Resize
-from jaxcnn.data.sources.encoded_dataset import EncodedDataset
-from jaxcnn.data.sources.pictures import Picture
-from jaxcnn.data.sources.source import Source
+from jaxcnn.data.source import Source
 from jaxcnn.errors import UserError
 
 if shards.has_array_record():

@@ -22,9 +22,9 @@ from PIL import Image
 import jaxcnn.data
 from jaxcnn.config import DataConfig
 from jaxcnn.data import load
-from jaxcnn.data.sources.encoded_dataset import EncodedDataset
-from jaxcnn.data.sources.pictures import Picture
-from jaxcnn.data.sources.source import Source
+from jaxcnn.data.encoded_dataset import EncodedDataset
+from jaxcnn.data.pictures import Picture
+from jaxcnn.data.source import Source
 from jaxcnn.errors import UserError
 
 

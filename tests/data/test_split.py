@@ -8,9 +8,9 @@ from pictures import encode, make_picture
 
 from jaxcnn.data.crops import draw_crops
 from jaxcnn.data.encoded_images import EncodedImages
+from jaxcnn.data.pictures import Picture
 from jaxcnn.data.resize import Resize
 from jaxcnn.data.rows import Rows
-from jaxcnn.data.sources.pictures import Picture
 from jaxcnn.data.split import Split, facts_type
 
 LABELS = np.arange(5, dtype=np.int32)

@@ -7,7 +7,7 @@ import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
-from jaxcnn.data.sources.pictures import MAX_BYTES, TooLargeError
+from jaxcnn.data.pictures import MAX_BYTES, TooLargeError
 from jaxcnn.data.sources.tree import is_junk
 from jaxcnn.errors import UserError
 

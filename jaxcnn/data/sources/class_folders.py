@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Int32, Int64
 
 from jaxcnn.data.decoding import is_picture
-from jaxcnn.data.sources.encoded_dataset import EncodedDataset
-from jaxcnn.data.sources.pictures import Picture, TooLargeError
+from jaxcnn.data.encoded_dataset import EncodedDataset
+from jaxcnn.data.pictures import Picture, TooLargeError
 from jaxcnn.data.sources.tree import Tree, has_picture_ending, is_raw
 from jaxcnn.errors import UserError
 from jaxcnn.paths import composed, readable

@@ -6,9 +6,9 @@ import numpy as np
 from jaxtyping import Float64
 from PIL import Image
 
-from jaxcnn.data.sources.encoded_dataset import EncodedDataset
-from jaxcnn.data.sources.pictures import Picture
-from jaxcnn.data.sources.source import Source
+from jaxcnn.data.encoded_dataset import EncodedDataset
+from jaxcnn.data.pictures import Picture
+from jaxcnn.data.source import Source
 
 
 def digits_source() -> Source:

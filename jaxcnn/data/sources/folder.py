@@ -9,12 +9,12 @@ from pathlib import Path, PurePosixPath
 from stat import S_ISREG
 
 from jaxcnn.data.decoding import is_picture
+from jaxcnn.data.encoded_dataset import EncodedDataset
+from jaxcnn.data.pictures import MAX_BYTES, TooLargeError
+from jaxcnn.data.source import Source, make_key, make_key_of_text
 from jaxcnn.data.sources.archive import Archive
 from jaxcnn.data.sources.class_folders import open_class_folders
-from jaxcnn.data.sources.encoded_dataset import EncodedDataset
 from jaxcnn.data.sources.folder_key import Identity, read_key, write_key
-from jaxcnn.data.sources.pictures import MAX_BYTES, TooLargeError
-from jaxcnn.data.sources.source import Source, make_key, make_key_of_text
 from jaxcnn.data.sources.tree import Tree, list_folder
 from jaxcnn.data.texts import Texts
 from jaxcnn.errors import UserError

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
-from jaxcnn.data.sources.encoded_dataset import EncodedDataset
-from jaxcnn.data.sources.pictures import MAX_BYTES, Picture, TooLargeError
-from jaxcnn.data.sources.source import Source, make_key
+from jaxcnn.data.encoded_dataset import EncodedDataset
+from jaxcnn.data.pictures import MAX_BYTES, Picture, TooLargeError
+from jaxcnn.data.source import Source, make_key
 from jaxcnn.data.sources.tars import MOST_CLASSES, split_by_name
 from jaxcnn.data.sources.tree import is_junk
 from jaxcnn.errors import UserError

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxcnn.data.encoded_dataset import EncodedDataset
+from jaxcnn.data.pictures import MAX_BYTES, Picture, TooLargeError
+from jaxcnn.data.source import Source, make_key
 from jaxcnn.data.sources.class_folders import TRAIN, VALIDATION
-from jaxcnn.data.sources.encoded_dataset import EncodedDataset
-from jaxcnn.data.sources.pictures import MAX_BYTES, Picture, TooLargeError
-from jaxcnn.data.sources.source import Source, make_key
 from jaxcnn.data.sources.tree import has_picture_ending, is_junk
 from jaxcnn.data.texts import Texts
 from jaxcnn.errors import UserError

@@ -17,11 +17,11 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.constants import INCOMPLETE_PREFIX
 from tensorflow_datasets.core.download import downloader
 
+from jaxcnn.data.encoded_dataset import EncodedDataset
 from jaxcnn.data.entry import locked
+from jaxcnn.data.pictures import Picture
 from jaxcnn.data.shards import allow_open_files
-from jaxcnn.data.sources.encoded_dataset import EncodedDataset
-from jaxcnn.data.sources.pictures import Picture
-from jaxcnn.data.sources.source import Source
+from jaxcnn.data.source import Source
 from jaxcnn.data.sources.tensorflow_shim import installed_shim
 from jaxcnn.disk import NO_ROOM
 from jaxcnn.errors import UserError

@@ -10,9 +10,9 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from jaxcnn.data.encoded_dataset import EncodedDataset
+from jaxcnn.data.source import Source, make_key
 from jaxcnn.data.sources.archive import Archive
-from jaxcnn.data.sources.encoded_dataset import EncodedDataset
-from jaxcnn.data.sources.source import Source, make_key
 from jaxcnn.data.sources.tfds import one_line, open_builder, preparing
 from jaxcnn.data.sources.tree import is_junk
 from jaxcnn.errors import UserError

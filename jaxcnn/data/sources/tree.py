@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from jaxcnn.data import heif
-from jaxcnn.data.sources.pictures import FORMATS
+from jaxcnn.data.pictures import FORMATS
 from jaxcnn.data.texts import Texts
 from jaxcnn.errors import UserError
 

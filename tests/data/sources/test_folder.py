@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pictures import encode, make_picture, write_class_folders, write_zip, zip_folder
 
+from jaxcnn.data.pictures import MAX_BYTES
+from jaxcnn.data.source import make_key
 from jaxcnn.data.sources.class_folders import open_class_folders
 from jaxcnn.data.sources.folder import folder_source
-from jaxcnn.data.sources.pictures import MAX_BYTES
-from jaxcnn.data.sources.source import make_key
 from jaxcnn.data.sources.tree import Tree
 from jaxcnn.errors import UserError
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from jaxcnn.data.sources.pictures import Pictures
+from jaxcnn.data.pictures import Pictures
 
 
 @dataclass(frozen=True, kw_only=True)

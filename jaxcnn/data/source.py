@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxcnn.data.sources.encoded_dataset import EncodedDataset
+from jaxcnn.data.encoded_dataset import EncodedDataset
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from jaxcnn.data.findings import FEW, IMBALANCE
 from jaxcnn.disk import remedy, write_atomically
 from jaxcnn.errors import UserError
 from jaxcnn.paths import check_output, named_path
-from jaxcnn.run.describe import counted
+from jaxcnn.run.describe import counted, ranged
 from jaxcnn.run.survey_page import render
 from jaxcnn.survey import Advance, Survey, survey, to_record
 from jaxcnn.terminal import stage
@@ -121,7 +121,8 @@ def describe(record: dict[str, Any]) -> Iterator[str]:
     if record["formats"]:
         yield "formats: " + ", ".join(f"{count:,} {name}" for name, count in record["formats"].items())
         width, height = record["sizes"]["width"], record["sizes"]["height"]
-        yield f"pixels: {width['least']:,} to {width['most']:,} wide, {height['least']:,} to {height['most']:,} high"
+        wide, high = (ranged(f"{side['least']:,}", f"{side['most']:,}") for side in (width, height))
+        yield f"pixels: {wide} wide, {high} high"
     if record["passed_over"]:
         yield f"{counted(len(record['passed_over']), 'file')} passed over as no picture"
     if record["imbalance"] >= IMBALANCE:

@@ -86,6 +86,7 @@ def test_every_planted_fault_is_found(spoiled, capsys):
     assert found["gray"] == found["tiny"] == ["pets/train/cat/tiny.png"]
     said = capsys.readouterr().out
     assert "pets: 36 pictures in 2 classes" in said
+    assert "pixels: 9 to 160 wide, 9 to 120 high" in said
     assert "the same picture, or nearly, in several splits, which spoils every measurement (3 groups):" in said
     assert "pets/train/dog/7.jpg = pets/train/dog/again.jpg (the same pixels)" in said
 
@@ -110,6 +111,7 @@ def test_nothing_is_invented(clean, capsys):
     assert found["few"] == {}
     assert found["formats"] == {"JPEG": 30}
     assert found["sizes"]["width"] == {"least": 160, "median": 160, "most": 160}
+    assert "pixels: 160 wide, 120 high\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("place", ["pets", "test/pets"])

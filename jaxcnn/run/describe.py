@@ -139,7 +139,7 @@ def describe_augmentation(config: AugmentConfig) -> str:
         _joined(
             "horizontal flips" if config.flip else "",
             f"shifts by up to {_percent(config.pad_crop)} of the side" if config.pad_crop else "",
-            f"random resized crops of {_percent(crop[0])} to {_percent(crop[1])} of the area" if crop else "",
+            f"random resized crops of {ranged(*map(_percent, crop))} of the area" if crop else "",
             "TrivialAugment" if config.trivial else "",
             f"random erasing with probability {config.erase:g}" if config.erase else "",
             f"mixup {config.mixup:g}" if mixed and config.mixup else "",
@@ -163,6 +163,11 @@ def describe_software(environment: Mapping[str, str]) -> str:
     """Lists the versions of the packages that a result depends on most."""
     ours = f"jaxcnn {environment['jaxcnn']}, " if "jaxcnn" in environment else ""  # Earlier versions recorded none.
     return ours + "jax {jax}, flax {flax}, optax {optax}, Python {python}".format_map(environment)
+
+
+def ranged(low: str, high: str) -> str:
+    """Formats a range, such as `8% to 100%`; one value if both ends are equal."""
+    return low if low == high else f"{low} to {high}"
 
 
 def counted(count: int, noun: str) -> str:

@@ -24,6 +24,7 @@ from jaxcnn.run.describe import (
         ({"flip": True}, "horizontal flips"),
         ({"pad_crop": 0.0625}, "shifts by up to 6.25% of the side"),
         ({"crop_scale": (0.35, 1.0)}, "random resized crops of 35% to 100% of the area"),
+        ({"crop_scale": (0.5, 0.5)}, "random resized crops of 50% of the area"),
         ({"trivial": True}, "TrivialAugment"),
         ({"erase": 0.1}, "random erasing with probability 0.1"),
         ({"mixup": 0.2}, "mixup 0.2"),

@@ -61,6 +61,18 @@ def read_port(environment: Mapping[str, str]) -> int:
     return int(text)
 
 
+def find_host() -> str:
+    """Returns the host that uvicorn listens on: all addresses of IPv4 and IPv6, or of IPv4 alone where IPv6 is off."""
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::", 0))
+    except OSError:
+        return "0.0.0.0"  # noqa: S104
+    # Two sockets. Event loops restrict "::" to IPv6; one socket for both would give IPv4 clients other addresses, such
+    # as ::ffff:10.0.0.1, which are in no network of FORWARDED_ALLOW_IPS.
+    return ""
+
+
 def find_socket(environment: Mapping[str, str]) -> socket.socket | None:
     """Returns the socket that systemd has passed to this process; None if it has passed no socket.
 
@@ -92,9 +104,8 @@ def serve(port: int) -> None:
     if not os.environ.get("JAXCNN_MODEL") and (models := find_models()) is not None:
         os.environ["JAXCNN_MODEL"] = str(models)
     # Load balancers of AWS keep idle connections for 60 seconds: the server must not be the first to close one.
-    host = "0.0.0.0"  # noqa: S104
     config = uvicorn.Config(
-        "server.app:app", host=host, port=port, server_header=False, timeout_keep_alive=75, use_colors=False
+        "server.app:app", host=find_host(), port=port, server_header=False, timeout_keep_alive=75, use_colors=False
     )
     listener = find_socket(os.environ)
     server = uvicorn.Server(config)

@@ -1,6 +1,7 @@
 """What runs inside the image, and what the Dockerfile promises, without building it."""
 
 import contextlib
+import errno
 import http.server
 import json
 import os
@@ -70,6 +71,15 @@ def test_the_port_is_8080_unless_set():
     assert container.read_port({"PORT": "1"}) == 1
 
 
+def test_without_ipv6_it_listens_on_ipv4_alone(monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
+
+    assert container.find_host() == ""
+    monkeypatch.setattr("socket.socket.bind", refuse)
+    assert container.find_host() == "0.0.0.0"
+
+
 @pytest.mark.parametrize("status", [200, 503])
 def test_health_is_what_healthz_responds(status, monkeypatch):
     # A proxy, for models on the internet, would look for the server on its own machine.
@@ -119,6 +129,7 @@ def test_it_serves_until_sigterm(model_path, free_port, tmp_path, streams):
         response = client.get("/ping")
         assert (response.status_code, response.content) == (200, b"")
         assert "server" not in response.headers
+        assert httpx.get(f"http://[::1]:{free_port}/ping", trust_env=False).status_code == 200
 
 
 def test_all_models_of_a_folder_are_served(model_builder, free_port, tmp_path):

@@ -27,7 +27,8 @@ from jaxcnn.metadata import Metadata
 from jaxcnn.metrics import Evaluation
 from jaxcnn.models import registry
 from jaxcnn.run.checkpoint import TrainedModel, load_model
-from jaxcnn.run.workdir import Workdir, environment
+from jaxcnn.run.environment import environment
+from jaxcnn.run.workdir import Workdir
 from jaxcnn.run_metadata import describe_run
 from jaxcnn.state import Variables
 from jaxcnn.weights import mean_of, read_run, read_weights, write_weights

@@ -22,8 +22,9 @@ from jaxcnn.models.pretrained import read_pretrained
 from jaxcnn.ops.compilation_cache import keep_compilations
 from jaxcnn.paths import check_outside_pictures, named_path
 from jaxcnn.processes import check_joined, check_same, is_leader, join, lead, leader_first, share
+from jaxcnn.run.flat_settings import flat_settings
 from jaxcnn.run.tracking import check_clients
-from jaxcnn.run.workdir import Classes, Workdir, fit_batch, flat_settings
+from jaxcnn.run.workdir import Classes, Workdir, fit_batch
 from jaxcnn.state import TrainState
 from jaxcnn.teachers import check_teachers
 from jaxcnn.terminal import console, stage, warn

@@ -21,9 +21,10 @@ from jaxcnn.data import is_named
 from jaxcnn.errors import UserError
 from jaxcnn.paths import check_output, check_outside_pictures, named_path
 from jaxcnn.presets import take_preset
+from jaxcnn.run.flat_settings import find_change
 from jaxcnn.run.pool import Job, run_jobs
 from jaxcnn.run.tracking import check_clients
-from jaxcnn.run.workdir import Workdir, find_change
+from jaxcnn.run.workdir import Workdir
 from jaxcnn.terminal import console, stage
 from jaxcnn.train import Arguments
 from jaxcnn.train import parse as parse_training

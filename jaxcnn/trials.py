@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from jaxcnn.config import Config, from_json, to_json
 from jaxcnn.errors import UserError
-from jaxcnn.run.workdir import WITHOUT_EFFECT, find_change
+from jaxcnn.run.flat_settings import WITHOUT_EFFECT, find_change
 
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?"
 RANGE = re.compile(rf"(?P<log>log:)?(?P<low>{NUMBER})\.\.(?P<high>{NUMBER})", re.IGNORECASE)

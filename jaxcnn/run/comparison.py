@@ -12,9 +12,9 @@ from jaxcnn.config import ModelConfig
 from jaxcnn.intervals import wilson_interval
 from jaxcnn.run.cost import count_parameters, format_duration, picture_flops, pictures_by_side
 from jaxcnn.run.describe import describe_hardware, describe_precision, describe_software
+from jaxcnn.run.flat_settings import flat_settings
 from jaxcnn.run.paired import Answer, Pair, adjust, compare_answers
 from jaxcnn.run.recorded import RecordedRun, read_answers
-from jaxcnn.run.workdir import flat_settings
 
 UNIMPORTANT = ("data.archive", "data.cache_dir", "checkpoint_minutes")
 """Settings that change neither what is trained nor how fast."""

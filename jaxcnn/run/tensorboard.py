@@ -16,7 +16,7 @@ from tensorboardX.summary import hparams
 
 from jaxcnn.config import Config
 from jaxcnn.metrics import MATRIX_LIMIT, Evaluation
-from jaxcnn.run.workdir import flat_settings
+from jaxcnn.run.flat_settings import flat_settings
 
 SIDE = 512
 """Least side of a picture in pixels."""

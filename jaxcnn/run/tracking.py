@@ -15,9 +15,10 @@ from pathlib import Path
 from jaxcnn.config import Config, LogConfig
 from jaxcnn.disk import write_atomically
 from jaxcnn.errors import UserError
+from jaxcnn.run.flat_settings import flat_settings
 from jaxcnn.run.metrics_log import Record, tagged
 from jaxcnn.run.trackers import LoggedRun, MLflow, Outcome, Tracker, WeightsAndBiases
-from jaxcnn.run.workdir import Workdir, flat_settings
+from jaxcnn.run.workdir import Workdir
 from jaxcnn.terminal import stage, warn
 
 TRACKERS: Mapping[str, Callable[[str], Tracker]] = {"mlflow": MLflow, "wandb": WeightsAndBiases}

@@ -14,14 +14,10 @@ note.txt           what the user noted of the run
 """
 
 import dataclasses
-import importlib.metadata
 import itertools
 import json
 import os
-import platform
-import re
 import shutil
-import sys
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -32,36 +28,19 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from jaxcnn import config as settings
 from jaxcnn.checksum import ChecksumError, seal, unseal
-from jaxcnn.config import Config, DataConfig, ModelConfig
-from jaxcnn.cores import count_cores
+from jaxcnn.config import Config, DataConfig
 from jaxcnn.data import Fingerprint, is_named
 from jaxcnn.disk import remedy, sync, write_atomically
 from jaxcnn.errors import UserError
 from jaxcnn.paths import readable
 from jaxcnn.run.earlier_trainings import read_earlier
+from jaxcnn.run.environment import environment
+from jaxcnn.run.flat_settings import find_change, find_fixed_change
 from jaxcnn.terminal import stage
 from jaxcnn.typed_json import decode
-from jaxcnn.version import describe_version
 
 UNREADABLE = "*?[\\"
 """Characters of a path that Orbax takes for a pattern when it lists checkpoints, so that it does not find them."""
-
-WITHOUT_EFFECT = (
-    "data.source",
-    "data.archive",
-    "data.cache_dir",
-    "data.allow_leaks",
-    "model.cpu_kernels",
-    "parallel.coordinator",
-    "parallel.num_processes",
-    "parallel.process_id",
-    "parallel.fsdp",
-    "parallel.accumulate",
-    "parallel.remat",
-    "checkpoint_minutes",
-    "early_stopping",
-)
-"""Settings that do not change what is trained: a finished run may be started again with other values of them."""
 
 LOCK = ".lock"
 """The file that a process locks while it trains."""
@@ -400,13 +379,8 @@ class Workdir:
             ) from None
 
     def _check_settings(self, config: Config) -> None:
-        recorded, given = dict(flat_settings(self.read_config())), dict(flat_settings(config))
-        for name in _fixed_settings():
-            if recorded[name] != given[name]:
-                raise UserError(
-                    f"{self.path} holds a run with {name} {recorded[name]!r}, not {given[name]!r}; give the same "
-                    "value, or another --workdir"
-                )
+        if change := find_fixed_change(self.read_config(), config):
+            raise UserError(f"{self.path} holds a run with {change}; give the same value, or another --workdir")
 
     def _check_classes(self, classes: Classes) -> None:
         recorded = self.read_classes()
@@ -471,27 +445,6 @@ def fit_batch(config: Config, *, count: int, devices: int) -> int:
     return config.batch_size if config.is_frozen or largest < 2 else min(config.batch_size, largest)
 
 
-def environment() -> dict[str, str]:
-    """Versions, hardware and command line of this process, and the devices of all processes."""
-    # Reading a workdir needs no JAX.
-    import jax
-
-    packages = ("jax", "jaxlib", "flax", "optax", "numpy", "pillow")
-    return {
-        # Reports show it: no password of an address, such as that of --log.mlflow.
-        "command": re.sub(r"(?<=://)[^/\s@]+(?=@)", "***", " ".join(sys.argv)),
-        "directory": os.getcwd(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "cores": str(count_cores()),
-        "devices": ", ".join(device.device_kind for device in jax.devices()),
-        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
-        "jaxcnn": describe_version(),
-        **{name: importlib.metadata.version(name) for name in packages},
-    }
-
-
 def _parse_classes(text: str) -> Classes:
     value = json.loads(text)
     return Classes(
@@ -500,52 +453,3 @@ def _parse_classes(text: str) -> Classes:
         dataset=readable(value["dataset"]),
         license=value["license"],
     )
-
-
-def _fixed_settings() -> tuple[str, ...]:
-    """The settings that stay the same for all of a run."""
-    # These two say how the network is computed, not which network it is.
-    model = [field.name for field in dataclasses.fields(ModelConfig) if field.name not in ("precision", "cpu_kernels")]
-    return (
-        "init_from",
-        "freeze",
-        "fit_head",
-        "balance",
-        "distill.teachers",
-        *(f"model.{name}" for name in model),
-        "batch_size",
-        "seed",
-        "data.image_size",
-        "data.fit",
-        "data.crop",
-        "data.filter",
-        "data.validation_fraction",
-        "data.split_seed",
-    )
-
-
-def find_change(was: Config, now: Config, *, ignored: Container[str] = WITHOUT_EFFECT) -> str | None:
-    """Describes the first setting that differs, such as `epochs 5, not 9`; None if all are the same but the ignored."""
-    for (name, old), (_, new) in zip(flat_settings(was), flat_settings(now), strict=True):
-        if old != new and name not in ignored:
-            return f"{name} {old!r}, not {new!r}"
-    return None
-
-
-def flat_settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields all settings with the names of their options."""
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from flat_settings(value, f"{prefix}{field.name}.")
-        else:
-            yield f"{prefix}{field.name}", value
-
-
-def _processor() -> str:
-    """The processor's marketing name, which `platform.processor` leaves out on Linux."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.machine())

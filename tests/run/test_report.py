@@ -28,9 +28,10 @@ from jaxcnn.metrics import score, summarize
 from jaxcnn.models import registry
 from jaxcnn.run import charts, report, workdir
 from jaxcnn.run.earlier_trainings import Training, record_earlier
+from jaxcnn.run.environment import environment
 from jaxcnn.run.report import write_report
 from jaxcnn.run.sessions import record_session
-from jaxcnn.run.workdir import Classes, Workdir, environment
+from jaxcnn.run.workdir import Classes, Workdir
 
 CONFIG = Config(data=DataConfig(image_size=8), model=ModelConfig(widths=(4,), blocks=(1,)), batch_size=4, epochs=3)
 CLASSES = Classes(("a", "b", "c"), (), "my set", "MIT")

@@ -12,6 +12,7 @@ from jaxcnn.config import OptimConfig
 from jaxcnn.errors import UserError
 from jaxcnn.presets import digits
 from jaxcnn.run import workdir
+from jaxcnn.run.environment import environment
 from jaxcnn.run.sessions import FORMER_NAME, Session, describe_changes, read_sessions, record_session
 from jaxcnn.run.workdir import Classes, Workdir
 
@@ -68,7 +69,7 @@ def test_every_step_has_the_settings_it_was_taken_with(tmp_path_factory, session
 
 
 def test_another_machine_is_another_session(tmp_path, monkeypatch):
-    folder, here = Workdir(tmp_path), workdir.environment()
+    folder, here = Workdir(tmp_path), environment()
     for step, cores in ((0, "2"), (4, "8")):
         monkeypatch.setattr(workdir, "environment", lambda cores=cores: here | {"cores": cores})
         record_session(folder, digits(), CLASSES, step=step)

@@ -19,7 +19,8 @@ from jaxcnn.errors import UserError
 from jaxcnn.models import registry
 from jaxcnn.ops.precision import Measured
 from jaxcnn.presets import digits
-from jaxcnn.run.workdir import Classes, Workdir, environment, fit_batch
+from jaxcnn.run.environment import environment
+from jaxcnn.run.workdir import Classes, Workdir, fit_batch
 
 CLASSES = Classes(("cat", "dog", "eel"), ("n1", "n2", "n3"), "pets", "MIT")
 PICTURES = Fingerprint(train=1618, validation=179, labels="ab", pixels="cd", side=32)

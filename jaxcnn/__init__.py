@@ -23,14 +23,18 @@ if TYPE_CHECKING:
     from jaxcnn.classifier import Classifier, load
     from jaxcnn.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig
     from jaxcnn.data import train_batches
+    from jaxcnn.divergence import check_finite
     from jaxcnn.errors import UserError
     from jaxcnn.evaluation import evaluate
-    from jaxcnn.loop import Run, check_finite, evaluate_variables, fit, take_step
+    from jaxcnn.loop import fit
     from jaxcnn.metrics import Evaluation
     from jaxcnn.prediction import ClassProbability, Prediction
     from jaxcnn.run.metrics_log import TrainRecord, ValidationRecord
+    from jaxcnn.run_step import take_step
     from jaxcnn.state import TrainState
     from jaxcnn.training import begin, conclude, train
+    from jaxcnn.training_run import Run
+    from jaxcnn.validation import evaluate_variables
 
 # onnxruntime would send usage data to Microsoft, and reads this when it is imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -92,14 +96,18 @@ _MODULES = {
     "classifier": ("Classifier", "load"),
     "config": ("AugmentConfig", "Config", "DataConfig", "ModelConfig", "OptimConfig"),
     "data": ("train_batches",),
+    "divergence": ("check_finite",),
     "errors": ("UserError",),
     "evaluation": ("evaluate",),
-    "loop": ("Run", "check_finite", "evaluate_variables", "fit", "take_step"),
+    "loop": ("fit",),
     "metrics": ("Evaluation",),
     "prediction": ("ClassProbability", "Prediction"),
     "run.metrics_log": ("TrainRecord", "ValidationRecord"),
+    "run_step": ("take_step",),
     "state": ("TrainState",),
     "training": ("begin", "conclude", "train"),
+    "training_run": ("Run",),
+    "validation": ("evaluate_variables",),
 }
 """The public names of each module. They are imported at first use: `import jaxcnn` alone takes no time."""
 

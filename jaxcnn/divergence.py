@@ -1,5 +1,6 @@
 """Finding the first value that is not finite in a training step."""
 
+import contextlib
 from typing import Any
 
 import flax.linen as nn
@@ -7,7 +8,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxcnn.state import Variables
+from jaxcnn.distributed import fetch_state
+from jaxcnn.errors import UserError
+from jaxcnn.run_step import augment_in
+from jaxcnn.state import TrainState, Variables
+from jaxcnn.step import step_keys
+from jaxcnn.training_run import Run, batches_from
 
 
 class _NotFiniteError(Exception):
@@ -49,3 +55,28 @@ def first_not_finite(
     except _NotFiniteError as found:
         return f"the output of {found}"
     return "the loss or the norm of its gradient"
+
+
+def check_finite(run: Run, state: TrainState) -> None:
+    """Raises a `UserError` if a loss or gradient was not finite; the message names the step and the place.
+
+    The state is still as before that step. Its batch and its random numbers are functions of its number, so the step is
+    repeated here, layer by layer.
+    """
+    if bool(state.finite):
+        return
+    step = int(state.step)
+    epoch = step // run.steps_per_epoch
+    # Repeat the step up to the network's input.
+    with contextlib.closing(batches_from(run, step, rows=None)) as batches:
+        batch = next(batches)
+    # Every process repeats all of it on one of its devices.
+    variables = state.variables if run.mesh is None else fetch_state(state.variables)
+    augment_key, dropout_key = step_keys(run.key, jnp.int32(step))
+    inputs, _ = augment_in(run, epoch)(augment_key, jnp.asarray(batch.images), jnp.asarray(batch.labels))
+    place = first_not_finite(variables, inputs, dropout_key, model=run.model)
+    raise UserError(
+        f"training diverged: in step {step + 1} (epoch {step / run.steps_per_epoch:.2f}, learning rate "
+        f"{float(run.schedule(step)):.3g}) {place} is the first value that is not finite; earlier "
+        "checkpoints are whole. Lower --optim.learning_rate or set --optim.clip_norm, and give another --workdir"
+    )

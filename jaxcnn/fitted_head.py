@@ -10,13 +10,13 @@ from jaxcnn.data.batches import eval_batches, eval_positions
 from jaxcnn.distributed import fetch_rows, gather_rows, place_state, same_everywhere, shard_batch
 from jaxcnn.errors import UserError
 from jaxcnn.linear_head import LinearHead, fit_head
-from jaxcnn.loop import Run
 from jaxcnn.models import registry
 from jaxcnn.models.features import group_widths
 from jaxcnn.ops.precision import exact_products
 from jaxcnn.state import TrainState, Variables, start_from
 from jaxcnn.step import feature_step
 from jaxcnn.terminal import stage, with_bar
+from jaxcnn.training_run import Run
 
 
 def start_with_fitted_head(run: Run, state: TrainState) -> tuple[TrainState, LinearHead]:

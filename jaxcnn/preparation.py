@@ -17,7 +17,6 @@ from jaxcnn.data.findings import check_findings
 from jaxcnn.distributed import describe_devices
 from jaxcnn.errors import UserError
 from jaxcnn.leakage import check_no_leakage, describe_overlap
-from jaxcnn.loop import Run, initial_state, prepare
 from jaxcnn.models.pretrained import read_pretrained
 from jaxcnn.ops.compilation_cache import keep_compilations
 from jaxcnn.paths import check_outside_pictures, named_path
@@ -28,6 +27,7 @@ from jaxcnn.run.workdir import Classes, Workdir, fit_batch
 from jaxcnn.state import TrainState
 from jaxcnn.teachers import check_teachers
 from jaxcnn.terminal import console, stage, warn
+from jaxcnn.training_run import Run, initial_state, prepare
 from jaxcnn.weights import Weights, read_same_weights
 
 OWN = ("data.source", "data.archive", "data.cache_dir")

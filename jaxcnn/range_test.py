@@ -19,11 +19,12 @@ from jaxcnn.config import Config
 from jaxcnn.distributed import place_state
 from jaxcnn.errors import UserError
 from jaxcnn.fitted_head import start_with_fitted_head
-from jaxcnn.loop import batches_from, take_step
 from jaxcnn.optim import make_optimizer
 from jaxcnn.preparation import check_same_settings, initialise, join_processes, prepare_run
 from jaxcnn.run.workdir import Workdir
+from jaxcnn.run_step import take_step
 from jaxcnn.terminal import stage, with_bar
+from jaxcnn.training_run import batches_from
 
 LOWEST, HIGHEST = 1e-6, 10.0
 """Learning rates of the first step and, unless the loss diverges before, of the last."""

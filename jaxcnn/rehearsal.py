@@ -14,7 +14,6 @@ import jax
 from jaxcnn.config import Config
 from jaxcnn.distributed import place_state
 from jaxcnn.errors import UserError
-from jaxcnn.loop import Run, batches_from, compile_step, take_step
 from jaxcnn.memory import describe_shortage
 from jaxcnn.models.registry import count_parameters
 from jaxcnn.preparation import (
@@ -30,8 +29,10 @@ from jaxcnn.run.cost import describe_memory, format_duration, picture_flops
 from jaxcnn.run.describe import describe_network
 from jaxcnn.run.progress import is_measured
 from jaxcnn.run.workdir import Workdir
+from jaxcnn.run_step import compile_step, take_step
 from jaxcnn.state import TrainState
 from jaxcnn.terminal import console, stage, warn
+from jaxcnn.training_run import Run, batches_from
 
 
 class Finding(NamedTuple):

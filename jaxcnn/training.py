@@ -22,18 +22,9 @@ from jaxcnn.errors import UserError
 from jaxcnn.evaluation import compute_logits, measure, with_mirror_image
 from jaxcnn.evaluation_record import describe_measured, predictions_path, write_evaluation, write_predictions
 from jaxcnn.fitted_head import start_with_fitted_head
+from jaxcnn.history import has_steps_left, lacks_evaluation, read_history
 from jaxcnn.linear_head import LinearHead
-from jaxcnn.loop import (
-    Run,
-    augment_some,
-    empty_state,
-    evaluate_variables,
-    fit,
-    has_steps_left,
-    lacks_evaluation,
-    read_history,
-    start_order,
-)
+from jaxcnn.loop import fit
 from jaxcnn.metrics import Evaluation
 from jaxcnn.preparation import (
     check_place,
@@ -53,9 +44,12 @@ from jaxcnn.run.sessions import record_session
 from jaxcnn.run.shared_workdir import copied_to, locked_by_leader
 from jaxcnn.run.tracking import open_tracking
 from jaxcnn.run.workdir import Workdir
+from jaxcnn.run_step import augment_some
 from jaxcnn.state import TrainState
 from jaxcnn.step import exact_eval_step
 from jaxcnn.terminal import console, stage, warn
+from jaxcnn.training_run import Run, empty_state, start_order
+from jaxcnn.validation import evaluate_variables
 from jaxcnn.weights import Weights
 
 SHOWN = 16

@@ -13,12 +13,12 @@ from jaxcnn import data, linear_head
 from jaxcnn.config import Config, DataConfig, ModelConfig, OptimConfig
 from jaxcnn.errors import UserError
 from jaxcnn.fitted_head import compute_features, start_with_fitted_head
-from jaxcnn.loop import initial_state, prepare
 from jaxcnn.range_test import run_range_test
 from jaxcnn.run.checkpoint import load_model
 from jaxcnn.run.metrics_log import read_log
 from jaxcnn.state import TrainState
 from jaxcnn.training import train
+from jaxcnn.training_run import initial_state, prepare
 from jaxcnn.weights import write_weights
 
 MODEL = ModelConfig(widths=(4, 6), blocks=(1, 0))

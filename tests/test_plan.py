@@ -20,12 +20,12 @@ from jaxcnn.config import SHAPE, ModelConfig, ParallelConfig
 from jaxcnn.distributed import AXES
 from jaxcnn.errors import UserError
 from jaxcnn.hlo import Traffic
-from jaxcnn.loop import prepare
 from jaxcnn.lowering import abstract_step, lower_step
 from jaxcnn.plan_summary import describe
 from jaxcnn.planning import Plan, plan, read_needed_bytes
 from jaxcnn.presets import PRESETS
 from jaxcnn.topology import find_topology
+from jaxcnn.training_run import prepare
 from jaxcnn.weights_source import Shape, read_shape
 
 ROOT = Path(__file__).parent.parent

@@ -24,20 +24,22 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import jaxcnn
-from jaxcnn import data, loop, preparation, training
+from jaxcnn import data, loop, preparation, run_epoch, run_step, training, validation
 from jaxcnn.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, to_json
 from jaxcnn.errors import UserError
 from jaxcnn.evaluate import main as evaluate_command
 from jaxcnn.evaluation import evaluate
-from jaxcnn.loop import fit, initial_state, prepare, take_step
+from jaxcnn.loop import fit
 from jaxcnn.run import metrics_log
 from jaxcnn.run import workdir as workdir_module
 from jaxcnn.run.checkpoint import Checkpoints, load_model, open_checkpoints
 from jaxcnn.run.metrics_log import MetricsLog
 from jaxcnn.run.sessions import read_sessions
 from jaxcnn.run.workdir import Classes, Workdir
+from jaxcnn.run_step import take_step
 from jaxcnn.state import TrainState
 from jaxcnn.training import train
+from jaxcnn.training_run import initial_state, prepare
 from server import model as serving
 from server.protocols.native import decode_pictures
 from server.resize import Resize as ServedResize
@@ -144,12 +146,12 @@ def test_tensorboard_shows_the_start_of_the_first_batch(config):
         data.train_batches(run.dataset.train, seed=config.seed, batch_size=config.batch_size)
     ) as batches:
         batch = next(batches)
-    shown = loop.augment_some(run, 4)
+    shown = run_step.augment_some(run, 4)
     np.testing.assert_array_equal(shown, batch.images[:4])
     shifted = prepare(dataclasses.replace(config, augment=AugmentConfig(pad_crop=0.5)), run.dataset)
-    assert (loop.augment_some(shifted, 4) != shown).any()
+    assert (run_step.augment_some(shifted, 4) != shown).any()
     small = prepare(dataclasses.replace(config, batch_size=2), run.dataset)
-    assert loop.augment_some(small, 4).shape == (2, 8, 8, 3)
+    assert run_step.augment_some(small, 4).shape == (2, 8, 8, 3)
 
 
 def test_a_workdir_and_its_file_are_calibrated_and_evaluated_alike(config, tmp_path):
@@ -514,7 +516,7 @@ def test_divergence_in_the_last_step_of_an_epoch_is_not_saved(config, tmp_path, 
 
 
 def test_divergence_within_an_epoch_is_reported_before_a_save(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "LOG_SECONDS", 3600.0)
+    monkeypatch.setattr(run_epoch, "LOG_SECONDS", 3600.0)
     wild = OptimConfig(learning_rate=1e30, schedule="constant")
     with pytest.raises(UserError, match="training diverged"):
         train(dataclasses.replace(config, optim=wild, checkpoint_minutes=1e-9), tmp_path)
@@ -528,7 +530,7 @@ def test_batches_are_on_the_device_before_their_step(config, tmp_path, monkeypat
         placed.extend(isinstance(rows, jax.Array) for rows in batch)
         return take_step(run, state, batch, epoch=epoch)
 
-    monkeypatch.setattr(loop, "take_step", watched)
+    monkeypatch.setattr(run_epoch, "take_step", watched)
     train(dataclasses.replace(config, epochs=1), tmp_path)
     assert placed == [True] * len(placed) != []
 
@@ -545,7 +547,7 @@ def test_records_are_on_the_disk_before_the_checkpoint_of_their_steps(config, tm
 
 
 def test_every_record_covers_the_steps_since_the_last(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "LOG_SECONDS", 0.0)
+    monkeypatch.setattr(run_epoch, "LOG_SECONDS", 0.0)
     pictures = dataclasses.replace(config.data, image_size=12)
     config = dataclasses.replace(config, data=pictures, epochs=2, resolutions=((0.0, 8), (0.5, 12)))
     train(config, tmp_path)
@@ -574,7 +576,7 @@ def test_every_record_covers_the_steps_since_the_last(config, tmp_path, monkeypa
 def test_the_speed_of_the_steps_leaves_out_saves_and_every_save_has_a_record(config, tmp_path, monkeypatch, capsys):
     save = Checkpoints.save
     monkeypatch.setattr(Checkpoints, "save", lambda *args, **options: [time.sleep(2), save(*args, **options)])
-    monkeypatch.setattr(loop, "LOG_SECONDS", 3600.0)
+    monkeypatch.setattr(run_epoch, "LOG_SECONDS", 3600.0)
     train(dataclasses.replace(config, epochs=1, batch_size=400, checkpoint_minutes=1e-9), tmp_path)
     log = metrics_log.read_log(tmp_path / "metrics.jsonl")
     assert [record.step for record in log.train] == [1, 2, 3, 4]
@@ -591,7 +593,7 @@ def test_a_reader_of_the_records_who_has_gone_costs_no_step(config, tmp_path, mo
         if len(lines) > 2:  # The start, and the first step.
             raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
-    monkeypatch.setattr(loop, "LOG_SECONDS", 0.0)
+    monkeypatch.setattr(run_epoch, "LOG_SECONDS", 0.0)
     with (tmp_path / "records").open("w") as echo:
         monkeypatch.setattr(echo, "write", write)
         assert train(config, tmp_path, echo=echo) is None
@@ -651,7 +653,7 @@ def test_killed_and_resumed_is_the_same_as_never_killed(tmp_path, cache_dir):
 
 def test_stopped_in_evaluations_and_resumed_is_the_same_as_never_stopped(config, tmp_path, monkeypatch, capsys):
     whole = train(config, tmp_path / "whole")
-    evaluate_batch, stopped = loop.eval_step, tmp_path / "stopped"
+    evaluate_batch, stopped = validation.eval_step, tmp_path / "stopped"
     # An evaluation has three batches; the last session but one evaluates an epoch again, and stops in that.
     for batch, saved, measured in ((2, [25], 0), (5, [25, 50], 1), (2, [25, 50], 1), (5, [50, 75], 2)):
         numbers = itertools.count(1)
@@ -662,11 +664,11 @@ def test_stopped_in_evaluations_and_resumed_is_the_same_as_never_stopped(config,
             assert number <= batch
             return evaluate_batch(*arguments, **options)
 
-        monkeypatch.setattr(loop, "eval_step", stop_at)
+        monkeypatch.setattr(validation, "eval_step", stop_at)
         assert train(config, stopped) is None
         assert (steps_saved(stopped), len(read_log(stopped, "validation"))) == (saved, measured)
         assert f"stopped by SIGTERM and saved at step {saved[-1]}; run again to resume" in capsys.readouterr().err
-    monkeypatch.setattr(loop, "eval_step", evaluate_batch)
+    monkeypatch.setattr(validation, "eval_step", evaluate_batch)
     assert train(config, stopped).scalars() == whole.scalars()
     assert "resuming at step 75 of 75" in capsys.readouterr().err
     logs = [read_log(tmp_path / name, "validation") for name in ("whole", "stopped")]

@@ -170,6 +170,21 @@ def test_rooms_import_in_no_circle(folder):
     TopologicalSorter(rooms_imported(folder)).prepare()  # Raises CycleError, which names the rooms.
 
 
+ORDER = (
+    *("step", "training_run", "run_step", "divergence", "validation", "history", "stopping", "run_epoch"),
+    *("loop", "training"),
+)
+"""The modules of the training, each of which may import those before it."""
+
+
+def test_the_modules_of_the_training_import_in_their_order():
+    arrows = rooms_imported("jaxcnn")
+    for number, module in enumerate(ORDER):
+        assert not arrows[module] & set(ORDER[number:]), module
+    # A loop of the user's own takes its place: nothing below may need it.
+    assert {module for module, imported in arrows.items() if "loop" in imported} == {"__init__", "training"}
+
+
 def test_a_circle_of_rooms_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
     for folder in ("house", "house/run", "house/run/files"):

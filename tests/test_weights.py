@@ -22,7 +22,6 @@ from export.workdir import export_weights
 from jaxcnn import data, processes, weights, weights_source
 from jaxcnn.config import SHAPE, Config, DataConfig, ModelConfig, OptimConfig
 from jaxcnn.errors import UserError
-from jaxcnn.loop import initial_state, prepare
 from jaxcnn.metadata import Metadata
 from jaxcnn.models import registry
 from jaxcnn.models.pretrained import Origin, Pretrained
@@ -34,6 +33,7 @@ from jaxcnn.run.workdir import Classes, Workdir
 from jaxcnn.state import create_state, init_variables, start_from
 from jaxcnn.train import parse
 from jaxcnn.training import begin, train
+from jaxcnn.training_run import initial_state, prepare
 from jaxcnn.weights import mean_of, read_same_weights, read_weights, write_weights
 from jaxcnn.weights_source import read_shape
 

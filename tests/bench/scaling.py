@@ -117,9 +117,10 @@ def work(*, parallel: dict[str, Any], batch: int, classes: int, steps: int) -> N
     from jaxcnn.config import Config, DataConfig, ModelConfig, ParallelConfig
     from jaxcnn.data import Dataset, Split, train_batches
     from jaxcnn.distributed import place_state
-    from jaxcnn.loop import initial_state, prepare, take_step
     from jaxcnn.ops.allocator import keep_freed_memory
     from jaxcnn.processes import join
+    from jaxcnn.run_step import take_step
+    from jaxcnn.training_run import initial_state, prepare
 
     keep_freed_memory()
     join(ParallelConfig(**parallel))

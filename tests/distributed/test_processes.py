@@ -78,9 +78,9 @@ def test_a_signal_to_one_process_saves_the_same_step_in_all(short, tmp_path):
 EVALUATING = """
 import itertools, os, signal
 import jax
-from jaxcnn import cli, loop
+from jaxcnn import cli, validation
 from jaxcnn.train import main
-evaluate, numbers = loop.eval_step, itertools.count(1)
+evaluate, numbers = validation.eval_step, itertools.count(1)
 
 def stop_at_second(*arguments, **options):
     # Six batches have all validation pictures: this is the second one after the second epoch.
@@ -88,7 +88,7 @@ def stop_at_second(*arguments, **options):
         os.kill(os.getpid(), signal.SIGTERM)
     return evaluate(*arguments, **options)
 
-loop.eval_step = stop_at_second
+validation.eval_step = stop_at_second
 cli.run(main, "train")
 """
 

@@ -1,10 +1,10 @@
-"""The loop of the steps: how far the host runs ahead of the device."""
+"""The steps of an epoch: how far the host runs ahead of the device."""
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxcnn.loop import _limit_queue
+from jaxcnn.run_epoch import _limit_queue
 from jaxcnn.step import StepMetrics
 
 

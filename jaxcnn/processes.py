@@ -4,6 +4,7 @@ The first process leads: it alone writes to the workdir and prints. All run the 
 this module in the same order. Alone, a process decides for itself and waits for nobody.
 """
 
+import atexit
 import contextlib
 import itertools
 import json
@@ -32,8 +33,12 @@ HEARTBEAT_SECONDS = 10
 """Time without a sign of life after which a process counts as ended, and all others end as well."""
 GRACE_SECONDS = 60
 """Time for which JAX waits longer for the others than this process does, which then ends with one line."""
+WATCH_SECONDS = 1
+"""Time between two looks for a process that has failed."""
 END_SECONDS = 3
-"""Time in which all processes meet that end with the same error."""
+"""Time for a process to end with the error that another one has ended with, before it ends because of that one."""
+MEET_SECONDS = 9
+"""Time in which all processes meet that end."""
 SEVERAL = 0
 """Stands for a number of tasks that is not known; it may be one."""
 
@@ -47,7 +52,12 @@ _LAUNCHERS = (
     ("torchrun", "WORLD_SIZE", "RANK"),
 )
 """Launchers, the variable with the number of their tasks, and another variable that a task has."""
+_FAILURE = "jaxcnn/failure"
+"""Name under which the first process that fails leaves a line for the others."""
 _calls = itertools.count()
+_joined = threading.Event()
+_ending = threading.Lock()
+"""Held by the thread that ends the process."""
 
 
 class MissingProcessError(TemporaryError):
@@ -84,6 +94,8 @@ def join(config: ParallelConfig) -> None:
             f"this {where} cannot join the others ({reason}); give each --parallel.coordinator HOST:PORT "
             "--parallel.num_processes N --parallel.process_id I"
         ) from failure
+    _joined.set()
+    _watch_others()
 
 
 def _initialize(address: Mapping[str, Any], *, seconds: int) -> Exception | None:
@@ -239,10 +251,11 @@ def propose(wishes: Callable[[], Wishes]) -> Callable[[], Wishes]:
 
 @contextlib.contextmanager
 def ending_together(prog: str, *, memory: str = MEMORY) -> Iterator[None]:
-    """Prints an error in the context, and ends this process if it is one of several; else the error is raised.
+    """Prints an error in the context, and ends all processes of the run if there are several; else the error is raised.
 
-    It ends at once. By itself, JAX would wait for the others when the interpreter exits, which may be stuck or gone.
-    The status is that of `cli.run`, or `LOST` if another process of the run has ended.
+    This one ends without the exit of the interpreter, in which JAX would wait for the others, which may be stuck or
+    gone. The status is that of `cli.run`, or `LOST` if another process of the run has ended. The others print which
+    process has ended and why, and end with `LOST`, wherever they are, unless they soon fail as well.
 
     Args:
       prog: what the messages call the command.
@@ -253,34 +266,37 @@ def ending_together(prog: str, *, memory: str = MEMORY) -> Iterator[None]:
     except BaseException as error:
         if not jax.distributed.is_initialized():
             raise
-        status = _report(prog, error, memory=memory)
-        for stream in filter(None, (sys.stdout, sys.stderr)):  # None: it is closed.
-            with contextlib.suppress(OSError):
-                stream.flush()
-        if isinstance(error, UserError) and not isinstance(error, MissingProcessError):
-            _wait_to_end()
-        os._exit(status)
+        with _ending:
+            reason, status = _report(prog, error, memory=memory)
+            if _joined.is_set() and not _explain_loss(error):
+                _tell_others(f"{prog}: process {_state().process_id} of this run has ended: {reason}")
+                _wait_to_end()
+            os._exit(status)
 
 
-def _report(prog: str, error: BaseException, *, memory: str) -> int:
-    """Prints an error, and returns the exit status."""
+def _report(prog: str, error: BaseException, *, memory: str) -> tuple[str, int]:
+    """Prints an error; returns what the other processes print of it, and the exit status."""
     match error:
         case SystemExit():
-            return error.code if isinstance(error.code, int) else 1
+            status = error.code if isinstance(error.code, int) else 1
+            reason = f"exit status {status}"
         case BrokenPipeError():  # Nobody reads any more.
-            return 1
-    found = _explain_loss(error) or explain(error, memory=memory)
-    if found is None:
-        traceback.print_exception(error)
-        return 1
-    reason, status = found
-    print_error(f"{prog}: {reason}")
-    return status
+            reason, status = "nobody reads what it prints", 1
+        case _ if found := _explain_loss(error) or explain(error, memory=memory):
+            reason, status = found
+            print_error(f"{prog}: {reason}")
+        case _:
+            reason, status = f"{type(error).__name__}; its own output says more", 1
+            traceback.print_exception(error)
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None: it is closed.
+        with contextlib.suppress(OSError):
+            stream.flush()
+    return reason, status
 
 
 def _explain_loss(error: BaseException) -> tuple[str, int] | None:
     """Does what `cli.explain` does for the error of a process that misses another one; None for other errors."""
-    if isinstance(error, UserError | KeyboardInterrupt):
+    if isinstance(error, UserError | KeyboardInterrupt | SystemExit):
         return None
     found = next(filter(_is_of_lost_process, _chain(error)), None)
     if found is None or is_out_of_memory(found):
@@ -289,12 +305,52 @@ def _explain_loss(error: BaseException) -> tuple[str, int] | None:
     return f"another process of this run has ended ({reason}); start all of them again to resume", LOST
 
 
+def _tell_others(line: str) -> None:
+    """Leaves a line for the other processes, which print it and end; see `_watch`."""
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # Another process has failed before.
+        _client().key_value_set(_FAILURE, line)
+
+
 def _wait_to_end() -> None:
-    """Waits for the other processes if they have the same error, the leader a little longer: without it they abort."""
+    """Waits for the other processes, which end as well, the leader a little longer: without it they abort."""
     with contextlib.suppress(jax.errors.JaxRuntimeError):
-        _client().wait_at_barrier("jaxcnn/end", 1000 * END_SECONDS)
-        if is_leader():
+        _client().wait_at_barrier("jaxcnn/end", 1000 * MEET_SECONDS)
+        if _state().process_id == 0:
             time.sleep(0.5)
+
+
+def _watch_others() -> None:
+    """Starts to watch for a process that fails, until the interpreter exits."""
+    stop = threading.Event()
+    thread = threading.Thread(target=_watch, args=(stop,), name="watch", daemon=True)
+
+    def end() -> None:
+        stop.set()
+        thread.join()
+
+    # This comes before JAX closes the connection.
+    atexit.register(end)
+    thread.start()
+
+
+def _watch(stop: threading.Event) -> None:
+    """Ends this process if another one has failed. Its main thread may wait for that one in compiled code, for ever."""
+    line = None
+    while line is None:
+        if stop.wait(WATCH_SECONDS):
+            return
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # No process has failed.
+            line = _client().key_value_try_get(_FAILURE)
+    if stop.wait(END_SECONDS):
+        return
+    # The main thread may close what takes long, on its way out with the same error.
+    while isinstance(sys._current_exceptions().get(threading.main_thread().ident or 0), UserError):
+        if stop.wait(WATCH_SECONDS):
+            return
+    with _ending:
+        print_error(line)
+        _wait_to_end()
+        os._exit(LOST)
 
 
 def _is_of_lost_process(error: BaseException) -> bool:
@@ -356,9 +412,14 @@ def _read(key: str) -> Any:
 
 def _client() -> Any:
     """The client of JAX's coordination service, through which the processes exchange short texts."""
+    return _state().client
+
+
+def _state() -> Any:
+    """What JAX knows of the processes before it starts the devices."""
     from jax._src.distributed import global_state
 
-    return global_state.client
+    return global_state
 
 
 def _join_by_maximum(values: np.ndarray) -> jax.Array:

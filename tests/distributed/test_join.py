@@ -13,7 +13,6 @@ import pytest
 from launch import ROOT
 from ports import free_port
 
-from jaxcnn import processes
 from jaxcnn.config import ParallelConfig
 from jaxcnn.errors import TemporaryError, UserError
 from jaxcnn.processes import (
@@ -170,12 +169,12 @@ def during(first, error):
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1),
         (KeyboardInterrupt(), 130),
         (SystemExit(143), 143),
+        (during(jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: no value yet"), SystemExit(143)), 143),
     ],
 )
 def test_the_exit_status_says_what_to_do(monkeypatch, capsys, error, status):
     ends = []
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(processes, "_wait_to_end", lambda: None)
     monkeypatch.setattr(os, "_exit", ends.append)
     with ending_together("train"):
         raise error
@@ -211,7 +210,6 @@ def test_a_message_that_cannot_be_printed_changes_no_exit_status(monkeypatch):
 
     ends = []
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(processes, "_wait_to_end", lambda: None)
     monkeypatch.setattr(os, "_exit", ends.append)
     monkeypatch.setattr(sys, "stderr", Closed())
     with ending_together("train"):

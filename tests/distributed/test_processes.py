@@ -131,16 +131,71 @@ def test_a_process_that_cannot_write_its_part_ends_all_and_they_resume(short, tm
     status, output = ended[victim]
     assert status == 2, ended
     assert f"train: the checkpoint of step {step} could not be written to {tmp_path}/checkpoints: File too" in output
-    assert ended[1 - victim][0] in (LOST, -signal.SIGABRT), ended
+    status, output = ended[1 - victim]
+    assert status == LOST, ended
+    line = f"python -m jaxcnn.train: process {victim} of this run has ended: the checkpoint of step {step} could not be"
+    assert output.splitlines()[-1].startswith(line), ended
     train(2, tmp_path, *options)
     check_same_run(tmp_path, short)
 
 
+FAILS = """
+import sys
+import jax
+from jaxcnn import cli
+from jaxcnn.run.checkpoint import Checkpoints
+from jaxcnn.train import main
+save, victim, error = Checkpoints.save, int(sys.argv.pop(1)), sys.argv.pop(1)
+
+def save_or_fail(checkpoints, state, **options):
+    if jax.process_index() == victim:
+        raise eval(error)
+    save(checkpoints, state, **options)
+
+Checkpoints.save = save_or_fail
+cli.run(main, "train")
+"""
+
+
+@RUN
+@pytest.mark.parametrize(
+    ("victim", "error", "status", "reason"),
+    [
+        (0, "MemoryError('x')", 1, "there is not enough memory (x); close other programs"),
+        (1, "ValueError('a bug')", 1, "ValueError; its own output says more"),
+    ],
+)
+def test_an_error_of_one_process_ends_all_with_a_line(tmp_path, victim, error, status, reason):
+    ended = finish(launch(2, tmp_path, *SMALL, "--epochs", "1", program=["-c", FAILS, str(victim), error]), timeout=60)
+    assert [ended[victim][0], ended[1 - victim][0]] == [status, LOST], ended
+    line = f"python -m jaxcnn.train: process {victim} of this run has ended: {reason}"
+    assert ended[1 - victim][1].splitlines()[-1].startswith(line), ended
+    assert ("Traceback" in ended[victim][1]) == ("bug" in error), ended
+
+
+CLOSES_SLOWLY = """
+import contextlib, time
+from jaxcnn import cli, training
+from jaxcnn.train import main
+
+@contextlib.contextmanager
+def send(*_, writes):
+    try:
+        yield lambda record: None
+    finally:
+        time.sleep(6 if writes else 0)
+
+training.open_tracking = send
+cli.run(main, "train")
+"""
+
+
 @RUN
 def test_a_run_that_diverges_is_refused_in_all_processes(tmp_path):
+    """The first one ends later, since it sends to the trackers that the run has failed."""
     options = [*SMALL, "--epochs", "4"]
     options[options.index("--optim.learning_rate") + 1] = "1e30"
-    ended = finish(launch(2, tmp_path, *options))
+    ended = finish(launch(2, tmp_path, *options, program=["-c", CLOSES_SLOWLY]))
     assert [status for status, _ in ended] == [2, 2], ended
     assert "training diverged: in step" in ended[0][1]
 

@@ -22,6 +22,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxcnn.cli import MEMORY, TEMPORARY, explain, is_out_of_memory, print_error
+from jaxcnn.commands import COMMANDS, explain_missing
 from jaxcnn.config import ParallelConfig
 from jaxcnn.distributed import AXES, make_mesh
 from jaxcnn.errors import TemporaryError, UserError
@@ -284,6 +285,9 @@ def _report(prog: str, error: BaseException, *, memory: str) -> tuple[str, int]:
             reason, status = "nobody reads what it prints", 1
         case _ if found := _explain_loss(error) or explain(error, memory=memory):
             reason, status = found
+            print_error(f"{prog}: {reason}")
+        case _ if missing := explain_missing(error, COMMANDS["train"]):
+            reason, status = missing, 2
             print_error(f"{prog}: {reason}")
         case _:
             reason, status = f"{type(error).__name__}; its own output says more", 1

@@ -166,6 +166,8 @@ def during(first, error):
         (TemporaryError("the bucket does not answer; start all of them again to resume"), LOST),
         (MissingProcessError("the processes have not all started; start all of them again to resume"), LOST),
         (ValueError("a bug"), 1),
+        (ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib"), 2),
+        (ModuleNotFoundError("No module named 'jaxcnn.absent'", name="jaxcnn.absent"), 1),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1),
         (KeyboardInterrupt(), 130),
         (SystemExit(143), 143),
@@ -187,6 +189,7 @@ def test_the_exit_status_says_what_to_do(monkeypatch, capsys, error, status):
     [
         (OSError(errno.ENOSPC, "No space left on device", "a"), "No space left on device: 'a'; make room and run the"),
         (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory\nof 7 bytes"), "out of memory); lower it"),
+        (ModuleNotFoundError("No module named 'jinja2'", name="jinja2"), "jinja2 is not installed; run: pip install"),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), ""),
     ],
 )

@@ -161,7 +161,7 @@ cli.run(main, "train")
 @pytest.mark.parametrize(
     ("victim", "error", "status", "reason"),
     [
-        (0, "MemoryError('x')", 1, "there is not enough memory (x); close other programs"),
+        (0, "ModuleNotFoundError('no', name='jinja2')", 2, "the package jinja2 is not installed; run: pip install"),
         (1, "ValueError('a bug')", 1, "ValueError; its own output says more"),
     ],
 )

@@ -246,8 +246,8 @@ def _compact(array: np.ndarray, covered: Sequence[bool], layout: Layout) -> np.n
     """
     for axis, is_covered in enumerate(covered):
         first = array.take([0], axis) if array.shape[axis] else array
-        repeated = np.broadcast_to(first, array.shape)
-        if is_covered and np.array_equal(repeated, array, equal_nan=array.dtype.kind == "f"):
+        # Compare bytes: 0 and -0 are equal, but their reciprocals are not.
+        if is_covered and np.broadcast_to(first, array.shape).tobytes() == array.tobytes():
             array = first
     stored, droppable = array.transpose(layout), [covered[axis] for axis in layout]
     # A leading axis may go if another operand still has its size, be it 1.

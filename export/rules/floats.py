@@ -30,6 +30,10 @@ def narrow(builder: Builder, value: Tensor, dtype: Any) -> Tensor:
     x = Expression(builder, value)
     rounded = _rounded(x, limits.nmant, limits.minexp)
     beyond = rounded.apply("Abs") > float(limits.max)
+    # `float8_e8m0fnu` has neither zero nor negative numbers.
+    lowest = float(limits.min)
+    if lowest > 0:
+        rounded, beyond = rounded.apply("Max", lowest), beyond | ~(x > 0)
     infinite = bool(np.isinf(np.asarray(np.inf, dtype).astype(np.float32)))
     return beyond.where(x.apply("Sign") * np.inf if infinite else x * np.nan, rounded).tensor
 

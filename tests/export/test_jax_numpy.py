@@ -56,6 +56,7 @@ ELEMENTWISE = {
     "float8": lambda x: (x * 100).astype(jnp.float8_e4m3fn).astype(jnp.float32),
     "float8-tiny": lambda x: (x / 100).astype(jnp.float8_e4m3fn).astype(jnp.float32),
     "float8-infinite": lambda x: (x * 3e4).astype(jnp.float8_e5m2).astype(jnp.float32),
+    "float8-scale": lambda x: edges(x).astype(jnp.float8_e8m0fnu).astype(jnp.float32),
     "cube": lambda x: x**3,
     "reciprocal-power": lambda x: (jnp.abs(x) + 1) ** -2,
     "power": lambda x: (jnp.abs(x) + 0.1) ** x,

@@ -56,6 +56,11 @@ def reduce(builder: Builder, eqn: Any, value: Tensor) -> Value:
         reduced = builder.emit(op, inputs, like, _remaining(value, axes), keepdims=0)
     else:
         reduced = builder.emit(op, [name], like, _remaining(value, axes), axes=positions, keepdims=0)
+    # A runtime knows the extremum of no elements of the wide type only. A symbolic axis may turn out to be empty.
+    may_be_empty = not all(isinstance(value.shape[axis], int) for axis in axes)
+    if eqn.primitive.name in ("reduce_max", "reduce_min") and dtype != value.dtype and may_be_empty:
+        bound = int(_neutral(eqn.primitive.name, value.dtype))
+        reduced = Expression(builder, reduced).apply(op.removeprefix("Reduce"), bound).tensor
     return builder.cast(reduced, value.dtype)
 
 

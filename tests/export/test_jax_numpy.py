@@ -624,6 +624,11 @@ def test_empty_arrays(exported):
         lambda x: jnp.tensordot(x[1:, 1:], x[0], 0),
         lambda x: (x[1:, None] * x[None]).reshape(x.shape[1], -1, x.shape[0]),
         lambda x: lax.pad(x[:, 1:], 1.0, ((0, 0, 2), (0, 1, 1))),
+        lambda x: {
+            f"{fn.__name__}-{dtype}": fn(x[1:].astype(dtype), axes=(0,))
+            for fn in (lax.reduce_max, lax.reduce_min)
+            for dtype in ("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32")
+        },
     ],
 )
 def test_a_size_that_is_0_for_a_batch_of_one(tmp_path, fn):

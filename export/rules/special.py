@@ -137,7 +137,9 @@ def lgamma(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     fraction = x.apply("Abs") - x.apply("Abs").apply("Floor")
     nearest = (fraction > 0.5).where(1 - fraction, fraction)
     sine = (nearest * math.pi).apply("Sin").apply("Log")
-    finite = reflected.where(math.log(math.pi) - sine - log_gamma, log_gamma)
+    # The largest float is less than the infinity that the sine makes of a pole.
+    bounded = log_gamma.apply("Min", float(np.finfo(np.float32).max))
+    finite = reflected.where(math.log(math.pi) - sine - bounded, log_gamma)
     return x.apply("IsInf").where(np.asarray(np.inf, np.float32), finite).tensor
 
 

@@ -21,6 +21,8 @@ _MANTISSA, _BIAS, _EXPONENTS = 23, 127, 255
 def reduce_precision(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     """Rounds to fewer bits of the mantissa; the exponent must keep its 8 bits."""
     require(eqn.params["exponent_bits"] == 8, builder, eqn, "a smaller exponent")
+    # Without a mantissa, the even one of two neighbours is that with the even exponent.
+    require(eqn.params["mantissa_bits"] > 0, builder, eqn, "no mantissa")
     return _rounded(Expression(builder, value), eqn.params["mantissa_bits"], 1 - _BIAS).tensor
 
 

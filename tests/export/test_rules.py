@@ -353,6 +353,7 @@ def test_a_convolution_in_half_precision_with_a_custom_derivative(exported):
         (lambda x: x.at[:, np.array([1, 3])].max(0.2), "'scatter-max'"),
         (lambda x: x.at[:, 1].apply(jnp.sin), "'scatter' with a function that is applied to elements"),
         (lambda x: lax.reduce_precision(x, 5, 7), "'reduce_precision' with a smaller exponent"),
+        (lambda x: lax.reduce_precision(x, 8, 0), "'reduce_precision' with no mantissa"),
         (lambda x: (x, x), "array or a dict"),
         (lambda x: {"x0": x}, "share names"),
         (lambda x: x if x.shape[0] > 3 else -x, "symbolic size"),

@@ -303,7 +303,7 @@ class _Translator(_Interpreter):
         # Rules assume that sizes can be compared. Symbolic ones may not, which surfaces as any of these errors.
         try:
             results = RULES[primitive](builder, eqn, *operands)
-        except (jex.InconclusiveDimensionOperation, NotImplementedError, TypeError, ValueError) as error:
+        except (jex.InconclusiveDimensionOperation, NotImplementedError, OverflowError, TypeError, ValueError) as error:
             raise UnsupportedError(
                 f"cannot export the primitive {primitive!r} at {builder.where()} for these shapes and types: "
                 f"{str(error).partition(chr(10))[0]}; write that part of the module with other operations"

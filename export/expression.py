@@ -38,6 +38,8 @@ _NUMPY: dict[str, Callable[..., Any]] = {
 """NumPy's equivalents, to evaluate operators of constants during the export; other operators always become nodes."""
 
 _WIDER = {"int8": "int32", "uint8": "int32", "int16": "int32", "uint16": "int32", "uint32": "int64"}
+_HALF = 1 << 31
+"""Half of the numbers of uint32."""
 
 
 def wide_dtype(dtype: Any) -> np.dtype[Any]:
@@ -184,6 +186,21 @@ class Expression:
 
     def __invert__(self) -> Expression:
         return self.apply("Not")
+
+
+def ordered(x: Expression) -> Expression:
+    """Converts to a type in which runtimes find extrema, without changing the order; `from_ordered` converts back.
+
+    That of uint32 is int32, minus 2^31: in Max, Min and their reductions, onnxruntime 1.27 compares 32 of 64 bits.
+    """
+    if x.dtype == np.uint32:
+        return (x.cast(np.int64) - _HALF).cast(np.int32)
+    return x.cast(number_dtype(x.dtype))
+
+
+def from_ordered(x: Expression, dtype: Any) -> Expression:
+    """Converts what `ordered` returned back to the type that it was given."""
+    return ((x.cast(np.int64) + _HALF) if dtype == np.uint32 else x).cast(dtype)
 
 
 def combine(builder: Builder, op: str, operands: Sequence[Value], dtype: Any = None, **attributes: Any) -> Value:

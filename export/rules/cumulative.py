@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from export.builder import Builder, Tensor
-from export.expression import Expression, number_dtype, wide_dtype
+from export.expression import Expression, from_ordered, number_dtype, ordered
 from export.rules.registry import require, rule
 from export.rules.shape import slice_axis
 
@@ -34,7 +34,8 @@ def cumulative(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     size = value.shape[axis]
     require(isinstance(size, int), builder, eqn, "a symbolic size")
     combine = _COMBINE[eqn.primitive.name]
-    result, distance = builder.cast(value, wide_dtype(value.dtype)), 1
+    x, multiplies = Expression(builder, value), eqn.primitive.name == "cumprod"
+    result, distance = (x.widen() if multiplies else ordered(x)).tensor, 1
     while distance < size:
         combined = combine(
             Expression(builder, slice_axis(builder, result, axis, distance, size)),
@@ -47,7 +48,8 @@ def cumulative(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
         inputs = [builder.in_layout(part, layout) for part in (reversed(parts) if reverse else parts)]
         result = builder.emit("Concat", inputs, result, layout, axis=layout.index(axis))
         distance *= 2
-    return builder.cast(result, value.dtype)
+    total = Expression(builder, result)
+    return (total.cast(value.dtype) if multiplies else from_ordered(total, value.dtype)).tensor
 
 
 @rule("cumlogsumexp")

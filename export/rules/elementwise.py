@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from export.builder import Builder, Tensor, Value
-from export.expression import Expression, emit, number_dtype, wide_dtype
+from export.expression import Expression, emit, from_ordered, number_dtype, ordered, wide_dtype
 from export.graph import exported_dtype
 from export.rules.floats import narrow
 from export.rules.registry import RULES, Rule, require, rule
@@ -27,7 +27,6 @@ _UNARY = {
     "log": "Log",
     "logistic": "Sigmoid",
     "neg": "Neg",
-    "sign": "Sign",
     "sin": "Sin",
     "sinh": "Sinh",
     "sqrt": "Sqrt",
@@ -56,6 +55,13 @@ def _calculate(builder: Builder, op: str, like: Any, *operands: Value, **attribu
     wide = Tensor("", tuple(like.shape), wide_dtype(dtype), ())
     result = emit(builder, op, wide, [builder.cast(operand, wide.dtype) for operand in operands], **attributes)
     return builder.cast(result, dtype)
+
+
+def _extreme(builder: Builder, op: str, like: Any, *operands: Value) -> Tensor:
+    """Adds Max or Min, in a type whose order runtimes know."""
+    values = [ordered(Expression(builder, operand)).value for operand in operands]
+    result = emit(builder, op, Tensor("", tuple(like.shape), values[0].dtype, ()), values)
+    return from_ordered(Expression(builder, result), operands[0].dtype).tensor
 
 
 def _unary(op: str) -> Rule:
@@ -176,7 +182,7 @@ def extremum(builder: Builder, eqn: Any, left: Value, right: Value) -> Tensor:
                 return value
             if op == "Max" and value.dtype == np.float32 and np.all(bound == 0):
                 return _apply(builder, "Relu", value)
-    return _calculate(builder, op, like, left, right)
+    return _extreme(builder, op, like, left, right)
 
 
 @rule("clamp")
@@ -189,7 +195,7 @@ def clamp(builder: Builder, eqn: Any, low: Value, value: Value, high: Value) -> 
     if isinstance(value, Tensor) and value.dtype == np.float32 and scalars:
         inputs = [value.name, builder.in_layout(low, ()), builder.in_layout(high, ())]
         return builder.emit("Clip", inputs, like, value.layout)
-    return _calculate(builder, "Min", like, _calculate(builder, "Max", like, value, low), high)
+    return _extreme(builder, "Min", like, _extreme(builder, "Max", like, value, low), high)
 
 
 @rule("select_n")
@@ -246,6 +252,14 @@ def convert(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     if limits.bits == 64:
         whole = Expression(builder, value).apply("IsNaN").where(np.asarray(0, np.int64), whole)
     return whole.cast(dtype).tensor
+
+
+@rule("sign")
+def sign(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
+    """Adds Sign; the sign of an unsigned integer is whether it is not 0."""
+    if value.dtype.kind == "u":
+        return builder.cast(builder.cast(value, np.bool_), value.dtype)
+    return _calculate(builder, "Sign", value, value)
 
 
 @rule("square")

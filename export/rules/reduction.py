@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from export.builder import Builder, Tensor, Value, identity, renumber
-from export.expression import Expression, limits, number_dtype
+from export.expression import Expression, from_ordered, limits, number_dtype, ordered
 from export.rules.bits import reduce_bits
 from export.rules.elementwise import scale
 from export.rules.registry import require, rule
@@ -21,6 +21,8 @@ _REDUCTIONS = {
     "reduce_and": "ReduceMin",
 }
 
+_EXTREMA = ("reduce_max", "reduce_min")
+
 
 @rule(*_REDUCTIONS)
 def reduce(builder: Builder, eqn: Any, value: Tensor) -> Value:
@@ -33,6 +35,10 @@ def reduce(builder: Builder, eqn: Any, value: Tensor) -> Value:
         return filled(builder, aval, _neutral(eqn.primitive.name, value.dtype))
     if eqn.primitive.name in ("reduce_or", "reduce_and") and value.dtype != np.bool_:
         return reduce_bits(builder, eqn, value)
+
+    if eqn.primitive.name in _EXTREMA and value.dtype == np.uint32:
+        found = Expression(builder, reduce(builder, eqn, ordered(Expression(builder, value)).tensor))
+        return from_ordered(found, value.dtype).tensor
 
     # All axes after batch and channels of a channels-first tensor, the pattern that runtimes optimize best.
     pixels = len(value.layout) > 2 and sorted(value.layout[2:]) == sorted(axes)
@@ -58,7 +64,7 @@ def reduce(builder: Builder, eqn: Any, value: Tensor) -> Value:
         reduced = builder.emit(op, [name], like, _remaining(value, axes), axes=positions, keepdims=0)
     # A runtime knows the extremum of no elements of the wide type only. A symbolic axis may turn out to be empty.
     may_be_empty = not all(isinstance(value.shape[axis], int) for axis in axes)
-    if eqn.primitive.name in ("reduce_max", "reduce_min") and dtype != value.dtype and may_be_empty:
+    if eqn.primitive.name in _EXTREMA and dtype != value.dtype and may_be_empty:
         bound = int(_neutral(eqn.primitive.name, value.dtype))
         reduced = Expression(builder, reduced).apply(op.removeprefix("Reduce"), bound).tensor
     return builder.cast(reduced, value.dtype)
@@ -126,7 +132,7 @@ def arg_extremum(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     """Adds ArgMax or ArgMin, which return the first position of the extremum, as JAX does."""
     op = {"argmax": "ArgMax", "argmin": "ArgMin"}[eqn.primitive.name]
     (axis,) = eqn.params["axes"]
-    value = builder.cast(value, number_dtype(value.dtype))
+    value = ordered(Expression(builder, value)).tensor
     like = Tensor("", eqn.outvars[0].aval.shape, np.dtype(np.int64), ())
     layout = _remaining(value, (axis,))
     found = builder.emit(op, [value.name], like, layout, axis=value.layout.index(axis), keepdims=0)

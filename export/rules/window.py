@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from export.builder import Builder, Tensor, Value
-from export.expression import Expression, limits
+from export.expression import Expression, from_ordered, limits, ordered
 from export.rules.elementwise import scale
 from export.rules.registry import require, rule
 from export.rules.shape import filled, pad_with, slice_tensor
@@ -185,11 +185,17 @@ def general_pool(builder: Builder, eqn: Any, value: Tensor, start: Value) -> Ten
     # XLA skips the padding: a start of 1 counts once in a sum, however many positions are outside.
     padding = np.asarray(_NEUTRAL.get(op, start), start.dtype)
     result = Expression(builder, _slide(builder, eqn, value, op, padding))
+    if op in ("Max", "Min"):
+        return from_ordered(ordered(result).apply(op, ordered(Expression(builder, start))), value.dtype).tensor
     return result.widen().apply(op, start).cast(value.dtype).tensor
 
 
 def _slide(builder: Builder, eqn: Any, value: Tensor, op: str, start: np.ndarray) -> Tensor:
     """Combines one slice of the padded value for each position in the window; `start` is the padding."""
+    if op in ("Max", "Min") and value.dtype == np.uint32:
+        lowest = np.asarray(ordered(Expression(builder, start)).value)
+        found = _slide(builder, eqn, ordered(Expression(builder, value)).tensor, op, lowest)
+        return from_ordered(Expression(builder, found), value.dtype).tensor
     params = eqn.params
     sizes = params["window_dimensions"]
     require(math.prod(sizes) <= _MOST_POSITIONS, builder, eqn, f"a window of more than {_MOST_POSITIONS} positions")

@@ -566,6 +566,33 @@ def test_no_large_integers_are_compared_in_a_cast(exported):
     assert exported(fn, VECTOR, tolerance=0).ops["Min"] == 0
 
 
+def test_extrema_of_uint32_are_found_in_32_bits(exported):
+    def fn(x):
+        y = x * jnp.uint32(0x9E3779B1)
+        return {
+            "maximum": jnp.maximum(y, y[:, ::-1]),
+            "clamp": lax.clamp(jnp.uint32(9), y, jnp.uint32(1 << 31)),
+            "max": y.max(1),
+            "min": y.min(0),
+            "argmax": y.argmax(1),
+            "cummin": lax.cummin(y[:, :2], 1),
+            "window": lax.reduce_window(y, np.uint32(0), lax.max, (1, 2), (1, 2), "SAME"),
+            "window-start": lax.reduce_window(y, np.uint32(1 << 31), lax.min, (1, 2), (1, 2), "SAME"),
+            "sign": jnp.sign(y),
+        }
+
+    model = exported(fn, VECTOR, dtype="uint32", tolerance=0)
+    # These operators compare 32 of 64 bits in onnxruntime 1.27.
+    inferred = onnx.shape_inference.infer_shapes(model.proto).graph.value_info
+    types = {value.name: value.type.tensor_type.elem_type for value in inferred}
+    operands = [
+        types[node.input[0]] for node in model.proto.graph.node if "Max" in node.op_type or "Min" in node.op_type
+    ]
+    assert set(operands) == {onnx.TensorProto.INT32}
+    assert len(operands) == 10
+    assert model.ops["Sign"] == 0
+
+
 @pytest.mark.parametrize("kind", ["bytes", "ints"])
 @pytest.mark.parametrize("name", INTEGER)
 def test_integers(exported, name, kind):

@@ -9,10 +9,12 @@ import os
 import statistics
 import sys
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock, SoftFileLock, Timeout
 from rich.console import Console
 
 from jaxcnn import cli, compare, options
@@ -50,6 +52,8 @@ finished runs are left as they are, unfinished ones resume. Finished runs with o
 
 All other options are given to every run; see python -m jaxcnn.train PRESET --help
 """
+LOCK = ".sweep.lock"
+"""The file in the folder of a sweep that the sweep locks while it runs. A training locks its workdir by another."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ def main(arguments: Sequence[str]) -> None:
         return
     check_runs(sweep)
     # A second sweep would fail at the runs of the first, and score its trials twice.
-    with Workdir(sweep.workdir).locked():
+    with locked(sweep.workdir):
         jobs, failed = run_grid(sweep) if sweep.trials is None else run_trials(sweep)
     finished = [job.workdir for job in jobs if job.is_finished]
     if finished:
@@ -99,10 +103,38 @@ def main(arguments: Sequence[str]) -> None:
         sys.exit(f"{PROG}: {len(failed)} of {len(jobs)} runs failed; run the same command again to resume them")
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Creates the folder of a sweep, and keeps other sweeps out of it until the context ends.
+
+    Raises:
+      UserError: another sweep runs in it, or it cannot be written or locked.
+    """
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = lock.acquire()
+    except Timeout:
+        # On a drive without locks, nobody removes the file of a sweep that was killed on another machine.
+        killed = f", or remove {lock.lock_file} if it was killed" if isinstance(lock, SoftFileLock) else ""
+        raise UserError(
+            f"another sweep is running in {folder}; wait for it{killed}, or give another --workdir"
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"the folder of the sweep, {folder}, cannot be written or locked: {reason}; give another --workdir"
+        ) from error
+    with held:
+        yield
+
+
 def check_runs(sweep: Sweep) -> None:
     """Raises a `UserError` if a run would be refused for options or folder, or is finished with other settings."""
     if sweep.trials is not None:
         check_optuna()
+    # `list_jobs` leaves such characters out of the names of the folders in it.
+    Workdir(sweep.workdir).check_path()
     for job in _list_examples(sweep):
         config = parse_training(job.arguments).config
         check_clients(config.log)

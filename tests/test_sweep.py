@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import os
 import re
 import sqlite3
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from recorded_runs import CLASSES, write_run
 
 from jaxcnn import sweep
@@ -139,6 +141,13 @@ def test_a_wrong_command_line_is_refused_before_any_run(monkeypatch, line, messa
 def test_a_folder_among_the_pictures_is_refused_and_not_made(tmp_path, options):
     with pytest.raises(UserError, match=r"workdir .*/sweep' lies in data\.source .*, among the pictures; give another"):
         main(["folder", "--data.source", str(tmp_path), "--workdir", str(tmp_path / "sweep"), *options])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_whose_checkpoints_could_not_be_read_is_refused_and_not_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "run_jobs", lambda *_, **__: pytest.fail("a run was started"))
+    with pytest.raises(UserError, match=r"the path of the workdir, .*/rates\[1\], has a \[ in it, with which"):
+        main(["--seeds", "2", "--workdir", str(tmp_path / "rates[1]")])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -274,13 +283,45 @@ def test_a_second_sweep_in_the_same_folder_is_refused(tmp_path, monkeypatch):
 
     def start_again(jobs, *, at_once):
         monkeypatch.setattr(sweep, "run_jobs", lambda *_, **__: pytest.fail("a run was started"))
-        with pytest.raises(UserError, match=r"another process is training in .*/sweep; wait for it, or give another"):
+        with pytest.raises(UserError, match=r"another sweep is running in .*/sweep; wait for it, or give another"):
             main(line)
         return {}
 
     monkeypatch.setattr(sweep, "run_jobs", start_again)
     main(line)
-    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_removes_nothing_from_its_folder(tmp_path, monkeypatch):
+    # Names that a refused training would remove, and the lock of one that runs beside it.
+    names = {"checkpoints", "metrics.jsonl", "environment.json", "classes.json", ".lock"}
+
+    def leave(jobs, *, at_once):
+        for name in names:
+            (tmp_path / "sweep" / name).touch()
+        return {jobs[0]: "no luck"}
+
+    monkeypatch.setattr(sweep, "run_jobs", leave)
+    with pytest.raises(SystemExit, match="1 of 2 runs failed"):
+        main(["--seeds", "2", "--workdir", str(tmp_path / "sweep")])
+    assert names <= {path.name for path in (tmp_path / "sweep").iterdir()}
+
+
+@pytest.mark.filterwarnings("ignore:flock not supported:UserWarning")
+@pytest.mark.skipif(not hasattr(FileLock, "fallback_to_soft"), reason="earlier versions of filelock refuse such drives")
+def test_on_a_drive_without_locks_a_killed_sweep_can_be_given_up(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(pytest.importorskip("fcntl"), "flock", fail)
+    (tmp_path / sweep.LOCK).write_text("7\nanother-machine\n")
+    with pytest.raises(UserError, match=r"wait for it, or remove .*/\.sweep\.lock if it was killed, or give another"):
+        sweep.locked(tmp_path).__enter__()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"^the folder of the sweep, .*/file/a, cannot be written or locked: Not a dir"):
+        sweep.locked(tmp_path / "file" / "a").__enter__()
 
 
 def test_it_ends_in_a_comparison(tmp_path, monkeypatch, capsys):

@@ -225,7 +225,7 @@ class Workdir:
           UserError: another process trains in it, it cannot be written, or its checkpoints could not be read again.
         """
         # Before the folder is created: a refused path leaves nothing behind.
-        self._check_path()
+        self.check_path()
         found = [path for path in (self.path, *self.path.parents) if path.exists()]
         before = set(self.path.iterdir()) if self.path.is_dir() else set()
         try:
@@ -289,6 +289,23 @@ class Workdir:
         for folder in itertools.takewhile(lambda folder: folder not in existing, (self.path, *self.path.parents)):
             with suppress(OSError):  # Another process may have begun a run beside it.
                 folder.rmdir()
+
+    def check_path(self) -> None:
+        """Raises a `UserError` if Orbax could not read checkpoints under this path again."""
+        path = self.path.absolute().as_posix()
+        wrong = next((character for character in path if character in UNREADABLE), None)
+        if wrong is not None:
+            raise UserError(
+                f"the path of the workdir, {path}, has a {wrong} in it, with which checkpoints cannot be read again; "
+                "rename that folder or give another --workdir"
+            )
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"the path of the workdir, {path}, has bytes in it that are not UTF-8, with which checkpoints cannot "
+                "be written; rename that folder or give another --workdir"
+            ) from None
 
     def check_resumable(self, config: Config) -> None:
         """Raises a `UserError` if the folder holds a run that cannot be resumed with these settings.
@@ -360,23 +377,6 @@ class Workdir:
     def _write(self, name: str, record: dict[str, Any]) -> None:
         """Writes a record with its checksum."""
         write_atomically(self.path / name, json.dumps(seal(record), indent=2) + "\n")
-
-    def _check_path(self) -> None:
-        """Raises a `UserError` if Orbax could not read checkpoints under this path again."""
-        path = self.path.absolute().as_posix()
-        wrong = next((character for character in path if character in UNREADABLE), None)
-        if wrong is not None:
-            raise UserError(
-                f"the path of the workdir, {path}, has a {wrong} in it, with which checkpoints cannot be read again; "
-                "rename that folder or give another --workdir"
-            )
-        try:
-            path.encode()
-        except UnicodeEncodeError:
-            raise UserError(
-                f"the path of the workdir, {path}, has bytes in it that are not UTF-8, with which checkpoints cannot "
-                "be written; rename that folder or give another --workdir"
-            ) from None
 
     def _check_settings(self, config: Config) -> None:
         if change := find_fixed_change(self.read_config(), config):

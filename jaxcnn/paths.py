@@ -51,15 +51,6 @@ def check_address(text: str, *, option: str) -> str:
     return text
 
 
-def check_outside_pictures(path: Path, *, option: str, source: str) -> None:
-    """Raises UserError if a folder to write to is inside the folder of pictures, where it would become a class."""
-    pictures = named_path(source, option="data.source") if source else None
-    if pictures is not None and pictures.is_dir() and path.resolve().is_relative_to(pictures.resolve()):
-        raise UserError(
-            f"{option} {str(path)!r} lies in data.source {source!r}, among the pictures; give another --{option}"
-        )
-
-
 def check_file(path: Path, *, option: str = "output", endings: Sequence[str] = ()) -> None:
     """Raises UserError if the value of an option is no file to write: a folder, or of another ending than those."""
     if endings and path.suffix not in endings:

@@ -19,7 +19,7 @@ from jaxcnn.errors import UserError
 from jaxcnn.leakage import check_no_leakage, describe_overlap
 from jaxcnn.models.pretrained import read_pretrained
 from jaxcnn.ops.compilation_cache import keep_compilations
-from jaxcnn.paths import check_outside_pictures, named_path
+from jaxcnn.paths import named_path
 from jaxcnn.processes import check_joined, check_same, is_leader, join, lead, leader_first, share
 from jaxcnn.run.flat_settings import flat_settings
 from jaxcnn.run.tracking import check_clients
@@ -52,12 +52,6 @@ def check_same_settings(config: Config, bucket: str | None = None) -> None:
     for number, differences in enumerate(found):
         if differences:
             raise UserError(f"process {number} was started with {differences[0]}; give the same options to all of them")
-
-
-def check_place(config: Config, folder: Workdir) -> None:
-    """Raises a `UserError` if a workdir lies among the pictures, where it would be taken for a class."""
-    if not data.is_named(config.data.source):
-        check_outside_pictures(folder.path, option="workdir", source=config.data.source)
 
 
 class PreparedRun(NamedTuple):

@@ -12,18 +12,12 @@ from typing import NamedTuple
 import jax
 
 from jaxcnn.config import Config
+from jaxcnn.data import check_outside_pictures
 from jaxcnn.distributed import place_state
 from jaxcnn.errors import UserError
 from jaxcnn.memory import describe_shortage
 from jaxcnn.models.registry import count_parameters
-from jaxcnn.preparation import (
-    check_place,
-    check_same_settings,
-    initialise,
-    join_processes,
-    prepare_run,
-    print_start,
-)
+from jaxcnn.preparation import check_same_settings, initialise, join_processes, prepare_run, print_start
 from jaxcnn.processes import is_leader, lead, share
 from jaxcnn.run.cost import describe_memory, format_duration, picture_flops
 from jaxcnn.run.describe import describe_network
@@ -62,7 +56,7 @@ def rehearse(config: Config, workdir: str | Path) -> Iterator[Finding]:
     join_processes(config)
     config, folder = config.recorded(), Workdir(Path(workdir))
     check_same_settings(config)
-    check_place(config, folder)
+    check_outside_pictures(folder.path, config.data.source, option="workdir")
     run, _, _, findings = prepare_run(config, folder)
     with stage("preparing the network and its state"):
         weights, state = initialise(run)

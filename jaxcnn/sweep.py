@@ -19,9 +19,9 @@ from rich.console import Console
 
 from jaxcnn import cli, compare, options
 from jaxcnn.config import Config
-from jaxcnn.data import is_named
+from jaxcnn.data import check_outside_pictures, is_named
 from jaxcnn.errors import UserError
-from jaxcnn.paths import check_output, check_outside_pictures, named_path
+from jaxcnn.paths import check_output, named_path
 from jaxcnn.presets import take_preset
 from jaxcnn.run.flat_settings import find_change
 from jaxcnn.run.pool import Job, run_jobs
@@ -138,14 +138,8 @@ def check_runs(sweep: Sweep) -> None:
     for job in _list_examples(sweep):
         config = parse_training(job.arguments).config
         check_clients(config.log)
-        _check_place(config, sweep)
+        check_outside_pictures(sweep.workdir, config.data.source, option="workdir")
         check_finished(job)
-
-
-def _check_place(config: Config, sweep: Sweep) -> None:
-    """Raises a `UserError` if the folder of a sweep lies among the pictures, where it would be taken for a class."""
-    if not is_named(config.data.source):
-        check_outside_pictures(sweep.workdir, option="workdir", source=config.data.source)
 
 
 def _list_examples(sweep: Sweep) -> list[Job]:
@@ -342,7 +336,7 @@ def find_learning_rate(sweep: Sweep) -> None:
     """Runs the learning rate range test, prints what it found and writes its plot."""
     # Mistakes are reported before JAX is imported.
     parsed = parse_training([*sweep.training, "--workdir", str(sweep.workdir)])
-    _check_place(parsed.config, sweep)
+    check_outside_pictures(sweep.workdir, parsed.config.data.source, option="workdir")
     page = sweep.workdir / "learning_rates.html"
     check_output(page, option="workdir")
     with stage("loading libraries"):

@@ -16,6 +16,7 @@ from jaxcnn.calibration import Calibration, calibrate, keep_every, write_calibra
 from jaxcnn.classifier import load
 from jaxcnn.config import Config
 from jaxcnn.cores import count_cores
+from jaxcnn.data import check_outside_pictures
 from jaxcnn.disk import check_room
 from jaxcnn.distributed import place_state
 from jaxcnn.errors import UserError
@@ -27,7 +28,6 @@ from jaxcnn.linear_head import LinearHead
 from jaxcnn.loop import fit
 from jaxcnn.metrics import Evaluation
 from jaxcnn.preparation import (
-    check_place,
     check_same_settings,
     find_overlap,
     initialise,
@@ -140,7 +140,7 @@ def begin(
     trackers, config = config.log, config.recorded()
     check_same_settings(config, bucket)
     folder = Workdir(Path(workdir))
-    check_place(config, folder)
+    check_outside_pictures(folder.path, config.data.source, option="workdir")
     with locked_by_leader(folder), copied_to(bucket, folder) as listeners:
         run, classes, fingerprint, findings = prepare_run(config, folder)
         config, cores = run.config, _count_all_cores()

@@ -3,7 +3,7 @@
 from jaxcnn.data.batches import Batch, EvalBatch, epoch_order, eval_batches, steps_per_epoch, train_batches
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.data.fingerprint import Fingerprint
-from jaxcnn.data.loading import check_source, is_named, load
+from jaxcnn.data.loading import check_outside_pictures, check_source, is_named, load
 from jaxcnn.data.resize import Resize
 from jaxcnn.data.split import Split
 
@@ -14,6 +14,7 @@ __all__ = [
     "Fingerprint",
     "Resize",
     "Split",
+    "check_outside_pictures",
     "check_source",
     "epoch_order",
     "eval_batches",

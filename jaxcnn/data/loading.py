@@ -20,7 +20,7 @@ from jaxcnn.data.sources.folder import find_path, folder_source
 from jaxcnn.data.sources.parquet import find_parquet, parquet_source
 from jaxcnn.data.sources.tars import find_tars, tar_source
 from jaxcnn.errors import UserError
-from jaxcnn.paths import check_outside_pictures, named_path
+from jaxcnn.paths import named_path
 
 MOST_DECODED = 100 * 10**9
 """Bytes that decoded pictures may take with `--data.store auto`."""
@@ -43,8 +43,7 @@ def load(config: DataConfig, *, hold_out: bool = True) -> Dataset:
     """
     # A cache among the pictures would be taken for a class at the next start.
     cache_dir = named_path(config.cache_dir, option="data.cache_dir")
-    if not is_named(config.source):
-        check_outside_pictures(cache_dir, option="data.cache_dir", source=config.source)
+    check_outside_pictures(cache_dir, config.source, option="data.cache_dir")
     dataset = _load_store(config, find_source(config), cache_dir)
 
     # The cache holds the split of the source: holding out only selects rows.
@@ -109,6 +108,23 @@ def check_source(config: DataConfig) -> None:
     """Raises UserError if the folder or zip of the pictures does not exist, before anything long begins."""
     if not is_named(config.source):
         find_path(config.source)
+
+
+def check_outside_pictures(path: Path, source: str, *, option: str) -> None:
+    """Raises UserError if a folder to write to is inside the folder of pictures, where it would become a class.
+
+    Args:
+      path: the folder to write to, which need not exist.
+      source: the `--data.source`. An empty one, or the name of a data set, is no folder.
+      option: what names the folder to write to.
+    """
+    if not source or is_named(source):
+        return
+    pictures = named_path(source, option="data.source")
+    if pictures.is_dir() and path.resolve().is_relative_to(pictures.resolve()):
+        raise UserError(
+            f"{option} {str(path)!r} lies in data.source {source!r}, among the pictures; give another --{option}"
+        )
 
 
 def find_source(config: DataConfig) -> Source:

@@ -39,8 +39,8 @@ def with_source(config, source, **settings):
 
 def test_the_public_names():
     assert sorted(jaxcnn.data.__all__) == [
-        "Batch", "Dataset", "EvalBatch", "Fingerprint", "Resize", "Split", "check_source", "epoch_order",
-        "eval_batches", "is_named", "load", "steps_per_epoch", "train_batches",
+        "Batch", "Dataset", "EvalBatch", "Fingerprint", "Resize", "Split", "check_outside_pictures", "check_source",
+        "epoch_order", "eval_batches", "is_named", "load", "steps_per_epoch", "train_batches",
     ]  # fmt: skip
     assert all(hasattr(jaxcnn.data, name) for name in jaxcnn.data.__all__)
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, SoftFileLock, Timeout
-from rich.console import Console
 
 from jaxcnn import cli, compare, options
 from jaxcnn.config import Config
@@ -23,11 +22,12 @@ from jaxcnn.data import check_outside_pictures, is_named
 from jaxcnn.errors import UserError
 from jaxcnn.paths import check_output, named_path
 from jaxcnn.presets import take_preset
+from jaxcnn.rate_search import RateSearch, find_learning_rate
 from jaxcnn.run.flat_settings import find_change
 from jaxcnn.run.pool import Job, run_jobs
 from jaxcnn.run.tracking import check_clients
 from jaxcnn.run.workdir import Workdir
-from jaxcnn.terminal import console, stage
+from jaxcnn.terminal import console
 from jaxcnn.train import Arguments
 from jaxcnn.train import parse as parse_training
 from jaxcnn.trials import IGNORED, RANGE, Choices, Range, Study, Trial, Words, check_optuna, read_range
@@ -68,7 +68,6 @@ class Sweep:
       jobs: runs at the same time.
       workdir: folder of the workdirs.
       output: file for the comparison.
-      find_learning_rate: steps of the range test; None trains the grid.
     """
 
     training: tuple[str, ...]
@@ -78,18 +77,22 @@ class Sweep:
     jobs: int
     workdir: Path
     output: Path
-    find_learning_rate: int | None
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Runs the sweep that the command line describes; exits with status 1 if a run failed."""
+    """Runs the sweep that the command line describes, or looks for a learning rate."""
     if {"-h", "--help"} & set(arguments):
         print(HELP, end="")
         return
-    sweep = parse(arguments)
-    if sweep.find_learning_rate is not None:
-        find_learning_rate(sweep)
-        return
+    asked = parse(arguments)
+    if isinstance(asked, RateSearch):
+        find_learning_rate(asked, prog=PROG)
+    else:
+        train_runs(asked)
+
+
+def train_runs(sweep: Sweep) -> None:
+    """Trains the runs of a sweep and compares them; exits with status 1 if a run failed."""
     check_runs(sweep)
     # A second sweep would fail at the runs of the first, and score its trials twice.
     with locked(sweep.workdir):
@@ -213,8 +216,8 @@ def read_top1(workdir: Path) -> float:
     return float(json.loads(Workdir(workdir).evaluation.read_text(encoding="utf-8"))["top1"])
 
 
-def parse(arguments: Sequence[str]) -> Sweep:
-    """Reads the command line of a sweep.
+def parse(arguments: Sequence[str]) -> Sweep | RateSearch:
+    """Reads the command line of a sweep, or of the range test that `--find_learning_rate` asks for in its place.
 
     Raises:
       UserError: an option has no value or a wrong one, or nothing is to be swept over.
@@ -229,28 +232,36 @@ def parse(arguments: Sequence[str]) -> Sweep:
         raise UserError("a sweep keeps no copy of its runs in a bucket; leave out --bucket")
     if "--dry_run" in training:
         raise UserError("a sweep trains its runs; leave out --dry_run")
-    steps = given.find_learning_rate
-    if steps is not None:
-        for option in ("over", "seeds", "trials", "jobs", "output"):
-            if getattr(given, option):
-                raise UserError(f"find_learning_rate trains no runs; leave out --{option}")
-    over = _read_over(given)
     workdir = named_path(given.workdir or f"runs/sweep-{preset}", option="workdir")
+    if given.find_learning_rate is not None:
+        return _read_search(given, (preset, *training), workdir)
+    return _read_sweep(given, (preset, *training), workdir)
+
+
+def _read_search(given: argparse.Namespace, training: tuple[str, ...], workdir: Path) -> RateSearch:
+    for option in ("over", "seeds", "trials", "jobs", "output"):
+        if getattr(given, option):
+            raise UserError(f"find_learning_rate trains no runs; leave out --{option}")
+    steps = _read_count("find_learning_rate", given.find_learning_rate, least=10)
+    return RateSearch(training, workdir, steps)
+
+
+def _read_sweep(given: argparse.Namespace, training: tuple[str, ...], workdir: Path) -> Sweep:
+    over = _read_over(given)
     output = named_path(given.output or str(workdir / "comparison.html"), option="output")
     if given.output:  # Else its folder is the workdir.
         check_output(output, endings=compare.ENDINGS)
     seeds = _read_count("seeds", given.seeds or "1", least=1)
-    if steps is None and not over and seeds == 1:
+    if not over and seeds == 1:
         raise UserError(f"there is nothing to sweep over; give --over NAME=VALUE,VALUE or --seeds; see {PROG} --help")
     return Sweep(
-        training=(preset, *training),
+        training=training,
         over=over,
         trials=None if given.trials is None else _read_count("trials", given.trials, least=1),
         seeds=seeds,
         jobs=_read_count("jobs", given.jobs or "1", least=1),
         workdir=workdir,
         output=output,
-        find_learning_rate=None if steps is None else _read_count("find_learning_rate", steps, least=10),
     )
 
 
@@ -330,35 +341,6 @@ def list_jobs(sweep: Sweep, over: Mapping[str, Choices]) -> list[Job]:
                 f"two runs would share the folder {workdir}; train them in two sweeps, each with a --workdir"
             )
     return list(jobs.values())
-
-
-def find_learning_rate(sweep: Sweep) -> None:
-    """Runs the learning rate range test, prints what it found and writes its plot."""
-    # Mistakes are reported before JAX is imported.
-    parsed = parse_training([*sweep.training, "--workdir", str(sweep.workdir)])
-    check_outside_pictures(sweep.workdir, parsed.config.data.source, option="workdir")
-    page = sweep.workdir / "learning_rates.html"
-    check_output(page, option="workdir")
-    with stage("loading libraries"):
-        from jaxcnn.ops.allocator import keep_freed_memory
-        from jaxcnn.processes import ending_together, is_leader
-        from jaxcnn.range_test import run_range_test
-        from jaxcnn.run.range_page import write_range_page
-
-    assert sweep.find_learning_rate is not None
-    keep_freed_memory()
-    with ending_together(PROG):
-        found = run_range_test(parsed.config, parsed.workdir, steps=sweep.find_learning_rate)
-        steepest, lowest = found.steepest, found.lowest
-        if not is_leader():
-            return
-        write_range_page(found.rates, found.losses, steepest=steepest, lowest=lowest, path=page)
-    Console(highlight=False).print(
-        f"the loss falls fastest at a learning rate of {steepest:.2g} and is lowest at {lowest:.2g}; try "
-        f"--over optim.learning_rate={steepest / 3:.2g},{steepest:.2g},{steepest * 3:.2g}\n{page}",
-        soft_wrap=True,
-        markup=False,
-    )
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from recorded_runs import CLASSES, write_run
 
 from jaxcnn import sweep
 from jaxcnn.errors import UserError
+from jaxcnn.rate_search import RateSearch
 from jaxcnn.run import pool
 from jaxcnn.run.pool import Job, run_jobs
 from jaxcnn.run.workdir import Workdir
@@ -86,6 +87,11 @@ def test_defaults():
     assert found.output.as_posix() == "runs/sweep-folder/comparison.html"
 
 
+def test_a_range_test_takes_the_options_of_training(tmp_path):
+    line = "folder --find-learning-rate 20 --epochs 3 --workdir"
+    assert parse([*line.split(), str(tmp_path)]) == RateSearch(("folder", "--epochs", "3"), tmp_path, steps=20)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -100,6 +106,7 @@ def test_defaults():
         ("--seeds 2 --output LICENSE/a/x.md", "output 'LICENSE/a/x.md' cannot be written: "),
         ("--find_learning_rate 20 --workdir LICENSE/a", "workdir 'LICENSE/a/learning_rates.html' cannot be written: "),
         ("--over", "--over: expected at least one argument; see python -m jaxcnn.sweep --help"),
+        ("--find_learning_rate 9", "find_learning_rate is '9'; it must be a whole number of at least 10"),
         *[
             (
                 f"--find_learning_rate 20 {option}",

@@ -18,7 +18,7 @@ def write_run(folder, *, answers="cccccccc" + "dddddddd", finished=True, keep=Tr
     Args:
       folder: the workdir.
       answers: the predicted class of each picture, by its first letter.
-      finished: whether there is an evaluation.
+      finished: whether the best checkpoint was measured and exported.
       keep: whether there are predictions for each picture.
       changes: settings; `learning_rate` is that of the optimizer, `note` the note.
     """
@@ -45,6 +45,8 @@ def write_run(folder, *, answers="cccccccc" + "dddddddd", finished=True, keep=Tr
     if finished:
         evaluation = {"top1": top1, "top5": 1.0, "loss": 0.25, "ece": 0.05, "count": 16, "step": 8, "per_class": []}
         workdir.evaluation.write_text(json.dumps(evaluation))
+        workdir.onnx.write_bytes(b"model")
+        workdir.onnx.with_suffix(".json").write_text(json.dumps({"step": 8}))
     if keep:
         with (folder / "predictions.csv").open("w", newline="") as file:
             csv.writer(file).writerows([("file", "true_class", "predicted_class"), *rows])

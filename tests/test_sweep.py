@@ -159,20 +159,21 @@ def test_a_folder_whose_checkpoints_could_not_be_read_is_refused_and_not_made(tm
 
 
 @pytest.fixture
-def played(monkeypatch):
-    """Lets a program play the trainings: it writes the model of its workdir, unless it is the one to fail.
+def played(monkeypatch, tmp_path_factory):
+    """Lets a program play the trainings: it writes the records of a finished run, unless it is the one to fail.
 
     Before, it sleeps, and waits until a number of trainings have begun.
     """
+    run = write_run(tmp_path_factory.mktemp("played") / "run")
     program = (
-        "import os, pathlib, sys, time\nfolder = pathlib.Path(sys.argv[-1])\nfolder.mkdir(exist_ok=True)\n"
+        "import os, pathlib, shutil, sys, time\nfolder = pathlib.Path(sys.argv[-1])\nfolder.mkdir(exist_ok=True)\n"
         "(folder / 'begun').open('a').write(f'{os.getpgid(0)}\\n')\ntime.sleep(float(sys.argv[1]))\n"
         "deadline = time.monotonic() + 20\n"
         "while len([*folder.parent.glob('*/begun')]) < int(sys.argv[2]):\n"
         "    if time.monotonic() > deadline: sys.exit('alone')\n"
         "    time.sleep(0.02)\n"
         "if 'fail' in folder.name: sys.exit('no luck')\n"
-        "for name in ('config.json', 'evaluation.json', 'model.onnx'): (folder / name).touch()\n"
+        f"shutil.copytree({str(run)!r}, folder, dirs_exist_ok=True)\n"
     )
     begin = subprocess.Popen
 
@@ -183,18 +184,12 @@ def played(monkeypatch):
     monkeypatch.setattr(pool, "POLL_SECONDS", 0.02)
 
 
-def finish(folder):
-    folder.mkdir(exist_ok=True)
-    for name in ("config.json", "evaluation.json", "model.onnx"):
-        (folder / name).touch()
-
-
 def jobs_in(folder, *names, seconds=0, together=1):
     return [Job(folder / name, (str(seconds), str(together), str(folder / name))) for name in names]
 
 
 def test_finished_runs_are_not_run_again(tmp_path, played, capsys):
-    finish(tmp_path / "a")
+    write_run(tmp_path / "a")
     assert run_jobs(jobs_in(tmp_path, "a", "b"), at_once=1) == {}
     assert not (tmp_path / "a" / "begun").exists()
     assert (tmp_path / "b" / "model.onnx").exists()
@@ -203,13 +198,30 @@ def test_finished_runs_are_not_run_again(tmp_path, played, capsys):
 
 def test_a_run_that_goes_on_after_its_end_or_was_only_exported_is_not_finished(tmp_path):
     (job,) = jobs_in(tmp_path, "a")
-    finish(job.workdir)
+    assert not job.is_finished
+    write_run(job.workdir)
     assert job.is_finished
     # A session with more epochs has begun since.
-    os.utime(job.workdir / "config.json", (later := time.time() + 60, later))
+    write_run(job.workdir, epochs=3)
     assert not job.is_finished
-    finish(job.workdir)
+    write_run(job.workdir)
     (job.workdir / "evaluation.json").unlink()
+    assert not job.is_finished
+
+
+def test_a_copy_of_a_finished_run_is_finished_whatever_the_times_of_its_files(tmp_path):
+    (job,) = jobs_in(tmp_path, "a")
+    write_run(job.workdir)
+    os.utime(job.workdir / "config.json", (later := time.time() + 60, later))
+    assert job.is_finished
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "evaluation.json", "model.json"])
+@pytest.mark.parametrize("text", ["", "[]", "\udc80", '{"step": 4}'])
+def test_a_run_with_a_damaged_record_is_not_finished(tmp_path, name, text):
+    (job,) = jobs_in(tmp_path, "a")
+    write_run(job.workdir)
+    (job.workdir / name).write_text(text, errors="surrogateescape")
     assert not job.is_finished
 
 
@@ -223,17 +235,16 @@ def test_finished_runs_with_other_settings_are_refused(tmp_path, monkeypatch, ca
             config = parse_training(job.arguments).config
             write_run(job.workdir)
             Workdir(job.workdir).record(dataclasses.replace(config, data=config.data.resolved()), CLASSES)
-            finish(job.workdir)
         return {}
 
     monkeypatch.setattr(sweep, "run_jobs", play)
     (tmp_path / "a").mkdir()
     monkeypatch.chdir(tmp_path)
-    line = ["folder", *words("--over optim.learning_rate=.03,.1 --data.source a --workdir runs --epochs 5")]
+    line = ["folder", *words("--over optim.learning_rate=.03,.1 --data.source a --workdir runs --epochs 2")]
     main(line)
     assert len(started) == 2
     changes = {
-        "--epochs 50": "holds a finished run with epochs 5, not 50",
+        "--epochs 50": "holds a finished run with epochs 2, not 50",
         "--data.source b": f"holds a finished run with data.source '{tmp_path}/a', not '{tmp_path}/b'",
         "--data.fit pad": "holds a finished run with data.fit 'stretch', not 'pad'",
     }
@@ -335,7 +346,6 @@ def test_it_ends_in_a_comparison(tmp_path, monkeypatch, capsys):
     def play(jobs, *, at_once):
         for seed, job in enumerate(jobs):
             write_run(job.workdir, seed=seed)
-            finish(job.workdir)
         return {jobs[-1]: "no luck"}
 
     monkeypatch.setattr(sweep, "run_jobs", play)
@@ -420,7 +430,6 @@ def test_trials_are_scored_by_the_mean_of_their_seeds_and_compared(tmp_path, mon
             if "epochs=3," not in job.workdir.name:
                 right = 16 if job.workdir.name == "epochs=1,balance=off,seed=1" else 8
                 write_run(job.workdir, answers="c" * 8 + "d" * (right - 8) + "c" * (16 - right))
-                finish(job.workdir)
         return {job: "no luck" for job in jobs if not job.is_finished}
 
     monkeypatch.setattr(sweep, "run_jobs", play)
@@ -447,7 +456,6 @@ def test_a_run_that_failed_and_is_proposed_again_has_not_failed(tmp_path, monkey
             return dict.fromkeys(jobs, reason)
         for job in jobs:
             write_run(job.workdir)
-            finish(job.workdir)
         return {}
 
     monkeypatch.setattr(sweep, "run_jobs", play)

@@ -20,6 +20,7 @@ from jaxcnn.distributed import fetch_state
 from jaxcnn.errors import UserError
 from jaxcnn.run.orbax_logs import without_orbax_logs
 from jaxcnn.run.seal import check_arrays, check_files
+from jaxcnn.run.workdir import DAMAGED
 from jaxcnn.terminal import console
 
 SELECTED_BY = "top1"
@@ -27,9 +28,6 @@ SELECTED_BY = "top1"
 
 METRICS = PurePath("metrics", "metrics")
 """File of the validation metrics in the folder of a checkpoint, as JSON. Orbax has chosen the names."""
-
-DAMAGED = ".damaged"
-"""Suffix of folders of damaged checkpoints."""
 
 
 class DamagedError(UserError):

@@ -11,10 +11,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from jaxcnn.run.describe import counted
+from jaxcnn.run.recorded import is_finished
+from jaxcnn.run.workdir import Workdir
 from jaxcnn.terminal import console, stage
 
-FILES = ("config.json", "evaluation.json", "model.onnx")
-"""What a run writes when a session begins, and at its end."""
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 60.0
 STARTER = """\
@@ -46,12 +46,8 @@ class Job:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run has ended: it was measured and exported after its last session with steps began."""
-        try:
-            begun, *ended = [(self.workdir / name).stat().st_mtime_ns for name in FILES]
-        except FileNotFoundError:
-            return False
-        return begun <= min(ended)
+        """Whether the run has ended, by its records; see `recorded.is_finished`."""
+        return is_finished(Workdir(self.workdir))
 
 
 def run_jobs(jobs: Sequence[Job], *, at_once: int) -> dict[Job, str]:

@@ -14,7 +14,7 @@ from jaxcnn.errors import UserError
 from jaxcnn.run.metrics_log import RunLog, is_stalled, read_log
 from jaxcnn.run.paired import Answer
 from jaxcnn.run.sessions import Session, read_sessions
-from jaxcnn.run.workdir import Classes, Workdir
+from jaxcnn.run.workdir import DAMAGED, Classes, Workdir
 
 DEPTH = 4
 """Levels of folders in which runs are looked for: links may lead back up."""
@@ -31,7 +31,8 @@ class RecordedRun:
       classes: its classes and data set.
       pictures: fingerprint of its split; None in a run of an earlier version.
       log: its metrics.
-      evaluation: the record of its best checkpoint; None if the run has not ended, or goes on after its end.
+      evaluation: the record of its best checkpoint; None if the run has not ended or goes on after its end, or if
+        the record is about another checkpoint.
     """
 
     name: str
@@ -114,6 +115,9 @@ def read_run(folder: Path, name: str) -> RecordedRun:
     """
     workdir = Workdir(folder)
     sessions, log, evaluation = read_sessions(workdir), read_log(workdir.metrics), _read_evaluation(workdir.evaluation)
+    end = find_end(sessions[-1].config, log)
+    # A record of an earlier version has no step. Without a log, nothing says that it is about another checkpoint.
+    is_of_best = evaluation and (not log.validation or _is_best(workdir, evaluation.get("step", end), end))
     return RecordedRun(
         name=name,
         workdir=workdir,
@@ -121,21 +125,60 @@ def read_run(folder: Path, name: str) -> RecordedRun:
         classes=workdir.read_classes(),
         pictures=workdir.read_pictures(),
         log=log,
-        evaluation=None if _goes_on(workdir, sessions[-1].config, log) else evaluation,
+        evaluation=evaluation if is_of_best else None,
     )
 
 
-def _goes_on(workdir: Workdir, config: Config, log: RunLog) -> bool:
-    """Returns whether the last session of a run has begun after the evaluation, and has not ended.
+def is_finished(workdir: Workdir) -> bool:
+    """Returns whether a run has ended and its best checkpoint was measured and exported, by its records.
 
-    The times alone would not do: a copy of a workdir has the times at which its files were copied.
+    The times of the files would not do: a copy of a workdir has the times at which it was made, and the user may have
+    measured and exported a run that has not ended. A run with a damaged record has not ended: training reports it.
     """
-    with suppress(FileNotFoundError):
-        begun, measured = (path.stat().st_mtime_ns for path in (workdir.path / "config.json", workdir.evaluation))
-        if begun > measured and log.validation and not config.is_frozen:
-            has_all = log.validation[-1].epoch >= config.epochs
-            return not has_all and not is_stalled([record.top1 for record in log.validation], config.early_stopping)
-    return False
+    try:
+        end = find_end(workdir.read_config(), read_log(workdir.metrics))
+    except UserError:
+        return False
+    records = (workdir.evaluation, workdir.onnx.with_suffix(".json"))
+    return workdir.onnx.exists() and all(_is_best(workdir, _read_step(path), end) for path in records)
+
+
+def find_end(config: Config, log: RunLog) -> int | None:
+    """Returns the step of the best checkpoint of a run that has ended; None if an epoch is left to take.
+
+    A training itself goes by its last checkpoint, see `has_steps_left`: after a kill, the log may be an epoch ahead.
+
+    Args:
+      config: the settings of the last session.
+      log: the metrics of the run.
+    """
+    best = log.best
+    if best is None:
+        return None
+    epochs, history = 0 if config.is_frozen else config.epochs, [record.top1 for record in log.validation]
+    has_ended = log.validation[-1].epoch >= epochs or is_stalled(history, config.early_stopping)
+    return best.step if has_ended else None
+
+
+def _is_best(workdir: Workdir, step: object, end: int | None) -> bool:
+    """Returns whether a checkpoint is the best of a run that has ended, or takes the place of one that is damaged.
+
+    Args:
+      workdir: the folder of the run.
+      step: the step of the checkpoint; None if that is not known.
+      end: the step of the best one, from `find_end`.
+    """
+    if step is None or end is None:
+        return False
+    best, damaged = (workdir.checkpoints / f"{end}{suffix}" for suffix in ("", DAMAGED))
+    return step == end or (damaged.exists() and not best.exists())
+
+
+def _read_step(path: Path) -> object:
+    """Returns the step of the checkpoint that a record is about; None if there is no such record."""
+    with suppress(OSError, ValueError, RecursionError, AttributeError):
+        return json.loads(path.read_text(encoding="utf-8")).get("step")
+    return None
 
 
 def _read_evaluation(path: Path) -> Mapping[str, Any] | None:

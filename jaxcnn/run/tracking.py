@@ -17,6 +17,7 @@ from jaxcnn.disk import write_atomically
 from jaxcnn.errors import UserError
 from jaxcnn.run.flat_settings import flat_settings
 from jaxcnn.run.metrics_log import Record, tagged
+from jaxcnn.run.recorded import is_finished
 from jaxcnn.run.trackers import LoggedRun, MLflow, Outcome, Tracker, WeightsAndBiases
 from jaxcnn.run.workdir import Workdir
 from jaxcnn.terminal import stage, warn
@@ -56,8 +57,8 @@ def open_tracking(
 ) -> Iterator[Callable[[Record], None]]:
     """Sends a run to the trackers that are asked for until the context ends.
 
-    At the end, the scores, the model and the report are sent if `evaluation.json` and `model.onnx` were written in the
-    context: during a training, `export` may write the second alone.
+    At the end, the scores, the model and the report are sent if the run is finished, see `recorded.is_finished`: during
+    a training, the user may measure and export its best checkpoint, too.
 
     Args:
       log: the trackers.
@@ -78,7 +79,6 @@ def open_tracking(
             settings=dict(flat_settings(config)),
         )
         senders = [Sender(name, TRACKERS[name](value), run) for name, value in asked.items()]
-    before = _ended(workdir)
     outcome: Outcome = "failed"
 
     def note(record: Record) -> None:
@@ -88,8 +88,7 @@ def open_tracking(
 
     try:
         yield note
-        is_new = all(time not in (None, earlier) for time, earlier in zip(_ended(workdir), before, strict=True))
-        outcome = "finished" if is_new else "stopped"
+        outcome = "finished" if senders and is_finished(workdir) else "stopped"
     finally:
         for sender in senders:
             if outcome == "finished":
@@ -106,11 +105,6 @@ def _read_id(path: Path) -> str:
     made = uuid.uuid4().hex
     write_atomically(path, json.dumps({"id": made}) + "\n")
     return made
-
-
-def _ended(workdir: Workdir) -> list[int | None]:
-    """Returns when each of the files was written that a run ends with; None for one that does not exist."""
-    return [path.stat().st_mtime_ns if path.exists() else None for path in (workdir.evaluation, workdir.onnx)]
 
 
 def _send_results(sender: "Sender", workdir: Workdir) -> None:

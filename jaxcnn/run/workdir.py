@@ -42,6 +42,9 @@ from jaxcnn.typed_json import decode
 UNREADABLE = "*?[\\"
 """Characters of a path that Orbax takes for a pattern when it lists checkpoints, so that it does not find them."""
 
+DAMAGED = ".damaged"
+"""Suffix of folders of damaged checkpoints."""
+
 LOCK = ".lock"
 """The file that a process locks while it trains."""
 

@@ -8,12 +8,14 @@ import os
 import time
 
 import pytest
+from log_lines import validation_line
 from recorded_runs import write_run
 
 from jaxcnn.errors import UserError
 from jaxcnn.run.comparison import compare, find_differences, measure_cost, tabulate
 from jaxcnn.run.comparison_files import to_csv, to_html, to_markdown
-from jaxcnn.run.recorded import find_runs
+from jaxcnn.run.metrics_log import read_log
+from jaxcnn.run.recorded import find_end, find_runs, is_finished
 from jaxcnn.run.workdir import Workdir
 
 
@@ -107,6 +109,47 @@ def test_a_run_that_goes_on_after_its_end_is_not_compared_by_its_earlier_evaluat
     assert rows["best (unfinished)"][7] == "1.0000"  # Its loss, where the evaluation has .25.
     assert set(comparison.unpaired) == {"best", "late"}
     assert comparison.paired == ()
+
+
+@pytest.mark.parametrize(("epochs", "step"), [(3, 8), (2, 4)])
+def test_an_evaluation_before_the_end_is_not_of_the_finished_run(tmp_path, epochs, step):
+    # The user has measured a run that was stopped; or a kill came between the last epoch and its evaluation.
+    workdir = Workdir(write_run(tmp_path / "run", epochs=epochs))
+    workdir.evaluation.write_text(json.dumps(json.loads(workdir.evaluation.read_text()) | {"step": step}))
+    (run,) = find_runs([tmp_path])
+    assert run.evaluation is None
+    assert not is_finished(workdir)
+
+
+def test_an_evaluation_of_an_earlier_version_or_without_a_log_is_of_the_finished_run(tmp_path):
+    workdir = Workdir(write_run(tmp_path / "run"))
+    record = json.loads(workdir.evaluation.read_text())
+    workdir.evaluation.write_text(json.dumps({name: value for name, value in record.items() if name != "step"}))
+    (run,) = find_runs([tmp_path])
+    assert run.evaluation is not None
+    workdir.metrics.unlink()
+    (run,) = find_runs([tmp_path])
+    assert run.evaluation is not None
+
+
+def test_a_run_whose_best_checkpoint_is_damaged_is_finished_with_another(tmp_path):
+    workdir = Workdir(write_run(tmp_path / "run"))
+    for path in (workdir.evaluation, workdir.onnx.with_suffix(".json")):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"step": 4}))
+    assert not is_finished(workdir)
+    (workdir.checkpoints / "8.damaged").mkdir(parents=True)
+    (run,) = find_runs([tmp_path])
+    assert run.evaluation is not None
+    assert is_finished(workdir)
+    # A later session has taken the steps again.
+    (workdir.checkpoints / "8").mkdir()
+    assert not is_finished(workdir)
+
+
+def test_a_run_with_only_its_head_trained_is_finished_after_no_epoch(tmp_path):
+    workdir = Workdir(write_run(tmp_path, init_from="weights", freeze="backbone", fit_head=True))
+    workdir.metrics.write_text(validation_line(0) + "\n")
+    assert find_end(workdir.read_config(), read_log(workdir.metrics)) == 0
 
 
 @pytest.mark.parametrize("changes", [{}, {"epochs": 3, "early_stopping": 1}])

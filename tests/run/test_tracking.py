@@ -69,6 +69,7 @@ def end_run(workdir):
     found = {"top1": 0.75, "top5": 1.0, "loss": 0.5, "ece": 0.25, "step": 8, "count": 16}
     workdir.evaluation.write_text(json.dumps(found))
     workdir.onnx.write_bytes(b"model")
+    workdir.onnx.with_suffix(".json").write_text(json.dumps({"step": 8}))
 
 
 def test_a_run_is_sent_in_its_order(tmp_path, play):
@@ -110,10 +111,11 @@ def test_a_resumed_run_has_the_same_id_and_another_run_another(tmp_path, play):
     assert tracker.runs[-1].id != ids[2]
 
 
-def test_a_run_whose_best_checkpoint_was_exported_meanwhile_is_not_finished(tmp_path, play):
-    tracker, workdir = play(Played()), Workdir(write_run(tmp_path / "pets", finished=False))
+def test_a_run_whose_best_checkpoint_was_measured_and_exported_meanwhile_is_not_finished(tmp_path, play):
+    # It was stopped after two of three epochs.
+    tracker, workdir = play(Played()), Workdir(write_run(tmp_path / "pets", finished=False, epochs=3))
     with open_tracking(LOG, workdir, CONFIG, writes=True):
-        workdir.onnx.write_bytes(b"model")
+        end_run(workdir)
     assert tracker.calls == [("start",), ("end", "stopped")]
 
 

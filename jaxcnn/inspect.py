@@ -4,14 +4,12 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -23,8 +21,8 @@ from jaxcnn.errors import UserError
 from jaxcnn.paths import check_output, named_path
 from jaxcnn.run.describe import counted, ranged
 from jaxcnn.run.survey_page import render
-from jaxcnn.survey import Advance, Survey, survey, to_record
-from jaxcnn.terminal import stage
+from jaxcnn.survey import Survey, survey, to_record
+from jaxcnn.terminal import open_bar, stage
 
 PROG = "python -m jaxcnn.inspect"
 SHOWN = 10
@@ -61,8 +59,11 @@ def main(arguments: Sequence[str]) -> None:
     )
     if len(words) != 1:
         raise UserError(f"give one folder or zip of pictures, such as: {PROG} photos --output findings.json")
-    with _progress(words[0]) as advance:
-        found = survey(named_path(words[0], option="the folder"), advance=advance)
+    with stage(f"inspecting {cli.printable(words[0])}"), open_bar("listing files", total=None) as update:
+        found = survey(
+            named_path(words[0], option="the folder"),
+            advance=lambda what, done, total: update(description=what, completed=done, total=total),
+        )
     record = to_record(found)
     print_findings(found, record)
     # Written last, so that the findings are not lost if a file cannot be written.
@@ -197,20 +198,6 @@ def _write(path: Path, content: str) -> None:
         advice = remedy(error) or "give another name"
         raise UserError(f"{path} cannot be written: {error.strerror}; {advice} and run again") from error
     print(f"written to {path}", file=sys.stderr)
-
-
-@contextmanager
-def _progress(where: str) -> Iterator[Advance]:
-    """Draws a bar on a terminal; yields a function that sets it. Elsewhere, long work is announced in a line."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        with stage(f"inspecting {cli.printable(where)}"):
-            yield lambda what, done, total: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("listing files", total=None)
-        yield lambda what, done, total: progress.update(task, description=what, completed=done, total=total)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,9 @@
 import dataclasses
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from jaxcnn import cli, options
 from jaxcnn.bulk.class_folders import ClassFolders
@@ -22,7 +19,7 @@ from jaxcnn.errors import UserError
 from jaxcnn.onnx_file import OnnxModel, open_model
 from jaxcnn.paths import check_file, named_path
 from jaxcnn.run.describe import counted
-from jaxcnn.terminal import stage
+from jaxcnn.terminal import open_bar, stage
 
 PROG = "python -m jaxcnn.predict"
 
@@ -156,7 +153,7 @@ def predict(
       UserError: something cannot be written, or the model's outputs are not finite.
     """
     heatmaps = None if arguments.heatmaps is None else Heatmaps(arguments.heatmaps)
-    with open_predictions(arguments, model) as output, open_progress(arguments, total) as advance:
+    with open_predictions(arguments, model) as output, open_progress(arguments, total) as update:
         done = output.done
         folders = open_folders(arguments, model.preparation.names, done.values())
 
@@ -165,7 +162,7 @@ def predict(
             for file in files:
                 if file.name in done and (heatmaps is None or heatmaps.path(file.name).exists()):
                     tally.known += 1
-                    advance(1)
+                    update(advance=1)
                     if folders is not None:
                         folders.place(file, done[file.name])
                 else:
@@ -190,7 +187,7 @@ def predict(
                         folders.place(outcome.file, outcome.prediction.name)
                 output.write(rows)
                 tally.add(batch)
-                advance(len(batch))
+                update(advance=len(batch))
 
 
 def open_folders(arguments: Arguments, names: Sequence[str], predicted: Iterable[str]) -> ClassFolders | None:
@@ -226,28 +223,18 @@ def open_predictions(arguments: Arguments, model: OnnxModel) -> Iterator[Output]
 
 
 @contextmanager
-def open_progress(arguments: Arguments, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Draws a bar on a terminal, unless a table is printed there; yields a function that advances it.
+def open_progress(arguments: Arguments, total: int | None) -> Iterator[Callable[..., None]]:
+    """Draws a bar on a terminal, unless a table is printed there; yields a function that changes it, see `open_bar`.
 
-    Where there is no terminal, long work is announced in a line.
+    Without a table, long work is announced in a line, too.
     """
-    console = Console(stderr=True)
-    if not console.is_terminal and arguments.output is not None:
-        with stage("classifying" if total is None else f"classifying {counted(total, 'file')}"):
-            yield lambda count: None
-        return
-    columns = (
-        TextColumn("classifying"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TaskProgressColumn(show_speed=True),
-        TimeRemainingColumn(),
-    )
-    is_shown = console.is_terminal and (arguments.output is not None or not sys.stdout.isatty())
-    # The table must not be redirected to where the bar is.
-    with Progress(*columns, console=console, transient=True, redirect_stdout=False, disable=not is_shown) as progress:
-        task = progress.add_task("", total=total)
-        yield lambda count: progress.advance(task, count)
+    what = "classifying" if total is None else f"classifying {counted(total, 'file')}"
+    prints_table = arguments.output is None
+    with (
+        nullcontext() if prints_table else stage(what),
+        open_bar("classifying", total=total, is_hidden=prints_table and sys.stdout.isatty()) as update,
+    ):
+        yield update
 
 
 def report(tally: Tally, output: Path | None) -> None:

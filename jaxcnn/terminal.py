@@ -2,12 +2,13 @@
 
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 from rich.console import Console
-from rich.progress import track
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from jaxcnn.cli import printable
 
@@ -85,7 +86,39 @@ def stage(what: str) -> Iterator[None]:
         console.print(f"{what}: {time.monotonic() - started:.0f} s", soft_wrap=True)
 
 
-def with_bar[T](items: Iterable[T], what: str, *, total: int) -> Iterable[T]:
-    """Draws a bar while items are taken, which goes away at the end; nothing if standard error is no terminal."""
-    is_shown = console.is_terminal and not console.quiet
-    return track(items, what, total=total, console=console, transient=True, disable=not is_shown)
+@contextmanager
+def open_bar(
+    what: str, *, total: int | None, is_hidden: bool = False, is_kept: bool = False
+) -> Iterator[Callable[..., None]]:
+    """Draws a bar, if standard error is a terminal, which goes away when the context ends.
+
+    Args:
+      what: what is being done.
+      total: how much there is to do; None if that is not known.
+      is_hidden: draw nothing.
+      is_kept: leave the full bar at the end; where there is no terminal, it is printed then.
+
+    Yields:
+      A function that changes the bar. Its named arguments are `advance`, by how much more is done, or `completed`,
+      `description` and `total`.
+    """
+    speed = [TaskProgressColumn(show_speed=True)] if total is None else []
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), *speed
+    is_shown = not is_hidden and not console.quiet and (is_kept or console.is_terminal)
+    with Progress(
+        *columns,
+        TimeRemainingColumn(),
+        console=console,
+        transient=not is_kept,
+        redirect_stdout=False,  # A table must not be redirected to where the bar is.
+        disable=not is_shown,
+    ) as progress:
+        yield partial(progress.update, progress.add_task(printable(what), total=total))
+
+
+def with_bar[T](items: Iterable[T], what: str, *, total: int) -> Iterator[T]:
+    """Yields items, and draws a bar while they are taken; see `open_bar`."""
+    with open_bar(what, total=total) as update:
+        for item in items:
+            yield item
+            update(advance=1)

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 from stages import take_long
 
 from jaxcnn import terminal
@@ -70,3 +71,45 @@ def test_a_line_that_cannot_be_printed_is_dropped(monkeypatch, number, method):
     is_closed = False
     terminal.console.print("a line")
     assert stream.getvalue() == "a line\n"
+
+
+@pytest.fixture
+def screen(monkeypatch):
+    """Lets a terminal of 80 columns take the place of standard error; returns what is drawn on it."""
+    drawn = io.StringIO()
+    console = Console(file=drawn, force_terminal=True, color_system=None, width=80, _environ={})
+    monkeypatch.setattr(terminal, "console", console)
+    return drawn
+
+
+def count_with_bars():
+    """Counts to three with a bar, twice: as a loop, and as a whole; the bar of the second is kept."""
+    assert list(terminal.with_bar("abc", "letters", total=3)) == ["a", "b", "c"]
+    with terminal.open_bar("sets of [all]\x1b", total=3, is_kept=True) as update:
+        update(advance=1)
+        update(advance=2)
+
+
+def test_a_bar_is_drawn_on_a_terminal(screen):
+    count_with_bars()
+    for words in ("letters", "sets of [all]\N{REPLACEMENT CHARACTER}", "3/3"):
+        assert words in screen.getvalue()
+
+
+def test_elsewhere_only_a_bar_that_is_kept_is_printed_once(capsys):
+    count_with_bars()
+    said = capsys.readouterr().err
+    assert "letters" not in said
+    assert said.count("sets of [all]\N{REPLACEMENT CHARACTER}") == said.count("3/3") == 1
+
+
+def test_a_hidden_bar_is_not_drawn(screen):
+    with terminal.open_bar("letters", total=3, is_hidden=True) as update:
+        update(advance=3)
+    assert screen.getvalue() == ""
+
+
+def test_a_bar_is_not_drawn_in_quiet_mode(screen):
+    terminal.console.quiet = True
+    count_with_bars()
+    assert screen.getvalue() == ""

@@ -22,7 +22,6 @@ from jaxcnn.data.entry import (
     read_labels,
     replaced,
     save_array,
-    show_progress,
     write_description,
 )
 from jaxcnn.data.facts import Row, RowTable, write_facts
@@ -32,6 +31,7 @@ from jaxcnn.data.source import Source
 from jaxcnn.data.split import Split
 from jaxcnn.disk import check_room
 from jaxcnn.errors import UserError
+from jaxcnn.terminal import open_bar
 
 VERSION = 3
 """Version of the entries. Raise it when the same source would get other classes; older entries are decoded again."""
@@ -133,11 +133,11 @@ def _write_files(folder: Path, dataset: EncodedDataset, decode: Decode, size: in
     errors: list[str] = []
     table = RowTable(dataset)
     with (
-        show_progress(f"decoding {dataset.name}", dataset.count) as advance,
+        open_bar(f"decoding {dataset.name}", total=dataset.count, is_kept=True) as update,
         ThreadPoolExecutor(decoding_threads()) as pool,
     ):
         for split, pictures in (("train", dataset.train), ("validation", dataset.validation)):
-            for row in _write_split(folder, split, pictures, decode, size=size, pool=pool, advance=advance):
+            for row in _write_split(folder, split, pictures, decode, size=size, pool=pool, update=update):
                 if isinstance(row, str):
                     errors.append(row)
                 else:
@@ -156,7 +156,7 @@ def _write_split(
     *,
     size: int,
     pool: Executor,
-    advance: Callable[[int], None],
+    update: Callable[..., None],
 ) -> Iterator[Row | str]:
     """Writes `SPLIT_images.npy` and `SPLIT_labels.npy`; yields the row of each picture, or why it cannot be read."""
     labels = np.empty(len(pictures), np.int32)
@@ -171,7 +171,7 @@ def _write_split(
             labels[places.start : places.stop] = [-1 if isinstance(row, str) else row.label for row in rows]
             file.write(images.data)
             yield from rows
-            advance(len(rows))
+            update(advance=len(rows))
     save_array(folder / f"{split}_labels.npy", labels)
 
 

@@ -27,7 +27,6 @@ from jaxcnn.data.entry import (
     read_labels,
     replaced,
     save_array,
-    show_progress,
     write_description,
 )
 from jaxcnn.data.facts import Row, RowTable, write_facts
@@ -38,6 +37,7 @@ from jaxcnn.data.source import Source
 from jaxcnn.data.split import Split, facts_type
 from jaxcnn.disk import check_room
 from jaxcnn.errors import UserError
+from jaxcnn.terminal import open_bar
 
 VERSION = 1
 """Version of the entries. Raise it when the same source would get other classes or files; older ones are replaced."""
@@ -160,7 +160,7 @@ def _write_entry(entry: Path, dataset: EncodedDataset) -> None:
                 advice="make room or choose another --data.cache_dir",
             )
         with (
-            show_progress(f"reading {dataset.name}", dataset.count) as advance,
+            open_bar(f"reading {dataset.name}", total=dataset.count, is_kept=True) as update,
             ThreadPoolExecutor(decoding_threads()) as pool,
         ):
             for split, pictures in splits.items():
@@ -171,7 +171,7 @@ def _write_entry(entry: Path, dataset: EncodedDataset) -> None:
                             errors.append(row)
                         else:
                             table.append(row)
-                        advance(1)
+                        update(advance=1)
         check_readable(errors)
         _write_labels_and_facts(folder, table, splits, {} if dataset.in_records else writers)
         write_description(

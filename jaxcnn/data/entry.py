@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, SoftFileLock, Timeout
 from jaxtyping import Int32
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxcnn.checksum import ChecksumError, checksum_chunks, seal, unseal
 from jaxcnn.cli import printable
@@ -247,15 +246,6 @@ def print_passed_over(dataset: EncodedDataset) -> None:
 def print_line(text: str) -> None:
     """Prints a line on stderr; names of files may hold what controls a terminal."""
     console.print(printable(text), soft_wrap=True)
-
-
-@contextlib.contextmanager
-def show_progress(text: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Draws a bar on stderr; yields a function that advances it by a number of pictures."""
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(text, total=total)
-        yield lambda count: progress.advance(task, count)
 
 
 def check_readable(errors: list[str]) -> None:

@@ -4,16 +4,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table as RichTable
-from rich.text import Text
-
 from jaxcnn import cli, options
 from jaxcnn.disk import remedy, write_atomically
 from jaxcnn.errors import UserError
 from jaxcnn.paths import check_output, named_path
 from jaxcnn.run.comparison import Comparison, Table, compare, tabulate
 from jaxcnn.run.recorded import find_runs
+from jaxcnn.table import print_line, print_table
 from jaxcnn.terminal import stage
 
 PROG = "python -m jaxcnn.compare"
@@ -65,7 +62,7 @@ def run(paths: Iterable[str | Path], output: Path | None) -> None:
     if output is not None:
         with stage(f"writing {output}"):
             _write(comparison, output)
-        Console(highlight=False).print(Text(cli.printable(f"written to {output}")), soft_wrap=True)
+        print_line(f"written to {output}")
 
 
 def _write(comparison: Comparison, output: Path) -> None:
@@ -91,14 +88,11 @@ def split_arguments(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[s
 
 def print_comparison(comparison: Comparison, tables: Iterable[Table]) -> None:
     """Prints the tables, and some pictures on which a run and the best one differ."""
-    console = Console(highlight=False)
     for table in tables:
-        print_table(console, table)
+        _print_table(table)
     if comparison.unpaired and len(comparison.runs) > 1:
-        line = (
-            f"no test on the same pictures for {', '.join(comparison.unpaired)}: without predictions for each picture"
-        )
-        console.print(Text(cli.printable(line)), soft_wrap=True)
+        names = ", ".join(comparison.unpaired)
+        print_line(f"no test on the same pictures for {names}: without predictions for each picture")
     for paired in comparison.paired:
         found = [*paired.pair.first_only, *paired.pair.second_only]
         if found:
@@ -106,23 +100,15 @@ def print_comparison(comparison: Comparison, tables: Iterable[Table]) -> None:
             title = f"{len(found):,} pictures on which only one of {comparison.best} and {paired.name} is right"
             more = f"{len(found) - SHOWN:,} more are on the page that --output NAME.html writes"
             columns = ("picture", "true class", comparison.best or "", paired.name)
-            print_table(console, Table(title, columns, rows, more if len(found) > SHOWN else ""))
+            _print_table(Table(title, columns, rows, more if len(found) > SHOWN else ""))
 
 
-def print_table(console: Console, table: Table) -> None:
-    """Prints a table. Where the terminal is too narrow, cells are wrapped."""
-    console.print(Text(cli.printable(table.title), style="bold"), soft_wrap=True)
-    shown = RichTable(box=None)
-    for header in table.columns:
-        shown.add_column(
-            Text(cli.printable(header.removeprefix(">"))), justify="right" if header.startswith(">") else "left"
-        )
-    for row in table.rows:
-        shown.add_row(*(Text(cli.printable(cell)) for cell in row))
-    console.print(shown)
+def _print_table(table: Table) -> None:
+    print_line(table.title, style="bold")
+    print_table(table.columns, table.rows)
     if table.note:
-        console.print(Text(table.note, style="dim"), soft_wrap=True)
-    console.print()
+        print_line(table.note, style="dim")
+        print()
 
 
 if __name__ == "__main__":

@@ -6,11 +6,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from jaxcnn import cli, data, options
 from jaxcnn.classifier import load, read_config
 from jaxcnn.config import DataConfig
@@ -29,6 +24,7 @@ from jaxcnn.leakage import is_same_data, is_same_source
 from jaxcnn.metrics import Evaluation
 from jaxcnn.paths import check_output
 from jaxcnn.run.workdir import Workdir
+from jaxcnn.table import print_line, print_table
 from jaxcnn.terminal import stage
 
 PROG = "python -m jaxcnn.evaluate"
@@ -86,7 +82,7 @@ def main(arguments: Sequence[str]) -> None:
     write_evaluation(evaluation, output, names=classifier.names, about=about, flipped=flipped)
     predictions = predictions_path(output)
     write_predictions(evaluation, predictions, names=classifier.names, splits=splits)
-    Console(highlight=False).print(_label(f"written to {output} and {predictions}"), soft_wrap=True)
+    print_line(f"written to {output} and {predictions}")
 
 
 def parse(defaults: Arguments, arguments: Sequence[str], *, unknown: Mapping[str, str] | None = None) -> Arguments:
@@ -123,41 +119,28 @@ def print_evaluation(
     evaluation: Evaluation, *, names: Sequence[str], title: str, flipped: Evaluation | None = None
 ) -> None:
     """Prints the figures, the worst classes and the most frequent confusions, ten of each."""
-    console = Console(highlight=False)
-    counts = evaluation.cells.sum_by(evaluation.cells.true)
+    print_line(title)
     columns = [evaluation] if flipped is None else [evaluation, flipped]
     # The figures, with mirror images beside the plain ones.
-    figures = _table("", *[">"] if flipped is None else [">plain", ">with mirror image"])
-    for key, label in _FIGURES.items():
-        figures.add_row(label, *(f"{column.scalars()[key]:.4f}" for column in columns))
     measured = [measure_all(column) for column in columns]
-    for key, label in _BY_CLASS.items():
-        figures.add_row(label, *(f"{column[key]:.4f}" for column in measured))
-    figures.add_row("pictures", f"{evaluation.count:,}")
+    print_table(
+        ["", *([">"] if flipped is None else [">plain", ">with mirror image"])],
+        [
+            *((label, *(f"{column.scalars()[key]:.4f}" for column in columns)) for key, label in _FIGURES.items()),
+            *((label, *(f"{column[key]:.4f}" for column in measured)) for key, label in _BY_CLASS.items()),
+            ("pictures", f"{evaluation.count:,}"),
+        ],
+    )
     # Where it fails most.
-    worst = _table("worst classes", ">top-1", ">pictures")
-    for i in evaluation.worst_classes()[:10]:
-        worst.add_row(_label(names[i]), f"{evaluation.per_class[i]:.4f}", f"{counts[i]:,}")
-    confused = _table("true class", "predicted class", ">pictures")
-    for pair in evaluation.confusions()[:10]:
-        confused.add_row(_label(names[pair.true]), _label(names[pair.predicted]), f"{pair.count:,}")
-    console.print(_label(title), soft_wrap=True)
-    for table in (figures, worst, confused):
-        if table.row_count:
-            console.print(table)
-
-
-def _table(*headers: str) -> Table:
-    """Returns an empty table; `>` before a header aligns its column to the right."""
-    table = Table(box=box.SIMPLE_HEAD, show_header=any(header.strip(">") for header in headers))
-    for header in headers:
-        table.add_column(header.lstrip(">"), justify="right" if header.startswith(">") else "left")
-    return table
-
-
-def _label(text: str) -> Text:
-    """Returns text without markup: brackets in names are not styles."""
-    return Text(cli.printable(text))
+    counts = evaluation.cells.sum_by(evaluation.cells.true)
+    print_table(
+        ["worst classes", ">top-1", ">pictures"],
+        [(names[i], f"{evaluation.per_class[i]:.4f}", f"{counts[i]:,}") for i in evaluation.worst_classes()[:10]],
+    )
+    print_table(
+        ["true class", "predicted class", ">pictures"],
+        [(names[pair.true], names[pair.predicted], f"{pair.count:,}") for pair in evaluation.confusions()[:10]],
+    )
 
 
 if __name__ == "__main__":

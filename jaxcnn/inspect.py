@@ -8,10 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from jaxcnn import cli, options
 from jaxcnn.data.duplicates import LEAST_SIDE
@@ -22,6 +19,7 @@ from jaxcnn.paths import check_output, named_path
 from jaxcnn.run.describe import counted, ranged
 from jaxcnn.run.survey_page import render
 from jaxcnn.survey import Survey, survey, to_record
+from jaxcnn.table import print_table
 from jaxcnn.terminal import open_bar, stage
 
 PROG = "python -m jaxcnn.inspect"
@@ -89,16 +87,12 @@ def print_findings(found: Survey, record: dict[str, Any]) -> None:
         console.print(f"  {line}")
     # Classes, the largest first.
     if found.names:
-        table = Table(box=box.SIMPLE_HEAD)
-        for name in ("class", "training", "validation"):
-            table.add_column(name, justify="left" if name == "class" else "right")
         train, validation = record["splits"]["train"], record["splits"]["validation"]
         ranked = sorted(found.names, key=lambda name: -train[name])
-        shown = ranked if len(ranked) <= 2 * SHOWN else [*ranked[:SHOWN], "", *ranked[-SHOWN:]]
-        for name in shown:
-            counts = (f"{train[name]:,}", f"{validation[name]:,}") if name else ("...", "...")
-            table.add_row(Text(cli.printable(name or f"... {len(ranked) - 2 * SHOWN:,} more")), *counts)
-        console.print(table)
+        rows = [(name, f"{train[name]:,}", f"{validation[name]:,}") for name in ranked]
+        if len(rows) > 2 * SHOWN:
+            rows[SHOWN:-SHOWN] = [(f"... {len(rows) - 2 * SHOWN:,} more", "...", "...")]
+        print_table(["class", ">training", ">validation"], rows)
     if found.problem:
         console.print(cli.printable(f"training would refuse this: {found.problem}"))
     for title, lines in list_findings(found, record):

@@ -481,6 +481,18 @@ class Config:
         """Returns what is recorded of these settings: all but addresses, which change from session to session."""
         return dataclasses.replace(self, parallel=self.parallel.joined(), log=LogConfig())
 
+    def fit_batch(self, *, count: int, devices: int) -> int:
+        """Returns the batch size that a run begins with: one larger than the training split is reduced to all of it.
+
+        A frozen run keeps the given one, as features are computed for each picture alone.
+
+        Args:
+          count: number of training pictures.
+          devices: number of devices, which share a batch equally.
+        """
+        largest = max(count // devices, 1) * devices
+        return self.batch_size if self.is_frozen or largest < 2 else min(self.batch_size, largest)
+
     def resolution(self, epoch: int) -> int:
         """Returns the side in pixels of the training pictures in an epoch, counted from 0.
 

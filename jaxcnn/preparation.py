@@ -23,7 +23,7 @@ from jaxcnn.paths import named_path
 from jaxcnn.processes import check_joined, check_same, is_leader, join, lead, leader_first, share
 from jaxcnn.run.flat_settings import flat_settings
 from jaxcnn.run.tracking import check_clients
-from jaxcnn.run.workdir import Classes, Workdir, fit_batch
+from jaxcnn.run.workdir import Classes, Workdir
 from jaxcnn.state import TrainState
 from jaxcnn.teachers import check_teachers
 from jaxcnn.terminal import console, stage, warn
@@ -140,7 +140,7 @@ def _resolve(config: Config, workdir: Workdir) -> Config:
 
 def _with_fitting_batch(config: Config, count: int) -> Config:
     """Returns the settings with a batch of all training pictures if there are fewer than a batch has, and says so."""
-    fitting = fit_batch(config, count=count, devices=jax.device_count())
+    fitting = config.fit_batch(count=count, devices=jax.device_count())
     if fitting != config.batch_size:
         console.print(f"batch_size is {config.batch_size}, reduced to {fitting}: there are {count} training pictures")
     return dataclasses.replace(config, batch_size=fitting)

@@ -152,6 +152,17 @@ def test_mixup_and_cutmix_stop_at_their_share_of_the_epochs():
     assert Config(augment=AugmentConfig(mixup=0.2), epochs=8).augmentation(7).mixup == 0.2
 
 
+@pytest.mark.parametrize(
+    ("batch_size", "count", "devices", "fits"),
+    [(100, 100, 8, 96), (96, 100, 8, 96), (64, 10, 1, 10), (64, 3, 8, 8), (64, 1, 1, 64), (64, 2, 1, 2)],
+)
+def test_a_batch_of_all_pictures_has_equal_shares(batch_size, count, devices, fits):
+    config = dataclasses.replace(PRESETS["digits"](), batch_size=batch_size)
+    assert config.fit_batch(count=count, devices=devices) == fits
+    frozen = dataclasses.replace(config, init_from="shipped", freeze="backbone")
+    assert frozen.fit_batch(count=count, devices=devices) == batch_size
+
+
 def test_resolution_changes_at_its_share_of_the_epochs():
     config = Config(data=DataConfig(image_size=64), resolutions=((0.0, 32), (0.5, 48), (0.9, 64)), epochs=10)
     assert [config.resolution(epoch) for epoch in range(10)] == [32] * 5 + [48] * 4 + [64]

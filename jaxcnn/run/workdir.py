@@ -192,7 +192,7 @@ class Workdir:
         """Returns the settings with store, fit, crop and filter of the run in this folder, if there is one, where open.
 
         So is the batch size if the one given was too large for the training pictures on the devices of the run: it is
-        reduced when a run begins, see `fit_batch`.
+        reduced when a run begins, see `Config.fit_batch`.
 
         Raises:
           UserError: as `read_config`.
@@ -211,7 +211,7 @@ class Workdir:
         batch_size = config.batch_size
         if pictures is not None:
             devices = len(self.read_environment().get("devices", "").split(", "))
-            if fit_batch(config, count=pictures.train, devices=devices) != batch_size:
+            if config.fit_batch(count=pictures.train, devices=devices) != batch_size:
                 batch_size = recorded.batch_size
         return dataclasses.replace(config, data=settings, batch_size=batch_size)
 
@@ -432,20 +432,6 @@ class Workdir:
             reason = getattr(error, "strerror", None) or error
             advice = (isinstance(error, OSError) and remedy(error)) or "check the file"
             raise UserError(f"{self.path / name} cannot be read: {reason}; {advice} and run again") from error
-
-
-def fit_batch(config: Config, *, count: int, devices: int) -> int:
-    """Returns the batch size that a run begins with: a batch larger than the training split is reduced to all of it.
-
-    A frozen run keeps it, as features are computed for each picture alone.
-
-    Args:
-      config: the settings, with the batch size that was asked for.
-      count: number of training pictures.
-      devices: number of devices, which share a batch equally.
-    """
-    largest = max(count // devices, 1) * devices
-    return config.batch_size if config.is_frozen or largest < 2 else min(config.batch_size, largest)
 
 
 def _parse_classes(text: str) -> Classes:

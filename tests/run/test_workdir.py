@@ -20,7 +20,7 @@ from jaxcnn.models import registry
 from jaxcnn.ops.precision import Measured
 from jaxcnn.presets import digits
 from jaxcnn.run.environment import environment
-from jaxcnn.run.workdir import Classes, Workdir, fit_batch
+from jaxcnn.run.workdir import Classes, Workdir
 
 CLASSES = Classes(("cat", "dog", "eel"), ("n1", "n2", "n3"), "pets", "MIT")
 PICTURES = Fingerprint(train=1618, validation=179, labels="ab", pixels="cd", side=32)
@@ -289,17 +289,6 @@ def test_a_batch_that_was_reduced_is_recognised_on_as_many_devices(tmp_path, dev
     names = ", ".join(["NVIDIA H200"] * devices)
     (tmp_path / "environment.json").write_text(json.dumps(seal(unseal(recorded) | {"devices": names})))
     assert workdir.resolve(dataclasses.replace(config, batch_size=given)).batch_size == resolved
-
-
-@pytest.mark.parametrize(
-    ("batch_size", "count", "devices", "fits"),
-    [(100, 100, 8, 96), (96, 100, 8, 96), (64, 10, 1, 10), (64, 3, 8, 8), (64, 1, 1, 64), (64, 2, 1, 2)],
-)
-def test_a_batch_of_all_pictures_has_equal_shares(batch_size, count, devices, fits):
-    config = dataclasses.replace(digits(), batch_size=batch_size)
-    assert fit_batch(config, count=count, devices=devices) == fits
-    frozen = dataclasses.replace(config, init_from="shipped", freeze="backbone")
-    assert fit_batch(frozen, count=count, devices=devices) == batch_size
 
 
 def test_only_one_process_trains_in_a_folder(tmp_path):

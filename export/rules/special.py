@@ -103,9 +103,11 @@ def erf_inv(builder: Builder, eqn: Any, value: Tensor) -> Tensor:
     """Evaluates polynomials of w = -log(1 - x^2) (Giles 2010, as in XLA)."""
     x = Expression(builder, value)
     w = -(((1 - x) * (1 + x)).apply("Log"))
+    # Outside of [-1, 1], w is NaN, which old runtimes would lose in a maximum.
+    is_central = w < 5
     central = _horner(w - 2.5, _GILES_CENTRAL)
-    tail = _horner(w.apply("Max", 5.0).apply("Sqrt") - 3, _GILES_TAIL)
-    inside = x * (w < 5).where(central, tail)
+    tail = _horner(is_central.where(np.asarray(5, np.float32), w).apply("Sqrt") - 3, _GILES_TAIL)
+    inside = x * is_central.where(central, tail)
     edge = x.apply("Abs").apply("Equal", 1)
     return edge.where(x * np.inf, inside).tensor
 

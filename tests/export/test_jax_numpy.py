@@ -566,6 +566,11 @@ def test_no_large_integers_are_compared_in_a_cast(exported):
     assert exported(fn, VECTOR, tolerance=0).ops["Min"] == 0
 
 
+def test_no_nan_is_lost_in_a_maximum(exported):
+    # onnxruntime 1.17 returns the number.
+    assert exported(lambda x: lax.erf_inv(x * 2), VECTOR).ops["Max"] == 0
+
+
 def test_extrema_of_uint32_are_found_in_32_bits(exported):
     def fn(x):
         y = x * jnp.uint32(0x9E3779B1)

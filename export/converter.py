@@ -59,12 +59,13 @@ def to_onnx(fn: Callable[..., Any], inputs: Mapping[str, InputSpec]) -> onnx.Mod
     modules of the function. Batch normalisation with fixed statistics is folded into the layers beside it. Values of
     half precision (bfloat16, float16) are computed in float32.
 
-    Results may differ from JAX in six cases. Runtimes may ignore a NaN among the operands of a maximum, minimum,
+    Results may differ from JAX in seven cases. Runtimes may ignore a NaN among the operands of a maximum, minimum,
     argmax, argmin or max pooling, where JAX returns the NaN or its position. In a top-k, a NaN counts as infinity; JAX
     orders it by its sign bit, which ONNX cannot read. Max pooling of nothing but minus infinity is the lowest float32
     in onnxruntime, which also makes negative zeros positive where it selects between values, and treats negative and
-    positive zeros as equal in a top-k. A sum of floats over all pixels or over a window is a mean times a number, so
-    that a sum of whole numbers may be off by a rounding error.
+    positive zeros as equal in a top-k. A linear resize keeps a NaN to the pixels around it, where JAX spreads it along
+    rows and columns. A sum of floats over all pixels or over a window is a mean times a number, so that a sum of whole
+    numbers may be off by a rounding error.
 
     Args:
       fn: a function that takes one array for each input, in order, and returns an array, which the model names

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
@@ -180,7 +181,8 @@ def played(monkeypatch, tmp_path_factory):
     def popen(command, **options):
         return begin([sys.executable, "-c", program, *command[3:]], **options)
 
-    monkeypatch.setattr(pool.subprocess, "Popen", popen)
+    # Only there: the records of a run have the commit, for which git is started.
+    monkeypatch.setattr(pool, "subprocess", SimpleNamespace(**(vars(subprocess) | {"Popen": popen})))
     monkeypatch.setattr(pool, "POLL_SECONDS", 0.02)
 
 

@@ -122,6 +122,25 @@ def tiny_imagenet_fast() -> Config:
     )
 
 
+def tiny_imagenet_50() -> Config:
+    """Tiny ImageNet in twenty minutes on two CPU cores: nine epochs at low resolution, .50 top-1.
+
+    python -m jaxcnn.train tiny_imagenet_50
+
+    .506 on a tenth of the training pictures that were held out, on two cores of an AMD EPYC (Zen 4).
+    """
+    return Config(
+        data=DataConfig(source="tiny_imagenet", image_size=64),
+        model=ModelConfig(widths=(64, 128, 256, 256), inference_side=48, precision="auto"),
+        augment=AugmentConfig(flip=True, crop_scale=(0.5, 1.0)),
+        optim=OptimConfig(name="muon", learning_rate=0.035, warmup=0.2, weight_decay=0.05),
+        resolutions=((0.0, 32), (0.667, 48)),
+        label_smoothing=0.1,
+        epochs=9,
+        batch_size=512,
+    )
+
+
 def tiny_imagenet_seed() -> Config:
     """Tiny ImageNet with the original network and recipe: Adam at a constant rate, no augmentation.
 
@@ -223,6 +242,7 @@ PRESETS: dict[str, Callable[[], Config]] = {
         finetune,
         tiny_imagenet,
         tiny_imagenet_fast,
+        tiny_imagenet_50,
         tiny_imagenet_seed,
         tiny_imagenet_gpu,
         imagenet,

@@ -127,7 +127,8 @@ def tiny_imagenet_50() -> Config:
 
     python -m jaxcnn.train tiny_imagenet_50
 
-    .506 on a tenth of the training pictures that were held out, on two cores of an AMD EPYC (Zen 4).
+    18 min 19 s and 18 min 6 s of steps on two cores of an AMD EPYC (Zen 4): .513 and .514 on half of the
+    validation pictures with two seeds.
     """
     return Config(
         data=DataConfig(source="tiny_imagenet", image_size=64),

@@ -14,8 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, SoftFileLock, Timeout
-
 from jaxcnn import cli, compare, options
 from jaxcnn.config import Config
 from jaxcnn.data import check_outside_pictures, is_named
@@ -23,6 +21,7 @@ from jaxcnn.errors import UserError
 from jaxcnn.paths import check_output, named_path
 from jaxcnn.presets import take_preset
 from jaxcnn.rate_search import RateSearch, find_learning_rate
+from jaxcnn.run.file_lock import lock_file
 from jaxcnn.run.flat_settings import find_change
 from jaxcnn.run.pool import Job, run_jobs
 from jaxcnn.run.tracking import check_clients
@@ -113,23 +112,12 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
       UserError: another sweep runs in it, or it cannot be written or locked.
     """
-    lock = FileLock(folder / LOCK, timeout=0)
+    name, busy = f"the folder of the sweep, {folder},", f"another sweep is running in {folder}"
+    lock = lock_file(folder / LOCK, name=name, busy=busy)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        held = lock.acquire()
-    except Timeout:
-        # On a drive without locks, nobody removes the file of a sweep that was killed on another machine.
-        killed = f", or remove {lock.lock_file} if it was killed" if isinstance(lock, SoftFileLock) else ""
-        raise UserError(
-            f"another sweep is running in {folder}; wait for it{killed}, or give another --workdir"
-        ) from None
-    except (OSError, NotImplementedError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"the folder of the sweep, {folder}, cannot be written or locked: {reason}; give another --workdir"
-        ) from error
-    with held:
         yield
+    finally:
+        lock.release()
 
 
 def check_runs(sweep: Sweep) -> None:

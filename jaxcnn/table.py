@@ -25,7 +25,8 @@ def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     table = Table(box=box.SIMPLE_HEAD, show_header=any(header.strip(">") for header in headers))
     for header in headers:
         shown = Text(printable(header.removeprefix(">")))
-        table.add_column(shown, justify="right" if header.startswith(">") else "left")
+        # A name without spaces is longer than some terminals are wide.
+        table.add_column(shown, justify="right" if header.startswith(">") else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
     if table.row_count:

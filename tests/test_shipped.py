@@ -79,6 +79,7 @@ def test_the_weights_to_fine_tune_are_those_of_the_file():
 
 
 @pytest.mark.skipif(ARCHIVE is None, reason="needs Tiny ImageNet's zip: set TINY_IMAGENET to its path")
+@pytest.mark.timeout(1800)  # The first time, all pictures are decoded.
 @pytest.mark.parametrize("path", [ONNX, INT8], ids=lambda path: path.name)
 def test_the_accuracy_is_what_the_file_says(path):
     facts, classifier = metadata(path), load(path)

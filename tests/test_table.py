@@ -20,3 +20,11 @@ def test_empty_headers_and_empty_tables_are_not_printed(capsys):
     assert capsys.readouterr().out == ""
     print_table(["", ">"], [("cat", "0.5")])
     assert capsys.readouterr().out.split() == ["cat", "0.5"]
+
+
+def test_in_a_narrow_terminal_a_long_name_is_whole_over_lines(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "24")
+    name = "optim.learning_rate=0.0125,seed=3"
+    print_table(["name", ">top-1"], [(name, ".5131")])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if ".5131" in line or "=" in line]
+    assert "".join(line[0] for line in lines) == name

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from jaxcnn.run.describe import counted
 from jaxcnn.run.recorded import is_finished
-from jaxcnn.run.workdir import Workdir
+from jaxcnn.run.workdir import LOCK, Workdir
 from jaxcnn.terminal import console, stage
 
 POLL_SECONDS = 0.2
@@ -90,11 +90,11 @@ def _start(job: Job) -> subprocess.Popen[bytes]:
 
     A training that a killed sweep has left behind gets some time to save its state and end.
     """
-    if (job.workdir / ".lock").exists():
+    if (job.workdir / LOCK).exists():
         with (
             stage(f"{job.workdir.name}: waiting for its last session to end"),
             suppress(Timeout),
-            FileLock(job.workdir / ".lock", timeout=GRACE_SECONDS),
+            FileLock(job.workdir / LOCK, timeout=GRACE_SECONDS),
         ):
             pass
     job.workdir.parent.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+from filelock import SoftFileLock
 
 from jaxcnn import config as settings
 from jaxcnn.checksum import ChecksumError, seal, unseal
@@ -35,6 +35,7 @@ from jaxcnn.errors import UserError
 from jaxcnn.paths import readable
 from jaxcnn.run.earlier_trainings import read_earlier
 from jaxcnn.run.environment import environment
+from jaxcnn.run.file_lock import lock_file
 from jaxcnn.run.flat_settings import find_change, find_fixed_change
 from jaxcnn.terminal import stage
 from jaxcnn.typed_json import decode
@@ -238,7 +239,9 @@ class Workdir:
         except OSError as error:
             reason = f"{error.strerror}; give another --workdir"
             raise UserError(f"the workdir {self.path} cannot be written: {reason}") from error
-        lock = self._lock(seconds)
+        name, busy = f"the workdir {self.path}", f"another process is training in {self.path}"
+        with stage(f"waiting for the last session in {self.path} to end"):
+            lock = lock_file(self.path / LOCK, name=name, busy=busy, seconds=seconds)
         try:
             yield
         finally:
@@ -249,30 +252,6 @@ class Workdir:
             lock.release()
             if is_refused:
                 self._remove_folders(found)
-
-    def _lock(self, seconds: float) -> BaseFileLock:
-        """Locks the folder, by a file that the system locks or, on a network drive without locks, one that exists.
-
-        Raises:
-          UserError: another process has locked it, or it cannot be locked.
-        """
-        lock = FileLock(self.path / LOCK, timeout=seconds)
-        try:
-            with stage(f"waiting for the last session in {self.path} to end"):
-                lock.acquire()
-        except Timeout:
-            # Nobody removes the file of a process that was killed on another machine.
-            killed = f", or remove {lock.lock_file} if it was killed" if isinstance(lock, SoftFileLock) else ""
-            raise UserError(
-                f"another process is training in {self.path}; wait for it{killed}, or give another --workdir"
-            ) from None
-        except (OSError, NotImplementedError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise UserError(
-                f"the workdir {self.path} cannot be locked: {reason}; give a --workdir on another disk, or allow this "
-                "user to write there"
-            ) from error
-        return lock
 
     def _remove_new(self, before: set[Path], *, keep_lock: bool) -> None:
         """Removes what a run has begun in the folder and was not there before.

@@ -355,7 +355,9 @@ def test_on_a_drive_without_locks_a_killed_process_can_be_given_up(tmp_path, mon
 
 def test_a_drive_that_locks_nothing_is_named(tmp_path, monkeypatch):
     refuse_locks(monkeypatch, errno.ENOLCK)
-    with pytest.raises(UserError, match=r"cannot be locked: No locks available; give a --workdir on another disk"):
+    with pytest.raises(
+        UserError, match=r"cannot be written or locked: No locks available; give a --workdir on another disk"
+    ):
         Workdir(tmp_path).locked().__enter__()
 
 

@@ -4,6 +4,7 @@ import io
 import os
 import signal
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -16,6 +17,12 @@ TEMPORARY = 75
 """Exit status of an error after which the same command may succeed: EX_TEMPFAIL."""
 MEMORY = "close other programs, or use a larger machine"
 """What to do if there is not enough memory."""
+IMPORT = "<frozen importlib._bootstrap>"
+"""What Python calls the file of the functions that import a module."""
+POSTPONED_SECONDS = 0.05
+"""Time after which a signal during an import is sent again."""
+
+_postponed = set[int]()
 
 
 def run(main: Callable[[Sequence[str]], None], prog: str, *, memory: str = MEMORY) -> None:
@@ -42,6 +49,7 @@ def run(main: Callable[[Sequence[str]], None], prog: str, *, memory: str = MEMOR
     except BrokenPipeError:
         discard_output()
     except (Exception, KeyboardInterrupt) as error:
+        _release_signals()  # A second Ctrl-C would interrupt the report of the first.
         found = explain(error, memory=memory)
         if found is None:
             raise
@@ -52,6 +60,8 @@ def run(main: Callable[[Sequence[str]], None], prog: str, *, memory: str = MEMOR
         except OSError:  # What could not be written before: the interpreter would report it again.
             _discard()
         sys.exit(status)
+    finally:
+        _release_signals()
 
 
 def print_error(line: str) -> None:
@@ -116,10 +126,20 @@ def _handle_signals() -> None:
     """Makes signals raise exceptions, except those that are ignored."""
     # Until now Ctrl-C has ended the process at once.
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, _end)
     signal.signal(signal.SIGTERM, _end)
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, _end)
+
+
+def _release_signals() -> None:
+    """Lets signals end the process without an exception: nothing is left to remove, and the interpreter would print it.
+
+    Handlers of the program that has called `run` stay.
+    """
+    for number in signal.valid_signals():
+        if signal.getsignal(number) is _end:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -128,9 +148,32 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (from_xla and "RESOURCE_EXHAUSTED" in str(error))
 
 
-def _end(number: int, _: types.FrameType | None) -> None:
-    """Exits by an exception, so that unfinished files are removed on the way."""
-    sys.exit(128 + number)
+def _end(number: int, frame: types.FrameType | None) -> None:
+    """Exits by an exception, so that unfinished files are removed on the way.
+
+    During an import the signal is sent again a little later: libraries drop an exception there, or raise another one.
+    """
+    if _is_importing(frame):
+        if number not in _postponed:
+            _postponed.add(number)
+            timer = threading.Timer(POSTPONED_SECONDS, _send_again, [number])
+            timer.daemon = True
+            timer.start()
+    elif number == signal.SIGINT:
+        raise KeyboardInterrupt
+    else:
+        sys.exit(128 + number)
+
+
+def _is_importing(frame: types.FrameType | None) -> bool:
+    while frame is not None and frame.f_code.co_filename != IMPORT:
+        frame = frame.f_back
+    return frame is not None
+
+
+def _send_again(number: int) -> None:
+    _postponed.discard(number)
+    signal.pthread_kill(threading.main_thread().ident or 0, number)
 
 
 def printable(text: str) -> str:

@@ -324,3 +324,39 @@ def test_a_program_that_imports_the_package_keeps_its_handler():
     program = "import signal, jaxcnn; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "True\n"
+
+
+def run_interruptible(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Runs a program in which Ctrl-C acts as in a command; it may import modules from a folder."""
+    program = f"import signal; signal.signal(signal.SIGINT, signal.SIG_DFL)\n{code}\n"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(folder)))}
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "said"), [(signal.SIGINT, 130, "prog: interrupted\n"), (signal.SIGTERM, 143, "")]
+)
+def test_a_signal_that_an_import_would_drop_takes_effect_after_it(tmp_path, number, status, said):
+    (tmp_path / "library.py").write_text(
+        f"import os\nfor _ in range(2):\n    try: os.kill(os.getpid(), {int(number)})\n    except BaseException: pass\n"
+    )
+    code = (
+        "import time\nfrom jaxcnn import cli\n"
+        "def main(arguments):\n    import library\n    print('imported', flush=True)\n    time.sleep(30)\n"
+        "cli.run(main, 'prog')"
+    )
+    done = run_interruptible(code, tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "imported\n", said)
+
+
+@pytest.mark.parametrize(("ending", "said"), [("raise KeyboardInterrupt", "prog: interrupted\n"), ("pass", "")])
+def test_ctrl_c_while_the_interpreter_shuts_down_leaves_no_traceback(tmp_path, ending, said):
+    code = (
+        "import os, threading, time\nfrom jaxcnn import cli\n"
+        "def interrupt():\n    time.sleep(0.5)\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(30)\n"
+        f"def main(arguments):\n    threading.Thread(target=interrupt).start()\n    {ending}\n"
+        "cli.run(main, 'prog')"
+    )
+    done = run_interruptible(code, tmp_path)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, said)  # Which shells call 130.

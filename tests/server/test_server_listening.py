@@ -8,7 +8,10 @@ import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
 
+import httpx
 import pytest
+import uvicorn
+from ports import free_port
 
 from server import listening
 
@@ -135,3 +138,38 @@ def test_the_sockets_of_an_event_loop_are_paused():
         running_.close()
 
     asyncio.run(pause_and_connect())
+
+
+@pytest.mark.parametrize(
+    ("host", "has_workers", "families"),
+    [
+        ("", False, {socket.AF_INET, socket.AF_INET6}),
+        ("::", False, {socket.AF_INET6}),
+        ("", True, {socket.AF_INET}),
+        ("::", True, {socket.AF_INET, socket.AF_INET6}),
+    ],
+)
+def test_the_option_host_listens_on_what_the_readme_says(host, has_workers, families):
+    async def answer(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": scope["client"][0].encode()})
+
+    async def ask(config):
+        server = uvicorn.Server(config)
+        # With `--workers` the parent process opens the socket.
+        serving = asyncio.create_task(server.serve([config.bind_socket()] if has_workers else None))
+        while not server.started:
+            await asyncio.sleep(0.01)
+        found = {}
+        async with httpx.AsyncClient(trust_env=False) as client:
+            for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "[::1]")):
+                with contextlib.suppress(httpx.ConnectError):
+                    found[family] = (await client.get(f"http://{address}:{config.port}")).text
+        server.should_exit = True
+        await serving
+        return found
+
+    found = asyncio.run(ask(uvicorn.Config(answer, host=host, port=free_port(), lifespan="off", log_config=None)))
+    assert set(found) == families
+    if has_workers and host == "::":
+        assert found[socket.AF_INET] == "::ffff:127.0.0.1"

@@ -22,12 +22,14 @@ def client_of(scope: Mapping[str, Any]) -> str:
     client = scope.get("client")
     if not client:
         return ""
+    host = str(client[0])
+    # IPv4, or a name: parsing either would give the same text.
+    if ":" not in host:
+        return host
     try:
-        address = ipaddress.ip_address(client[0])
+        address = ipaddress.IPv6Address(host)
     except ValueError:
-        return str(client[0])
-    if isinstance(address, ipaddress.IPv4Address):
-        return str(address)
+        return host
     # A client of IPv4 at a socket that listens for both versions.
     if address.ipv4_mapped is not None:
         return str(address.ipv4_mapped)

@@ -21,9 +21,10 @@ _MAX_DOWNLOADS = 16
 class Place:
     """What one request occupies: memory for its body as it arrives, then a place in the queue."""
 
-    def __init__(self, places: "Places", client: str) -> None:
+    def __init__(self, places: "Places", client: str, expected_wait: Callable[[str], float]) -> None:
         self.client = client
         self._places = places
+        self._expected_wait = expected_wait
         self._body = Claim(client)
         self._body.is_moving = True
         self._turn = Claim(client)
@@ -47,7 +48,7 @@ class Place:
         if not self._places.admission.hold(self._body, size):
             raise self._places.shed("bytes", 1)
 
-    def enter(self, expected_wait: float) -> None:
+    def enter(self) -> None:
         """Takes a place in the queue. Call it once the body is complete, so that slow clients keep nobody out.
 
         Raises:
@@ -55,7 +56,7 @@ class Place:
         """
         self._body.is_moving = False
         if not self._places.requests.take(self._turn, 1):
-            raise self._places.shed("requests", expected_wait)
+            raise self._places.shed("requests", self._expected_wait(self.client))
 
     def evicted(self) -> HTTPException:
         """Returns the 503 of a request that was evicted; the rest of its body is not read."""
@@ -123,19 +124,19 @@ class Places:
         self._metrics = metrics
 
     @contextmanager
-    def place(self, client: str, expected_wait: float) -> Iterator[Place]:
+    def place(self, client: str, expected_wait: Callable[[str], float]) -> Iterator[Place]:
         """Gives a request a `Place`, and frees it at the end of the block.
 
         Args:
           client: who sent the request.
-          expected_wait: seconds until a request would be answered, for the message.
+          expected_wait: returns the seconds until a request of a client would be answered, for the message.
 
         Raises:
           HTTPException: 503, all places are taken, so that the body need not be read.
         """
         if not self.requests.would_take(client, 1):
-            raise self.shed("requests", expected_wait)
-        place = Place(self, client)
+            raise self.shed("requests", expected_wait(client))
+        place = Place(self, client, expected_wait)
         try:
             yield place
         finally:

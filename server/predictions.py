@@ -54,10 +54,9 @@ async def infer(request: Request) -> Response:
 async def _body(request: Request, served: ServedModel) -> AsyncIterator[tuple[Place, bytes]]:
     """Reads the body, and keeps a place in the model's queue for the request until the end of the block."""
     service: Service = request.state.service
-    client = client_of(request.scope)
-    with served.places.place(client, served.workers.expected_wait(client)) as place:
+    with served.places.place(client_of(request.scope), served.workers.expected_wait) as place:
         content = await body.read(request, place, service.settings)
-        place.enter(served.workers.expected_wait(client))
+        place.enter()
         yield place, content
 
 

@@ -36,7 +36,7 @@ class Server:
 
     def ask(self, client: str = "a", expected_wait: float = 0) -> Place:
         """Gives a request a place until `leave`."""
-        return self._stack.enter_context(self.places.place(client, expected_wait))
+        return self._stack.enter_context(self.places.place(client, lambda _: expected_wait))
 
     def download(self, client: str = "a") -> shares.Claim:
         """Starts a download that goes on until `leave`."""
@@ -80,30 +80,30 @@ def test_a_server_is_ready_at_first():
 
 def test_a_full_queue_refuses_at_once_and_has_room_later():
     server = Server()
-    first, second, third = server.ask(), server.ask(), server.ask()
+    first, second, third = server.ask(), server.ask(), server.ask(expected_wait=5)
     assert first.client == "a"
     for place in (first, second):
-        place.enter(0)
+        place.enter()
     assert server.refusals() == {}
     with refused(7):
         server.ask(expected_wait=7)
     with refused(5):
-        third.enter(5)
+        third.enter()
     assert server.refusals() == {"requests": 2}
     server.leave()
     for place in (server.ask(), server.ask()):
-        place.enter(0)
+        place.enter()
 
 
 def test_a_place_is_free_again_after_an_error():
     server = Server(max_requests=1)
     for _ in range(2):
-        with pytest.raises(ZeroDivisionError), server.places.place("a", 0) as place:
+        with pytest.raises(ZeroDivisionError), server.places.place("a", lambda _: 0) as place:
             use_and_fail(place)
 
 
 def use_and_fail(place: Place) -> None:
-    place.enter(0)
+    place.enter()
     place.hold(MAX_BODY)
     raise ZeroDivisionError
 
@@ -111,9 +111,9 @@ def use_and_fail(place: Place) -> None:
 def test_the_last_place_is_taken_before_anyone_gives_way():
     server = Server()
     first = server.ask("greedy")
-    first.enter(0)
+    first.enter()
     evicted = evictable(first)
-    server.ask("other").enter(0)
+    server.ask("other").enter()
     assert (evicted, first.is_evicted) == ([], False)
 
 
@@ -121,14 +121,14 @@ def test_a_queued_request_gives_way_to_another_client():
     server = Server()
     greedy = [server.ask("greedy") for _ in range(2)]
     for place in greedy:
-        place.enter(0)
+        place.enter()
     with refused(3):
         server.ask("other", 3)
     evicted = [evictable(place) for place in greedy]
     with refused(2):
         server.ask("greedy", 2)
     other = server.ask("other")
-    other.enter(0)
+    other.enter()
     (victim,) = [place for place in greedy if place.is_evicted]
     assert sorted(map(len, evicted)) == [0, 1]
     assert [victim] in evicted
@@ -143,7 +143,7 @@ def test_a_request_that_can_no_longer_be_ended_keeps_its_place():
     server = Server()
     for _ in range(2):
         place = server.ask("greedy")
-        place.enter(0)
+        place.enter()
         evictable(place)
         place.allow_eviction(None)
     with refused(1):
@@ -214,7 +214,7 @@ def test_a_body_that_has_stalled_gives_way_to_another_of_its_client(clock):
     for place in (stalled, complete):
         place.hold(3000)
         evictable(place)
-    complete.enter(0)
+    complete.enter()
     clock.now = 60
     server.ask().hold(100)
     server.ask().hold(2900)

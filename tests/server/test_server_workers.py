@@ -115,7 +115,7 @@ def test_threads_that_the_system_does_not_start_are_a_start_error(model_path, mo
 def start(workers: Workers, query: Ask, client: str = "") -> tuple[asyncio.Task, asyncio.Future]:
     """Starts a query. Returns its task, and the future to set when the client disconnects."""
     gone = asyncio.get_running_loop().create_future()
-    place = Place(make_places(workers), client)
+    place = Place(make_places(workers), client, workers.expected_wait)
     return asyncio.create_task(workers.answer(query, gone, place)), gone
 
 
@@ -633,8 +633,8 @@ def test_a_queued_query_gives_way_to_a_client_with_none(model_path):
         go, first = await hold_up(workers)
 
         async def ask(client: str) -> bytes:
-            with places.place(client, 0) as place:
-                place.enter(0)
+            with places.place(client, lambda _: 0) as place:
+                place.enter()
                 return (await workers.answer(Ask(), asyncio.get_running_loop().create_future(), place)).body
 
         greedy = [asyncio.create_task(ask("greedy")) for _ in range(3)]
@@ -687,7 +687,7 @@ def test_a_query_that_has_its_answer_does_not_count_as_evicted(model_path):
     async def test(workers):
         job = Job(Ask(), "")
         job.finish(Answer(b"answer"))
-        workers._evict(job, Place(make_places(workers), ""))
+        workers._evict(job, Place(make_places(workers), "", workers.expected_wait))
         assert job.future.result().body == b"answer"
         assert 'jaxcnn_shed_total{model="colours",reason="evicted"} 0.0' in render(workers)
 

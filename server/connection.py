@@ -131,7 +131,7 @@ class _Transport(asyncio.Transport):
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Sends bytes, but nothing after the last response, such as a response to a request that has been refused."""
         if not self._connection.is_lingering:
-            self._transport.write(data)
+            self._connection.write(data)
 
     def close(self) -> None:
         """Closes the connection as it sees fit."""
@@ -167,6 +167,7 @@ class GuardedConnection(HttpToolsProtocol):
         self._is_in_head = False
         self._is_in_request = False
         self.is_lingering = False
+        self._unsent: list[bytes | bytearray | memoryview] = []
         self._unparsed = memoryview(b"")
         self._waiting_bytes = 0
         self.flow = _Flow(transport, self)
@@ -213,6 +214,7 @@ class GuardedConnection(HttpToolsProtocol):
         # uvicorn closes a connection that is lost, too, and a shutdown may come after that.
         if self.is_lingering or self._socket.is_closing():
             return
+        self._flush()
         if not self._is_in_request:
             self._socket.close()
             return
@@ -225,6 +227,17 @@ class GuardedConnection(HttpToolsProtocol):
         # There is no response yet to a request whose head is incomplete.
         has_no_response = self._is_shutting_down and self._is_in_head and self._refusal is None
         self._timer = self.loop.call_later(_LAST_SECONDS if has_no_response else self.read_seconds, self._socket.abort)
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Sends bytes with those that follow at once: uvicorn writes a head and its body apart, each a system call."""
+        if not self._unsent:
+            self.loop.call_soon(self._flush)
+        self._unsent.append(data)
+
+    def _flush(self) -> None:
+        if self._unsent and not self._socket.is_closing():
+            self._socket.writelines(self._unsent)
+        self._unsent = []
 
     def pause_writing(self) -> None:
         """Starts waiting for the client to read; otherwise an unread response would stay in memory for good."""

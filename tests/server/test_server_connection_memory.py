@@ -144,6 +144,19 @@ def check_refusal(transport: Transport, status: int, text: str) -> None:
     assert json.loads(body) == {"error": text}
 
 
+# Sending
+
+
+def test_a_response_is_sent_by_one_system_call():
+    async def test(made, transport, app):
+        sent: list[bytes] = []
+        transport.write = sent.append
+        await feed(made, GET)
+        assert [data.endswith(b"\r\n\r\nok") for data in sent] == [True]
+
+    run(test)
+
+
 # Waiting for the client
 
 

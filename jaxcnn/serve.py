@@ -38,11 +38,13 @@ def find_model(text: str) -> str:
     """Returns the model that `MODEL` stands for: the exported file of a workdir, or what was given.
 
     Raises:
-      UserError: a folder without an exported model.
+      UserError: a folder without an exported model, or nothing that could be a model.
     """
     folder = Path(text)
+    if not folder.exists() and not any(sign in text for sign in (",", "=", ":")):
+        raise UserError(f"there is no {text}; give the workdir of a run that has exported its model, or an .onnx file")
     if not folder.is_dir():
-        return text  # Files or a URL, which the server checks.
+        return text  # One file, several with names or without, or a URL: the server checks them.
     exported = folder / "model.onnx"
     if exported.exists():
         return str(exported)
@@ -52,7 +54,7 @@ def find_model(text: str) -> str:
 
 
 def check_port(arguments: Sequence[str]) -> None:
-    """Raises UserError if another program listens on the port that uvicorn is to open."""
+    """Raises UserError if there is no such port, or another program listens on it."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     # uvicorn reads its options from the environment, too.
     parser.add_argument("--host", default=os.environ.get("UVICORN_HOST", "127.0.0.1"))
@@ -63,19 +65,22 @@ def check_port(arguments: Sequence[str]) -> None:
     is_elsewhere = {"--fd", "--uds"} & words or os.environ.get("UVICORN_FD") or os.environ.get("UVICORN_UDS")
     if is_elsewhere or {"--help", "-h"} & words or not given.port.isdigit():
         return
+    if int(given.port) >= 2**16:
+        # uvicorn would take the remainder, and name the port that was given.
+        raise UserError(f"there is no port {given.port}; give a --port up to {2**16 - 1}")
     family = socket.AF_INET6 if ":" in given.host else socket.AF_INET
     with socket.socket(family) as probe:
         # As uvicorn opens it: connections that were closed a moment ago do not count.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((given.host, int(given.port)))
-        except (OSError, OverflowError) as error:
-            if getattr(error, "errno", None) == errno.EADDRINUSE:
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
                 raise UserError(
                     f"port {given.port} of {given.host} is in use; stop the program that listens there, or give "
                     "another --port"
                 ) from error
-            if getattr(error, "errno", None) == errno.EACCES:
+            if error.errno == errno.EACCES:
                 raise UserError(
                     f"port {given.port} may not be opened by this user; give a --port from 1024 on"
                 ) from error

@@ -25,8 +25,9 @@ def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     table = Table(box=box.SIMPLE_HEAD, show_header=any(header.strip(">") for header in headers))
     for header in headers:
         shown = Text(printable(header.removeprefix(">")))
-        # A name without spaces is longer than some terminals are wide.
-        table.add_column(shown, justify="right" if header.startswith(">") else "left", overflow="fold")
+        is_number = header.startswith(">")
+        # A name without spaces is longer than some terminals are wide: it goes over several lines, and numbers do not.
+        table.add_column(shown, justify="right" if is_number else "left", overflow="fold", no_wrap=is_number)
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
     if table.row_count:

@@ -22,7 +22,9 @@ def started(monkeypatch):
     return lines
 
 
-def test_options_go_to_uvicorn_and_the_model_to_the_server(started, tmp_path):
+def test_options_go_to_uvicorn_and_the_model_to_the_server(started, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.onnx").touch()
     port = str(free_port())
     serve.main(["my.onnx", "--port", port, "--log-level", "warning"])
     assert started == [["server.app:app", "--port", port, "--log-level", "warning"]]
@@ -47,6 +49,25 @@ def test_without_a_model_the_variable_decides(started):
 def test_a_workdir_without_a_model_is_refused(started, tmp_path):
     with pytest.raises(UserError, match=rf"{tmp_path} has no model.onnx; write one with: python -m export {tmp_path}"):
         serve.main([str(tmp_path)])
+    assert started == []
+
+
+def test_a_model_that_is_missing_is_refused(started, tmp_path):
+    with pytest.raises(UserError, match=rf"^there is no {tmp_path}/none; give the workdir of a run"):
+        serve.main([f"{tmp_path}/none"])
+    assert started == []
+
+
+@pytest.mark.parametrize("model", ["https://host/model.onnx#sha256=0", "cats=a.onnx", "a.onnx,b.onnx"])
+def test_several_models_and_urls_are_up_to_the_server(started, model):
+    serve.main([model, "--port", str(free_port())])
+    assert os.environ["JAXCNN_MODEL"] == model
+
+
+@pytest.mark.parametrize("port", ["65536", "99999"])
+def test_a_port_that_does_not_exist_is_refused(started, port):
+    with pytest.raises(UserError, match=rf"^there is no port {port}; give a --port up to 65535$"):
+        serve.main(["--port", port])
     assert started == []
 
 

@@ -23,8 +23,12 @@ def test_empty_headers_and_empty_tables_are_not_printed(capsys):
 
 
 def test_in_a_narrow_terminal_a_long_name_is_whole_over_lines(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "24")
+    monkeypatch.setenv("COLUMNS", "40")
     name = "optim.learning_rate=0.0125,seed=3"
-    print_table(["name", ">top-1"], [(name, ".5131")])
-    lines = [line.split() for line in capsys.readouterr().out.splitlines() if ".5131" in line or "=" in line]
-    assert "".join(line[0] for line in lines) == name
+    print_table(["name", ">parameters", ">top-1"], [(name, "1,960,642", "0.5131")])
+    header, _, first, *others = (
+        line.split() for line in filter(None, map(str.strip, capsys.readouterr().out.split("\n")))
+    )
+    assert header == ["name", "parameters", "top-1"]
+    assert first[1:] == ["1,960,642", "0.5131"]
+    assert "".join(line[0] for line in (first, *others)) == name

@@ -109,7 +109,7 @@ def test_what_is_written_while_another_thread_synchronises_may_be_lost():
     assert (node.content, node.durable, node.unchanged) == (b"ab", b"a", 1)
 
 
-@pytest.mark.run
+@pytest.mark.drill
 def test_jaxcnn_resumes_where_it_was_and_reports_damage():
     command = [sys.executable, "-m", "tests.bench.durability", "--only", "jaxcnn", "orbax"]
     done = subprocess.run(

@@ -136,7 +136,9 @@ def test_workflows_pin_actions_and_run_the_scripts_of_the_repository():
 
 def test_continuous_integration_runs_the_gate_first():
     lines = (ROOT / ".ci" / "run").read_text().splitlines()
-    assert lines[-3:] == ["tests/check", "python -m pytest", "python -m pytest -m run"]
+    first = lines.index("tests/check")
+    assert lines[first : first + 3] == ["tests/check", "python -m pytest", "python -m pytest -m run"]
+    assert "    python -m pytest -m drill" in lines[first + 3 :]
     # In a fresh environment: a developer's .venv may have more packages.
     assert 'python3 -m venv "$folder/venv"' in lines
     assert "folder=$(mktemp -d)" in lines

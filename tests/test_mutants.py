@@ -27,7 +27,7 @@ def test_the_results_of_a_module_are_read_by_number(tmp_path):
     assert read_results(path, "a.py", "aa") == {3: results[0]}
 
 
-@pytest.mark.run
+@pytest.mark.drill
 @pytest.mark.parametrize(
     ("test", "outcome"),
     [("def test(): pass", "survived"), ("def test(): assert False", "killed"), ("import missing", "not imported")],

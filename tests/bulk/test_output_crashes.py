@@ -13,7 +13,7 @@ from jaxcnn.bulk.parquet_output import unfinished_path
 from jaxcnn.predict import main
 from tests.bulk.models import write_colours
 
-pytestmark = pytest.mark.run
+pytestmark = pytest.mark.drill
 
 FIRST, ALL = 5, 20
 """Pictures of the first command, and of the second, which has those too. A command classifies batches of 16."""

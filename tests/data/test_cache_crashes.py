@@ -12,7 +12,7 @@ from jaxcnn.data.encoded_cache import load_encoded
 from jaxcnn.data.shards import has_array_record
 from jaxcnn.data.sources.folder import folder_source
 
-pytestmark = pytest.mark.run
+pytestmark = pytest.mark.drill
 
 LOADERS = {"decoded": load_cached, "encoded": load_encoded}
 PROGRAM = """

@@ -22,7 +22,7 @@ from pictures import write_class_folders
 
 from jaxcnn.processes import LOST
 
-RUN, SLOW = pytest.mark.run, pytest.mark.slow
+RUN, DRILL, SLOW = pytest.mark.run, pytest.mark.drill, pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_several_processes_learn_what_one_learns(one, tmp_path, count):
     assert not any("epoch" in output for output in others)
 
 
-@pytest.mark.parametrize(("victim", "count_after"), [pytest.param(0, 1, marks=RUN), pytest.param(1, 4, marks=SLOW)])
+@pytest.mark.parametrize(("victim", "count_after"), [pytest.param(0, 1, marks=DRILL), pytest.param(1, 4, marks=SLOW)])
 def test_a_killed_process_ends_all_and_another_number_of_them_resumes(short, tmp_path, victim, count_after):
     processes = launch(2, tmp_path, *SMALL, "--epochs", "4", "--parallel.fsdp", str(1 + victim))
     wait_for_step(processes, tmp_path, step=2 * STEPS_OF_AN_EPOCH)
@@ -63,7 +63,7 @@ def test_a_killed_process_ends_all_and_another_number_of_them_resumes(short, tmp
     check_same_run(tmp_path, short)
 
 
-@RUN
+@DRILL
 def test_a_signal_to_one_process_saves_the_same_step_in_all(short, tmp_path):
     processes = launch(2, tmp_path, *SMALL, "--epochs", "4")
     wait_for_step(processes, tmp_path, step=STEPS_OF_AN_EPOCH)
@@ -93,7 +93,7 @@ cli.run(main, "train")
 """
 
 
-@RUN
+@DRILL
 def test_a_signal_to_one_process_stops_the_evaluation_in_all(short, tmp_path):
     ended = finish(launch(2, tmp_path, *SMALL, "--epochs", "4", program=["-c", EVALUATING]))
     assert [status for status, _ in ended] == [0, 0], ended
@@ -121,7 +121,7 @@ cli.run(main, "train")
 """
 
 
-@RUN
+@DRILL
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_cannot_write_its_part_ends_all_and_they_resume(short, tmp_path, victim):
     step, options = 2 * STEPS_OF_AN_EPOCH, [*SMALL, "--epochs", "4", "--parallel.fsdp", "2"]
@@ -266,7 +266,7 @@ cli.run(main, "train")
 """
 
 
-@RUN
+@DRILL
 def test_processes_wait_for_what_the_first_sends_at_the_end(tmp_path):
     ended = finish(launch(2, tmp_path, *SMALL, "--epochs", "1", program=["-c", SENDING]))
     assert [status for status, _ in ended] == [0, 0], ended

@@ -12,7 +12,7 @@ from jaxcnn.onnx_file import open_model
 from server import model
 from server.integrity import read_description
 
-pytestmark = pytest.mark.run
+pytestmark = pytest.mark.drill
 
 PROGRAM = """
 import sys

@@ -37,7 +37,7 @@ def test_every_fault_of_the_disk_is_survived(target):
     run_schedules(target, schedules=min(SCHEDULES, 30))
 
 
-@pytest.mark.run
+@pytest.mark.drill
 @pytest.mark.parametrize("target", TARGETS)
 def test_faults_of_every_operation_are_survived(target):
     if target == "predict-parquet":

@@ -55,7 +55,7 @@ def test_all_but_a_few_inputs_of_the_corpus_get_past_the_checks(monkeypatch, nam
     assert refused == REFUSED[name]
 
 
-@pytest.mark.run
+@pytest.mark.drill
 @pytest.mark.parametrize("name", TARGETS)
 def test_no_random_change_finds_a_fault(name):
     end = time.monotonic() + SECONDS
@@ -96,7 +96,7 @@ def test_a_fault_is_found(monkeypatch, target, function, broken):
         run(target)
 
 
-@pytest.mark.run
+@pytest.mark.drill
 @pytest.mark.parametrize(
     ("target", "name", "limit", "lifted"),
     [

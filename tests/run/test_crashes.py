@@ -14,7 +14,7 @@ from jaxcnn.run.checkpoint import open_checkpoints
 from jaxcnn.run.metrics_log import open_log, read_log
 from jaxcnn.state import create_state
 
-pytestmark = pytest.mark.run
+pytestmark = pytest.mark.drill
 
 STEPS = {1: 0.5, 2: 0.4, 3: 0.6, 4: 0.1}
 """Top-1 accuracy by step."""

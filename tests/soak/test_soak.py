@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 RED = Question("raw", b"a request", [["red"]], lambda response: [json.loads(response.body)["predicted_class"]])
 
 
-@pytest.mark.run
+@pytest.mark.drill
 def test_twenty_seconds_of_everything():
     from tests.soak import bad  # Its import encodes large pictures, which takes seconds.
 

@@ -10,7 +10,7 @@ from jaxcnn.history import has_steps_left, lacks_evaluation, read_history
 from jaxcnn.ops.precision import measured_here
 from jaxcnn.run.checkpoint import Checkpoints
 from jaxcnn.run.cost import describe_expected, expected_seconds
-from jaxcnn.run.metrics_log import MetricsLog, StartRecord, TrainRecord, ValidationRecord, is_stalled
+from jaxcnn.run.metrics_log import MetricsLog, TrainRecord, ValidationRecord, is_stalled
 from jaxcnn.run.progress import TrainProgress, open_progress
 from jaxcnn.run_epoch import train_epoch
 from jaxcnn.signals import stop_on_signal
@@ -46,7 +46,6 @@ def fit(run: Run, state: TrainState, *, checkpoints: Checkpoints, log: MetricsLo
     history = read_history(log, ended * run.steps_per_epoch)
     if not is_unmeasured and not has_steps_left(run, history, step=first_step):
         return True
-    log.write(StartRecord(step=first_step, epoch=first_step / run.steps_per_epoch))
     with (
         stop_on_signal() as stop,
         open_progress(

@@ -39,7 +39,18 @@ from jaxcnn.processes import is_leader, lead, share
 from jaxcnn.run.checkpoint import Checkpoints, load_model, open_checkpoints
 from jaxcnn.run.earlier_trainings import record_earlier
 from jaxcnn.run.live_report import LiveReport
-from jaxcnn.run.metrics_log import HeadRecord, MetricsLog, Record, ValidationRecord, is_stalled, open_log
+from jaxcnn.run.metrics_log import (
+    EndRecord,
+    HeadRecord,
+    MetricsLog,
+    Record,
+    StartRecord,
+    ValidationRecord,
+    append_end,
+    is_stalled,
+    open_log,
+)
+from jaxcnn.run.recorded import is_finished
 from jaxcnn.run.sessions import record_session
 from jaxcnn.run.shared_workdir import copied_to, locked_by_leader
 from jaxcnn.run.tracking import open_tracking
@@ -152,8 +163,7 @@ def begin(
             start_order(run, checkpoints.last_step or 0)
             with stage("preparing the network and its state"):
                 weights, state = _restore(run, checkpoints)
-            step = int(state.step)
-            history = read_history(log, step)
+            history = read_history(log, step := int(state.step))
             goes_on = is_new or lacks_evaluation(run, checkpoints, step=step) or has_steps_left(run, history, step=step)
 
             def record() -> None:
@@ -175,6 +185,8 @@ def begin(
                 log.listeners += [LiveReport(folder.path, run.dataset).note, track, partial(_draw_augmented, run, log)]
                 if weights is not None and (config.fit_head or config.is_frozen):
                     state = _fit_head(run, state, checkpoints, log)
+                if goes_on:
+                    log.write(StartRecord(step=step, epoch=step / run.steps_per_epoch))
                 yield Start(run, state, checkpoints, log)
             # All wait for what the leader has sent: a process that ends alone ends the others after some seconds.
             lead(lambda: None)
@@ -198,7 +210,8 @@ def _draw_augmented(run: Run, log: MetricsLog, record: Record) -> None:
 def conclude(run: Run, workdir: str | Path) -> Evaluation | None:
     """Calibrates, evaluates and exports the best checkpoint, and writes the evaluation, the report and `model.onnx`.
 
-    In a run of several processes, the first one does so, on one of its devices, and the others wait.
+    The run is finished then, whether or not it has taken all of its steps, until it is begun again and goes on. In a
+    run of several processes, the first one does so, on one of its devices, and the others wait.
 
     Returns:
       The evaluation on the validation pictures; None in all processes but the first.
@@ -241,6 +254,8 @@ def _conclude(run: Run, workdir: str | Path) -> Evaluation:
     except (export.UnsupportedError, export.VerificationError) as error:
         raise UserError(f"{workdir} is trained and saved, but not exported: {error}") from error
     write_summary(folder.path, run.config, evaluation, step=calibration.step)
+    if not is_finished(folder):  # A loop of the user's own may end before the last epoch.
+        append_end(folder.metrics, EndRecord(step=calibration.step, epoch=calibration.step / run.steps_per_epoch))
     return evaluation
 
 

@@ -25,15 +25,17 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import jaxcnn
 from jaxcnn import data, loop, preparation, run_epoch, run_step, training, validation
-from jaxcnn.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, to_json
+from jaxcnn.compare import main as compare_command
+from jaxcnn.config import AugmentConfig, Config, DataConfig, LogConfig, ModelConfig, OptimConfig, to_json
 from jaxcnn.errors import UserError
 from jaxcnn.evaluate import main as evaluate_command
 from jaxcnn.evaluation import evaluate
 from jaxcnn.loop import fit
-from jaxcnn.run import metrics_log
+from jaxcnn.run import metrics_log, tracking
 from jaxcnn.run import workdir as workdir_module
 from jaxcnn.run.checkpoint import Checkpoints, load_model, open_checkpoints
 from jaxcnn.run.metrics_log import MetricsLog
+from jaxcnn.run.recorded import find_runs, is_finished
 from jaxcnn.run.sessions import read_sessions
 from jaxcnn.run.workdir import Classes, Workdir
 from jaxcnn.run_step import take_step
@@ -717,6 +719,63 @@ def test_a_loop_of_ones_own_reaches_the_accuracy_of_the_digits(tmp_path):
     assert float(metrics.correct) > 0.95 * config.batch_size
     assert evaluation.top1 > 0.98
     assert all((tmp_path / name).stat().st_size for name in ("evaluation.json", "report.html", "model.onnx"))
+
+
+def train_an_epoch(config: Config, workdir: Path, *, then=lambda run: None) -> None:
+    """Takes the steps of one more epoch in a loop of one's own."""
+    with jaxcnn.begin(config, workdir) as (run, state, checkpoints, log):
+        epoch = int(state.step) // run.steps_per_epoch
+        batches = jaxcnn.train_batches(
+            run.dataset.train, seed=config.seed, batch_size=config.batch_size, start_step=int(state.step)
+        )
+        with contextlib.closing(batches):
+            for batch in itertools.islice(batches, run.steps_per_epoch):
+                state, _ = jaxcnn.take_step(run, state, batch, epoch=epoch)
+        scores = jaxcnn.evaluate_variables(run, state.evaluated).scalars()
+        log.write(jaxcnn.ValidationRecord(step=int(state.step), epoch=epoch + 1.0, **scores))
+        checkpoints.save(state, metrics=scores)
+        then(run)
+
+
+def test_a_run_that_is_concluded_before_its_last_epoch_is_finished_until_it_goes_on(config, tmp_path, monkeypatch):
+    sent = []
+
+    class Tracker:
+        def __init__(self, uri):
+            pass
+
+        def start(self, run):
+            pass
+
+        def write(self, values, *, step, time):
+            pass
+
+        def write_files(self, *, model, report):
+            sent.append(model.name)
+
+        def end(self, outcome):
+            sent.append(outcome)
+
+    monkeypatch.setattr(tracking, "TRACKERS", {"mlflow": Tracker})
+    monkeypatch.setattr(preparation, "check_clients", lambda log: None)
+    tracked = dataclasses.replace(config, log=LogConfig(mlflow="http://127.0.0.1:1"))
+    train_an_epoch(tracked, tmp_path)
+    assert not is_finished(Workdir(tmp_path))
+    train_an_epoch(tracked, tmp_path, then=lambda run: jaxcnn.conclude(run, tmp_path))
+    assert sent == ["stopped", "model.onnx", "finished"]
+    assert is_finished(Workdir(tmp_path))
+    (recorded,) = find_runs([tmp_path])
+    assert recorded.evaluation is not None
+    compare_command([str(tmp_path), "--output", str(tmp_path / "comparison.md")])
+    assert "(unfinished)" not in (tmp_path / "comparison.md").read_text()
+    # A session that goes on, even if it is killed before its first record.
+    with pytest.raises(InterruptedError), jaxcnn.begin(tracked, tmp_path):
+        raise InterruptedError
+    assert not is_finished(Workdir(tmp_path))
+    train(config, tmp_path)
+    assert [line["epoch"] for line in read_log(tmp_path, "validation")] == [1, 2, 3]
+    assert is_finished(Workdir(tmp_path))
+    assert len(read_log(tmp_path, "end")) == 1  # The last epoch needs none.
 
 
 def load_last(workdir: Path) -> TrainState:

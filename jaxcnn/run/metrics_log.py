@@ -46,6 +46,13 @@ class StartRecord(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EndRecord(Record):
+    """The end of a run before its last epoch, with the checkpoint of this step as its result. Later records void it."""
+
+    kind = "end"
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainRecord(Record):
     """Metrics of the training steps since the last record.
 
@@ -100,7 +107,7 @@ class HeadRecord(Record):
     seconds: float
 
 
-_RECORDS = (StartRecord, TrainRecord, ValidationRecord, HeadRecord)
+_RECORDS = (StartRecord, TrainRecord, ValidationRecord, HeadRecord, EndRecord)
 _KINDS: dict[str, type[Record]] = {record.kind: record for record in _RECORDS}
 _COORDINATES = ("step", "epoch", "time")
 """Fields that say when; the others are metrics."""
@@ -191,6 +198,18 @@ class MetricsLog:
         return read_log(self._path)
 
 
+def append_end(path: Path, record: EndRecord) -> None:
+    """Appends the end of a run to its log, and waits until it has reached the disk.
+
+    Raises:
+      UserError: the disk is full or cannot be written.
+    """
+    with _write_errors(path.parent):
+        with path.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(_to_json(record)) + "\n")
+        sync(path)
+
+
 @contextmanager
 def open_log(workdir: Path, *, writes: bool = True, echo: IO[str] | None = None) -> Iterator[MetricsLog]:
     """Opens the log of a run. Records are appended to an existing log.
@@ -250,12 +269,14 @@ class RunLog:
       validation: one record per epoch, and one before the first if a head was fitted.
       damaged: numbers of the lines that are not a whole record, counted from 1.
       heads: the head that was fitted before the first step, if there is one.
+      ends: the last record if it ended the run.
     """
 
     train: list[TrainRecord]
     validation: list[ValidationRecord]
     damaged: list[int] = field(default_factory=list)
     heads: list[HeadRecord] = field(default_factory=list)
+    ends: list[EndRecord] = field(default_factory=list)
 
     def validation_of(self, step: int) -> ValidationRecord | None:
         """The validation record of the checkpoint at a step; None if it was not evaluated."""
@@ -323,6 +344,8 @@ def read_log(path: Path) -> RunLog:
         except (ValueError, RecursionError, UserError):
             log.damaged.append(number)
             continue
+        if record is not None:
+            log.ends[:] = [record] if isinstance(record, EndRecord) else []
         match record:
             case StartRecord():
                 _drop_after(log.train, record.step)

@@ -144,14 +144,17 @@ def is_finished(workdir: Workdir) -> bool:
 
 
 def find_end(config: Config, log: RunLog) -> int | None:
-    """Returns the step of the best checkpoint of a run that has ended; None if an epoch is left to take.
+    """Returns the step of the best checkpoint of a run that has ended; None if it goes on.
 
+    A run ends with the last epoch of its settings, early by their patience, or as its author concludes it before.
     A training itself goes by its last checkpoint, see `has_steps_left`: after a kill, the log may be an epoch ahead.
 
     Args:
       config: the settings of the last session.
       log: the metrics of the run.
     """
+    if log.ends:
+        return log.ends[-1].step
     best = log.best
     if best is None:
         return None

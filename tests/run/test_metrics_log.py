@@ -15,7 +15,7 @@ from log_lines import LINES, train_line, train_record, validation_line, validati
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jaxcnn.errors import UserError
-from jaxcnn.run.metrics_log import RunLog, StartRecord, open_log, read_log
+from jaxcnn.run.metrics_log import EndRecord, RunLog, StartRecord, append_end, open_log, read_log
 from jaxcnn.run.progress import open_progress
 
 
@@ -84,6 +84,16 @@ def test_every_kind_of_record_is_read_as_written(tmp_path):
     first, *_ = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert first == {"kind": "start", "step": 0, "epoch": 0.0, "time": first["time"]}
     assert read_log(tmp_path / "metrics.jsonl") == RunLog([train], [validation])
+
+
+def test_an_end_is_void_if_any_record_follows(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    for follower in (StartRecord(step=4, epoch=1.0), train_record(8), validation_record(8)):
+        append_end(path, EndRecord(step=4, epoch=1.0))
+        assert [record.step for record in read_log(path).ends] == [4]
+        with open_log(tmp_path) as log:
+            log.write(follower)
+        assert read_log(path).ends == []
 
 
 def test_tensorboard_reads_what_was_written(tmp_path):

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from jaxcnn.extras import install_command
+
 
 class Command(NamedTuple):
     """A command.
@@ -36,4 +38,4 @@ def explain_missing(error: BaseException, command: Command) -> str | None:
     missing = (getattr(error, "name", None) or "").partition(".")[0]
     if not isinstance(error, ModuleNotFoundError) or missing in ("", *PACKAGES):
         return None
-    return f"the package {missing} is not installed; run: pip install 'jaxcnn[{command.extra}]'"
+    return f"the package {missing} is not installed; run: {install_command(command.extra)}"

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxcnn.errors import UserError
+from jaxcnn.extras import install_command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +211,7 @@ def _check_installed(module: str, *, extra: str, topology: str) -> None:
         found = False
     if not found:
         raise UserError(
-            f"{topology} needs a compiler that is not installed; install it with: pip install 'jaxcnn[{extra}]' "
+            f"{topology} needs a compiler that is not installed; install it with: {install_command(extra)} "
             f"(for jax {importlib.metadata.version('jax')})"
         )
 

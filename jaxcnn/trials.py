@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from jaxcnn.config import Config, from_json, to_json
 from jaxcnn.errors import UserError
+from jaxcnn.extras import install_command
 from jaxcnn.run.flat_settings import WITHOUT_EFFECT, find_change
 
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?"
@@ -89,7 +90,7 @@ def read_range(name: str, found: re.Match[str], *, whole: bool) -> Range:
 def check_optuna() -> None:
     """Raises a `UserError` if Optuna is not installed."""
     if importlib.util.find_spec("optuna") is None:
-        raise UserError("trials needs the package optuna, which is not installed; run: pip install 'jaxcnn[optuna]'")
+        raise UserError(f"trials needs the package optuna, which is not installed; run: {install_command('optuna')}")
 
 
 @contextmanager

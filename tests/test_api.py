@@ -14,6 +14,7 @@ import pytest
 import jaxcnn
 from jaxcnn.__main__ import main
 from jaxcnn.commands import COMMANDS
+from jaxcnn.extras import install_command
 
 ROOT = Path(__file__).parent.parent
 
@@ -147,7 +148,7 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(monkeypatch, c
     monkeypatch.setattr(sys, "argv", ["/usr/bin/jaxcnn"])
     with pytest.raises(SystemExit, match="2"):
         main(["serve"])
-    said = "jaxcnn serve: the package uvicorn is not installed; run: pip install 'jaxcnn[serve]'\n"
+    said = f"jaxcnn serve: the package uvicorn is not installed; run: {install_command('serve')}\n"
     assert capsys.readouterr().err == said
 
 
@@ -161,7 +162,7 @@ def test_a_module_that_misses_a_package_says_the_same(tmp_path, module, package,
     (tmp_path / f"{package}.py").write_text(f"raise {error}\n")
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run([sys.executable, "-m", module], cwd=ROOT, env=environment, capture_output=True, text=True)
-    said = f"python -m {module}: the package {package} is not installed; run: pip install 'jaxcnn[{extra}]'"
+    said = f"python -m {module}: the package {package} is not installed; run: {install_command(extra)}"
     assert (done.returncode, done.stderr.splitlines()[-1]) == (2, said)
     assert "Traceback" not in done.stderr
 

@@ -6,6 +6,7 @@ import re
 from PIL import Image
 
 from jaxcnn.errors import UserError
+from jaxcnn.extras import install_command
 
 ENDINGS = (".heic", ".heif", ".hif")
 """Endings of their files."""
@@ -47,7 +48,7 @@ def decode_heif(encoded: bytes, *, max_pixels: int, where: str) -> Image.Image:
         import pillow_heif
     except ImportError as error:
         raise UserError(
-            f"{where} is HEIC, which needs pillow-heif; run: pip install 'jaxcnn[heic]', or make a JPEG of it"
+            f"{where} is HEIC, which needs pillow-heif; run: {install_command('heic')}, or make a JPEG of it"
         ) from error
     # The reader refuses pictures that are larger than these boxes say.
     if any(int.from_bytes(width) * int.from_bytes(height) > max_pixels for width, height in EXTENT.findall(encoded)):

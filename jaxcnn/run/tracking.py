@@ -15,6 +15,7 @@ from pathlib import Path
 from jaxcnn.config import Config, LogConfig
 from jaxcnn.disk import write_atomically
 from jaxcnn.errors import UserError
+from jaxcnn.extras import install_command
 from jaxcnn.run.flat_settings import flat_settings
 from jaxcnn.run.metrics_log import Record, tagged
 from jaxcnn.run.recorded import is_finished
@@ -46,8 +47,7 @@ def check_clients(config: LogConfig) -> None:
         # A folder of this name without code, such as one with logs in the working directory, has no origin.
         if found is None or found.origin is None:
             raise UserError(
-                f"log.{package} needs the package {package}, which is not installed; run: "
-                f"pip install 'jaxcnn[{package}]'"
+                f"log.{package} needs the package {package}, which is not installed; run: {install_command(package)}"
             )
 
 

@@ -13,6 +13,7 @@ from recorded_runs import CONFIG, write_run
 
 from jaxcnn.config import LogConfig
 from jaxcnn.errors import UserError
+from jaxcnn.extras import install_command
 from jaxcnn.run import tracking
 from jaxcnn.run.metrics_log import StartRecord
 from jaxcnn.run.tracking import check_clients, open_tracking
@@ -208,7 +209,7 @@ def test_a_missing_client_is_refused_with_the_command_that_installs_it(package, 
     with pytest.raises(UserError) as caught:
         check_clients(LogConfig(**{package: "x"}))
     assert str(caught.value) == (
-        f"log.{package} needs the package {package}, which is not installed; run: pip install 'jaxcnn[{package}]'"
+        f"log.{package} needs the package {package}, which is not installed; run: {install_command(package)}"
     )
 
 

@@ -163,7 +163,8 @@ def begin(
             start_order(run, checkpoints.last_step or 0)
             with stage("preparing the network and its state"):
                 weights, state = _restore(run, checkpoints)
-            history = read_history(log, step := int(state.step))
+            step = int(state.step)
+            history = read_history(log, step)
             goes_on = is_new or lacks_evaluation(run, checkpoints, step=step) or has_steps_left(run, history, step=step)
 
             def record() -> None:
@@ -183,10 +184,8 @@ def begin(
             lead(record)
             with open_tracking(trackers, folder, config, writes=is_leader()) as track:
                 log.listeners += [LiveReport(folder.path, run.dataset).note, track, partial(_draw_augmented, run, log)]
-                if weights is not None and (config.fit_head or config.is_frozen):
-                    state = _fit_head(run, state, checkpoints, log)
                 if goes_on:
-                    log.write(StartRecord(step=step, epoch=step / run.steps_per_epoch))
+                    state = _start_session(run, weights, state, checkpoints, log)
                 yield Start(run, state, checkpoints, log)
             # All wait for what the leader has sent: a process that ends alone ends the others after some seconds.
             lead(lambda: None)
@@ -292,6 +291,17 @@ def _record_lineage(run: Run, folder: Workdir, weights: Weights | None) -> None:
         record_earlier(weights.trainings, folder.earlier_trainings, warning=find_overlap(run, weights))
     if run.teachers is not None:
         record_earlier(run.teachers.trainings, folder.teachers)
+
+
+def _start_session(
+    run: Run, weights: Weights | None, state: TrainState, checkpoints: Checkpoints, log: MetricsLog
+) -> TrainState:
+    """Fits the head of a new run with initial weights if its settings say so, and records that training starts."""
+    if weights is not None and (run.config.fit_head or run.config.is_frozen):
+        state = _fit_head(run, state, checkpoints, log)
+    step = int(state.step)
+    log.write(StartRecord(step=step, epoch=step / run.steps_per_epoch))
+    return state
 
 
 def _fit_head(run: Run, state: TrainState, checkpoints: Checkpoints, log: MetricsLog) -> TrainState:

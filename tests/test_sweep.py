@@ -18,6 +18,7 @@ from recorded_runs import CLASSES, write_run
 
 from jaxcnn import sweep
 from jaxcnn.errors import UserError
+from jaxcnn.extras import install_command
 from jaxcnn.rate_search import RateSearch
 from jaxcnn.run import pool
 from jaxcnn.run.pool import Job, run_jobs
@@ -361,7 +362,8 @@ def test_it_ends_in_a_comparison(tmp_path, monkeypatch, capsys):
 
 def test_optuna_is_asked_for_before_any_run(monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(UserError, match=r"^trials needs the package optuna, .* pip install 'jaxcnn\[optuna\]'$"):
+    command = re.escape(install_command("optuna"))
+    with pytest.raises(UserError, match=f"^trials needs the package optuna, which is not installed; run: {command}$"):
         main(["--trials", "2", "--over", "epochs=1,2"])
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 import struct
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from jaxcnn.data.decoding import decode, decode_crop, decode_file, is_picture
 from jaxcnn.data.heif import is_heif
 from jaxcnn.data.sources.folder import folder_source
 from jaxcnn.errors import UserError
+from jaxcnn.extras import install_command
 from server import picture as serving
 from server.errors import PictureError
 
@@ -71,8 +73,8 @@ def test_a_heic_file_without_its_package_says_what_to_do(monkeypatch, tmp_path):
     # No HEIC file is passed over, whatever its name, so that none is missing in a training.
     assert [file for file, _ in found.train.listed()] == ["cat/1.jpg", "cat/2.HEIC", "cat/IMG_3", "dog/1.png"]
     assert found.passed_over == ("dog/film",)
-    message = r"^cat/1\.jpg is HEIC, which .*; run: pip install 'jaxcnn\[heic\]', or make a JPEG of it$"
-    with pytest.raises(UserError, match=message):
+    message = f"cat/1.jpg is HEIC, which needs pillow-heif; run: {install_command('heic')}, or make a JPEG of it"
+    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
         decode(PHOTO, size=8, where="cat/1.jpg")
     expected = {file.name.rpartition("/")[2]: file.expected for file in find_pictures([str(tmp_path / "cat")], [])[0]}
     assert expected == {"1.jpg": True, "2.HEIC": True, "IMG_3": False}
